@@ -1,0 +1,1 @@
+"""One list of operations, in the workers or on the device."""

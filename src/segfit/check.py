@@ -1,0 +1,170 @@
+"""`check` tells everything that is wrong with a config in one error."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from segfit.config import FolderConfig, RunConfig
+from segfit.errors import SegFitError, nearest
+
+
+def check(config: DictConfig) -> None:
+    """Raise one SegFitError that names every missing, impossible or contradicting value."""
+    problems = [*_check_options(config, "")]
+    if not problems and OmegaConf.get_type(config) is RunConfig:
+        problems = [*_check_run(config)]
+    if problems:
+        raise SegFitError(problems)
+
+
+def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
+    schema = OmegaConf.get_type(config)
+    if schema is None or not is_dataclass(schema):
+        return
+    known = [item.name for item in fields(schema)]
+    for name in config:
+        if name not in known:
+            yield f"{prefix}{name}: there is no such key.{nearest(str(name), known)}"
+    for item in fields(schema):
+        key = f"{prefix}{item.name}"
+        if OmegaConf.is_missing(config, item.name):
+            yield f"{key} has no value: give it on the command line ({key}=…). {_help(item)}"
+            continue
+        value = config[item.name]
+        if isinstance(value, DictConfig) and OmegaConf.get_type(value) is not dict:
+            yield from _check_options(value, f"{key}.")
+        elif value is not None:
+            values = value if OmegaConf.is_list(value) else [value]
+            for one in values:
+                problem = _problem(one, item.metadata)
+                if problem:
+                    yield f"{key}={_show(value)}: {problem} {_help(item)}"
+                    break
+
+
+def _help(item: Any) -> str:
+    return f"({item.metadata['help']})" if "help" in item.metadata else ""
+
+
+def _show(value: Any) -> str:
+    return str(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+
+
+_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "ge": ("at least", lambda value, limit: value >= limit),
+    "gt": ("more than", lambda value, limit: value > limit),
+    "le": ("at most", lambda value, limit: value <= limit),
+    "lt": ("less than", lambda value, limit: value < limit),
+}
+
+
+def _problem(value: Any, metadata: Any) -> str:
+    if metadata.get("choices") and value not in metadata["choices"]:
+        return f"must be one of {', '.join(metadata['choices'])}." + nearest(
+            str(value), metadata["choices"]
+        )
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        for key, (words, holds) in _LIMITS.items():
+            if key in metadata and not holds(value, metadata[key]):
+                return f"must be {words} {metadata[key]:g}."
+    return ""
+
+
+def size_of(image_size: Any) -> tuple[int, int]:
+    """Return (height, width) of an image_size: a side in pixels, or a pair of them.
+
+    Raises:
+        SegFitError: if it is neither.
+    """
+    pair = [image_size] * 2 if isinstance(image_size, int) else image_size
+    good = pair is not None and not isinstance(pair, (str, float)) and len(pair) == 2
+    if not good or not all(isinstance(side, int) and side >= 32 for side in pair):
+        raise SegFitError(
+            f"image_size={_show(image_size)}: must be a side in pixels, or [height, width], each at least 32."
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _check_run(config: DictConfig) -> Iterator[str]:
+    try:
+        size_of(config.image_size)
+    except SegFitError as error:
+        yield from error.problems
+    yield from _check_ranges(config)
+    yield from _check_classes(config)
+    if OmegaConf.get_type(config.data) is FolderConfig:
+        yield from _check_folder(config.data)
+    if config.patience is not None and config.patience * config.val_every >= config.epochs > 1:
+        yield (
+            f"patience={config.patience} with val_every={config.val_every} can never stop a run of "
+            f"epochs={config.epochs}: lower it, or set patience=null."
+        )
+
+
+def _check_ranges(config: DictConfig) -> Iterator[str]:
+    ranges = {
+        "augmentation.scale": config.augmentation.scale,
+        "augmentation.blur_sigma": config.augmentation.blur_sigma,
+        "data.window": config.data.get("window") if "window" in config.data else None,
+    }
+    for key, pair in ranges.items():
+        if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
+            yield f"{key}={_show(pair)}: must be [low, high]."
+    for key in ("mean", "std"):
+        if len(config.data[key]) != 3:
+            yield f"data.{key}={_show(config.data[key])}: must be three numbers, for R, G and B."
+    if config.optimizer.betas is not None and len(config.optimizer.betas) not in (2, 3):
+        yield f"optimizer.betas={_show(config.optimizer.betas)}: must be two or three numbers."
+    if config.augmentation.mixup + config.augmentation.cutmix > 1:
+        yield "augmentation.mixup + augmentation.cutmix: a batch gets one of them, so at most 1 together."
+
+
+def _check_classes(config: DictConfig) -> Iterator[str]:
+    data, count = config.data, config.data.num_classes
+    for key, unit in (("class_names", "name"), ("class_colors", "RGB triple")):
+        given = data[key]
+        if given is not None and len(given) != count:
+            yield f"data.{key} has {len(given)} entries for num_classes={count}: one {unit} a class."
+    for color in data.class_colors or []:
+        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            yield f"data.class_colors: {_show(color)} is no RGB triple of 0 to 255."
+    if data.background is not None and data.background >= count:
+        yield f"data.background={data.background}: must be below num_classes={count}."
+    weights = config.loss.class_weights
+    if isinstance(weights, str):
+        if weights not in ("none", "balanced"):
+            yield (
+                f"loss.class_weights={weights}: must be none, balanced or a list of numbers."
+                + nearest(weights, ["none", "balanced"])
+            )
+    elif not OmegaConf.is_list(weights):
+        yield f"loss.class_weights={_show(weights)}: must be none, balanced or a list of numbers."
+    elif len(weights) != count or not all(
+        isinstance(value, (int, float)) and value >= 0 for value in weights
+    ):
+        yield (
+            f"loss.class_weights={_show(weights)}: must be {count} numbers of at least 0, one a class."
+        )
+    if data.name == "shapes" and count != 4:
+        yield f"data.num_classes={count}: shapes always has 4 classes."
+
+
+def _check_folder(data: DictConfig) -> Iterator[str]:
+    for value, target in (data.label_map or {}).items():
+        if not 0 <= target < data.num_classes and target != data.ignore_index:
+            yield (
+                f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) "
+                f"nor ignore_index={data.ignore_index}."
+            )
+    if data.split.group is not None:
+        try:
+            re.compile(data.split.group)
+        except re.error as error:
+            yield f"data.split.group={data.split.group}: no valid regular expression ({error})."
+    if data.split.val + data.split.test >= 1:
+        yield "data.split.val + data.split.test: must leave something to train on (below 1)."
+    if data.window is not None and data.image_mode != "gray":
+        yield "data.window needs data.image_mode=gray."

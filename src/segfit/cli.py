@@ -1,0 +1,100 @@
+"""Between the command line and the work: resolvers, messages, exit codes.
+
+Exit codes: 0 done; 1 a bug or a crash (with its traceback); 2 wrong input (with one clear message);
+130 interrupted by Ctrl-C after saving.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from segfit import config as schema
+from segfit.errors import SegFitError
+from segfit.explain import explain
+from segfit.hardware import detect_tier
+
+CONF = Path(__file__).parents[2] / "conf"
+INTERRUPTED = 130
+
+
+def setup() -> None:
+    """Register schemas, resolvers and `hardware=auto`; must run before hydra.main composes."""
+    schema.register()
+    _alias_detected_hardware()
+    OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
+
+
+def _alias_detected_hardware() -> None:
+    # A defaults list may hold `hardware: ${detect:}`, but Hydra forbids `override` below such an entry, and
+    # overriding the model is what a recipe is for. So auto is a second name for the file of the tier found.
+    recipe = CONF / "hardware" / f"{detect_tier()}.yaml"
+    ConfigStore.instance().store(
+        group="hardware", name="auto", node=OmegaConf.load(recipe), package="_global_"
+    )
+
+
+def run_dir(resume: str | None) -> str:
+    """Return the folder of this run: the resumed one, or a new one that nobody else has.
+
+    Raises:
+        SegFitError: if `resume` is no run folder.
+    """
+    if resume is not None:
+        if not (Path(resume) / "config.yaml").is_file():
+            raise SegFitError(
+                f"resume={resume}: no run folder (it has no config.yaml). Give a folder that train.py "
+                f"made, such as outputs/2030-01-31/12-00-00."
+            )
+        return resume
+    now = datetime.now()
+    day = Path("outputs") / now.strftime("%Y-%m-%d")
+    for attempt in range(1, 1000):
+        folder = day / (now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else ""))
+        try:
+            folder.mkdir(parents=True)  # fails if another run took the name in the same second
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise SegFitError(f"cannot make the run folder {folder}: {error.strerror}.") from error
+        return str(folder)
+    raise SegFitError(f"cannot make a run folder below {day}.")
+
+
+def run(main: Callable[[], None], config_name: str) -> NoReturn:
+    """Run a function decorated by hydra.main, turn errors into messages, exit.
+
+    Args:
+        main: the decorated entry point.
+        config_name: the primary config, to find out what is wrong with a command line.
+    """
+    verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if verbose:
+            raise
+        caught = error
+    else:
+        sys.exit(0)
+    problems = explain(caught, CONF, config_name, sys.argv[1:])
+    if not problems:
+        raise caught
+    fail(problems)
+
+
+def fail(problems: list[str]) -> NoReturn:
+    """Print the problems for the person at the keyboard and exit with code 2."""
+    count = len(problems)
+    print("Error:" if count == 1 else f"{count} errors:", file=sys.stderr)
+    for problem in problems:
+        print("  - " + problem.replace("\n", "\n    "), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""From files (or formulas) to uint8 batches."""

@@ -1,0 +1,1 @@
+"""The training loop and what keeps it alive; knows no task, no model and no config."""

@@ -1,0 +1,172 @@
+"""What the training loop tells, and who may listen.
+
+The loop calls `step` after every update with nothing that lives on the device; everything that needs a
+reading of the device comes in `log`, `validation` and `epoch`, which the loop sends seldom.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is about to run.
+
+    Args:
+        epochs: epochs in all.
+        updates_per_epoch: optimizer updates an epoch.
+        start_epoch: first epoch that runs now (> 0 after resuming).
+        start_update: updates that were made before (> 0 after resuming).
+        total_updates: updates after which training ends at the latest.
+        facts: label → text of what really runs: device, precision, weights, parameters, batch, …
+    """
+
+    epochs: int
+    updates_per_epoch: int
+    start_epoch: int
+    start_update: int
+    total_updates: int
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """Means since the last log.
+
+    Args:
+        epoch: 0-based.
+        update: updates made so far, over all epochs.
+        loss: mean training loss.
+        lr: learning rate of the first parameter group.
+        grad_norm: mean norm of the gradient before clipping.
+        loss_scale: GradScaler's scale; 1.0 where there is none.
+        images_per_second: training images by wall-clock.
+        data_wait: share (0-1) of the wall-clock time that the loop waited for data.
+        memory_gib: peak memory: CUDA allocator's, or the process's resident set on the CPU.
+    """
+
+    epoch: int
+    update: int
+    loss: float
+    lr: float
+    grad_norm: float
+    loss_scale: float
+    images_per_second: float
+    data_wait: float
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One validation image for the eye.
+
+    Args:
+        name: the sample's id.
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) uint8 ground truth, 255 ignored.
+        prediction: (H, W) uint8.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of one pass over held-out data.
+
+    Args:
+        scores: name → number; what `metrics.json` holds (loss, miou, macro_f1, …).
+        per_class: score name (iou, f1, accuracy) → class name → number, None for an absent class.
+        confusion: (num_classes, num_classes) int64, rows ground truth, columns prediction.
+        panels: a few images with mask and prediction.
+        seconds: wall-clock time of the pass.
+    """
+
+    scores: dict[str, float]
+    per_class: dict[str, dict[str, float | None]]
+    confusion: NDArray[np.int64]
+    panels: list[Panel] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    """One finished epoch; `result` is None where no validation was due."""
+
+    epoch: int
+    update: int
+    loss: float
+    lr: float
+    images_per_second: float
+    data_wait: float
+    memory_gib: float
+    seconds: float
+    result: EvalResult | None
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class EndLog:
+    """How the training ended.
+
+    Args:
+        reason: "finished", "max_steps", "patience", "interrupted" (Ctrl-C) or "terminated" (SIGTERM).
+        updates: updates made, over all sessions of the run.
+        best_scores: `EvalResult.scores` of the best validation; empty if there was none.
+        best_epoch: 0-based epoch of it, or None.
+        seconds: wall-clock time of this session.
+    """
+
+    reason: str
+    updates: int
+    best_scores: dict[str, float]
+    best_epoch: int | None
+    seconds: float
+
+
+class Listener(Protocol):
+    """Hears how the training goes. Every method is called on the main thread."""
+
+    def start(self, info: RunInfo) -> None:
+        """Training is about to start."""
+
+    def notice(self, message: str) -> None:
+        """Something that the person should know (a fall-back, a skipped step), once."""
+
+    def step(self, epoch: int, update: int) -> None:
+        """An update was made; cheap, called every time."""
+
+    def log(self, log: StepLog) -> None:
+        """Numbers were read from the device."""
+
+    def validating(self, done: int, total: int) -> None:
+        """Validation goes on: `done` of `total` batches."""
+
+    def epoch(self, log: EpochLog) -> None:
+        """An epoch is over."""
+
+    def end(self, log: EndLog) -> None:
+        """Training is over, whatever the reason."""
+
+
+class Listeners:
+    """Tells several listeners the same."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
+
+    def __getattr__(self, name: str) -> Any:
+        methods = [getattr(listener, name) for listener in self.listeners]
+
+        def tell(*args: Any) -> None:
+            for method in methods:
+                method(*args)
+
+        return tell

@@ -1,0 +1,22 @@
+"""The one error that is meant for the person at the keyboard."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+
+class SegFitError(Exception):
+    """What is wrong, where, and what to do about it: told without a traceback, exit code 2.
+
+    Args:
+        problems: one message, or all that were found; each names the file, key or value at fault.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return " Did you mean 'x'?" for the closest of `known`, or "" when none is close."""
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

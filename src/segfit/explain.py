@@ -1,0 +1,158 @@
+"""Why Hydra could not compose a command line, in one list and in the person's words.
+
+Hydra stops at the first thing it cannot compose. Here each override is composed by itself, so that all
+that are wrong are told at once, each with the nearest name that is right.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segfit.check import check
+from segfit.errors import SegFitError, nearest
+
+
+def explain(error: BaseException, conf: Path, config_name: str, arguments: list[str]) -> list[str]:
+    """Return what is wrong with the input, or [] if the error is none of the person's making.
+
+    Args:
+        error: what Hydra or the entry point raised.
+        conf: the folder of the primary config.
+        config_name: the primary config.
+        arguments: the command line without the program's name.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, SegFitError):
+            return cause.problems
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return []
+    problems = _faulty_overrides(conf, config_name, arguments)
+    return problems or [_plain(str(error))]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _plain(message: str) -> str:
+    """Drop the hints that only Hydra's own users know what to do with."""
+    kept = [
+        line.strip()
+        for line in message.splitlines()
+        if line.strip()
+        and not line.strip().startswith(("object_type=", "To append", "Set the env"))
+    ]
+    return "\n".join(kept)
+
+
+def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> list[str]:
+    texts = [text for text in arguments if "=" in text and not text.startswith("-")]
+    problems: list[str] = []
+    parsed: list[Override] = []
+    for text in texts:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            problems.append(f"{text}: not understood. {_plain(str(error)).splitlines()[0]}")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return problems + _try_each(config_name, parsed)
+
+
+def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
+    lines = [line for override in overrides for line in _lines(override)]
+    problems: list[str] = []
+    good: list[str] = []
+    # Choices of groups first: which keys exist depends on them.
+    for line in sorted(lines, key=lambda line: not _is_group(line.split("=")[0])):
+        try:
+            compose(config_name, [*_without(good, line.split("=")[0]), line])
+        except SegFitError as error:
+            problems += error.problems
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(_reason(line, error, config_name, good))
+        else:
+            good = [*_without(good, line.split("=")[0]), line]
+    if problems:
+        problems += _wrong_values(config_name, good)
+    return problems
+
+
+def _wrong_values(config_name: str, good: list[str]) -> list[str]:
+    try:
+        check(compose(config_name, good))
+    except SegFitError as error:
+        return [problem for problem in error.problems if "has no value" not in problem]
+    except (HydraException, OmegaConfBaseException):
+        pass
+    return []
+
+
+def _lines(override: Override) -> list[str]:
+    """Return an override as text; a sweep as one text a value."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _without(lines: list[str], key: str) -> list[str]:
+    return [line for line in lines if line.split("=")[0] != key]
+
+
+def _is_group(key: str) -> bool:
+    name = key.lstrip("+~").split("@")[0]
+    return bool(name) and name in _groups()
+
+
+def _groups() -> list[str]:
+    loader = GlobalHydra.instance().config_loader()
+    return [group for group in loader.list_groups("") if group != "hydra"]
+
+
+def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> str:
+    key, value = line.split("=", 1)
+    name = key.lstrip("+~")
+    loader = GlobalHydra.instance().config_loader()
+    if _is_group(key):
+        choices = loader.get_group_options(name.split("@")[0])
+        choices = [choice for choice in choices if not choice.endswith("_schema")]
+        if value not in choices and not value.startswith(("[", "{")):
+            return (
+                f"{line}: no such choice.{nearest(value, choices)} There are: {', '.join(choices)}."
+            )
+    try:
+        known = [*_groups(), *_keys(compose(config_name, good))]
+    except (HydraException, OmegaConfBaseException):
+        known = _groups()
+    if not key.startswith("+") and name not in known and name.split(".")[0] not in ("hydra",):
+        near = nearest(name, known) or _nearest_leaf(name, known)
+        return f"{name}: there is no such key.{near}"
+    causes = [_plain(str(cause)) for cause in _chain(error)]
+    text = next((c for c in reversed(causes) if c), str(error))
+    return f"{line}: {re.sub(r' *full_key: .*', '', text).strip()}"
+
+
+def _nearest_leaf(name: str, known: list[str]) -> str:
+    """Look for the key's last part anywhere: `weight_decay` finds `optimizer.weight_decay`."""
+    leaf = name.split(".")[-1]
+    same = [key for key in known if key.split(".")[-1] == leaf]
+    return f" Did you mean '{same[0]}'?" if same else ""
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        value = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            yield from _keys(value, f"{prefix}{key}.")

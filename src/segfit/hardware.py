@@ -1,0 +1,135 @@
+"""What this machine is. Imports torch only where it has to: the tier is found without it."""
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
+
+# A card is sold as 8 GB but reports a little less; laptop parts and the 10 GB 3080 round down to a tier.
+_TIERS = ((20.0, "24gb"), (9.5, "12gb"), (6.5, "8gb"), (0.0, "4gb"))
+
+
+@contextlib.contextmanager
+def nvml() -> Iterator[Any]:
+    """Yield the started pynvml module, or None where NVIDIA's management library does not answer."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no driver, no library, an old one: whatever it is, there is no card to see
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible_cards() -> list[float]:
+    """Return the memory in GiB of every NVIDIA card that CUDA_VISIBLE_DEVICES leaves to this process."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    with nvml() as library:
+        if library is None or (wanted is not None and wanted.strip() in ("", "-1")):
+            return []
+        handles = [
+            library.nvmlDeviceGetHandleByIndex(index)
+            for index in range(library.nvmlDeviceGetCount())
+        ]
+        if wanted:
+            ids = [part.strip() for part in wanted.split(",")]
+            by_index = [int(part) for part in ids if part.isdigit() and int(part) < len(handles)]
+            by_uuid = [h for h in handles if str(library.nvmlDeviceGetUUID(h)) in ids]
+            handles = [handles[index] for index in by_index] or by_uuid or handles
+        return [library.nvmlDeviceGetMemoryInfo(handle).total / GIB for handle in handles]
+
+
+def detect_tier() -> str:
+    """Return the hardware tier of the first visible card, or "cpu"."""
+    cards = visible_cards()
+    return tier_of(cards[0]) if cards else "cpu"
+
+
+def tier_of(vram_gib: float) -> str:
+    """Return the largest tier whose recipe fits a card of `vram_gib`."""
+    return next(name for least, name in _TIERS if vram_gib >= least)
+
+
+def resolve_device(requested: str) -> "tuple[torch.device, str | None]":
+    """Return the device for "auto", "cpu" or "cuda", and a line that says what fell back, if anything."""
+    import torch
+
+    if requested == "cpu":
+        return torch.device("cpu"), None
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device()), None
+    if requested == "cuda":
+        return torch.device("cpu"), f"device=cuda: {_why_no_cuda()}; running on the CPU instead."
+    return torch.device("cpu"), None
+
+
+def _why_no_cuda() -> str:
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this build of torch is for the CPU only"
+    if visible_cards():
+        return f"the driver does not serve torch {torch.__version__} (CUDA {torch.version.cuda}): update it"
+    return "torch finds no CUDA card"
+
+
+def device_name(device: "torch.device") -> str:
+    """Return what the person calls the device."""
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / GIB:.1f} GiB"
+    return f"CPU ({cpu_name()}), {len(available_cores())} cores, {psutil.virtual_memory().total / GIB:.0f} GiB"
+
+
+def cpu_name() -> str:
+    """Return the processor's model name."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def available_cores() -> list[int]:
+    """Return the logical cores that this process may use."""
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cpu_has_bf16() -> bool:
+    """Say whether the CPU multiplies bf16 natively (AMX or AVX512-BF16)."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("flags"):
+                return "amx_bf16" in line or "avx512_bf16" in line
+    return False
+
+
+def peak_memory_gib(device: "torch.device") -> float:
+    """Return the peak of allocated CUDA memory, or of this process's resident set, in GiB."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / GIB
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

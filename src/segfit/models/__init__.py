@@ -1,0 +1,1 @@
+"""Models: plain arguments in, logits (B, num_classes, H, W) out."""

@@ -1,0 +1,1 @@
+"""What the person sees: console, TensorBoard, pictures, files."""
