@@ -1,0 +1,219 @@
+"""SegFormer (Xie et al., arXiv 2105.15203) on Hugging Face's parameters, images in, full-size logits out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from segfit.errors import SegFitError, nearest
+from segfit.models.weights import (
+    RANDOM,
+    WeightsReport,
+    WeightsUnavailableError,
+    hub_checkpoint,
+    locate,
+    quiet,
+    random_after_all,
+    read_state_dict,
+    weight_file,
+)
+
+# variant → (depths, hidden sizes, decoder hidden size): tables 6 and 7 of the paper
+_SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)
+VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+    "b0": ((2, 2, 2, 2), _SMALL, 256),
+    "b1": ((2, 2, 2, 2), _LARGE, 256),
+    "b2": ((3, 4, 6, 3), _LARGE, 768),
+    "b3": ((3, 4, 18, 3), _LARGE, 768),
+    "b4": ((3, 8, 27, 3), _LARGE, 768),
+    "b5": ((3, 6, 40, 3), _LARGE, 768),
+}
+
+
+class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
+    """transformers' SegFormer with the same parameters, buffers and state-dict keys.
+
+    Its `forward` takes images and returns logits at their size; everything else is inherited.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits.
+
+        Args:
+            images: `(B, 3, H, W)` float, normalised; any H, W ≥ 32.
+
+        Returns:
+            `(B, num_classes, H, W)` float: the head's logits at 1/4, resized bilinearly.
+        """
+        # transformers collects the stages' outputs by hooks that can't be pickled; they are at hand here
+        x, features = images, []
+        for stage in self.segformer.stages:
+            x = stage(x)
+            features.append(x)
+        logits = self.decode_head(features)
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write a folder that `SegformerForSemanticSegmentation.from_pretrained` loads."""
+        stock = SegformerForSemanticSegmentation(self.config)
+        with quiet():
+            stock.save_pretrained(save_directory, state_dict=self.state_dict(), **kwargs)
+
+
+def make_segformer(
+    variant: str,
+    num_classes: int,
+    *,
+    weights: str | None = "auto",
+    fast: bool = True,  # noqa: ARG001
+    dropout: float = 0.1,
+    drop_path: float = 0.1,
+    checkpointing: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> tuple[SegFormer, WeightsReport]:
+    """Return a SegFormer and which weights it has.
+
+    Args:
+        variant: `b0` … `b5`.
+        num_classes: channels of the logits.
+        weights: `auto` (NVIDIA's ADE20K checkpoint of this variant from cache or hub, else random),
+            a hub name, folder or file that must load, or None for random.
+        fast: exact, faster forwards; False keeps transformers' own.
+        dropout: probability before the classifier.
+        drop_path: stochastic depth of the deepest layer (arXiv 1603.09382), growing linearly from 0.
+        checkpointing: recompute each transformer block in backward instead of keeping it.
+        class_names: written into the config that `save_pretrained` stores.
+
+    Raises:
+        SegFitError: unknown variant, or named weights that do not load.
+    """
+    if variant not in VARIANTS:
+        raise SegFitError(
+            f"model.variant={variant}: must be one of {', '.join(VARIANTS)}."
+            f"{nearest(variant, list(VARIANTS))}"
+        )
+    config = segformer_config(variant, num_classes, dropout, drop_path, class_names)
+    model = SegFormer._from_config(config, attn_implementation="sdpa")
+    report = _load(model, variant, weights)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train(), report
+
+
+def segformer_config(
+    variant: str,
+    num_classes: int,
+    dropout: float = 0.1,
+    drop_path: float = 0.1,
+    class_names: Sequence[str] | None = None,
+) -> SegformerConfig:
+    """Return transformers' config of a variant, the same as its hub checkpoint's but for the classes."""
+    depths, hidden_sizes, decoder = VARIANTS[variant]
+    names = class_names or [f"class_{i}" for i in range(num_classes)]
+    return SegformerConfig(
+        depths=depths,
+        hidden_sizes=hidden_sizes,
+        decoder_hidden_size=decoder,
+        classifier_dropout_prob=dropout,
+        drop_path_rate=drop_path,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+    )
+
+
+def recommended(variant: str) -> str:
+    """Return the hub checkpoint that `weights="auto"` takes: trained on ADE20K at 512 × 512."""
+    size = 640 if variant == "b5" else 512
+    return f"nvidia/segformer-{variant}-finetuned-ade-{size}-{size}"
+
+
+def _load(model: SegFormer, variant: str, weights: str | None) -> WeightsReport:
+    if weights is None:
+        return RANDOM
+    name = recommended(variant) if weights == "auto" else weights
+    try:
+        path = hub_checkpoint(name) if weights == "auto" else locate(name)
+    except WeightsUnavailableError as error:
+        return random_after_all(name, str(error))
+    return WeightsReport(
+        name, True, f"Pretrained weights: {name}. {load_into(model, path, variant)}"
+    )
+
+
+def load_into(model: SegFormer, path: Path, variant: str) -> str:
+    """Copy a checkpoint's tensors into `model`; return what became of the classifier.
+
+    Only a classifier for another number of classes may differ: it keeps its random weights.
+
+    Raises:
+        SegFitError: no SegFormer checkpoint, another variant's, or keys that do not match.
+    """
+    if path.is_dir():
+        _check_config(path, model.config, variant)
+    state = read_state_dict(weight_file(path))
+    with (
+        quiet()
+    ):  # transformers knows the names that older checkpoints have; random where it can't load
+        stock, info = SegformerForSemanticSegmentation.from_pretrained(
+            None,
+            config=model.config,
+            state_dict=state,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    classifier = {key for key in mismatched if key.startswith("decode_head.classifier.")}
+    problems = [
+        f"{what}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
+        for what, keys in (
+            ("missing", set(info["missing_keys"])),
+            ("unexpected", set(info["unexpected_keys"])),
+            ("of another shape", mismatched - classifier),
+        )
+        if keys
+    ]
+    if problems:
+        raise SegFitError(
+            f"model.weights={path}: not the weights of a SegFormer {variant}. "
+            f"Keys {'; '.join(problems)}. Give the checkpoint of this variant or change model.variant."
+        )
+    loaded = {k: v for k, v in stock.state_dict().items() if k not in classifier}
+    model.load_state_dict(loaded, strict=False)
+    if not classifier:
+        return "The classifier is the checkpoint's, too."
+    return f"The classifier is new, for {model.config.num_labels} classes."
+
+
+def _check_config(folder: Path, config: SegformerConfig, variant: str) -> None:
+    file = folder / "config.json"
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise SegFitError(
+            f"model.weights={folder}: not a checkpoint folder: config.json is missing or damaged. "
+            "Give a folder written by save_pretrained or `hf download`."
+        ) from error
+    if found.get("model_type") != "segformer":
+        raise SegFitError(
+            f"model.weights={folder}: holds a {found.get('model_type', 'model of unknown type')}, "
+            "not a segformer."
+        )
+    for key in ("depths", "hidden_sizes", "decoder_hidden_size"):
+        ours = getattr(config, key)
+        ours = list(ours) if isinstance(ours, tuple) else ours
+        if key in found and found[key] != ours:
+            raise SegFitError(
+                f"model.weights={folder}: its {key} are {found[key]}, those of model.variant={variant} "
+                f"are {ours}. Give the checkpoint of this variant or change model.variant."
+            )
+
+
+def head_parameters(model: SegFormer) -> set[str]:
+    """Return the names of the parameters that are made new for a data set: the decode head's."""
+    return {name for name, _ in model.named_parameters() if name.startswith("decode_head.")}

@@ -1,0 +1,250 @@
+"""A U-Net decoder on any encoder of timm that yields a pyramid of features."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segfit.errors import SegFitError
+from segfit.models.weights import (
+    RANDOM,
+    WeightsReport,
+    WeightsUnavailableError,
+    hub_checkpoint,
+    locate,
+    random_after_all,
+    read_state_dict,
+    weight_file,
+)
+
+GOOD_ENCODERS = "resnet34, convnext_atto, efficientnet_b0, mobilenetv3_large_100, regnety_002"
+MIN_CHANNELS = 16  # of a decoder level, however often decoder_channels is halved
+
+
+class DecoderBlock(nn.Module):
+    """Resize deep features to a skip connection, join, two 3×3 convolutions with norm and ReLU.
+
+    Shapes: deep `(B, deep_channels, h, w)`, skip `(B, skip_channels, H, W)` → `(B, channels, H, W)`.
+    """
+
+    def __init__(self, deep_channels: int, skip_channels: int, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (deep_channels + skip_channels, channels):
+            layers += [
+                nn.Conv2d(width, channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            ]
+        self.convs = nn.Sequential(*layers)
+
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Fuse `deep` into `skip`."""
+        deep = F.interpolate(deep, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+        return self.convs(torch.cat([deep, skip], dim=1))  # type: ignore[no-any-return]
+
+
+class TimmUnet(nn.Module):
+    """U-Net (Ronneberger et al., arXiv 1505.04597) with a timm encoder as its contracting path.
+
+    Logits are made at the encoder's first resolution (stride 2 or 4) and resized to the image.
+
+    Args:
+        encoder: a model of `timm.create_model(..., features_only=True)`.
+        num_classes: channels of the logits.
+        decoder_channels: channels of the deepest decoder level; halved a level, 16 at least.
+        dropout: probability that a channel is dropped before the classifier.
+
+    Raises:
+        SegFitError: the encoder yields no pyramid, or works at one image size only.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_classes: int,
+        decoder_channels: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        info: Any = encoder.feature_info
+        strides: list[int] = info.reduction()
+        if len(set(strides)) < 3 or strides != sorted(strides):
+            raise SegFitError(
+                f"model.encoder: its features have the strides {strides}; a U-Net needs a pyramid. "
+                f"Take for example {GOOD_ENCODERS}."
+            )
+        self.encoder = encoder
+        self.tokens_last = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
+        self.size_multiple = _size_multiple(encoder, strides[-1])
+        *skips, deep = info.channels()
+        self.decoder = nn.ModuleList()
+        for level, skip in enumerate(reversed(skips)):
+            wide = max(decoder_channels // 2**level, MIN_CHANNELS)
+            self.decoder.append(DecoderBlock(deep, skip, wide))
+            deep = wide
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(deep, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits.
+
+        Args:
+            images: `(B, 3, H, W)` float, normalised; any H, W ≥ 32.
+
+        Returns:
+            `(B, num_classes, H, W)` float.
+        """
+        height, width = images.shape[-2:]
+        down, right = -height % self.size_multiple, -width % self.size_multiple
+        padded = F.pad(images, (0, right, 0, down)) if down or right else images
+        features = self.encoder(padded)
+        if self.tokens_last:
+            features = [f.permute(0, 3, 1, 2) for f in features]
+        x, *skips = reversed(features)
+        for block, skip in zip(self.decoder, skips, strict=True):
+            x = block(x, skip)
+        logits = self.classifier(self.dropout(x))
+        size = padded.shape[-2:]
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+
+def make_timm_unet(
+    encoder: str,
+    num_classes: int,
+    *,
+    weights: str | None = "auto",
+    decoder_channels: int = 256,
+    dropout: float = 0.1,
+) -> tuple[TimmUnet, WeightsReport]:
+    """Return a U-Net and which weights its encoder has.
+
+    Args:
+        encoder: a name from `timm.list_models()`, with or without a pretrained tag (`name.tag`).
+        num_classes: channels of the logits.
+        weights: `auto` (timm's checkpoint of this name from cache or hub, else random), a hub name,
+            folder or file that must load, or None for random.
+        decoder_channels: channels of the deepest decoder level.
+        dropout: probability that a channel is dropped before the classifier.
+
+    Raises:
+        SegFitError: unknown or unfit encoder, or named weights that do not load.
+    """
+    _check_name(encoder)
+    path, report = _find_weights(encoder, weights)
+    model = TimmUnet(_create(encoder, path), num_classes, decoder_channels, dropout)
+    return model.train(), report
+
+
+def head_parameters(model: TimmUnet) -> set[str]:
+    """Return the names of the parameters that are made new for a data set: all but the encoder's."""
+    return {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
+
+
+def _check_name(encoder: str) -> None:
+    name = encoder.split(".")[0]
+    if timm.is_model(name):
+        return
+    close = get_close_matches(name, timm.list_models(), n=3)
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Good ones: {GOOD_ENCODERS}."
+    raise SegFitError(f"model.encoder={encoder}: timm knows no such model. {hint}")
+
+
+def _create(encoder: str, weights: Path | None) -> nn.Module:
+    """Return the feature extractor, built for any image size where its family has a switch for that."""
+    options: dict[str, Any] = {"features_only": True, "pretrained": weights is not None}
+    if weights is not None:
+        options["pretrained_cfg_overlay"] = {"file": str(weights), "custom_load": False}
+    try:
+        try:
+            return timm.create_model(encoder, strict_img_size=False, **options)  # type: ignore[no-any-return]
+        except TypeError:  # most families know no such switch: they never were strict
+            return timm.create_model(encoder, **options)  # type: ignore[no-any-return]
+    except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
+        raise SegFitError(
+            f"model.encoder={encoder}: timm can't make a feature extractor of it ({error}). "
+            f"Take for example {GOOD_ENCODERS}."
+        ) from error
+
+
+def _size_multiple(encoder: nn.Module, stride: int) -> int:
+    """Return what height and width have to be divisible by, found by trying: 1, or the last stride."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        for multiple, size in ((1, (65, 97)), (stride, (2 * stride, 3 * stride))):
+            try:
+                with torch.no_grad():
+                    encoder(torch.zeros(1, 3, *size))
+            except (AssertionError, RuntimeError, ValueError):
+                continue
+            return multiple
+    finally:
+        encoder.train(training)
+    raise SegFitError(
+        "model.encoder: it works at one image size only. "
+        f"Take one that works at any, for example {GOOD_ENCODERS}."
+    )
+
+
+def _find_weights(encoder: str, weights: str | None) -> tuple[Path | None, WeightsReport]:
+    """Return the file to load, if any, and the report about it."""
+    if weights is None:
+        return None, RANDOM
+    if weights != "auto":
+        file = weight_file(locate(weights))
+        _check_keys(encoder, file)
+        return file, WeightsReport(weights, True, f"Pretrained encoder: {weights}.")
+    try:
+        config = timm.get_pretrained_cfg(encoder)
+    except RuntimeError as error:
+        raise SegFitError(f"model.encoder={encoder}: {error}") from error
+    if config is None or not config.hf_hub_id:
+        return None, random_after_all(encoder, "timm has no hub checkpoint of it")
+    name = config.hf_hub_id
+    try:
+        file = weight_file(hub_checkpoint(name))
+    except WeightsUnavailableError as error:
+        return None, random_after_all(name, str(error))
+    read_state_dict(file)  # refuses what would run code before timm opens the file
+    return file, WeightsReport(
+        name,
+        True,
+        f"Pretrained encoder: {name}, made for data.mean={list(config.mean)}, "
+        f"data.std={list(config.std)}. The decoder is new.",
+    )
+
+
+def _check_keys(encoder: str, file: Path) -> None:
+    """Hold a file that was given by name against the whole timm model, but for its classifier.
+
+    timm itself would load what fits and leave the rest random without a word.
+    """
+    state = read_state_dict(file)
+    reference = timm.create_model(encoder, pretrained=False)
+    classifier = reference.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    expected = {
+        key: value.shape
+        for key, value in reference.state_dict().items()
+        if not key.startswith(tuple(f"{head}." for head in heads))
+    }
+    missing = [key for key in expected if key not in state]
+    wrong = [key for key in expected if key in state and state[key].shape != expected[key]]
+    problems = [
+        f"{what}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
+        for what, keys in (("missing", missing), ("of another shape", wrong))
+        if keys
+    ]
+    if problems:
+        raise SegFitError(
+            f"model.weights={file}: not the weights of timm's {encoder}. Keys {'; '.join(problems)}. "
+            "Give a state dict that this timm model saved, or change model.encoder."
+        )

@@ -1,0 +1,233 @@
+"""Where pretrained weights come from: a file, a folder, the Hugging Face cache or the hub.
+
+Loading never runs code from a checkpoint (safetensors, or `torch.load(weights_only=True)`), and never
+hangs without a network: the cache is asked first, then the hub's reachability, for three seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pickle
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segfit.errors import SegFitError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
+PROBE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """Which weights a new model has.
+
+    Args:
+        source: hub name, path, or "random".
+        loaded: whether pretrained weights were loaded.
+        message: one or more sentences for the summary of the run.
+    """
+
+    source: str
+    loaded: bool
+    message: str
+
+
+class WeightsUnavailableError(Exception):
+    """A hub checkpoint that is neither cached nor can be fetched; its text is the reason."""
+
+
+RANDOM = WeightsReport("random", False, "Random weights, as asked (model.weights=null).")
+
+
+def random_after_all(name: str, reason: str) -> WeightsReport:
+    """Return the report for `auto` when the recommended checkpoint cannot be had."""
+    return WeightsReport(
+        "random",
+        False,
+        f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {reason}. Scores will be "
+        f"far lower, and training far longer, than with pretrained weights. {offline_remedy(name)} "
+        "If random weights are what you want, say model.weights=null.",
+    )
+
+
+def offline_remedy(name: str) -> str:
+    """Return what to do about hub checkpoint `name` on a machine without a network."""
+    return (
+        f"On a machine with a network run `hf download {name}`, copy its folder to this one, "
+        "and give model.weights=<that folder>; or copy its cache to $HF_HOME."
+    )
+
+
+def locate(name: str) -> Path:
+    """Return the file or folder that holds checkpoint `name`: a path, or a name on the hub.
+
+    Raises:
+        SegFitError: there is no such path, or the hub's checkpoint cannot be had.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or name[0] in "./~":
+        raise SegFitError(
+            f"model.weights={name}: no such file or folder, and no hub name (owner/name) either. "
+            "Give an existing path, a hub name, auto, or null for random weights."
+        )
+    try:
+        return hub_checkpoint(name)
+    except WeightsUnavailableError as error:
+        raise SegFitError(
+            f"model.weights={name}: {error}. {offline_remedy(name)} "
+            "Or take model.weights=null: random weights."
+        ) from error
+
+
+def hub_checkpoint(repo: str) -> Path:
+    """Return the local folder of hub checkpoint `repo` (owner/name), fetched if need be.
+
+    Honours HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT and the proxy variables.
+
+    Raises:
+        WeightsUnavailableError: not in the cache, and offline or not on the hub.
+    """
+    from huggingface_hub import constants
+
+    cached = _in_cache(repo)
+    if cached is not None:
+        return cached
+    where = f"not in the cache ({constants.HF_HUB_CACHE})"
+    if constants.HF_HUB_OFFLINE:
+        raise WeightsUnavailableError(f"{where}, and HF_HUB_OFFLINE is set")
+    reason = unreachable(constants.ENDPOINT)
+    if reason:
+        raise WeightsUnavailableError(
+            f"{where}, and {constants.ENDPOINT} cannot be reached ({reason})"
+        )
+    return _download(repo, where)
+
+
+def _in_cache(repo: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json")
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return folder if any((folder / file).exists() for file in WEIGHT_FILES) else None
+
+
+def _download(repo: str, where: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        with quiet():
+            folder = Path(hf_hub_download(repo, "config.json", etag_timeout=5)).parent
+            for file in WEIGHT_FILES:
+                with contextlib.suppress(EntryNotFoundError):
+                    hf_hub_download(repo, file, etag_timeout=5)
+                    return folder
+    except (
+        Exception
+    ) as error:  # the hub's client has changed its HTTP library, and its errors, twice
+        text = str(error).strip().splitlines()
+        raise WeightsUnavailableError(
+            f"{where}, and the hub answers: {text[0] if text else type(error).__name__}"
+        ) from error
+    raise WeightsUnavailableError(f"the hub's {repo} holds none of {', '.join(WEIGHT_FILES)}")
+
+
+def unreachable(endpoint: str) -> str | None:
+    """Return why the hub at URL `endpoint` does not answer within three seconds, or None if it does.
+
+    The hub's own client is asked, so proxies and certificates count as they will for the download.
+    """
+    hub: Any = importlib.import_module("huggingface_hub.utils")
+    outcome: list[str | None] = []
+
+    def probe() -> None:
+        try:
+            hub.get_session().head(endpoint, timeout=PROBE_SECONDS)
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(str(error) or type(error).__name__)
+
+    # A thread, because no HTTP client bounds the time of name resolution.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return outcome[0] if outcome else f"no answer in {PROBE_SECONDS:g} s"
+
+
+def weight_file(path: Path) -> Path:
+    """Return the file with the tensors of a checkpoint: `path`, or one of `WEIGHT_FILES` inside it.
+
+    Raises:
+        SegFitError: a folder without any.
+    """
+    if not path.is_dir():
+        return path
+    for name in WEIGHT_FILES:
+        if (path / name).exists():
+            return path / name
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise SegFitError(
+        f"model.weights={path}: no checkpoint there ({' or '.join(WEIGHT_FILES)}); found {found}."
+    )
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint file: safetensors, or what `torch.save` wrote.
+
+    Raises:
+        SegFitError: it is no checkpoint, is damaged, or would need code to be run.
+    """
+    try:
+        state = _read(file)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SegFitError(f"model.weights={file}: not a readable checkpoint ({reason}).") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise SegFitError(f"model.weights={file}: not a state dict (parameter name → tensor).")
+    return state
+
+
+def _read(file: Path) -> object:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(file)
+        except Exception as error:  # safetensors' own error derives from Exception directly
+            raise ValueError(str(error)) from error
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings and progress bars of transformers and huggingface_hub: we tell it ourselves."""
+    hub: Any = importlib.import_module("huggingface_hub.utils")
+    logging: Any = importlib.import_module("transformers.utils.logging")
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_verbosity, hub_bars = hub.logging.get_verbosity(), not hub.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    hub.logging.set_verbosity_error()
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub.logging.set_verbosity(hub_verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if hub_bars:
+            hub.enable_progress_bars()
