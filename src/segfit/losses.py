@@ -285,12 +285,12 @@ class SegmentationLoss(nn.Module):
             targets: hard `(B, H, W)` int64 or soft `(B, C, H, W)` float.
             totals: `(K,)` float32 of the whole window.
         """
-        with torch.autocast(logits.device.type, enabled=False):
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            numerators = torch.stack([term.numerator(logits, targets) for term in self._terms])
-            # Divided by 1 rather than 0: where() alone would let NaN through in backward.
-            means = numerators / torch.where(totals > 0, totals, torch.ones_like(totals))
-            return (self.weights * torch.where(totals > 0, means, torch.zeros_like(means))).sum()
+        # No operation of the terms is one that autocast would lower again.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        numerators = torch.stack([term.numerator(logits, targets) for term in self._terms])
+        # Divided by 1 rather than 0: where() alone would let NaN through in backward.
+        means = numerators / torch.where(totals > 0, totals, torch.ones_like(totals))
+        return (self.weights * torch.where(totals > 0, means, torch.zeros_like(means))).sum()
 
 
 def segmentation_loss(

@@ -211,6 +211,18 @@ def test_lovasz_of_soft_targets_is_zero_only_at_the_target() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nothing_waits_for_the_device(name: str) -> None:
+    """The meta device has no data, so that whatever reads a value or a count from it fails."""
+    logits, hard = batch()
+    loss = make(name, class_weights=WEIGHTS, label_smoothing=0.1).to("meta")
+    for targets in (hard, soft(hard)):
+        leaf = logits.to("meta").requires_grad_()
+        value(loss, leaf, targets.to("meta")).backward()
+        assert leaf.grad is not None
+        assert leaf.grad.shape == logits.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_half_precision_logits_of_a_large_image_do_not_overflow(name: str) -> None:
     targets = torch.zeros(1, 512, 512, dtype=torch.int64)  # 262144 pixels; fp16 ends at 65504
     targets[:, :256] = 1

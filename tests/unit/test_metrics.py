@@ -167,3 +167,12 @@ def test_image_scores_rank_images_by_their_own_classes() -> None:
 def test_a_mask_value_that_is_no_class_is_an_error() -> None:
     with pytest.raises(RuntimeError):
         scored(torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), 7))
+
+
+def test_updates_do_not_wait_for_the_device() -> None:
+    """The meta device has no data, so that whatever reads a value or a count from it fails."""
+    predictions, masks = (part.to("meta") for part in batch())
+    metrics = SegmentationMetrics(CLASSES).to("meta")
+    metrics.update(predictions, masks)
+    assert metrics.confusion.is_meta
+    assert image_scores(predictions, masks, len(CLASSES)).shape == (7,)

@@ -1,0 +1,111 @@
+"""What augmentation may do, and what it does to an image: drawn in one place, for both pipelines."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TAPS_PER_SIGMA = 3  # a Gaussian is cut off here; less than 0.3 % of its weight is lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationOptions:
+    """The operations, with the names of the config; by default all are off.
+
+    In this order, so that colour is measured on what the model will see: flips, rotation and zoom,
+    brightness, contrast, saturation, hue, blur, noise.
+
+    Args:
+        hflip: probability of a left-right flip.
+        vflip: probability of an upside-down flip.
+        affine: probability of rotation and zoom, about the centre.
+        degrees: rotation is drawn uniformly from ± this.
+        scale: zoom is drawn log-uniformly from (low, high); > 1 enlarges.
+        color_jitter: probability of all colour changes together.
+        brightness: its factor is drawn uniformly from 1 ± this.
+        contrast: its factor is drawn uniformly from 1 ± this.
+        saturation: its factor is drawn uniformly from 1 ± this.
+        hue: a shift is drawn uniformly from ± this, in turns of the colour circle.
+        blur: probability of a Gaussian blur.
+        blur_sigma: its sigma in pixels is drawn uniformly from (low, high).
+        noise: probability of Gaussian noise, independent in every channel of every pixel.
+        noise_std: its standard deviation, of the value range 0-1.
+        fill: RGB in 0-1 of what lies outside the frame. The mean that the model's input is normalised
+            by makes it 0 there, so that it moves no statistics.
+    """
+
+    hflip: float = 0.0
+    vflip: float = 0.0
+    affine: float = 0.0
+    degrees: float = 0.0
+    scale: Sequence[float] = (1.0, 1.0)
+    color_jitter: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    blur: float = 0.0
+    blur_sigma: Sequence[float] = (1.0, 1.0)
+    noise: float = 0.0
+    noise_std: float = 0.0
+    fill: Sequence[float] = (0.485, 0.456, 0.406)
+
+    def blur_radius(self, height: int, width: int) -> int:
+        """Return the reach of the widest blur, in pixels; reflection needs it inside the image."""
+        reach = int(TAPS_PER_SIGMA * max(self.blur_sigma) + 1)
+        return min(reach, height - 1, width - 1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each of B images: host tensors `(B,)`, bool for what strikes, else float32."""
+
+    hflip: Tensor
+    vflip: Tensor
+    affine: Tensor
+    angle: Tensor  # degrees, clockwise as seen
+    zoom: Tensor
+    color_jitter: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    blur: Tensor
+    sigma: Tensor
+    noise: Tensor
+    noise_seed: int
+
+
+def draw(options: AugmentationOptions, count: int, seed: int) -> Draws:
+    """Draw what happens to `count` images; the seed decides, global generators are left alone.
+
+    Everything is drawn whether it strikes or not, so that changing the probability of one operation
+    leaves the others as they were.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    columns: Iterator[Tensor] = iter(torch.rand(13, count, generator=generator))
+
+    def strikes(probability: float) -> Tensor:
+        return next(columns) < probability
+
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * next(columns)
+
+    low, high = torch.tensor(options.scale).log().tolist()
+    return Draws(
+        hflip=strikes(options.hflip),
+        vflip=strikes(options.vflip),
+        affine=strikes(options.affine),
+        angle=between(-options.degrees, options.degrees),
+        zoom=between(low, high).exp(),
+        color_jitter=strikes(options.color_jitter),
+        brightness=between(1 - options.brightness, 1 + options.brightness),
+        contrast=between(1 - options.contrast, 1 + options.contrast),
+        saturation=between(1 - options.saturation, 1 + options.saturation),
+        hue=between(-options.hue, options.hue),
+        blur=strikes(options.blur),
+        sigma=between(*options.blur_sigma),
+        noise=strikes(options.noise),
+        noise_seed=int(torch.randint(2**62, (), generator=generator)),
+    )
