@@ -24,13 +24,13 @@ class CpuAugment(AugmentationOptions):
             The same shapes and dtypes; what came from outside the frame is `fill` and `IGNORE_INDEX`.
         """
         drawn = draw(self, 1, seed)
-        image, mask = self._move(image, mask, drawn)
         if drawn.color_jitter:
             image = F.adjust_brightness(image, drawn.brightness.item())
             image = F.adjust_contrast(image, drawn.contrast.item())
             image = F.adjust_saturation(image, drawn.saturation.item())
             # The dearest operation, and grey data sets switch it off.
             image = F.adjust_hue(image, drawn.hue.item()) if self.hue else image
+        image, mask = self._move(image, mask, drawn)
         if drawn.blur:
             side = 2 * self.blur_radius(*mask.shape) + 1
             image = F.gaussian_blur(image, [side, side], [drawn.sigma.item()])

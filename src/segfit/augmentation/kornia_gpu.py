@@ -38,6 +38,13 @@ class KorniaGpu(AugmentationOptions):
         drawn = draw(self, len(images), seed)
         images, masks = images.clone(), masks.clone()
         chosen = _to_device(_choose(drawn), images.device)
+        if "color_jitter" in chosen:
+            index, factors = chosen["color_jitter"]
+            *linear, hue = factors.unbind(1)
+            recolored = jitter(images[index], *linear)
+            # The dearest operation, and grey data sets switch it off.
+            recolored = shift_hue(recolored, hue) if self.hue else recolored
+            images.index_copy_(0, index, recolored)
         for name, dim in (("hflip", -1), ("vflip", -2)):
             if name in chosen:
                 index, _ = chosen[name]
@@ -48,13 +55,6 @@ class KorniaGpu(AugmentationOptions):
             warped = warp(images[index], masks[index], matrices.view(-1, 2, 2), self._fill(images))
             images.index_copy_(0, index, warped[0])
             masks.index_copy_(0, index, warped[1])
-        if "color_jitter" in chosen:
-            index, factors = chosen["color_jitter"]
-            *linear, hue = factors.unbind(1)
-            recolored = jitter(images[index], *linear)
-            # The dearest operation, and grey data sets switch it off.
-            recolored = shift_hue(recolored, hue) if self.hue else recolored
-            images.index_copy_(0, index, recolored)
         if "blur" in chosen:
             index, sigma = chosen["blur"]
             radius = self.blur_radius(*masks.shape[1:])

@@ -13,8 +13,8 @@ TAPS_PER_SIGMA = 3  # a Gaussian is cut off here; less than 0.3 % of its weight 
 class AugmentationOptions:
     """The operations, with the names of the config; by default all are off.
 
-    In this order, so that colour is measured on what the model will see: flips, rotation and zoom,
-    brightness, contrast, saturation, hue, blur, noise.
+    In this order: brightness, contrast, saturation, hue, flips, rotation and zoom, blur, noise. Colours
+    come first, so that neither the mean of `contrast` nor the colour of `fill` depends on the other.
 
     Args:
         hflip: probability of a left-right flip.

@@ -81,7 +81,7 @@ def test_both_pipelines_do_the_same_to_one_image(seed: int) -> None:
     inside = (away_from_borders(mask[None].long()) & (mask != IGNORE_INDEX))[0] & agree
     difference = (255 * new_images[0] - image).abs().amax(0)
     assert inside.any()
-    assert difference[inside].max() <= 4  # uint8 rounds after every operation
+    assert difference[inside].max() <= 6  # uint8 truncates after every operation
 
 
 @pytest.mark.parametrize("option", ["affine", "color_jitter", "blur", "noise"])
