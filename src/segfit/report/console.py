@@ -1,0 +1,172 @@
+"""What the person sees while a model trains."""
+
+import time
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
+from segfit.report.lines import Eta, LineReport
+from segfit.report.text import duration, number, one_line, stdout_console
+
+_REDRAW_SECONDS = 0.1
+_SMALLEST_BAR = 8
+_COLUMNS = (  # of the epoch table: title, width
+    ("epoch", 8),
+    ("loss", 8),
+    ("mIoU", 7),
+    ("macro F1", 8),
+    ("lr", 8),
+    ("img/s", 7),
+    ("wait", 5),
+    ("memory", 9),
+    ("time", 7),
+)
+
+
+def console_report(console: Console | None = None) -> "LiveReport | LineReport":
+    """Return the `Listener` that suits the output: a bar for a terminal, else one line a record.
+
+    Args:
+        console: where to print; None: stdout.
+    """
+    console = console or stdout_console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveReport(console)
+    return LineReport(
+        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+    )
+
+
+class LiveReport:
+    """A `Listener` with one progress bar over all updates and a table that grows by a line an epoch.
+
+    Args:
+        console: a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._info = RunInfo(0, 0, 0, 0, 0, {})
+        self._eta = Eta(0)
+        self._drawn_at = 0.0
+        self._update = 0
+        self._star = "*" if console.options.ascii_only else "★"
+        self._progress = Progress(
+            TextColumn("{task.description}", style="bold"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            expand=True,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None, numbers="")
+        self._fields = {"loss": "", "F1": "", "speed": "", "memory": "", "wait": "", "eta": ""}
+
+    def start(self, info: RunInfo) -> None:
+        """Print the facts and the head of the epoch table, and show the bar."""
+        self._info = info
+        self._eta = Eta(info.total_updates)
+        self._update = info.start_update
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(style="dim", no_wrap=True)
+        facts.add_column(overflow="fold")
+        for label, text in info.facts.items():
+            facts.add_row(escape(label), escape(text))
+        self._console.print(facts)
+        self._console.print()
+        head = " ".join(f"{title:>{width}}" for title, width in _COLUMNS)
+        self._print_row(Text(head, style="bold"))
+        self._progress.update(self._task, total=info.total_updates)
+        self._redraw(self._epoch_name(info.start_epoch))
+        self._progress.start()
+
+    def notice(self, message: str) -> None:
+        """Print the message above the bar, as one line."""
+        text = Text.assemble(("! ", "bold yellow"), (one_line(message), "yellow"))
+        self._console.print(text, soft_wrap=True)
+
+    def step(self, epoch: int, update: int) -> None:
+        """Move the bar, at most ten times a second."""
+        self._update = update
+        now = time.monotonic()
+        if now - self._drawn_at >= _REDRAW_SECONDS:
+            self._redraw(self._epoch_name(epoch))
+
+    def log(self, log: StepLog) -> None:
+        """Show the numbers in the bar."""
+        self._update = log.update
+        self._fields |= {
+            "loss": f"loss {log.loss:.4f}",
+            "speed": f"{log.images_per_second:.1f} img/s",
+            "memory": f"{log.memory_gib:.1f} GiB",
+            "wait": f"wait {log.data_wait:.0%}",
+        }
+        self._redraw(self._epoch_name(log.epoch))
+
+    def validating(self, done: int, total: int) -> None:
+        """Show how far the validation is, in the place of the epoch."""
+        now = time.monotonic()
+        if now - self._drawn_at >= _REDRAW_SECONDS or done == total:
+            self._redraw(f"val {done}/{total}")
+
+    def epoch(self, log: EpochLog) -> None:
+        """Print the line of the epoch above the bar; a star marks a new best."""
+        scores = log.result.scores if log.result is not None else {}
+        if "macro_f1" in scores:
+            self._fields["F1"] = f"F1 {number(scores['macro_f1'], '.3f')}"
+        cells = (
+            f"{log.epoch + 1}/{self._info.epochs}",
+            number(log.loss),
+            number(scores.get("miou")),
+            number(scores.get("macro_f1")),
+            f"{log.lr:.2e}",
+            f"{log.images_per_second:.1f}",
+            f"{log.data_wait:.0%}",
+            f"{log.memory_gib:.2f} GiB",
+            duration(log.seconds),
+        )
+        row = " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
+        self._print_row(Text(row) + Text(f" {self._star}" * log.is_best, style="bold green"))
+        self._redraw(self._epoch_name(min(log.epoch + 1, self._info.epochs - 1)))
+
+    def end(self, log: EndLog) -> None:
+        """Take the bar away; `summary.print_summary` tells the rest."""
+        del log
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away and give the cursor back; also after an error. Called again, nothing."""
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def _epoch_name(self, epoch: int) -> str:
+        return f"epoch {epoch + 1}/{self._info.epochs}"
+
+    def _print_row(self, row: Text) -> None:
+        self._console.print(row, no_wrap=True, overflow="ellipsis")
+
+    def _redraw(self, description: str) -> None:
+        self._drawn_at = time.monotonic()
+        self._fields["eta"] = f"ETA {duration(self._eta.seconds(self._update))}"
+        self._progress.update(
+            self._task,
+            completed=self._update,
+            description=description,
+            numbers=self._numbers(description),
+        )
+
+    def _numbers(self, description: str) -> str:
+        """Join what fits beside the bar: the least wanted goes first on a narrow terminal."""
+        shown = [name for name, text in self._fields.items() if text]
+        count = 2 * len(str(self._info.total_updates)) + 1
+        room = self._console.width - len(description) - count - _SMALLEST_BAR - 3
+        for name in ("memory", "wait", "speed", "F1"):
+            if sum(len(self._fields[other]) + 2 for other in shown) <= room:
+                break
+            shown = [other for other in shown if other != name]
+        return "  ".join(self._fields[name] for name in shown)

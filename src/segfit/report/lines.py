@@ -1,0 +1,145 @@
+"""The training as plain lines: for a pipe, a batch system's output, a log file."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
+from segfit.errors import SegFitError
+from segfit.report.text import duration, number, one_line, score_label
+
+REASONS = {
+    "finished": "all epochs are done",
+    "max_steps": "max_steps is reached",
+    "patience": "no new best for `patience` validations",
+    "interrupted": "interrupted (Ctrl-C)",
+    "terminated": "terminated (SIGTERM)",
+}
+
+
+class Eta:
+    """Seconds that are left, from the mean pace so far, validation and saving included.
+
+    The first update is left out: it pays for workers, kernels and compilation.
+
+    Args:
+        total_updates: updates at which the training ends.
+    """
+
+    def __init__(self, total_updates: int) -> None:
+        self._total = total_updates
+        self._first: tuple[int, float] | None = None
+
+    def seconds(self, update: int) -> float:
+        """Return what is left after `update` updates; NaN as long as it is unknown."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (update, now)
+        made, since = update - self._first[0], now - self._first[1]
+        return (self._total - update) * since / made if made > 0 else float("nan")
+
+
+class LineReport:
+    """A `Listener` that turns every event but `step` and `validating` into one line.
+
+    Args:
+        emit: takes a line without its line break.
+    """
+
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        self._emit = emit
+        self._info = RunInfo(0, 0, 0, 0, 0, {})
+        self._eta = Eta(0)
+
+    def start(self, info: RunInfo) -> None:
+        """Write the facts, one a line, and where the training begins."""
+        self._info = info
+        self._eta = Eta(info.total_updates)
+        for label, text in info.facts.items():
+            self._emit(f"{label}: {one_line(text)}")
+        begin = f"resuming at update {info.start_update}" if info.start_update else "training"
+        self._emit(
+            f"{begin}: {info.epochs} epochs of {info.updates_per_epoch} updates, "
+            f"{info.total_updates} in all"
+        )
+
+    def notice(self, message: str) -> None:
+        """Write the message as one line."""
+        self._emit(f"notice: {one_line(message)}")
+
+    def step(self, epoch: int, update: int) -> None:
+        """Start the clock of the ETA at the first update; else nothing."""
+        del epoch
+        if update <= self._info.start_update + 1:
+            self._eta.seconds(update)
+
+    def log(self, log: StepLog) -> None:
+        """Write the numbers of a step."""
+        scale = f" scale {log.loss_scale:g}" if log.loss_scale != 1.0 else ""
+        self._emit(
+            f"epoch {log.epoch + 1}/{self._info.epochs} update {log.update}/"
+            f"{self._info.total_updates} loss {log.loss:.4f} lr {log.lr:.3g} "
+            f"grad {log.grad_norm:.3g}{scale} {log.images_per_second:.1f} img/s "
+            f"wait {log.data_wait:.0%} {log.memory_gib:.2f} GiB "
+            f"ETA {duration(self._eta.seconds(log.update))}"
+        )
+
+    def validating(self, done: int, total: int) -> None:
+        """Stay silent: the result comes with the epoch."""
+
+    def epoch(self, log: EpochLog) -> None:
+        """Write the numbers of an epoch."""
+        scores = ""
+        if log.result is not None:
+            known = log.result.scores
+            scores = "".join(
+                f" {score_label(name)} {number(known.get(name))}" for name in ("miou", "macro_f1")
+            )
+        self._emit(
+            f"epoch {log.epoch + 1}/{self._info.epochs} done: loss {log.loss:.4f}{scores} "
+            f"lr {log.lr:.3g} {log.images_per_second:.1f} img/s wait {log.data_wait:.0%} "
+            f"{log.memory_gib:.2f} GiB {duration(log.seconds)}" + (" new best" * log.is_best)
+        )
+
+    def end(self, log: EndLog) -> None:
+        """Write why and after how much the training ended."""
+        self._emit(
+            f"training ended after {log.updates} updates in {duration(log.seconds)}: "
+            f"{REASONS.get(log.reason, log.reason)}"
+        )
+
+    def close(self) -> None:
+        """Let go of what is held; nothing here."""
+
+
+class LogFile(LineReport):
+    """Appends the lines to a file, each with the local time; a resumed run goes on in the same file.
+
+    Args:
+        path: the file; its folder is made if need be.
+
+    Raises:
+        SegFitError: if the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Line-buffered: what was told is on disk even if the process is killed.
+            self._file = path.open("a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise SegFitError(f"{path}: cannot write the log file: {error.strerror}.") from error
+        super().__init__(self._write)
+
+    def close(self) -> None:
+        """Close the file; called again, nothing."""
+        with suppress(OSError):
+            self._file.close()
+
+    def _write(self, line: str) -> None:
+        if not self._file.closed:
+            # A full disk costs lines of the log, never the training.
+            with suppress(OSError):
+                self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")

@@ -1,0 +1,92 @@
+"""Numbers and paths as the person reads them: shared by console, log file, summary and leader board."""
+
+import math
+import os
+import re
+import shlex
+import sys
+from io import TextIOWrapper
+from pathlib import Path
+
+from rich.console import Console
+
+ABSENT = "–"  # a score that does not exist: the class is not in the ground truth
+
+SCORE_LABELS = {
+    "miou": "mIoU",
+    "macro_f1": "macro F1",
+    "foreground_f1": "foreground F1",
+    "foreground_iou": "foreground IoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+
+
+def stdout_console() -> Console:
+    """Return a console on stdout that prints a "?" for what the terminal's encoding lacks."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # else a dash would end a training
+    return Console(highlight=False)
+
+
+def score_label(name: str) -> str:
+    """Return what a score is called on screen: "mIoU" for "miou"."""
+    return SCORE_LABELS.get(name, name.replace("_", " "))
+
+
+def number(value: float | None, spec: str = ".4f") -> str:
+    """Format a number, or `ABSENT` for None and NaN."""
+    return ABSENT if value is None or math.isnan(value) else format(value, spec)
+
+
+def duration(seconds: float) -> str:
+    """Format a duration in seconds: "0.8s", "42s", "3:05", "1:02:03", "2d 03:04:05"."""
+    if not math.isfinite(seconds):
+        return ABSENT
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    if hours == 0:
+        return f"{minute}:{second:02d}"
+    days, hour = divmod(hours, 24)
+    clock = f"{minute:02d}:{second:02d}"
+    return f"{days}d {hour:02d}:{clock}" if days else f"{hour}:{clock}"
+
+
+def one_line(message: str) -> str:
+    """Return the message without line breaks, so that it stays one record."""
+    return " ".join(message.split())
+
+
+def shown_path(path: Path) -> str:
+    """Return the path relative to the working directory where it lies below it, else absolute."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
+    try:
+        return str(absolute.relative_to(Path.cwd()))
+    except ValueError:
+        return str(absolute)
+
+
+def hydra_override(key: str, value: str) -> str:
+    """Return `key=value` for the shell such that Hydra's override grammar gives back the same text.
+
+    Source: https://hydra.cc/docs/1.3/advanced/override_grammar/basic/
+    """
+    if not _is_plain(value):
+        # Hydra: a backslash escapes only in front of a quote, or of another such backslash.
+        escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", value)
+        escaped = re.sub(r"(\\+)$", lambda match: match.group(1) * 2, escaped)
+        value = f"'{escaped}'"
+    return shlex.quote(f"{key}={value}")
+
+
+def _is_plain(value: str) -> bool:
+    """Tell whether Hydra reads the bare word as this very string and not as a number or null."""
+    if not re.fullmatch(r"[A-Za-z0-9_/.+@-]+", value):
+        return False
+    if "/" in value:
+        return True
+    return value[0].isalpha() and value.lower() not in {"null", "true", "false", "nan", "inf"}
