@@ -1,0 +1,200 @@
+"""Image files of any common kind → (H, W, 3) uint8 RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from torch.nn.functional import interpolate
+
+from segfit.errors import SegFitError
+
+try:
+    import torchvision.io  # noqa: F401  (registers torch.ops.image)
+
+    # The function around this operator warns of its end (torchvision 0.29); without it Pillow serves.
+    _decode_jpeg: Callable[..., torch.Tensor] | None = torch.ops.image.decode_jpeg.default
+except (ImportError, AttributeError, RuntimeError):
+    _decode_jpeg = None
+_AS_RGB = 3  # torchvision.io.ImageReadMode.RGB
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+# Pillow refuses twice its MAX_IMAGE_PIXELS with an error; what lies below is a big picture, not a bomb.
+_DECODE_ERRORS = (
+    OSError, ValueError, SyntaxError, RuntimeError, EOFError, KeyError, IndexError, TypeError,
+)  # fmt: skip
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+_UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 3),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """How image files become uint8 RGB; picklable.
+
+    EXIF orientation is applied, alpha is dropped, palettes and CMYK are converted. Grey files deeper
+    than 8 bits are scaled from 0 … 65535 to 0 … 255 (float files from their own minimum and maximum),
+    or by `window`.
+
+    Args:
+        mode: "rgb", or "gray": one channel (the luminance of colour files), repeated to three.
+        window: two percentiles (0-100) of each grey image that become 0 and 255; needs "gray".
+    """
+
+    mode: str = "rgb"
+    window: tuple[float, float] | None = None
+
+    def __call__(self, path: Path) -> NDArray[np.uint8]:
+        """Return the image (H, W, 3) uint8, C-contiguous.
+
+        Raises:
+            SegFitError: if the file is unreadable, truncated or unreasonably large.
+        """
+        return self.read(path)[0]
+
+    def read(self, path: Path) -> tuple[NDArray[np.uint8], int]:
+        """Return the image and the EXIF orientation (1-8) that was applied; 1: none.
+
+        Raises:
+            SegFitError: as `__call__`.
+        """
+        with open_image(path) as image:
+            pixels = self._pixels(image, path)
+            orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        if orientation in _UPRIGHT:
+            pixels = _UPRIGHT[orientation](pixels)
+        else:
+            orientation = 1
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
+        return np.ascontiguousarray(pixels), orientation
+
+    def _pixels(self, image: Image.Image, path: Path) -> NDArray[np.uint8]:
+        """Return (H, W, 3) or (H, W) uint8, not yet upright."""
+        plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+        if self.mode == "rgb" and plain_jpeg and _decode_jpeg is not None:
+            # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
+            data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            decoded = _decode_jpeg(data, _AS_RGB)
+            return np.asarray(decoded.permute(1, 2, 0), dtype=np.uint8)
+        if image.mode in _DEEP_MODES:
+            return scale_gray(np.asarray(image), self.window)
+        if self.mode == "rgb":
+            return np.asarray(_to_rgb(image))
+        # Most 8-bit grey files that were saved as RGB have equal channels: their luminance is the value.
+        gray = np.asarray(image if image.mode == "L" else _to_rgb(image).convert("L"))
+        return scale_gray(gray, self.window) if self.window else gray
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    # By way of RGBA, a palette with transparency keeps its colours; the alpha is then dropped.
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def scale_gray(values: NDArray[Any], window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Return grey values (H, W) of any type as uint8.
+
+    Args:
+        values: (H, W), bool, integer or float; not-a-number counts as the minimum.
+        window: percentiles that become 0 and 255. Where both are one value (a mostly black image),
+            minimum and maximum take their place. None: 0 … 65535 of integers becomes 0 … 255; for
+            floats, and integers outside that range, minimum … maximum does.
+    """
+    if values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 65535:
+        # A table of all values is five times as fast as sorting and scaling every pixel.
+        levels = np.arange(65536, dtype=np.float32)
+        counts = np.bincount(values.ravel().astype(np.uint16), minlength=65536)
+        low, high = (0.0, 65535.0) if window is None else _histogram_window(counts, window)
+        return _stretch(levels, low, high)[values.astype(np.uint16)]
+    numbers = np.nan_to_num(values.astype(np.float32), nan=np.nanmin(values), copy=False)
+    limits = (0.0, 100.0) if window is None else window
+    low, high = np.percentile(numbers, limits, method="inverted_cdf")
+    if high <= low:
+        low, high = numbers.min(), numbers.max()
+    return _stretch(numbers, float(low), float(high))
+
+
+def _histogram_window(counts: NDArray[Any], window: tuple[float, float]) -> tuple[float, float]:
+    """Return the percentiles of a histogram by the inverted distribution function."""
+    total = counts.cumsum()
+    ranks = np.maximum(np.ceil(np.array(window) / 100 * total[-1]), 1)
+    low, high = np.searchsorted(total, ranks)
+    if high <= low:
+        present = np.flatnonzero(counts)
+        low, high = present[0], present[-1]
+    return float(low), float(high)
+
+
+def _stretch(numbers: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    if high <= low:
+        return np.zeros(numbers.shape, np.uint8)
+    return np.rint(np.clip((numbers - low) * (255.0 / (high - low)), 0, 255)).astype(np.uint8)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open a file by its header and give any failure, there or in the body, one clear message.
+
+    Raises:
+        SegFitError: if the file is missing, unreadable, truncated or unreasonably large.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except SegFitError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise SegFitError(
+            f"{path}: larger than {limit} megapixels, which would not fit in memory batch by batch. "
+            "Cut it into tiles."
+        ) from error
+    except FileNotFoundError as error:
+        raise SegFitError(f"{path}: no such file. Was it moved while SegFit ran?") from error
+    except _DECODE_ERRORS as error:
+        raise SegFitError(
+            f"{path}: unreadable ({reason(error)}). Replace the file or delete it."
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return the first words of a decoder's complaint, without its C++ source path or our path."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if text.startswith("cannot identify image file"):
+        return "not an image"
+    return text.rsplit(".cpp:", 1)[-1].partition(", ")[2] or text
+
+
+def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return a uint8 image (3, H, W) resized to `size` = (h, w), bilinear with antialiasing.
+
+    torch's integer kernel on channels-last memory: 5-7 times as fast as Pillow's, equal to ±1.
+    """
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return a uint8 mask (H, W) resized to `size` = (h, w) by nearest-exact: no new values."""
+    if tuple(mask.shape) == size:
+        return mask
+    return interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]

@@ -1,0 +1,126 @@
+"""Masks as a table of run-lengths, as in the UW-Madison GI-tract set.
+
+A CSV with the columns `id`, `class` and `segmentation`: one row for an image and a class; the
+segmentation is `start length start length …`, starts from 1, row by row through the image; empty for
+a class that is absent.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.errors import SegFitError, nearest
+
+COLUMNS = ("id", "class", "segmentation")
+# slice_0001_266_266_1.50_1.50: the slice, its height and width, its pixel spacing in mm
+_UW_SLICE = re.compile(r"^(?P<slice>.+)_\d+_\d+_\d+\.\d+_\d+\.\d+$")
+_UW_DAY = re.compile(r"^case\d+_day\d+$")
+
+
+@dataclass(frozen=True)
+class RleMasks:
+    """Masks painted from the rows of a CSV; class 0 where no run is, later classes over earlier ones.
+
+    Args:
+        path: the CSV.
+        rows: id → (class index, segmentation) in the order of the classes.
+        ids: relative image name without suffix → id.
+    """
+
+    path: Path
+    rows: Mapping[str, Sequence[tuple[int, str]]]
+    ids: Mapping[str, str]
+    resizes_images: bool = field(default=False, init=False)
+    remaps: bool = field(default=False, init=False)
+
+    def files(self, name: str) -> list[Path]:  # noqa: ARG002
+        """Return the CSV."""
+        return [self.path]
+
+    def read(self, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return class indices (H, W) at the image's `size`.
+
+        Raises:
+            SegFitError: if a segmentation is no list of runs, or leaves the image.
+        """
+        mask = np.zeros(size[0] * size[1], np.uint8)
+        for label, runs in self.rows[self.ids[name]]:
+            try:
+                pairs = np.array(runs.split(), dtype=np.int64).reshape(-1, 2)
+            except ValueError as error:
+                raise SegFitError(
+                    f"{self.path}: id {self.ids[name]}: a segmentation is not pairs of start and "
+                    f"length: '{runs[:40]}'."
+                ) from error
+            starts, lengths = pairs[:, 0] - 1, pairs[:, 1]
+            ends = starts + lengths
+            if (starts < 0).any() or (lengths < 1).any() or (ends > mask.size).any():
+                raise SegFitError(
+                    f"{self.path}: id {self.ids[name]}: a run leaves the image of "
+                    f"{size[1]}×{size[0]} pixels. Do the rows belong to this image?"
+                )
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                mask[start:end] = label
+        return mask.reshape(size)
+
+
+def read_table(path: Path, class_names: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
+    """Return id → (class index, segmentation), sorted by class, empty segmentations left out.
+
+    Raises:
+        SegFitError: if the file, a column or a class name is missing or unknown.
+    """
+    if not path.is_file():
+        raise SegFitError(f"{path}: no such file. data.masks names the CSV of run-lengths.")
+    table: dict[str, list[tuple[int, str]]] = {}
+    index = {name: i for i, name in enumerate(class_names)}
+    unknown: dict[str, int] = {}
+    csv.field_size_limit(2**31 - 1)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise SegFitError(
+                f"{path}: no column {', '.join(missing)}. A table of run-lengths has {', '.join(COLUMNS)}."
+            )
+        for row in reader:
+            runs = table.setdefault(row["id"], [])
+            if row["class"] not in index:
+                unknown[row["class"]] = unknown.get(row["class"], 0) + 1
+            elif row["segmentation"] and row["segmentation"].strip().lower() != "nan":
+                runs.append((index[row["class"]], row["segmentation"]))
+    if unknown:
+        raise SegFitError(
+            [
+                f"{path}: class '{name}' in {count} rows is none of data.class_names "
+                f"({', '.join(class_names)}).{nearest(name, class_names)}"
+                for name, count in unknown.items()
+            ]
+        )
+    for runs in table.values():
+        runs.sort(key=lambda run: run[0])
+    return table
+
+
+def table_id(name: str) -> list[str]:
+    """Return the ids that the image `name` (relative, without suffix) may have in a table, best first.
+
+    Its file's name; or UW-Madison's, without size and spacing and with the folder of the day in front:
+    `case1/case1_day2/scans/slice_0003_266_266_1.50_1.50` is `case1_day2_slice_0003`.
+    """
+    *folders, stem = name.split("/")
+    ids = [stem]
+    match = _UW_SLICE.match(stem)
+    if match:
+        ids.append(match["slice"])
+        ids += [
+            f"{folder}_{match['slice']}" for folder in reversed(folders) if _UW_DAY.match(folder)
+        ]
+    return ids

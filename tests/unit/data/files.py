@@ -1,0 +1,32 @@
+"""Small data sets, written by the tests themselves."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def save(path: Path, pixels: NDArray, mode: str | None = None, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def noise(*shape: int, seed: int = 0, high: int = 256, dtype: str = "uint8") -> NDArray:
+    return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
+
+
+def write_pairs(
+    folder: Path, names: list[str], *, classes: int = 3, size=(12, 16), suffix: str = ".png"
+) -> Path:
+    """Write `folder`/images/<name><suffix> and `folder`/masks/<name>.png."""
+    for seed, name in enumerate(names):
+        save(folder / "images" / f"{name}{suffix}", noise(*size, 3, seed=seed))
+        save(folder / "masks" / f"{name}.png", noise(*size, seed=seed, high=classes))
+    return folder
+
+
+def names(count: int) -> list[str]:
+    return [f"{i:03d}" for i in range(count)]

@@ -1,0 +1,164 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from segfit.data import images
+from segfit.data.images import ImageReader, resize_image, resize_mask
+from segfit.errors import SegFitError
+from tests.unit.data.files import noise, save
+
+READ = ImageReader()
+GRAY = ImageReader("gray")
+
+
+def smooth(height=24, width=40):
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 6, y * 10, (x + y) * 3], -1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_jpeg_equals_pillow_bit_by_bit(tmp_path, monkeypatch, mode, fast):
+    if not fast:
+        monkeypatch.setattr(images, "_decode_jpeg", None)
+    path = save(tmp_path / "ü with space.JPG", smooth(), mode, quality=80)
+    np.testing.assert_array_equal(READ(path), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"a.{suffix}", smooth(), exif=exif)
+    image, applied = READ.read(path)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    np.testing.assert_array_equal(image, expected)
+    assert applied == orientation
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_lossless_formats_are_exact(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    pixels = noise(9, 7, 3)
+    np.testing.assert_array_equal(READ(save(tmp_path / f"a.{suffix}", pixels, **options)), pixels)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    path = save(tmp_path / "a.png", noise(9, 7, 3), mode)
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    image = READ(path)
+    assert image.shape == (9, 7, 3)
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    path = save(tmp_path / "a.jpg", smooth(), "CMYK", quality=95)
+    assert np.abs(READ(path).astype(int) - smooth()).mean() < 12
+
+
+def test_transparency_is_dropped_and_colour_kept(tmp_path):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[..., 0] = 200  # fully transparent red
+    np.testing.assert_array_equal(READ(save(tmp_path / "a.png", pixels)), pixels[..., :3])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_spans_the_full_range(tmp_path, suffix):
+    values = np.array([[0, 257, 65535, 32896]], np.uint16)
+    image = READ(save(tmp_path / f"a.{suffix}", values))
+    np.testing.assert_array_equal(image[0, :, 0], [0, 1, 255, 128])
+    assert (image == image[..., :1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_window_makes_percentiles_black_and_white(tmp_path, dtype):
+    values = np.arange(200).reshape(10, 20).astype(dtype)
+    path = save(tmp_path / "a.tif", values)
+    image = ImageReader("gray", (10, 90))(path)[..., 0].ravel()
+    assert (image[:20] == 0).all()
+    assert (image[180:] == 255).all()
+    assert (np.diff(image[19:180].astype(int)) > 0).all()
+
+
+def test_window_of_a_mostly_black_image_keeps_what_is_there(tmp_path):
+    values = np.zeros((20, 20), np.uint16)
+    values[0, :2] = (1000, 2000)
+    image = ImageReader("gray", (1, 99))(save(tmp_path / "a.png", values))[..., 0]
+    np.testing.assert_array_equal(image[0, :3], [128, 255, 0])
+
+
+def test_a_constant_image_is_black_not_an_error(tmp_path):
+    path = save(tmp_path / "a.png", np.full((4, 4), 700, np.uint16))
+    assert ImageReader("gray", (1, 99))(path).max() == 0
+
+
+def test_float_image_with_not_a_number(tmp_path):
+    values = np.array([[-1.0, 0.0, 1.0, np.nan]], np.float32)
+    np.testing.assert_array_equal(READ(save(tmp_path / "a.tif", values))[0, :, 0], [0, 128, 255, 0])
+
+
+def test_gray_mode_takes_the_luminance_of_colours(tmp_path):
+    path = save(tmp_path / "a.png", smooth())
+    expected = np.asarray(Image.open(path).convert("L"))
+    image = GRAY(path)
+    for channel in range(3):
+        np.testing.assert_array_equal(image[..., channel], expected)
+
+
+def broken(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    suffix = "JPEG" if kind.startswith("jpg") else "PNG"
+    Image.fromarray(noise(64, 64, 3)).save(buffer, suffix)
+    data = buffer.getvalue()
+    return {"text": b"<html>404</html>", "empty": b""}.get(kind, data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "text", "empty"])
+@pytest.mark.parametrize("mode", ["rgb", "gray"])
+def test_an_unreadable_file_is_named(tmp_path, kind, mode):
+    path = tmp_path / f"bad.{kind if kind in ('jpg', 'png') else 'png'}"
+    path.write_bytes(broken(kind))
+    with pytest.raises(SegFitError, match=r"bad\.\w+: unreadable \(.+\)") as error:
+        ImageReader(mode)(path)
+    assert ".cpp" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SegFitError, match=r"gone\.png: no such file"):
+        READ(tmp_path / "gone.png")
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "bomb.jpg", noise(50, 50, 3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SegFitError, match=r"bomb\.jpg: larger than .* megapixels"):
+        READ(path)
+
+
+def test_resizing_an_image_is_antialiased():
+    stripes = torch.zeros(3, 8, 64, dtype=torch.uint8)
+    stripes[..., ::2] = 200
+    small = resize_image(stripes, (8, 16))
+    assert small.dtype == torch.uint8
+    assert small.shape == (3, 8, 16)
+    assert small[..., 2:-2].float().sub(100).abs().max() <= 1
+
+
+def test_resizing_a_mask_makes_no_new_values():
+    mask = torch.from_numpy(noise(31, 17)) // 85 * 85
+    small = resize_mask(mask, (13, 40))
+    assert small.shape == (13, 40)
+    assert set(small.unique().tolist()) <= set(mask.unique().tolist())
+
+
+def test_image_and_mask_stay_aligned_when_resized():
+    mask = torch.zeros(60, 60, dtype=torch.uint8)
+    mask[20:40, 10:50] = 255
+    image = mask.expand(3, -1, -1)
+    small, labels = resize_image(image, (24, 30))[0], resize_mask(mask, (24, 30))
+    assert torch.equal(small > 127, labels > 127)

@@ -1,0 +1,62 @@
+import random
+
+import pytest
+
+from segfit.data.splits import SplitRule, split_names
+from segfit.errors import SegFitError
+from tests.unit.data.files import names
+
+NAMES = names(30)
+
+
+def test_shares_cover_everything_once():
+    split = split_names(NAMES, SplitRule(val=0.2, test=0.1))
+    assert {part: len(members) for part, members in split.items()} == {
+        "train": 21,
+        "val": 6,
+        "test": 3,
+    }
+    assert sorted(name for members in split.values() for name in members) == NAMES
+
+
+def test_the_order_of_the_files_does_not_matter():
+    shuffled = random.Random(0).sample(NAMES, len(NAMES))
+    assert split_names(shuffled, SplitRule()) == split_names(NAMES, SplitRule())
+
+
+def test_another_seed_is_another_split():
+    first, second = (split_names(NAMES, SplitRule(seed=seed))["val"] for seed in (0, 1))
+    assert first != second
+
+
+def test_new_images_leave_the_others_where_they_were():
+    before = set(split_names(NAMES, SplitRule())["val"])
+    after = set(split_names([*NAMES, "new"], SplitRule())["val"])
+    assert len(before - after) <= 1
+
+
+@pytest.mark.parametrize("expression", [r"^(p\d+)_", r"^p\d+"])
+def test_patients_stay_together(expression):
+    slices = [f"p{patient}_{number}" for patient in range(10) for number in range(patient + 1)]
+    split = split_names(slices, SplitRule(val=0.3, group=expression))
+    patients = [{name.split("_")[0] for name in members} for members in split.values()]
+    assert len(patients[1]) == 3
+    assert not patients[0] & patients[1]
+
+
+def test_no_test_share_means_no_test_split():
+    assert set(split_names(NAMES, SplitRule())) == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (SplitRule(group="(["), "is not a regular expression"),
+        (SplitRule(group="x"), r"matches nothing in 30 of 30 names, e\.g\. 000, 001, 002\."),
+        (SplitRule(group="^0"), "1 groups .* cannot be split"),
+        (SplitRule(val=0.6, test=0.5), "30 images cannot be split into train and val and test"),
+    ],
+)
+def test_what_cannot_be_split_is_told(rule, message):
+    with pytest.raises(SegFitError, match=message):
+        split_names(NAMES, rule)
