@@ -1,0 +1,286 @@
+"""Sources → samples of one size → batches."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+from torch.utils.data import Dataset
+
+from segfit.data.images import IMAGE_SUFFIXES, ImageReader, resize_image, resize_mask
+from segfit.data.layout import list_files, relative_name
+from segfit.data.source import Image, Mask, Source
+from segfit.errors import SegFitError
+from segfit.labels import IGNORE_INDEX
+
+Sample: TypeAlias = dict[str, Any]
+Batch: TypeAlias = dict[str, torch.Tensor]
+# (image (3, h, w) uint8, mask (h, w) uint8, seed=int) → the same
+Augment: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+FITS = ("stretch", "pad", "crop")
+
+
+class TrainDataset(Dataset[Sample]):
+    """Samples of one size for training.
+
+    Args:
+        source: where images and masks come from.
+        size: (h, w) in pixels of every sample.
+        fit: "stretch" resizes to `size`; "pad" resizes to fit inside, centred, and fills up with black
+            that is ignored; "crop" cuts a random window out, and fills up where the image is smaller.
+        augment: called with image, mask and `seed=`; None: nothing.
+    """
+
+    def __init__(
+        self, source: Source, size: tuple[int, int], fit: str, augment: Augment | None = None
+    ) -> None:
+        self.source, self.size, self.fit, self.augment = source, size, _known(fit), augment
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """Return the sample for (index, seed); the seed decides everything that is random.
+
+        Returns:
+            "image": (3, h, w) uint8 RGB, "mask": (h, w) uint8, "index": int.
+
+        Raises:
+            SegFitError: if a file cannot be read; it is named.
+        """
+        index, seed = key
+        image, mask = _read(self.source, index)
+        if self.fit == "crop":
+            image, mask = random_crop(image, mask, self.size, seed)
+        else:
+            image, (top, left, height, width) = fit_image(image, self.size, self.fit)
+            mask = resize_mask(mask, (height, width))
+            mask = _surround(mask, self.size, top, left, IGNORE_INDEX)
+        if self.augment is not None:
+            image, mask = self.augment(image, mask, seed=seed)
+        return {"image": image.contiguous(), "mask": mask.contiguous(), "index": index}
+
+
+class EvalDataset(Dataset[Sample]):
+    """Samples for evaluation: images fitted to `size`, masks at their original size.
+
+    Args:
+        source: where images and masks come from.
+        size: (h, w) in pixels that the model sees.
+        fit: "stretch" or "pad" as in training; "crop" leaves the image untouched, for a sliding window.
+    """
+
+    def __init__(self, source: Source, size: tuple[int, int], fit: str) -> None:
+        self.source, self.size, self.fit = source, size, _known(fit)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def id(self, index: int) -> str:
+        """Return the source's name of the image."""
+        return self.source.id(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return an image and its whole mask.
+
+        Returns:
+            "image": (3, h', w') uint8 RGB; "mask": (H, W) uint8; "content": (4,) int64, top, left,
+            height and width of the picture inside the image; "index": int.
+
+        Raises:
+            SegFitError: if a file cannot be read; it is named.
+        """
+        image, mask = _read(self.source, index)
+        image, content = fit_image(image, self.size, self.fit)
+        return {
+            "image": image.contiguous(),
+            "mask": mask,
+            "content": torch.tensor(content),
+            "index": index,
+        }
+
+
+class PredictDataset(Dataset[Sample]):
+    """Images of a folder (and the folders below it), without masks.
+
+    Args:
+        folder: where the images are.
+        size: (h, w) in pixels that the model sees.
+        fit: as `EvalDataset`.
+        image_mode: "rgb" or "gray", as in training.
+        window: percentiles of "gray", as in training.
+
+    Raises:
+        SegFitError: if there is no such folder or no image in it.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        size: tuple[int, int],
+        fit: str,
+        *,
+        image_mode: str = "rgb",
+        window: Sequence[float] | None = None,
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise SegFitError(f"images={folder}: no such folder.")
+        paths = list_files(self.folder, IMAGE_SUFFIXES)
+        if not paths:
+            kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+            raise SegFitError(f"images={folder}: no image in it ({kinds}).")
+        self.size, self.fit = size, _known(fit)
+        self.reader = ImageReader(image_mode, (window[0], window[1]) if window else None)
+        self.paths = paths
+        names = [relative_name(path, self.folder) for path in paths]
+        # a.jpg and a.png: the suffix goes into the name, so that no prediction overwrites another.
+        count = Counter(names)
+        self.names = [
+            f"{name}_{path.suffix[1:]}" if count[name] > 1 else name
+            for name, path in zip(names, paths, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def id(self, index: int) -> str:
+        """Return a unique relative name without suffix, / between folders."""
+        return self.names[index]
+
+    def file(self, index: int) -> Path:
+        """Return the image's file."""
+        return self.paths[index]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return an image.
+
+        Returns:
+            "image" and "content" as `EvalDataset`; "shape": (2,) int64, the original H and W (upright);
+            "index": int.
+
+        Raises:
+            SegFitError: if the file cannot be read; it is named.
+        """
+        pixels = self.reader(self.paths[index])
+        image, content = fit_image(_tensor(pixels), self.size, self.fit)
+        return {
+            "image": image.contiguous(),
+            "content": torch.tensor(content),
+            "shape": torch.tensor(pixels.shape[:2]),
+            "index": index,
+        }
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Return samples as one batch.
+
+    Images are padded at the bottom and right with 0, masks with `IGNORE_INDEX`, to the largest of the
+    batch. "shape": (B, 2) int64 holds each sample's original H and W: those of its mask, unless it says
+    so itself. All else is stacked; numbers become int64.
+    """
+    batch: Batch = {}
+    for key in samples[0]:
+        values = [torch.as_tensor(sample[key]) for sample in samples]
+        if key in ("image", "mask"):
+            batch[key] = _stack(values, IGNORE_INDEX if key == "mask" else 0)
+        else:
+            batch[key] = torch.stack(values)
+    if "shape" not in batch:
+        batch["shape"] = torch.tensor([tuple(sample["mask"].shape) for sample in samples])
+    return batch
+
+
+def _stack(tensors: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
+    """Return (B, …, h, w), h and w the largest of all."""
+    if len({tuple(tensor.shape) for tensor in tensors}) == 1:
+        return torch.stack(list(tensors))
+    height = max(tensor.shape[-2] for tensor in tensors)
+    width = max(tensor.shape[-1] for tensor in tensors)
+    shape = (len(tensors), *tensors[0].shape[:-2], height, width)
+    stacked = tensors[0].new_full(shape, fill)
+    for target, tensor in zip(stacked, tensors, strict=True):
+        target[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
+    return stacked
+
+
+def fit_image(
+    image: torch.Tensor, size: tuple[int, int], fit: str
+) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
+    """Return an image (3, H, W) uint8 fitted to `size`, and (top, left, height, width) of its picture.
+
+    "crop" returns the image as it is.
+    """
+    height, width = int(image.shape[-2]), int(image.shape[-1])
+    if fit == "crop":
+        return image, (0, 0, height, width)
+    if fit == "stretch":
+        return resize_image(image, size), (0, 0, *size)
+    scale = min(size[0] / height, size[1] / width)
+    inner = (
+        min(size[0], max(1, round(height * scale))),
+        min(size[1], max(1, round(width * scale))),
+    )
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    return _surround(resize_image(image, inner), size, top, left, 0), (top, left, *inner)
+
+
+def random_crop(
+    image: torch.Tensor, mask: torch.Tensor, size: tuple[int, int], seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a window of `size` = (h, w), drawn by the seed alone.
+
+    Where the image is smaller, it is placed at random, in black that is ignored.
+    """
+    draw = random.Random(seed)
+    for axis in (-2, -1):
+        length, wanted = mask.shape[axis], size[axis]
+        start = draw.randint(0, abs(length - wanted))
+        if length > wanted:
+            image, mask = image.narrow(axis, start, wanted), mask.narrow(axis, start, wanted)
+        elif length < wanted:
+            sides = (start, wanted - length - start)
+            # torch lists the last axis first.
+            margins = sides if axis == -1 else (0, 0, *sides)
+            image, mask = pad(image, margins), pad(mask, margins, value=IGNORE_INDEX)
+    return image, mask
+
+
+def _surround(
+    tensor: torch.Tensor, size: tuple[int, int], top: int, left: int, fill: int
+) -> torch.Tensor:
+    """Return (…, h, w) of `size`, with `tensor` at (top, left) and `fill` around it."""
+    bottom, right = size[0] - tensor.shape[-2] - top, size[1] - tensor.shape[-1] - left
+    if not (top or left or bottom or right):
+        return tensor
+    return pad(tensor, (left, right, top, bottom), value=fill)
+
+
+def _read(source: Source, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return image (3, H, W) and mask (H, W) as tensors; any failure names the files."""
+    try:
+        image, mask = source.read(index)
+    except SegFitError:
+        raise
+    except Exception as error:
+        where = ", ".join(map(str, source.files(index))) or source.id(index)
+        raise SegFitError(f"{where}: cannot be read: {type(error).__name__}: {error}") from error
+    return _tensor(image), torch.from_numpy(np.require(mask, requirements=["W"]))
+
+
+def _tensor(pixels: Image | Mask) -> torch.Tensor:
+    """Return (H, W, 3) as (3, H, W) without copying: channels-last memory, which resizing likes."""
+    return torch.from_numpy(np.require(pixels, requirements=["W"])).permute(2, 0, 1)
+
+
+def _known(fit: str) -> str:
+    if fit not in FITS:
+        raise ValueError(f"fit={fit!r} is none of {', '.join(FITS)}")
+    return fit

@@ -1,0 +1,169 @@
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from segfit.data.dataset import EvalDataset, TrainDataset
+from segfit.data.folder import folder_sources
+from segfit.data.loader import eval_loader, train_loader
+from segfit.data.prefetch import DevicePrefetcher
+from segfit.data.sampler import EpochSampler
+from segfit.data.shapes import ShapesSource
+from segfit.errors import SegFitError
+from segfit.labels import Classes
+from tests.unit.data.files import names, write_pairs
+
+CPU = torch.device("cpu")
+SOURCE = ShapesSource(10, resolution=32)
+
+
+def jitter(image, mask, *, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return image ^ torch.randint(0, 255, image.shape, generator=generator, dtype=torch.uint8), mask
+
+
+def loader(workers, sampler, dataset=None, **options):
+    dataset = dataset or TrainDataset(SOURCE, (16, 16), "crop", jitter)
+    return train_loader(dataset, sampler, device=CPU, workers=workers, prefetch=2, **options)
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def epochs():
+    """Return two epochs of batches, made in this process."""
+    sampler = EpochSampler(len(SOURCE), 3, seed=5)
+    found = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        found.append(list(loader(0, sampler)))
+    return found
+
+
+def test_batches_are_uint8_and_random_by_epoch(epochs):
+    assert [len(epoch) for epoch in epochs] == [3, 3]
+    batch = epochs[0][0]
+    assert batch["image"].shape == (3, 3, 16, 16)
+    assert batch["image"].dtype == batch["mask"].dtype == torch.uint8
+    assert not same(*epochs)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_workers_change_nothing(epochs, persistent):
+    sampler = EpochSampler(len(SOURCE), 3, seed=5)
+    batches = loader(2, sampler, persistent=persistent)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        assert same(list(batches), epochs[epoch])
+
+
+def test_an_epoch_can_be_left_and_resumed_with_persistent_workers(epochs):
+    sampler = EpochSampler(len(SOURCE), 3, seed=5)
+    batches = loader(1, sampler)
+    assert same([next(iter(batches))], epochs[0][:1])
+    sampler.set_epoch(1, start_batch=1)
+    assert same(list(batches), epochs[1][1:])
+    sampler.batch_size = 1
+    sampler.set_epoch(0, start_image=3)
+    images = torch.cat([batch["image"] for batch in batches])
+    assert torch.equal(images[:6], torch.cat([batch["image"] for batch in epochs[0][1:]]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_draws_no_global_random_number(workers):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(loader(workers, EpochSampler(len(SOURCE), 3, seed=5), persistent=False))
+    list(eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), 4, device=CPU, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_sees_every_image_once_in_order():
+    batches = eval_loader(EvalDataset(SOURCE, (16, 16), "stretch"), 4, device=CPU)
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_breaks_later_is_named_without_a_traceback(tmp_path, workers):
+    write_pairs(tmp_path, names(4))
+    source = folder_sources(tmp_path, classes=Classes(("a", "b", "c")))["train"]
+    path = source.files(0)[0]
+    path.write_bytes(b"damaged")
+    with pytest.raises(SegFitError) as error:
+        list(eval_loader(EvalDataset(source, (8, 8), "pad"), 2, device=CPU, workers=workers))
+    assert error.value.problems == [
+        f"{path}: unreadable (not an image). Replace the file or delete it."
+    ]
+
+
+class Killed(ShapesSource):
+    def read(self, index):
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+
+def test_a_killed_worker_is_explained():
+    dataset = EvalDataset(Killed(4, resolution=32), (8, 8), "pad")
+    with pytest.raises(SegFitError, match=r"^DataLoader worker .*shared memory.*loader\.workers"):
+        list(eval_loader(dataset, 2, device=CPU, workers=1))
+
+
+class Signalled(ShapesSource):
+    """Sends its worker what Ctrl-C and Slurm send to every process."""
+
+    def read(self, index):
+        assert multiprocessing.parent_process() is not None
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().read(index)
+
+
+def test_workers_survive_the_signals_that_the_main_process_handles():
+    dataset = EvalDataset(Signalled(4, resolution=32), (8, 8), "pad")
+    assert len(list(eval_loader(dataset, 2, device=CPU, workers=1))) == 2
+
+
+def test_everything_can_be_sent_to_a_spawned_worker(epochs):
+    sampler = EpochSampler(len(SOURCE), 3, seed=5)
+    batches = loader(1, sampler)
+    batches.multiprocessing_context = "spawn"
+    assert same(list(batches), epochs[0])
+
+
+def test_the_prefetcher_passes_batches_through_and_counts_waiting(epochs):
+    prefetcher = DevicePrefetcher(epochs[0], CPU)
+    assert same(list(prefetcher), epochs[0])
+    assert same(list(prefetcher), epochs[0])
+    waited = prefetcher.wait_seconds
+    assert waited > 0
+    prefetcher.wait_seconds = 0.0
+    next(iter(prefetcher))
+    assert prefetcher.wait_seconds > 0
+
+
+def test_an_abandoned_prefetcher_can_be_started_again():
+    sampler = EpochSampler(len(SOURCE), 3, seed=5)
+    prefetcher = DevicePrefetcher(loader(1, sampler), CPU)
+    first = next(iter(prefetcher))
+    assert same([first], [next(iter(prefetcher))])
+
+
+def test_shared_data_folder_is_read_if_it_is_there():
+    root = Path(__file__).parents[3] / "../shared/data/camvid"
+    if not root.is_dir():
+        pytest.skip("../shared/data/camvid is missing")
+    classes = Classes(tuple(f"class_{i}" for i in range(11)))
+    sources = folder_sources(root, classes=classes, ignore_index=11)
+    assert {split: len(source) for split, source in sources.items()} == {"train": 367, "val": 101}
+    sample = EvalDataset(sources["val"], (96, 128), "stretch")[0]
+    assert sample["mask"].shape == (360, 480)
+    assert set(sample["mask"].unique().tolist()) <= {*range(11), 255}
