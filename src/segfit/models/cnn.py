@@ -146,6 +146,10 @@ class CNN(nn.Module):
             x = up(x, features.pop())
         return resize_to(self.classifier(self.dropout(x)), images)
 
+    def head_parameters(self) -> set[str]:
+        """Return the names of the parameters that are newer than the rest: none, all start random."""
+        return set()
+
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
     """Resize `x` `(B, C, h, w)` bilinearly to the height and width of `like` `(B, C', H, W)`."""

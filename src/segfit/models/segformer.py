@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from segfit.errors import SegFitError, nearest
+from segfit.models.segformer_fast import MergedDecodeHead, use_fast
 from segfit.models.weights import (
     RANDOM,
     WeightsReport,
@@ -59,6 +63,10 @@ class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
         logits = self.decode_head(features)
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
+    def head_parameters(self) -> set[str]:
+        """Return the names of the parameters made for the data set at hand: the decode head's."""
+        return {name for name, _ in self.named_parameters() if name.startswith("decode_head.")}
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a folder that `SegformerForSemanticSegmentation.from_pretrained` loads."""
         stock = SegformerForSemanticSegmentation(self.config)
@@ -66,12 +74,23 @@ class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
             stock.save_pretrained(save_directory, state_dict=self.state_dict(), **kwargs)
 
 
+def merge(model: SegFormer) -> SegFormer:
+    """Return a copy for inference whose decode head is one weight a stage, batch norm included.
+
+    Logits are those of `model.eval()` within rounding. The copy has no gradients and no batch norm to
+    train, and its state dict is its own: save `model` instead.
+    """
+    merged: SegFormer = copy.deepcopy(model).eval().requires_grad_(False)
+    merged.decode_head = MergedDecodeHead(merged.decode_head)
+    return merged
+
+
 def make_segformer(
     variant: str,
     num_classes: int,
     *,
     weights: str | None = "auto",
-    fast: bool = True,  # noqa: ARG001
+    fast: bool = True,
     dropout: float = 0.1,
     drop_path: float = 0.1,
     checkpointing: bool = False,
@@ -101,8 +120,10 @@ def make_segformer(
     config = segformer_config(variant, num_classes, dropout, drop_path, class_names)
     model = SegFormer._from_config(config, attn_implementation="sdpa")
     report = _load(model, variant, weights)
+    if fast:
+        use_fast(model)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     return model.train(), report
 
 
@@ -125,6 +146,15 @@ def segformer_config(
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
     )
+
+
+def enable_checkpointing(model: SegFormer) -> None:
+    """Recompute each transformer block in backward instead of keeping its activations."""
+    for stage in model.segformer.stages:
+        for block in stage.blocks:
+            # the switch of transformers' own layers, without its model-wide method, which 6.0 renames
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 def recommended(variant: str) -> str:
@@ -212,8 +242,3 @@ def _check_config(folder: Path, config: SegformerConfig, variant: str) -> None:
                 f"model.weights={folder}: its {key} are {found[key]}, those of model.variant={variant} "
                 f"are {ours}. Give the checkpoint of this variant or change model.variant."
             )
-
-
-def head_parameters(model: SegFormer) -> set[str]:
-    """Return the names of the parameters that are made new for a data set: the decode head's."""
-    return {name for name, _ in model.named_parameters() if name.startswith("decode_head.")}

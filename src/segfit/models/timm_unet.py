@@ -115,6 +115,10 @@ class TimmUnet(nn.Module):
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 
+    def head_parameters(self) -> set[str]:
+        """Return the names of the parameters made for the data set at hand: all but the encoder's."""
+        return {name for name, _ in self.named_parameters() if not name.startswith("encoder.")}
+
 
 def make_timm_unet(
     encoder: str,
@@ -141,11 +145,6 @@ def make_timm_unet(
     path, report = _find_weights(encoder, weights)
     model = TimmUnet(_create(encoder, path), num_classes, decoder_channels, dropout)
     return model.train(), report
-
-
-def head_parameters(model: TimmUnet) -> set[str]:
-    """Return the names of the parameters that are made new for a data set: all but the encoder's."""
-    return {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
 
 
 def _check_name(encoder: str) -> None:

@@ -1,0 +1,232 @@
+"""Exact, faster forwards for transformers' SegFormer; derived and explained in docs/fast-segformer.md.
+
+`use_fast(model)` gives the modules of a SegFormer subclasses of their own classes. Only `forward` is
+overridden: parameters, buffers, hooks and state-dict keys stay what they are.
+
+Features stay token-major throughout: a map `(B, C, H, W)` is a channels_last view of tokens
+`(B, H·W, C)`, so that linear layers, norms, convolutions and resizing share one layout without copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers.models.segformer import modeling_segformer as hf
+
+from segfit.errors import SegFitError
+from segfit.models.relu_dropout import relu_dropout_
+
+if not hasattr(hf, "SegformerStage"):
+    raise SegFitError(
+        f"transformers {transformers.__version__} lays SegFormer out differently. "
+        "Install a newer one: pip install 'transformers>=5.9,<6'."
+    )
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """Return a channels_last map `(B, C, H, W)` as `(B, H, W, C)`: a view."""
+    return x.permute(0, 2, 3, 1)
+
+
+def to_map(x: Tensor) -> Tensor:
+    """Return `(B, H, W, C)` as a channels_last map `(B, C, H, W)`: a view."""
+    return x.permute(0, 3, 1, 2)
+
+
+def fold(head: hf.SegformerDecodeHead, features: Sequence[Tensor]) -> list[Tensor]:
+    """Return what the fused head adds up at 1/4 resolution: one `(B, D, h_i, w_i)` a stage.
+
+    With P_i, b_i the projection of stage i and W_i its slice of the fusing 1×1 convolution, stage i adds
+    W_i (P_i x_i + b_i). Either (W_i P_i) x_i or W_i (P_i x_i): whichever takes fewer products. Resizing
+    keeps constants, so that the biases of all stages go to the last, which is the smallest.
+    """
+    weights, projections = fusing_weights(head), [p.proj for p in head.linear_projections]
+    maps = []
+    for i, (x, projection, weight) in enumerate(zip(features, projections, weights, strict=True)):
+        bias = folded_bias(head) if i == len(weights) - 1 else None
+        tokens = to_tokens(x)
+        if tokens.shape[-1] < tokens.shape[:-1].numel():
+            y = F.linear(tokens, weight @ projection.weight, bias)
+        else:
+            y = F.linear(F.linear(tokens, projection.weight), weight, bias)
+        maps.append(to_map(y))
+    return maps
+
+
+def fusing_weights(head: hf.SegformerDecodeHead) -> list[Tensor]:
+    """Return the slice `(D, D)` of the fusing convolution that each stage meets, first stage first."""
+    weight = head.linear_fuse.weight.flatten(1)
+    # transformers joins the stages last to first
+    return list(weight.chunk(len(head.linear_projections), dim=1))[::-1]
+
+
+def folded_bias(head: hf.SegformerDecodeHead) -> Tensor:
+    """Return Σ W_i b_i `(D,)`."""
+    pairs = zip(fusing_weights(head), head.linear_projections, strict=True)
+    return torch.stack([weight @ p.proj.bias for weight, p in pairs]).sum(0)
+
+
+def resize_and_sum(maps: Sequence[Tensor]) -> Tensor:
+    """Return the sum of all maps `(B, D, h_i, w_i)` at the size of the first, channels last."""
+    first, second, *others = maps
+    size = first.shape[2:]
+    # Adding in place into a new tensor, which no backward reads, saves a pass over memory. Not into
+    # `first`: it is a view of a linear layer's output, where autograd would copy gradients.
+    out = F.interpolate(second, size=size, mode="bilinear", align_corners=False)
+    out += first
+    for y in others:
+        out += F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+    return out
+
+
+def classify(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return logits `(B, num_classes, H, W)`, contiguous as losses like them; x is channels last."""
+    return to_map(F.linear(to_tokens(x), weight.flatten(1), bias)).contiguous()
+
+
+class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
+    """Projection, resizing, joining and fusing as one sum over stages."""
+
+    def forward(self, encoder_hidden_states: Sequence[Tensor], **_: Any) -> Tensor:
+        """Return logits `(B, num_classes, H/4, W/4)` of the stages' `(B, C_i, H/2^(i+2), …)`."""
+        x = self.batch_norm(resize_and_sum(fold(self, encoder_hidden_states)))
+        x, scale = relu_dropout_(x, self.dropout.p if self.training else 0.0)
+        # kept units grow by 1 / (1 - p); the classifier's weight is the smallest place to do it
+        return classify(x, self.classifier.weight * scale, self.classifier.bias)
+
+
+class MergedDecodeHead(nn.Module):
+    """Decode head for inference: projection, fusing and batch norm as one weight a stage.
+
+    Args:
+        head: transformers' decode head, or its fast form; it is not changed.
+    """
+
+    def __init__(self, head: hf.SegformerDecodeHead) -> None:
+        super().__init__()
+        norm = head.batch_norm
+        with torch.no_grad():
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            for i, weight in enumerate(fusing_weights(head)):
+                projection = head.linear_projections[i].proj.weight
+                self.register_buffer(f"weight{i}", scale[:, None] * (weight @ projection))
+            shift = (folded_bias(head) - norm.running_mean) * scale + norm.bias
+            self.register_buffer("bias", shift)
+        self.classifier = head.classifier
+
+    def forward(self, encoder_hidden_states: Sequence[Tensor], **_: Any) -> Tensor:
+        """Return logits `(B, num_classes, H/4, W/4)` of the stages' `(B, C_i, H/2^(i+2), …)`."""
+        last = len(encoder_hidden_states) - 1
+        maps = [
+            to_map(
+                F.linear(
+                    to_tokens(x),
+                    self.get_buffer(f"weight{i}"),
+                    self.get_buffer("bias") if i == last else None,
+                )
+            )
+            for i, x in enumerate(encoder_hidden_states)
+        ]
+        x = F.relu_(resize_and_sum(maps))
+        return classify(x, self.classifier.weight, self.classifier.bias)
+
+
+class FastStage(hf.SegformerStage):  # type: ignore[misc]
+    """Stage whose output is a view of its tokens instead of a copy."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """Return `(B, C, H/stride, W/stride)`, channels last, of `(B, C', H, W)`."""
+        x, height, width = self.patch_embeddings(hidden_states)
+        for block in self.blocks:
+            x = block(x, height, width, **kwargs)
+        tokens: Tensor = self.layer_norm(x)
+        return to_map(tokens.unflatten(1, (height, width)))
+
+
+class FastSequenceReduction(hf.SegformerSequenceReduction):  # type: ignore[misc]
+    """R×R convolution with stride R as a linear layer on R×R patches."""
+
+    def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
+        """Return `(B, ⌊H/R⌋·⌊W/R⌋, C)` of tokens `(B, H·W, C)`."""
+        conv = self.sequence_reduction
+        r = conv.stride[0]
+        h, w = height // r, width // r
+        x = hidden_states.unflatten(1, (height, width))[:, : h * r, : w * r]
+        patches = x.unflatten(1, (h, r)).unflatten(3, (w, r)).transpose(2, 3)  # (B, h, w, r, r, C)
+        weight = to_tokens(conv.weight).flatten(1)
+        reduced: Tensor = self.layer_norm(
+            F.linear(patches.flatten(3).flatten(1, 2), weight, conv.bias)
+        )
+        return reduced
+
+
+class FastAttention(hf.SegformerAttention):  # type: ignore[misc]
+    """Attention by torch's SDPA, or by two matrix products where those are faster."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        height: int,
+        width: int,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """Return tokens `(B, N, C)` of tokens `(B, N, C)`, and no attention map."""
+        reduced = hidden_states
+        if self.sequence_reduction_ratio > 1:
+            reduced = self.sequence_reduction(hidden_states, height, width)
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection, x in (
+                (self.q_proj, hidden_states),
+                (self.k_proj, reduced),
+                (self.v_proj, reduced),
+            )
+        )
+        p = self.attention_dropout if self.training else 0.0
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+            # the keys are few, and the backward of CPU flash attention is slow in bf16
+            scores = q @ (k * self.scaling).transpose(-1, -2)
+            x = F.dropout(scores.softmax(-1), p) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=self.scaling)
+        return self.o_proj(x.transpose(1, 2).flatten(2)), None
+
+
+class FastLayer(hf.SegformerLayer):  # type: ignore[misc]
+    """Transformer block that adds residual and drop path in one operation."""
+
+    def add(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Return `residual + drop_path(x)`, `(B, N, C)`."""
+        p = getattr(self.drop_path, "drop_prob", 0.0) if self.training else 0.0
+        if p == 0.0:
+            return residual + x
+        # the same draw as transformers', so that a seed drops the same blocks on both paths
+        keep = torch.rand((x.shape[0], 1, 1), dtype=x.dtype, device=x.device).add_(1 - p).floor_()
+        return torch.addcmul(residual, x, keep.div_(1 - p))
+
+    def forward(self, hidden_states: Tensor, height: int, width: int, **kwargs: Any) -> Tensor:
+        """Return tokens `(B, H·W, C)` of tokens `(B, H·W, C)`."""
+        x = hidden_states
+        attended, _ = self.attention(self.layernorm_before(x), height, width, **kwargs)
+        x = self.add(x, self.hidden_dropout(attended))
+        return self.add(x, self.mlp(self.layernorm_after(x), height, width))
+
+
+FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    hf.SegformerDecodeHead: FastDecodeHead,
+    hf.SegformerStage: FastStage,
+    hf.SegformerSequenceReduction: FastSequenceReduction,
+    hf.SegformerAttention: FastAttention,
+    hf.SegformerLayer: FastLayer,
+}
+
+
+def use_fast(model: nn.Module) -> None:
+    """Give every module of `model` that has one its faster class, in place."""
+    for module in model.modules():
+        module.__class__ = FAST_CLASSES.get(type(module), type(module))

@@ -1,0 +1,89 @@
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from segfit.errors import SegFitError
+from segfit.models.timm_unet import TimmUnet, make_timm_unet
+from tests.contracts.model_contract import ModelContract, images
+
+
+def unet(encoder: str, num_classes: int = 3, **kwargs) -> TimmUnet:
+    model, _ = make_timm_unet(encoder, num_classes, weights=None, decoder_channels=32, **kwargs)
+    return model
+
+
+class TestResNetUnet(ModelContract):
+    def make(self, num_classes):
+        return unet("resnet10t", num_classes, dropout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size"),
+    [
+        ("convnext_atto", (64, 64)),  # first features at stride 4
+        ("convnext_atto", (65, 97)),
+        ("mobilenetv3_small_050", (65, 97)),  # another family of feature extractors in timm
+        ("mambaout_femto", (64, 64)),  # features with the channels last
+        ("swin_tiny_patch4_window7_224", (65, 97)),  # channels last, and only at multiples of 32
+    ],
+)
+def test_any_pyramid_at_any_size(encoder, size):
+    model = unet(encoder).eval()
+    with torch.no_grad():
+        assert model(images(*size, batch=1)).shape == (1, 3, *size)
+
+
+def test_decoder_channels_are_halved_a_level():
+    widths = [block.convs[0].out_channels for block in unet("resnet10t").decoder]
+    assert widths == [32, 16, 16, 16]
+
+
+def test_head_parameters_are_all_but_the_encoders():
+    model = unet("resnet10t")
+    head = model.head_parameters()
+    assert {name.split(".")[0] for name in head} == {"decoder", "classifier"}
+    assert len(head) + len(list(model.encoder.parameters())) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("resnet43", "resnet34"),
+        ("resnet34.nonsense", "nonsense"),
+        ("vit_tiny_patch16_224", "pyramid"),
+        ("maxvit_rmlp_pico_rw_256", "one image size"),
+    ],
+)
+def test_unfit_encoders_are_refused_with_an_alternative(encoder, message):
+    with pytest.raises(SegFitError, match=message) as error:
+        unet(encoder)
+    assert "model.encoder" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(5)
+    return timm.create_model("resnet10t", pretrained=False).eval()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_gives_the_encoder_its_weights(backbone, tmp_path, suffix):
+    file = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(backbone.state_dict(), file)
+    model, report = make_timm_unet("resnet10t", 3, weights=str(file))
+    assert report.loaded
+    assert report.source == str(file)
+    with torch.no_grad():
+        deepest = model.eval().encoder(images())[-1]
+        torch.testing.assert_close(deepest, backbone.forward_features(images()))
+
+
+def test_a_file_of_another_model_is_refused_with_its_keys(backbone, tmp_path):
+    state = backbone.state_dict()
+    del state["layer1.0.conv1.weight"]
+    state["layer4.0.conv1.weight"] = torch.zeros(3)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(SegFitError, match=r"missing: layer1\.0\.conv1\.weight") as error:
+        make_timm_unet("resnet10t", 3, weights=str(tmp_path / "w.safetensors"))
+    assert "another shape: layer4.0.conv1.weight" in str(error.value)
