@@ -1,0 +1,249 @@
+"""The training as TensorBoard shows it."""
+
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summary
+
+from segfit.engine.events import EndLog, EpochLog, EvalResult, RunInfo, StepLog
+from segfit.errors import SegFitError
+from segfit.labels import Classes
+from segfit.report.pictures import panel_image
+from segfit.report.plots import confusion_figure, figure_to_array
+from segfit.report.text import one_line
+
+_LOGGER = logging.getLogger(__name__)
+_COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be resumed
+_PICTURE_SHARE = 0.02  # of the wall-clock time may go into drawing, while the device is idle
+_ENCODING: dict[str, dict[str, int]] = {
+    "jpeg": {"quality": 92, "subsampling": 0},
+    "png": {"compress_level": 3},
+}
+
+
+class TensorBoardReport:
+    """A `Listener` that writes one TensorBoard run; the x axis is the number of updates.
+
+    Scalars: train/*, speed/*, memory/*, epoch/seconds, val/<score>, val_iou/<class>, and hparam/<score>
+    of the best validation so far. Images: panel/<name>, confusion_matrix. Text: config, facts. The HPARAMS
+    tab shows one row a run, from the first validation on; with the parent folder as logdir, a sweep is
+    one table.
+
+    Images come with the first and the last validation and with those between as long as drawing takes
+    no more than 2 % of the time. Everything else is on disk when a method returns, so that a killed run
+    loses nothing of it.
+
+    Args:
+        log_dir: the run's folder for event files.
+        classes: names and colours.
+        config_text: the composed config, YAML.
+        hparams: what the HPARAMS tab has columns for. Runs that are to be compared need the same keys:
+            TensorBoard takes the columns from one of them.
+        resume_step: updates of the checkpoint that the run goes on from; None for a new run. Whatever
+            the folder holds of later updates is hidden, so that no step appears twice.
+        notify: gets one message if writing fails later on (a full disk); training goes on without.
+
+    Raises:
+        SegFitError: if the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        log_dir: Path,
+        classes: Classes,
+        config_text: str,
+        hparams: Mapping[str, float | str | bool],
+        resume_step: int | None = None,
+        notify: Callable[[str], None] = _LOGGER.warning,
+    ) -> None:
+        self._log_dir = log_dir
+        self._classes = classes
+        self._config_text = config_text
+        # torch writes a bool as a number.
+        self._hparams = {
+            key: str(value).lower() if isinstance(value, bool) else value
+            for key, value in hparams.items()
+        }
+        self._notify = notify
+        self._failed = False
+        self._best_told: dict[str, float] = {}
+        self._undrawn: tuple[EvalResult, int] | None = None
+        self._begun, self._drawing = time.monotonic(), 0.0
+        self._session_step = 0 if resume_step is None else resume_step + 1
+        self._resume_step = resume_step
+        try:
+            # A run killed between telling and saving tells the checkpoint's own step again.
+            self._known = _tags_at(log_dir, resume_step) if resume_step is not None else set()
+            self._writer = SummaryWriter(
+                str(log_dir), purge_step=None if resume_step is None else resume_step + 1
+            )
+            self._writer.flush()
+        except OSError as error:
+            raise SegFitError(
+                f"{log_dir}: cannot write TensorBoard events: {error.strerror}. "
+                f"Make the folder writable, or set report.tensorboard=false."
+            ) from error
+
+    def start(self, info: RunInfo) -> None:
+        """Write the config, the facts and the row of the HPARAMS tab."""
+        with self._writing():
+            step = self._session_step
+            self._writer.add_text("config", f"```yaml\n{self._config_text.rstrip()}\n```", step)
+            self._writer.add_text("facts", _markdown_table(info.facts), step)
+            _, session_start, _ = hparams_summary(self._hparams, {})
+            self._add(session_start)
+
+    def notice(self, message: str) -> None:
+        """Leave it to console and log file."""
+
+    def step(self, epoch: int, update: int) -> None:
+        """Leave it to `log`."""
+
+    def validating(self, done: int, total: int) -> None:
+        """Leave it to `epoch`."""
+
+    def log(self, log: StepLog) -> None:
+        """Write the numbers of training."""
+        with self._writing():
+            values = {
+                "train/loss": log.loss,
+                "train/lr": log.lr,
+                "train/grad_norm": log.grad_norm,
+                "train/loss_scale": log.loss_scale,
+                "speed/images_per_second": log.images_per_second,
+                "speed/data_wait_percent": 100 * log.data_wait,
+                "memory/peak_gib": log.memory_gib,
+            }
+            self._scalars(values, log.update)
+
+    def epoch(self, log: EpochLog) -> None:
+        """Write the duration of the epoch and all of its validation."""
+        with self._writing():
+            self._scalars({"epoch/seconds": log.seconds, "epoch/loss": log.loss}, log.update)
+            if log.result is not None:
+                self._validation(log.result, log.update)
+                if log.is_best:
+                    self._best(log.result.scores, log.update)
+
+    def end(self, log: EndLog) -> None:
+        """Write the final scores; mark the row in the HPARAMS tab as done, unless to be resumed."""
+        with self._writing():
+            if self._undrawn is not None:
+                self._draw(*self._undrawn)
+            self._best(log.best_scores, log.updates)
+            if log.reason in _COMPLETE:
+                *_, session_end = hparams_summary({}, {})
+                self._add(session_end)
+
+    def close(self) -> None:
+        """Write what is left and close the file; called again, nothing."""
+        with suppress(OSError):
+            self._writer.close()
+
+    # ---------------------------------------------------------------------------------- writing
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Flush in the end; after the first failure, tell it once and write no more."""
+        if self._failed:
+            with suppress(OSError):
+                yield
+            return
+        try:
+            yield
+            self._writer.flush()
+        except OSError as error:
+            self._failed = True
+            self._notify(
+                f"{self._log_dir}: cannot write TensorBoard events any more: {error.strerror or error}. "
+                f"Training goes on without."
+            )
+
+    def _validation(self, result: EvalResult, update: int) -> None:
+        self._scalars({f"val/{name}": value for name, value in result.scores.items()}, update)
+        ious = result.per_class.get("iou", {})
+        self._scalars({f"val_iou/{name}": value for name, value in ious.items()}, update)
+        self._undrawn = (result, update)
+        if self._drawing <= _PICTURE_SHARE * (time.monotonic() - self._begun):
+            self._draw(result, update)
+
+    def _draw(self, result: EvalResult, update: int) -> None:
+        if self._failed:
+            return
+        start = time.monotonic()
+        for panel in result.panels:
+            self._image(f"panel/{panel.name}", panel_image(panel, self._classes), update, "jpeg")
+        figure = confusion_figure(result.confusion, self._classes)
+        self._image("confusion_matrix", figure_to_array(figure), update, "png")
+        self._drawing += time.monotonic() - start
+        self._undrawn = None
+
+    def _best(self, scores: Mapping[str, float], update: int) -> None:
+        finite = {name: value for name, value in scores.items() if math.isfinite(value)}
+        if not finite or finite == self._best_told:
+            return
+        metrics = {f"hparam/{name}": value for name, value in finite.items()}
+        if not self._best_told:
+            experiment, *_ = hparams_summary(self._hparams, metrics)
+            self._add(experiment)
+        self._best_told = finite
+        self._scalars(metrics, update)
+
+    def _scalars(self, values: Mapping[str, float | None], update: int) -> None:
+        for tag, value in values.items():
+            if value is not None and self._is_new(tag, update):
+                self._writer.add_scalar(tag, value, update)
+
+    def _image(self, tag: str, image: NDArray[np.uint8], update: int, kind: str) -> None:
+        # add_image always writes PNG, which takes a photograph 30 times as long as JPEG.
+        if self._is_new(tag, update):
+            encoded = io.BytesIO()
+            Image.fromarray(image).save(encoded, kind, **_ENCODING[kind])
+            height, width, channels = image.shape
+            content = Summary.Image(
+                height=height,
+                width=width,
+                colorspace=channels,
+                encoded_image_string=encoded.getvalue(),
+            )
+            summary = Summary(value=[Summary.Value(tag=tag, image=content)])
+            self._add(summary, update)
+
+    def _is_new(self, tag: str, update: int) -> bool:
+        return update != self._resume_step or tag not in self._known
+
+    def _add(self, summary: Summary, update: int | None = None) -> None:
+        # SummaryWriter has no public way to write a summary as it is: add_hparams would open a second
+        # run for the row, add_image would encode the picture its own way.
+        self._writer._get_file_writer().add_summary(summary, update)
+
+
+def _markdown_table(facts: Mapping[str, str]) -> str:
+    cells = [(label, one_line(text).replace("|", "\\|")) for label, text in facts.items()]
+    rows = [f"| {label} | {text} |" for label, text in cells]
+    return "\n".join(["| fact | value |", "|---|---|", *rows])
+
+
+def _tags_at(log_dir: Path, step: int) -> set[str]:
+    """Return the tags that the folder's event files have at a step, as TensorBoard would show them."""
+    tags: set[str] = set()
+    for path in sorted(log_dir.glob("events.out.tfevents.*")):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            purged = event.session_log.status == SessionLog.START and event.step <= step
+            if event.HasField("session_log") and purged:
+                tags.clear()
+            if event.step == step:
+                tags |= {value.tag for value in event.summary.value}
+    return tags

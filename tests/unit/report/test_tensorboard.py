@@ -1,0 +1,172 @@
+import itertools
+import shutil
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+
+from segfit.errors import SegFitError
+from segfit.report.tensorboard import TensorBoardReport
+from tests.unit.report import events
+
+HPARAMS = {"model": "segformer_b0", "lr": 3e-4, "batch_size": 4, "fast": True}
+
+
+def report(log_dir, resume_step=None, **options):
+    return TensorBoardReport(
+        log_dir, events.CLASSES, "lr: 0.1\nmodel: {name: x}\n", HPARAMS, resume_step, **options
+    )
+
+
+def whole_run(log_dir):
+    board = report(log_dir)
+    events.train(board)
+    board.end(events.end_log(8))
+    board.close()
+    return log_dir
+
+
+def load(log_dir):
+    return EventAccumulator(str(log_dir), size_guidance={"images": 0, "scalars": 0}).Reload()
+
+
+def scalars(log_dir, tag):
+    return [(event.step, event.value) for event in load(log_dir).Scalars(tag)]
+
+
+def test_scalars_are_there_by_update(tmp_path):
+    whole_run(tmp_path)
+    steps = [(2, 1 / 2), (4, 1 / 4), (6, 1 / 6), (8, 1 / 8)]
+    assert scalars(tmp_path, "train/loss") == [(step, pytest.approx(v)) for step, v in steps]
+    expected = {
+        "train/lr": (8, 3e-4),
+        "train/grad_norm": (8, 1.25),
+        "train/loss_scale": (8, 1.0),
+        "speed/images_per_second": (8, 45.3),
+        "speed/data_wait_percent": (8, 2.0),
+        "memory/peak_gib": (8, 3.25),
+        "epoch/seconds": (8, 75.0),
+        "epoch/loss": (8, 0.75),
+        "val/miou": (8, 0.6),
+        "val/loss": (8, 0.4),
+        "val_iou/liver": (8, 0.6),
+        "hparam/miou": (8, 0.6),
+    }
+    for tag, (step, value) in expected.items():
+        assert scalars(tmp_path, tag)[-1] == (step, pytest.approx(value)), tag
+    assert "val_iou/kidney" not in load(tmp_path).Tags()["scalars"]  # absent from the truth
+
+
+def test_pictures_of_the_first_and_the_last_validation_are_there(tmp_path):
+    whole_run(tmp_path)
+    loaded = load(tmp_path)
+    for tag, kind in (("panel/case_1", b"\xff\xd8"), ("confusion_matrix", b"\x89PNG")):
+        images = loaded.Images(tag)
+        assert (images[0].step, images[-1].step) == (4, 8)
+        assert images[0].encoded_image_string.startswith(kind)
+
+
+def test_the_config_is_there_as_text(tmp_path):
+    whole_run(tmp_path)
+    (config,) = load(tmp_path).Tensors("config/text_summary")
+    text = config.tensor_proto.string_val[0].decode()
+    assert text == "```yaml\nlr: 0.1\nmodel: {name: x}\n```"
+    (facts,) = load(tmp_path).Tensors("facts/text_summary")
+    assert "| weights | random \\| none |" in facts.tensor_proto.string_val[0].decode()
+
+
+def hparams_tags(log_dir):
+    return load(log_dir).PluginTagToContent(metadata.PLUGIN_NAME)
+
+
+def test_hparams_are_one_row_in_the_runs_own_folder(tmp_path):
+    whole_run(tmp_path)
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    tags = hparams_tags(tmp_path)
+    start = metadata.parse_session_start_info_plugin_data(tags[metadata.SESSION_START_INFO_TAG])
+    assert start.hparams["model"].string_value == "segformer_b0"
+    assert start.hparams["lr"].number_value == 3e-4
+    assert start.hparams["fast"].string_value == "true"
+    experiment = metadata.parse_experiment_plugin_data(tags[metadata.EXPERIMENT_TAG])
+    names = {info.name.tag for info in experiment.metric_infos}
+    assert names == {"hparam/loss", "hparam/miou", "hparam/macro_f1", "hparam/pixel_accuracy"}
+    end = metadata.parse_session_end_info_plugin_data(tags[metadata.SESSION_END_INFO_TAG])
+    assert end.status == STATUS_SUCCESS
+
+
+def test_an_interrupted_run_keeps_everything_and_its_row_open(tmp_path):
+    board = report(tmp_path)
+    events.train(board, last=6)
+    board.end(events.end_log(6, "interrupted", best_epoch=0))  # not closed
+    assert scalars(tmp_path, "train/loss")[-1][0] == 6
+    assert scalars(tmp_path, "hparam/miou") == [(4, 0.5)]
+    assert metadata.SESSION_END_INFO_TAG not in hparams_tags(tmp_path)
+    board.close()
+
+
+def test_a_killed_run_has_lost_nothing_that_was_told(tmp_path):
+    board = report(tmp_path / "run")
+    events.train(board, last=6)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # what is on disk at this moment
+    assert [step for step, _ in scalars(tmp_path / "copy", "train/loss")] == [2, 4, 6]
+    assert [step for step, _ in scalars(tmp_path / "copy", "val/miou")] == [4]
+    board.close()
+
+
+@pytest.mark.parametrize(("saved", "killed"), [(4, 8), (5, 7), (4, 4), (0, 3)])
+def test_no_step_appears_twice_after_resuming(tmp_path, saved, killed):
+    board = report(tmp_path)
+    events.train(board, last=killed)
+    board.close()
+
+    board = report(tmp_path, resume_step=saved)
+    if saved == 4:  # the epoch's end was told but not saved: the loop tells it again
+        board.start(events.info(start_update=4))
+        board.log(events.step_log(4))
+        board.epoch(events.epoch_log(0))
+    events.train(board, first=saved)
+    board.end(events.end_log(8))
+    board.close()
+
+    loaded = load(tmp_path)
+    assert [event.step for event in loaded.Scalars("train/loss")] == [2, 4, 6, 8]
+    for tag in loaded.Tags()["scalars"]:
+        steps = [event.step for event in loaded.Scalars(tag)]
+        assert all(one < two for one, two in itertools.pairwise(steps)), tag
+    for tag in loaded.Tags()["images"]:
+        steps = [event.step for event in loaded.Images(tag)]
+        assert len(set(steps)) == len(steps), tag
+
+
+def test_resuming_twice_knows_what_the_second_session_hid(tmp_path):
+    for first, last in ((0, 8), (4, 6), (6, 8)):
+        board = report(tmp_path, resume_step=first or None)
+        events.train(board, first, last)
+        board.close()
+    assert [step for step, _ in scalars(tmp_path, "train/loss")] == [2, 4, 6, 8]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SegFitError, match=r"cannot write TensorBoard events.*tensorboard=false"):
+        report(tmp_path / "file" / "tensorboard")
+
+
+def test_a_disk_that_fills_up_is_told_once_and_training_goes_on(tmp_path, monkeypatch):
+    notices = []
+    board = report(tmp_path, notify=notices.append)
+    board.start(events.info())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board._writer, "flush", full)
+    monkeypatch.setattr(board._writer, "add_scalar", full)
+    events.train(board)
+    board.end(events.end_log(8))
+    assert len(notices) == 1
+    assert "No space left on device" in notices[0]
+    monkeypatch.undo()
+    board.close()
