@@ -86,9 +86,9 @@ class TensorBoardReport:
         try:
             # A run killed between telling and saving tells the checkpoint's own step again.
             self._known = _tags_at(log_dir, resume_step) if resume_step is not None else set()
-            self._writer = SummaryWriter(
-                str(log_dir), purge_step=None if resume_step is None else resume_step + 1
-            )
+            # A new run marks its start too: TensorBoard takes the first mark of a folder for the start,
+            # and only those after it for a resumption that hides what it replaces.
+            self._writer = SummaryWriter(str(log_dir), purge_step=self._session_step)
             self._writer.flush()
         except OSError as error:
             raise SegFitError(
