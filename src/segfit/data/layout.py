@@ -118,7 +118,7 @@ def list_files(folder: Path, suffixes: Collection[str], skip: Path | None = None
             if not name.startswith(".")
             and (not suffixes or os.path.splitext(name)[1].lower() in suffixes)  # noqa: PTH122
         ]
-    return sorted(files)
+    return sorted(files, key=str)
 
 
 def relative_name(file: Path, folder: Path) -> str:
@@ -126,8 +126,10 @@ def relative_name(file: Path, folder: Path) -> str:
 
     macOS and archives made there write "é" as two characters; names pair all the same.
     """
-    name = file.relative_to(folder).with_suffix("").as_posix()
-    return unicodedata.normalize("NFC", name)
+    # Text, not paths: a tenth of the time, for sets of 100,000s of files.
+    above = 0 if str(folder) == "." else len(str(folder))
+    name = os.path.splitext(str(file)[above:].lstrip(os.sep))[0]  # noqa: PTH122
+    return unicodedata.normalize("NFC", name.replace(os.sep, "/"))
 
 
 def _by_name(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -211,8 +213,10 @@ def _pair_files(
             f"{folder}: {len(orphans)} of {len(masks)} masks have no image and are not used: "
             f"{some(orphans)}."
         )
-    others = [p for p in list_files(folder, ()) if p.suffix.lower() not in MASK_SUFFIXES]
-    if others and len(paired) < len(images):
+    missing = len(paired) < len(images)
+    files = list_files(folder, ()) if missing else []
+    others = [p for p in files if p.suffix.lower() not in MASK_SUFFIXES]
+    if others:
         problems.append(
             f"{folder}: {len(others)} files are no masks ({some(sorted({p.suffix for p in others}))}): "
             f"masks must be {' '.join(s[1:] for s in MASK_SUFFIXES)}, since JPEG changes indices."

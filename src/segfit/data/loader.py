@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +19,6 @@ from segfit.errors import SegFitError
 
 _CAUGHT = "SegFitError in DataLoader worker"
 _RAISED = "segfit.errors.SegFitError: "
-_GRACE_SECONDS = 60
 
 
 class Loader(DataLoader[Sample]):
@@ -61,13 +64,24 @@ def init_worker(worker: int) -> None:  # noqa: ARG001
     """Prepare a worker process: one thread, and signals are the main process's to handle.
 
     Ctrl-C, and Slurm's SIGTERM, reach every process of the job. A worker that died of it would take the
-    main process down before its checkpoint is written, so it ignores the first, and gives the main
-    process a minute after the second.
+    main process down before its checkpoint is written.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
+    parent = multiprocessing.parent_process()
+    if parent is not None and sys.platform == "linux":
+        # The handler is for the moment in which a second signal finds the waiting thread unblocked.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
+
+
+def _obey(parent: int | None) -> None:
+    """End this process at a SIGTERM from `parent`, as multiprocessing sends it; pass over others'."""
+    if sys.platform == "linux":  # only there is the sender known
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
 
 
 def _loader(

@@ -30,7 +30,7 @@ def report_key(files: Iterable[Path], options: str) -> bytes:
     digest = hashlib.blake2b(f"{_VERSION}\0{options}".encode(), digest_size=16)
     for file in files:
         stat = file.stat()
-        path = os.fsencode(file.absolute())
+        path = os.fsencode(file if file.is_absolute() else file.absolute())
         digest.update(path + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.digest()
 

@@ -163,6 +163,14 @@ def test_predictions_of_equal_names_do_not_overwrite_each_other(tmp_path):
     assert {dataset.id(0), dataset.id(1)} == {"a_png", "a_JPG"}
 
 
+@pytest.mark.parametrize("folder", [".", "in", "in/../in"])
+def test_names_are_relative_to_any_folder(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "in" / "x.y" / "a.b.png", noise(4, 4, 3))
+    name = PredictDataset(folder, (8, 8), "stretch").id(0)
+    assert name == ("in/x.y/a.b" if folder == "." else "x.y/a.b")
+
+
 def test_a_folder_without_images_is_told(tmp_path):
     with pytest.raises(SegFitError, match="no such folder"):
         PredictDataset(tmp_path / "nowhere", (8, 8), "pad")
