@@ -1,0 +1,150 @@
+"""Everything that changes while training: what a checkpoint holds, no more and no less."""
+
+import random
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from segfit.engine.precision import Precision
+from segfit.engine.task import Forward
+
+
+class Scheduler(Protocol):
+    """A timm scheduler, stepped by updates."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the learning rates for the update after `num_updates`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore its state."""
+
+
+class Ema(Protocol):
+    """timm's ModelEmaV3."""
+
+    module: nn.Module
+
+    def update(self, model: nn.Module, step: int | None = None) -> None:
+        """Move the average towards the model."""
+
+
+@dataclass
+class Progress:
+    """Where training stands.
+
+    Args:
+        epoch: 0-based epoch that is running.
+        batch: micro-batches of it that are done.
+        update: updates made so far, over all epochs.
+        micro_batch: largest number of samples that one forward pass may take; 0 is no limit. Lowered when
+            the device runs out of memory.
+        loss_sum: sum of the losses of the epoch's updates that were logged.
+        loss_count: how many they are.
+        window_loss: sum of the losses since the last log; so a resumed run logs what the unbroken one does.
+        window_norm: the same of the gradient's norm.
+        window_updates: how many they are.
+        best_score: best monitored score, or None before the first validation.
+        best_scores: all scores of that validation.
+        best_epoch: its epoch.
+        stale: validations since then.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    update: int = 0
+    micro_batch: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    window_loss: float = 0.0
+    window_norm: float = 0.0
+    window_updates: int = 0
+    best_score: float | None = None
+    best_scores: dict[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
+    stale: int = 0
+
+
+@dataclass
+class TrainingState:
+    """Model, optimizer and all else that a training needs to go on exactly.
+
+    Args:
+        model: the module itself, never its compiled form.
+        forward: what a forward pass calls: the model, or its compiled form.
+        optimizer: over the model's parameters.
+        scheduler: stepped every update.
+        scaler: enabled in fp16 only.
+        ema: moving average of the weights, or None.
+        precision: of forward passes.
+        device: where the model lives.
+    """
+
+    model: nn.Module
+    forward: Forward
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    scaler: GradScaler
+    ema: Ema | None
+    precision: Precision
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+
+    def evaluated(self) -> nn.Module:
+        """Return the module that is validated and kept: the average where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values only, so that it loads with `weights_only=True`."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "random": random_state(self.device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave, the generators of random numbers included."""
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"] or state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        set_random_state(state["random"], self.device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of Python's, NumPy's and torch's global generators as plain values."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restore what `random_state` gave."""
+    random.setstate(state["python"])
+    keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(_cpu(state["torch"]))
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(_cpu(state["cuda"]), device)
+
+
+def _cpu(state: Tensor) -> Tensor:
+    return state.cpu()

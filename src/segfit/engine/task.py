@@ -1,0 +1,55 @@
+"""What the loop needs to know about the work, and all it knows."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from segfit.engine.events import EvalResult
+
+Batch = dict[str, Tensor]
+Forward = Callable[[Tensor], Tensor]
+
+
+class Meter(Protocol):
+    """Collects the scores of one pass over held-out data, on the device."""
+
+    def update(self, forward: Forward, batch: Batch) -> None:
+        """Predict a batch and count it; must not read the device."""
+
+    def result(self) -> EvalResult:
+        """Read the device and return the scores."""
+
+
+class Task(Protocol):
+    """What a batch means."""
+
+    def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Any]:
+        """Return the model's input and the targets of a training batch that lies on the device.
+
+        Augments and normalises; `seed` alone decides what is drawn.
+        """
+
+    def totals(self, targets: Any) -> Tensor:
+        """Return what each of the loss's K terms is divided by, (K,) float32."""
+
+    def loss(self, outputs: Tensor, targets: Any, totals: Tensor) -> Tensor:
+        """Return this micro-batch's share of the loss, (): its sums over the window's `totals`."""
+
+    def split(self, inputs: Tensor, targets: Any, size: int) -> list[tuple[Tensor, Any]]:
+        """Cut a prepared micro-batch into pieces of at most `size` samples."""
+
+    def meter(self) -> Meter:
+        """Return a fresh collector of scores."""
+
+
+class TrainingData(Protocol):
+    """Training batches by epoch; what comes is a function of (epoch, position) alone."""
+
+    batch_size: int
+
+    def batches_per_epoch(self) -> int:
+        """Return the number of micro-batches an epoch."""
+
+    def epoch(self, epoch: int, start_batch: int) -> Iterable[Batch]:
+        """Yield the batches of an epoch on the device, from `start_batch` on."""

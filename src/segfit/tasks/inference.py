@@ -1,0 +1,94 @@
+"""From a model's logits to logits and class indices at an image's own size."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Forward = Callable[[Tensor], Tensor]
+
+_STRIP_ELEMENTS = 2**24  # 64 MiB of fp32 logits at once, however large the image
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """How images become logits.
+
+    Args:
+        window: (height, width) of a sliding window, or None to predict whole images.
+        overlap: share (0-1) of a window that the next one covers again.
+        flip: average with the prediction of the mirrored image.
+    """
+
+    window: tuple[int, int] | None = None
+    overlap: float = 0.5
+    flip: bool = False
+
+    def __call__(self, forward: Forward, images: Tensor) -> Tensor:
+        """Return logits (B, num_classes, H, W) of normalised images (B, 3, H, W)."""
+        logits = self._windows(forward, images)
+        if self.flip:
+            logits = (logits + self._windows(forward, images.flip(-1)).flip(-1)) / 2
+        return logits
+
+    def _windows(self, forward: Forward, images: Tensor) -> Tensor:
+        if self.window is None:
+            return forward(images)
+        height, width = (
+            max(side, size) for side, size in zip(images.shape[-2:], self.window, strict=True)
+        )
+        padded = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+        total: Tensor | None = None
+        count = padded.new_zeros(1, 1, height, width)
+        for top in window_starts(height, self.window[0], self.overlap):
+            for left in window_starts(width, self.window[1], self.overlap):
+                area = (..., slice(top, top + self.window[0]), slice(left, left + self.window[1]))
+                logits = forward(padded[area].contiguous())
+                if total is None:
+                    total = logits.new_zeros(len(images), logits.shape[1], height, width)
+                total[area] += logits
+                count[area] += 1
+        assert total is not None  # there is always a first window
+        return (total / count)[..., : images.shape[-2], : images.shape[-1]]
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """Return where windows begin so that they cover `length` (>= `window`), the last one flush."""
+    stride = max(1, round(window * (1 - overlap)))
+    starts = list(range(0, length - window, stride))
+    return [*starts, length - window]
+
+
+def classes_at(logits: Tensor, height: int, width: int) -> Tensor:
+    """Return the argmax (height, width) int64 of logits (C, h, w) upsampled bilinearly to that size.
+
+    Equal to `F.interpolate(..., mode="bilinear", align_corners=False)` and argmax, but taken in strips of rows,
+    so that a large image with many classes does not need its full-size logits in memory.
+    """
+    if logits.shape[-2:] == (height, width):
+        return logits.argmax(0)
+    upper, lower, share = _row_neighbours(logits.shape[-2], height, logits.device)
+    rows = max(1, _STRIP_ELEMENTS // (logits.shape[0] * width))
+    strips = []
+    for start in range(0, height, rows):
+        part = slice(start, start + rows)
+        strip = torch.lerp(logits[:, upper[part]], logits[:, lower[part]], share[part, None])
+        if strip.shape[-1] != width:
+            size = (strip.shape[-2], width)
+            strip = F.interpolate(strip[None], size, mode="bilinear", align_corners=False)[0]
+        strips.append(strip.argmax(0))
+    return torch.cat(strips)
+
+
+def _row_neighbours(
+    source: int, target: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each of `target` rows the two source rows and the lower one's share (half-pixel centres)."""
+    centre = (torch.arange(target, dtype=torch.float32) + 0.5) * (source / target) - 0.5
+    centre = centre.clamp(0, source - 1)
+    upper = centre.floor().long()
+    lower = (upper + 1).clamp(max=source - 1)
+    share = centre - upper
+    return upper.to(device), lower.to(device), share.to(device)
