@@ -27,7 +27,7 @@ def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
     known = [item.name for item in fields(schema)]
     for name in config:
         if name not in known:
-            yield f"{prefix}{name}: there is no such key.{nearest(str(name), known)}"
+            yield f"{prefix}{name!s}: there is no such key.{nearest(str(name), known)}"
     for item in fields(schema):
         key = f"{prefix}{item.name}"
         if OmegaConf.is_missing(config, item.name):

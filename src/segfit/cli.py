@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from segfit import config as schema
+from segfit import sweep
 from segfit.errors import SegFitError
 from segfit.explain import explain
 from segfit.hardware import detect_tier
@@ -84,10 +85,13 @@ def run(main: Callable[[], None], config_name: str) -> NoReturn:
             raise
         caught = error
     else:
-        sys.exit(0)
+        sys.exit(1 if sweep.LeaderBoard.failed else 0)
     problems = explain(caught, CONF, config_name, sys.argv[1:])
     if not problems:
+        kind = "oom" if type(caught).__name__ in ("OutOfMemoryError", "MemoryError") else "crash"
+        sweep.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
         raise caught
+    sweep.leave_error("input", problems[0], 2)
     fail(problems)
 
 

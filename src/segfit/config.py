@@ -29,11 +29,8 @@ def option(
 
     `None` always passes where the annotation is Optional; a list is checked item by item.
     """
-    limits = {"choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
-    metadata = {"help": help, **{key: value for key, value in limits.items() if value}}
-    for key in ("ge", "gt", "le", "lt"):
-        if limits[key] is not None:
-            metadata[key] = limits[key]
+    limits = {"choices": choices or None, "ge": ge, "gt": gt, "le": le, "lt": lt}
+    metadata = {"help": help, **{key: v for key, v in limits.items() if v is not None}}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -405,15 +402,17 @@ class EvaluateConfig:
     worst: int = option(8, "How many of the worst images are shown as pictures.", ge=0)
 
 
+SCHEMAS: dict[str, dict[str, type]] = {
+    "model": {"segformer": SegFormerConfig, "cnn": CnnConfig, "timm_unet": TimmUnetConfig},
+    "data": {"shapes": ShapesConfig, "folder": FolderConfig},
+}
+
+
 def register() -> None:
     """Give Hydra the schemas: names that the YAML files extend."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
-    groups: dict[str, dict[str, type]] = {
-        "model": {"segformer": SegFormerConfig, "cnn": CnnConfig, "timm_unet": TimmUnetConfig},
-        "data": {"shapes": ShapesConfig, "folder": FolderConfig},
-    }
-    for group, schemas in groups.items():
+    for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
             store.store(group=group, name=f"{name}_schema", node=schema)

@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -98,7 +99,7 @@ def device_name(device: "torch.device") -> str:
 
 def cpu_name() -> str:
     """Return the processor's model name."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
         for line in file:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
@@ -114,7 +115,7 @@ def available_cores() -> list[int]:
 
 def cpu_has_bf16() -> bool:
     """Say whether the CPU multiplies bf16 natively (AMX or AVX512-BF16)."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
         for line in file:
             if line.startswith("flags"):
                 return "amx_bf16" in line or "avx512_bf16" in line
@@ -133,3 +134,21 @@ def peak_memory_gib(device: "torch.device") -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory in the process instead of giving it back after each large tensor.
+
+    A training step on the CPU frees and takes the same tens of megabytes again and again; page faults on them cost
+    more than the arithmetic of small layers. Nothing happens with other C libraries.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h's M_* numbers
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)

@@ -155,6 +155,9 @@ class Listener(Protocol):
     def end(self, log: EndLog) -> None:
         """Training is over, whatever the reason."""
 
+    def close(self) -> None:
+        """Let go of terminal and files, also after an exception; called again, nothing."""
+
 
 class Listeners:
     """Tells several listeners the same."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.evaluate import evaluate
-from segfit.engine.events import EndLog, EpochLog, EvalResult, Listener, RunInfo, StepLog
+from segfit.engine.events import EndLog, EpochLog, EvalResult, Listener, Listeners, RunInfo, StepLog
 from segfit.engine.seeding import derive_seed
 from segfit.engine.signals import StopSignal
 from segfit.engine.state import TrainingState
@@ -65,7 +65,6 @@ class Fit:
         held_out_batches: number of validation batches.
         checkpoints: where to save.
         options: how to train.
-        listener: hears how it goes.
     """
 
     def __init__(
@@ -77,7 +76,6 @@ class Fit:
         held_out_batches: int,
         checkpoints: Checkpoints,
         options: FitOptions,
-        listener: Listener,
     ) -> None:
         self.state = state
         self.task = task
@@ -86,23 +84,25 @@ class Fit:
         self.held_out_batches = held_out_batches
         self.checkpoints = checkpoints
         self.options = options
-        self.listener = listener
+        self.listener: Listener = Listeners()
         self.stop = StopSignal()
         self.saved_at = time.monotonic()
         self.result: EvalResult | None = None
         self.images, self.waited = 0, 0.0  # of the epoch, for its log
         self.total_images, self.total_seconds = 0, 0.0  # of training, without validation
 
-    def run(self, facts: dict[str, str]) -> EndLog:
+    def run(self, listener: Listener, facts: Mapping[str, str]) -> EndLog:
         """Train; return how it ended. The last state is saved, whatever the reason.
 
         Args:
+            listener: hears how it goes.
             facts: what really runs, for the listeners.
 
         Raises:
             SegFitError: if the loss is no longer finite, or a single image does not fit.
         """
         start = time.perf_counter()
+        self.listener = listener
         self.listener.start(self._info(facts))
         with self.stop:
             try:
@@ -205,7 +205,8 @@ class Fit:
             return False
         progress = self.state.progress
         score = result.scores[self.options.monitor]
-        if progress.best_score is not None and not score > progress.best_score:
+        best = progress.best_score
+        if math.isnan(score) or (best is not None and score <= best):
             progress.stale += 1
             return False
         progress.best_score, progress.best_scores = score, dict(result.scores)
@@ -233,7 +234,7 @@ class Fit:
 
     # ----------------------------------------------------------------------------------- telling
 
-    def _info(self, facts: dict[str, str]) -> RunInfo:
+    def _info(self, facts: Mapping[str, str]) -> RunInfo:
         updates = math.ceil(self.train.batches_per_epoch() / self.options.accumulate)
         total = updates * self.options.epochs
         progress = self.state.progress

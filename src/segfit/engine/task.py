@@ -46,8 +46,6 @@ class Task(Protocol):
 class TrainingData(Protocol):
     """Training batches by epoch; what comes is a function of (epoch, position) alone."""
 
-    batch_size: int
-
     def batches_per_epoch(self) -> int:
         """Return the number of micro-batches an epoch."""
 

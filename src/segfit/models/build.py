@@ -1,0 +1,62 @@
+"""A model by name. Each builder is imported when it is asked for: transformers and timm take seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from segfit.errors import SegFitError
+from segfit.labels import Classes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a model starts from.
+
+    Args:
+        message: for the summary of the run.
+        alarming: pretrained weights were wanted and could not be had.
+    """
+
+    message: str
+    alarming: bool = False
+
+
+def make_model(
+    classes: Classes, options: Mapping[str, Any], *, pretrained: bool
+) -> tuple[nn.Module, Weights]:
+    """Return a model (B, 3, H, W) → (B, num_classes, H, W) and which weights it has.
+
+    Args:
+        classes: one logit each.
+        options: the fields of the model's config.
+        pretrained: False skips `options["weights"]`, when a checkpoint follows anyway.
+
+    Raises:
+        SegFitError: if there is no such model, or weights that were named cannot be loaded.
+    """
+    values = dict(options)
+    name = values.pop("name")
+    if name == "cnn":
+        from segfit.models.cnn import CNN
+
+        return CNN(len(classes), **values), Weights("random: there are none for this model")
+    model: nn.Module
+    wanted = values.pop("weights")
+    weights = wanted if pretrained else None
+    if name == "segformer":
+        from segfit.models.segformer import make_segformer
+
+        variant = values.pop("variant")
+        model, report = make_segformer(
+            variant, len(classes), weights=weights, class_names=classes.names, **values
+        )
+    elif name == "timm_unet":
+        from segfit.models.timm_unet import make_timm_unet
+
+        encoder = values.pop("encoder")
+        model, report = make_timm_unet(encoder, len(classes), weights=weights, **values)
+    else:
+        raise SegFitError(f"model.name={name}: there is no such model.")
+    return model, Weights(report.message, alarming=weights == "auto" and not report.loaded)

@@ -1,0 +1,121 @@
+"""timm's optimizers and schedulers, with the parameter groups that segmentation wants."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from segfit.engine.state import Scheduler
+from segfit.errors import SegFitError, nearest
+
+# torch's own: one kernel for all parameters, and in fp16 no wait for the scaler's verdict.
+_FUSED = ("adam", "adamw", "sgd", "momentum")
+
+
+def make_optimizer(
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    betas: Sequence[float] | None,
+    head_lr_factor: float,
+) -> torch.optim.Optimizer:
+    """Return an optimizer of timm's over the model's parameters.
+
+    Biases and norms (one-dimensional parameters) have no weight decay. Layers that no pretrained weights reached
+    (`model.head_parameters()`) learn `head_lr_factor` times as fast.
+
+    Raises:
+        SegFitError: if timm has no such optimizer, or it does not take these options.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    known = list_optimizers()
+    if name not in known:
+        raise SegFitError(
+            f"optimizer.name={name}: timm has no such optimizer.{nearest(name, known)} There are: "
+            f"{', '.join(known)}."
+        )
+    options: dict[str, Any] = {}
+    if betas is not None:
+        options["betas"] = tuple(betas)
+    if name in _FUSED:
+        options["fused"] = True
+    try:
+        optimizer = create_optimizer_v2(
+            _groups(model, weight_decay, head_lr_factor),
+            opt=name,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            **options,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise SegFitError(
+            f"optimizer.name={name} does not work with these options: {error}."
+        ) from error
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def _groups(model: nn.Module, weight_decay: float, head_lr_factor: float) -> list[dict[str, Any]]:
+    new: set[str] = model.head_parameters() if hasattr(model, "head_parameters") else set()  # type: ignore[operator]
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        key = (parameter.ndim > 1, name in new)
+        decay, scale = weight_decay if key[0] else 0.0, head_lr_factor if key[1] else 1.0
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr_scale": scale})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer,
+    *,
+    name: str,
+    updates_per_epoch: int,
+    epochs: int,
+    warmup: float,
+    warmup_factor: float,
+    min_factor: float,
+    poly_power: float,
+    step_epochs: float,
+    step_gamma: float,
+) -> Scheduler:
+    """Return a scheduler of timm's that is stepped every update.
+
+    Args:
+        optimizer: its groups' lr is the peak.
+        name: none, cosine, poly or step.
+        updates_per_epoch: optimizer updates an epoch.
+        epochs: the schedule's length.
+        warmup: share of all updates in which lr rises linearly from `warmup_factor` times the peak.
+        warmup_factor: first lr as a share of the peak.
+        min_factor: last lr of cosine and poly as a share of the peak.
+        poly_power: exponent of poly.
+        step_epochs: epochs between two drops of step.
+        step_gamma: factor of a drop.
+    """
+    from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
+
+    total = updates_per_epoch * epochs
+    peak = max(float(group["lr"]) for group in optimizer.param_groups)
+    common: dict[str, Any] = {
+        "t_in_epochs": False,
+        "warmup_t": round(warmup * total),
+        "warmup_lr_init": warmup_factor * peak,
+    }
+    if name == "cosine":
+        return CosineLRScheduler(optimizer, total, lr_min=min_factor * peak, **common)  # type: ignore[no-any-return]
+    if name == "poly":
+        return PolyLRScheduler(  # type: ignore[no-any-return]
+            optimizer, total, power=poly_power, lr_min=min_factor * peak, **common
+        )
+    drop_every = max(1, round(step_epochs * updates_per_epoch))
+    gamma = step_gamma if name == "step" else 1.0
+    return StepLRScheduler(optimizer, drop_every, decay_rate=gamma, **common)  # type: ignore[no-any-return]

@@ -1,0 +1,104 @@
+"""The listeners of one training run, and what is left when it is over."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from segfit.engine.checkpoint import Checkpoints
+from segfit.engine.events import EndLog, Listener, Listeners
+from segfit.errors import SegFitError
+from segfit.labels import Classes
+from segfit.report.lines import LogFile
+from segfit.report.summary import print_summary, write_metrics
+
+
+class PreflightProgress:
+    """A bar while a data set is checked; nothing where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` files were looked at."""
+        if self._bar is None:
+            self._bar = Progress(transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("checking the data set", total=total)
+        self._bar.update(self._task, completed=done, total=total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class RunReport:
+    """Console, log file and TensorBoard of a run.
+
+    Args:
+        run: the run's folder.
+        console: listens already, to notices.
+        notices: what it was told so far; the log file gets it too.
+    """
+
+    def __init__(self, run: Path, console: Listener, notices: list[str]) -> None:
+        self.run = run
+        self.log = LogFile(run / "train.log")
+        for notice in notices:
+            self.log.notice(notice)
+        self.console = console
+        self.parts: list[Listener] = [console, self.log]
+        self.tensorboard: Path | None = None
+
+    def add_tensorboard(
+        self,
+        classes: Classes,
+        config_text: str,
+        hparams: Mapping[str, str | float | bool],
+        resume_step: int | None,
+    ) -> None:
+        """Also write TensorBoard events; a folder that cannot be written to is told, and done without."""
+        from segfit.report.tensorboard import TensorBoardReport
+
+        folder = self.run / "tensorboard"
+        notify = Listeners(self.console, self.log).notice
+        try:
+            report = TensorBoardReport(
+                folder, classes, config_text, hparams, resume_step, notify=notify
+            )
+        except SegFitError as error:
+            for problem in error.problems:
+                notify(problem)
+            return
+        self.parts.append(report)
+        self.tensorboard = folder
+
+    @property
+    def listener(self) -> Listeners:
+        """All of them."""
+        return Listeners(*self.parts)
+
+    def conclude(self, end: EndLog, monitor: str, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json and print what to type next.
+
+        Raises:
+            SegFitError: if metrics.json cannot be written.
+        """
+        path = self.run / "metrics.json"
+        try:
+            write_metrics(path, metrics)
+        except OSError as error:
+            raise SegFitError(f"cannot write {path}: {error.strerror}.") from error
+        best = Checkpoints(self.run / "checkpoints").best
+        print_summary(
+            end,
+            monitor=monitor,
+            run_dir=self.run,
+            checkpoint=best if best.exists() else None,
+            tensorboard_dir=self.tensorboard,
+        )

@@ -1,0 +1,146 @@
+"""The run folder: the one record of what was trained, and all that evaluation needs.
+
+    config.yaml       the composed config, resolved, nothing left to interpolate
+    overrides.yaml    what was typed
+    checkpoints/      last.pt to go on from, best.pt to evaluate
+    tensorboard/      events
+    train.log         what was told
+    metrics.json      scores, speed, memory, and what really ran
+
+A run folder may come from a stranger: configs are read as plain values (no interpolation, no tags) into the
+schema, and checkpoints as plain tensors.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segfit.check import check
+from segfit.config import SCHEMAS, RunConfig
+from segfit.errors import SegFitError
+
+CONFIG = "config.yaml"
+OVERRIDES = "overrides.yaml"
+METRICS = "metrics.json"
+
+# What may change when a run goes on; anything else would make it another run.
+_RESUMABLE = (
+    "epochs",
+    "max_steps",
+    "patience",
+    "val_every",
+    "limit_val_batches",
+    "device",
+    "compile",
+    "data.root",
+    "data.check",
+    "loader.",
+    "checkpoint.",
+    "report.",
+)
+
+
+def checkpoints(run: Path) -> Path:
+    """Return the folder of a run's checkpoints."""
+    return run / "checkpoints"
+
+
+def save_config(config: DictConfig, overrides: Sequence[str], run: Path) -> None:
+    """Write the composed config and what was typed."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, run / CONFIG, resolve=True)
+        (run / OVERRIDES).write_text(yaml.safe_dump(list(overrides), allow_unicode=True))
+    except OSError as error:
+        raise SegFitError(f"cannot write to the run folder {run}: {error.strerror}.") from error
+
+
+def load_config(run: Path) -> DictConfig:
+    """Read a run's config into the schema.
+
+    Raises:
+        SegFitError: if the folder is no run, or its config holds anything but values of the schema.
+    """
+    path = run / CONFIG
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SegFitError(
+            f"{run}: no run folder (it has no {CONFIG}). Give a folder that train.py made."
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SegFitError(f"{path}: not readable ({error}).") from error
+    _refuse_interpolation(values, path)
+    try:
+        config = OmegaConf.structured(RunConfig)
+        for group, schemas in SCHEMAS.items():
+            name = values[group]["name"]
+            if name not in schemas:
+                raise SegFitError(f"{path}: {group}.name={name} is none of {', '.join(schemas)}.")
+            config[group] = OmegaConf.structured(schemas[name])
+        config = OmegaConf.merge(config, values)
+    except (OmegaConfBaseException, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SegFitError(f"{path}: no config of this version of SegFit ({reason}).") from error
+    assert isinstance(config, DictConfig)
+    try:
+        check(config)
+    except SegFitError as error:
+        raise SegFitError([f"{path}: {problem}" for problem in error.problems]) from error
+    return config
+
+
+def _refuse_interpolation(value: Any, path: Path) -> None:
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            _refuse_interpolation(item, path)
+    elif isinstance(value, str) and "${" in value:
+        raise SegFitError(
+            f"{path}: refused, {value!r} is an interpolation; a run holds plain values."
+        )
+
+
+def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
+    """Return a run's config with what may change of it, as typed beside `resume=`.
+
+    Raises:
+        SegFitError: if something else is to change, or the run cannot be read.
+    """
+    config = load_config(run)
+    problems = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if key == "resume":
+            continue
+        if not any(
+            key == name or key.startswith(name) for name in _RESUMABLE if name[-1] == "."
+        ) and (key not in _RESUMABLE):
+            problems.append(
+                f"{override.input_line}: cannot change when a run goes on, it would be another run. What can: "
+                f"{', '.join(name + '*' if name[-1] == '.' else name for name in _RESUMABLE)}."
+            )
+            continue
+        try:
+            OmegaConf.update(config, key, override.value())
+        except OmegaConfBaseException as error:
+            problems.append(f"{override.input_line}: {str(error).splitlines()[0]}")
+    if problems:
+        raise SegFitError(problems)
+    check(config)
+    config.resume = str(run)
+    return config
+
+
+def discard_if_empty(run: Path) -> None:
+    """Remove a run folder in which nothing was written, after wrong input."""
+    with contextlib.suppress(OSError):
+        run.rmdir()
+        run.parent.rmdir()  # the day's, if this was its only run

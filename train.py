@@ -1,0 +1,68 @@
+"""Train a segmentation model: python train.py hardware=8gb model=segformer_b2 data=folder data.root=…"""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from segfit import cli, runs, sweep
+from segfit.check import check
+from segfit.errors import SegFitError
+
+cli.setup()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> float:
+    """Train what the command line composes; return the best monitored score, for sweepers."""
+    if sweep.is_sweep():
+        return sweep.run_job(config.monitor)
+    run = Path(HydraConfig.get().runtime.output_dir)
+    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        if config.resume is not None:
+            config = runs.resumed_config(run, overrides)
+        check(config)
+        return train(config, overrides, run)
+    except SegFitError:
+        runs.discard_if_empty(run)
+        raise
+
+
+def train(config: DictConfig, overrides: list[str], run: Path) -> float:
+    """Build, fit, report."""
+    from segfit import build  # torch and friends only when work starts
+    from segfit.report import session
+    from segfit.report.console import console_report
+
+    console, checking, notices = console_report(), session.PreflightProgress(), list[str]()
+
+    def notice(message: str) -> None:
+        notices.append(message)
+        console.notice(message)
+
+    try:
+        training = build.training(config, run, notice, checking)
+    finally:
+        checking.close()
+    if config.resume is None:
+        runs.save_config(config, overrides, run)
+    report = session.RunReport(run, console, notices)
+    if config.report.tensorboard:
+        step = training.fit.state.progress.update if config.resume is not None else None
+        report.add_tensorboard(training.classes, OmegaConf.to_yaml(config), training.hparams, step)
+    listener = report.listener
+    try:
+        end = training.fit.run(listener, training.facts)
+    finally:
+        listener.close()  # an exception must leave no hidden cursor and no unwritten line
+    metrics = build.metrics_of(training, end, config)
+    report.conclude(end, config.monitor, metrics)
+    if end.reason == "interrupted":
+        raise KeyboardInterrupt  # exit code 130, after everything is saved
+    return float(end.best_scores.get(config.monitor, float("nan")))
+
+
+if __name__ == "__main__":
+    cli.run(main, "train")
