@@ -258,7 +258,10 @@ class LossConfig:
         choices=("ce", "dice", "dice_ce", "focal", "tversky", "lovasz", "lovasz_ce"),
     )
     class_weights: Any = option(
-        "none", "none, balanced (inverse square root of the pixel share), or one number a class."
+        "none", "none, balanced (a power of the inverse pixel share), or one number a class."
+    )
+    balance: float = option(
+        0.5, "Exponent of the inverse pixel share that balanced weights by.", ge=0, le=1
     )
     label_smoothing: float = option(0.0, "Of the cross-entropy.", ge=0, lt=1)
     region_weight: float = option(

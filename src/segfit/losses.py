@@ -344,17 +344,21 @@ def segmentation_loss(
     )
 
 
-def balanced_weights(class_pixels: Tensor) -> list[float]:
-    """Return class weights that lift rare classes: the inverse square root of the pixel share.
+def balanced_weights(class_pixels: Tensor, power: float = 0.5) -> list[float]:
+    """Return class weights that lift rare classes: a power of the inverse pixel share.
 
     Scaled so that the mean weight of a pixel is 1, which keeps the learning rate's meaning. A class
     without pixels has weight 1: nothing is known about it.
 
     Args:
         class_pixels: `(C,)` int64, pixels of each class in the training data.
+        power: 0: all weigh the same; 0.5: the inverse square root; 1: each class weighs the same in sum.
     """
     pixels = class_pixels.double()
     share = pixels / pixels.sum().clamp_min(1)
-    weights = share.rsqrt() / share.sqrt().sum()
-    result: list[float] = torch.where(pixels > 0, weights, torch.ones_like(weights)).tolist()
+    present = pixels > 0
+    # Where absent, 1 stands in for an infinite weight, and adds nothing to the mean.
+    raw = torch.where(present, share, torch.ones_like(share)) ** -power
+    weights = torch.where(present, raw / (raw * share).sum(), torch.ones_like(raw))
+    result: list[float] = weights.tolist()
     return result

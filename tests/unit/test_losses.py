@@ -242,14 +242,19 @@ def test_combined_losses_mix_their_terms() -> None:
     torch.testing.assert_close(mixed, 0.2 * dice + 0.8 * ce)
 
 
-def test_rare_classes_weigh_more_and_the_mean_pixel_weighs_one() -> None:
+@pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
+def test_rare_classes_weigh_more_and_the_mean_pixel_weighs_one(power: float) -> None:
     pixels = torch.tensor([900, 0, 90, 10])
-    weights = torch.tensor(balanced_weights(pixels))
+    weights = torch.tensor(balanced_weights(pixels, power))
     assert weights[3] > weights[2] > weights[0]
     assert weights[1] == 1
-    assert weights[3] / weights[0] == pytest.approx(np.sqrt(90), rel=1e-6)
+    assert weights[3] / weights[0] == pytest.approx(90**power, rel=1e-6)
     assert (weights * pixels).sum() / pixels.sum() == pytest.approx(1, rel=1e-6)
+
+
+def test_balanced_weights_without_pixels_or_power_are_one() -> None:
     assert balanced_weights(torch.zeros(3, dtype=torch.int64)) == [1, 1, 1]
+    assert balanced_weights(torch.tensor([5, 0, 3]), 0.0) == [1, 1, 1]
 
 
 def test_wrong_options_are_told() -> None:
