@@ -348,7 +348,7 @@ def _make_state(
     )
     scaler = precision.scaler(config.precision.init_scale, config.precision.growth_interval)
     state = TrainingState(model, forward, optimizer, scheduler, scaler, ema, precision, device)
-    return state, "from the checkpoint" if resuming else weights.message
+    return state, "from the checkpoint" if resuming else weights.source
 
 
 def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
@@ -404,7 +404,7 @@ def _facts(
         "model": f"{config.model.name} {variant} ({parameters / 1e6:.1f} M parameters)".replace(
             "  ", " "
         ),
-        "weights": weights.split(". ")[0].rstrip("."),
+        "weights": weights,
         "data": f"{config.data.name}: {sizes} images, {config.data.num_classes} classes",
         "image size": f"{width} × {height} ({config.data.fit})",
         "batch": batch if accumulate > 1 else str(micro),

@@ -15,10 +15,12 @@ class Weights:
     """Which weights a model starts from.
 
     Args:
-        message: for the summary of the run.
+        source: hub name, path, or "random".
+        message: the same in whole sentences, with what to do if they could not be had.
         alarming: pretrained weights were wanted and could not be had.
     """
 
+    source: str
     message: str
     alarming: bool = False
 
@@ -41,7 +43,7 @@ def make_model(
     if name == "cnn":
         from segfit.models.cnn import CNN
 
-        return CNN(len(classes), **values), Weights("random: there are none for this model")
+        return CNN(len(classes), **values), Weights("random", "There are none for this model.")
     model: nn.Module
     wanted = values.pop("weights")
     weights = wanted if pretrained else None
@@ -59,4 +61,5 @@ def make_model(
         model, report = make_timm_unet(encoder, len(classes), weights=weights, **values)
     else:
         raise SegFitError(f"model.name={name}: there is no such model.")
-    return model, Weights(report.message, alarming=weights == "auto" and not report.loaded)
+    alarming = weights == "auto" and not report.loaded
+    return model, Weights(report.source, report.message, alarming)
