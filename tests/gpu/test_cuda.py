@@ -1,0 +1,142 @@
+"""What only a CUDA card can show; `make test-gpu`."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segfit.augmentation.kornia_gpu import KorniaGpu
+from segfit.augmentation.mix import Mix
+from segfit.data.prefetch import DevicePrefetcher
+from segfit.engine.precision import native_precisions, resolve_precision
+from segfit.engine.state import TrainingState
+from segfit.engine.step import halve_micro_batch, make_update
+from segfit.labels import Classes
+from segfit.losses import segmentation_loss
+from segfit.models.build import make_model
+from segfit.optim import make_optimizer, make_scheduler
+from segfit.tasks.segmentation import SegmentationTask
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card"),
+]
+
+CLASSES = Classes(("background", "a", "b", "c"), background=0)
+MODELS = {
+    "cnn": {"name": "cnn", "base_channels": 16, "num_blocks": 1, "dropout": 0.1},
+    "segformer": {
+        "name": "segformer",
+        "variant": "b0",
+        "weights": None,
+        "fast": True,
+        "dropout": 0.1,
+        "drop_path": 0.1,
+        "checkpointing": False,
+    },
+}
+
+
+def make_task(device: torch.device) -> SegmentationTask:
+    augment = KorniaGpu(hflip=0.5, affine=1.0, degrees=20.0, scale=(0.8, 1.2), color_jitter=1.0)
+    return SegmentationTask(
+        classes=CLASSES,
+        criterion=segmentation_loss("dice_ce", num_classes=4).to(device),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        augment=augment,
+        mix=Mix(num_classes=4, mixup=0.5, cutmix=0.5),
+    )
+
+
+def make_state(model: nn.Module, precision_name: str, device: torch.device) -> TrainingState:
+    precision, fallback = resolve_precision(precision_name, device)
+    assert fallback is None
+    model = model.to(device).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(
+        model, name="adamw", lr=1e-3, weight_decay=0.01, momentum=0.9, betas=None, head_lr_factor=1
+    )
+    scheduler = make_scheduler(
+        optimizer,
+        name="cosine",
+        updates_per_epoch=10,
+        epochs=1,
+        warmup=0.1,
+        warmup_factor=0.1,
+        min_factor=0.0,
+        poly_power=0.9,
+        step_epochs=30,
+        step_gamma=0.1,
+    )
+    scaler = precision.scaler(65536.0, 2000)
+    return TrainingState(model, model, optimizer, scheduler, scaler, None, precision, device)
+
+
+def make_batch(count: int = 4, side: int = 64) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randint(0, 256, (count, 3, side, side), generator=generator).byte(),
+        "mask": torch.randint(0, 4, (count, side, side), generator=generator).byte(),
+        "index": torch.arange(count),
+    }
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_batch_is_learned_in_every_native_precision(model: str, precision: str) -> None:
+    device = torch.device("cuda")
+    if precision not in native_precisions(device):
+        pytest.skip(f"no native {precision}")
+    torch.manual_seed(0)
+    state = make_state(make_model(CLASSES, MODELS[model], pretrained=True)[0], precision, device)
+    task = make_task(device)
+    batches = list(DevicePrefetcher([make_batch()] * 12, device))
+    losses = [float(make_update(state, task, [batch], [1], 1.0)[0]) for batch in batches]
+    assert all(loss == loss for loss in losses)
+    assert losses[-1] < losses[0]
+
+
+def test_an_update_never_waits_for_the_device() -> None:
+    device = torch.device("cuda")
+    state = make_state(make_model(CLASSES, MODELS["cnn"], pretrained=True)[0], "fp32", device)
+    task = make_task(device)
+    batch = next(iter(DevicePrefetcher([make_batch()], device)))
+    for seed in range(3):  # cuDNN's search and lazy loading wait, the first time
+        make_update(state, task, [batch], [seed], 1.0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        make_update(state, task, [batch, batch], [3, 4], 1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_out_of_memory_is_met_by_smaller_micro_batches() -> None:
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    state = make_state(make_model(CLASSES, MODELS["segformer"], pretrained=True)[0], "fp32", device)
+    task = make_task(device)
+    batch = next(iter(DevicePrefetcher([make_batch(64, 512)], device)))
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 6 * 2**30 / total))
+    notices = []
+    try:
+        while True:
+            try:
+                loss, _ = make_update(state, task, [batch], [0], 1.0)
+                break
+            except torch.OutOfMemoryError:
+                pass
+            notices.append(halve_micro_batch(state, 64))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert notices
+    assert state.progress.micro_batch < 64
+    assert torch.isfinite(loss)
+
+
+def test_prefetched_batches_are_the_loaders() -> None:
+    device = torch.device("cuda")
+    batches = [{"image": torch.full((2, 3, 8, 8), value).byte()} for value in range(20)]
+    for index, batch in enumerate(DevicePrefetcher(batches, device)):
+        assert batch["image"].device.type == "cuda"
+        assert (batch["image"] == index).all()
