@@ -306,8 +306,9 @@ def make_device(
     chosen, fallback = resolve_precision(precision.name, device)
     if fallback:
         notice(fallback)
-    set_tf32(precision.tf32)
-    if device.type == "cpu":
+    if device.type == "cuda":
+        set_tf32(precision.tf32)
+    else:
         keep_freed_memory()
     return device, chosen
 
