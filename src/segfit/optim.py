@@ -118,4 +118,7 @@ def make_scheduler(
         )
     drop_every = max(1, round(step_epochs * updates_per_epoch))
     gamma = step_gamma if name == "step" else 1.0
-    return StepLRScheduler(optimizer, drop_every, decay_rate=gamma, **common)  # type: ignore[no-any-return]
+    # warmup_prefix=False as the others have it: the drops come at multiples of step_epochs all the same.
+    return StepLRScheduler(  # type: ignore[no-any-return]
+        optimizer, drop_every, decay_rate=gamma, warmup_prefix=False, **common
+    )

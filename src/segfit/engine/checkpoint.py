@@ -49,23 +49,25 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())  # the name must not be on disk before the content is
         partial.replace(path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise SegFitError(
             f"cannot save {path}: {error}. The checkpoint before it is kept."
         ) from error
+    finally:
+        # Nothing is left of a failure, of a second Ctrl-C, or of an earlier process that was killed meanwhile.
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return  # Windows cannot open a folder; NTFS journals the rename
     handle = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):  # some network file systems know no fsync of a folder
         os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.close(handle)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

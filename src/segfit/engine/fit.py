@@ -99,8 +99,10 @@ class Fit:
             facts: what really runs, for the listeners.
 
         Raises:
-            SegFitError: if the loss is no longer finite, or a single image does not fit.
+            SegFitError: if nothing is left to train, the loss is no longer finite, or a single image does
+                not fit.
         """
+        self._refuse_if_over()
         start = time.perf_counter()
         self.listener = listener
         self.listener.start(self._info(facts))
@@ -121,10 +123,22 @@ class Fit:
         self.listener.end(end)
         return end
 
+    def _refuse_if_over(self) -> None:
+        over = {
+            "epochs": self.state.progress.epoch >= self.options.epochs,
+            "max_steps": self._out_of_steps(),
+            "patience": self._out_of_patience(),
+        }
+        for key in (key for key, reached in over.items() if reached):
+            raise SegFitError(
+                f"this run is over, nothing is left to train: {key}={getattr(self.options, key)} is "
+                f"reached. To go on, raise {key}."
+            )
+
     def _epochs(self) -> str:
         progress, options = self.state.progress, self.options
         while progress.epoch < options.epochs:
-            if options.patience is not None and progress.stale >= options.patience:
+            if self._out_of_patience():
                 return "patience"
             start = time.perf_counter()
             self.state.model.train()
@@ -159,7 +173,9 @@ class Fit:
 
             progress.batch += len(micro_batches)
             window.loss += loss
-            window.norm += norm.nan_to_num(0.0, 0.0, 0.0)  # of updates that the scaler skipped
+            if self.state.scaler.is_enabled():
+                norm = norm.nan_to_num(0.0, 0.0, 0.0)  # of updates that the scaler skipped
+            window.norm += norm
             window.updates += 1
             window.images += sum(len(batch["image"]) for batch in micro_batches)
             self.listener.step(progress.epoch, progress.update)
@@ -222,6 +238,10 @@ class Fit:
         limit = self.options.max_steps
         return limit is not None and self.state.progress.update >= limit
 
+    def _out_of_patience(self) -> bool:
+        limit = self.options.patience
+        return limit is not None and self.state.progress.stale >= limit
+
     def _save_is_due(self) -> bool:
         steps, minutes = self.options.every_steps, self.options.every_minutes
         if steps is not None and self.state.progress.update % steps == 0:
@@ -259,13 +279,16 @@ class Fit:
         """Read the window's sums from the device into the progress.
 
         Raises:
-            SegFitError: if the loss is not finite; what was saved last is from before.
+            SegFitError: if loss or gradient is not finite; what was saved last is from before.
         """
         progress = self.state.progress
         loss, norm = torch.stack([window.loss, window.norm]).tolist()  # synchronises
-        if not math.isfinite(loss):
+        if not math.isfinite(loss + norm):
+            what = (
+                f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
+            )
             raise SegFitError(
-                f"the loss became {loss} within the last {window.updates} updates (of {progress.update}). "
+                f"the {what} within the last {window.updates} updates (of {progress.update}). "
                 f"{self.checkpoints.last} holds the last good state, if one was saved. Lower lr, keep "
                 f"clip_grad_norm, or try precision=fp32."
             )

@@ -14,16 +14,10 @@ from segfit.engine.task import Forward
 
 
 class Scheduler(Protocol):
-    """A timm scheduler, stepped by updates."""
+    """A timm scheduler, stepped by updates; a pure function of them, so it has no state to save."""
 
     def step_update(self, num_updates: int) -> None:
         """Set the learning rates for the update after `num_updates`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return its state."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore its state."""
 
 
 class Ema(Protocol):
@@ -106,7 +100,6 @@ class TrainingState:
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
             "random": random_state(self.device),
@@ -118,10 +111,11 @@ class TrainingState:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"] or state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        # Also where epochs were raised: the rest of the run follows the longer schedule.
+        self.scheduler.step_update(self.progress.update)
         set_random_state(state["random"], self.device)
 
 

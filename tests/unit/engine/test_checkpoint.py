@@ -1,0 +1,121 @@
+"""A checkpoint is whole or not there, and what is read cannot do harm."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from segfit.engine.checkpoint import Checkpoints, load_checkpoint, save_atomically
+from segfit.errors import SegFitError
+
+STATE = {"model": {"weight": torch.arange(6.0)}, "progress": {"epoch": 3}}
+
+
+@pytest.fixture
+def saved(tmp_path) -> Checkpoints:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save_last(STATE)
+    return checkpoints
+
+
+def files(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.last.parent.iterdir())
+
+
+def test_what_was_saved_is_read(saved):
+    loaded = load_checkpoint(saved.last)
+    assert torch.equal(loaded["model"]["weight"], STATE["model"]["weight"])
+    assert loaded["progress"] == {"epoch": 3}
+    assert files(saved) == ["last.pt"]
+
+
+def test_best_holds_weights_scores_and_epoch(saved):
+    saved.save_best(STATE["model"], {"miou": 0.5}, 2)
+    best = load_checkpoint(saved.best)
+    assert (best["scores"], best["epoch"]) == ({"miou": 0.5}, 2)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("short")])
+def test_a_failed_save_keeps_the_old_one_and_leaves_nothing(saved, monkeypatch, error):
+    def save_half(content, file):
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(SegFitError, match=r"cannot save .*last\.pt.*before it is kept"):
+        saved.save_last({"model": {}})
+    monkeypatch.undo()
+    assert load_checkpoint(saved.last)["progress"] == {"epoch": 3}
+    assert files(saved) == ["last.pt"]
+
+
+def test_ctrl_c_while_saving_keeps_the_old_one_and_leaves_nothing(saved, monkeypatch):
+    def interrupted(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saved.save_last({"model": {}})
+    assert load_checkpoint(saved.last)["progress"] == {"epoch": 3}
+    assert files(saved) == ["last.pt"]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_save(saved):
+    (saved.last.parent / ".last.pt.12345.partial").write_bytes(b"half")
+    saved.save_last(STATE)
+    assert files(saved) == ["last.pt"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SegFitError, match="cannot save"):
+        save_atomically({}, tmp_path / "file" / "last.pt")
+
+
+class Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_checkpoint_that_carries_code_is_refused_unrun(tmp_path, how):
+    path, proof = tmp_path / "last.pt", tmp_path / "executed"
+    content = {"format": 1, "model": Payload(proof)}
+    if how == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(SegFitError, match="refused"):
+        load_checkpoint(path)
+    assert not proof.exists()
+
+
+def test_a_damaged_checkpoint_is_refused_wherever_the_damage_is(saved, tmp_path):
+    whole = saved.last.read_bytes()
+    path = tmp_path / "damaged.pt"
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SegFitError, match=r"damaged\.pt"):
+            load_checkpoint(path)
+    path.write_bytes(b"\x00" * len(whole))
+    with pytest.raises(SegFitError, match=r"damaged\.pt"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [{"weight": torch.ones(2)}, [1, 2], {"format": 99, "model": {}}]
+)
+def test_a_foreign_checkpoint_is_told_apart(tmp_path, content):
+    torch.save(content, tmp_path / "foreign.pt")
+    with pytest.raises(SegFitError, match="not a checkpoint of this version"):
+        load_checkpoint(tmp_path / "foreign.pt")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(SegFitError, match=r"none\.pt: there is no such checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")

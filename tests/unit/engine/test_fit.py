@@ -1,0 +1,271 @@
+"""The loop: when it validates, logs, saves and stops, and that it goes on as if it had not."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from timm.utils import ModelEmaV3
+
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.engine.fit import Fit
+from segfit.errors import SegFitError
+from tests.unit.engine.toys import LineTask, Points, Recorder, make_fit, make_state, weights
+
+
+class StopAt(Recorder):
+    """Sends this process a signal after an update."""
+
+    def __init__(self, update: int, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.update, self.number = update, number
+
+    def step(self, epoch: int, update: int) -> None:
+        super().step(epoch, update)
+        if update == self.update:
+            os.kill(os.getpid(), self.number)
+
+
+def run(fit: Fit, recorder: Recorder | None = None) -> Recorder:
+    recorder = recorder or Recorder()
+    fit.run(recorder, {"device": "toy"})
+    return recorder
+
+
+def resumed(folder, fit: Fit) -> Fit:
+    fit.state.load_state_dict(load_checkpoint(folder / "last.pt"))
+    return fit
+
+
+def test_a_whole_training_tells_all_of_it_and_learns(tmp_path):
+    heard = run(make_fit(tmp_path, state=make_state(lr=0.01), epochs=15))
+    assert heard.infos[0].total_updates == 60
+    assert heard.infos[0].facts == {"device": "toy"}
+    assert heard.steps == list(range(1, 61))
+    assert [log.update for log in heard.epochs] == list(range(4, 61, 4))
+    assert heard.ends[0].reason == "finished"
+    assert heard.epochs[-1].loss < 0.1 * heard.epochs[0].loss
+    mean = sum(log.loss for log in heard.logs[:4]) / 4
+    assert heard.epochs[0].loss == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 4, 100])
+def test_logs_are_means_of_their_windows(tmp_path, log_every):
+    single = run(make_fit(tmp_path / "1", epochs=2)).losses
+    for log in run(make_fit(tmp_path / "2", epochs=2, log_every=log_every)).logs:
+        start = max((log.update - 1) // log_every * log_every, 4 * log.epoch)
+        window = [single[update] for update in range(start + 1, log.update + 1)]
+        assert log.loss == pytest.approx(sum(window) / len(window), rel=1e-5)
+
+
+@pytest.mark.parametrize(("max_steps", "epochs_told"), [(1, 1), (4, 1), (6, 2)])
+def test_max_steps_ends_with_a_validation(tmp_path, max_steps, epochs_told):
+    heard = run(make_fit(tmp_path, max_steps=max_steps))
+    assert heard.steps == list(range(1, max_steps + 1))
+    assert heard.infos[0].total_updates == max_steps
+    assert heard.ends[0].reason == "max_steps"
+    assert len(heard.epochs) == epochs_told
+    assert heard.epochs[-1].result is not None
+    assert load_checkpoint(tmp_path / "last.pt")["progress"]["update"] == max_steps
+
+
+def test_the_last_epoch_is_validated_whatever_val_every(tmp_path):
+    heard = run(make_fit(tmp_path, epochs=5, val_every=2))
+    assert [log.result is not None for log in heard.epochs] == [False, True, False, True, True]
+
+
+def test_a_last_window_that_is_not_full_makes_an_update(tmp_path):
+    heard = run(make_fit(tmp_path, train=Points(batches=5), accumulate=2, epochs=1))
+    assert heard.steps == [1, 2, 3]
+
+
+def test_patience_counts_validations_without_a_new_best(tmp_path):
+    heard = run(make_fit(tmp_path, task=LineTask([0.1, 0.3, 0.2, 0.3, 0.9]), epochs=9, patience=2))
+    assert heard.ends[0].reason == "patience"
+    assert [log.is_best for log in heard.epochs] == [True, True, False, False]
+    assert heard.ends[0].best_scores["miou"] == 0.3
+    assert heard.ends[0].best_epoch == 1
+
+
+def test_best_holds_the_weights_of_the_best_validation_only(tmp_path):
+    task = LineTask([0.1, 0.9, 0.5])
+    fit = make_fit(tmp_path, task=task)
+    run(fit)
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert (best["scores"]["miou"], best["epoch"]) == (0.9, 1)
+    model = make_state().model
+    model.load_state_dict(best["model"])
+    outputs = model.eval()(next(iter(fit.held_out()))["image"])
+    assert torch.equal(outputs, task.validated[1])
+
+
+def test_nan_is_never_the_best(tmp_path):
+    heard = run(make_fit(tmp_path, task=LineTask([math.nan, 0.1, math.nan])))
+    assert [log.is_best for log in heard.epochs] == [False, True, False]
+    assert heard.ends[0].best_scores["miou"] == 0.1
+
+
+def test_nothing_but_nan_leaves_no_best(tmp_path):
+    heard = run(make_fit(tmp_path, task=LineTask([math.nan] * 3)))
+    assert heard.ends[0].best_epoch is None
+    assert not (tmp_path / "best.pt").exists()
+    assert (tmp_path / "last.pt").exists()
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_state(
+    tmp_path, factor, log_every
+):
+    task = LineTask(poison={6: factor})
+    with pytest.raises(SegFitError, match=r"loss became (nan|inf).*last\.pt.*Lower lr"):
+        run(make_fit(tmp_path, task=task, every_steps=5, log_every=log_every))
+    state = load_checkpoint(tmp_path / "last.pt")
+    assert state["progress"]["update"] == 5
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+class BrokenBackward(torch.autograd.Function):
+    """Passes forward; its gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.nan
+
+
+def test_a_gradient_that_is_not_finite_is_not_saved_as_a_good_state(tmp_path):
+    fit = make_fit(tmp_path, every_steps=1, log_every=100)
+    model = fit.state.model
+
+    def forward(x):
+        broken = fit.state.progress.update == 2
+        return BrokenBackward.apply(model(x)) if broken else model(x)
+
+    fit.state.forward = forward
+    with pytest.raises(SegFitError, match="gradient's norm became nan"):
+        run(fit)
+    state = load_checkpoint(tmp_path / "last.pt")
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_the_average_is_what_is_validated_and_kept(tmp_path):
+    def average(model):
+        return ModelEmaV3(model, decay=0.9)
+
+    task = LineTask([0.5])
+    fit = make_fit(tmp_path, state=make_state(ema=average), task=task, epochs=1)
+    run(fit)
+    ema = fit.state.ema.module
+    assert not torch.allclose(weights(ema), weights(fit.state.model))
+    assert torch.equal(task.validated[0], ema(next(iter(fit.held_out()))["image"]))
+    best = load_checkpoint(tmp_path / "best.pt")["model"]
+    assert all(torch.equal(best[name], value) for name, value in ema.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")]
+)
+def test_a_signal_ends_the_training_after_the_update_and_saves(tmp_path, number, reason):
+    before = signal.getsignal(number)
+    heard = run(make_fit(tmp_path), StopAt(6, number))
+    assert heard.ends[0].reason == reason
+    assert heard.ends[0].updates == 6
+    assert load_checkpoint(tmp_path / "last.pt")["progress"]["update"] == 6
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_while_validating_loses_no_update_and_validates_again(tmp_path):
+    class StopInValidation(Recorder):
+        def validating(self, done: int, total: int) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run(make_fit(tmp_path), StopInValidation())
+    heard = run(resumed(tmp_path, make_fit(tmp_path)))
+    assert heard.steps == list(range(5, 13))
+    assert [log.epoch for log in heard.epochs] == [0, 1, 2]
+    assert heard.epochs[0].result is not None
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+@pytest.mark.parametrize("update", [1, 3, 4, 6, 11])
+def test_resuming_is_exact(tmp_path, update, log_every):
+    def fit(folder) -> Fit:
+        def average(model):
+            return ModelEmaV3(model, decay=0.9, use_warmup=True)
+
+        state = make_state(ema=average, scheduler="cosine", dropout=0.5)
+        return make_fit(folder, state=state, log_every=log_every, clip_grad_norm=0.5)
+
+    whole = fit(tmp_path / "whole")
+    expected = run(whole)
+    first = run(fit(tmp_path / "cut"), StopAt(update))
+    second = fit(tmp_path / "cut")
+    torch.manual_seed(99)  # another process starts with other random numbers
+    heard = run(resumed(tmp_path / "cut", second))
+
+    assert {**first.losses, **heard.losses} == expected.losses
+    assert [log.loss for log in heard.epochs] == [
+        log.loss for log in expected.epochs[-len(heard.epochs) :]
+    ]
+    assert torch.equal(weights(second.state.model), weights(whole.state.model))
+    assert torch.equal(weights(second.state.ema.module), weights(whole.state.ema.module))
+
+
+def test_seeds_of_augmentation_are_those_of_position_not_of_the_session(tmp_path):
+    whole = LineTask()
+    run(make_fit(tmp_path / "whole", task=whole, accumulate=2))
+    cut = LineTask()
+    run(make_fit(tmp_path / "cut", task=cut, accumulate=2), StopAt(3))
+    run(resumed(tmp_path / "cut", make_fit(tmp_path / "cut", task=cut, accumulate=2)))
+    assert cut.seeds == whole.seeds
+    assert len(set(whole.seeds)) == len(whole.seeds)
+
+
+@pytest.mark.parametrize(
+    ("options", "reached"),
+    [
+        ({"epochs": 2}, "epochs=2"),
+        ({"epochs": 9, "max_steps": 6}, "max_steps=6"),
+        ({"epochs": 9, "patience": 1}, "patience=1"),
+    ],
+)
+def test_a_run_that_is_over_says_what_to_raise_and_changes_nothing(tmp_path, options, reached):
+    run(make_fit(tmp_path, task=LineTask([0.5, 0.1]), **options))
+    before = (tmp_path / "last.pt").read_bytes()
+    heard = Recorder()
+    key = reached.split("=")[0]
+    with pytest.raises(SegFitError, match=f"{reached} is reached. To go on, raise {key}"):
+        run(resumed(tmp_path, make_fit(tmp_path, **options)), heard)
+    assert heard.infos == []
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+    raised = {**options, key: options[key] + 1}
+    assert run(resumed(tmp_path, make_fit(tmp_path, **raised))).steps
+
+
+def test_raised_epochs_follow_the_longer_schedule(tmp_path):
+    run(make_fit(tmp_path, state=make_state(scheduler="cosine", epochs=3), epochs=3))
+    longer = make_fit(tmp_path, state=make_state(scheduler="cosine", epochs=6), epochs=6)
+    heard = run(resumed(tmp_path, longer))
+    assert heard.steps == list(range(13, 25))
+    assert heard.logs[0].lr == pytest.approx(0.05 * (1 + math.cos(math.pi * 13 / 24)) / 2)
+    assert heard.logs[-1].lr == pytest.approx(0.0, abs=1e-9)
+
+
+def test_every_minutes_saves_inside_an_epoch(tmp_path, monkeypatch):
+    fit = make_fit(tmp_path, train=Points(batches=40), epochs=1, every_minutes=1)
+    saved = []
+    monkeypatch.setattr(
+        fit.checkpoints, "save_last", lambda state: saved.append(state["progress"]["update"])
+    )
+    clock = iter(range(0, 100000, 7))  # seconds, 7 a look
+    monkeypatch.setattr("segfit.engine.fit.time.monotonic", lambda: float(next(clock)))
+    fit.saved_at = 0.0
+    run(fit)
+    assert len(saved) > 3
+    assert saved[-1] == 40
