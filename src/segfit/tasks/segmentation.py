@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,11 +12,12 @@ from torch import Tensor
 from segfit.engine.events import EvalResult, Panel
 from segfit.labels import Classes
 from segfit.losses import SegmentationLoss
-from segfit.metrics import SegmentationMetrics
+from segfit.metrics import SegmentationMetrics, scores_of
 from segfit.tasks.inference import Forward, Predictor, classes_at
 
 Batch = dict[str, Tensor]
 Augment = Callable[..., tuple[Tensor, Tensor]]
+OnPrediction = Callable[[int, Tensor, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class SegmentationTask:
         channels_last: memory format of the model's input.
         panels: index of a held-out sample → its name, for those that are kept for the eye.
         on_prediction: called with (index, prediction (H, W) int64, mask (H, W) uint8) for every held-out image,
-            both at its own size and on the device; or None.
+            both at its own size and on the device; the mask is None where the batch has none.
     """
 
     classes: Classes
@@ -44,7 +47,7 @@ class SegmentationTask:
     predictor: Predictor = field(default_factory=Predictor)
     channels_last: bool = True
     panels: Mapping[int, str] = field(default_factory=dict)
-    on_prediction: Callable[[int, Tensor, Tensor], None] | None = None
+    on_prediction: OnPrediction | None = None
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Return normalised images (B, 3, H, W) float32 and targets, augmented by `seed`."""
@@ -58,8 +61,7 @@ class SegmentationTask:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images (B, 3, H, W) in 0-1 as the model wants them."""
-        mean = images.new_tensor(self.mean).view(3, 1, 1)
-        std = images.new_tensor(self.std).view(3, 1, 1)
+        mean, std = (_channels(tuple(values), images.device) for values in (self.mean, self.std))
         images = (images - mean) / std
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.contiguous(memory_format=layout)
@@ -93,28 +95,35 @@ class SegmentationMeter:
         self.panels: dict[int, Panel] = {}
 
     def update(self, forward: Forward, batch: Batch) -> None:
-        """Predict and count a batch of `EvalDataset`."""
+        """Predict and count a batch of `EvalDataset`; one of `PredictDataset`, without masks, is only predicted."""
         images = self.task.normalise(batch["image"].float().div_(255))
         logits = self.task.predictor(forward, images)
         self.metrics.to(logits.device)
         where = torch.cat([batch["content"], batch["shape"], batch["index"][:, None]], dim=1)
-        for row, (top, left, height, width, *shape, index) in enumerate(
-            where.tolist()
-        ):  # synchronises
+        places = where.tolist()  # synchronises, once a batch: sizes differ from image to image
+        for row, (top, left, height, width, *shape, index) in enumerate(places):
             area = (..., slice(top, top + height), slice(left, left + width))
-            mask = batch["mask"][row, : shape[0], : shape[1]]
-            prediction = classes_at(logits[row][area], *shape)
-            self.metrics.update(prediction[None], mask[None])
-            self._add_loss(logits[row][area], mask)
-            if index in self.task.panels:
-                self._add_panel(index, batch["image"][row][area], logits[row][area], mask)
+            content = logits[row][area]
+            prediction = classes_at(content, *shape)
+            mask = batch["mask"][row, : shape[0], : shape[1]] if "mask" in batch else None
+            if mask is not None:
+                self.metrics.update(prediction[None], mask[None])
+                self._add_loss(content, mask)
+                if index in self.task.panels:
+                    self._add_panel(index, batch["image"][row][area], content, mask)
             if self.task.on_prediction is not None:
                 self.task.on_prediction(index, prediction, mask)
 
     def result(self) -> EvalResult:
-        """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size."""
-        scores = self.metrics.compute()
-        loss = 0.0 if self.loss is None else float(self.loss) / self.images
+        """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size.
+
+        Every score of batches without masks is NaN.
+        """
+        if self.loss is None:
+            empty = np.zeros((len(self.task.classes),) * 2, np.int64)
+            scores, loss = scores_of(empty, self.task.classes), float("nan")
+        else:
+            scores, loss = self.metrics.compute(), float(self.loss) / self.images
         return EvalResult(
             scores={"loss": loss, **scores.scores},
             per_class=scores.per_class,
@@ -142,3 +151,11 @@ def _resized(mask: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(mask.shape) == tuple(size):
         return mask
     return F.interpolate(mask[None, None], tuple(size), mode="nearest-exact")[0, 0]
+
+
+@lru_cache(maxsize=16)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one number a channel, (C, 1, 1) float32, made once: every copy to CUDA makes the host wait."""
+    # Whoever asks first may be in inference mode; a tensor made there could not serve training.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)
