@@ -1,0 +1,24 @@
+"""What every test stands on: no network, no caches but its own, few threads."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Before anything imports huggingface_hub, which reads them once. Child processes inherit them.
+_CACHE = tempfile.TemporaryDirectory(prefix="segfit-tests-", ignore_cleanup_errors=True)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = os.path.join(_CACHE.name, "huggingface")  # noqa: PTH118
+os.environ["XDG_CACHE_HOME"] = os.path.join(_CACHE.name, "xdg")  # noqa: PTH118
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    # Only where torch is there already: importing it would cost tests seconds that do not need it.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+    yield
