@@ -1,16 +1,30 @@
 """SegFit's own residual U-Net, made to be trained from random weights."""
 
+from itertools import pairwise
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Literal["batch", "none"]
-POOL_GRIDS = (
-    1,
-    2,
-    4,
-)  # cells a side that the context looks at: whole picture, quarters, sixteenths
+POOL_GRIDS = (1, 2, 3, 6)  # cells a side that the context looks at, as in PSPNet
+STAGE_WIDTHS = (2, 4, 8, 8)  # channels at strides 4, 8, 16 and 32, in base_channels
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that can train on a single value a channel: by its running statistics.
+
+    One image of 32 × 32 is one pixel at stride 32: the mean would be the pixel, and all information lost.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise `(B, C, H, W)`."""
+        if input.numel() > self.num_features:
+            return super().forward(input)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
 
 
 def conv(
@@ -22,7 +36,7 @@ def conv(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=plain)
     ]
     if not plain:
-        layers.append(nn.BatchNorm2d(out_channels))
+        layers.append(BatchNorm(out_channels))
     return nn.Sequential(*layers)
 
 
@@ -51,7 +65,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply branch and shortcut."""
-        return F.relu(self.shortcut(x) + self.conv2(F.relu(self.conv1(x))))
+        return F.relu(self.shortcut(x) + self.conv2(F.relu(self.conv1(x), inplace=True)))
 
 
 class PyramidPooling(nn.Module):
@@ -64,45 +78,62 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in POOL_GRIDS)
-        self.fuse = conv(channels, channels, 1, norm)
+        share = channels // len(POOL_GRIDS)
+        self.branches = nn.ModuleList(nn.Conv2d(channels, share, 1) for _ in POOL_GRIDS)
+        self.fuse = conv(channels + share * len(POOL_GRIDS), channels, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the averages of all grids, then mix the channels."""
-        out = x
+        """Put the averages of all grids beside `x`, then mix the channels."""
+        views = [x]
         for grid, branch in zip(POOL_GRIDS, self.branches, strict=True):
             pooled = F.relu(branch(F.adaptive_avg_pool2d(x, grid)))
-            out = out + resize_to(pooled, x)
-        return F.relu(self.fuse(out))
+            views.append(resize_to(pooled, x))
+        return F.relu(self.fuse(torch.cat(views, 1)))
 
 
 class UpBlock(nn.Module):
     """Bring deep features to the resolution of a skip connection and refine both together.
 
     Shapes: deep `(B, deep_channels, h, w)`, skip `(B, channels, H, W)` → `(B, channels, H, W)`.
+
+    Args:
+        lateral: project the skip before it is added.
+        residual: refine by a residual block; else by one convolution.
     """
 
-    def __init__(self, deep_channels: int, channels: int, norm: Norm) -> None:
+    def __init__(
+        self, deep_channels: int, channels: int, norm: Norm, *, lateral: bool, residual: bool
+    ) -> None:
         super().__init__()
-        self.reduce = conv(
-            deep_channels, channels, 1, norm
-        )  # before resizing: fewer channels there
-        self.lateral = conv(channels, channels, 1, norm)
-        self.refine = ResidualBlock(channels, channels, norm)
+        # Before resizing: there are fewer pixels there.
+        self.reduce = conv(deep_channels, channels, 1, norm)
+        self.lateral = conv(channels, channels, 1, norm) if lateral else nn.Identity()
+        self.refine: nn.Module = (
+            ResidualBlock(channels, channels, norm)
+            if residual
+            else nn.Sequential(conv(channels, channels, 3, norm), nn.ReLU(inplace=True))
+        )
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Fuse `deep` into `skip`."""
-        return self.refine(F.relu(resize_to(self.reduce(deep), skip) + self.lateral(skip)))  # type: ignore[no-any-return]
+        fused: Tensor = self.refine(
+            F.relu(resize_to(self.reduce(deep), skip) + self.lateral(skip), inplace=True)
+        )
+        return fused
 
 
 class CNN(nn.Module):
-    """Residual U-Net (Ronneberger et al., arXiv 1505.04597) at strides 2, 4, 8 and 16.
+    """Residual U-Net (Ronneberger et al., arXiv 1505.04597) from full resolution to stride 32.
+
+    The resolution of the picture itself has few channels and one convolution each way: enough to keep
+    what is a pixel or two wide, such as poles, for a fifth more time. Half of it has one convolution
+    each way, too; residual blocks start at stride 4, where they cost little.
 
     Args:
         num_classes: channels of the logits.
-        base_channels: channels at stride 2; doubled a level.
+        base_channels: channels at stride 2; half of them at full resolution, up to 8 times at stride 32.
         num_blocks: residual blocks a level of the encoder.
-        dropout: probability that a channel is dropped before the classifier.
+        dropout: probability that a channel of the deepest features is dropped.
         norm: `batch`, or `none` for a network whose images do not influence each other.
     """
 
@@ -110,24 +141,29 @@ class CNN(nn.Module):
         self,
         num_classes: int,
         base_channels: int = 32,
-        num_blocks: int = 2,
-        dropout: float = 0.1,
+        num_blocks: int = 1,
+        dropout: float = 0.0,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        widths = [base_channels * 2**level for level in range(4)]
-        self.stem = conv(3, base_channels, 3, norm, stride=2)
+        full, half = base_channels // 2, base_channels
+        widths = [half, *(half * width for width in STAGE_WIDTHS)]
+        self.stem = conv(3, full, 3, norm)
+        self.down = conv(full, half, 3, norm, stride=2)
         self.levels = nn.ModuleList(
             nn.Sequential(
-                ResidualBlock(wide // 2, wide, norm, stride=2),
-                *(ResidualBlock(wide, wide, norm) for _ in range(num_blocks - 1)),
+                ResidualBlock(shallow, deep, norm, stride=2),
+                *(ResidualBlock(deep, deep, norm) for _ in range(num_blocks - 1)),
             )
-            for wide in widths[1:]
+            for shallow, deep in pairwise(widths)
         )
         self.context = PyramidPooling(widths[-1], norm)
-        self.decoder = nn.ModuleList(UpBlock(2 * wide, wide, norm) for wide in widths[-2::-1])
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(base_channels, num_classes, 1)
+        self.decoder = nn.ModuleList(
+            UpBlock(deep, shallow, norm, lateral=shallow != full, residual=shallow > half)
+            for shallow, deep in pairwise([full, *widths])
+        )
+        self.classifier = nn.Conv2d(full, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits.
@@ -139,12 +175,14 @@ class CNN(nn.Module):
             `(B, num_classes, H, W)` float.
         """
         features = [F.relu(self.stem(images))]
+        features.append(F.relu(self.down(features[-1])))
         for level in self.levels:
             features.append(level(features[-1]))
-        x = self.context(features.pop())
-        for up in self.decoder:
+        x = self.dropout(self.context(features.pop()))
+        for up in reversed(self.decoder):
             x = up(x, features.pop())
-        return resize_to(self.classifier(self.dropout(x)), images)
+        logits: Tensor = self.classifier(x)
+        return logits
 
     def head_parameters(self) -> set[str]:
         """Return the names of the parameters that are newer than the rest: none, all start random."""
