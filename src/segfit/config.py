@@ -136,6 +136,9 @@ class AugmentationConfig:
     affine: float = option(0.7, "Probability of rotation and scale.", ge=0, le=1)
     degrees: float = option(20.0, "Rotation is drawn from ± this many degrees.", ge=0, le=180)
     scale: list[float] = option([0.8, 1.2], "Zoom is drawn log-uniformly from this range.", gt=0)
+    zoom_anywhere: bool = option(
+        True, "Zoom about a random point, not the centre: zoomed in, it is a random crop."
+    )
     color_jitter: float = option(0.5, "Probability of colour jitter.", ge=0, le=1)
     brightness: float = option(0.3, "Factor drawn from 1 ± this.", ge=0, le=1)
     contrast: float = option(0.2, "Factor drawn from 1 ± this.", ge=0, le=1)

@@ -57,10 +57,12 @@ class CpuAugment(AugmentationOptions):
 def _rotate_and_zoom(
     image: Tensor, drawn: Draws, interpolation: InterpolationMode, fill: list[int]
 ) -> Tensor:
+    height, width = image.shape[-2:]
+    translate = [drawn.shift_x.item() * width, drawn.shift_y.item() * height]
     result: Tensor = F.affine(
         image,
         angle=drawn.angle.item(),
-        translate=[0, 0],
+        translate=translate,
         scale=drawn.zoom.item(),
         shear=[0.0, 0.0],
         interpolation=interpolation,

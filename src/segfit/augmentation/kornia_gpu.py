@@ -51,8 +51,9 @@ class KorniaGpu(AugmentationOptions):
                 images.index_copy_(0, index, images[index].flip(dim))
                 masks.index_copy_(0, index, masks[index].flip(dim))
         if "affine" in chosen:
-            index, matrices = chosen["affine"]
-            warped = warp(images[index], masks[index], matrices.view(-1, 2, 2), self._fill(images))
+            index, moves = chosen["affine"]
+            matrices, shifts = moves[:, :4].view(-1, 2, 2), moves[:, 4:]
+            warped = warp(images[index], masks[index], matrices, shifts, self._fill(images))
             images.index_copy_(0, index, warped[0])
             masks.index_copy_(0, index, warped[1])
         if "blur" in chosen:
@@ -86,7 +87,7 @@ def _choose(drawn: Draws) -> dict[str, Tensor]:
     parameters = {
         "hflip": (drawn.hflip & ~drawn.affine, nothing),
         "vflip": (drawn.vflip & ~drawn.affine, nothing),
-        "affine": (drawn.affine, list(_inverse_matrices(drawn))),
+        "affine": (drawn.affine, [*_inverse_matrices(drawn), drawn.shift_x, drawn.shift_y]),
         "color_jitter": (
             drawn.color_jitter,
             [drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue],
@@ -129,22 +130,27 @@ def _to_device(tables: dict[str, Tensor], device: torch.device) -> dict[str, tup
 # ------------------------------------------------------------------------------- the operations
 
 
-def warp(images: Tensor, masks: Tensor, matrices: Tensor, fill: Tensor) -> tuple[Tensor, Tensor]:
-    """Return images (bilinear) and masks (nearest), each read through its matrix about the centre.
+def warp(
+    images: Tensor, masks: Tensor, matrices: Tensor, shifts: Tensor, fill: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return images (bilinear) and masks (nearest), each read through its matrix, then shifted.
 
     Args:
         images: `(B, 3, H, W)` float in [0, 1].
         masks: `(B, H, W)` int64.
-        matrices: `(B, 2, 2)` from output (x, y) to source (x, y), in pixels.
+        matrices: `(B, 2, 2)` from output (x, y) to source (x, y), in pixels from the centre.
+        shifts: `(B, 2)`, (x, y) by which the output is shifted, in widths and heights of the image.
         fill: `(1, 3, 1, 1)`, the colour outside the frame; masks get `IGNORE_INDEX` there.
     """
     height, width = masks.shape[1:]
     # Not affine_grid: its matrix product runs in TF32 where that is allowed, half a pixel off.
     x = torch.arange(width, device=images.device) - (width - 1) / 2
     y = torch.arange(height, device=images.device) - (height - 1) / 2
+    x = x - width * shifts[:, 0].view(-1, 1, 1)
+    y = y.view(-1, 1) - height * shifts[:, 1].view(-1, 1, 1)
     source = matrices.view(-1, 1, 1, 2, 2)
-    grid_x = (source[..., 0, 0] * x + source[..., 0, 1] * y.view(-1, 1)) * (2 / width)
-    grid_y = (source[..., 1, 0] * x + source[..., 1, 1] * y.view(-1, 1)) * (2 / height)
+    grid_x = (source[..., 0, 0] * x + source[..., 0, 1] * y) * (2 / width)
+    grid_y = (source[..., 1, 0] * x + source[..., 1, 1] * y) * (2 / height)
     grid = torch.stack((grid_x, grid_y), 3)
     warped = F.grid_sample(images - fill, grid, mode="bilinear", align_corners=False)
     # Shifted by one, so that the 0 that grid_sample pads with is no class.

@@ -22,6 +22,7 @@ class AugmentationOptions:
         affine: probability of rotation and zoom, about the centre.
         degrees: rotation is drawn uniformly from ± this.
         scale: zoom is drawn log-uniformly from (low, high); > 1 enlarges.
+        zoom_anywhere: zoom about a point drawn uniformly from the frame: zoomed in, it is a random crop.
         color_jitter: probability of all colour changes together.
         brightness: its factor is drawn uniformly from 1 ± this.
         contrast: its factor is drawn uniformly from 1 ± this.
@@ -40,6 +41,7 @@ class AugmentationOptions:
     affine: float = 0.0
     degrees: float = 0.0
     scale: Sequence[float] = (1.0, 1.0)
+    zoom_anywhere: bool = False
     color_jitter: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -66,6 +68,8 @@ class Draws:
     affine: Tensor
     angle: Tensor  # degrees, clockwise as seen
     zoom: Tensor
+    shift_x: Tensor  # of the centre by the zoom, in widths of the image; + is right
+    shift_y: Tensor  # in heights; + is down
     color_jitter: Tensor
     brightness: Tensor
     contrast: Tensor
@@ -84,7 +88,7 @@ def draw(options: AugmentationOptions, count: int, seed: int) -> Draws:
     leaves the others as they were.
     """
     generator = torch.Generator().manual_seed(seed)
-    columns: Iterator[Tensor] = iter(torch.rand(13, count, generator=generator))
+    columns: Iterator[Tensor] = iter(torch.rand(15, count, generator=generator))
 
     def strikes(probability: float) -> Tensor:
         return next(columns) < probability
@@ -93,12 +97,17 @@ def draw(options: AugmentationOptions, count: int, seed: int) -> Draws:
         return low + (high - low) * next(columns)
 
     low, high = torch.tensor(options.scale).log().tolist()
+    zoom = between(low, high).exp()
+    # What is zoomed about a point p that stays where it is: x → zoom·x + (1 - zoom)·p.
+    reach = (1 - zoom) * float(options.zoom_anywhere)
     return Draws(
         hflip=strikes(options.hflip),
         vflip=strikes(options.vflip),
         affine=strikes(options.affine),
         angle=between(-options.degrees, options.degrees),
-        zoom=between(low, high).exp(),
+        zoom=zoom,
+        shift_x=reach * between(-0.5, 0.5),
+        shift_y=reach * between(-0.5, 0.5),
         color_jitter=strikes(options.color_jitter),
         brightness=between(1 - options.brightness, 1 + options.brightness),
         contrast=between(1 - options.contrast, 1 + options.contrast),
