@@ -390,14 +390,17 @@ class EvaluateConfig:
     run: str = option(REQUIRED, "A run folder of train.py.")
     split: str = option("val", "Which part of the run's data.", choices=("train", "val", "test"))
     images: str | None = option(None, "A folder of images to predict instead; no masks needed.")
-    out: str | None = option(None, "Where results go; null: <run>/evaluation/<split>.")
+    out: str | None = option(
+        None,
+        "Where results go; null: <run>/evaluation/<split>, or images-<name of the folder of images>.",
+    )
     root: str | None = option(None, "Read the data set from here instead of the run's data.root.")
     checkpoint: str = option("best", "Which state of the run.", choices=("best", "last"))
     batch_size: int | None = option(None, "Images a batch; null: the run's.", ge=1)
     workers: int | None = option(None, "Data workers; null: by cores.", ge=0)
     device: str = option("auto", "auto: cuda if there is one.", choices=("auto", "cpu", "cuda"))
-    precision: str | None = option(
-        None, "null: the one that the run used.", choices=("auto", "fp32", "fp16", "bf16")
+    precision: PrecisionConfig | None = option(
+        None, "auto, fp32, fp16 or bf16; null: the one that the run used."
     )
     flip: bool = option(False, "Average with the prediction of the mirrored image.")
     sliding_window: bool = option(

@@ -1,0 +1,53 @@
+"""Score a run, or predict new images: python evaluate.py run=outputs/… [split=test | images=photos/ out=results/]"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from segfit import cli, runs, sweep
+from segfit.check import check
+from segfit.errors import SegFitError
+
+cli.setup()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(options: DictConfig) -> None:
+    """Rebuild the run's model, predict, score, write everything down."""
+    if sweep.is_sweep():
+        raise SegFitError("-m: evaluate.py takes one run at a time. Call it once a run.")
+    check(options)
+    config = runs.load_config(Path(options.run).expanduser())
+
+    from segfit import evaluation, trained  # torch and friends only when work starts
+    from segfit.report.console import console_report
+    from segfit.report.evaluation import print_evaluation
+    from segfit.report.session import PreflightProgress
+    from segfit.report.text import stdout_console
+
+    console = stdout_console()
+    notice, checking = console_report(console).notice, PreflightProgress()
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("", total=None)
+
+    def progress(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        run = trained.load_run(options, config, notice)
+        if options.images is not None:
+            done = evaluation.predict_folder(run, options, progress)
+        else:
+            done = evaluation.evaluate_split(run, options, notice, checking, progress)
+    finally:
+        checking.close()
+        bar.stop()
+    print_evaluation(done.result, run.classes, done.facts, done.worst, done.out, console)
+
+
+if __name__ == "__main__":
+    cli.run(main, "evaluate")

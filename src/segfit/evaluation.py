@@ -1,0 +1,332 @@
+"""Score a trained run on a split of its data, or predict a folder of images."""
+
+import heapq
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from segfit import build, runs
+from segfit.check import size_of
+from segfit.data.batches import HeldOutBatches
+from segfit.data.dataset import PredictDataset
+from segfit.data.loader import eval_loader
+from segfit.data.prefetch import DevicePrefetcher
+from segfit.data.preflight import check_sources
+from segfit.data.source import Source
+from segfit.engine.evaluate import evaluate
+from segfit.engine.events import EvalResult, Panel
+from segfit.errors import SegFitError
+from segfit.hardware import device_name
+from segfit.metrics import image_scores
+from segfit.report.evaluation import EvaluationFolder
+from segfit.report.pictures import Picture
+from segfit.tasks.segmentation import SegmentationTask
+from segfit.trained import Notice, TrainedRun
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Args:
+        result: scores; None for images without masks.
+        facts: what was evaluated and how, as in metrics.json.
+        out: the folder of all files.
+        worst: (id, mean IoU) of the images with the lowest, the worst first.
+    """
+
+    result: EvalResult | None
+    facts: dict[str, Any]
+    out: Path
+    worst: Sequence[tuple[str, float]]
+
+
+# ----------------------------------------------------------------------- scores of a split
+
+
+def evaluate_split(
+    run: TrainedRun,
+    options: DictConfig,
+    notice: Notice,
+    checking: Progress | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score a run on a split of its data, and write everything down.
+
+    With the run's own options, the scores are those that training logged for the checkpoint: the same batches,
+    precision and class weights.
+
+    Args:
+        run: of `trained.load_run`.
+        options: of evaluate.py, checked.
+        notice: told what is odd about the data, a line each.
+        checking: called with (done, total) files while the data set is checked.
+        progress: called with (done, total) batches.
+
+    Raises:
+        SegFitError: if there is no such split, the data set is broken, or results cannot be written.
+    """
+    source, class_weights = _split(run, options.split, notice, checking)
+    out = EvaluationFolder(_out(options, run.folder, options.split), run.classes)
+    workers = min(build.workers_of(run.config, run.device), len(source))
+    batches = build.make_held_out_batches(run.config, source, run.device, workers, None)
+    task = _task(run, options, class_weights)
+    taker = _Predictions(
+        out, source.id, lambda index: source.read(index)[0], options, len(run.classes)
+    )
+    facts = {**_facts(run, options), "split": options.split, "images": len(source)}
+    result = _pass(run, task, batches, taker, facts, progress)
+    out.save_scores(result)
+    panels, captions = taker.worst_panels(source)
+    out.save_worst(panels, captions)
+    worst = [(source.id(index), score) for index, score, _ in taker.worst()]
+    facts |= {"status": "finished", "seconds": result.seconds}
+    out.write_metrics(
+        {
+            **facts,
+            "scores": result.scores,
+            "per_class": result.per_class,
+            "confusion": result.confusion,
+            "worst": [{"id": name, "miou": score} for name, score in worst],
+        }
+    )
+    return Evaluation(result, facts, out.path, worst)
+
+
+def _split(
+    run: TrainedRun, split: str, notice: Notice, checking: Progress | None
+) -> tuple[Source, list[float] | None]:
+    """Return a checked split and the class weights that training had."""
+    data, loss = run.config.data, run.config.loss
+    if data.name == "folder" and not Path(data.root).expanduser().is_dir():
+        raise SegFitError(
+            f"{data.root}: the run's data set is not there. Say where it lies now: root=…"
+        )
+    sources = build.make_sources(data)
+    if split not in sources:
+        raise SegFitError(
+            f"split={split}: the run's data have no such split. There are: {', '.join(sources)}."
+        )
+    known = "class_weights" in run.recorded
+    counted = {"train"} if loss.class_weights == "balanced" and not known else set()
+    report = check_sources(
+        {name: source for name, source in sources.items() if name in {split, *counted}},
+        check=data.check,
+        needs={split: 1},
+        progress=checking,
+    )
+    for line in report.notices:
+        notice(line)
+    if known:
+        return sources[split], _recorded_weights(run)
+    return sources[split], build.class_weights_of(run.config, sources["train"], report)
+
+
+def _recorded_weights(run: TrainedRun) -> list[float] | None:
+    weights = run.recorded["class_weights"]
+    if weights is None:
+        return None
+    count = len(run.classes)
+    if (
+        not isinstance(weights, list)
+        or len(weights) != count
+        or not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
+    ):
+        raise SegFitError(
+            f"{run.folder / runs.METRICS}: class_weights must be null or {count} numbers of at least 0."
+        )
+    return [float(weight) for weight in weights]
+
+
+# ------------------------------------------------------------------- images without masks
+
+
+def predict_folder(
+    run: TrainedRun, options: DictConfig, progress: Progress | None = None
+) -> Evaluation:
+    """Predict the masks of a folder of images, at their original sizes (upright, as EXIF says).
+
+    Args:
+        run: of `trained.load_run`.
+        options: of evaluate.py, checked; `images` is the folder.
+        progress: called with (done, total) batches.
+
+    Raises:
+        SegFitError: if there is no image, one is unreadable, or results cannot be written.
+    """
+    config = run.config
+    dataset = PredictDataset(
+        options.images,
+        size_of(config.image_size),
+        config.data.fit,
+        image_mode=config.data.get("image_mode") or "rgb",
+        window=config.data.get("window"),
+    )
+    path = _out(options, run.folder, f"images-{dataset.folder.resolve().name}")
+    if path.resolve().is_relative_to(dataset.folder.resolve()):
+        raise SegFitError(
+            f"out={path} lies in images={options.images}: next time its pictures would be predicted too. "
+            "Choose a folder outside."
+        )
+    out = EvaluationFolder(path, run.classes)
+    loader = eval_loader(
+        dataset,
+        build.held_out_batch_size(config),
+        device=run.device,
+        workers=min(build.workers_of(config, run.device), len(dataset)),
+        prefetch=config.loader.prefetch,
+        pin_memory=config.loader.pin_memory,
+        persistent=False,
+    )
+    batches = HeldOutBatches(DevicePrefetcher(loader, run.device), len(loader))
+    taker = _Predictions(
+        out,
+        dataset.id,
+        lambda index: dataset.reader(dataset.file(index)),
+        options,
+        len(run.classes),
+    )
+    facts = {**_facts(run, options), "folder": str(dataset.folder), "images": len(dataset)}
+    result = _pass(run, _task(run, options, None), batches, taker, facts, progress)
+    facts |= {"status": "finished", "seconds": result.seconds}
+    out.write_metrics(facts)
+    return Evaluation(None, facts, out.path, [])
+
+
+# --------------------------------------------------------------------------- both of them
+
+
+class _Predictions:
+    """Takes every prediction: to the folder, and to the worst ones if it is one of them.
+
+    Args:
+        out: where masks and overlays go.
+        name: index → id.
+        image: index → image (H, W, 3) uint8 RGB at its original size.
+        options: of evaluate.py.
+        num_classes: C.
+    """
+
+    def __init__(
+        self,
+        out: EvaluationFolder,
+        name: Callable[[int], str],
+        image: Callable[[int], Picture],
+        options: DictConfig,
+        num_classes: int,
+    ) -> None:
+        self.out, self.name, self.image = out, name, image
+        self.saves: bool = options.save_masks
+        self.kept: int = options.worst
+        self.num_classes = num_classes
+        # (-score, -index, prediction): the heap's first is the best of the worst, which goes first.
+        self._heap: list[tuple[float, int, Picture]] = []
+
+    def __call__(self, index: int, prediction: Tensor, mask: Tensor | None) -> None:
+        """Take one; see `SegmentationTask.on_prediction`."""
+        pixels: Picture | None = None
+        if self.saves:
+            pixels = _on_host(prediction)
+            self.out.save_prediction(self.name(index), pixels, lambda: self.image(index))
+        if mask is None or not self.kept:
+            return
+        # synchronises: which images are the worst has to be known to keep no more predictions than theirs
+        score = float(image_scores(prediction[None], mask[None], self.num_classes))
+        if math.isnan(score):
+            return
+        if len(self._heap) == self.kept and (-score, -index) < self._heap[0][:2]:
+            return
+        item = (-score, -index, _on_host(prediction) if pixels is None else pixels)
+        if len(self._heap) < self.kept:
+            heapq.heappush(self._heap, item)
+        else:
+            heapq.heapreplace(self._heap, item)
+
+    def worst(self) -> list[tuple[int, float, Picture]]:
+        """Return (index, score, prediction) of the images with the lowest score, the worst first."""
+        ranked = sorted(self._heap, key=lambda item: item[:2], reverse=True)
+        return [(-index, -score, prediction) for score, index, prediction in ranked]
+
+    def worst_panels(self, source: Source) -> tuple[list[Panel], list[str]]:
+        """Return the worst images beside their masks, and a caption each."""
+        panels, captions = [], []
+        for index, score, prediction in self.worst():
+            panels.append(Panel(source.id(index), *source.read(index), prediction))
+            captions.append(f"{source.id(index)}: mIoU {score:.3f}")
+        return panels, captions
+
+
+def _on_host(prediction: Tensor) -> Picture:
+    return prediction.to(torch.uint8).cpu().numpy()  # synchronises
+
+
+def _task(
+    run: TrainedRun, options: DictConfig, class_weights: list[float] | None
+) -> SegmentationTask:
+    predictor = build.make_predictor(run.config, overlap=options.overlap, flip=options.flip)
+    return build.make_task(run.config, run.device, class_weights=class_weights, predictor=predictor)
+
+
+def _pass(
+    run: TrainedRun,
+    task: SegmentationTask,
+    batches: HeldOutBatches,
+    taker: _Predictions,
+    facts: dict[str, Any],
+    progress: Progress | None,
+) -> EvalResult:
+    def between(done: int) -> None:
+        if progress is not None:
+            progress(done, len(batches))
+
+    taker.out.write_metrics({**facts, "status": "running"})
+    try:
+        result = evaluate(
+            run.model, replace(task, on_prediction=taker), batches, run.precision, between
+        )
+        taker.out.finish_predictions()
+    except torch.OutOfMemoryError as error:
+        raise SegFitError(
+            f"out of memory on {device_name(run.device)} with batch_size="
+            f"{build.held_out_batch_size(run.config)}: give a smaller batch_size=…, or device=cpu."
+        ) from error
+    finally:
+        taker.out.close()
+    return result
+
+
+def _out(options: DictConfig, run: Path, name: str) -> Path:
+    """Return where results go: as given, or below the run, whatever links lie there."""
+    if options.out is not None:
+        return Path(options.out).expanduser()
+    out = run / "evaluation" / name
+    if not out.resolve().is_relative_to(run.resolve()):
+        raise SegFitError(f"{out}: refused, a link leads out of the run folder. Give out=…")
+    return out
+
+
+def _facts(run: TrainedRun, options: DictConfig) -> dict[str, Any]:
+    classes = run.classes
+    return {
+        "run": os.fspath(run.folder.absolute()),
+        "checkpoint": options.checkpoint,
+        "epoch": run.epoch,
+        "device": device_name(run.device),
+        "precision": run.precision.name,
+        "batch_size": build.held_out_batch_size(run.config),
+        "classes": {
+            "names": classes.names,
+            "colors": classes.colors,
+            "background": classes.background,
+        },
+        "options": build.plain(options),
+    }
