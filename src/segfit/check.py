@@ -153,7 +153,14 @@ def _check_classes(config: DictConfig) -> Iterator[str]:
 
 
 def _check_folder(data: DictConfig) -> Iterator[str]:
-    for value, target in (data.label_map or {}).items():
+    label_map = {} if data.label_map is None else data.label_map
+    if not OmegaConf.is_dict(label_map) and label_map != {}:
+        yield f"data.label_map={_show(label_map)}: must be {{mask value: class, …}}."
+        label_map = {}
+    for value, target in label_map.items():
+        if not isinstance(value, int) or not isinstance(target, int):
+            yield f"data.label_map: {value!s} → {target} must be two whole numbers."
+            continue
         if not 0 <= target < data.num_classes and target != data.ignore_index:
             yield (
                 f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) "

@@ -233,7 +233,8 @@ class FolderConfig(DataConfig):
     ignore_index: int | None = option(
         255, "Mask value that counts nowhere; null: none.", ge=0, le=65535
     )
-    label_map: dict[int, int] | None = option(
+    # Any: OmegaConf cannot merge a typed map that is None with what is typed on the command line
+    label_map: Any = option(
         None, "Mask value → class (or ignore_index); values that it does not name are an error."
     )
     image_mode: str = option(

@@ -19,6 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from segfit.check import check
 from segfit.errors import SegFitError, nearest
 
+# What Python says of a value that is none → what a person says.
+_PLAINER = {
+    "invalid literal for int": "must be a whole number.",
+    "could not convert string to float": "must be a number.",
+}
+
 
 def explain(error: BaseException, conf: Path, config_name: str, arguments: list[str]) -> list[str]:
     """Return what is wrong with the input, or [] if the error is none of the person's making.
@@ -140,6 +146,9 @@ def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> s
         return f"{name}: there is no such key.{near}"
     causes = [_plain(str(cause)) for cause in _chain(error)]
     text = next((c for c in reversed(causes) if c), str(error))
+    for python, plain in _PLAINER.items():
+        if text.startswith(python):
+            return f"{line}: {plain}"
     return f"{line}: {re.sub(r' *full_key: .*', '', text).strip()}"
 
 
