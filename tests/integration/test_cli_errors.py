@@ -1,0 +1,62 @@
+"""Wrong input on a real command line: one clear message, exit code 2, no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def train(
+    folder: Path, *arguments: str, options: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *options, str(REPOSITORY / "train.py"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["modle=cnn"], ["modle: there is no such key. Did you mean 'model'?"]),
+        (["model=cmn"], ["model=cmn: no such choice. Did you mean 'cnn'?"]),
+        (["batchsize=4"], ["Did you mean 'batch_size'?"]),
+        (["weight_decay=0"], ["Did you mean 'optimizer.weight_decay'?"]),
+        (["device=cdua"], ["must be one of auto, cpu, cuda. Did you mean 'cuda'?"]),
+        (["batch_size=many"], ["batch_size=many"]),
+        (["+foo=1"], ["foo: there is no such key"]),
+        (["loss=[dice"], ["loss=[dice: not understood"]),
+        (["resume=nowhere"], ["resume=nowhere: no run folder"]),
+        (["data=folder", "data.num_classes=2"], ["data.root has no value"]),
+        (
+            ["modle=cnn", "loss=dicee", "batch_size=0"],
+            ["3 errors", "'model'", "'dice'", "batch_size=0: must be at least 1"],
+        ),
+        (["-m", "batch_size=2,x"], ["batch_size=x"]),
+    ],
+)
+def test_wrong_input(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    done = train(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_label_map_can_be_typed(tmp_path: Path) -> None:
+    overrides = ("data=folder", "data.num_classes=2", "data.label_map={0: 0, 255: 1}")
+    done = train(tmp_path, *overrides, "--cfg", "job")
+    assert done.returncode == 0
+    assert "255: 1" in done.stdout
+
+
+def test_showing_the_config_does_not_import_torch(tmp_path: Path) -> None:
+    done = train(tmp_path, "--cfg", "job", options=("-X", "importtime"))
+    assert done.returncode == 0
+    assert "batch_size: " in done.stdout
+    modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "hydra" in modules
+    assert not modules & {"torch", "timm", "transformers", "kornia"}
+    assert not list(tmp_path.rglob("*.yaml"))

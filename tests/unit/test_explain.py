@@ -1,0 +1,41 @@
+"""What Hydra could not compose, in the person's words."""
+
+import pytest
+
+from segfit import cli
+from segfit.errors import SegFitError
+from segfit.explain import explain
+from tests.unit.composing import composed
+
+
+def explained(*arguments: str) -> list[str]:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        composed(*arguments)
+    return explain(caught.value, cli.CONF, "train", list(arguments))
+
+
+def test_every_wrong_override_is_told() -> None:
+    assert explained(
+        "modle=cnn", "optimizer.weight_deacy=0", "hardware=8g", "lr=fast", "epochs=ten"
+    ) == [
+        "hardware=8g: no such choice. Did you mean '8gb'? There are: 12gb, 24gb, 4gb, 8gb, auto, cpu.",
+        "modle: there is no such key. Did you mean 'model'?",
+        "optimizer.weight_deacy: there is no such key. Did you mean 'optimizer.weight_decay'?",
+        "lr=fast: must be a number.",
+        "epochs=ten: must be a whole number.",
+    ]
+
+
+def test_keys_are_looked_up_in_the_chosen_group() -> None:
+    (problem,) = explained("model.base_chanels=8", "model=cnn")
+    assert "Did you mean 'model.base_channels'?" in problem
+
+
+def test_a_message_of_ours_is_kept() -> None:
+    error = ValueError("outer")
+    error.__cause__ = SegFitError(["one", "two"])
+    assert explain(error, cli.CONF, "train", []) == ["one", "two"]
+
+
+def test_a_bug_is_not_explained_away() -> None:
+    assert explain(ValueError("a bug"), cli.CONF, "train", ["lr=fast"]) == []

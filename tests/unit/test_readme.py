@@ -1,0 +1,71 @@
+"""The README says what is true: its commands compose, its tables are those of conf, its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from segfit import cli
+from tests.unit.composing import composed
+
+README = cli.CONF.parent / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def entry_commands() -> list[tuple[str, list[str]]]:
+    found = []
+    for line in commands():
+        words = shlex.split(line, comments=True)
+        if len(words) > 1 and words[1] in ("train.py", "evaluate.py"):
+            found.append((words[1].removesuffix(".py"), words[2:]))
+    return found
+
+
+def single_runs(arguments: list[str]) -> list[list[str]]:
+    """Leave out flags; a sweep over one key becomes one list of overrides a value."""
+    overrides = [text for text in arguments if "=" in text]
+    if "-m" not in arguments:
+        return [overrides]
+    key, values = overrides[0].split("=")
+    return [[f"{key}={value}", *overrides[1:]] for value in values.split(",")]
+
+
+def test_there_are_commands() -> None:
+    assert len(entry_commands()) >= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), entry_commands(), ids=lambda item: str(item).replace("/", "_")
+)
+def test_commands_compose(name: str, arguments: list[str]) -> None:
+    for overrides in single_runs(arguments):
+        assert composed(*overrides, name=name)
+
+
+def test_make_targets_exist() -> None:
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    targets = [line.split()[1] for line in commands() if line.startswith("make ")]
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("tier", ["24gb", "12gb", "8gb", "4gb", "cpu"])
+def test_recipe_table_is_conf(tier: str) -> None:
+    run = composed(f"hardware={tier}")
+    cells = [tier, f"segformer_{run.model.variant}", run.batch_size, run.accumulate]
+    cells += [run.image_size, run.epochs, run.lr, run.scheduler.name, run.augmentation.name]
+    assert f"| {' | '.join(str(cell) for cell in cells)} |" in TEXT
+
+
+def test_links_lead_to_files() -> None:
+    targets = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    assert targets
+    missing = [target for target in targets if not Path(README.parent / target).exists()]
+    assert missing == []
