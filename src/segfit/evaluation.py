@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from segfit import build, runs
+from segfit import build
 from segfit.check import size_of
 from segfit.data.batches import HeldOutBatches
 from segfit.data.dataset import PredictDataset
@@ -28,7 +28,7 @@ from segfit.metrics import image_scores
 from segfit.report.evaluation import EvaluationFolder
 from segfit.report.pictures import Picture
 from segfit.tasks.segmentation import SegmentationTask
-from segfit.trained import Notice, TrainedRun
+from segfit.trained import Notice, TrainedRun, recorded_class_weights
 
 Progress = Callable[[int, int], None]
 
@@ -127,24 +127,8 @@ def _split(
     for line in report.notices:
         notice(line)
     if known:
-        return sources[split], _recorded_weights(run)
+        return sources[split], recorded_class_weights(run)
     return sources[split], build.class_weights_of(run.config, sources["train"], report)
-
-
-def _recorded_weights(run: TrainedRun) -> list[float] | None:
-    weights = run.recorded["class_weights"]
-    if weights is None:
-        return None
-    count = len(run.classes)
-    if (
-        not isinstance(weights, list)
-        or len(weights) != count
-        or not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
-    ):
-        raise SegFitError(
-            f"{run.folder / runs.METRICS}: class_weights must be null or {count} numbers of at least 0."
-        )
-    return [float(weight) for weight in weights]
 
 
 # ------------------------------------------------------------------- images without masks

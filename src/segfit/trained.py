@@ -1,6 +1,7 @@
 """A trained model from its run folder alone: nothing of today's conf, nothing of the folder executed."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,3 +149,24 @@ def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | N
         return path, weights, max(progress["epoch"] - (progress.get("batch") == 0), 0)
     epoch = content.get("epoch")
     return path, weights, epoch if isinstance(epoch, int) else None
+
+
+def recorded_class_weights(run: TrainedRun) -> list[float] | None:
+    """Return the class weights that the run's loss had, as its metrics.json says; None: all alike.
+
+    Raises:
+        SegFitError: if they are none.
+    """
+    weights = run.recorded["class_weights"]
+    if weights is None:
+        return None
+    count = len(run.classes)
+    if (
+        not isinstance(weights, list)
+        or len(weights) != count
+        or not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
+    ):
+        raise SegFitError(
+            f"{run.folder / runs.METRICS}: class_weights must be null or {count} numbers of at least 0."
+        )
+    return [float(weight) for weight in weights]

@@ -18,8 +18,11 @@ from PIL import Image
 from segfit import evaluation, runs, trained
 from segfit.check import check
 from segfit.config import EvaluateConfig
+from segfit.data.folder import folder_sources
 from segfit.data.masks import read_index_mask
+from segfit.data.preflight import check_sources
 from segfit.errors import SegFitError
+from segfit.labels import Classes
 from tests.unit.data.files import save
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +32,7 @@ SIZES = ((70, 90), (96, 64), (50, 120))
 
 def run_cli(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     # One thread: the same sums in the same order in both programs, and other tests run beside.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / "cache")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
@@ -146,6 +149,18 @@ def test_scores_equal_numpy_on_the_saved_masks(place, evaluated):
     assert [int(row["pixels"]) for row in rows] == confusion.sum(1).tolist()
 
 
+def test_saved_masks_are_read_back_as_ground_truth(place, evaluated, tmp_path):
+    shutil.copytree(place / "data/val/images", tmp_path / "images")
+    shutil.copytree(evaluated[0] / "masks", tmp_path / "masks")
+    classes = Classes(("class_0", "class_1", "class_2"))
+    sources = folder_sources(tmp_path, classes=classes, ignore_index=None)
+    check_sources(sources, cache_dir=tmp_path / "cache")
+    for source in sources.values():
+        for index in range(len(source)):
+            saved = read_index_mask(evaluated[0] / f"masks/{source.id(index)}.png")
+            assert np.array_equal(source.read(index)[1], saved)
+
+
 def test_the_worst_images_are_named_and_shown(place, evaluated):
     folder, printed = evaluated
     worst = read_json(folder / "metrics.json")["worst"]
@@ -232,14 +247,9 @@ def evaluate(place: Path, **values):
     options = OmegaConf.merge(OmegaConf.structured(EvaluateConfig), given)
     check(options)
     run = trained.load_run(options, runs.load_config(Path(options.run)), print)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        if options.images is not None:
-            return evaluation.predict_folder(run, options)
-        return evaluation.evaluate_split(run, options, print)
-    finally:
-        torch.set_num_threads(threads)
+    if options.images is not None:
+        return evaluation.predict_folder(run, options)
+    return evaluation.evaluate_split(run, options, print)
 
 
 def test_the_last_checkpoint_gives_the_last_scores(place, tmp_path):
