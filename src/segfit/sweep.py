@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -20,6 +22,8 @@ from segfit.runs import METRICS, OVERRIDES
 
 ERROR = "error.json"
 _INTERRUPTED = 130
+_TERMINATED = 143
+_ENVIRONMENT = dict(os.environ)  # as the person set it; what the parent adds is not for its jobs
 _JOB_FOLDER = "SEGFIT_JOB_FOLDER"  # set for the processes of a sweep
 # Of the sweep itself; a job must not sweep again, and has its own folder.
 _SWEEP_ONLY = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.sweeper", "hydra.launcher", "hydra/sweeper",
@@ -38,13 +42,14 @@ def run_job(monitor: str) -> float:
 
     Raises:
         KeyboardInterrupt: if the job was ended by Ctrl-C, which ends the sweep.
+        SystemExit: if the sweep was ended by SIGTERM, once the job has saved.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     overrides = list(hydra.overrides.task)
     (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True))
     print(f"\n── job {hydra.job.num}: {' '.join(overrides) or 'as it is'}", flush=True)
-    code = _run(_command(hydra, overrides, folder), {**os.environ, _JOB_FOLDER: str(folder)})
+    code = _run(_command(hydra, overrides, folder), {**_ENVIRONMENT, _JOB_FOLDER: str(folder)})
     if code == _INTERRUPTED:
         raise KeyboardInterrupt
     if code != 0 and not (folder / ERROR).exists():
@@ -74,11 +79,24 @@ def _command(hydra: Any, overrides: Sequence[str], folder: Path) -> list[str]:
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
     process = subprocess.Popen(command, env=environment)
+    stopped = False
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
     try:
-        return process.wait()
+        code = process.wait()
     except KeyboardInterrupt:
         process.wait()  # the job got the signal too, and saves
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stopped:
+        sys.exit(_TERMINATED)
+    return code
 
 
 def _how_it_ended(code: int) -> str:

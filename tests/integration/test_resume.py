@@ -1,0 +1,167 @@
+"""A run that was killed, stopped or interrupted goes on as if it had never been."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.errors import SegFitError
+from tests.integration.training import (
+    TINY,
+    resume,
+    same,
+    start,
+    the_run,
+    train,
+    train_by_command_line,
+    weights_of,
+)
+
+# Everything random at once: order, augmentation in two workers, MixUp, dropout; and an average of the weights.
+RANDOM = (
+    *(text for text in TINY if not text.startswith("loader.workers")),
+    *("loader.workers=2", "augmentation=cpu", "augmentation.mixup=0.5", "model.dropout=0.3"),
+    *(
+        "ema_decay=0.9",
+        "scheduler=cosine",
+        "checkpoint.every_steps=2",
+        "epochs=4",
+        "precision=fp32",
+    ),
+)
+
+
+def losses(run: Path) -> dict[int, str]:
+    """Return update → what train.log told of it, the last word where it was told twice."""
+    lines = (run / "train.log").read_text().splitlines()
+    told = [re.search(r"update (\d+)/\d+ (loss \S+ lr \S+ grad \S+)", line) for line in lines]
+    return {int(match[1]): match[2] for match in told if match}
+
+
+def wait_for(process: "subprocess.Popen[str]", folder: Path, update: int) -> None:
+    """Wait until the training has told of an update."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = list(folder.glob("outputs/*/*/train.log"))
+        if logs and f"update {update}/" in logs[0].read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no update {update}: {process.communicate()[0]}")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    code, output = train_by_command_line(folder, *RANDOM)
+    assert code == 0, output
+    return the_run(folder)
+
+
+def assert_equal(run: Path, unbroken: Path) -> None:
+    assert losses(run) == losses(unbroken)
+    for key in ("model", "ema"):
+        assert same(
+            weights_of(run / "checkpoints/last.pt", key),
+            weights_of(unbroken / "checkpoints/last.pt", key),
+        )
+    assert same(
+        weights_of(run / "checkpoints/best.pt"), weights_of(unbroken / "checkpoints/best.pt")
+    )
+
+
+def test_killed_twice_it_ends_as_if_it_had_not_been(tmp_path, unbroken):
+    """In the middle of the second epoch by SIGKILL; resumed, and so in the third."""
+    process = start(tmp_path, *RANDOM)
+    wait_for(process, tmp_path, 9)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run = the_run(tmp_path)
+    first = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
+    assert 6 <= first < 24
+    assert not (run / "metrics.json").exists()
+
+    again = start(tmp_path, f"resume={run}")
+    wait_for(again, tmp_path, 15)
+    os.killpg(again.pid, signal.SIGKILL)
+    again.wait()
+    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"] >= first
+
+    code, output = train_by_command_line(tmp_path, f"resume={run}")
+    assert code == 0, output
+    assert "resuming at update" in output
+    assert_equal(run, unbroken)
+    assert the_run(tmp_path) == run  # no second folder was made
+
+
+def stop(folder: Path, number: int) -> "tuple[int, str, Path]":
+    """Start, send a signal to all processes of the job as a terminal or Slurm does, wait."""
+    process = start(folder, *RANDOM)
+    wait_for(process, folder, 8)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output, the_run(folder)
+
+
+def test_sigterm_saves_and_ends_well_and_the_run_goes_on(tmp_path, unbroken):
+    code, output, run = stop(tmp_path, signal.SIGTERM)
+    assert code == 0, output
+    assert "Traceback" not in output
+    stopped_at = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
+    assert max(losses(run)) == stopped_at
+
+    code, output = train_by_command_line(tmp_path, f"resume={run}")
+    assert code == 0, output
+    assert f"resuming at update {stopped_at}" in output
+    assert_equal(run, unbroken)
+
+
+def test_a_run_that_is_over_says_so_and_goes_on_with_more_epochs(tmp_path):
+    train(tmp_path)
+    with pytest.raises(
+        SegFitError, match=r"run is over.*epochs=2 is reached\. To go on, raise epochs"
+    ):
+        resume(tmp_path)
+    longer = resume(tmp_path, "epochs=3")
+    assert longer.heard.steps == list(range(13, 19))
+    assert longer.end.reason == "finished"
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_over(tmp_path):
+    whole = train(tmp_path)
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        checkpoint.unlink()
+    again = resume(tmp_path)
+    assert any("nothing was saved yet" in notice for notice in again.notices)
+    assert again.losses == whole.losses
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(tmp_path / "small", "max_steps=1")
+    train(tmp_path / "large", "max_steps=1", "model.base_channels=12")
+    last = tmp_path / "small/checkpoints/last.pt"
+    last.write_bytes((tmp_path / "large/checkpoints/last.pt").read_bytes())
+    with pytest.raises(SegFitError, match=r"last\.pt does not fit the run's config\.yaml"):
+        resume(tmp_path / "small", "max_steps=2")
+
+
+def test_ctrl_c_saves_and_ends_with_130_and_a_resume_may_not_change_the_run(tmp_path):
+    code, output, run = stop(tmp_path, signal.SIGINT)
+    assert code == 130, output
+    assert "Traceback" not in output
+    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"] == max(losses(run))
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    code, output = train_by_command_line(tmp_path, f"resume={run}", "lr=1", "model=cnn", "epochs=9")
+    assert code == 2
+    assert "lr=1: cannot change when a run goes on" in output
+    assert "model=cnn: cannot change when a run goes on" in output
+    assert "epochs=9:" not in output
+    assert "Traceback" not in output
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+    assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 4

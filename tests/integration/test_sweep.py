@@ -1,0 +1,97 @@
+"""A sweep: every job a run of its own, a leader board, and failures that stay their own."""
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from segfit import runs
+from tests.integration.training import TINY, start, train_by_command_line
+
+SMALL = tuple(text for text in TINY if not text.startswith(("batch_size", "epochs")))
+
+
+def sweep_of(folder: Path) -> Path:
+    (overrides,) = folder.glob("multirun/*/*/0/overrides.yaml")
+    return overrides.parents[1]
+
+
+def rows(sweep: Path) -> dict[str, dict[str, str]]:
+    with (sweep / "leaderboard.csv").open(newline="") as file:
+        return {row["job"]: row for row in csv.DictReader(file)}
+
+
+def test_jobs_are_complete_runs_and_wrong_input_in_one_costs_the_others_nothing(tmp_path):
+    code, output = train_by_command_line(tmp_path, "-m", *SMALL, "epochs=1", "batch_size=2,0,4")
+    sweep = sweep_of(tmp_path)
+    board = rows(sweep)
+    assert code == 1, output
+    assert sorted(board) == ["0", "1", "2"]
+    assert "Leader board" in output
+    assert "leaderboard.csv" in output
+    assert "Traceback" not in output
+    for job, row in board.items():
+        assert row["batch_size"] == "204"[int(job)]
+        if row["batch_size"] == "0":
+            assert row["status"] == "input"
+            assert "batch_size=0: must be at least 1" in row["message"]
+            continue
+        assert row["status"] == "finished"
+        assert 0 <= float(row["best_miou"]) <= 1
+        folder = sweep / job
+        for name in ("config.yaml", "overrides.yaml", "metrics.json", "train.log"):
+            assert (folder / name).stat().st_size > 0
+        for name in ("last.pt", "best.pt"):
+            assert (folder / "checkpoints" / name).exists()
+        assert list((folder / "tensorboard").glob("events.*"))
+        assert runs.load_config(folder).batch_size == int(row["batch_size"])
+    best = [float(row["best_miou"]) for row in board.values() if row["best_miou"]]
+    assert best == sorted(best, reverse=True)
+    assert not (tmp_path / "outputs").exists()
+
+
+def training_child(process: "subprocess.Popen[str]", folder: Path, job: int) -> psutil.Process:
+    """Wait until a job of the sweep trains; return its process."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = list(folder.glob(f"multirun/*/*/{job}/train.log"))
+        if logs and "update 2/" in logs[0].read_text():
+            (child,) = psutil.Process(process.pid).children()
+            return child
+        time.sleep(0.02)
+    raise AssertionError(f"job {job} does not train: {process.communicate()[0]}")
+
+
+def test_a_killed_job_is_told_and_the_next_one_runs(tmp_path):
+    process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=1,500")
+    training_child(process, tmp_path, 1).kill()
+    output, _ = process.communicate(timeout=60)
+    board = rows(sweep_of(tmp_path))
+    assert process.returncode == 1, output
+    assert board["0"]["status"] == "finished"
+    assert board["1"]["status"] == "crash"
+    assert "killed by signal 9" in board["1"]["message"]
+    assert "killed by signal 9" in output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_sweep_that_is_stopped_saves_its_job_and_starts_no_other(tmp_path, number, code):
+    process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=500,1")
+    child = training_child(process, tmp_path, 0)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)  # as `kill` does
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert not child.is_running()
+    assert "Traceback" not in output
+    sweep = sweep_of(tmp_path)
+    assert (sweep / "0/checkpoints/last.pt").exists()
+    assert (sweep / "0/metrics.json").exists()
+    assert not (sweep / "1").exists()

@@ -1,0 +1,148 @@
+"""Trainings for tests: in this process where that is enough, else by the command line."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from segfit import build, cli, runs
+from segfit.check import check
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.engine.events import EndLog
+from tests.unit.engine.toys import Recorder
+
+ROOT = Path(__file__).parents[2]
+
+# The smallest training that is still one: a second or two.
+TINY = (
+    "model=cnn",
+    "model.base_channels=8",
+    "image_size=64",
+    "batch_size=4",
+    "epochs=2",
+    "loader.workers=0",
+    "data=shapes",
+    "data.train_size=24",
+    "data.val_size=6",
+    "data.test_size=1",
+    "data.resolution=64",
+    "device=cpu",
+    "report.log_every=1",
+)
+
+
+@dataclass
+class Trained:
+    """A training that ran in this process."""
+
+    training: build.Training
+    end: EndLog
+    heard: Recorder
+    run: Path
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.training.fit.state.model
+
+    @property
+    def losses(self) -> list[float]:
+        return [log.loss for log in self.heard.logs]
+
+
+def compose_run(*overrides: str, base: tuple[str, ...] = TINY) -> DictConfig:
+    """Compose and check what `train.py` would of these overrides; the last one of a key wins."""
+    last = {text.split("=")[0]: text for text in (*base, *overrides)}
+    cli.setup()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", list(last.values()))
+    check(config)
+    return config
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Restore what a training sets for its process; one thread adds up in one order."""
+    threads = torch.get_num_threads()
+    state = torch.get_rng_state()
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+        torch.set_float32_matmul_precision(matmul)
+        torch.use_deterministic_algorithms(False)
+
+
+def train(run: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Trained:
+    """Train in this process, without console and files but for checkpoints and config."""
+    config = compose_run(*overrides, base=base)
+    runs.save_config(config, overrides, run)
+    return _fit(config, run)
+
+
+def resume(run: Path, *overrides: str) -> Trained:
+    """Go on with a run in this process."""
+    return _fit(runs.resumed_config(run, [f"resume={run}", *overrides]), run)
+
+
+def _fit(config: DictConfig, run: Path) -> Trained:
+    notices: list[str] = []
+    heard = Recorder()
+    with one_thread():
+        training = build.training(config, run, notices.append)
+        end = training.fit.run(heard, training.facts)
+    return Trained(training, end, heard, run, notices + heard.notices)
+
+
+def command(*arguments: str, script: str = "train.py") -> list[str]:
+    return [sys.executable, str(ROOT / script), *arguments]
+
+
+def environment() -> dict[str, str]:
+    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **offline, "COLUMNS": "200"}
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start `python train.py …` in a folder, in a process group of its own as a terminal would."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train_by_command_line(folder: Path, *arguments: str) -> "tuple[int, str]":
+    """Run `python train.py …` in a folder; return exit code and all that it printed."""
+    process = start(folder, *arguments)
+    output, _ = process.communicate(timeout=180)
+    return process.returncode, output
+
+
+def the_run(folder: Path) -> Path:
+    """Return the only run below a folder."""
+    (config,) = folder.glob("outputs/*/*/config.yaml")
+    return config.parent
+
+
+def weights_of(checkpoint: Path, key: str = "model") -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = load_checkpoint(checkpoint)[key]
+    return weights
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
