@@ -1,0 +1,91 @@
+"""A data set that cannot be trained on: every problem named, nothing left behind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segfit.errors import SegFitError
+from tests.integration.training import TINY, train, train_by_command_line
+from tests.unit.data.files import names, noise, save, write_pairs
+
+OPTIONS = (
+    *(text for text in TINY if not text.startswith(("data", "epochs"))),
+    *("data=folder", "data.num_classes=3", "epochs=1"),
+)
+
+
+def missing_root(root: Path) -> None:
+    del root
+
+
+def empty_root(root: Path) -> None:
+    root.mkdir()
+
+
+def mask_value_beyond_the_classes(root: Path) -> None:
+    write_pairs(root, names(8), size=(64, 64))
+    save(root / "masks/003.png", noise(64, 64, high=3) + np.uint8(5))
+
+
+def masks_of_0_and_255(root: Path) -> None:
+    write_pairs(root, names(8), size=(64, 64))
+    for name in names(8):
+        save(root / f"masks/{name}.png", noise(64, 64, high=2) * np.uint8(255))
+
+
+def sizes_that_differ(root: Path) -> None:
+    write_pairs(root, names(8), size=(64, 64))
+    save(root / "masks/002.png", noise(32, 64, high=3))
+
+
+def unreadable_file(root: Path) -> None:
+    write_pairs(root, names(8), size=(64, 64))
+    (root / "images/004.png").write_bytes(b"no picture")
+
+
+def too_few_images(root: Path) -> None:
+    write_pairs(root, names(1), size=(64, 64))
+
+
+CASES = {
+    missing_root: ["data.root"],
+    empty_root: ["is empty"],
+    mask_value_beyond_the_classes: ["003.png", "5", "num_classes"],
+    masks_of_0_and_255: ["255", "label_map"],
+    sizes_that_differ: ["002", "64", "32"],
+    unreadable_file: ["004.png"],
+    too_few_images: ["1"],
+}
+
+
+@pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
+def test_what_is_wrong_is_named(tmp_path, make):
+    root = tmp_path / "data"
+    make(root)
+    with pytest.raises(SegFitError) as error:
+        train(tmp_path / "run", f"data.root={root}", base=OPTIONS)
+    for word in CASES[make]:
+        assert word in str(error.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_all_that_is_wrong_is_told_at_once_by_the_command_line(tmp_path):
+    root = tmp_path / "data"
+    unreadable_file(root)
+    save(root / "masks/002.png", noise(32, 64, high=3))
+    save(root / "masks/003.png", noise(64, 64, high=3) + np.uint8(5))
+    code, output = train_by_command_line(tmp_path, f"data.root={root}", *OPTIONS)
+    assert code == 2, output
+    for name in ("002", "003", "004"):
+        assert name in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.glob("outputs/**/*"))
+
+
+def test_a_missing_root_is_told_by_the_command_line(tmp_path):
+    code, output = train_by_command_line(tmp_path, "data.root=nowhere", *OPTIONS)
+    assert code == 2, output
+    assert "nowhere" in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.glob("outputs/**/*"))
