@@ -15,6 +15,12 @@ cli.setup()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(options: DictConfig) -> None:
+    """Evaluate what the command line says."""
+    with cli.errors_held_back():
+        evaluate(options)
+
+
+def evaluate(options: DictConfig) -> None:
     """Rebuild the run's model, predict, score, write everything down."""
     if sweep.is_sweep():
         raise SegFitError("-m: evaluate.py takes one run at a time. Call it once a run.")

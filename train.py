@@ -18,19 +18,26 @@ def main(config: DictConfig) -> float:
     """Train what the command line composes; return the best monitored score, for sweepers."""
     if sweep.is_sweep():
         return sweep.run_job(config.monitor)
-    run = Path(HydraConfig.get().runtime.output_dir)
+    with cli.errors_held_back():
+        return run(config)
+    return float("nan")
+
+
+def run(config: DictConfig) -> float:
+    """Check the config and train it; a run folder in which nothing was written is removed again."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = list(HydraConfig.get().overrides.task)
     try:
         if config.resume is not None:
-            config = runs.resumed_config(run, overrides)
+            config = runs.resumed_config(folder, overrides)
         check(config)
-        return train(config, overrides, run)
+        return train(config, overrides, folder)
     except SegFitError:
-        runs.discard_if_empty(run)
+        runs.discard_if_empty(folder)
         raise
 
 
-def train(config: DictConfig, overrides: list[str], run: Path) -> float:
+def train(config: DictConfig, overrides: list[str], folder: Path) -> float:
     """Build, fit, report."""
     from segfit import build  # torch and friends only when work starts
     from segfit.report import session
@@ -43,12 +50,12 @@ def train(config: DictConfig, overrides: list[str], run: Path) -> float:
         console.notice(message)
 
     try:
-        training = build.training(config, run, notice, checking)
+        training = build.training(config, folder, notice, checking)
     finally:
         checking.close()
     if config.resume is None:
-        runs.save_config(config, overrides, run)
-    report = session.RunReport(run, console, notices)
+        runs.save_config(config, overrides, folder)
+    report = session.RunReport(folder, console, notices)
     if config.report.tensorboard:
         step = training.fit.state.progress.update if config.resume is not None else None
         report.add_tensorboard(training.classes, OmegaConf.to_yaml(config), training.hparams, step)

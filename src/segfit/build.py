@@ -101,7 +101,7 @@ def make_sources(data: DictConfig) -> dict[str, Source]:
         masks=data.masks,
         mask_format=data.mask_format,
         ignore_index=data.ignore_index,
-        label_map=plain(data.label_map) if data.label_map is not None else None,
+        label_map=plain(data.label_map) if data.label_map else None,
         image_mode=data.image_mode,
         window=tuple(data.window) if data.window is not None else None,
         split=SplitRule(**plain(data.split)),

@@ -4,9 +4,10 @@ Exit codes: 0 done; 1 a bug or a crash (with its traceback); 2 wrong input (with
 130 interrupted by Ctrl-C after saving.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -67,6 +68,18 @@ def run_dir(resume: str | None) -> str:
     raise SegFitError(f"cannot make a run folder below {day}.")
 
 
+_held_back: list[Exception] = []
+
+
+@contextlib.contextmanager
+def errors_held_back() -> Iterator[None]:
+    """Keep an error of the work until Hydra has returned: Hydra would print a line of its own about it."""
+    try:
+        yield
+    except Exception as error:
+        _held_back.append(error)
+
+
 def run(main: Callable[[], None], config_name: str) -> NoReturn:
     """Run a function decorated by hydra.main, turn errors into messages, exit.
 
@@ -78,6 +91,8 @@ def run(main: Callable[[], None], config_name: str) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own
     try:
         main()
+        if _held_back:
+            raise _held_back.pop()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:

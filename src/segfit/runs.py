@@ -61,6 +61,15 @@ def save_config(config: DictConfig, overrides: Sequence[str], run: Path) -> None
         raise SegFitError(f"cannot write to the run folder {run}: {error.strerror}.") from error
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads values only: an alias is refused too, since a few of them can unfold to billions of nodes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias; a run holds plain values")
+        return super().compose_node(parent, index)
+
+
 def load_config(run: Path) -> DictConfig:
     """Read a run's config into the schema.
 
@@ -69,12 +78,12 @@ def load_config(run: Path) -> DictConfig:
     """
     path = run / CONFIG
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except FileNotFoundError as error:
         raise SegFitError(
             f"{run}: no run folder (it has no {CONFIG}). Give a folder that train.py made."
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise SegFitError(f"{path}: not readable ({error}).") from error
     _refuse_interpolation(values, path)
     try:
