@@ -52,9 +52,12 @@ def test_models_augmentations_and_precisions_train(tmp_path, model, augmentation
     assert len(told) == (0 if precision in native else 1)
 
 
-@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 @pytest.mark.parametrize(
-    "loss", ["ce", "dice", "dice_ce", "focal", "lovasz", "lovasz_ce", "tversky"]
+    ("loss", "mix"),
+    [
+        *[("ce", "mixup"), ("dice", "cutmix"), ("dice_ce", "mixup"), ("focal", "cutmix")],
+        *[("lovasz", "mixup"), ("lovasz_ce", "cutmix"), ("tversky", "mixup")],
+    ],
 )
 def test_losses_train_with_hard_and_mixed_targets(tmp_path, loss, mix):
     trained = train(
@@ -68,8 +71,10 @@ def test_losses_train_with_hard_and_mixed_targets(tmp_path, loss, mix):
     assert len(trained.training.class_weights) == 4
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "nadamw", "sgd"])
-@pytest.mark.parametrize("scheduler", ["none", "cosine", "poly", "step"])
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler"),
+    [("adamw", "none"), ("lamb", "cosine"), ("nadamw", "poly"), ("sgd", "step")],
+)
 def test_optimizers_and_schedulers_train(tmp_path, optimizer, scheduler):
     trained = train(tmp_path, f"optimizer={optimizer}", f"scheduler={scheduler}", *TWO_STEPS)
     assert_trained(trained, 2)
