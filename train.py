@@ -53,8 +53,7 @@ def train(config: DictConfig, overrides: list[str], folder: Path) -> float:
         training = build.training(config, folder, notice, checking)
     finally:
         checking.close()
-    if config.resume is None:
-        runs.save_config(config, overrides, folder)
+    runs.save_config(config, overrides, folder)
     report = session.RunReport(folder, console, notices)
     if config.report.tensorboard:
         step = training.fit.state.progress.update if config.resume is not None else None

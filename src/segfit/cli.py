@@ -1,7 +1,7 @@
 """Between the command line and the work: resolvers, messages, exit codes.
 
 Exit codes: 0 done; 1 a bug or a crash (with its traceback); 2 wrong input (with one clear message);
-130 interrupted by Ctrl-C after saving.
+130 interrupted by Ctrl-C after saving; 143 a sweep that SIGTERM ended.
 """
 
 import contextlib

@@ -52,11 +52,14 @@ def checkpoints(run: Path) -> Path:
 
 
 def save_config(config: DictConfig, overrides: Sequence[str], run: Path) -> None:
-    """Write the composed config and what was typed."""
+    """Write the composed config and what was typed; a resumed run keeps what was typed first."""
+    config = config.copy()
+    resumed, config.resume = config.resume is not None, None
     try:
         run.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, run / CONFIG, resolve=True)
-        (run / OVERRIDES).write_text(yaml.safe_dump(list(overrides), allow_unicode=True))
+        if not resumed:
+            (run / OVERRIDES).write_text(yaml.safe_dump(list(overrides), allow_unicode=True))
     except OSError as error:
         raise SegFitError(f"cannot write to the run folder {run}: {error.strerror}.") from error
 
