@@ -39,7 +39,8 @@ def run(config: DictConfig) -> float:
 
 def train(config: DictConfig, overrides: list[str], folder: Path) -> float:
     """Build, fit, report."""
-    from segfit import build  # torch and friends only when work starts
+    # torch and friends only when work starts
+    from segfit.build.training import make_training, metrics_of
     from segfit.report import session
     from segfit.report.console import console_report
 
@@ -50,7 +51,7 @@ def train(config: DictConfig, overrides: list[str], folder: Path) -> float:
         console.notice(message)
 
     try:
-        training = build.training(config, folder, notice, checking)
+        training = make_training(config, folder, notice, checking)
     finally:
         checking.close()
     runs.save_config(config, overrides, folder)
@@ -63,7 +64,7 @@ def train(config: DictConfig, overrides: list[str], folder: Path) -> float:
         end = training.fit.run(listener, training.facts)
     finally:
         listener.close()  # an exception must leave no hidden cursor and no unwritten line
-    metrics = build.metrics_of(training, end, config)
+    metrics = metrics_of(training, end, config)
     report.conclude(end, config.monitor, metrics)
     if end.reason == "interrupted":
         raise KeyboardInterrupt  # exit code 130, after everything is saved

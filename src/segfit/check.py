@@ -14,7 +14,7 @@ from segfit.errors import SegFitError, nearest
 def check(config: DictConfig) -> None:
     """Raise one SegFitError that names every missing, impossible or contradicting value."""
     problems = [*_check_options(config, "")]
-    if not problems and OmegaConf.get_type(config) is RunConfig:
+    if not problems and issubclass(OmegaConf.get_type(config) or object, RunConfig):
         problems = [*_check_run(config)]
     if problems:
         raise SegFitError(problems)
@@ -71,6 +71,11 @@ def _problem(value: Any, metadata: Any) -> str:
             if key in metadata and not holds(value, metadata[key]):
                 return f"must be {words} {metadata[key]:g}."
     return ""
+
+
+def plain(config: Any) -> Any:
+    """Return a config as dicts, lists and values."""
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def size_of(image_size: Any) -> tuple[int, int]:

@@ -30,6 +30,7 @@ def setup() -> None:
     schema.register()
     _alias_detected_hardware()
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("benchmark_dir", benchmark_dir, use_cache=True, replace=True)
 
 
 def _alias_detected_hardware() -> None:
@@ -54,18 +55,33 @@ def run_dir(resume: str | None) -> str:
                 f"made, such as outputs/2030-01-31/12-00-00."
             )
         return resume
+    return new_folder(Path("outputs"))
+
+
+def benchmark_dir(mode: str) -> str:
+    """Return a new folder for the findings of a mode."""
+    return new_folder(Path("outputs") / "benchmark", f"{mode}-")
+
+
+def new_folder(parent: Path, prefix: str = "") -> str:
+    """Make a folder named by date and time below `parent`, one that nobody else has.
+
+    Raises:
+        SegFitError: if it cannot be made.
+    """
     now = datetime.now()
-    day = Path("outputs") / now.strftime("%Y-%m-%d")
+    day = parent / now.strftime("%Y-%m-%d")
     for attempt in range(1, 1000):
-        folder = day / (now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else ""))
+        time = now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else "")
+        folder = day / f"{prefix}{time}"
         try:
             folder.mkdir(parents=True)  # fails if another run took the name in the same second
         except FileExistsError:
             continue
         except OSError as error:
-            raise SegFitError(f"cannot make the run folder {folder}: {error.strerror}.") from error
+            raise SegFitError(f"cannot make the folder {folder}: {error.strerror}.") from error
         return str(folder)
-    raise SegFitError(f"cannot make a run folder below {day}.")
+    raise SegFitError(f"cannot make a new folder below {day}.")
 
 
 _held_back: list[Exception] = []

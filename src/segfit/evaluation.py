@@ -12,8 +12,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from segfit import build
-from segfit.check import size_of
+from segfit.build.data import held_out_batch_size, make_held_out_batches, make_sources, workers_of
+from segfit.build.task import class_weights_of, make_predictor, make_task
+from segfit.check import plain, size_of
 from segfit.data.batches import HeldOutBatches
 from segfit.data.dataset import PredictDataset
 from segfit.data.loader import eval_loader
@@ -77,8 +78,8 @@ def evaluate_split(
     """
     source, class_weights = _split(run, options.split, notice, checking)
     out = EvaluationFolder(_out(options, run.folder, options.split), run.classes)
-    workers = min(build.workers_of(run.config, run.device), len(source))
-    batches = build.make_held_out_batches(run.config, source, run.device, workers, None)
+    workers = min(workers_of(run.config, run.device), len(source))
+    batches = make_held_out_batches(run.config, source, run.device, workers, None)
     task = _task(run, options, class_weights)
     taker = _Predictions(
         out, source.id, lambda index: source.read(index)[0], options, len(run.classes)
@@ -111,7 +112,7 @@ def _split(
         raise SegFitError(
             f"{data.root}: the run's data set is not there. Say where it lies now: root=…"
         )
-    sources = build.make_sources(data)
+    sources = make_sources(data)
     if split not in sources:
         raise SegFitError(
             f"split={split}: the run's data have no such split. There are: {', '.join(sources)}."
@@ -128,7 +129,7 @@ def _split(
         notice(line)
     if known:
         return sources[split], recorded_class_weights(run)
-    return sources[split], build.class_weights_of(run.config, sources["train"], report)
+    return sources[split], class_weights_of(run.config, sources["train"], report)
 
 
 # ------------------------------------------------------------------- images without masks
@@ -164,9 +165,9 @@ def predict_folder(
     out = EvaluationFolder(path, run.classes)
     loader = eval_loader(
         dataset,
-        build.held_out_batch_size(config),
+        held_out_batch_size(config),
         device=run.device,
-        workers=min(build.workers_of(config, run.device), len(dataset)),
+        workers=min(workers_of(config, run.device), len(dataset)),
         prefetch=config.loader.prefetch,
         pin_memory=config.loader.pin_memory,
         persistent=False,
@@ -256,8 +257,8 @@ def _on_host(prediction: Tensor) -> Picture:
 def _task(
     run: TrainedRun, options: DictConfig, class_weights: list[float] | None
 ) -> SegmentationTask:
-    predictor = build.make_predictor(run.config, overlap=options.overlap, flip=options.flip)
-    return build.make_task(run.config, run.device, class_weights=class_weights, predictor=predictor)
+    predictor = make_predictor(run.config, overlap=options.overlap, flip=options.flip)
+    return make_task(run.config, run.device, class_weights=class_weights, predictor=predictor)
 
 
 def _pass(
@@ -281,7 +282,7 @@ def _pass(
     except torch.OutOfMemoryError as error:
         raise SegFitError(
             f"out of memory on {device_name(run.device)} with batch_size="
-            f"{build.held_out_batch_size(run.config)}: give a smaller batch_size=…, or device=cpu."
+            f"{held_out_batch_size(run.config)}: give a smaller batch_size=…, or device=cpu."
         ) from error
     finally:
         taker.out.close()
@@ -306,11 +307,11 @@ def _facts(run: TrainedRun, options: DictConfig) -> dict[str, Any]:
         "epoch": run.epoch,
         "device": device_name(run.device),
         "precision": run.precision.name,
-        "batch_size": build.held_out_batch_size(run.config),
+        "batch_size": held_out_batch_size(run.config),
         "classes": {
             "names": classes.names,
             "colors": classes.colors,
             "background": classes.background,
         },
-        "options": build.plain(options),
+        "options": plain(options),
     }

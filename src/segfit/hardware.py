@@ -97,6 +97,30 @@ def device_name(device: "torch.device") -> str:
     return f"CPU ({cpu_name()}), {len(available_cores())} cores, {psutil.virtual_memory().total / GIB:.0f} GiB"
 
 
+def machine() -> dict[str, Any]:
+    """Return what measurements depend on: devices, driver, versions; plain values."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "cpu": cpu_name(),
+        "cores": len(available_cores()),
+        "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "driver": driver_version(),
+    }
+    return facts
+
+
+def driver_version() -> str | None:
+    """Return the version of NVIDIA's driver, or None without one."""
+    with nvml() as library:
+        return str(library.nvmlSystemGetDriverVersion()) if library is not None else None
+
+
 def cpu_name() -> str:
     """Return the processor's model name."""
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:

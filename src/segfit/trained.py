@@ -11,7 +11,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit import build, runs
+from segfit import runs
+from segfit.build.data import make_classes
+from segfit.build.state import make_device, to_device
+from segfit.check import plain
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.precision import Precision
 from segfit.engine.seeding import seed_everything
@@ -49,7 +52,7 @@ class TrainedRun:
     @property
     def classes(self) -> Classes:
         """Names, colours and background."""
-        return build.make_classes(self.config.data)
+        return make_classes(self.config.data)
 
 
 def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> TrainedRun:
@@ -70,19 +73,17 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
     recorded = _recorded(folder)
     _apply(options, config, recorded, notice)
     seed_everything(config.seed, config.deterministic)
-    device, precision = build.make_device(options.device, config.precision, notice)
+    device, precision = make_device(options.device, config.precision, notice)
     path, weights, epoch = _weights(folder, options.checkpoint)
     try:
-        model, _ = make_model(
-            build.make_classes(config.data), build.plain(config.model), pretrained=False
-        )
+        model, _ = make_model(make_classes(config.data), plain(config.model), pretrained=False)
         model.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SegFitError(
             f"{path} does not fit the model in {folder / runs.CONFIG} ({reason}). Was one of the two replaced?"
         ) from error
-    model = build.to_device(model, device, config.channels_last).eval()
+    model = to_device(model, device, config.channels_last).eval()
     return TrainedRun(folder, config, recorded, model, device, precision, epoch)
 
 

@@ -12,7 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from segfit import build, cli, runs
+from segfit import cli, runs
+from segfit.build.training import Training, make_training
 from segfit.check import check
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.events import EndLog
@@ -42,7 +43,7 @@ TINY = (
 class Trained:
     """A training that ran in this process."""
 
-    training: build.Training
+    training: Training
     end: EndLog
     heard: Recorder
     run: Path
@@ -99,7 +100,7 @@ def _fit(config: DictConfig, run: Path) -> Trained:
     notices: list[str] = []
     heard = Recorder()
     with one_thread():
-        training = build.training(config, run, notices.append)
+        training = make_training(config, run, notices.append)
         end = training.fit.run(heard, training.facts)
     return Trained(training, end, heard, run, notices + heard.notices)
 

@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "hardware": set(),
     "labels": set(),
     "config": LEAVES,
+    "config_benchmark": {"config"},
     "check": {"config", *LEAVES},
     "runs": {"config", "check", *LEAVES},
     "sweep": {"runs", "report.leaderboard", *LEAVES},
@@ -33,10 +34,11 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"engine.events", "engine.checkpoint", *LEAVES},
     "build": {"config", "check", "runs", *BUILT, *LEAVES},
     "trained": {"build", "config", "check", "runs", *BUILT, *LEAVES},
+    "tuning": {"build", "config", "check", "runs", *BUILT, *LEAVES},
     "evaluation": {"build", "trained", "config", "check", "runs", *BUILT, *LEAVES},
 }
 WITHOUT_TORCH = (
-    "check", "cli", "config", "errors", "explain", "hardware", "labels", "runs", "sweep",
+    "check", "cli", "config", "config_benchmark", "errors", "explain", "hardware", "labels", "runs", "sweep",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "transformers", "kornia", "torchmetrics", "matplotlib"}
 

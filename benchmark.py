@@ -1,0 +1,69 @@
+"""Ask about a training before or beside it: python benchmark.py benchmark=plan hardware=8gb model=segformer_b4"""
+
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from segfit import cli, config_benchmark, runs, sweep
+from segfit.check import check, plain
+from segfit.errors import SegFitError
+from segfit.hardware import machine
+
+cli.setup()
+config_benchmark.register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")
+def main(config: DictConfig) -> None:
+    """Answer what the command line asks."""
+    with cli.errors_held_back():
+        benchmark(config)
+
+
+def benchmark(config: DictConfig) -> None:
+    """Measure, print, write everything down."""
+    if sweep.is_sweep():
+        raise SegFitError("-m: benchmark.py compares within a mode. Call it once a mode.")
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        check(config)
+        measure(config, folder)
+    except (SegFitError, KeyboardInterrupt):
+        runs.discard_if_empty(folder)
+        raise
+
+
+def measure(config: DictConfig, folder: Path) -> None:
+    """Run the mode's module and report what it found."""
+    # torch and friends only when work starts
+    from segfit.report.benchmark import BenchmarkProgress, print_findings, write_findings
+    from segfit.report.console import console_report
+    from segfit.report.text import stdout_console
+    from segfit.tuning.bench import Bench
+
+    console = stdout_console()
+    progress = BenchmarkProgress(console)
+    mode = config.benchmark.name
+    try:
+        bench = Bench(folder, console_report(console).notice, progress)
+        findings = import_module(f"segfit.tuning.{mode}").run(config, bench)
+    finally:
+        progress.close()
+    write_findings(
+        findings,
+        folder,
+        mode=mode,
+        command=shlex.join(["python", *sys.argv]),
+        machine=machine(),
+        config=plain(config),
+    )
+    print_findings(findings, folder, console)
+
+
+if __name__ == "__main__":
+    cli.run(main, "benchmark")

@@ -1,0 +1,231 @@
+"""How fast a training really runs: the engine's own update and evaluation, on its own batches or resident ones."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, count, islice, repeat
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from segfit.build.training import Training, make_training
+from segfit.data.batches import TrainBatches
+from segfit.engine.evaluate import evaluate
+from segfit.engine.fit import Fit
+from segfit.engine.seeding import derive_seed
+from segfit.engine.step import make_update
+from segfit.engine.task import Batch
+from segfit.hardware import peak_memory_gib
+
+LEAST_STEPS = 3  # however slow a step is
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One measurement.
+
+    Args:
+        images_per_second: by wall-clock, from an idle device to an idle device.
+        ms_median: of a step, milliseconds. A step is an update (all its micro-batches), or a held-out batch.
+        ms_p5: its 5th percentile.
+        ms_p95: its 95th percentile.
+        steps: that were timed.
+        peak_gib: peak of allocated CUDA memory while they were; on the CPU the largest resident set that the process
+            had so far, in GiB.
+        data_wait: share (0-1) of the wall-clock time that the host waited for data.
+    """
+
+    images_per_second: float
+    ms_median: float
+    ms_p5: float
+    ms_p95: float
+    steps: int
+    peak_gib: float
+    data_wait: float
+
+
+class Stopwatch:
+    """Times the steps of a loop that takes its items from `over`, without making the host wait within it.
+
+    On CUDA an event a step is put into the stream, and the host waits for the device once before the first step and
+    once after the last; on the CPU the host's clock is read.
+
+    Args:
+        device: that does the work.
+        seconds: after which no further step is begun; at least `LEAST_STEPS` are made.
+        warmup: steps that are made before the clock starts.
+    """
+
+    def __init__(self, device: torch.device, *, seconds: float, warmup: int) -> None:
+        self.device = device
+        self.seconds = seconds
+        self.warmup = warmup
+        self._marks: list[Any] = []
+        self._start = self._end = self._waited = 0.0
+        self._images = 0
+
+    def over(self, items: Iterable[T], images: Callable[[T], int]) -> Iterator[T]:
+        """Yield items, first those of the warm-up; a step ends when the loop comes back for the next.
+
+        Args:
+            items: enough of them.
+            images: how many of them an item holds.
+        """
+        items = iter(items)
+        yield from islice(items, self.warmup)
+        self._begin()
+        while len(self._marks) <= LEAST_STEPS or time.perf_counter() - self._start < self.seconds:
+            asked = time.perf_counter()
+            item = next(items)
+            self._waited += time.perf_counter() - asked
+            self._images += images(item)
+            yield item
+            self._mark()
+        self._synchronize()
+        self._end = time.perf_counter()
+
+    def speed(self) -> Speed:
+        """Return what was measured, after the loop has ended."""
+        seconds = self._end - self._start
+        low, median, high = np.percentile(self._milliseconds(), [5, 50, 95]).tolist()
+        return Speed(
+            images_per_second=self._images / seconds,
+            ms_median=median,
+            ms_p5=low,
+            ms_p95=high,
+            steps=len(self._marks) - 1,
+            peak_gib=peak_memory_gib(self.device),
+            data_wait=self._waited / seconds,
+        )
+
+    def _begin(self) -> None:
+        self._synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._start = time.perf_counter()
+        self._mark()
+
+    def _mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def _milliseconds(self) -> list[float]:
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self.device.type == "cuda":
+            return [before.elapsed_time(after) for before, after in pairs]
+        return [1e3 * (after - before) for before, after in pairs]
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # synchronises: before the first step, after the last
+
+
+def train_speed(training: Training, *, seconds: float, warmup: int, resident: bool) -> Speed:
+    """Return how fast the engine updates; `training` is trained by it, so do not go on with it.
+
+    Args:
+        training: as train.py builds it.
+        seconds: to measure.
+        warmup: updates before that.
+        resident: take the first window of micro-batches again and again from the device's memory, instead of the
+            training's own batches as its workers give them.
+
+    Raises:
+        torch.OutOfMemoryError: nothing here retries with less.
+    """
+    fit = training.fit
+    fit.state.model.train()
+    numbers = count()
+    watch = Stopwatch(fit.state.device, seconds=seconds, warmup=warmup)
+    items = repeat(first_window(fit)) if resident else windows(fit)
+    for window in watch.over(items, lambda window: sum(map(_images, window))):
+        seeds = [derive_seed(fit.options.seed, 0, next(numbers)) for _ in window]
+        make_update(fit.state, fit.task, window, seeds, fit.options.clip_grad_norm)
+    return watch.speed()
+
+
+def inference_speed(training: Training, *, seconds: float, warmup: int, resident: bool) -> Speed:
+    """Return how fast the engine evaluates held-out batches: predicts them at their own size and counts.
+
+    Arguments as `train_speed`; a step is a batch, the model stays as it is.
+    """
+    fit = training.fit
+    watch = Stopwatch(fit.state.device, seconds=seconds, warmup=warmup)
+    if resident:
+        batches: Iterable[Batch] = repeat(_copied(next(iter(fit.held_out()))))
+    else:
+        batches = chain.from_iterable(fit.held_out() for _ in count())
+    model = fit.state.evaluated()
+    evaluate(model, fit.task, watch.over(batches, _images), fit.state.precision)
+    return watch.speed()
+
+
+def data_speed(
+    batches: TrainBatches, device: torch.device, *, seconds: float, warmup: int
+) -> Speed:
+    """Return how fast training batches come to the device while nothing is done with them."""
+    epochs = (batches.epoch(epoch, 0) for epoch in count())
+    watch = Stopwatch(device, seconds=seconds, warmup=warmup)
+    for _ in watch.over(chain.from_iterable(epochs), _images):
+        pass
+    return watch.speed()
+
+
+def windows(fit: Fit) -> Iterator[list[Batch]]:
+    """Yield the micro-batches of one update after the other, epoch after epoch."""
+    for epoch in count():
+        batches = iter(fit.train.epoch(epoch, 0))
+        while window := list(islice(batches, fit.options.accumulate)):
+            yield window
+
+
+def first_window(fit: Fit) -> list[Batch]:
+    """Return copies of the first update's micro-batches, in the device's memory."""
+    return [_copied(batch) for batch in next(windows(fit))]
+
+
+def _copied(batch: Batch) -> Batch:
+    return {key: tensor.clone() for key, tensor in batch.items()}
+
+
+def _images(batch: Batch) -> int:
+    return len(batch["image"])
+
+
+# ----------------------------------------------------------------- the same, in a process of its own
+
+
+def measure_training(
+    config: DictConfig, *, seconds: float, warmup: int = 5, resident: bool = False
+) -> dict[str, Any]:
+    """Build a config's training and return `train_speed` of it, as plain values.
+
+    Returns:
+        "speed": the fields of `Speed`; "facts": of the training; "notices": what fell back.
+    """
+    return _measured(config, train_speed, seconds=seconds, warmup=warmup, resident=resident)
+
+
+def measure_inference(
+    config: DictConfig, *, seconds: float, warmup: int = 3, resident: bool = False
+) -> dict[str, Any]:
+    """Build a config's training and return `inference_speed` of it, as `measure_training`."""
+    return _measured(config, inference_speed, seconds=seconds, warmup=warmup, resident=resident)
+
+
+def _measured(config: DictConfig, measure: Callable[..., Speed], **how: Any) -> dict[str, Any]:
+    notices: list[str] = []
+    with TemporaryDirectory(prefix="segfit-") as folder:
+        training = make_training(config, Path(folder), notices.append)
+        speed = measure(training, **how)
+    return {"speed": asdict(speed), "facts": training.facts, "notices": notices}
