@@ -1,0 +1,205 @@
+"""Config → a training that is ready to run."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from segfit import runs
+from segfit.check import plain, size_of
+from segfit.build.data import held_out_batch_size, make_classes, make_held_out_batches, make_sources, make_train_batches, workers_of
+from segfit.build.state import Notice, make_device, make_state
+from segfit.build.task import class_weights_of, make_predictor, make_task
+from segfit.data.batches import HeldOutBatches, TrainBatches
+from segfit.data.cores import choose_workers
+from segfit.data.dataset import EvalDataset, TrainDataset
+from segfit.data.loader import eval_loader, train_loader
+from segfit.data.prefetch import DevicePrefetcher
+from segfit.data.preflight import PreflightReport, check_sources, count_class_pixels
+from segfit.data.sampler import EpochSampler
+from segfit.data.source import Source
+from segfit.engine.checkpoint import Checkpoints, load_checkpoint
+from segfit.engine.compiling import compiled_or_eager
+from segfit.engine.events import EndLog
+from segfit.engine.fit import Fit, FitOptions
+from segfit.engine.precision import Precision, resolve_precision, set_tf32
+from segfit.engine.seeding import seed_everything
+from segfit.engine.state import TrainingState
+from segfit.errors import SegFitError
+from segfit.hardware import device_name, keep_freed_memory, peak_memory_gib, resolve_device
+from segfit.labels import Classes
+from segfit.losses import SegmentationLoss, balanced_weights, segmentation_loss
+from segfit.models.build import make_model
+from segfit.optim import make_optimizer, make_scheduler
+from segfit.tasks.inference import Predictor
+from segfit.tasks.segmentation import SegmentationTask
+
+@dataclass
+class Training:
+    """A training that is ready to run.
+
+    Args:
+        fit: the loop with all it needs.
+        facts: label → text of what really runs.
+        classes: of the data.
+        hparams: what sweeps are compared by, the same keys in every run.
+        class_weights: of the loss, as they were worked out; None: all alike.
+    """
+
+    fit: Fit
+    facts: dict[str, str]
+    classes: Classes
+    hparams: dict[str, str | float | bool]
+    class_weights: list[float] | None
+
+
+
+
+def make_training(
+    config: DictConfig,
+    run: Path,
+    notice: Notice,
+    progress: Callable[[int, int], None] | None = None,
+) -> Training:
+    """Return everything that `config` says, ready to run; resumed where the run has a checkpoint.
+
+    Args:
+        config: checked.
+        run: the run's folder.
+        notice: told what fell back or is odd, a line each.
+        progress: called with (done, total) files while the data set is checked.
+
+    Raises:
+        SegFitError: with every problem of the data set, or what else cannot be built.
+    """
+    sources = make_sources(config.data)
+    report = check_sources(
+        sources, check=config.data.check, needs={"train": 1, "val": 1}, progress=progress
+    )
+    for line in report.notices:
+        notice(line)
+
+    seed_everything(config.seed, config.deterministic)
+    device, precision = make_device(config.device, config.precision, notice)
+    workers = workers_of(config, device)
+    train = make_train_batches(config, sources["train"], device, workers)
+    held_out = make_held_out_batches(
+        config, sources["val"], device, workers, config.limit_val_batches
+    )
+    updates = -(-train.batches_per_epoch() // config.accumulate)
+    state, weights = make_state(config, device, precision, updates, notice)
+    checkpoints = Checkpoints(runs.checkpoints(run))
+    if config.resume is not None:
+        _resume(state, checkpoints, notice)
+    class_weights = class_weights_of(config, sources["train"], report)
+    task = make_task(
+        config,
+        device,
+        class_weights=class_weights,
+        panels=_panels(config, sources["val"], len(held_out)),
+    )
+    fit = Fit(state, task, train, lambda: held_out, len(held_out), checkpoints, _options(config))
+    facts = _facts(config, sources, state, weights, workers)
+    hparams = _hparams(config, precision)
+    return Training(fit, facts, make_classes(config.data), hparams, class_weights)
+
+
+def _resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> None:
+    if not checkpoints.last.exists():
+        notice(f"{checkpoints.last}: nothing was saved yet; starting from the beginning.")
+        return
+    try:
+        state.load_state_dict(load_checkpoint(checkpoints.last))
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise SegFitError(
+            f"{checkpoints.last} does not fit the run's config.yaml ({str(error).splitlines()[0]}). "
+            f"Was one of the two replaced?"
+        ) from error
+
+
+def _panels(config: DictConfig, source: Source, batches: int) -> dict[int, str]:
+    """Return as many held-out images as are to be shown, spread evenly."""
+    shown = min(len(source), batches * held_out_batch_size(config))
+    count = min(config.report.panels, shown)
+    spread = [round(step * (shown - 1) / max(count - 1, 1)) for step in range(count)]
+    return {index: source.id(index) for index in spread}
+
+
+def _options(config: DictConfig) -> FitOptions:
+    names = set(FitOptions.__dataclass_fields__)
+    values = {**plain(config), **plain(config.checkpoint), **plain(config.report)}
+    return FitOptions(**{name: value for name, value in values.items() if name in names})
+
+
+def _facts(
+    config: DictConfig,
+    sources: Mapping[str, Source],
+    state: TrainingState,
+    weights: str,
+    workers: int,
+) -> dict[str, str]:
+    height, width = size_of(config.image_size)
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    variant = config.model.get("variant") or config.model.get("encoder") or ""
+    sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
+    micro, accumulate = config.batch_size, config.accumulate
+    batch = f"{micro} × {accumulate} accumulated = {micro * accumulate}"
+    return {
+        "device": device_name(state.device),
+        "recipe": config.hardware.name,
+        "precision": state.precision.name,
+        "model": f"{config.model.name} {variant} ({parameters / 1e6:.1f} M parameters)".replace(
+            "  ", " "
+        ),
+        "weights": weights,
+        "data": f"{config.data.name}: {sizes} images, {config.data.num_classes} classes",
+        "image size": f"{width} × {height} ({config.data.fit})",
+        "batch": batch if accumulate > 1 else str(micro),
+        "augmentation": config.augmentation.name,
+        "workers": str(workers),
+        "compiled": "yes" if state.forward is not state.model else "no",
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+    }
+
+
+def _hparams(config: DictConfig, precision: Precision) -> dict[str, str | float | bool]:
+    height, width = size_of(config.image_size)
+    return {
+        "model": config.model.get("variant") or config.model.get("encoder") or config.model.name,
+        "hardware": config.hardware.name,
+        "batch_size": config.batch_size,
+        "accumulate": config.accumulate,
+        "image_size": f"{height}x{width}",
+        "epochs": config.epochs,
+        "lr": config.lr,
+        "optimizer": config.optimizer.name,
+        "scheduler": config.scheduler.name,
+        "loss": config.loss.name,
+        "augmentation": config.augmentation.name,
+        "precision": precision.name,
+        "seed": config.seed,
+    }
+
+
+def metrics_of(training: Training, end: EndLog, config: DictConfig) -> dict[str, Any]:
+    """Return what metrics.json holds: scores, speed, memory, and what really ran."""
+    fit = training.fit
+    return {
+        "status": end.reason,
+        "monitor": config.monitor,
+        "best": end.best_scores,
+        "best_epoch": end.best_epoch,
+        "last": fit.result.scores if fit.result is not None else {},
+        "updates": end.updates,
+        "images_per_second": fit.total_images / max(fit.total_seconds, 1e-9),
+        "peak_memory_gib": peak_memory_gib(fit.state.device),
+        "seconds": end.seconds,
+        "precision": fit.state.precision.name,
+        "class_weights": training.class_weights,
+        "facts": training.facts,
+    }
