@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from segfit.data.dataset import Batch
+from segfit.phases import phase
 
 
 class DevicePrefetcher:
@@ -44,12 +45,14 @@ class DevicePrefetcher:
 
     def _moved(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            yield {key: tensor.to(self.device) for key, tensor in batch.items()}
+            with phase("copy"):
+                moved = {key: tensor.to(self.device) for key, tensor in batch.items()}
+            yield moved
 
     def _streamed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self.device)
         for batch in batches:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), phase("copy"):
                 moved = {
                     key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()
                 }

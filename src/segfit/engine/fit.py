@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor
 
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.evaluate import evaluate
-from segfit.engine.events import EndLog, EpochLog, EvalResult, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.events import EndLog, EvalResult, Listener
 from segfit.engine.seeding import derive_seed
 from segfit.engine.signals import StopSignal
 from segfit.engine.state import TrainingState
 from segfit.engine.step import halve_micro_batch, make_update
 from segfit.engine.task import Batch, Task, TrainingData
+from segfit.engine.telling import Teller, Window
 from segfit.errors import SegFitError
-from segfit.hardware import peak_memory_gib
+from segfit.phases import phase
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,6 @@ class FitOptions:
 
 class Stopped(Exception):  # noqa: N818 - not an error
     """The person or the scheduler asked the training to end; `args[0]` is the reason."""
-
-
-@dataclass
-class _Window:
-    """The updates since the last log: sums stay on the device until then."""
-
-    loss: Tensor
-    norm: Tensor
-    updates: int
-    images: int = 0
-    waited: float = 0.0
-    start: float = field(default_factory=time.perf_counter)
 
 
 class Fit:
@@ -84,12 +73,10 @@ class Fit:
         self.held_out_batches = held_out_batches
         self.checkpoints = checkpoints
         self.options = options
-        self.listener: Listener = Listeners()
+        self.teller = Teller(state, checkpoints.last)
         self.stop = StopSignal()
         self.saved_at = time.monotonic()
         self.result: EvalResult | None = None
-        self.images, self.waited = 0, 0.0  # of the epoch, for its log
-        self.total_images, self.total_seconds = 0, 0.0  # of training, without validation
 
     def run(self, listener: Listener, facts: Mapping[str, str]) -> EndLog:
         """Train; return how it ended. The last state is saved, whatever the reason.
@@ -104,8 +91,9 @@ class Fit:
         """
         self._refuse_if_over()
         start = time.perf_counter()
-        self.listener = listener
-        self.listener.start(self._info(facts))
+        self.teller.listener = listener
+        updates = math.ceil(self.train.batches_per_epoch() / self.options.accumulate)
+        self.teller.start(self.options.epochs, updates, self.options.max_steps, facts)
         with self.stop:
             try:
                 reason = self._epochs()
@@ -120,7 +108,7 @@ class Fit:
             best_epoch=progress.best_epoch,
             seconds=time.perf_counter() - start,
         )
-        self.listener.end(end)
+        listener.end(end)
         return end
 
     def _refuse_if_over(self) -> None:
@@ -148,7 +136,9 @@ class Fit:
             due = (progress.epoch + 1) % options.val_every == 0
             last = progress.epoch + 1 == options.epochs or self._out_of_steps()
             self.result = self._validate() if due or last else None
-            self._tell_epoch(seconds, is_best=self._record(self.result))
+            is_best = self._record(self.result)
+            with phase("logging"):
+                self.teller.tell_epoch(seconds, self.result, is_best)
 
             if progress.batch >= self.train.batches_per_epoch():
                 progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -160,34 +150,32 @@ class Fit:
 
     def _train_epoch(self) -> None:
         progress, options = self.state.progress, self.options
-        window = self._open_window()
+        window = self.teller.open()
         batches = iter(self.train.epoch(progress.epoch, progress.batch))
         while not self._out_of_steps():
             waiting = time.perf_counter()
-            micro_batches = list(islice(batches, options.accumulate))
+            with phase("data"):
+                micro_batches = list(islice(batches, options.accumulate))
             if not micro_batches:
                 break
-            window.waited += time.perf_counter() - waiting
+            waited = time.perf_counter() - waiting
 
             loss, norm = self._update(micro_batches)
 
             progress.batch += len(micro_batches)
-            window.loss += loss
             if self.state.scaler.is_enabled():
                 norm = norm.nan_to_num(0.0, 0.0, 0.0)  # of updates that the scaler skipped
-            window.norm += norm
-            window.updates += 1
-            window.images += sum(len(batch["image"]) for batch in micro_batches)
-            self.listener.step(progress.epoch, progress.update)
-            if progress.update % options.log_every == 0:
-                window = self._tell(window)
+            images = sum(len(batch["image"]) for batch in micro_batches)
+            window.add(loss, norm, images, waited)
+            window = self._log(window)
             if self.stop.reason is not None:
-                self._keep(window)
+                self.teller.keep(window)
                 raise Stopped(self.stop.reason)
             if self._save_is_due():
-                self._keep(window)
+                self.teller.keep(window)
                 self._save()
-        self._tell(window)
+        with phase("logging"):
+            self.teller.tell(window)
 
     def _update(self, window: list[Batch]) -> tuple[Tensor, Tensor]:
         first = self.state.progress.batch
@@ -203,17 +191,26 @@ class Fit:
             except torch.OutOfMemoryError:
                 pass  # handled outside, where the traceback no longer holds the pass's tensors
             largest = max(len(batch["image"]) for batch in window)
-            self.listener.notice(halve_micro_batch(self.state, largest))
+            self.teller.listener.notice(halve_micro_batch(self.state, largest))
+
+    def _log(self, window: Window) -> Window:
+        """Tell the update; where it is time, also the window's means, and return a fresh one."""
+        progress = self.state.progress
+        with phase("logging"):
+            self.teller.listener.step(progress.epoch, progress.update)
+            if progress.update % self.options.log_every == 0:
+                return self.teller.tell(window)
+        return window
 
     def _validate(self) -> EvalResult:
         def between(done: int) -> None:
-            self.listener.validating(done, self.held_out_batches)
+            self.teller.listener.validating(done, self.held_out_batches)
             if self.stop.reason is not None:
                 raise Stopped(self.stop.reason)  # resuming validates again: no update is lost
 
-        return evaluate(
-            self.state.evaluated(), self.task, self.held_out(), self.state.precision, between
-        )
+        state = self.state
+        with phase("validation", whole=True):
+            return evaluate(state.evaluated(), self.task, self.held_out(), state.precision, between)
 
     def _record(self, result: EvalResult | None) -> bool:
         """Remember a validation; return whether it is the best so far, saving it if so."""
@@ -227,9 +224,10 @@ class Fit:
             return False
         progress.best_score, progress.best_scores = score, dict(result.scores)
         progress.best_epoch, progress.stale = progress.epoch, 0
-        self.checkpoints.save_best(
-            self.state.evaluated().state_dict(), progress.best_scores, progress.epoch
-        )
+        with phase("checkpoint"):
+            self.checkpoints.save_best(
+                self.state.evaluated().state_dict(), progress.best_scores, progress.epoch
+            )
         return True
 
     # ------------------------------------------------------------------------- stopping, saving
@@ -249,97 +247,6 @@ class Fit:
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self) -> None:
-        self.checkpoints.save_last(self.state.state_dict())  # synchronises: copies to the host
+        with phase("checkpoint"):
+            self.checkpoints.save_last(self.state.state_dict())  # synchronises: copies to the host
         self.saved_at = time.monotonic()
-
-    # ----------------------------------------------------------------------------------- telling
-
-    def _info(self, facts: Mapping[str, str]) -> RunInfo:
-        updates = math.ceil(self.train.batches_per_epoch() / self.options.accumulate)
-        total = updates * self.options.epochs
-        progress = self.state.progress
-        return RunInfo(
-            epochs=self.options.epochs,
-            updates_per_epoch=updates,
-            start_epoch=progress.epoch,
-            start_update=progress.update,
-            total_updates=min(total, self.options.max_steps or total),
-            facts=facts,
-        )
-
-    def _open_window(self) -> _Window:
-        progress, device = self.state.progress, self.state.device
-        return _Window(
-            loss=torch.tensor(progress.window_loss, device=device),
-            norm=torch.tensor(progress.window_norm, device=device),
-            updates=progress.window_updates,
-        )
-
-    def _keep(self, window: _Window) -> None:
-        """Read the window's sums from the device into the progress.
-
-        Raises:
-            SegFitError: if loss or gradient is not finite; what was saved last is from before.
-        """
-        progress = self.state.progress
-        loss, norm = torch.stack([window.loss, window.norm]).tolist()  # synchronises
-        if not math.isfinite(loss + norm):
-            what = (
-                f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
-            )
-            raise SegFitError(
-                f"the {what} within the last {window.updates} updates (of {progress.update}). "
-                f"{self.checkpoints.last} holds the last good state, if one was saved. Lower lr, keep "
-                f"clip_grad_norm, or try precision=fp32."
-            )
-        progress.window_loss, progress.window_norm = loss, norm
-        progress.window_updates = window.updates
-
-    def _tell(self, window: _Window) -> _Window:
-        """Log the means of the window and return a fresh one."""
-        if window.updates == 0:
-            return window
-        self._keep(window)
-        progress = self.state.progress
-        seconds = time.perf_counter() - window.start
-        scaler = self.state.scaler
-        log = StepLog(
-            epoch=progress.epoch,
-            update=progress.update,
-            loss=progress.window_loss / window.updates,
-            lr=self._lr(),
-            grad_norm=progress.window_norm / window.updates,
-            loss_scale=scaler.get_scale() if scaler.is_enabled() else 1.0,  # synchronises
-            images_per_second=window.images / seconds,
-            data_wait=window.waited / seconds,
-            memory_gib=peak_memory_gib(self.state.device),
-        )
-        self.images += window.images
-        self.waited += window.waited
-        progress.loss_sum += progress.window_loss
-        progress.loss_count += window.updates
-        progress.window_loss, progress.window_norm, progress.window_updates = 0.0, 0.0, 0
-        self.listener.log(log)
-        return self._open_window()
-
-    def _lr(self) -> float:
-        return float(self.state.optimizer.param_groups[0]["lr"])
-
-    def _tell_epoch(self, training_seconds: float, is_best: bool) -> None:
-        progress = self.state.progress
-        log = EpochLog(
-            epoch=progress.epoch,
-            update=progress.update,
-            loss=progress.loss_sum / max(progress.loss_count, 1),
-            lr=self._lr(),
-            images_per_second=self.images / training_seconds,
-            data_wait=self.waited / training_seconds,
-            memory_gib=peak_memory_gib(self.state.device),
-            seconds=training_seconds + (self.result.seconds if self.result else 0.0),
-            result=self.result,
-            is_best=is_best,
-        )
-        self.total_images += self.images
-        self.total_seconds += training_seconds
-        self.images, self.waited = 0, 0.0
-        self.listener.epoch(log)

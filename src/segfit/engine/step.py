@@ -9,6 +9,7 @@ from torch import Tensor
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError
+from segfit.phases import phase
 
 
 def make_update(
@@ -36,8 +37,9 @@ def make_update(
     Raises:
         torch.OutOfMemoryError: gradients are cleared; the same window may be tried again.
     """
-    prepared = [task.prepare(batch, seed) for batch, seed in zip(window, seeds, strict=True)]
-    totals = torch.stack([task.totals(targets) for _, targets in prepared]).sum(0)
+    with phase("augmentation"):
+        prepared = [task.prepare(batch, seed) for batch, seed in zip(window, seeds, strict=True)]
+        totals = torch.stack([task.totals(targets) for _, targets in prepared]).sum(0)
     if state.progress.micro_batch:
         size = state.progress.micro_batch
         prepared = [piece for pair in prepared for piece in task.split(*pair, size)]
@@ -45,27 +47,30 @@ def make_update(
     loss = torch.zeros((), device=state.device)
     try:
         for inputs, targets in prepared:
-            with state.precision.autocast():
-                outputs = state.forward(inputs)
-            part = task.loss(outputs, targets, totals)
-            state.scaler.scale(part).backward()  # fp16 gradients would underflow; else a no-op
+            with phase("forward"):
+                with state.precision.autocast():
+                    outputs = state.forward(inputs)
+                part = task.loss(outputs, targets, totals)
+            with phase("backward"):
+                state.scaler.scale(part).backward()  # fp16 gradients would underflow; else a no-op
             loss += part.detach()
     except torch.OutOfMemoryError:
         state.optimizer.zero_grad(set_to_none=True)
         raise
 
-    state.scaler.unscale_(state.optimizer)  # before clipping, which must see the true gradients
-    norm = torch.nn.utils.clip_grad_norm_(
-        state.model.parameters(), clip_grad_norm if clip_grad_norm is not None else torch.inf
-    )
-    state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
-    state.scaler.update()  # after step: it looks at what step found
-    state.optimizer.zero_grad(set_to_none=True)
+    with phase("optimizer"):
+        state.scaler.unscale_(state.optimizer)  # before clipping, which must see the true gradients
+        norm = torch.nn.utils.clip_grad_norm_(
+            state.model.parameters(), clip_grad_norm if clip_grad_norm is not None else torch.inf
+        )
+        state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
+        state.scaler.update()  # after step: it looks at what step found
+        state.optimizer.zero_grad(set_to_none=True)
 
-    state.progress.update += 1
-    state.scheduler.step_update(state.progress.update)
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.progress.update)
+        state.progress.update += 1
+        state.scheduler.step_update(state.progress.update)
+        if state.ema is not None:
+            state.ema.update(state.model, step=state.progress.update)
     return loss, norm
 
 
