@@ -1,41 +1,20 @@
 """Config → device, precision, model and optimizer."""
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from segfit import runs
+from segfit.build.data import make_classes
 from segfit.check import plain, size_of
-from segfit.build.data import held_out_batch_size, make_classes, make_held_out_batches, make_sources, make_train_batches, workers_of
-from segfit.data.batches import HeldOutBatches, TrainBatches
-from segfit.data.cores import choose_workers
-from segfit.data.dataset import EvalDataset, TrainDataset
-from segfit.data.loader import eval_loader, train_loader
-from segfit.data.prefetch import DevicePrefetcher
-from segfit.data.preflight import PreflightReport, check_sources, count_class_pixels
-from segfit.data.sampler import EpochSampler
-from segfit.data.source import Source
-from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.compiling import compiled_or_eager
-from segfit.engine.events import EndLog
-from segfit.engine.fit import Fit, FitOptions
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
-from segfit.engine.seeding import seed_everything
 from segfit.engine.state import TrainingState
-from segfit.errors import SegFitError
-from segfit.hardware import device_name, keep_freed_memory, peak_memory_gib, resolve_device
-from segfit.labels import Classes
-from segfit.losses import SegmentationLoss, balanced_weights, segmentation_loss
+from segfit.hardware import keep_freed_memory, resolve_device
 from segfit.models.build import make_model
 from segfit.optim import make_optimizer, make_scheduler
-from segfit.tasks.inference import Predictor
-from segfit.tasks.segmentation import SegmentationTask
 
 Notice = Callable[[str], None]
 
@@ -64,6 +43,18 @@ def make_state(
     updates_per_epoch: int,
     notice: Notice,
 ) -> tuple[TrainingState, str]:
+    """Return model, optimizer, scheduler and scaler of a config, and where the weights come from.
+
+    Args:
+        config: checked.
+        device: that really runs.
+        precision: that really runs.
+        updates_per_epoch: optimizer updates an epoch, for the schedule.
+        notice: told what fell back.
+
+    Raises:
+        SegFitError: if weights that were named cannot be loaded, or the optimizer does not take its options.
+    """
     if config.hardware.vram_gb is not None and device.type == "cpu":
         notice(f"hardware={config.hardware.name}: no CUDA card here; running on the CPU.")
     resuming = config.resume is not None
@@ -100,5 +91,3 @@ def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn
     """Return the model on the device, in the memory format that its input has."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return model.to(device).to(memory_format=layout)
-
-

@@ -1,43 +1,18 @@
 """Config → loss, augmentation on the device and predictor: what a batch means."""
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import DictConfig
 
-from segfit import runs
+from segfit.build.augmentation import make_gpu_augment, make_mix
+from segfit.build.data import make_classes
 from segfit.check import plain, size_of
-from segfit.build.augmentation import make_cpu_augment, make_gpu_augment, make_mix
-from segfit.build.data import held_out_batch_size, make_classes, make_held_out_batches, make_sources, make_train_batches, workers_of
-from segfit.data.batches import HeldOutBatches, TrainBatches
-from segfit.data.cores import choose_workers
-from segfit.data.dataset import EvalDataset, TrainDataset
-from segfit.data.loader import eval_loader, train_loader
-from segfit.data.prefetch import DevicePrefetcher
-from segfit.data.preflight import PreflightReport, check_sources, count_class_pixels
-from segfit.data.sampler import EpochSampler
+from segfit.data.preflight import PreflightReport, count_class_pixels
 from segfit.data.source import Source
-from segfit.engine.checkpoint import Checkpoints, load_checkpoint
-from segfit.engine.compiling import compiled_or_eager
-from segfit.engine.events import EndLog
-from segfit.engine.fit import Fit, FitOptions
-from segfit.engine.precision import Precision, resolve_precision, set_tf32
-from segfit.engine.seeding import seed_everything
-from segfit.engine.state import TrainingState
-from segfit.errors import SegFitError
-from segfit.hardware import device_name, keep_freed_memory, peak_memory_gib, resolve_device
-from segfit.labels import Classes
 from segfit.losses import SegmentationLoss, balanced_weights, segmentation_loss
-from segfit.models.build import make_model
-from segfit.optim import make_optimizer, make_scheduler
 from segfit.tasks.inference import Predictor
 from segfit.tasks.segmentation import SegmentationTask
-
 
 
 def make_loss(config: DictConfig, class_weights: list[float] | None) -> SegmentationLoss:
@@ -101,5 +76,3 @@ def make_predictor(
     """Return how images become logits: whole, or in windows of image_size."""
     window = size_of(config.image_size) if sliding or config.data.fit == "crop" else None
     return Predictor(window, overlap, flip)
-
-

@@ -7,37 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import DictConfig
 
 from segfit import runs
-from segfit.check import plain, size_of
-from segfit.build.data import held_out_batch_size, make_classes, make_held_out_batches, make_sources, make_train_batches, workers_of
+from segfit.build.data import (
+    held_out_batch_size,
+    make_classes,
+    make_held_out_batches,
+    make_sources,
+    make_train_batches,
+    workers_of,
+)
 from segfit.build.state import Notice, make_device, make_state
-from segfit.build.task import class_weights_of, make_predictor, make_task
-from segfit.data.batches import HeldOutBatches, TrainBatches
-from segfit.data.cores import choose_workers
-from segfit.data.dataset import EvalDataset, TrainDataset
-from segfit.data.loader import eval_loader, train_loader
-from segfit.data.prefetch import DevicePrefetcher
-from segfit.data.preflight import PreflightReport, check_sources, count_class_pixels
-from segfit.data.sampler import EpochSampler
+from segfit.build.task import class_weights_of, make_task
+from segfit.check import plain, size_of
+from segfit.data.preflight import check_sources
 from segfit.data.source import Source
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
-from segfit.engine.compiling import compiled_or_eager
 from segfit.engine.events import EndLog
 from segfit.engine.fit import Fit, FitOptions
-from segfit.engine.precision import Precision, resolve_precision, set_tf32
+from segfit.engine.precision import Precision
 from segfit.engine.seeding import seed_everything
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
-from segfit.hardware import device_name, keep_freed_memory, peak_memory_gib, resolve_device
+from segfit.hardware import device_name, peak_memory_gib
 from segfit.labels import Classes
-from segfit.losses import SegmentationLoss, balanced_weights, segmentation_loss
-from segfit.models.build import make_model
-from segfit.optim import make_optimizer, make_scheduler
-from segfit.tasks.inference import Predictor
-from segfit.tasks.segmentation import SegmentationTask
+
 
 @dataclass
 class Training:
@@ -56,8 +51,6 @@ class Training:
     classes: Classes
     hparams: dict[str, str | float | bool]
     class_weights: list[float] | None
-
-
 
 
 def make_training(
