@@ -127,7 +127,7 @@ class Stopwatch:
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # synchronises: before the first step, after the last
+            torch.cuda.synchronize(self.device)  # synchronises: before and after the steps
 
 
 def train_speed(training: Training, *, seconds: float, warmup: int, resident: bool) -> Speed:

@@ -1,0 +1,108 @@
+"""Speed is measured on the real step; nothing here asserts how fast this machine is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segfit.build.training import Training, make_training
+from segfit.tuning import measure
+from segfit.tuning.measure import LEAST_STEPS, Speed, Stopwatch, inference_speed, train_speed
+from tests.integration.training import compose_run, one_thread
+from tests.unit.engine.toys import weights
+
+INSTANT = {"seconds": 1e-6, "warmup": 2}
+
+
+def build(folder: Path, *overrides: str) -> Training:
+    with one_thread():
+        return make_training(compose_run("report.panels=0", *overrides), folder, print)
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Training:
+    return build(tmp_path, "accumulate=2", "batch_size=3")
+
+
+def sound(speed: Speed) -> bool:
+    return (
+        speed.images_per_second > 0
+        and 0 < speed.ms_p5 <= speed.ms_median <= speed.ms_p95
+        and 0 <= speed.data_wait < 1
+        and speed.peak_gib > 0
+    )
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_training_makes_real_updates(training: Training, resident: bool) -> None:
+    before = weights(training.fit.state.model)
+    speed = train_speed(training, **INSTANT, resident=resident)
+    assert sound(speed)
+    assert speed.steps == LEAST_STEPS
+    assert training.fit.state.progress.update == LEAST_STEPS + 2
+    assert not torch.equal(before, weights(training.fit.state.model))
+
+
+def test_a_step_is_a_whole_update(training: Training) -> None:
+    watch = Stopwatch(training.fit.state.device, seconds=1e-6, warmup=0)
+    counted = [len(window) for window in watch.over(measure.windows(training.fit), lambda _: 6)]
+    assert counted == [2, 2, 2]
+    speed = watch.speed()
+    seconds = LEAST_STEPS * 6 / speed.images_per_second
+    assert seconds >= speed.steps * speed.ms_p5 / 1e3
+
+
+def test_windows_go_on_over_epochs(tmp_path: Path) -> None:
+    fit = build(
+        tmp_path, "accumulate=2", "batch_size=8"
+    ).fit  # 3 batches an epoch: the last window has one
+    windows = measure.windows(fit)
+    assert [len(next(windows)) for _ in range(4)] == [2, 1, 2, 1]
+
+
+def test_resident_batches_are_read_once(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    epoch = training.fit.train.epoch
+
+    def heard(number: int, start_batch: int) -> Any:
+        epochs.append(number)
+        return epoch(number, start_batch)
+
+    monkeypatch.setattr(training.fit.train, "epoch", heard)
+    train_speed(training, seconds=1e-6, warmup=9, resident=True)
+    assert epochs == [0]
+    train_speed(training, seconds=1e-6, warmup=9, resident=False)
+    assert epochs[1:] == [0, 1, 2]  # 12 updates of 4 an epoch, and none ahead
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_inference_leaves_the_model_as_it_is(training: Training, resident: bool) -> None:
+    model = training.fit.state.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    speed = inference_speed(training, **INSTANT, resident=resident)
+    assert sound(speed)
+    assert speed.steps == LEAST_STEPS
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("job", [measure.measure_training, measure.measure_inference])
+def test_jobs_return_plain_values(job: Callable[..., dict[str, Any]]) -> None:
+    with one_thread():
+        values = job(compose_run("report.panels=0"), **INSTANT, resident=True)
+    assert json.loads(json.dumps(values)) == values
+    assert Speed(**values["speed"]).steps == LEAST_STEPS
+    assert values["facts"]["batch"] == "4"
+
+
+def test_the_data_side_alone(training: Training) -> None:
+    train = training.fit.train
+    speed = measure.data_speed(train, training.fit.state.device, seconds=1e-6, warmup=1)  # type: ignore[arg-type]
+    assert sound(speed)
+    assert speed.steps == LEAST_STEPS
+    assert training.fit.state.progress.update == 0
