@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
 from torch import Tensor
 
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.evaluate import evaluate
 from segfit.engine.events import EndLog, EvalResult, Listener
+from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.seeding import derive_seed
 from segfit.engine.signals import StopSignal
 from segfit.engine.state import TrainingState
@@ -188,10 +188,13 @@ class Fit:
                 return make_update(
                     self.state, self.task, window, seeds, self.options.clip_grad_norm
                 )
-            except torch.OutOfMemoryError:
-                pass  # handled outside, where the traceback no longer holds the pass's tensors
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = str(error).partition("\n")[0]
+            # Outside of the `except`, where the traceback no longer holds the pass's tensors.
             largest = max(len(batch["image"]) for batch in window)
-            self.teller.listener.notice(halve_micro_batch(self.state, largest))
+            self.teller.listener.notice(halve_micro_batch(self.state, largest, said))
 
     def _log(self, window: Window) -> Window:
         """Tell the update; where it is time, also the window's means, and return a fresh one."""

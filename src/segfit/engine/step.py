@@ -35,7 +35,8 @@ def make_update(
         The window's loss and the gradient's norm before clipping, both () on the device.
 
     Raises:
-        torch.OutOfMemoryError: gradients are cleared; the same window may be tried again.
+        Exception: of the forward or backward pass; gradients are cleared. If it is_out_of_memory, the same window may
+            be tried again.
     """
     with phase("augmentation"):
         prepared = [task.prepare(batch, seed) for batch, seed in zip(window, seeds, strict=True)]
@@ -54,7 +55,8 @@ def make_update(
             with phase("backward"):
                 state.scaler.scale(part).backward()  # fp16 gradients would underflow; else a no-op
             loss += part.detach()
-    except torch.OutOfMemoryError:
+    except Exception:
+        # The next try must not add to half a gradient.
         state.optimizer.zero_grad(set_to_none=True)
         raise
 
@@ -74,13 +76,14 @@ def make_update(
     return loss, norm
 
 
-def halve_micro_batch(state: TrainingState, largest: int) -> str:
+def halve_micro_batch(state: TrainingState, largest: int, said: str = "") -> str:
     """Lower the number of samples a forward pass may take, after the device ran out of memory.
 
     Args:
         state: its progress.micro_batch is halved; call it outside of the `except` block, so that the failed
             pass's tensors are no longer held by the traceback.
         largest: samples of the largest micro-batch as it comes from the data.
+        said: the error's words, for the case that it was none of memory.
 
     Returns:
         A line for the person.
@@ -93,6 +96,7 @@ def halve_micro_batch(state: TrainingState, largest: int) -> str:
         raise SegFitError(
             "out of memory with a micro-batch of a single image. Lower image_size, choose a smaller model, "
             "or set model.checkpointing=true (SegFormer)."
+            + (f" The error was: {said}" if said else "")
         )
     state.progress.micro_batch = now // 2
     gc.collect()

@@ -1,0 +1,48 @@
+"""Memory that ran out, in all the words in which libraries say so."""
+
+import errno
+
+import torch
+
+# What only a lack of memory makes a library say.
+_CERTAIN = (
+    "cuda out of memory",
+    "hip out of memory",
+    "cuda error: out of memory",  # the driver's or the runtime's, past torch's allocator
+    "cuda driver error: out of memory",
+    "cudaerrormemoryallocation",
+    "mps backend out of memory",
+    "_status_alloc_failed",  # cuDNN, cuBLAS, cuSOLVER, cuSPARSE
+    "_allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED and its kin
+    "cufft_alloc_failed",
+    "defaultcpuallocator: can't allocate memory",
+    "not enough memory: you tried to allocate",  # the same on Windows
+    "cannot allocate memory",  # what the C library calls ENOMEM
+    "bad_alloc",
+)
+# What cuDNN and cuBLAS say where no algorithm's workspace fits, or their own handle does not.
+_PROBABLE = (
+    "cudnn_status_not_supported",
+    "cudnn_status_internal_error",
+    "unable to find an engine to execute this computation",
+    "cublas_status_not_initialized",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory of the device or of the host ran out.
+
+    cuDNN and cuBLAS have no word of their own for a workspace that does not fit: CUDNN_STATUS_NOT_SUPPORTED,
+    CUDNN_STATUS_INTERNAL_ERROR, CUBLAS_STATUS_NOT_INITIALIZED and "unable to find an engine" count as out of memory,
+    since a smaller batch nearly always helps; whoever handles it hands their words on, for the case that none does.
+    Statuses that speak of wrong use or of a failed kernel (BAD_PARAM, EXECUTION_FAILED, MAPPING_ERROR), illegal
+    accesses, and a Triton kernel that lacks shared memory (a property of the kernel, not of the batch) do not count.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, RuntimeError):  # torch.AcceleratorError is one
+        return False
+    text = str(error).lower()
+    return any(sign in text for sign in (*_CERTAIN, *_PROBABLE))
