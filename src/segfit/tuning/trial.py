@@ -1,0 +1,198 @@
+"""One measurement in a process of its own: what crashes there, or leaves the device unusable, costs nothing here.
+
+The parent writes the config and a request into a folder; the child, `python -m segfit.tuning.trial <folder>`, reads
+the config as a run's is read (plain values into the schema), calls the job and leaves its result there.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import psutil
+from omegaconf import DictConfig, OmegaConf
+
+from segfit import runs
+from segfit.check import plain
+from segfit.config import RunConfig
+from segfit.errors import SegFitError
+
+# Name → module:function, called in the child as function(config, **arguments); returns plain values.
+JOBS: dict[str, str] = {}
+
+_REQUEST, _RESULT, _OUTPUT = "request.json", "result.json", "output.txt"
+_LINES = 3  # of the child's output that a message quotes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Args:
+        ok: the job returned.
+        values: what it returned.
+        reason: why not: "oom", "crash", "timeout" or "input" (a SegFitError); None if ok.
+        message: what was said, for the person; empty if ok.
+        seconds: wall-clock time of the whole process.
+    """
+
+    ok: bool
+    values: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    message: str = ""
+    seconds: float = 0.0
+
+
+def run_trial(
+    config: DictConfig, *, job: str, timeout_s: float | None, **arguments: Any
+) -> Outcome:
+    """Run a job on a config in a fresh process and wait for it.
+
+    The child never outlives this process: it ends with it, with Ctrl-C, and with the time limit.
+
+    Args:
+        config: checked; of train.py or benchmark.py. A run that it may want to resume is left alone.
+        job: a key of `JOBS`.
+        timeout_s: seconds until the child is killed; None: never.
+        arguments: of the job, plain values.
+    """
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(
+        prefix="segfit-trial-", ignore_cleanup_errors=True
+    ) as temporary:
+        folder = Path(temporary)
+        runs.save_config(_training_part(config), [], folder)
+        request = {"job": JOBS[job], "arguments": arguments}
+        (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
+        code = _run_child(folder, timeout_s)
+        seconds = time.monotonic() - start
+        if code is None:
+            message = f"not done after {timeout_s:g} s"
+            return Outcome(ok=False, reason="timeout", message=message, seconds=seconds)
+        return _outcome(folder, code, seconds)
+
+
+def _training_part(config: DictConfig) -> DictConfig:
+    """Return a config without what benchmark.py asks about it."""
+    values = plain(config)
+    return OmegaConf.create({item.name: values[item.name] for item in fields(RunConfig)})
+
+
+# ---------------------------------------------------------------------------------- the parent
+
+
+def _run_child(folder: Path, timeout_s: float | None) -> int | None:
+    """Return the child's exit code, or None if its time ran out."""
+    with (folder / _OUTPUT).open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "segfit.tuning.trial", str(folder)],
+            stdin=subprocess.PIPE,  # never written to: its end tells the child that this process is gone
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is this process's to handle, and it kills the child
+        )
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _kill(process)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a child and the data workers that it started; nothing happens if it has ended."""
+    if process.poll() is None:
+        children: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _outcome(folder: Path, code: int, seconds: float) -> Outcome:
+    try:
+        result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = f"{_how_it_ended(code)}{_last_words(folder)}"
+        return Outcome(ok=False, reason="crash", message=message, seconds=seconds)
+    return Outcome(seconds=seconds, **result)
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (most likely the system, short of host memory)" if name == "SIGKILL" else ""
+    return f"killed by {name}{hint}"
+
+
+def _last_words(folder: Path) -> str:
+    text = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return ": " + " / ".join(lines[-_LINES:]) if lines else ""
+
+
+# ----------------------------------------------------------------------------------- the child
+
+
+def main(folder: Path) -> None:
+    """Do what the request in `folder` asks, and leave the result beside it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
+    _leave(_do(request, folder), folder)
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)  # at once, whatever the main thread is in: nobody is left to hear of it
+
+
+def _do(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    module, _, name = request["job"].partition(":")
+    try:
+        config = runs.load_config(folder)
+        return {
+            "ok": True,
+            "values": getattr(import_module(module), name)(config, **request["arguments"]),
+        }
+    except SegFitError as error:
+        return {"ok": False, "reason": "input", "message": "\n".join(error.problems)}
+    except Exception as error:
+        from segfit.engine.out_of_memory import is_out_of_memory
+
+        reason = "oom" if is_out_of_memory(error) else "crash"
+        return {"ok": False, "reason": reason, "message": _told(error)}
+
+
+def _told(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _leave(result: dict[str, Any], folder: Path) -> None:
+    partial = folder / f".{_RESULT}"
+    partial.write_text(json.dumps(result), encoding="utf-8")
+    partial.replace(folder / _RESULT)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
