@@ -162,7 +162,7 @@ def inference_speed(training: Training, *, seconds: float, warmup: int, resident
     fit = training.fit
     watch = Stopwatch(fit.state.device, seconds=seconds, warmup=warmup)
     if resident:
-        batches: Iterable[Batch] = repeat(_copied(next(iter(fit.held_out()))))
+        batches: Iterable[Batch] = repeat(first_held_out(fit))
     else:
         batches = chain.from_iterable(fit.held_out() for _ in count())
     model = fit.state.evaluated()
@@ -192,6 +192,11 @@ def windows(fit: Fit) -> Iterator[list[Batch]]:
 def first_window(fit: Fit) -> list[Batch]:
     """Return copies of the first update's micro-batches, in the device's memory."""
     return [_copied(batch) for batch in next(windows(fit))]
+
+
+def first_held_out(fit: Fit) -> Batch:
+    """Return a copy of the first held-out batch, in the device's memory."""
+    return _copied(next(iter(fit.held_out())))
 
 
 def _copied(batch: Batch) -> Batch:

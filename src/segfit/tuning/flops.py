@@ -1,0 +1,159 @@
+"""How much arithmetic a step asks for, and how much of it the device could do."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from segfit.build.training import Training
+from segfit.engine.evaluate import evaluate
+from segfit.engine.precision import Precision
+from segfit.engine.step import make_update
+from segfit.tuning.measure import first_held_out, first_window
+
+# Name as CUDA tells it, without "NVIDIA" and "GeForce" → dense TFLOP/s in fp32, TF32 and the halves (accumulating in
+# fp32), from NVIDIA's data sheets and architecture white papers; None where the card has no such units.
+_CARDS: dict[str, tuple[float, float | None, float]] = {
+    r"H200|H100 80GB HBM3": (67.0, 494.7, 989.4),
+    r"H100 PCIe": (51.2, 378.0, 756.0),
+    r"A100-\S+": (19.5, 156.0, 312.0),
+    r"A40": (37.4, 74.8, 149.7),
+    r"A10": (31.2, 62.5, 125.0),
+    r"L40S": (91.6, 183.0, 362.0),
+    r"L4": (30.3, 60.0, 121.0),
+    r"Tesla V100-SXM2-\S+": (15.7, None, 125.0),
+    r"Tesla V100-PCIE-\S+": (14.0, None, 112.0),
+    r"Tesla T4": (8.1, None, 65.0),
+    r"RTX 4090": (82.6, 82.6, 165.2),
+    r"RTX 4080": (48.7, 48.7, 97.5),
+    r"RTX 3090": (35.6, 35.6, 71.0),
+    r"RTX 3080": (29.8, 29.8, 59.5),
+}
+_NAME = re.compile(r"^(NVIDIA )?(GeForce )?")
+
+_TERA = 1e12
+_SIDES = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product measures a peak
+_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The arithmetic that a device can do.
+
+    Args:
+        teraflops: 10^12 floating-point operations a second.
+        source: where the number is from.
+    """
+
+    teraflops: float
+    source: str
+
+
+def update_flops(training: Training) -> float:
+    """Return the floating-point operations of one update, an image: forward, backward, augmentation on the device.
+
+    Counted by torch's `FlopCounterMode` on a real update, which changes the weights: products and convolutions, a
+    multiply-add as two, element-wise work as none. What activation checkpointing recomputes is counted again.
+    """
+    fit = training.fit
+    state = replace(fit.state, forward=fit.state.model)  # a compiled graph hides its operations
+    state.model.train()
+    window = first_window(fit)
+    with _counter() as counter:
+        make_update(state, fit.task, window, [0] * len(window), fit.options.clip_grad_norm)
+    images = sum(len(batch["image"]) for batch in window)
+    return float(counter.get_total_flops()) / images
+
+
+def inference_flops(training: Training) -> float:
+    """Return the floating-point operations of evaluating a held-out image, as `update_flops` counts them."""
+    fit = training.fit
+    batch = first_held_out(fit)
+    with _counter() as counter:
+        evaluate(fit.state.evaluated(), fit.task, [batch], fit.state.precision)
+    return float(counter.get_total_flops()) / len(batch["image"])
+
+
+def peak(device: torch.device, precision: Precision) -> Peak:
+    """Return what the device can do in a precision: a known card's data sheet, else a large matrix product, measured.
+
+    Waits for the device.
+    """
+    if device.type == "cuda":
+        known = data_sheet(torch.cuda.get_device_name(device), precision.name, tf32=_tf32())
+        if known is not None:
+            return Peak(known, "data sheet")
+    side = _SIDES[device.type]
+    source = f"a {side} × {side} matrix product, measured"
+    return Peak(_measured_peak(device, precision.dtype, side), source)
+
+
+def data_sheet(name: str, precision: str, *, tf32: bool) -> float | None:
+    """Return a CUDA card's dense TFLOP/s by its name, or None for one that is not in the table (laptop parts, MIG).
+
+    Args:
+        name: as CUDA tells it.
+        precision: "fp32", "bf16" or "fp16".
+        tf32: fp32 products may use TF32.
+    """
+    bare = _NAME.sub("", name)
+    for pattern, (single, tensor, half) in _CARDS.items():
+        if re.fullmatch(pattern, bare):
+            if precision != "fp32":
+                return half
+            return tensor if tf32 and tensor is not None else single
+    return None
+
+
+def _tf32() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+def _measured_peak(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    start = time.perf_counter()
+    while best == 0 or time.perf_counter() - start < _SECONDS:
+        _synchronize(device)
+        before = time.perf_counter()
+        torch.mm(a, b)
+        _synchronize(device)
+        best = max(best, 2 * side**3 / (time.perf_counter() - before))
+    return best / _TERA
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # synchronises: a measurement of a single product
+
+
+def _counter() -> FlopCounterMode:
+    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
+def convolution_backward_flops(
+    grad_out: Sequence[int],
+    inputs: Sequence[int],
+    weight: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    """Return the operations of a convolution's backward pass: a forward's for each gradient that is asked for.
+
+    torch's own formula (2.15) takes the weight's gradient for that of a dense convolution: for a depthwise one it
+    counts as many times too much as there are channels.
+    """
+    forward = conv_flop_count(list(inputs), list(weight), list(grad_out), transposed=transposed)
+    return int(forward) * (int(output_mask[0]) + int(output_mask[1]))
