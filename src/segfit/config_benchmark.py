@@ -26,7 +26,38 @@ class BenchmarkConfig(RunConfig):
     )
 
 
-MODES: dict[str, type[ModeConfig]] = {}
+@dataclass
+class MonitorConfig(ModeConfig):
+    """Utilisation, memory, temperature and power, once a second."""
+
+    name: str = "monitor"
+
+
+@dataclass
+class DiagnoseConfig(ModeConfig):
+    """Where a training's time goes, and the one change that helps most."""
+
+    name: str = "diagnose"
+    apply: bool = option(False, "Train again with the change, and measure whether it helps.")
+    warmup: int = option(5, "Updates that are made before anything is timed.", ge=0)
+    slow_disk_ms: float = option(
+        0.0, "Wait so long in every read of an image, to see what a slow disk does.", ge=0
+    )
+
+
+@dataclass
+class ThroughputConfig(ModeConfig):
+    """How fast a composition trains and predicts, with its data and without."""
+
+    name: str = "throughput"
+    warmup: int = option(5, "Steps that are made before anything is timed.", ge=0)
+
+
+MODES: dict[str, type[ModeConfig]] = {
+    "diagnose": DiagnoseConfig,
+    "monitor": MonitorConfig,
+    "throughput": ThroughputConfig,
+}
 
 
 def register() -> None:

@@ -35,21 +35,28 @@ def nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
+def visible_handles(library: Any) -> list[Any]:
+    """Return NVML's handles of the cards that CUDA_VISIBLE_DEVICES leaves to this process, in its order."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is not None and wanted.strip() in ("", "-1"):
+        return []
+    handles = [
+        library.nvmlDeviceGetHandleByIndex(index) for index in range(library.nvmlDeviceGetCount())
+    ]
+    if not wanted:
+        return handles
+    ids = [part.strip() for part in wanted.split(",")]
+    by_index = [int(part) for part in ids if part.isdigit() and int(part) < len(handles)]
+    by_uuid = [h for h in handles if str(library.nvmlDeviceGetUUID(h)) in ids]
+    return [handles[index] for index in by_index] or by_uuid or handles
+
+
 def visible_cards() -> list[float]:
     """Return the memory in GiB of every NVIDIA card that CUDA_VISIBLE_DEVICES leaves to this process."""
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     with nvml() as library:
-        if library is None or (wanted is not None and wanted.strip() in ("", "-1")):
+        if library is None:
             return []
-        handles = [
-            library.nvmlDeviceGetHandleByIndex(index)
-            for index in range(library.nvmlDeviceGetCount())
-        ]
-        if wanted:
-            ids = [part.strip() for part in wanted.split(",")]
-            by_index = [int(part) for part in ids if part.isdigit() and int(part) < len(handles)]
-            by_uuid = [h for h in handles if str(library.nvmlDeviceGetUUID(h)) in ids]
-            handles = [handles[index] for index in by_index] or by_uuid or handles
+        handles = visible_handles(library)
         return [library.nvmlDeviceGetMemoryInfo(handle).total / GIB for handle in handles]
 
 

@@ -3,8 +3,8 @@
     with phase("forward"):
         outputs = model(inputs)
 
-costs 0.15 microseconds as long as nobody does, 0.7 if somebody does. A `Recorder` takes the host's clock and, on CUDA, two events
-a phase, which it reads only when all is over: nothing that is timed waits for the device.
+costs 0.15 microseconds as long as nobody does, 0.7 while somebody does. A `Recorder` takes the host's clock and, on
+CUDA, two events a phase, which it reads only when all is over: nothing that is timed waits for the device.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from segfit import cli, config
+from segfit import cli, config, config_benchmark
 from segfit.check import check
 from tests.unit.composing import composed
 
@@ -36,7 +36,10 @@ def test_conf_is_found() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
-    run = composed(choice, "hardware=8gb") if "hardware" not in choice else composed(choice)
+    config_benchmark.register()
+    name = "benchmark" if choice.startswith("benchmark=") else "train"
+    hardware = () if choice.startswith("hardware=") else ("hardware=8gb",)
+    run = composed(choice, *hardware, name=name)
     if OmegaConf.get_type(run.data) is config.FolderConfig:
         run.data.root = "somewhere"
     if OmegaConf.is_missing(run.data, "num_classes"):

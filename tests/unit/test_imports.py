@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "segfit"
-LEAVES = {"errors", "hardware", "labels", "phases"}
+LEAVES = {"errors", "hardware", "labels", "monitor", "phases"}
 BUILT = {
     "augmentation", "data", "engine", "losses", "metrics", "models", "optim", "report", "tasks",
 }  # fmt: skip
@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "hardware": set(),
     "labels": set(),
+    "monitor": {"hardware"},
     "phases": set(),
     "config": LEAVES,
     "config_benchmark": {"config"},
@@ -39,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"build", "trained", "config", "check", "runs", *BUILT, *LEAVES},
 }
 WITHOUT_TORCH = (
-    "check", "cli", "config", "config_benchmark", "errors", "explain", "hardware", "labels", "phases", "runs", "sweep",
+    "check", "cli", "config", "config_benchmark", "errors", "explain", "hardware", "labels", "monitor", "phases",
+    "runs", "sweep",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "transformers", "kornia", "torchmetrics", "matplotlib"}
 

@@ -10,6 +10,7 @@ from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.errors import SegFitError
 from segfit.labels import Classes
+from segfit.monitor import Monitor
 from segfit.report.lines import LogFile
 from segfit.report.summary import print_summary, write_metrics
 
@@ -69,7 +70,7 @@ class RunReport:
         notify = Listeners(self.console, self.log).notice
         try:
             report = TensorBoardReport(
-                folder, classes, config_text, hparams, resume_step, notify=notify
+                folder, classes, config_text, hparams, resume_step, Monitor(), notify=notify
             )
         except SegFitError as error:
             for problem in error.problems:

@@ -20,6 +20,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from segfit.engine.events import EndLog, EpochLog, EvalResult, RunInfo, StepLog
 from segfit.errors import SegFitError
 from segfit.labels import Classes
+from segfit.monitor import Monitor, summed_up
 from segfit.report.pictures import panel_image
 from segfit.report.plots import confusion_figure, figure_to_array
 from segfit.report.text import one_line
@@ -36,7 +37,7 @@ _ENCODING: dict[str, dict[str, int]] = {
 class TensorBoardReport:
     """A `Listener` that writes one TensorBoard run; the x axis is the number of updates.
 
-    Scalars: train/*, speed/*, memory/*, epoch/seconds, val/<score>, val_iou/<class>, and hparam/<score>
+    Scalars: train/*, speed/*, memory/*, device/*, epoch/seconds, val/<score>, val_iou/<class>, and hparam/<score>
     of the best validation so far. Images: panel/<name>, confusion_matrix. Text: config, facts. The HPARAMS
     tab shows one row a run, from the first validation on; with the parent folder as logdir, a sweep is
     one table.
@@ -53,6 +54,7 @@ class TensorBoardReport:
             TensorBoard takes the columns from one of them.
         resume_step: updates of the checkpoint that the run goes on from; None for a new run. Whatever
             the folder holds of later updates is hidden, so that no step appears twice.
+        monitor: runs from start to close, its means go to device/*; None: nothing is watched.
         notify: gets one message if writing fails later on (a full disk); training goes on without.
 
     Raises:
@@ -66,6 +68,7 @@ class TensorBoardReport:
         config_text: str,
         hparams: Mapping[str, float | str | bool],
         resume_step: int | None = None,
+        monitor: Monitor | None = None,
         notify: Callable[[str], None] = _LOGGER.warning,
     ) -> None:
         self._log_dir = log_dir
@@ -77,6 +80,7 @@ class TensorBoardReport:
             for key, value in hparams.items()
         }
         self._notify = notify
+        self._monitor = monitor
         self._failed = False
         self._best_told: dict[str, float] = {}
         self._undrawn: tuple[EvalResult, int] | None = None
@@ -104,6 +108,8 @@ class TensorBoardReport:
             self._writer.add_text("facts", _markdown_table(info.facts), step)
             _, session_start, _ = hparams_summary(self._hparams, {})
             self._add(session_start)
+        if self._monitor is not None:
+            self._monitor.start()
 
     def notice(self, message: str) -> None:
         """Leave it to console and log file."""
@@ -126,7 +132,7 @@ class TensorBoardReport:
                 "speed/data_wait_percent": 100 * log.data_wait,
                 "memory/peak_gib": log.memory_gib,
             }
-            self._scalars(values, log.update)
+            self._scalars({**values, **self._device()}, log.update)
 
     def epoch(self, log: EpochLog) -> None:
         """Write the duration of the epoch and all of its validation."""
@@ -149,6 +155,8 @@ class TensorBoardReport:
 
     def close(self) -> None:
         """Write what is left and close the file; called again, nothing."""
+        if self._monitor is not None:
+            self._monitor.close()
         with suppress(OSError):
             self._writer.close()
 
@@ -170,6 +178,10 @@ class TensorBoardReport:
                 f"{self._log_dir}: cannot write TensorBoard events any more: {error.strerror or error}. "
                 f"Training goes on without."
             )
+
+    def _device(self) -> dict[str, float]:
+        samples = self._monitor.fresh() if self._monitor is not None else []
+        return {f"device/{name}": value for name, value in summed_up(samples).mean.items()}
 
     def _validation(self, result: EvalResult, update: int) -> None:
         self._scalars({f"val/{name}": value for name, value in result.scores.items()}, update)

@@ -7,6 +7,7 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 
 from segfit.errors import SegFitError
+from segfit.monitor import Sample
 from segfit.report.tensorboard import TensorBoardReport
 from tests.unit.report import events
 
@@ -170,3 +171,28 @@ def test_a_disk_that_fills_up_is_told_once_and_training_goes_on(tmp_path, monkey
     assert "No space left on device" in notices[0]
     monkeypatch.undo()
     board.close()
+
+
+def test_what_the_monitor_saw_is_there_as_means_of_each_window(tmp_path):
+    class Watched:
+        def __init__(self):
+            self.calls = []
+            self.start = lambda: self.calls.append("start")
+            self.close = lambda: self.calls.append("close")
+            self.batches = [[], [sample(40), sample(60)], [sample(90)], []]
+
+        def fresh(self):
+            return self.batches.pop(0)
+
+    def sample(utilisation):
+        return Sample(0.0, utilisation, 2.0, 70.0, None, None)
+
+    watched = Watched()
+    board = report(tmp_path, monitor=watched)
+    events.train(board)
+    board.end(events.end_log(8))
+    board.close()
+    assert watched.calls == ["start", "close"]
+    assert scalars(tmp_path, "device/utilisation") == [(4, 50.0), (6, 90.0)]
+    assert scalars(tmp_path, "device/temperature") == [(4, 70.0), (6, 70.0)]
+    assert "device/power_w" not in load(tmp_path).Tags()["scalars"]

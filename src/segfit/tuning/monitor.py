@@ -1,0 +1,167 @@
+"""benchmark=monitor: what the device does while something else, a training most of all, runs on this machine."""
+
+import csv
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, fields
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from segfit.monitor import READINGS, Means, Monitor, Probe, Sample, summed_up
+from segfit.report.findings import Column, Findings, Table
+from segfit.tuning.bench import Bench
+
+SECONDS = 60.0
+_TELL_EVERY = 30  # samples between two lines on an output that is no terminal
+_LABELS = {
+    "utilisation": "utilisation, %",
+    "memory_gib": "memory, GiB",
+    "temperature": "temperature, °C",
+    "power_w": "power, W",
+    "cpu": "CPU, %",
+}
+_BUSY, _IDLE = 90.0, 5.0  # percent of utilisation
+_HOT = 85.0  # °C; cards slow down from about here on
+_ROOMY = 0.6  # share of the memory at its peak
+
+
+def run(config: DictConfig, bench: Bench) -> Findings:
+    """Watch for `seconds` (60), once a second; Ctrl-C ends the watch early and still sums up."""
+    seconds = config.seconds or SECONDS
+    with Probe() as probe:
+        if probe.source != "NVML":
+            bench.notice(
+                "NVIDIA's management library does not answer: watching the processor by psutil, which knows no power "
+                "and perhaps no temperature."
+            )
+    return watch(Monitor(), seconds, bench)
+
+
+def watch(monitor: Monitor, seconds: float, bench: Bench) -> Findings:
+    """Let the monitor run so long, with a live line, and return what it saw."""
+    every = 1 if sys.stdout.isatty() else _TELL_EVERY
+    due = max(1, round(seconds / monitor.interval))
+    told = -1
+    with monitor:
+        end = (
+            time.monotonic() + seconds + monitor.interval / 2
+        )  # the last sample is due at its very end
+        try:
+            while time.monotonic() < end:
+                samples = monitor.samples
+                if samples and len(samples) // every > told:
+                    told = len(samples) // every
+                    bench.progress(live_line(samples[-1], monitor.probe), len(samples), due)
+                time.sleep(monitor.interval / 5)
+        except KeyboardInterrupt:
+            bench.notice("stopped by Ctrl-C: this is what was seen until then.")
+        samples = monitor.samples
+    return found(samples, monitor.probe, bench.folder)
+
+
+def live_line(sample: Sample, probe: Probe) -> str:
+    """Return a reading as one line: "NVIDIA H200: 97 %, 61.2 of 139.7 GiB, 61 °C, 480 W, CPU 45 %"."""
+    texts = {
+        "utilisation": "{:.0f} %",
+        "memory_gib": f"{{:.1f}} of {probe.total_gib:.1f} GiB",
+        "temperature": "{:.0f} °C",
+        "power_w": "{:.0f} W",
+        "cpu": "CPU {:.0f} %",
+    }
+    known = {name: getattr(sample, name) for name in texts}
+    parts = [texts[name].format(value) for name, value in known.items() if value is not None]
+    return f"{probe.name}: {', '.join(parts)}"
+
+
+def found(samples: Sequence[Sample], probe: Probe, folder: Path) -> Findings:
+    """Write the samples to samples.csv in the folder, and sum them up."""
+    _write(samples, folder / "samples.csv")
+    means = summed_up(samples)
+    rows = [(_LABELS[name], means.mean[name], means.peak[name]) for name in means.mean]
+    columns = (Column("reading"), Column("mean", ".1f"), Column("peak", ".1f"))
+    title = f"{probe.name}, {len(samples)} samples by {probe.source}"
+    return Findings(
+        headline=judgement(means, probe.total_gib, card=probe.source == "NVML"),
+        tables=[Table("summary", title, columns, rows)],
+        values={
+            "source": probe.source,
+            "device": probe.name,
+            "memory_total_gib": probe.total_gib,
+            "mean": means.mean,
+            "peak": means.peak,
+            "samples": [asdict(sample) for sample in samples],
+        },
+        figures={"samples": _figure(samples, means)},
+        scalars={f"mean/{name}": value for name, value in means.mean.items()}
+        | {f"peak/{name}": value for name, value in means.peak.items()},
+    )
+
+
+def judgement(means: Means, total_gib: float, *, card: bool) -> str:
+    """Say in a sentence or two what the means tell.
+
+    Args:
+        means: of the samples.
+        total_gib: memory of what was watched.
+        card: whether it is a card, not the processor.
+    """
+    if not means.mean:
+        return "Nothing was seen: seconds is shorter than the time between two samples."
+    what = "The card" if card else "The processor"
+    sentences = [_of_utilisation(what, means.mean.get("utilisation"))]
+    memory = means.peak.get("memory_gib")
+    if card and memory is not None and memory < _ROOMY * total_gib:
+        sentences.append(
+            f"At most {memory:.1f} of {total_gib:.1f} GiB were in use: a larger batch may fit, ask benchmark=max_batch."
+        )
+    temperature = means.peak.get("temperature")
+    if temperature is not None and temperature >= _HOT:
+        sentences.append(f"It reached {temperature:.0f} °C, at which it may slow itself down.")
+    return " ".join(sentences)
+
+
+def _of_utilisation(what: str, percent: float | None) -> str:
+    if percent is None:
+        return f"{what} does not tell its utilisation."
+    if percent >= _BUSY:
+        return f"{what} was busy {percent:.0f} % of the time: there is little left to gain by feeding it faster."
+    if percent <= _IDLE:
+        return f"{what} was idle ({percent:.0f} %): nothing ran on it."
+    return (
+        f"{what} was busy {percent:.0f} % of the time: it waits. benchmark=diagnose names what for."
+    )
+
+
+def _write(samples: Sequence[Sample], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Sample)])
+        writer.writerows(
+            ["" if value is None else value for value in astuple(sample)] for sample in samples
+        )
+
+
+def _figure(samples: Sequence[Sample], means: Means) -> Figure:
+    names = [name for name in READINGS if name in means.mean]
+    figure = Figure(figsize=(8, 1 + 1.5 * max(len(names), 1)), dpi=100, layout="constrained")
+    if not names:
+        return figure
+    seconds = [sample.seconds for sample in samples]
+    for axes, name in zip(
+        figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names, strict=True
+    ):
+        values = [_or_nan(getattr(sample, name)) for sample in samples]
+        axes.plot(seconds, values, linewidth=1.2)
+        axes.axhline(means.mean[name], color="#888888", linewidth=0.8, linestyle="--")
+        axes.set_ylabel(_LABELS[name].replace(", ", "\n"))
+        axes.set_ylim(0, 105 if name in ("utilisation", "cpu") else 1.1 * means.peak[name])
+        axes.grid(color="#eeeeee")
+    axes.set_xlabel("seconds (dashed: mean)")
+    return figure
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
