@@ -1,0 +1,57 @@
+"""benchmark.py for tests, in this process."""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from segfit import cli, config_benchmark
+from segfit.check import check, plain
+from segfit.report.benchmark import write_findings
+from segfit.report.findings import Findings
+from segfit.tuning.bench import Bench
+from tests.integration.training import ROOT, TINY, one_thread
+
+
+@dataclass
+class Benchmarked:
+    """A mode that ran in this process; its findings are written into `folder`."""
+
+    findings: Findings
+    folder: Path
+    notices: list[str] = field(default_factory=list)
+    told: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a table, column name → cell."""
+        (table,) = (table for table in self.findings.tables if table.name == name)
+        names = [column.name for column in table.columns]
+        return [dict(zip(names, row, strict=True)) for row in table.rows]
+
+
+def compose_benchmark(mode: str, *overrides: str, base: tuple[str, ...] = TINY) -> DictConfig:
+    """Compose and check what `benchmark.py` would of these overrides; the last one of a key wins."""
+    last = {text.split("=")[0]: text for text in (*base, *overrides)}
+    cli.setup()
+    config_benchmark.register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("benchmark", [f"benchmark={mode}", *last.values()])
+    check(config)
+    return config
+
+
+def benchmark(
+    folder: Path, mode: str, *overrides: str, base: tuple[str, ...] = TINY
+) -> Benchmarked:
+    """Ask a mode about a composition and write down what it found."""
+    config = compose_benchmark(mode, *overrides, base=base)
+    notices: list[str] = []
+    told: list[tuple[str, int, int]] = []
+    bench = Bench(folder, notices.append, lambda *what: told.append(what))
+    with one_thread():
+        findings = import_module(f"segfit.tuning.{mode}").run(config, bench)
+    write_findings(findings, folder, mode=mode, command="python", machine={}, config=plain(config))
+    return Benchmarked(findings, folder, notices, told)
