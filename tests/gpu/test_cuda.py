@@ -134,9 +134,11 @@ def test_out_of_memory_is_met_by_smaller_micro_batches() -> None:
     assert torch.isfinite(loss)
 
 
-def test_prefetched_batches_are_the_loaders() -> None:
+@pytest.mark.parametrize("non_blocking", [True, False])
+def test_prefetched_batches_are_the_loaders(non_blocking: bool) -> None:
     device = torch.device("cuda")
     batches = [{"image": torch.full((2, 3, 8, 8), value).byte()} for value in range(20)]
-    for index, batch in enumerate(DevicePrefetcher(batches, device)):
+    prefetcher = DevicePrefetcher(batches, device, non_blocking=non_blocking)
+    for index, batch in enumerate(prefetcher):
         assert batch["image"].device.type == "cuda"
         assert (batch["image"] == index).all()
