@@ -8,7 +8,7 @@ STAMP = $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 help: ## Show this list (default)
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/\1|\2/p' Makefile | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/\1|\2/p' Makefile | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Create .venv and install everything; reuses it when nothing changed
 
@@ -35,6 +35,9 @@ test-all: $(STAMP) ## Run every test but those that need a GPU
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu
 
+peers-setup: $(STAMP) ## Install those whom docs/benchmarks/peers.py measures against
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+
 lint: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -44,4 +47,4 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-.PHONY: help setup demo test test-all test-gpu lint format
+.PHONY: help setup demo test test-all test-gpu peers-setup lint format

@@ -1,8 +1,9 @@
-"""Time a batch through our augmentation and through the same operations chained from kornia's classes.
+"""Time a batch through our augmentation and through the same operations chained from others' classes.
 
-    python docs/benchmarks/augmentation.py [--device cuda] [--batch 32] [--side 256]
+    python docs/benchmarks/augmentation.py [--device cuda] [--batch 32] [--side 256] [--threads 2]
 
-Prints milliseconds an image: median and best of some rounds, all contestants taking turns.
+Prints milliseconds an image: median and quartiles of some rounds, all contestants taking turns, and how many times
+as long as `segfit kornia_gpu` each one took, round by round.
 """
 
 import argparse
@@ -13,13 +14,19 @@ from collections.abc import Callable
 import kornia
 import kornia.augmentation as K
 import torch
+import torchvision
 from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from segfit.augmentation.cpu import CpuAugment
 from segfit.augmentation.kornia_gpu import KorniaGpu
 from segfit.config import AugmentationConfig
 
-ROUNDS = 12
+ROUNDS, WARM = 22, 2
+BILINEAR = v2.InterpolationMode.BILINEAR
+# What lies outside of the frame: grey in images, ignored in masks.
+FILL = {tv_tensors.Image: 0.5, tv_tensors.Mask: 255}
 
 
 def options() -> dict[str, object]:
@@ -63,6 +70,37 @@ def sequential(images: Tensor, masks: Tensor) -> Callable[[], object]:
     return lambda: chain(images, labels)
 
 
+def torchvision_v2(images: Tensor, masks: Tensor) -> Callable[[], object]:
+    """torchvision's transforms image by image, as it draws once a call; rotation and scale in one."""
+    chain = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(0.5),
+            v2.RandomApply(
+                [v2.RandomAffine(20.0, scale=(0.8, 1.2), interpolation=BILINEAR, fill=FILL)], 0.7
+            ),
+            v2.RandomApply([v2.ColorJitter(0.3, 0.2, 0.2, 0.1)], 0.5),
+            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], 0.1),
+            v2.RandomApply([v2.GaussianNoise(sigma=0.05)], 0.1),
+        ]
+    )
+    pairs = [
+        (tv_tensors.Image(image), tv_tensors.Mask(mask))
+        for image, mask in zip(images, masks, strict=True)
+    ]
+
+    def run() -> object:
+        drawn = [chain(image, mask) for image, mask in pairs]
+        return torch.stack([image for image, _ in drawn]), torch.stack([mask for _, mask in drawn])
+
+    return run
+
+
+def spread(values: list[float]) -> str:
+    """Return median and quartiles as text."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:6.2f} ({low:.2f}–{high:.2f})"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
@@ -82,6 +120,7 @@ def main() -> None:
         "segfit kornia_gpu": lambda: ours(images, masks, seed=next(seeds)),
         "kornia nn.Sequential": naive(images, masks),
         "kornia AugmentationSequential": sequential(images, masks),
+        "torchvision v2, float": torchvision_v2(images, masks),
         "segfit cpu (one worker)": lambda: [
             worker(image, mask, seed=next(seeds)) for image, mask in zip(bytes_, small, strict=True)
         ],
@@ -95,9 +134,12 @@ def main() -> None:
                 torch.cuda.synchronize()
             times[name].append((time.perf_counter() - start) / args.batch * 1e3)
     print(f"torch {torch.__version__}, kornia {kornia.__version__}, {args}")
-    for name, values in times.items():
-        warm = values[2:]
-        print(f"{name:30s} median {statistics.median(warm):6.2f}   best {min(warm):6.2f} ms/image")
+    print(f"torchvision {torchvision.__version__}; ms/image, and times as long (quartiles)")
+    counted = {name: values[WARM:] for name, values in times.items()}
+    ours_took = counted["segfit kornia_gpu"]
+    for name, values in counted.items():
+        ratios = [value / own for value, own in zip(values, ours_took, strict=True)]
+        print(f"{name:30s} {spread(values):22s} {spread(ratios)}")
 
 
 if __name__ == "__main__":
