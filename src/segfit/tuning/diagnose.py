@@ -1,0 +1,255 @@
+"""benchmark=diagnose: where the time of a training goes, what holds it up, and the one change that helps most."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from segfit.build.training import Training, make_training
+from segfit.check import size_of
+from segfit.data.cores import available_cores
+from segfit.data.dataset import TrainDataset
+from segfit.engine.out_of_memory import is_out_of_memory
+from segfit.engine.precision import native_precisions
+from segfit.hardware import resolve_device
+from segfit.monitor import Means, Monitor, summed_up
+from segfit.report.findings import Findings
+from segfit.report.lines import LineReport
+from segfit.report.session import RunReport
+from segfit.tuning.bench import Bench
+from segfit.tuning.diagnosis import Applied, Diagnosis
+from segfit.tuning.facts import Costs, Facts, Trial
+from segfit.tuning.measure import measure_training
+from segfit.tuning.samples import SlowSource, measure_costs
+from segfit.tuning.timeline import Timeline, record
+from segfit.tuning.verdict import WORTH, Change, typed, verdict
+
+SECONDS = 20.0
+_ENDLESS = 1_000_000  # epochs
+_DOUBLINGS = 3  # of the batch
+_GROUPS = (
+    "augmentation",
+    "precision",
+)  # typed as group=choice; their files differ in the name alone
+_PROBE_SHARE = 0.2  # of `seconds`, for each trial of another setting
+_RAM_SHARE = 0.5  # of the free memory that decoded images may take
+
+
+def run(config: DictConfig, bench: Bench) -> Findings:
+    """Record the training, try what might be faster, and say what is; apply=true trains again with it."""
+    seconds = config.seconds or SECONDS
+    tell = _Steps(bench, len(list(settings(config))) + 3 + config.benchmark.apply)
+    tell("the training as it is")
+    now = recorded(config, bench, seconds)
+    tell("its arithmetic alone")
+    arithmetic = resident(config, {}, seconds)
+    facts = facts_of(now, arithmetic, try_settings(config, bench, seconds, arithmetic, tell))
+    found = verdict(facts)
+    applied = None
+    if config.benchmark.apply and found.best is not None:
+        tell(f"the training with {found.best.overrides}")
+        applied = apply(config, bench, seconds, found.best, now.timeline)
+    return Diagnosis(facts, now.timeline, now.means, found, applied, overrides()).findings()
+
+
+class _Steps:
+    """Counts what is measured."""
+
+    def __init__(self, bench: Bench, total: int) -> None:
+        self.bench, self.total, self.done = bench, total, 0
+
+    def __call__(self, what: str) -> None:
+        self.bench.progress(what, self.done, self.total)
+        self.done = min(self.done + 1, self.total - 1)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A training that was recorded.
+
+    Args:
+        config: of it.
+        training: as it was built.
+        timeline: where its time went.
+        means: what the monitor saw meanwhile.
+        costs: of a sample.
+        copied: seconds to copy one.
+    """
+
+    config: DictConfig
+    training: Training
+    timeline: Timeline
+    means: Means
+    costs: Costs
+    copied: float
+
+
+def recorded(config: DictConfig, bench: Bench, seconds: float) -> Recorded:
+    """Train as train.py does, TensorBoard and checkpoints included, for some seconds."""
+    config = changed(
+        config, {"epochs": _ENDLESS, "max_steps": None, "patience": None, "resume": None}
+    )
+    folder = bench.folder / "run"
+    training = make_training(config, folder, bench.notice)
+    loader = training.fit.train.batches.loader  # type: ignore[attr-defined]
+    dataset: TrainDataset = loader.dataset
+    if config.benchmark.slow_disk_ms and config.data.cache == "none":
+        dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
+    costs, copied = measure_costs(dataset)
+    silent = LineReport(lambda _: None)
+    report = RunReport(folder, silent, [])
+    if config.report.tensorboard:
+        report.add_tensorboard(
+            training.classes, OmegaConf.to_yaml(config), training.hparams, resume_step=None
+        )
+    with Monitor(min(1.0, seconds / 10)) as monitor:
+        timeline = record(
+            training.fit,
+            report.listener,
+            batch_size=config.batch_size,
+            seconds=seconds,
+            warmup=config.benchmark.warmup,
+        )
+    return Recorded(config, training, timeline, summed_up(monitor.samples), costs, copied)
+
+
+def resident(config: DictConfig, change: Mapping[str, str], seconds: float) -> float:
+    """Return the median seconds of an update whose batch lies on the device, with a change."""
+    alone = changed(config, {**change, "loader.workers": 0, "data.check": "off", "resume": None})
+    speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
+    return float(speed["speed"]["ms_median"]) / 1000
+
+
+def apply(
+    config: DictConfig, bench: Bench, seconds: float, change: Change, before: Timeline
+) -> Applied:
+    """Train again with a change; return what came of it."""
+    after = recorded(changed(config, change.change), bench, seconds).timeline
+    gain = (after.images / after.update) / (before.images / before.update)
+    return Applied(after, gain)
+
+
+def facts_of(now: Recorded, arithmetic: float, trials: list[Trial]) -> Facts:
+    """Return what the verdict is made from."""
+    config, timeline, costs = now.config, now.timeline, now.costs
+    fit = now.training.fit
+    workers = fit.train.batches.loader.num_workers  # type: ignore[attr-defined]
+    per_update = {name: value / timeline.updates for name, value in timeline.phases.items()}
+    restart = timeline.restarts / timeline.updates if workers else 0.0
+    fitted = config.data.fit != "crop"  # the cache holds images of that size already
+    cached = Costs(decode=now.copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
+    return Facts(
+        cuda=fit.state.device.type == "cuda",
+        images=round(timeline.images),
+        update=timeline.update,
+        phases=per_update,
+        resident=arithmetic,
+        costs=costs,
+        workers=workers,
+        cores=available_cores(),
+        threads=torch.get_num_threads(),
+        restart=restart,
+        refill=min(restart, timeline.epochs * config.batch_size * costs.total / timeline.updates),
+        cached=cached if config.data.cache == "none" else None,
+        pin_memory=config.loader.pin_memory,
+        non_blocking=config.loader.non_blocking,
+        persistent=config.loader.persistent,
+        log_every=config.report.log_every,
+        cache=_where_cached(now),
+        trials=trials,
+    )
+
+
+def settings(config: DictConfig) -> Iterator[Trial]:
+    """Yield the settings of the arithmetic that may be faster than a config's, but for the batch; not yet measured."""
+    images = config.batch_size * config.accumulate
+    device, _ = resolve_device(config.device)
+    native = native_precisions(device)
+    if config.augmentation.name == "cpu":
+        yield Trial("CPU augmentation", {"augmentation": "kornia_gpu"}, 0.0, images)
+    if "fast" in config.model and not config.model.fast:
+        yield Trial("the stock model", {"model.fast": "true"}, 0.0, images)
+    if config.precision.name == "fp32" and native[0] != "fp32":
+        yield Trial("full precision", {"precision": native[0]}, 0.0, images)
+    if not config.channels_last:
+        yield Trial("channels before pixels", {"channels_last": "true"}, 0.0, images)
+    if device.type == "cuda" and not config.compile:
+        yield Trial("many small kernels", {"compile": "true"}, 0.0, images)
+
+
+def try_settings(
+    config: DictConfig,
+    bench: Bench,
+    seconds: float,
+    arithmetic: float,
+    tell: Callable[[str], None],
+) -> list[Trial]:
+    """Measure every setting's arithmetic; a batch is doubled as long as that pays.
+
+    Args:
+        config: of the training.
+        bench: told what does not fit.
+        seconds: of the whole recording.
+        arithmetic: seconds an update of the config itself.
+        tell: told what is measured.
+    """
+    tried = []
+    for trial in settings(config):
+        tell(f"the arithmetic with {typed(trial.change)}")
+        tried.append(replace(trial, resident=resident(config, trial.change, seconds)))
+    pace = arithmetic / (config.batch_size * config.accumulate)  # seconds an image
+    for trial in larger_batches(config):
+        tell(f"the arithmetic with {typed(trial.change)}")
+        try:
+            measured = replace(trial, resident=resident(config, trial.change, seconds))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            bench.notice(f"{typed(trial.change)}: does not fit into memory.")
+            break
+        tried.append(measured)
+        if pace < WORTH * measured.resident / measured.images:
+            break
+        pace = measured.resident / measured.images
+    return tried
+
+
+def larger_batches(config: DictConfig) -> Iterator[Trial]:
+    """Yield the config with a batch of 2, 4, 8 times the size, as many updates an epoch where accumulation allows."""
+    batch, accumulate = config.batch_size, config.accumulate
+    for _ in range(_DOUBLINGS):
+        batch, change, remark = 2 * batch, {"batch_size": str(2 * batch)}, ""
+        if accumulate % 2 == 0:
+            accumulate //= 2
+            change["accumulate"] = str(accumulate)
+        else:
+            remark = "the effective batch grows: lr may have to follow"
+        yield Trial("too small a batch", change, 0.0, batch * accumulate, remark)
+
+
+def changed(config: DictConfig, change: Mapping[str, Any]) -> DictConfig:
+    """Return a copy of a config with options set; groups (augmentation, precision) by the name of their choice."""
+    copy = config.copy()
+    for key, value in change.items():
+        OmegaConf.update(copy, f"{key}.name" if key in _GROUPS else key, value)
+    return copy
+
+
+def overrides() -> list[str]:
+    """Return what was typed to compose the training; nothing outside of benchmark.py."""
+    if not HydraConfig.initialized():
+        return []
+    mine = ("benchmark=", "benchmark.", "seconds=")
+    return [text for text in HydraConfig.get().overrides.task if not text.startswith(mine)]
+
+
+def _where_cached(now: Recorded) -> str:
+    """Return "ram" where decoded images leave half of the free memory, else "disk"."""
+    height, width = size_of(now.config.image_size)
+    dataset = now.training.fit.train.batches.loader.dataset  # type: ignore[attr-defined]
+    needed = 4 * height * width * len(dataset)
+    return "ram" if needed < _RAM_SHARE * psutil.virtual_memory().available else "disk"

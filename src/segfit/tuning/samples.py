@@ -1,0 +1,100 @@
+"""What a training sample costs the process that makes it: waiting for the disk, decoding, fitting, augmenting."""
+
+import copy
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from segfit.data.dataset import Sample, TrainDataset
+from segfit.data.source import Image, Mask, Source
+from segfit.tuning.facts import Costs
+
+SAMPLES = 32
+_SECONDS = 3.0  # at most, however slow a sample is; one is measured in any case
+
+
+class SlowSource:
+    """A source that waits before every read, as a slow disk would.
+
+    Args:
+        source: that reads.
+        seconds: to wait.
+    """
+
+    def __init__(self, source: Source, seconds: float) -> None:
+        self.source = source
+        self.seconds = seconds
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "source":  # while it is unpickled in a worker
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+    def read(self, index: int) -> tuple[Image, Mask]:
+        """Wait and read."""
+        time.sleep(self.seconds)
+        return self.source.read(index)
+
+
+def measure_costs(dataset: TrainDataset) -> tuple[Costs, float]:
+    """Return the mean costs of samples that are drawn at random, and the seconds that a plain copy of one takes.
+
+    One thread works, as in a data worker. Waiting is what passes by the clock but not by the processor's.
+    """
+    chosen = random.Random(0).sample(range(len(dataset)), min(SAMPLES, len(dataset)))
+    plain = copy.copy(dataset)
+    plain.augment = None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        dataset[chosen[0], 0]  # imports and tables come with the first one
+        return _means(dataset, plain, chosen)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _means(dataset: TrainDataset, plain: TrainDataset, chosen: list[int]) -> tuple[Costs, float]:
+    costs: list[Costs] = []
+    copies: list[float] = []
+    begun = time.perf_counter()
+    for seed, index in enumerate(chosen):
+        wall, cpu, _ = _timed(partial(dataset.source.read, index))
+        again, _, _ = _timed(partial(dataset.source.read, index))  # as the next one finds the file
+        without, _, sample = _timed(partial(plain.__getitem__, (index, seed)))
+        augmented, _, _ = _timed(partial(dataset.__getitem__, (index, seed)))
+        copied, _, _ = _timed(partial(_copied, sample))
+        copies.append(copied)
+        costs.append(
+            Costs(
+                wait=max(wall - cpu, 0.0),
+                decode=min(cpu, wall),
+                fit=max(without - again, 0.0),
+                augment=max(augmented - without, 0.0) if dataset.augment is not None else 0.0,
+            )
+        )
+        if time.perf_counter() - begun > _SECONDS:
+            break
+    means = Costs(
+        *(fmean(getattr(cost, name) for cost in costs) for name in Costs.__dataclass_fields__)
+    )
+    return means, fmean(copies)
+
+
+def _copied(sample: Sample) -> list[torch.Tensor]:
+    return [sample[key].clone() for key in ("image", "mask")]
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Return (seconds by the clock, seconds of this thread on the processor, what `work` returned)."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    result = work()
+    return time.perf_counter() - wall, time.thread_time() - cpu, result

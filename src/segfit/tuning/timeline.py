@@ -1,0 +1,170 @@
+"""Records where the time of a real training goes: the loop as train.py runs it, ended after some seconds."""
+
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+
+from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.fit import Fit
+from segfit.errors import SegFitError
+from segfit.phases import Recorder, Span
+
+LEAST_UPDATES = 3  # however slow they are
+OUTSIDE = ("validation", "checkpoint")  # phases that are no part of an update
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What was recorded, from the end of one update to the end of another.
+
+    Args:
+        updates: made in that time.
+        images: of an update, on average.
+        seconds: all of it, wall-clock.
+        phases: name → seconds on the host's clock, all updates together; a copy is no part of the wait for data.
+        device: name → seconds on the device's clock, from the first of a phase to its last; empty on the CPU.
+        restarts: seconds by which first batches of epochs took longer to come than the others, together.
+        epochs: that began in that time.
+    """
+
+    updates: int
+    images: float
+    seconds: float
+    phases: dict[str, float]
+    device: dict[str, float]
+    restarts: float
+    epochs: int
+
+    @property
+    def update(self) -> float:
+        """Seconds an update, without validation and checkpoints."""
+        outside = sum(self.phases.get(name, 0.0) for name in OUTSIDE)
+        return (self.seconds - outside) / self.updates
+
+    def by_phase(self) -> dict[str, float]:
+        """Return name → share (0-1) of the whole time; "host" is what no phase names."""
+        shares = {name: value / self.seconds for name, value in self.phases.items()}
+        shares["host"] = max(1.0 - sum(shares.values()), 0.0)
+        return shares
+
+
+def record(
+    fit: Fit, listener: Listener, *, batch_size: int, seconds: float, warmup: int
+) -> Timeline:
+    """Train and return where the time went.
+
+    Args:
+        fit: as train.py builds it; trained by this.
+        listener: hears the training, as in train.py.
+        batch_size: images of a micro-batch.
+        seconds: to record; the training is stopped after them.
+        warmup: updates before that.
+
+    Raises:
+        KeyboardInterrupt: if the person stopped it.
+        SegFitError: if it ended by itself before anything was recorded.
+    """
+    watch = _Watch(fit, seconds, warmup)
+    try:
+        end = fit.run(Listeners(listener, watch), {})
+    finally:
+        watch.close()
+        listener.close()
+    if end.reason in ("interrupted", "terminated"):
+        raise KeyboardInterrupt
+    return watch.timeline(batch_size)
+
+
+class _Watch:
+    """A `Listener` that starts and ends the recording at ends of updates, and then ends the training."""
+
+    def __init__(self, fit: Fit, seconds: float, warmup: int) -> None:
+        self.fit = fit
+        self.length, self.warmup = seconds, warmup
+        self.recorder = Recorder(cuda=fit.state.device.type == "cuda")
+        self.recording = ExitStack()
+        self.made = 0  # updates of this training
+        self.begun: int | None = None  # how many of them before the recording
+        self.seconds, self.spans = 0.0, 0  # of the recording, at the end of the last update
+        self.epochs: list[float] = []  # when they began
+
+    def step(self, epoch: int, update: int) -> None:
+        """Look at the clock."""
+        del epoch, update
+        self.made += 1
+        if self.begun is None:
+            if self.made > self.warmup:
+                self.begun = self.made
+                self.recording.enter_context(self.recorder)
+            return
+        self.seconds, self.spans = self.recorder.seconds(), len(self.recorder)
+        if self.seconds >= self.length and self.made - self.begun >= LEAST_UPDATES:
+            self.close()
+            self.fit.stop.reason = "measured"
+
+    def epoch(self, log: EpochLog) -> None:
+        """Remember when the next one begins."""
+        del log
+        if self.begun is not None:
+            self.epochs.append(self.recorder.seconds())
+
+    def start(self, info: RunInfo) -> None:
+        """Nothing to do."""
+
+    def notice(self, message: str) -> None:
+        """Nothing to do."""
+
+    def log(self, log: StepLog) -> None:
+        """Nothing to do."""
+
+    def validating(self, done: int, total: int) -> None:
+        """Nothing to do."""
+
+    def end(self, log: EndLog) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """End the recording."""
+        self.recording.close()
+
+    def timeline(self, batch_size: int) -> Timeline:
+        """Sum up what was recorded."""
+        updates = self.made - self.begun if self.begun is not None else 0
+        if updates < 1 or not self.spans:
+            raise SegFitError(
+                f"the training ended after {self.made} updates, before anything was recorded: raise epochs, or set "
+                f"benchmark.warmup lower."
+            )
+        spans = self.recorder.spans()[: self.spans]
+        phases: dict[str, float] = defaultdict(float)
+        for span in spans:
+            phases[span.name] += span.own
+        micro_batches = sum(span.name == "copy" for span in spans)
+        return Timeline(
+            updates=updates,
+            images=micro_batches * batch_size / updates,
+            seconds=self.seconds,
+            phases=dict(phases),
+            device=_on_device(spans),
+            restarts=_restarts(spans, self.epochs),
+            epochs=sum(begin < self.seconds for begin in self.epochs),
+        )
+
+
+def _on_device(spans: list[Span]) -> dict[str, float]:
+    totals: dict[str, float] = defaultdict(float)
+    for span in spans:
+        if span.device_start is not None and span.device_end is not None:
+            totals[span.name] += span.device_end - span.device_start
+    return dict(totals)
+
+
+def _restarts(spans: list[Span], epochs: list[float]) -> float:
+    """Return the seconds by which the first data of epochs came later than other data."""
+    waits = [(span.start, span.end - span.start) for span in spans if span.name == "data"]
+    firsts = [next(((at, wait) for at, wait in waits if at >= begin), None) for begin in epochs]
+    first = [pair for pair in firsts if pair is not None]
+    others = [wait for at, wait in waits if (at, wait) not in first]
+    usual = median(others) if others else 0.0
+    return sum(max(wait - usual, 0.0) for _, wait in first)
