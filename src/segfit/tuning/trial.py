@@ -28,7 +28,11 @@ from segfit.config import RunConfig
 from segfit.errors import SegFitError
 
 # Name → module:function, called in the child as function(config, **arguments); returns plain values.
-JOBS: dict[str, str] = {}
+JOBS: dict[str, str] = {
+    "fits": "segfit.tuning.batch_trial:fits",
+    "train_speed": "segfit.tuning.measure:measure_training",
+    "inference_speed": "segfit.tuning.measure:measure_inference",
+}
 
 _REQUEST, _RESULT, _OUTPUT = "request.json", "result.json", "output.txt"
 _LINES = 3  # of the child's output that a message quotes

@@ -1,0 +1,255 @@
+"""benchmark=max_batch: the largest micro-batch that trains here, found by training with it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+import psutil
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from segfit.build.data import make_sources
+from segfit.data.preflight import check_sources
+from segfit.errors import SegFitError
+from segfit.hardware import GIB, resolve_device
+from segfit.report.findings import Column, Findings, Table
+from segfit.tuning.batch_search import extrapolated, largest_that_fits
+from segfit.tuning.batch_trial import by_size, trial_config
+from segfit.tuning.bench import Bench
+from segfit.tuning.trial import Outcome, run_trial
+
+_SEARCH, _VERIFY = 1, 2  # rounds of training and validation in a trial
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A batch that was tried.
+
+    Args:
+        batch_size: images a micro-batch.
+        fits: whether it may be used.
+        verdict: "fits", or why not.
+        peak_gib: peak of allocated bytes; None if the process did not live to tell.
+        limit_gib: what it had to stay below.
+        images_per_second: of training, on a batch that is there already.
+        seconds: that the trial took, its process's start included.
+    """
+
+    batch_size: int
+    fits: bool
+    verdict: str
+    peak_gib: float | None = None
+    limit_gib: float | None = None
+    images_per_second: float | None = None
+    seconds: float = 0.0
+
+
+def run(config: DictConfig, bench: Bench) -> Findings:
+    """Return the largest batch that fits, and every trial that led to it."""
+    sources = make_sources(config.data)
+    report = check_sources(sources, check=config.data.check, needs={"train": 1, "val": 1})
+    for line in report.notices:
+        bench.notice(line)
+    trials = Trials(config, bench, by_size(sources["val"])[: len(sources["train"])])
+    cap = len(sources["train"])
+    answer = trials.largest(start=min(config.batch_size, cap), cap=cap)
+    return _findings(config, trials, answer, cap)
+
+
+class Trials:
+    """Tries batches in processes of their own and keeps what came of it.
+
+    Args:
+        config: checked, of benchmark.py.
+        bench: told what is tried.
+        largest: held-out images to validate on, the largest first.
+    """
+
+    def __init__(self, config: DictConfig, bench: Bench, largest: list[int]) -> None:
+        self.config = config
+        self.options = config.benchmark
+        self.bench = bench
+        self.held_out = largest
+        self.tried: list[Tried] = []
+        self._known: dict[int, bool] = {}
+        device, _ = resolve_device(config.device)
+        budget = self.options.budget_gb
+        # Asked once: each trial has to have the same limit. On CUDA the child asks the driver, whose context it has.
+        if budget is None and device.type == "cpu":
+            budget = psutil.virtual_memory().available / GIB
+        self.budget_gb = budget
+
+    def largest(self, *, start: int, cap: int) -> int:
+        """Return the largest batch up to `cap` that fits, in a second, longer trial too; 0 if none does."""
+        while cap > 0:
+            answer = largest_that_fits(self._fits, start=start, cap=cap, guess=self._guess)
+            if answer == 0 or self._try(answer, _VERIFY).fits:
+                return answer
+            cap = answer - 1
+        return 0
+
+    def _fits(self, batch: int) -> bool:
+        if batch not in self._known:
+            self._known[batch] = self._try(batch, _SEARCH).fits
+        return self._known[batch]
+
+    def _try(self, batch: int, rounds: int) -> Tried:
+        outcome = self._run(batch, rounds)
+        if outcome.reason == "crash":  # perhaps by what others do on this machine: once more
+            self.tried.append(_tried(batch, outcome))
+            outcome = self._run(batch, rounds)
+        if outcome.reason == "input" or (outcome.reason == "crash" and batch == 1):
+            raise SegFitError(
+                [f"batch_size={batch}: {line}" for line in outcome.message.splitlines()]
+            )
+        tried = self._without_cliff(_tried(batch, outcome), outcome)
+        self.tried.append(tried)
+        return tried
+
+    def _run(self, batch: int, rounds: int) -> Outcome:
+        what = f"batch_size={batch}" + (", once more and longer" if rounds == _VERIFY else "")
+        self.bench.progress(what, len(self.tried), max(8, len(self.tried) + 2))
+        return run_trial(
+            trial_config(self.config, batch),
+            job="fits",
+            timeout_s=self.options.timeout_s,
+            budget_gb=self.budget_gb,
+            margin=self.options.margin,
+            rounds=rounds,
+            seconds=self.config.seconds or 0.0,
+            largest=self.held_out[:batch],
+        )
+
+    def _without_cliff(self, tried: Tried, outcome: Outcome) -> Tried:
+        """Return a trial that fits only because the driver lends host memory as one that does not."""
+        if not tried.fits or outcome.values["device"] != "cuda":
+            return tried  # times of a CPU that others use too would decide by chance
+        speed = tried.images_per_second or 0.0
+        fastest = max((other.images_per_second or 0.0) for other in [tried, *self._smaller(tried)])
+        if speed * self.options.slowdown >= fastest:
+            return tried
+        verdict = f"{fastest / speed:.1f} times slower an image than smaller batches: spilled into host memory"
+        return replace(tried, fits=False, verdict=verdict)
+
+    def _smaller(self, than: Tried) -> Iterable[Tried]:
+        return (other for other in self.tried if other.fits and other.batch_size < than.batch_size)
+
+    def _guess(self) -> int | None:
+        fitting = [item for item in self.tried if item.fits and item.peak_gib is not None]
+        if not fitting:
+            return None
+        peaks = [(item.batch_size, item.peak_gib or 0.0) for item in fitting]
+        return extrapolated(peaks, fitting[-1].limit_gib or 0.0)
+
+
+def _tried(batch: int, outcome: Outcome) -> Tried:
+    if not outcome.ok:
+        words = {"oom": "out of memory", "timeout": outcome.message, "crash": outcome.message}
+        verdict = words[outcome.reason or "crash"]
+        return Tried(batch, fits=False, verdict=verdict, seconds=outcome.seconds)
+    values = outcome.values
+    fits_in = values["peak_bytes"] <= values["limit_bytes"]
+    return Tried(
+        batch,
+        fits=fits_in,
+        verdict="fits" if fits_in else "over the budget",
+        peak_gib=values["peak_bytes"] / GIB,
+        limit_gib=values["limit_bytes"] / GIB,
+        images_per_second=values["images_per_second"],
+        seconds=outcome.seconds,
+    )
+
+
+def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Findings:
+    rows = [
+        (
+            item.batch_size,
+            item.verdict,
+            item.peak_gib,
+            item.limit_gib,
+            item.images_per_second,
+            item.seconds,
+        )
+        for item in trials.tried
+    ]
+    best = next(
+        (item for item in reversed(trials.tried) if item.fits and item.batch_size == answer), None
+    )
+    columns = [
+        Column("batch_size"),
+        Column("verdict"),
+        Column("peak GiB", ".3f"),
+        Column("limit GiB", ".3f"),
+        Column("img/s", ".1f"),
+        Column("trial s", ".1f"),
+    ]
+    table = Table(
+        name="trials",
+        title=f"A process each, accumulate={config.accumulate}",
+        columns=columns,
+        rows=rows,
+        emphasis=None if best is None else trials.tried.index(best),
+    )
+    scalars = {"max_batch/batch_size": float(answer)}
+    if best is not None:
+        scalars["max_batch/peak_gib"] = best.peak_gib or 0.0
+        scalars["max_batch/images_per_second"] = best.images_per_second or 0.0
+    return Findings(
+        headline=_headline(config, trials, best, cap),
+        tables=[table],
+        values={
+            "batch_size": answer,
+            "override": f"batch_size={answer}" if answer else None,
+            "accumulate": config.accumulate,
+            "images": cap,
+            "trials": [asdict(item) for item in trials.tried],
+        },
+        figures={"max_batch": _figure(trials.tried, answer)} if best is not None else {},
+        scalars=scalars,
+    )
+
+
+def _headline(config: DictConfig, trials: Trials, best: Tried | None, cap: int) -> str:
+    if best is None:
+        verdict = trials.tried[-1].verdict
+        return (
+            f"Not even one image trains here ({verdict}). Lower image_size, choose a smaller model, or set "
+            f"model.checkpointing=true (SegFormer)."
+        )
+    kept = f"{config.benchmark.margin:.0%} kept free"
+    room = f"peak {best.peak_gib:.2f} of {best.limit_gib:.2f} GiB, {kept}"
+    why = (
+        f"all {cap} training images fit in one batch"
+        if best.batch_size == cap
+        else "the largest that trains here"
+    )
+    effective = best.batch_size * config.accumulate
+    line = f"batch_size={best.batch_size}: {why} ({room}). Type: batch_size={best.batch_size}"
+    if effective != config.batch_size * config.accumulate:
+        line += (
+            f"\nThe effective batch is then {effective}, no longer {config.batch_size * config.accumulate}: "
+            f"benchmark=lr_find says which lr goes with it."
+        )
+    return line
+
+
+def _figure(tried: list[Tried], answer: int) -> Figure:
+    """Draw the peaks of all trials that lived to tell theirs, and the limit."""
+    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    told = [item for item in tried if item.peak_gib is not None]
+    for fits, marker, label in ((True, "o", "fits"), (False, "x", "does not")):
+        points = [(item.batch_size, item.peak_gib or 0.0) for item in told if item.fits == fits]
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=marker, label=label)
+    silent = [item.batch_size for item in tried if item.peak_gib is None]
+    if told:
+        limit = told[-1].limit_gib or 0.0
+        axes.axhline(limit, color="black", linestyle="--", linewidth=1, label="limit")
+        if silent:
+            axes.scatter(silent, [limit] * len(silent), color="black", marker="x", label="failed")
+    if answer:
+        axes.axvline(answer, color="tab:green", linewidth=1, label=f"batch_size={answer}")
+    axes.set(xlabel="batch_size", ylabel="peak of allocated memory, GiB")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure

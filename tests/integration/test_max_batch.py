@@ -1,0 +1,231 @@
+"""benchmark=max_batch: the batch of an exhaustive scan, whatever happens to the trials."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from segfit.build.data import make_sources
+from segfit.errors import SegFitError
+from segfit.hardware import GIB
+from segfit.tuning import max_batch, trial
+from segfit.tuning.batch_trial import by_size, fits, trial_config
+from segfit.tuning.trial import Outcome
+from tests.integration.benchmarking import benchmark, compose_benchmark
+from tests.integration.training import ROOT, TINY, one_thread
+
+IMAGES, ANSWER = 8, 5
+SMALL = (
+    "image_size=32",
+    "batch_size=2",
+    "data.resolution=32",
+    f"data.train_size={IMAGES}",
+    f"data.val_size={IMAGES}",
+)
+
+
+def peaks(*overrides: str, base: tuple[str, ...] = TINY) -> list[int]:
+    """Return the peak of every batch up to that of all images, in this process."""
+    config = compose_benchmark("max_batch", *overrides, base=base)
+    found = []
+    for batch in (1, *range(1, IMAGES + 1)):  # the first also allocates what the process keeps
+        with one_thread():
+            arguments = {"budget_gb": 1, "margin": 0.1, "rounds": 1, "seconds": 0.0}
+            values = fits(trial_config(config, batch), largest=list(range(batch)), **arguments)
+        found.append(values["peak_bytes"])
+    return found[1:]
+
+
+def budget_for(answer: int, found: list[int]) -> str:
+    """Return a budget of which nine tenths lie between the peaks of `answer` and of the next batch."""
+    return f"benchmark.budget_gb={(found[answer - 1] + found[answer]) / 2 / 0.9 / GIB}"
+
+
+def in_this_process(config: Any, *, job: str, timeout_s: float, **arguments: Any) -> Outcome:
+    assert job == "fits"
+    return Outcome(ok=True, values=fits(config, **arguments))
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], Outcome]], None]:
+    """Replace trials by a function of (batch, trials before it)."""
+
+    def plant(of: Callable[[int, int], Outcome]) -> None:
+        tried: list[int] = []
+
+        def run_trial(config: Any, **_arguments: Any) -> Outcome:
+            tried.append(config.batch_size)
+            return of(config.batch_size, len(tried) - 1)
+
+        monkeypatch.setattr(max_batch, "run_trial", run_trial)
+
+    return plant
+
+
+def ok(batch: int, *, device: str = "cpu", speed: float = 10.0) -> Outcome:
+    values = {
+        "device": device,
+        "peak_bytes": (1 + batch) * GIB,
+        "limit_bytes": 100 * GIB,
+        "images_per_second": speed,
+    }
+    return Outcome(ok=True, values=values, seconds=1.5)
+
+
+def failed(reason: str, message: str = "because") -> Outcome:
+    return Outcome(ok=False, reason=reason, message=message)
+
+
+def test_the_answer_is_that_of_an_exhaustive_scan(tmp_path, monkeypatch):
+    monkeypatch.setattr(max_batch, "run_trial", in_this_process)
+    overrides = (*SMALL, "model.base_channels=4")
+    found = peaks(*overrides)
+    assert found == sorted(found)
+    done = benchmark(tmp_path, "max_batch", *overrides, budget_for(ANSWER, found))
+    values = done.findings.values
+    assert (values["batch_size"], values["override"]) == (ANSWER, f"batch_size={ANSWER}")
+    assert "batch_size=5: the largest that trains here" in done.findings.headline
+    assert "10% kept free" in done.findings.headline
+    assert "The effective batch is then 5, no longer 2" in done.findings.headline
+    rows = done.table("trials")
+    for row in rows:  # what the search saw is what the scan saw, to the byte
+        kept = 1024 if row is rows[-1] else 0  # from the first validation to the second training
+        assert 0 <= row["peak GiB"] * GIB - found[row["batch_size"] - 1] <= kept
+        assert row["verdict"] == ("fits" if row["batch_size"] <= ANSWER else "over the budget")
+    assert rows[-1]["batch_size"] == ANSWER  # verified
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["values"]["trials"][-1]["fits"] is True
+    assert (tmp_path / "max_batch.png").stat().st_size > 5000
+    assert "once more and longer" in done.told[-1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        ("model=cnn", "model.base_channels=8", "augmentation=kornia_gpu", "accumulate=2"),
+        ("model=segformer_b0", "augmentation=none", "ema_decay=0.9"),
+        (
+            "model=timm_unet",
+            "model.encoder=resnet18",
+            "model.weights=null",
+            "augmentation.mixup=0.5",
+        ),
+    ],
+    ids=lambda model: model[0],
+)
+def test_processes_find_what_a_scan_finds(tmp_path, model):
+    base = tuple(text for text in TINY if not text.startswith("model."))
+    overrides = (*SMALL, *model)
+    found = peaks(*overrides, base=base)
+    done = benchmark(tmp_path, "max_batch", *overrides, budget_for(ANSWER, found), base=base)
+    assert done.findings.values["batch_size"] == ANSWER
+
+
+def test_everything_fits(tmp_path, outcomes):
+    outcomes(lambda batch, _: ok(batch))
+    done = benchmark(tmp_path, "max_batch", "data.train_size=24", "batch_size=8")
+    assert [row["batch_size"] for row in done.table("trials")] == [2, 8, 16, 24, 24]
+    assert done.findings.headline.startswith(
+        "batch_size=24: all 24 training images fit in one batch"
+    )
+
+
+def test_nothing_fits(tmp_path, outcomes):
+    outcomes(lambda batch, _: failed("oom"))
+    done = benchmark(tmp_path, "max_batch", "batch_size=8")
+    assert [row["batch_size"] for row in done.table("trials")] == [2, 1]
+    assert done.findings.headline.startswith(
+        "Not even one image trains here (out of memory). Lower"
+    )
+    assert done.findings.values["override"] is None
+
+
+def test_what_fails_when_verified_is_not_the_answer(tmp_path, outcomes):
+    seen: list[int] = []
+
+    def of(batch: int, _: int) -> Outcome:
+        seen.append(batch)
+        return failed("oom") if batch > 5 or (batch == 5 and seen.count(5) > 1) else ok(batch)
+
+    outcomes(of)
+    done = benchmark(tmp_path, "max_batch", "batch_size=4")
+    assert done.findings.values["batch_size"] == 4
+    assert seen[-2:] == [5, 4]
+
+
+def test_host_memory_that_the_driver_lends_does_not_count(tmp_path, outcomes):
+    outcomes(lambda batch, _: ok(batch, device="cuda", speed=100.0 if batch <= 6 else 30.0))
+    done = benchmark(tmp_path, "max_batch", "batch_size=8")
+    assert done.findings.values["batch_size"] == 6
+    verdicts = {row["batch_size"]: row["verdict"] for row in done.table("trials")}
+    assert verdicts[8] == "3.3 times slower an image than smaller batches: spilled into host memory"
+    assert verdicts[6] == "fits"
+
+
+def test_a_crash_is_tried_again_and_then_counts(tmp_path, outcomes):
+    outcomes(
+        lambda batch, number: (
+            failed("crash", "killed by SIGKILL") if number == 1 or batch > 5 else ok(batch)
+        )
+    )
+    done = benchmark(tmp_path, "max_batch", "batch_size=4")
+    assert done.findings.values["batch_size"] == 5
+    rows = [(row["batch_size"], row["verdict"]) for row in done.table("trials")]
+    assert rows[:3] == [(1, "fits"), (4, "killed by SIGKILL"), (4, "fits")]
+    assert rows.count((6, "killed by SIGKILL")) == 2
+
+
+def test_a_training_that_cannot_even_start_is_told(tmp_path, outcomes):
+    outcomes(lambda batch, _: failed("input", "one\ntwo"))
+    with pytest.raises(SegFitError) as error:
+        benchmark(tmp_path, "max_batch")
+    assert error.value.problems == ["batch_size=1: one", "batch_size=1: two"]
+    outcomes(lambda batch, _: failed("crash", "ValueError: a bug"))
+    with pytest.raises(SegFitError, match="batch_size=1: ValueError: a bug"):
+        benchmark(tmp_path, "max_batch")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_killed_process_is_survived(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SEGFIT_TEST_KILLED", str(tmp_path / "killed"))
+    monkeypatch.setitem(trial.JOBS, "fits", "tests.unit.tuning.jobs:fits_the_second_time")
+    done = benchmark(tmp_path, "max_batch", *SMALL, "data.train_size=1", "benchmark.budget_gb=1")
+    verdicts = [row["verdict"] for row in done.table("trials")]
+    assert verdicts[0].startswith("killed by SIGKILL")
+    assert verdicts[1:] == ["fits", "fits"]
+    assert done.findings.values["batch_size"] == 1
+
+
+def test_a_trial_is_the_dearest_that_may_happen():
+    config = compose_benchmark(
+        "max_batch", "model=segformer_b0", "augmentation=kornia_gpu", "augmentation.hflip=0",
+        "augmentation.cutmix=0.3", "loss.class_weights=balanced", base=(),
+    )  # fmt: skip
+    dearest = trial_config(config, 7)
+    assert (dearest.batch_size, dearest.model.weights, dearest.loader.workers) == (7, None, 0)
+    assert dearest.augmentation.hflip == 0
+    assert dearest.augmentation.blur == dearest.augmentation.affine == 1
+    assert (dearest.augmentation.mixup, dearest.augmentation.cutmix) == (1, 0)
+    assert dearest.loss.class_weights == [1.0] * 4
+    assert config.batch_size != 7  # a copy
+
+
+def test_the_largest_held_out_images_are_found(tmp_path):
+    from PIL import Image
+
+    for folder in ("images", "masks"):
+        for split in ("train", "val"):
+            (tmp_path / split / folder).mkdir(parents=True)
+            for number, side in enumerate([20, 50, 30]):
+                mode = "RGB" if folder == "images" else "L"
+                Image.new(mode, (side, 40)).save(tmp_path / split / folder / f"{number}.png")
+    config = compose_benchmark(
+        "max_batch", "data=folder", f"data.root={tmp_path}", "data.num_classes=2", base=()
+    )
+    assert by_size(make_sources(config.data)["val"]) == [1, 2, 0]
+    assert by_size(make_sources(compose_benchmark("max_batch").data)["val"]) == list(range(6))
