@@ -1,11 +1,14 @@
+import ctypes
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from segfit.data import cores
-from segfit.data.cores import available_cores, choose_workers
+from segfit.data.cores import available_cores, choose_workers, free_memory, one_blas_thread
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -46,7 +49,7 @@ def test_a_containers_quota_limits_the_cores(tmp_path, monkeypatch, files, expec
     [
         (1, "cuda", 0),
         (1, "cpu", 0),
-        (2, "cpu", 1),
+        (2, "cpu", 2),
         (2, "cuda", 2),
         (12, "cuda", 12),
         (64, "cuda", 16),
@@ -55,6 +58,12 @@ def test_a_containers_quota_limits_the_cores(tmp_path, monkeypatch, files, expec
 def test_workers_follow_the_cores(machine, count, device_type, expected):
     machine(count)
     assert choose_workers(None, device_type=device_type) == expected
+
+
+def test_kept_images_need_no_workers_beside_a_model_on_the_cpu(machine):
+    machine(8)
+    assert choose_workers(None, device_type="cpu", kept=True) == 0
+    assert choose_workers(None, device_type="cuda", kept=True) == 8
 
 
 def test_a_wish_is_granted(machine):
@@ -75,3 +84,43 @@ def test_starting_processes_is_dear_where_they_are_spawned(machine, monkeypatch)
     machine(8)
     monkeypatch.setattr(cores.sys, "platform", "win32")
     assert choose_workers(None) == 4
+
+
+Memory = namedtuple("Memory", "available")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": ""}, 1000),
+        ({"memory.max": "900", "memory.current": "400", "memory.stat": "anon 7\nfile 9"}, 500),
+        ({"memory.max": "900", "memory.current": "400", "memory.stat": "inactive_file 50"}, 550),
+        ({"memory.max": "5000", "memory.current": "400", "memory.stat": ""}, 1000),
+        ({"memory.max": "300", "memory.current": "400", "memory.stat": ""}, 0),
+        (
+            {
+                "memory/memory.limit_in_bytes": "900",
+                "memory/memory.usage_in_bytes": "400",
+                "memory/memory.stat": "inactive_file 3\ntotal_inactive_file 60",
+            },
+            560,
+        ),
+        ({}, 1000),
+    ],
+)
+def test_a_containers_limit_counts_as_memory(tmp_path, monkeypatch, files, expected):
+    monkeypatch.setattr(cores.psutil, "virtual_memory", lambda: Memory(1000))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert free_memory(tmp_path) == expected
+
+
+def test_numpy_multiplies_with_one_thread():
+    libraries = list((Path(np.__file__).parents[1] / "numpy.libs").glob("libscipy_openblas64*"))
+    if not libraries:
+        pytest.skip("this NumPy does not bring an OpenBLAS of its own")
+    library = ctypes.CDLL(str(libraries[0]))
+    library.scipy_openblas_set_num_threads64_(2)
+    one_blas_thread()
+    assert library.scipy_openblas_get_num_threads64_() == 1
