@@ -188,6 +188,15 @@ class DataConfig:
         "off none.",
         choices=("full", "sample", "off"),
     )
+    cache: str = option(
+        "none",
+        "Decoded images are kept. ram: in memory, made at every start. disk: in data.cache_dir, made once "
+        "until files change.",
+        choices=("none", "ram", "disk"),
+    )
+    cache_dir: str | None = option(
+        None, "Folder of data.cache=disk; null: ~/.cache/segfit ($XDG_CACHE_HOME/segfit)."
+    )
 
 
 @dataclass
@@ -313,6 +322,9 @@ class LoaderConfig:
     prefetch: int = option(4, "Batches that each worker keeps ready.", ge=1)
     pin_memory: bool = option(True, "Page-locked batches, so that copies to CUDA overlap.")
     persistent: bool = option(True, "Keep the workers between epochs.")
+    non_blocking: bool = option(
+        True, "Copy to CUDA one batch ahead, beside the step; false: the host waits for each copy."
+    )
 
 
 @dataclass

@@ -12,7 +12,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from segfit.build.data import held_out_batch_size, make_held_out_batches, make_sources, workers_of
+from segfit.build.data import (
+    held_out_batch_size,
+    loader_options,
+    make_held_out_batches,
+    make_sources,
+    workers_of,
+)
 from segfit.build.task import class_weights_of, make_predictor, make_task
 from segfit.check import plain, size_of
 from segfit.data.batches import HeldOutBatches
@@ -163,14 +169,9 @@ def predict_folder(
             "Choose a folder outside."
         )
     out = EvaluationFolder(path, run.classes)
+    workers = min(workers_of(config, run.device), len(dataset))
     loader = eval_loader(
-        dataset,
-        held_out_batch_size(config),
-        device=run.device,
-        workers=min(workers_of(config, run.device), len(dataset)),
-        prefetch=config.loader.prefetch,
-        pin_memory=config.loader.pin_memory,
-        persistent=False,
+        dataset, held_out_batch_size(config), run.device, loader_options(config, workers)
     )
     batches = HeldOutBatches(DevicePrefetcher(loader, run.device), len(loader))
     taker = _Predictions(

@@ -40,6 +40,8 @@ _RESUMABLE = (
     "compile",
     "data.root",
     "data.check",
+    "data.cache",
+    "data.cache_dir",
     "loader.",
     "checkpoint.",
     "report.",

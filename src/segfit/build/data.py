@@ -1,18 +1,28 @@
 """Config → classes, sources and batches."""
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
 import torch
 from omegaconf import DictConfig
 
 from segfit.build.augmentation import make_cpu_augment
 from segfit.check import plain, size_of
 from segfit.data.batches import HeldOutBatches, TrainBatches
+from segfit.data.cache_build import CacheOptions, cache_sources
 from segfit.data.cores import choose_workers
 from segfit.data.dataset import EvalDataset, TrainDataset
-from segfit.data.loader import eval_loader, train_loader
+from segfit.data.loader import LoaderOptions, eval_loader, train_loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
 from segfit.labels import Classes
+
+# Keys of data that no pixel of a sample depends on; files and names of images are told apart by themselves.
+_NOT_READING = {
+    "name", "fit", "mean", "std", "check", "cache", "cache_dir", "class_colors", "background",
+    "train_size", "val_size", "test_size", "root", "images", "split",
+}  # fmt: skip
 
 
 def make_classes(data: DictConfig) -> Classes:
@@ -56,6 +66,37 @@ def make_sources(data: DictConfig) -> dict[str, Source]:
     return dict(folders)
 
 
+def cached_sources(
+    config: DictConfig,
+    sources: Mapping[str, Source],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Source], str | None]:
+    """Return train and val as `data.cache` keeps them, for batches alone, and a line about it.
+
+    Args:
+        config: checked.
+        sources: as they are read.
+        progress: called with (done, total) images while they are decoded.
+
+    Raises:
+        SegFitError: if an image cannot be read, or there is no room for them.
+    """
+    data, used = config.data, {split: sources[split] for split in ("train", "val")}
+    if data.cache == "none":
+        return used, None
+    reading = {key: value for key, value in plain(data).items() if key not in _NOT_READING}
+    options = CacheOptions(
+        where=data.cache,
+        size=size_of(config.image_size),
+        fit=data.fit,
+        reading=repr(sorted(reading.items())),
+        label=Path(data.get("root") or data.name).expanduser().resolve().name,
+        folder=Path(data.cache_dir) if data.cache_dir else None,
+    )
+    cached, line = cache_sources(used, options, progress)
+    return dict(cached), line
+
+
 def make_train_batches(
     config: DictConfig, source: Source, device: torch.device, workers: int
 ) -> TrainBatches:
@@ -63,16 +104,9 @@ def make_train_batches(
     augment = make_cpu_augment(config)
     dataset = TrainDataset(source, size_of(config.image_size), config.data.fit, augment)
     sampler = EpochSampler(len(source), config.batch_size, config.seed)
-    loader = train_loader(
-        dataset,
-        sampler,
-        device=device,
-        workers=workers,
-        prefetch=config.loader.prefetch,
-        pin_memory=config.loader.pin_memory,
-        persistent=config.loader.persistent,
-    )
-    return TrainBatches(sampler, DevicePrefetcher(loader, device), config.limit_train_batches)
+    loader = train_loader(dataset, sampler, device, loader_options(config, workers))
+    batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
+    return TrainBatches(sampler, batches, config.limit_train_batches)
 
 
 def make_held_out_batches(
@@ -82,13 +116,17 @@ def make_held_out_batches(
     loader = eval_loader(
         EvalDataset(source, size_of(config.image_size), config.data.fit),
         held_out_batch_size(config),
-        device=device,
-        workers=workers,
-        prefetch=config.loader.prefetch,
-        pin_memory=config.loader.pin_memory,
-        persistent=config.loader.persistent,
+        device,
+        loader_options(config, workers),
     )
-    return HeldOutBatches(DevicePrefetcher(loader, device), len(loader), limit)
+    batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
+    return HeldOutBatches(batches, len(loader), limit)
+
+
+def loader_options(config: DictConfig, workers: int) -> LoaderOptions:
+    """Return what a config says about loaders, with the workers that it came to."""
+    loader = config.loader
+    return LoaderOptions(workers, loader.prefetch, loader.pin_memory, loader.persistent)
 
 
 def held_out_batch_size(config: DictConfig) -> int:
@@ -96,12 +134,13 @@ def held_out_batch_size(config: DictConfig) -> int:
     return 1 if config.data.fit == "crop" else int(config.batch_size)
 
 
-def workers_of(config: DictConfig, device: torch.device) -> int:
-    """Return how many processes read images for a config on this machine."""
+def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False) -> int:
+    """Return how many processes read images for a config on this machine; `cached`: by `cached_sources`."""
     height, width = size_of(config.image_size)
     return choose_workers(
         config.loader.workers,
         device_type=device.type,
+        kept=cached and config.data.cache != "none" and config.augmentation.name != "cpu",
         batch_bytes=config.batch_size * 4 * height * width,
         prefetch=config.loader.prefetch,
     )

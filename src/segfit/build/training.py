@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 
 from segfit import runs
 from segfit.build.data import (
+    cached_sources,
     held_out_batch_size,
     make_classes,
     make_held_out_batches,
@@ -57,7 +59,7 @@ def make_training(
     config: DictConfig,
     run: Path,
     notice: Notice,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> Training:
     """Return everything that `config` says, ready to run; resumed where the run has a checkpoint.
 
@@ -65,7 +67,8 @@ def make_training(
         config: checked.
         run: the run's folder.
         notice: told what fell back or is odd, a line each.
-        progress: called with (done, total) files while the data set is checked.
+        progress: called with (done, total) files while the data set is checked, and with (done, total,
+            what="decoding images") while `data.cache` is filled.
 
     Raises:
         SegFitError: with every problem of the data set, or what else cannot be built.
@@ -79,10 +82,14 @@ def make_training(
 
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(config.device, config.precision, notice)
-    workers = workers_of(config, device)
-    train = make_train_batches(config, sources["train"], device, workers)
+    workers = workers_of(config, device, cached=True)
+    decoding = partial(progress, what="decoding images") if progress is not None else None
+    cached, kept = cached_sources(config, sources, decoding)
+    if kept is not None:
+        notice(kept)
+    train = make_train_batches(config, cached["train"], device, workers)
     held_out = make_held_out_batches(
-        config, sources["val"], device, workers, config.limit_val_batches
+        config, cached["val"], device, workers, config.limit_val_batches
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
     state, weights = make_state(config, device, precision, updates, notice)

@@ -56,13 +56,11 @@ class TrainDataset(Dataset[Sample]):
             SegFitError: if a file cannot be read; it is named.
         """
         index, seed = key
-        image, mask = _read(self.source, index)
+        image, mask = read_pair(self.source, index)
         if self.fit == "crop":
             image, mask = random_crop(image, mask, self.size, seed)
         else:
-            image, (top, left, height, width) = fit_image(image, self.size, self.fit)
-            mask = resize_mask(mask, (height, width))
-            mask = _surround(mask, self.size, top, left, IGNORE_INDEX)
+            image, mask = fit_pair(image, mask, self.size, self.fit)
         if self.augment is not None:
             image, mask = self.augment(image, mask, seed=seed)
         return {"image": image.contiguous(), "mask": mask.contiguous(), "index": index}
@@ -97,10 +95,11 @@ class EvalDataset(Dataset[Sample]):
         Raises:
             SegFitError: if a file cannot be read; it is named.
         """
-        image, mask = _read(self.source, index)
-        image, content = fit_image(image, self.size, self.fit)
+        image, mask = read_pair(self.source, index)
+        # The mask tells the original size: a cache may hand out an image that is fitted already.
+        content = place_image(mask.shape[0], mask.shape[1], self.size, self.fit)
         return {
-            "image": image.contiguous(),
+            "image": fit_image(image, self.size, self.fit)[0].contiguous(),
             "mask": mask,
             "content": torch.tensor(content),
             "index": index,
@@ -211,25 +210,42 @@ def _stack(tensors: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
     return stacked
 
 
-def fit_image(
-    image: torch.Tensor, size: tuple[int, int], fit: str
-) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
-    """Return an image (3, H, W) uint8 fitted to `size`, and (top, left, height, width) of its picture.
-
-    "crop" returns the image as it is.
-    """
-    height, width = int(image.shape[-2]), int(image.shape[-1])
+def place_image(
+    height: int, width: int, size: tuple[int, int], fit: str
+) -> tuple[int, int, int, int]:
+    """Return (top, left, height, width) of a picture of height × width once it is fitted to `size`."""
     if fit == "crop":
-        return image, (0, 0, height, width)
+        return 0, 0, height, width
     if fit == "stretch":
-        return resize_image(image, size), (0, 0, *size)
+        return 0, 0, *size
     scale = min(size[0] / height, size[1] / width)
     inner = (
         min(size[0], max(1, round(height * scale))),
         min(size[1], max(1, round(width * scale))),
     )
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    return _surround(resize_image(image, inner), size, top, left, 0), (top, left, *inner)
+    return (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2, *inner
+
+
+def fit_image(
+    image: torch.Tensor, size: tuple[int, int], fit: str
+) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
+    """Return an image (3, H, W) uint8 fitted to `size`, and (top, left, height, width) of its picture.
+
+    "crop" returns the image as it is, and so does any fit an image that was fitted before.
+    """
+    top, left, height, width = place_image(image.shape[-2], image.shape[-1], size, fit)
+    content = (top, left, height, width)
+    image = resize_image(image, (height, width))
+    return image if fit == "crop" else _surround(image, size, top, left, 0), content
+
+
+def fit_pair(
+    image: torch.Tensor, mask: torch.Tensor, size: tuple[int, int], fit: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an image (3, H, W) and its mask (H, W), both uint8, fitted to `size` ("stretch", "pad")."""
+    image, (top, left, height, width) = fit_image(image, size, fit)
+    mask = resize_mask(mask, (height, width))
+    return image, _surround(mask, size, top, left, IGNORE_INDEX)
 
 
 def random_crop(
@@ -263,8 +279,12 @@ def _surround(
     return pad(tensor, (left, right, top, bottom), value=fill)
 
 
-def _read(source: Source, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return image (3, H, W) and mask (H, W) as tensors; any failure names the files."""
+def read_pair(source: Source, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return image (3, H, W) and mask (H, W), both uint8.
+
+    Raises:
+        SegFitError: whatever goes wrong; the files are named.
+    """
     try:
         image, mask = source.read(index)
     except SegFitError:

@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from segfit.data.dataset import Batch, Sample, collate
+from segfit.data.cores import one_blas_thread
+from segfit.data.dataset import Sample, collate
 from segfit.data.sampler import EpochSampler
 from segfit.errors import SegFitError
 
@@ -21,13 +23,30 @@ _CAUGHT = "SegFitError in DataLoader worker"
 _RAISED = "segfit.errors.SegFitError: "
 
 
-class Loader(DataLoader[Sample]):
+@dataclass(frozen=True)
+class LoaderOptions:
+    """Who makes batches, and how many wait.
+
+    Args:
+        workers: processes; 0: this one.
+        prefetch: batches that each worker keeps ready.
+        pin_memory: page-locked batches where they go to CUDA.
+        persistent: keep the workers between epochs.
+    """
+
+    workers: int = 0
+    prefetch: int = 4
+    pin_memory: bool = True
+    persistent: bool = True
+
+
+class Loader(DataLoader[Any]):
     """A DataLoader whose failures are told in the words of this project.
 
     Iterating again while an iterator is unfinished is fine: what the workers had ready is dropped.
     """
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield batches.
 
         Raises:
@@ -74,6 +93,20 @@ def init_worker(worker: int) -> None:  # noqa: ARG001
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
+    # A spawned worker does not inherit it. After the signals: OpenBLAS starts a thread here, which would take
+    # the SIGTERM that ends this worker if it did not inherit that the signal is blocked.
+    one_blas_thread()
+
+
+def init_worker_beside_model(worker: int) -> None:
+    """Prepare a worker that shares the cores with the model: it takes what the model leaves.
+
+    At equal priority a worker takes the core of one of the model's threads, and the others wait for that
+    thread in every operation. See `choose_workers` for what it is worth.
+    """
+    init_worker(worker)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)
 
 
 def _obey(parent: int | None) -> None:
@@ -85,16 +118,16 @@ def _obey(parent: int | None) -> None:
 
 
 def _loader(
-    dataset: Dataset[Sample], workers: int, prefetch: int, persistent: bool, pin: bool, **how: Any
+    dataset: Dataset[Any], device: torch.device, options: LoaderOptions, **how: Any
 ) -> Loader:
+    one_blas_thread()
     return Loader(
         dataset,
-        collate_fn=collate,
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        persistent_workers=persistent and workers > 0,
-        pin_memory=pin,
-        worker_init_fn=init_worker,
+        num_workers=options.workers,
+        prefetch_factor=options.prefetch if options.workers else None,
+        persistent_workers=options.persistent and options.workers > 0,
+        pin_memory=options.pin_memory and device.type == "cuda",
+        worker_init_fn=init_worker if device.type == "cuda" else init_worker_beside_model,
         # Its own: by default each epoch draws a number from the global generator, and a run that was
         # resumed in the middle of an epoch would see other dropout than one that was not.
         generator=torch.Generator(),
@@ -105,12 +138,8 @@ def _loader(
 def train_loader(
     dataset: Dataset[Sample],
     sampler: EpochSampler,
-    *,
     device: torch.device,
-    workers: int = 0,
-    prefetch: int = 4,
-    pin_memory: bool = True,
-    persistent: bool = True,
+    options: LoaderOptions = LoaderOptions(),
 ) -> Loader:
     """Return a loader of training batches; `sampler.set_epoch` says which ones the next iteration gives.
 
@@ -119,25 +148,23 @@ def train_loader(
         sampler: gives the batches; it stays in this process, so that it can be set between iterations
             though the workers persist.
         device: where batches will go; only those for CUDA are pinned.
-        workers: processes; 0: this one.
-        prefetch: batches that each worker keeps ready.
-        pin_memory: page-locked batches where `device` is CUDA.
-        persistent: keep the workers between epochs.
+        options: who makes them.
     """
-    pin = pin_memory and device.type == "cuda"
-    return _loader(dataset, workers, prefetch, persistent, pin, batch_sampler=sampler)
+    return _loader(dataset, device, options, collate_fn=collate, batch_sampler=sampler)
 
 
 def eval_loader(
     dataset: Dataset[Sample],
     batch_size: int,
-    *,
     device: torch.device,
-    workers: int = 0,
-    prefetch: int = 4,
-    pin_memory: bool = True,
-    persistent: bool = True,
+    options: LoaderOptions = LoaderOptions(),
 ) -> Loader:
     """Return a loader of every sample once, in order. Arguments as `train_loader`."""
-    pin = pin_memory and device.type == "cuda"
-    return _loader(dataset, workers, prefetch, persistent, pin, batch_size=batch_size)
+    return _loader(dataset, device, options, collate_fn=collate, batch_size=batch_size)
+
+
+def item_loader(dataset: Dataset[Any], indices: Sequence[int], size: int, workers: int) -> Loader:
+    """Return a loader of `dataset[index]` for every index, in lists of `size`, as the dataset made them."""
+    options = LoaderOptions(workers, prefetch=2, persistent=False)
+    how: dict[str, Any] = {"sampler": indices, "batch_size": size}
+    return _loader(dataset, torch.device("cpu"), options, collate_fn=list, **how)

@@ -16,17 +16,17 @@ from segfit.report.summary import print_summary, write_metrics
 
 
 class PreflightProgress:
-    """A bar while a data set is checked; nothing where there is no terminal."""
+    """A bar while a data set is checked or decoded; nothing where there is no terminal."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` files were looked at."""
+    def __call__(self, done: int, total: int, what: str = "checking the data set") -> None:
+        """Show that `done` of `total` files were looked at, and what for."""
         if self._bar is None:
             self._bar = Progress(transient=True)
             self._bar.start()
-            self._task = self._bar.add_task("checking the data set", total=total)
+            self._task = self._bar.add_task(what, total=total)
         self._bar.update(self._task, completed=done, total=total)
         if done >= total:
             self.close()

@@ -3,12 +3,13 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from segfit.data.dataset import EvalDataset, TrainDataset
 from segfit.data.folder import folder_sources
-from segfit.data.loader import eval_loader, train_loader
+from segfit.data.loader import LoaderOptions, eval_loader, train_loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.shapes import ShapesSource
@@ -27,7 +28,7 @@ def jitter(image, mask, *, seed):
 
 def loader(workers, sampler, dataset=None, **options):
     dataset = dataset or TrainDataset(SOURCE, (16, 16), "crop", jitter)
-    return train_loader(dataset, sampler, device=CPU, workers=workers, prefetch=2, **options)
+    return train_loader(dataset, sampler, CPU, LoaderOptions(workers, prefetch=2, **options))
 
 
 def same(first, second):
@@ -82,12 +83,12 @@ def test_loading_draws_no_global_random_number(workers):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(loader(workers, EpochSampler(len(SOURCE), 3, seed=5), persistent=False))
-    list(eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), 4, device=CPU, workers=workers))
+    list(eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), 4, CPU, LoaderOptions(workers)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluation_sees_every_image_once_in_order():
-    batches = eval_loader(EvalDataset(SOURCE, (16, 16), "stretch"), 4, device=CPU)
+    batches = eval_loader(EvalDataset(SOURCE, (16, 16), "stretch"), 4, CPU)
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -98,7 +99,7 @@ def test_a_file_that_breaks_later_is_named_without_a_traceback(tmp_path, workers
     path = source.files(0)[0]
     path.write_bytes(b"damaged")
     with pytest.raises(SegFitError) as error:
-        list(eval_loader(EvalDataset(source, (8, 8), "pad"), 2, device=CPU, workers=workers))
+        list(eval_loader(EvalDataset(source, (8, 8), "pad"), 2, CPU, LoaderOptions(workers)))
     assert error.value.problems == [
         f"{path}: unreadable (not an image). Replace the file or delete it."
     ]
@@ -114,7 +115,7 @@ class Killed(ShapesSource):
 def test_a_killed_worker_is_explained():
     dataset = EvalDataset(Killed(4, resolution=32), (8, 8), "pad")
     with pytest.raises(SegFitError, match=r"^DataLoader worker .*shared memory.*loader\.workers"):
-        list(eval_loader(dataset, 2, device=CPU, workers=1))
+        list(eval_loader(dataset, 2, CPU, LoaderOptions(1)))
 
 
 class Signalled(ShapesSource):
@@ -129,7 +130,20 @@ class Signalled(ShapesSource):
 
 def test_workers_survive_the_signals_that_the_main_process_handles():
     dataset = EvalDataset(Signalled(4, resolution=32), (8, 8), "pad")
-    assert len(list(eval_loader(dataset, 2, device=CPU, workers=1))) == 2
+    assert len(list(eval_loader(dataset, 2, CPU, LoaderOptions(1)))) == 2
+
+
+class Priority(ShapesSource):
+    def read(self, index):
+        image, mask = super().read(index)
+        return image, np.full_like(mask, os.nice(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="no priorities here")
+def test_workers_leave_the_cores_to_a_model_on_the_cpu():
+    dataset = EvalDataset(Priority(2, resolution=32), (8, 8), "pad")
+    (batch,) = eval_loader(dataset, 2, CPU, LoaderOptions(1))
+    assert batch["mask"].unique().tolist() == [min(19, os.nice(0) + 10)]
 
 
 def test_everything_can_be_sent_to_a_spawned_worker(epochs):

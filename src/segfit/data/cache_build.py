@@ -1,0 +1,161 @@
+"""Filling the cache: what is missing, whether it fits, and all cores decoding it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+from torch.utils.data import Dataset
+
+from segfit.data.cache import CachedSource, FittedSource
+from segfit.data.cache_disk import DiskStore
+from segfit.data.cache_ram import RamStore
+from segfit.data.cores import choose_workers
+from segfit.data.loader import item_loader
+from segfit.data.preflight import spread
+from segfit.data.preflight_cache import default_cache_dir
+from segfit.data.source import Image, Mask, Source
+
+# An item's index and, where workers cannot store it themselves, its pixels.
+Item: TypeAlias = tuple[int, tuple[Image, Mask] | None]
+
+_VERSION = 1  # raise it when the same files give other pixels
+_PROBES = 8  # items of a split that tell how large the others are
+_BATCH = 8  # items that a worker makes at a time
+_FEW = 64  # items that are made before a worker would have started
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What is kept, and where.
+
+    Args:
+        where: "ram" or "disk".
+        size: (h, w) in pixels of the samples.
+        fit: how images meet it: "stretch", "pad" or "crop".
+        reading: everything but the files that pixels depend on, as text.
+        label: what the data set is called, for the names of its folders.
+        folder: where "disk" keeps it; None: `default_cache_dir()`.
+    """
+
+    where: str
+    size: tuple[int, int]
+    fit: str
+    reading: str
+    label: str
+    folder: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder of everything that "disk" keeps."""
+        return (self.folder or default_cache_dir()).expanduser() / "decoded"
+
+
+def cache_sources(
+    sources: Mapping[str, Source],
+    options: CacheOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, CachedSource], str]:
+    """Decode what is not kept yet; return sources that read what is, and a line about it.
+
+    "train" is made ready for a `TrainDataset` of this size and fit, every other split for an `EvalDataset`.
+
+    Args:
+        sources: split → source.
+        options: what is kept, and where.
+        progress: called with (done, total) images while they are decoded.
+
+    Raises:
+        SegFitError: if an image cannot be read, or memory or disk have no room or refuse to be written to.
+    """
+    cached = {
+        split: _cached(source, options, whole_masks=split != "train")
+        for split, source in sources.items()
+    }
+    missing = [(source, source.store.missing()) for source in cached.values()]
+    total = sum(len(source) for source in cached.values())
+    new = sum(len(indices) for _, indices in missing)
+    done = total - new
+    for count in _build(missing):
+        done += count
+        if progress is not None:
+            progress(done, total)
+    size = sum(source.store.nbytes() for source in cached.values()) / 2**20
+    where = "of memory" if options.where == "ram" else f"below {options.root}"
+    made = f"{new} of them decoded now" if new else "all of them decoded before"
+    return cached, f"data.cache={options.where}: {total} images, {made}, {size:.0f} MiB {where}."
+
+
+def _cached(source: Source, options: CacheOptions, *, whole_masks: bool) -> CachedSource:
+    height, width = options.size
+    kind = "original"
+    if options.fit != "crop":
+        kind = f"{width}x{height}-{options.fit}" + ("-whole-masks" if whole_masks else "")
+        source = FittedSource(source, options.size, options.fit, whole_masks=whole_masks)
+    if options.where == "ram":
+        return CachedSource(source, RamStore(len(source)))
+    reading = f"{kind}\0{options.reading}"
+    label = re.sub(r"[^\w.-]", "_", options.label)[:64]
+    folder = options.root / f"{label}-{kind}-{_digest(4, reading)}"
+    versions = "\0".join(version(name) for name in ("torch", "torchvision", "pillow", "numpy"))
+    names = [_name(source, index, reading, versions) for index in range(len(source))]
+    return CachedSource(source, DiskStore(folder, names))
+
+
+def _name(source: Source, index: int, reading: str, versions: str) -> str:
+    """Return what an item is, "-", and the state of its files and of the libraries that decode them."""
+    paths = [path if path.is_absolute() else path.absolute() for path in source.files(index)]
+    state = [str(_VERSION), versions]
+    for path in paths:
+        try:
+            stat = path.stat()
+            state.append(f"{os.fsencode(path)!r}\0{stat.st_size}\0{stat.st_mtime_ns}")
+        except OSError:  # reading it will say what is wrong
+            state.append(f"{os.fsencode(path)!r}\0gone")
+    image = os.fsencode(paths[0]) if paths else b""
+    return f"{_digest(12, reading, source.id(index), repr(image))}-{_digest(8, *state)}"
+
+
+def _digest(size: int, *parts: str) -> str:
+    text = "\0".join(parts).encode(errors="surrogateescape")
+    return hashlib.blake2b(text, digest_size=size).hexdigest()
+
+
+class _Items(Dataset[Item]):
+    """Reads a source's items and stores them, in a worker where the store is shared by all processes."""
+
+    def __init__(self, source: CachedSource) -> None:
+        self.source, self.store = source.source, source.store
+
+    def __getitem__(self, index: int) -> Item:
+        if self.store.has(index):  # another run made it meanwhile
+            return index, None
+        pixels = self.source.read(index)
+        if isinstance(self.store, RamStore):
+            return index, pixels
+        self.store.put(index, *pixels)
+        return index, None
+
+
+def _build(missing: Sequence[tuple[CachedSource, list[int]]]) -> Iterator[int]:
+    """Make what is missing; yield how many items were made since the last time."""
+    need = 0  # bytes; a tenth more than a few items say, for sizes differ
+    for source, indices in missing:
+        probes = {indices[place] for place in spread(len(indices), _PROBES)}
+        sizes = [sum(part.nbytes for part in source.source.read(index)) for index in probes]
+        need += round(1.1 * sum(sizes) * len(indices) / max(len(sizes), 1))
+    for source, indices in missing:
+        if indices:
+            source.store.check_room(need)
+            workers = choose_workers(None) if len(indices) > _FEW else 0
+            for items in item_loader(_Items(source), indices, _BATCH, workers):
+                for index, pixels in items:
+                    if pixels is not None:
+                        source.store.put(index, *pixels)
+                yield len(items)
