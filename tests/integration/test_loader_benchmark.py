@@ -1,0 +1,94 @@
+"""benchmark=loader: the grid, the choice, and a real measurement of few settings."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from segfit.report.plots import figure_to_array
+from segfit.tuning import loader
+from segfit.tuning.loader import Fed, Setting, choose, grid, worker_counts
+from tests.integration.benchmarking import benchmark, compose_benchmark
+
+
+def fed(
+    data: float,
+    model: float = 100.0,
+    place: str = "cpu",
+    cache: str = "none",
+    workers: int = 0,
+    prefetch: int | None = None,
+) -> Fed:
+    return Fed(Setting(place, cache, workers, prefetch), data, model)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, [0, 1]), (2, [0, 1, 2]), (6, [0, 1, 2, 4, 6]), (16, [0, 1, 2, 4, 8, 16])],
+)
+def test_worker_counts(count: int, expected: list[int]) -> None:
+    assert worker_counts(count) == expected
+
+
+def test_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "available_cores", lambda: 2)
+    settings = list(grid(compose_benchmark("loader")))
+    # two places × two caches × (no worker, and two counts × two prefetches)
+    assert len(settings) == len(set(settings)) == 2 * 2 * (1 + 2 * 2)
+    assert {setting.prefetch for setting in settings if setting.workers == 0} == {None}
+    without = grid(compose_benchmark("loader", "augmentation=none", "benchmark.workers=[3]"))
+    assert {(setting.augmentation, setting.workers) for setting in without} == {("none", 3)}
+
+
+def test_the_smallest_that_outruns_is_chosen() -> None:
+    few = fed(101, workers=1, prefetch=2)
+    cached = fed(500, workers=1, prefetch=2, cache="disk")
+    many = fed(900, workers=4, prefetch=2)
+    more_ahead = fed(120, workers=1, prefetch=4)
+    too_slow = fed(99)
+    assert choose([many, cached, more_ahead, few, too_slow]) == few
+    assert choose([too_slow, many, cached]) == cached  # a cache costs less than three processes
+
+
+def test_the_faster_model_is_fed() -> None:
+    on_device = fed(500, model=80.0, place="kornia_gpu")
+    in_workers = fed(150, model=100.0, workers=8, prefetch=4)
+    assert choose([on_device, in_workers]) == in_workers
+    starved = fed(90, model=100.0, workers=8, prefetch=4)
+    assert choose([on_device, starved]) == on_device
+
+
+def test_where_nothing_outruns_the_most_is_reached() -> None:
+    slow, less_slow = fed(10), fed(30, workers=2, prefetch=2)
+    assert choose([slow, less_slow]) == less_slow
+    assert "No setting outruns the model" in loader._verdict(less_slow)
+    assert "waits 70 %" in loader._verdict(less_slow)
+
+
+def test_a_real_measurement(tmp_path: Path) -> None:
+    done = benchmark(
+        tmp_path,
+        "loader",
+        "seconds=0.02",
+        "benchmark.workers=[0,1]",
+        "benchmark.prefetch=[2]",
+        "benchmark.caches=[none,ram]",
+        "benchmark.warmup=1",
+        "report.panels=0",
+    )
+    rows = done.table("loader")
+    assert len(rows) == 2 * 2 * 2
+    assert all(row["img/s"] > 0 for row in rows)
+    assert all(row["outruns"] == (row["× model"] > 1) for row in rows)
+    with (tmp_path / "loader.csv").open() as file:
+        assert [row["cache"] for row in csv.DictReader(file)] == ["none"] * 2 + ["ram"] * 2 + [
+            "none"
+        ] * 2 + ["ram"] * 2
+    results = json.loads((tmp_path / "results.json").read_text())
+    typed = results["values"]["overrides"]
+    assert typed.startswith("augmentation=")
+    assert typed in done.findings.headline
+    assert len(results["values"]["settings"]) == 8
+    assert figure_to_array(done.findings.figures["loader"]).std() > 10
+    assert done.told[-1][1:] == (9, 10)  # two places and eight settings
