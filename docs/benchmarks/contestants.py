@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from segfit.engine.task import Batch
 
 
+FACTS = ("device", "model", "precision", "workers", "threads")
+
+
 class EnoughError(Exception):
     """Everything is measured: unwinds whoever's loop is asking for a batch."""
 
@@ -54,7 +57,7 @@ class Clock:
     cuts short is taken again.
 
     Args:
-        connection: receives "go" or "stop", gets the times.
+        connection: gets `facts` when the loop first asks, then the times; receives "go" or "stop".
         warm: steps of a block that are not counted.
         steps: steps that are.
         synchronise: waits for the device, at both ends of what is counted.
@@ -68,6 +71,7 @@ class Clock:
         self.synchronise = synchronise
         self.done: int | None = None  # steps of the block; None before the first "go"
         self.start = self.waited = 0.0
+        self.facts: dict[str, str] = {}  # what really runs
 
     def epoch(self) -> None:
         """Begin the block again: an epoch begins."""
@@ -81,7 +85,7 @@ class Clock:
             EnoughError: if nothing more is to be measured.
         """
         if self.done is None:
-            self.connection.send("ready")
+            self.connection.send(self.facts)
             self._pause()
         elif self.done == self.warm + self.steps:
             self.synchronise()
@@ -184,11 +188,13 @@ def composed(overrides: list[str]) -> Any:
     return config
 
 
-def made(config: Any, folder: Path) -> Training:
-    """Return what SegFit's builders make of a config."""
+def made(config: Any, folder: Path, clock: Clock) -> Training:
+    """Return what SegFit's builders make of a config; the clock gets to know what really runs."""
     from segfit.build.training import make_training
 
-    return make_training(config, folder, lambda _: None)
+    training = make_training(config, folder, lambda _: None)
+    clock.facts = {key: training.facts[key] for key in FACTS}
+    return training
 
 
 # -------------------------------------------------------------------------------------- ourselves
@@ -202,7 +208,7 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
     from segfit.report.console import console_report
     from segfit.report.session import RunReport
 
-    training = made(config, folder)
+    training = made(config, folder, clock)
     batches = training.fit.train.batches  # type: ignore[attr-defined]
     batches.loader = Clocked(batches.loader, clock)
     with Path(os.devnull).open("w") as nowhere:
@@ -215,7 +221,7 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
 
 def bare(config: Any, folder: Path, clock: Clock) -> None:
     """Make the same update again and again, on one batch that lies on the device."""
-    _updates(made(config, folder), clock)
+    _updates(made(config, folder, clock), clock)
 
 
 def _updates(training: Training, clock: Clock) -> None:
@@ -243,13 +249,15 @@ def smp(config: Any, folder: Path, clock: Clock, width: int) -> None:
     from segfit.check import plain
     from segfit.optim import make_optimizer
 
-    training = made(config, folder)
+    training = made(config, folder, clock)
     model = segmentation_models_pytorch.Segformer(
         encoder_name=f"mit_{config.model.variant}",
         encoder_weights=None,
         decoder_segmentation_channels=width,
         classes=config.data.num_classes,
     )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    clock.facts["model"] = f"smp.Segformer ({parameters / 1e6:.1f} M parameters)"
     state = training.fit.state
     model = to_device(model, state.device, config.channels_last)
     optimizer = make_optimizer(model, lr=config.lr, **plain(config.optimizer))
@@ -270,7 +278,7 @@ def made_for_others(config: Any, folder: Path, clock: Clock, lend: int) -> tuple
     if not lend:
         state.keep_freed_memory = lambda: None
     warnings.simplefilter("ignore")  # of versions that do not know each other yet
-    training = made(config, folder)
+    training = made(config, folder, clock)
     train = training.fit.train
     loader = Clocked(train.batches.loader, clock, train.sampler.set_epoch)  # type: ignore[attr-defined]
     return training, loader

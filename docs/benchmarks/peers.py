@@ -36,6 +36,9 @@ STEPS = {"b0": 10, "b1": 6, "b2": 4, "b3": 3, "b4": 2, "b5": 2}
 SMP_HEAD = {"b0": 256, "b1": 256}  # channels of the paper's head; the larger variants have 768
 WARM = 1
 
+# contestant → {"facts": {…: …}, "rounds": [[seconds a step, seconds of it waited for data], …]}
+Results = dict[str, dict[str, Any]]
+
 # Of everybody. Validation never comes, so that an epoch's end is all that is not counted.
 COMMON = (
     "augmentation=none",
@@ -125,6 +128,8 @@ def overrides_of(case: Case, options: argparse.Namespace) -> list[str]:
         f"precision={case.precision}",
         f"batch_size={options.batch}",
         f"image_size={options.side}",
+        "data.cache=disk",
+        f"data.cache_dir={options.out.parent / 'cache'}",
         f"report.log_every={steps}",  # one reading of the loss in each block
         *options.overrides,
     ]
@@ -138,17 +143,13 @@ def steps_of(case: Case, options: argparse.Namespace) -> int:
 # ----------------------------------------------------------------------------------- measuring
 
 
-def measure(case: Case, options: argparse.Namespace, context: Any) -> dict[str, list[list[float]]]:
-    """Let everybody take turns.
-
-    Returns:
-        name → [seconds a step, seconds of it waited for data] a round.
-    """
+def measure(case: Case, options: argparse.Namespace, context: Any) -> Results:
+    """Let everybody take turns."""
     blocks = (WARM, steps_of(case, options))
     shared = overrides_of(case, options)
     pipes: list[Connection] = []
     processes = []
-    results: dict[str, list[list[float]]] = {one.name: [] for one in case.contestants}
+    results: Results = {}
     try:
         for contestant in case.contestants:
             pipe, end = context.Pipe()
@@ -157,14 +158,16 @@ def measure(case: Case, options: argparse.Namespace, context: Any) -> dict[str, 
             end.close()
             processes.append(process)
             pipes.append(pipe)
-            answer(contestant, pipe)  # one after the other, so that all start up undisturbed
+            # One after the other, so that all start up undisturbed.
+            results[contestant.name] = {"facts": answer(contestant, pipe), "rounds": []}
         for turn in range(options.rounds + 1):
             for place in range(len(pipes)):
                 index = (place + turn) % len(pipes)
                 pipes[index].send("go")
                 seconds, waited = answer(case.contestants[index], pipes[index])
                 if turn:  # the first round warms up
-                    results[case.contestants[index].name].append([seconds, waited])
+                    rounds = results[case.contestants[index].name]["rounds"]
+                    rounds.append([seconds, waited])
     finally:
         for pipe in pipes:
             pipe.close()  # whoever waits for "go" ends
@@ -185,7 +188,7 @@ def answer(contestant: Contestant, pipe: Connection) -> Any:
         said = pipe.recv()
     except EOFError:
         sys.exit(f"{contestant.name}: its process died. Most likely memory ran out.")
-    if isinstance(said, str) and said != "ready":
+    if isinstance(said, str):
         sys.exit(f"{contestant.name}: {said}")
     return said
 
@@ -201,15 +204,16 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return low, median(values), high
 
 
-def table(results: dict[str, list[list[float]]], batch: int) -> list[str]:
+def table(results: Results, batch: int) -> list[str]:
     """Return a Markdown table; times are compared round by round with the first contestant's."""
-    reference = [seconds for seconds, _ in next(iter(results.values()))]
     first = next(iter(results))
+    reference = [seconds for seconds, _ in results[first]["rounds"]]
     lines = [
-        f"| | ms a step (quartiles) | images/s | time against {first} (quartiles) | waited for data |",
-        "|---|---|---|---|---|",
+        f"| | ms a step (quartiles) | images/s | time against {first} (quartiles) | waited for data | what ran |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, rounds in results.items():
+    for name, result in results.items():
+        rounds, facts = result["rounds"], result["facts"]
         low, middle, high = (1e3 * value for value in spread([seconds for seconds, _ in rounds]))
         ratios = [mine / theirs for (mine, _), theirs in zip(rounds, reference, strict=True)]
         least, ratio, most = spread(ratios)
@@ -217,7 +221,8 @@ def table(results: dict[str, list[list[float]]], batch: int) -> list[str]:
         waited = sum(wait for _, wait in rounds) / sum(seconds for seconds, _ in rounds)
         lines.append(
             f"| {name} | {middle:.1f} ({low:.1f}–{high:.1f}) | {1e3 * batch / middle:.2f} "
-            f"| {against} | {100 * waited:.1f} % |"
+            f"| {against} | {100 * waited:.1f} % "
+            f"| {facts['model']}, {facts['precision']}, {facts['workers']} workers |"
         )
     return lines
 
@@ -237,11 +242,12 @@ def report(found: dict[str, Any]) -> str:
         cases = {name: case for name, case in found["cases"].items() if name.split()[0] == section}
         for name, results in cases.items():
             _, model, precision = name.split()
-            rounds = len(next(iter(results.values())))
+            first = next(iter(results.values()))
+            rounds, threads = len(first["rounds"]), first["facts"]["threads"]
             lines += [
                 "",
                 f"{TITLES[section]}: {model}, {precision}, {settings['side']} px, batch {settings['batch']}, "
-                f"{rounds} rounds{', freed memory kept by all' if settings['lend'] else ''}",
+                f"{rounds} rounds, threads: {threads}{', freed memory kept by all' if settings['lend'] else ''}",
                 "",
                 *table(results, settings["batch"]),
             ]

@@ -78,8 +78,7 @@ def consume(
 def test_a_block_is_warm_and_counted_steps(contestants: ModuleType) -> None:
     loader, pipe = Epochs(100), Pipe("go", "go", "stop")
     consume(contestants, loader, pipe, warm=1, steps=3)
-    ready, *times = pipe.said
-    assert ready == "ready"
+    _, *times = pipe.said
     assert len(times) == 2
     assert all(0 < waited < seconds for seconds, waited in times)
     assert loader.given == 2 * (1 + 3)
@@ -120,13 +119,14 @@ def test_waiting_is_told_apart(contestants: ModuleType, monkeypatch: pytest.Monk
 def test_ours_run_until_they_are_stopped(
     contestants: ModuleType, tmp_path: Path, kind: str
 ) -> None:
-    config = contestants.composed([*TINY, "loss=ce", "augmentation=none"])
+    config = contestants.composed([*TINY, "loss=ce", "augmentation=none", "precision=fp32"])
     pipe = Pipe("go", "stop")
     clock = contestants.Clock(pipe, 1, 2, lambda: None)
     with one_thread(), pytest.raises(contestants.EnoughError):
         contestants.KINDS[kind](config, tmp_path, clock)
-    ready, (seconds, waited) = pipe.said
-    assert ready == "ready"
+    facts, (seconds, waited) = pipe.said
+    assert facts["precision"] == "fp32"
+    assert facts["workers"] == "0"
     assert 0 <= waited < seconds
 
 
@@ -145,15 +145,23 @@ def test_every_case_composes(
             assert config.data.name == ("folder" if root else "shapes")
 
 
+def result(*rounds: list[float]) -> dict[str, Any]:
+    facts = {"model": "m", "precision": "fp32", "workers": "0", "threads": "2 of 2 cores"}
+    return {"facts": facts, "rounds": list(rounds)}
+
+
 def test_ratios_are_taken_within_a_round(peers: ModuleType) -> None:
     # the machine was twice as slow in the second of three rounds
     results = {
-        "ours": [[0.1, 0.0], [0.2, 0.0], [0.1, 0.0]],
-        "theirs": [[0.15, 0.03], [0.3, 0.06], [0.15, 0.03]],
+        "ours": result([0.1, 0.0], [0.2, 0.0], [0.1, 0.0]),
+        "theirs": result([0.15, 0.03], [0.3, 0.06], [0.15, 0.03]),
     }
     *_, ours, theirs = peers.table(results, 4)
-    assert ours == "| ours | 100.0 (100.0–150.0) | 40.00 | 1 | 0.0 % |"
-    assert theirs == "| theirs | 150.0 (150.0–225.0) | 26.67 | 1.500 (1.500–1.500) | 20.0 % |"
+    assert ours == "| ours | 100.0 (100.0–150.0) | 40.00 | 1 | 0.0 % | m, fp32, 0 workers |"
+    assert (
+        theirs
+        == "| theirs | 150.0 (150.0–225.0) | 26.67 | 1.500 (1.500–1.500) | 20.0 % | m, fp32, 0 workers |"
+    )
 
 
 def test_missing_peers_name_the_command(
@@ -174,9 +182,9 @@ def test_a_second_call_goes_on(
 ) -> None:
     measured: list[str] = []
 
-    def measure(case: Any, *_: Any) -> dict[str, list[list[float]]]:
+    def measure(case: Any, *_: Any) -> dict[str, dict[str, Any]]:
         measured.append(case.name)
-        return {one.name: [[0.1, 0.01]] for one in case.contestants}
+        return {one.name: result([0.1, 0.01]) for one in case.contestants}
 
     monkeypatch.setattr(peers, "measure", measure)
     call = ["--only", "loop", "--models", "b0", "--out", str(tmp_path / "results")]
@@ -187,7 +195,7 @@ def test_a_second_call_goes_on(
     assert list(found["cases"]) == measured
     assert len(found["commands"]) == 2
     text = (tmp_path / "results.md").read_text()
-    assert "What the loop costs: b0, bf16, 256 px, batch 4, 1 rounds" in text
+    assert "What the loop costs: b0, bf16, 256 px, batch 4, 1 rounds, threads: 2 of 2" in text
 
     peers.main([*call, "--precisions", "fp32", "--batch", "2"])
     assert measured[2:] == ["loop b0 fp32"]
@@ -214,7 +222,7 @@ def test_quick(tmp_path: Path) -> None:
     cases = json.loads(out.with_suffix(".json").read_text())["cases"]
     assert list(cases) == [f"{section} b0 fp32" for section in sections]
     for results in cases.values():
-        assert all(len(rounds) == 2 for rounds in results.values())
-        assert all(
-            seconds > 0 and waited >= 0 for rounds in results.values() for seconds, waited in rounds
-        )
+        for contestant in results.values():
+            assert contestant["facts"]["precision"] == "fp32"
+            assert len(contestant["rounds"]) == 2
+            assert all(0 <= waited < seconds for seconds, waited in contestant["rounds"])
