@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,25 +102,39 @@ def device_name(device: "torch.device") -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / GIB:.1f} GiB"
+    return _cpu_label()
+
+
+def _cpu_label() -> str:
     return f"CPU ({cpu_name()}), {len(available_cores())} cores, {psutil.virtual_memory().total / GIB:.0f} GiB"
 
 
 def machine() -> dict[str, Any]:
     """Return what measurements depend on: devices, driver, versions; plain values."""
-    import torch
-
-    facts: dict[str, Any] = {
-        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+    return {
+        **_torch_facts(),
         "cpu": cpu_name(),
         "cores": len(available_cores()),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "driver": driver_version(),
     }
-    return facts
+
+
+def _torch_facts() -> dict[str, Any]:
+    if (
+        "torch" not in sys.modules and not visible_cards()
+    ):  # what needed no torch so far ran on no card
+        return {"device": _cpu_label(), "torch": metadata.version("torch"), "cuda": None}
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "device": device_name(torch.device("cuda" if cuda else "cpu")),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+    }
 
 
 def driver_version() -> str | None:
@@ -135,6 +150,16 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def cpu_vendor() -> str | None:
+    """Return the processor's vendor as it names itself ("GenuineIntel", "AuthenticAMD"), or None."""
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("vendor_id"):
+                return line.split(":", 1)[1].strip()
+    known = ("GenuineIntel", "AuthenticAMD")  # Windows: "… Family 25 Model 1 …, AuthenticAMD"
+    return next((name for name in known if name in platform.processor()), None)
 
 
 def available_cores() -> list[int]:

@@ -11,27 +11,33 @@ from torch import Tensor
 LEVELS = 2**16  # a mask costs 16 random bits an element, so the rate is a multiple of 1 / LEVELS
 
 
-def drop_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
-    """Return which elements are dropped (bool, shape and strides of `like`), and at what rate exactly.
+def keep_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
+    """Return 1 for what is kept and 0 for what is dropped, and the rate of dropping exactly.
 
-    Drawn from torch's global generator; four elements a 64-bit word are four times faster on a CPU than
-    `bernoulli_`, which draws a double each.
+    Drawn from torch's global generator. Four elements a 64-bit word are four times faster on a CPU than
+    `bernoulli_`, which draws a double each; and there multiplying by floats is several times faster than
+    filling by booleans.
+
+    Args:
+        like: dense; the mask has its dtype, shape and strides.
+        p: probability that an element is dropped.
     """
     level = round(p * LEVELS)
     count = like.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
     words.random_(-(2**63), None)
     draws = words.view(torch.int16)[:count]  # uniform on [-LEVELS/2, LEVELS/2)
-    dropped = draws.as_strided(like.shape, like.stride()) < level - LEVELS // 2
-    return dropped, level / LEVELS
+    kept = torch.empty(count, dtype=like.dtype, device=like.device)
+    torch.ge(draws, level - LEVELS // 2, out=kept)
+    return kept.as_strided(like.shape, like.stride()), level / LEVELS
 
 
 class _ReluDropout(torch.autograd.Function):
     """A dropped unit is one that ReLU switches off: its backward tells both from the result."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped: Tensor) -> Tensor:
-        x.clamp_min_(0).masked_fill_(dropped, 0)
+    def forward(ctx: Any, x: Tensor, kept: Tensor) -> Tensor:
+        x.clamp_min_(0).mul_(kept)
         ctx.mark_dirty(x)
         ctx.save_for_backward(x)
         return x
@@ -57,5 +63,5 @@ def relu_dropout_(x: Tensor, p: float) -> tuple[Tensor, float]:
     # a compiler fuses the plain form by itself; CUDA draws its masks inside the dropout kernel
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return F.dropout(F.relu(x), p), 1.0
-    dropped, rate = drop_mask(x, p)
-    return _ReluDropout.apply(x, dropped), 1 / (1 - rate)
+    kept, rate = keep_mask(x, p)
+    return _ReluDropout.apply(x, kept), 1 / (1 - rate)

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from segfit.errors import SegFitError, nearest
-from segfit.models.segformer_fast import MergedDecodeHead, use_fast
+from segfit.models.segformer_fast import MergedDecodeHead, resize_logits, use_fast
 from segfit.models.weights import (
     RANDOM,
     WeightsReport,
@@ -61,7 +60,7 @@ class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
             x = stage(x)
             features.append(x)
         logits = self.decode_head(features)
-        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return resize_logits(logits, images.shape[-2:])
 
     def head_parameters(self) -> set[str]:
         """Return the names of the parameters made for the data set at hand: the decode head's."""

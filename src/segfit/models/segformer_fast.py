@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.models.segformer import modeling_segformer as hf
 
 from segfit.errors import SegFitError
+from segfit.models.linear import FastLinear, linear
 from segfit.models.relu_dropout import relu_dropout_
 
 if not hasattr(hf, "SegformerStage"):
@@ -51,9 +52,9 @@ def fold(head: hf.SegformerDecodeHead, features: Sequence[Tensor]) -> list[Tenso
         bias = folded_bias(head) if i == len(weights) - 1 else None
         tokens = to_tokens(x)
         if tokens.shape[-1] < tokens.shape[:-1].numel():
-            y = F.linear(tokens, weight @ projection.weight, bias)
+            y = linear(tokens, weight @ projection.weight, bias)
         else:
-            y = F.linear(F.linear(tokens, projection.weight), weight, bias)
+            y = linear(linear(tokens, projection.weight), weight, bias)
         maps.append(to_map(y))
     return maps
 
@@ -85,8 +86,30 @@ def resize_and_sum(maps: Sequence[Tensor]) -> Tensor:
 
 
 def classify(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return logits `(B, num_classes, H, W)`, contiguous as losses like them; x is channels last."""
-    return to_map(F.linear(to_tokens(x), weight.flatten(1), bias)).contiguous()
+    """Return logits `(B, num_classes, H, W)`, channels last as x is."""
+    return to_map(linear(to_tokens(x), weight.flatten(1), bias))
+
+
+class _ChannelsFirst(torch.autograd.Function):
+    """A contiguous copy whose gradient comes back channels last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        return grads[0].contiguous(memory_format=torch.channels_last)
+
+
+def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return channels_last logits `(B, num_classes, h, w)` at `size`, contiguous as losses like them."""
+    if torch.compiler.is_compiling() or logits.device.type != "cpu":
+        return F.interpolate(logits.contiguous(), size=size, mode="bilinear", align_corners=False)
+    # On a CPU, resizing channels last and copying takes half the time; backward alike.
+    resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    full: Tensor = _ChannelsFirst.apply(resized)
+    return full
 
 
 class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
@@ -124,7 +147,7 @@ class MergedDecodeHead(nn.Module):
         last = len(encoder_hidden_states) - 1
         maps = [
             to_map(
-                F.linear(
+                linear(
                     to_tokens(x),
                     self.get_buffer(f"weight{i}"),
                     self.get_buffer("bias") if i == last else None,
@@ -160,7 +183,7 @@ class FastSequenceReduction(hf.SegformerSequenceReduction):  # type: ignore[misc
         patches = x.unflatten(1, (h, r)).unflatten(3, (w, r)).transpose(2, 3)  # (B, h, w, r, r, C)
         weight = to_tokens(conv.weight).flatten(1)
         reduced: Tensor = self.layer_norm(
-            F.linear(patches.flatten(3).flatten(1, 2), weight, conv.bias)
+            linear(patches.flatten(3).flatten(1, 2), weight, conv.bias)
         )
         return reduced
 
@@ -223,6 +246,7 @@ FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     hf.SegformerSequenceReduction: FastSequenceReduction,
     hf.SegformerAttention: FastAttention,
     hf.SegformerLayer: FastLayer,
+    nn.Linear: FastLinear,
 }
 
 

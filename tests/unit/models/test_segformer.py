@@ -134,13 +134,14 @@ def test_parity_with_dropout(monkeypatch):
     stock, fast = stock_and_fast(SegformerConfig(**TINY), torch.float64)
 
     def mask(like, p):
-        return torch.rand(like.shape, generator=torch.Generator().manual_seed(4)) < p, p
+        kept = torch.rand(like.shape, generator=torch.Generator().manual_seed(4)) >= p
+        return kept.to(like.dtype), p
 
     class MaskedDropout(torch.nn.Module):
         def forward(self, x):
-            return x.masked_fill(mask(x, 0.25)[0], 0) / 0.75
+            return x * mask(x, 0.25)[0] / 0.75
 
-    monkeypatch.setattr(relu_dropout, "drop_mask", mask)
+    monkeypatch.setattr(relu_dropout, "keep_mask", mask)
     stock.decode_head.dropout = MaskedDropout()
     fast.decode_head.dropout.p = 0.25
     assert_parity(stock.train(), fast.train(), images(65, 97).double(), 1e-13)
