@@ -113,18 +113,47 @@ def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
-    """Projection, resizing, joining and fusing as one sum over stages."""
+    """Projection, resizing, joining and fusing as one sum over stages; for inference batch norm, too."""
 
     def forward(self, encoder_hidden_states: Sequence[Tensor], **_: Any) -> Tensor:
         """Return logits `(B, num_classes, H/4, W/4)` of the stages' `(B, C_i, H/2^(i+2), …)`."""
+        if not self.training and not torch.is_grad_enabled():
+            return merged_logits(encoder_hidden_states, *merged_weights(self), self.classifier)
         x = self.batch_norm(resize_and_sum(fold(self, encoder_hidden_states)))
         x, scale = relu_dropout_(x, self.dropout.p if self.training else 0.0)
         # kept units grow by 1 / (1 - p); the classifier's weight is the smallest place to do it
         return classify(x, self.classifier.weight * scale, self.classifier.bias)
 
 
+def merged_weights(head: hf.SegformerDecodeHead) -> tuple[list[Tensor], Tensor]:
+    """Return one weight `(D, C_i)` a stage and one bias `(D,)`: projection, fusing and batch norm in eval mode."""
+    norm = head.batch_norm
+    with torch.autocast(norm.weight.device.type, enabled=False):
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weights = [
+            (scale[:, None] * weight) @ projection.proj.weight
+            for weight, projection in zip(
+                fusing_weights(head), head.linear_projections, strict=True
+            )
+        ]
+        return weights, (folded_bias(head) - norm.running_mean) * scale + norm.bias
+
+
+def merged_logits(
+    features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor, classifier: nn.Conv2d
+) -> Tensor:
+    """Return logits `(B, num_classes, H/4, W/4)` of features by what `merged_weights` gave."""
+    last = len(weights) - 1
+    maps = [
+        to_map(linear(to_tokens(x), weight, bias if i == last else None))
+        for i, (x, weight) in enumerate(zip(features, weights, strict=True))
+    ]
+    assert classifier.bias is not None
+    return classify(F.relu_(resize_and_sum(maps)), classifier.weight, classifier.bias)
+
+
 class MergedDecodeHead(nn.Module):
-    """Decode head for inference: projection, fusing and batch norm as one weight a stage.
+    """Decode head for inference alone: the merged weights are all that it has.
 
     Args:
         head: transformers' decode head, or its fast form; it is not changed.
@@ -132,31 +161,20 @@ class MergedDecodeHead(nn.Module):
 
     def __init__(self, head: hf.SegformerDecodeHead) -> None:
         super().__init__()
-        norm = head.batch_norm
         with torch.no_grad():
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            for i, weight in enumerate(fusing_weights(head)):
-                projection = head.linear_projections[i].proj.weight
-                self.register_buffer(f"weight{i}", scale[:, None] * (weight @ projection))
-            shift = (folded_bias(head) - norm.running_mean) * scale + norm.bias
-            self.register_buffer("bias", shift)
+            weights, bias = merged_weights(head)
+        for i, weight in enumerate(weights):
+            self.register_buffer(f"weight{i}", weight)
+        self.register_buffer("bias", bias)
+        self.stages = len(weights)
         self.classifier = head.classifier
 
     def forward(self, encoder_hidden_states: Sequence[Tensor], **_: Any) -> Tensor:
         """Return logits `(B, num_classes, H/4, W/4)` of the stages' `(B, C_i, H/2^(i+2), …)`."""
-        last = len(encoder_hidden_states) - 1
-        maps = [
-            to_map(
-                linear(
-                    to_tokens(x),
-                    self.get_buffer(f"weight{i}"),
-                    self.get_buffer("bias") if i == last else None,
-                )
-            )
-            for i, x in enumerate(encoder_hidden_states)
-        ]
-        x = F.relu_(resize_and_sum(maps))
-        return classify(x, self.classifier.weight, self.classifier.bias)
+        weights = [self.get_buffer(f"weight{i}") for i in range(self.stages)]
+        return merged_logits(
+            encoder_hidden_states, weights, self.get_buffer("bias"), self.classifier
+        )
 
 
 class FastStage(hf.SegformerStage):  # type: ignore[misc]

@@ -212,6 +212,19 @@ def test_merged_form_has_the_same_logits(size):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in merged.modules())
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_without_gradients_the_head_is_merged_on_the_fly(size):
+    _, fast = stock_and_fast(SegformerConfig(**TINY), torch.float64)
+    expected = fast.eval()(
+        images(*size).double()
+    )  # with gradients on: batch norm as a step of its own
+    normed = []
+    fast.decode_head.batch_norm.register_forward_hook(lambda *_: normed.append(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(images(*size).double()), expected, rtol=1e-12, atol=1e-12)
+    assert not normed
+
+
 def test_merging_leaves_the_model_alone():
     _, fast = stock_and_fast(SegformerConfig(**TINY), torch.float32)
     fast.train()
