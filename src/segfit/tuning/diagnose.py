@@ -47,7 +47,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     now = recorded(config, bench, seconds)
     tell("its arithmetic alone")
     arithmetic = resident(config, {}, seconds)
-    facts = facts_of(now, arithmetic, try_settings(config, bench, seconds, arithmetic, tell))
+    length = len(now.dataset)
+    tried = try_settings(config, bench, seconds, arithmetic, length, tell)
+    facts = facts_of(now, arithmetic, tried)
     found = verdict(facts)
     applied = None
     if config.benchmark.apply and found.best is not None:
@@ -87,6 +89,11 @@ class Recorded:
     costs: Costs
     copied: float
 
+    @property
+    def dataset(self) -> TrainDataset:
+        """What makes its samples."""
+        return dataset_of(self.training)
+
 
 def recorded(config: DictConfig, bench: Bench, seconds: float) -> Recorded:
     """Train as train.py does, TensorBoard and checkpoints included, for some seconds."""
@@ -95,8 +102,7 @@ def recorded(config: DictConfig, bench: Bench, seconds: float) -> Recorded:
     )
     folder = bench.folder / "run"
     training = make_training(config, folder, bench.notice)
-    loader = training.fit.train.batches.loader  # type: ignore[attr-defined]
-    dataset: TrainDataset = loader.dataset
+    dataset = dataset_of(training)
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)
@@ -115,6 +121,12 @@ def recorded(config: DictConfig, bench: Bench, seconds: float) -> Recorded:
             warmup=config.benchmark.warmup,
         )
     return Recorded(config, training, timeline, summed_up(monitor.samples), costs, copied)
+
+
+def dataset_of(training: Training) -> TrainDataset:
+    """Return what makes a training's samples."""
+    dataset: TrainDataset = training.fit.train.batches.loader.dataset  # type: ignore[attr-defined]
+    return dataset
 
 
 def resident(config: DictConfig, change: Mapping[str, str], seconds: float) -> float:
@@ -186,6 +198,7 @@ def try_settings(
     bench: Bench,
     seconds: float,
     arithmetic: float,
+    length: int,
     tell: Callable[[str], None],
 ) -> list[Trial]:
     """Measure every setting's arithmetic; a batch is doubled as long as that pays.
@@ -195,6 +208,7 @@ def try_settings(
         bench: told what does not fit.
         seconds: of the whole recording.
         arithmetic: seconds an update of the config itself.
+        length: images of the data set.
         tell: told what is measured.
     """
     tried = []
@@ -202,7 +216,7 @@ def try_settings(
         tell(f"the arithmetic with {typed(trial.change)}")
         tried.append(replace(trial, resident=resident(config, trial.change, seconds)))
     pace = arithmetic / (config.batch_size * config.accumulate)  # seconds an image
-    for trial in larger_batches(config):
+    for trial in larger_batches(config, length):
         tell(f"the arithmetic with {typed(trial.change)}")
         try:
             measured = replace(trial, resident=resident(config, trial.change, seconds))
@@ -218,10 +232,17 @@ def try_settings(
     return tried
 
 
-def larger_batches(config: DictConfig) -> Iterator[Trial]:
-    """Yield the config with a batch of 2, 4, 8 times the size, as many updates an epoch where accumulation allows."""
+def larger_batches(config: DictConfig, length: int) -> Iterator[Trial]:
+    """Yield a config with a batch of 2, 4, 8 times the size, and less accumulation in return where there is some.
+
+    Args:
+        config: of the training.
+        length: images of the data set, which no batch exceeds.
+    """
     batch, accumulate = config.batch_size, config.accumulate
     for _ in range(_DOUBLINGS):
+        if 2 * batch > length:
+            return
         batch, change, remark = 2 * batch, {"batch_size": str(2 * batch)}, ""
         if accumulate % 2 == 0:
             accumulate //= 2
@@ -250,6 +271,5 @@ def overrides() -> list[str]:
 def _where_cached(now: Recorded) -> str:
     """Return "ram" where decoded images leave half of the free memory, else "disk"."""
     height, width = size_of(now.config.image_size)
-    dataset = now.training.fit.train.batches.loader.dataset  # type: ignore[attr-defined]
-    needed = 4 * height * width * len(dataset)
+    needed = 4 * height * width * len(now.dataset)
     return "ram" if needed < _RAM_SHARE * psutil.virtual_memory().available else "disk"

@@ -58,7 +58,7 @@ class Facts:
         update: wall-clock, without validation and checkpoints.
         phases: name → time on the host's clock: data, copy, augmentation, forward, backward, optimizer, logging.
         resident: of the arithmetic alone, with a batch that lies on the device.
-        restart: that first batches of epochs make the loop wait longer than others, starting workers included.
+        restart: that the loop waits for data at the turns of epochs, starting and ending workers included.
         refill: as much of it as would be left if workers were kept: they make the first batch first.
         costs: of a sample.
         cached: of a sample if decoded images were kept; None: they are already.
@@ -108,6 +108,13 @@ class Facts:
     def in_step(self) -> bool:
         """Whether host and device work one after the other: on the CPU, or where the host waits at every update."""
         return not self.cuda or self.log_every < RARELY or not self.non_blocking
+
+    @property
+    def disturbed(self) -> float:
+        """What workers take from the arithmetic, which has the same cores: on the CPU, where no core is spare."""
+        if self.cuda or self.workers == 0 or self.threads < self.cores:
+            return 0.0
+        return max(sum(self.phase(name) for name in ARITHMETIC) - self.resident, 0.0)
 
     @property
     def loader(self) -> float:

@@ -24,7 +24,7 @@ class Timeline:
         seconds: all of it, wall-clock.
         phases: name → seconds on the host's clock, all updates together; a copy is no part of the wait for data.
         device: name → seconds on the device's clock, from the first of a phase to its last; empty on the CPU.
-        restarts: seconds by which first batches of epochs took longer to come than the others, together.
+        restarts: seconds that turns of epochs kept the loop waiting for data, beside what batches take anyway.
         epochs: that began in that time.
     """
 
@@ -161,10 +161,16 @@ def _on_device(spans: list[Span]) -> dict[str, float]:
 
 
 def _restarts(spans: list[Span], epochs: list[float]) -> float:
-    """Return the seconds by which the first data of epochs came later than other data."""
-    waits = [(span.start, span.end - span.start) for span in spans if span.name == "data"]
-    firsts = [next(((at, wait) for at, wait in waits if at >= begin), None) for begin in epochs]
-    first = [pair for pair in firsts if pair is not None]
-    others = [wait for at, wait in waits if (at, wait) not in first]
+    """Return the seconds by which data at the turns of epochs kept the loop waiting longer than other data.
+
+    An epoch's first batch waits for the workers to start; asking for one more than there are, for them to end.
+    """
+    copies = [span.start for span in spans if span.name == "copy"]
+    waits = [span for span in spans if span.name == "data"]
+    last = [wait for wait in waits if not any(wait.start <= at <= wait.end for at in copies)]
+    batches = [wait for wait in waits if wait not in last]
+    first = [next((wait for wait in batches if wait.start >= begin), None) for begin in epochs]
+    others = [wait.end - wait.start for wait in batches if wait not in first]
     usual = median(others) if others else 0.0
-    return sum(max(wait - usual, 0.0) for _, wait in first)
+    starts = sum(max(wait.end - wait.start - usual, 0.0) for wait in first if wait is not None)
+    return starts + sum(wait.end - wait.start for wait in last)

@@ -15,12 +15,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from segfit.tuning.facts import ARITHMETIC, RARELY, Facts, Trial
+from segfit.tuning.facts import RARELY, Facts, Trial
 
 WORTH = 1.05  # smaller gains are noise
 _TIE = 1.03  # of two changes that are as good, the first in the order of `changes` is named
 _PRICE = 1.25  # a change that also changes what is learned has to gain so much more than one that does not
 _MOST_WORKERS = 16
+_COMPETING = "workers that take the cores from the arithmetic"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ def verdict(facts: Facts) -> Verdict:
     if not ranked or ranked[0].gain < WORTH:
         return Verdict(_without_a_cure(facts), None, ranked)
     best = next(change for change in found if change.worth * _TIE >= ranked[0].worth)
+    # What other changes would do beside workers that disturb the arithmetic is beyond this model: them first.
+    disturbing = (change for change in found if change.bottleneck == _COMPETING)
+    best = next((change for change in disturbing if change.gain >= WORTH), best)
     ranked.remove(best)
     return Verdict(best.bottleneck, best, [best, *ranked])
 
@@ -157,13 +161,12 @@ def _reading(facts: Facts) -> Iterator[Change]:
 
 def _without_workers(facts: Facts) -> Change:
     """Return what comes of reading in the main process, where workers only take cores from the arithmetic."""
-    disturbed = max(sum(facts.phase(name) for name in ARITHMETIC) - facts.resident, 0.0)
     return _predicted(
         facts,
-        "workers that take the cores from the arithmetic",
+        _COMPETING,
         {"loader.workers": "0"},
         restart=0.0,
-        host=facts.host - disturbed,
+        host=facts.host - facts.disturbed,
         loader=facts.images * facts.costs.total,
         workers=0,
     )
@@ -202,7 +205,9 @@ def _with_workers(facts: Facts, workers: int) -> tuple[float, float]:
 def _tried(facts: Facts, trial: Trial) -> Change:
     """Return what a setting of the arithmetic promises by its measured time."""
     times = trial.images / facts.images
-    host = facts.host + (trial.resident - facts.resident if facts.in_step else 0.0)
+    host = facts.host + facts.disturbed * (times - 1)
+    if facts.in_step:
+        host += trial.resident - facts.resident
     loader = times * facts.loader
     if trial.change.get("augmentation") == "kornia_gpu" and facts.costs.total > 0:
         loader *= 1 - facts.costs.augment / facts.costs.total

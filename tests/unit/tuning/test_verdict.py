@@ -224,7 +224,8 @@ def test_on_the_cpu_workers_may_take_the_cores_from_the_arithmetic():
         "backward": 500 * MS,
         "optimizer": 30 * MS,
     }
-    facts = replace(CPU, workers=2, update=941 * MS, phases=disturbed)
+    larger = Trial("too small a batch", {"batch_size": "32"}, 300 * MS, 32)
+    facts = replace(CPU, workers=2, update=941 * MS, phases=disturbed, trials=[larger])
     found = verdict(facts)
     assert found.best.overrides == "loader.workers=0"
     assert found.best.gain == pytest.approx(941 / (295 + 40), rel=0.01)
@@ -234,6 +235,15 @@ def test_on_the_cpu_workers_may_take_the_cores_from_the_arithmetic():
         for key in change.change
         if change.change[key] == "0"
     }
+
+
+def test_on_the_cpu_workers_disturb_a_larger_batch_by_as_much_an_image():
+    disturbed = {**CPU.phases, "data": 1 * MS, "forward": 190 * MS}
+    larger = Trial("too small a batch", {"batch_size": "8"}, 500 * MS, 8, "another effective batch")
+    facts = replace(CPU, workers=1, update=396 * MS, phases=disturbed, trials=[larger])
+    found = next(change for change in changes(facts) if change.bottleneck == "too small a batch")
+    # 100 ms that the worker takes from an update's arithmetic become 200
+    assert found.gain == pytest.approx(2 * 396 / (395 + 205 + 100))
 
 
 def test_on_the_cpu_faster_arithmetic_shortens_the_update_by_as_much():
