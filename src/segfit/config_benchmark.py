@@ -143,6 +143,26 @@ class LoaderModeConfig(ModeConfig):
     warmup: int = option(5, "Updates of the model that are made before it is timed.", ge=0)
 
 
+@dataclass
+class SegformerModeConfig(ModeConfig):
+    """The fast SegFormer against transformers' own."""
+
+    name: str = "segformer"
+    variants: list[str] | None = option(
+        None,
+        "Encoder sizes; null: model.variant.",
+        choices=("b0", "b1", "b2", "b3", "b4", "b5"),
+    )
+    precisions: list[str] | None = option(
+        None, "Precisions; null: that of the group.", choices=("fp32", "fp16", "bf16")
+    )
+    rounds: int = option(9, "Steps of each of the two, by turns; the median is told.", ge=3)
+    stock_channels_last: bool = option(
+        False, "Give transformers' model channels_last memory, too; its own default is not to."
+    )
+    memory: bool = option(True, "Also record the peak of allocated bytes (two more steps each).")
+
+
 MODES: dict[str, type[ModeConfig]] = {
     "diagnose": DiagnoseConfig,
     "lr_find": LrFindConfig,
@@ -152,6 +172,7 @@ MODES: dict[str, type[ModeConfig]] = {
     "throughput": ThroughputConfig,
     "ladder": LadderConfig,
     "loader": LoaderModeConfig,
+    "segformer": SegformerModeConfig,
 }
 
 
