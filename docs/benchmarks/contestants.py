@@ -41,12 +41,15 @@ class Contestant:
         kind: a key of `KINDS`.
         overrides: of the config, on top of the case's.
         options: of the kind.
+        aside: of the contestant before: its process takes blocks of the bare update, too. Two processes differ by
+            a few percent for no reason that one could name, which is more than a loop may cost.
     """
 
     name: str
     kind: str
     overrides: tuple[str, ...] = ()
     options: tuple[tuple[str, int], ...] = ()
+    aside: bool = False
 
 
 class Clock:
@@ -57,7 +60,8 @@ class Clock:
     cuts short is taken again.
 
     Args:
-        connection: gets `facts` when the loop first asks, then the times; receives "go" or "stop".
+        connection: gets `facts` when the loop first asks, then the times; receives "go", "stop", or "aside": to
+            take a block of `aside` instead, before the loop goes on.
         warm: steps of a block that are not counted.
         steps: steps that are.
         synchronise: waits for the device, at both ends of what is counted.
@@ -72,6 +76,7 @@ class Clock:
         self.done: int | None = None  # steps of the block; None before the first "go"
         self.start = self.waited = 0.0
         self.facts: dict[str, str] = {}  # what really runs
+        self.aside: Callable[[], None] = lambda: None  # a step without the loop
 
     def epoch(self) -> None:
         """Begin the block again: an epoch begins."""
@@ -103,9 +108,21 @@ class Clock:
         self.done += 1
 
     def _pause(self) -> None:
-        if self.connection.recv() != "go":
+        while (told := self.connection.recv()) == "aside":
+            self._take_aside()
+        if told != "go":
             raise EnoughError
         self.done = 0
+
+    def _take_aside(self) -> None:
+        for _ in range(self.warm):
+            self.aside()
+        self.synchronise()
+        start = time.perf_counter()
+        for _ in range(self.steps):
+            self.aside()
+        self.synchronise()
+        self.connection.send(((time.perf_counter() - start) / self.steps, 0.0))
 
 
 class Clocked:
@@ -209,6 +226,7 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
     from segfit.report.session import RunReport
 
     training = made(config, folder, clock)
+    clock.aside = _bare_update(training)
     batches = training.fit.train.batches  # type: ignore[attr-defined]
     batches.loader = Clocked(batches.loader, clock)
     with Path(os.devnull).open("w") as nowhere:
@@ -225,13 +243,23 @@ def bare(config: Any, folder: Path, clock: Clock) -> None:
 
 
 def _updates(training: Training, clock: Clock) -> None:
+    training.fit.state.model.train()
+    update = _bare_update(training)
+    for _ in Clocked(repeat(None), clock):
+        update()
+
+
+def _bare_update(training: Training) -> Callable[[], None]:
+    """Return the update of a batch that lies on the device, the same again and again."""
     from segfit.engine.step import make_update
 
     fit = training.fit
     batch = next(iter(fit.train.epoch(0, 0)))
-    fit.state.model.train()
-    for seed, window in enumerate(Clocked(repeat([batch]), clock)):
-        make_update(fit.state, fit.task, window, [seed], fit.options.clip_grad_norm)  # type: ignore[arg-type]
+
+    def update() -> None:
+        make_update(fit.state, fit.task, [batch], [0], fit.options.clip_grad_norm)
+
+    return update
 
 
 def smp(config: Any, folder: Path, clock: Clock, width: int) -> None:

@@ -6,7 +6,7 @@ loop   what our loop costs: a real training against the bare update, again and a
 peers  our loop, Lightning's Trainer and transformers' Trainer: the stock model in all, then our fast one in ours.
 smp    our SegFormer and segmentation_models.pytorch's: the bare update of both.
 
-Everybody has a process of their own; one at a time takes a block of steps, in turns, the order rotating. A round is
+Everybody has a process of their own (in `loop`, both share one); one at a time takes a block of steps, in turns, the order rotating. A round is
 a block of each; what is compared is compared within a round. `peers` and `smp` need
 `pip install -r requirements-peers.txt` (or `make peers-setup`). What is measured is in <out>.json and <out>.md after
 each case; a second call goes on with the cases that are missing, one with other settings begins again.
@@ -35,6 +35,7 @@ PACKAGES = ("segfit", "torch", "transformers", "timm", "lightning", "accelerate"
 STEPS = {"b0": 10, "b1": 6, "b2": 4, "b3": 3, "b4": 2, "b5": 2}
 SMP_HEAD = {"b0": 256, "b1": 256}  # channels of the paper's head; the larger variants have 768
 WARM = 1
+BARE = "bare update"  # what others are compared with where it takes part
 
 # contestant → {"facts": {…: …}, "rounds": [[seconds a step, seconds of it waited for data], …]}
 Results = dict[str, dict[str, Any]]
@@ -63,7 +64,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison; its first contestant is what the others are compared with."""
+    """One comparison; its first contestant, or the one aside, is what the others are compared with."""
 
     section: str
     model: str
@@ -80,8 +81,8 @@ def contestants_of(section: str, model: str, lend: bool) -> tuple[Contestant, ..
     """Return who takes part in a section; `lend` lets others keep freed memory as we do."""
     if section == "loop":
         return (
-            Contestant("bare update", "bare", ("loader.workers=0",)),
             Contestant("training", "segfit"),
+            Contestant(BARE, "segfit", aside=True),
         )
     if section == "peers":
         return (
@@ -152,6 +153,10 @@ def measure(case: Case, options: argparse.Namespace, context: Any) -> Results:
     results: Results = {}
     try:
         for contestant in case.contestants:
+            if contestant.aside:
+                pipes.append(pipes[-1])
+                results[contestant.name] = {**list(results.values())[-1], "rounds": []}
+                continue
             pipe, end = context.Pipe()
             process = context.Process(target=run, args=(contestant, shared, blocks, end))
             process.start()
@@ -163,7 +168,7 @@ def measure(case: Case, options: argparse.Namespace, context: Any) -> Results:
         for turn in range(options.rounds + 1):
             for place in range(len(pipes)):
                 index = (place + turn) % len(pipes)
-                pipes[index].send("go")
+                pipes[index].send("aside" if case.contestants[index].aside else "go")
                 seconds, waited = answer(case.contestants[index], pipes[index])
                 if turn:  # the first round warms up
                     rounds = results[case.contestants[index].name]["rounds"]
@@ -206,7 +211,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 def table(results: Results, batch: int) -> list[str]:
     """Return a Markdown table; times are compared round by round with the first contestant's."""
-    first = next(iter(results))
+    first = BARE if BARE in results else next(iter(results))
     reference = [seconds for seconds, _ in results[first]["rounds"]]
     lines = [
         f"| | ms a step (quartiles) | images/s | time against {first} (quartiles) | waited for data | what ran |",

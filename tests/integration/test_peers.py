@@ -84,6 +84,18 @@ def test_a_block_is_warm_and_counted_steps(contestants: ModuleType) -> None:
     assert loader.given == 2 * (1 + 3)
 
 
+def test_a_block_aside_is_no_part_of_the_loop(contestants: ModuleType) -> None:
+    pipe, steps = Pipe("aside", "go", "aside", "stop"), []
+    clock = contestants.Clock(pipe, 1, 3, lambda: None)
+    clock.aside = lambda: steps.append("aside")
+    loader = Epochs(100)
+    with pytest.raises(contestants.EnoughError):
+        deque(map(str, contestants.Clocked(loader, clock)), maxlen=0)
+    assert len(pipe.said) == 1 + 3
+    assert loader.given == 1 + 3
+    assert len(steps) == 2 * (1 + 3)
+
+
 def test_a_block_never_spans_two_epochs(contestants: ModuleType) -> None:
     loader, pipe = Epochs(6), Pipe("go", "go", "stop")
     consume(contestants, loader, pipe, warm=1, steps=3)
