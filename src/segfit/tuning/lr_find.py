@@ -1,0 +1,132 @@
+"""benchmark=lr_find: the learning-rate range test (Smith, arXiv 1506.01186)."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from segfit.build.training import make_training
+from segfit.errors import SegFitError
+from segfit.report.findings import Column, Findings, Table
+from segfit.tuning.bench import Bench
+from segfit.tuning.range_test import Sweep, range_test, restored, updates_within
+from segfit.tuning.throughput import told_if_out_of_memory
+
+_NOTHING_SUGGESTED = (
+    "The loss never clearly falls in this sweep: its fall is no larger than what it fluctuates from batch to batch. "
+    "Raise benchmark.updates, or accumulate for a larger effective batch."
+)
+
+
+def run(config: DictConfig, bench: Bench) -> Findings:
+    """Sweep the learning rate and suggest one; the weights that it trained are thrown away."""
+    options = config.benchmark
+    if options.first >= options.last:
+        raise SegFitError(
+            f"benchmark.first={options.first:g}: must be below benchmark.last={options.last:g}."
+        )
+    training = make_training(config, bench.folder, bench.notice)
+    updates = options.updates
+    with told_if_out_of_memory(config), restored(training):
+        if config.seconds is not None:
+            updates = updates_within(training, config.seconds)
+        sweep = range_test(
+            training,
+            first=options.first,
+            last=options.last,
+            updates=updates,
+            smoothing=options.smoothing,
+            divergence=options.divergence,
+            progress=lambda done: bench.progress("the sweep", done, updates),
+        )
+    return _findings(config, sweep, dict(training.facts))
+
+
+def _findings(config: DictConfig, sweep: Sweep, facts: dict[str, str]) -> Findings:
+    rates = np.array(sweep.rates)
+    curve, steepest = sweep.curve(), sweep.steepest()
+    minimum = int(np.argmin(curve))
+    effective = sweep.images
+    rows: list[tuple[str, float | None, float | None]] = [
+        (where, None, None) if at is None else (where, float(rates[at]), float(curve[at]))
+        for where, at in (("steepest fall", steepest), ("lowest loss", minimum))
+    ]
+    rows.append(("a tenth of that", float(rates[minimum] / 10), None))
+    rows.append(("diverged" if sweep.diverged else "end, not diverged", float(rates[-1]), None))
+    rows.append(("lr of the config", float(config.lr), None))
+    rate = None if steepest is None else _two_digits(float(rates[steepest]))
+    return Findings(
+        headline=_headline(config, sweep, rate),
+        tables=[
+            Table(
+                name="rates",
+                title=f"Sweep of {len(rates)} updates, effective batch {effective}",
+                columns=[Column("where"), Column("lr", ".2e"), Column("smoothed loss", ".4f")],
+                rows=rows,
+                emphasis=0 if rate is not None else None,
+            )
+        ],
+        values={
+            "lr": rate,
+            "override": None if rate is None else f"lr={rate:g}",
+            "effective_batch": effective,
+            "diverged": sweep.diverged,
+            "rates": sweep.rates,
+            "losses": sweep.losses,
+            "smoothed": curve.tolist(),
+            "facts": facts,
+        },
+        figures={"lr_find": _figure(config, sweep, rate)},
+        scalars={} if rate is None else {"lr_find/lr": rate},
+    )
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.1e}")  # more would be a precision that the test does not have
+
+
+def _headline(config: DictConfig, sweep: Sweep, rate: float | None) -> str:
+    if rate is None:
+        return _NOTHING_SUGGESTED
+    line = (
+        f"lr={rate:g}: there the loss falls fastest. It holds for an effective batch of {sweep.images} "
+        f"(batch_size={config.batch_size}, accumulate={config.accumulate}), {config.optimizer.name} and this model. "
+        f"Type: lr={rate:g}"
+    )
+    if not sweep.diverged:
+        line += f"\nNothing diverged up to lr={sweep.rates[-1]:g}: benchmark.last may be raised."
+    return line
+
+
+def _figure(config: DictConfig, sweep: Sweep, rate: float | None) -> Figure:
+    """Draw the loss over the learning rate: each update's, smoothed, and what is suggested."""
+    rates, losses = np.array(sweep.rates), np.array(sweep.losses)
+    smoothed = sweep.curve()
+    figure = Figure(figsize=(7, 4.4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, ".", color="0.7", markersize=4, label="an update")
+    axes.plot(rates, smoothed, color="tab:blue", linewidth=2, label="smoothed")
+    if rate is not None:
+        axes.axvline(rate, color="tab:green", label=f"steepest fall: lr={rate:g}")
+    axes.axvline(
+        config.lr, color="black", linestyle=":", linewidth=1, label=f"config: lr={config.lr:g}"
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(*_visible(losses, smoothed))
+    axes.set(
+        xlabel="learning rate",
+        ylabel="training loss",
+        title=f"{config.model.name}, {config.optimizer.name}, effective batch {sweep.images}",
+    )
+    axes.legend()
+    return figure
+
+
+def _visible(losses: NDArray[Any], smoothed: NDArray[Any]) -> tuple[float, float]:
+    """Return limits that show the fall: the blow-up at the end is cut off."""
+    before = losses[: int(np.argmin(smoothed)) + 1]
+    low, high = float(min(before.min(), smoothed.min())), float(before.max())
+    room = max(high - low, 1e-6)
+    return low - 0.1 * room, high + 0.3 * room
