@@ -12,6 +12,8 @@ from segfit.errors import SegFitError
 from segfit.hardware import GIB
 from segfit.tuning import max_batch, trial
 from segfit.tuning.batch_trial import by_size, fits, trial_config
+from segfit.tuning.bench import Bench
+from segfit.tuning.max_batch import Trials
 from segfit.tuning.trial import Outcome
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.integration.training import ROOT, TINY, one_thread
@@ -90,9 +92,9 @@ def test_the_answer_is_that_of_an_exhaustive_scan(tmp_path, monkeypatch):
     assert "10% kept free" in done.findings.headline
     assert "The effective batch is then 5, no longer 2" in done.findings.headline
     rows = done.table("trials")
-    for row in rows:  # what the search saw is what the scan saw, to the byte
-        kept = 1024 if row is rows[-1] else 0  # from the first validation to the second training
-        assert 0 <= row["peak GiB"] * GIB - found[row["batch_size"] - 1] <= kept
+    for row in rows:
+        # What one record leaves behind in this process the next one sees; processes agree to the byte.
+        assert abs(row["peak GiB"] * GIB - found[row["batch_size"] - 1]) <= 1024
         assert row["verdict"] == ("fits" if row["batch_size"] <= ANSWER else "over the budget")
     assert rows[-1]["batch_size"] == ANSWER  # verified
     results = json.loads((tmp_path / "results.json").read_text())
@@ -105,29 +107,29 @@ def test_the_answer_is_that_of_an_exhaustive_scan(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "model",
     [
-        ("model=cnn", "model.base_channels=8", "augmentation=kornia_gpu", "accumulate=2"),
+        ("model=cnn", "model.base_channels=8", "augmentation=kornia_gpu", "precision=bf16"),
         ("model=segformer_b0", "augmentation=none", "ema_decay=0.9"),
-        (
-            "model=timm_unet",
-            "model.encoder=resnet18",
-            "model.weights=null",
-            "augmentation.mixup=0.5",
-        ),
+        ("model=timm_unet", "model.encoder=resnet18", "augmentation.mixup=0.5"),
     ],
     ids=lambda model: model[0],
 )
 def test_processes_find_what_a_scan_finds(tmp_path, model):
     base = tuple(text for text in TINY if not text.startswith("model."))
-    overrides = (*SMALL, *model)
-    found = peaks(*overrides, base=base)
-    done = benchmark(tmp_path, "max_batch", *overrides, budget_for(ANSWER, found), base=base)
-    assert done.findings.values["batch_size"] == ANSWER
+    overrides = (*SMALL, "data.train_size=6", "image_size=64", *model)
+    config = compose_benchmark("max_batch", *overrides, "benchmark.budget_gb=1", base=base)
+    trials = Trials(config, Bench(tmp_path, print, lambda *_: None), list(range(6)))
+    scanned = [trials.tries(batch) for batch in range(1, 7)]
+    found = [round((item.peak_gib or 0.0) * GIB) for item in scanned]
+    done = benchmark(tmp_path, "max_batch", *overrides, budget_for(4, found), base=base)
+    assert done.findings.values["batch_size"] == 4
+    for row in done.table("trials")[:-1]:  # to the byte
+        assert round(row["peak GiB"] * GIB) == found[row["batch_size"] - 1]
 
 
 def test_everything_fits(tmp_path, outcomes):
     outcomes(lambda batch, _: ok(batch))
     done = benchmark(tmp_path, "max_batch", "data.train_size=24", "batch_size=8")
-    assert [row["batch_size"] for row in done.table("trials")] == [2, 8, 16, 24, 24]
+    assert [row["batch_size"] for row in done.table("trials")] == [2, 8, 24, 24]
     assert done.findings.headline.startswith(
         "batch_size=24: all 24 training images fit in one batch"
     )
@@ -168,13 +170,13 @@ def test_host_memory_that_the_driver_lends_does_not_count(tmp_path, outcomes):
 def test_a_crash_is_tried_again_and_then_counts(tmp_path, outcomes):
     outcomes(
         lambda batch, number: (
-            failed("crash", "killed by SIGKILL") if number == 1 or batch > 5 else ok(batch)
+            failed("crash", "killed by SIGKILL") if number == 0 or batch > 5 else ok(batch)
         )
     )
     done = benchmark(tmp_path, "max_batch", "batch_size=4")
     assert done.findings.values["batch_size"] == 5
     rows = [(row["batch_size"], row["verdict"]) for row in done.table("trials")]
-    assert rows[:3] == [(1, "fits"), (4, "killed by SIGKILL"), (4, "fits")]
+    assert rows[:2] == [(4, "killed by SIGKILL"), (4, "fits")]
     assert rows.count((6, "killed by SIGKILL")) == 2
 
 
@@ -182,10 +184,10 @@ def test_a_training_that_cannot_even_start_is_told(tmp_path, outcomes):
     outcomes(lambda batch, _: failed("input", "one\ntwo"))
     with pytest.raises(SegFitError) as error:
         benchmark(tmp_path, "max_batch")
-    assert error.value.problems == ["batch_size=1: one", "batch_size=1: two"]
+    assert error.value.problems == ["batch_size=4: one", "batch_size=4: two"]
     outcomes(lambda batch, _: failed("crash", "ValueError: a bug"))
-    with pytest.raises(SegFitError, match="batch_size=1: ValueError: a bug"):
-        benchmark(tmp_path, "max_batch")
+    done = benchmark(tmp_path, "max_batch")
+    assert done.findings.headline == "Not even one image trains here: ValueError: a bug"
 
 
 @pytest.mark.slow

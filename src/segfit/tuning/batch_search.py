@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
-_GUESSES_IN_A_ROW = 2  # then a step whose gain is sure
+_GUESSES_IN_A_ROW = 3  # then a step whose gain is sure
+_LEAP = 8  # a guess is followed no further than so many times what is known to fit
 
 
 def largest_that_fits(
@@ -14,18 +15,18 @@ def largest_that_fits(
 ) -> int:
     """Return the largest batch of 1 … `cap` that fits, 0 if none does.
 
-    A quarter of `start` is tried first (what is slower than that, for an image, does not really fit), then `start`;
-    from there it doubles while it fits and bisects once something did not. The answer is that of an exhaustive scan
+    `start` is tried first, or a quarter of it, if that is more than an image, to know what is no longer faster than
+    it; from there it doubles while it fits and bisects once something did not. The answer is that of an exhaustive scan
     wherever a smaller batch than one that fits does fit.
 
     Args:
         fits: tries a batch; asked once for each.
-        start: a batch that may be near the answer.
+        start: a batch of 1 … `cap` that may be near the answer.
         cap: nothing larger is tried.
         guess: what the trials so far make likely, or None: replaces doubling and bisecting, but never for long.
     """
     low, high = 0, cap + 1  # the largest that fits, the smallest that does not
-    batch, guesses = max(1, min(start // 4, cap)), 0
+    batch, guesses = start // 4 if start >= 8 else start, 0
     while high - low > 1:
         if fits(batch):
             low = batch
@@ -35,7 +36,7 @@ def largest_that_fits(
         if low < start < high:
             batch = start
         elif guessed is not None and low > 0:
-            batch, guesses = min(max(guessed, low + 1), high - 1, 2 * low), guesses + 1
+            batch, guesses = min(max(guessed, low + 1), high - 1, _LEAP * low), guesses + 1
         else:
             batch, guesses = _sure_step(low, high, cap), 0
     return low

@@ -17,6 +17,7 @@ from segfit.tuning.batch_trial import by_size, trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.trial import Outcome, run_trial
 
+OUT_OF_MEMORY, OVER_BUDGET = "out of memory", "over the budget"
 _SEARCH, _VERIFY = 1, 2  # rounds of training and validation in a trial
 
 
@@ -51,8 +52,13 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         bench.notice(line)
     trials = Trials(config, bench, by_size(sources["val"])[: len(sources["train"])])
     cap = len(sources["train"])
-    answer = trials.largest(start=min(config.batch_size, cap), cap=cap)
+    answer = trials.largest(start=_start(config, cap), cap=cap)
     return _findings(config, trials, answer, cap)
+
+
+def _start(config: DictConfig, cap: int) -> int:
+    """Return the batch that is tried first."""
+    return min(int(config.batch_size), cap)
 
 
 class Trials:
@@ -82,22 +88,23 @@ class Trials:
         """Return the largest batch up to `cap` that fits, in a second, longer trial too; 0 if none does."""
         while cap > 0:
             answer = largest_that_fits(self._fits, start=start, cap=cap, guess=self._guess)
-            if answer == 0 or self._try(answer, _VERIFY).fits:
+            if answer == 0 or self.tries(answer, _VERIFY).fits:
                 return answer
             cap = answer - 1
         return 0
 
     def _fits(self, batch: int) -> bool:
         if batch not in self._known:
-            self._known[batch] = self._try(batch, _SEARCH).fits
+            self._known[batch] = self.tries(batch).fits
         return self._known[batch]
 
-    def _try(self, batch: int, rounds: int) -> Tried:
+    def tries(self, batch: int, rounds: int = _SEARCH) -> Tried:
+        """Try a batch, in a process of its own; `rounds` of training and validation."""
         outcome = self._run(batch, rounds)
         if outcome.reason == "crash":  # perhaps by what others do on this machine: once more
             self.tried.append(_tried(batch, outcome))
             outcome = self._run(batch, rounds)
-        if outcome.reason == "input" or (outcome.reason == "crash" and batch == 1):
+        if outcome.reason == "input":
             raise SegFitError(
                 [f"batch_size={batch}: {line}" for line in outcome.message.splitlines()]
             )
@@ -143,7 +150,7 @@ class Trials:
 
 def _tried(batch: int, outcome: Outcome) -> Tried:
     if not outcome.ok:
-        words = {"oom": "out of memory", "timeout": outcome.message, "crash": outcome.message}
+        words = {"oom": OUT_OF_MEMORY, "timeout": outcome.message, "crash": outcome.message}
         verdict = words[outcome.reason or "crash"]
         return Tried(batch, fits=False, verdict=verdict, seconds=outcome.seconds)
     values = outcome.values
@@ -151,7 +158,7 @@ def _tried(batch: int, outcome: Outcome) -> Tried:
     return Tried(
         batch,
         fits=fits_in,
-        verdict="fits" if fits_in else "over the budget",
+        verdict="fits" if fits_in else OVER_BUDGET,
         peak_gib=values["peak_bytes"] / GIB,
         limit_gib=values["limit_bytes"] / GIB,
         images_per_second=values["images_per_second"],
@@ -211,6 +218,8 @@ def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Find
 def _headline(config: DictConfig, trials: Trials, best: Tried | None, cap: int) -> str:
     if best is None:
         verdict = trials.tried[-1].verdict
+        if verdict not in (OUT_OF_MEMORY, OVER_BUDGET):
+            return f"Not even one image trains here: {verdict}"
         return (
             f"Not even one image trains here ({verdict}). Lower image_size, choose a smaller model, or set "
             f"model.checkpointing=true (SegFormer)."
