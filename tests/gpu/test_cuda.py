@@ -1,5 +1,7 @@
 """What only a CUDA card can show; `make test-gpu`."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from segfit.labels import Classes
 from segfit.losses import segmentation_loss
 from segfit.models.build import make_model
 from segfit.optim import make_optimizer, make_scheduler
+from segfit.phases import Recorder
 from segfit.tasks.segmentation import SegmentationTask
+from tests.integration.test_diagnose import diagnosed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -142,3 +146,50 @@ def test_prefetched_batches_are_the_loaders(non_blocking: bool) -> None:
     for index, batch in enumerate(prefetcher):
         assert batch["image"].device.type == "cuda"
         assert (batch["image"] == index).all()
+
+
+def test_phases_are_timed_on_the_device_without_waiting_for_it() -> None:
+    device = torch.device("cuda")
+    state = make_state(make_model(CLASSES, MODELS["cnn"], pretrained=True)[0], "fp32", device)
+    task = make_task(device)
+    batch = next(iter(DevicePrefetcher([make_batch(16, 256)], device)))
+    for seed in range(3):
+        make_update(state, task, [batch], [seed], 1.0)
+    torch.cuda.synchronize()
+    with Recorder(cuda=True) as recorder:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            make_update(state, task, [batch], [3], 1.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    spans = {span.name: span for span in recorder.spans()}
+    assert set(spans) == {"augmentation", "forward", "backward", "optimizer"}
+    for span in spans.values():
+        assert span.device_start is not None
+        assert span.device_end is not None
+        assert 0 <= span.device_start < span.device_end
+
+
+# What slows a small training down on a card on purpose, and what the verdict calls it.
+PROVOKED = {
+    "no pinned memory": ("loader.pin_memory=false", "loader.pin_memory"),
+    "blocking copies": ("loader.non_blocking=false", "loader.non_blocking"),
+    "the host reads the device at every update": ("report.log_every=1", "report.log_every"),
+}
+
+
+@pytest.mark.parametrize("bottleneck", list(PROVOKED))
+def test_what_only_a_card_shows_is_among_the_changes_with_its_gain(
+    bottleneck: str, tmp_path: Path
+) -> None:
+    slowed, key = PROVOKED[bottleneck]
+    found = diagnosed(
+        tmp_path, "device=cuda", "loader.workers=4", "batch_size=8", "image_size=256", "report.log_every=50", slowed,
+        seconds=4.0,
+    )  # fmt: skip
+    changes = next(table for table in found.tables if table.name == "changes")
+    named = [row for row in changes.rows if row[0] == bottleneck]
+    assert len(named) == 1
+    assert str(named[0][1]).startswith(f"{key}=")
+    assert named[0][2] >= 0.95
+    assert found.values["timeline"]["device"]["backward"] > 0

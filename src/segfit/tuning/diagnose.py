@@ -1,7 +1,9 @@
 """benchmark=diagnose: where the time of a training goes, what holds it up, and the one change that helps most."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -9,7 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.build.training import Training, make_training
+from segfit.build.training import make_training
 from segfit.check import size_of
 from segfit.data.cores import available_cores
 from segfit.data.dataset import TrainDataset
@@ -44,11 +46,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     seconds = config.seconds or SECONDS
     tell = _Steps(bench, len(list(settings(config))) + 3 + config.benchmark.apply)
     tell("the training as it is")
-    now = recorded(config, bench, seconds)
+    now = recorded(config, bench, bench.folder / "run", seconds)
     tell("its arithmetic alone")
     arithmetic = resident(config, {}, seconds)
-    length = len(now.dataset)
-    tried = try_settings(config, bench, seconds, arithmetic, length, tell)
+    tried = try_settings(config, bench, seconds, arithmetic, now.images, tell)
     facts = facts_of(now, arithmetic, tried)
     found = verdict(facts)
     applied = None
@@ -71,38 +72,37 @@ class _Steps:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A training that was recorded.
+    """A training that was recorded, and is let go of: what is tried next needs its memory.
 
     Args:
         config: of it.
-        training: as it was built.
         timeline: where its time went.
         means: what the monitor saw meanwhile.
         costs: of a sample.
         copied: seconds to copy one.
+        images: of the data set.
+        workers: that read them.
+        cuda: whether the device is a CUDA card.
     """
 
     config: DictConfig
-    training: Training
     timeline: Timeline
     means: Means
     costs: Costs
     copied: float
-
-    @property
-    def dataset(self) -> TrainDataset:
-        """What makes its samples."""
-        return dataset_of(self.training)
+    images: int
+    workers: int
+    cuda: bool
 
 
-def recorded(config: DictConfig, bench: Bench, seconds: float) -> Recorded:
-    """Train as train.py does, TensorBoard and checkpoints included, for some seconds."""
+def recorded(config: DictConfig, bench: Bench, folder: Path, seconds: float) -> Recorded:
+    """Train as train.py does, TensorBoard and checkpoints in `folder` included, for some seconds."""
     config = changed(
         config, {"epochs": _ENDLESS, "max_steps": None, "patience": None, "resume": None}
     )
-    folder = bench.folder / "run"
     training = make_training(config, folder, bench.notice)
-    dataset = dataset_of(training)
+    loader = training.fit.train.batches.loader  # type: ignore[attr-defined]
+    dataset: TrainDataset = loader.dataset
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)
@@ -120,17 +120,23 @@ def recorded(config: DictConfig, bench: Bench, seconds: float) -> Recorded:
             seconds=seconds,
             warmup=config.benchmark.warmup,
         )
-    return Recorded(config, training, timeline, summed_up(monitor.samples), costs, copied)
-
-
-def dataset_of(training: Training) -> TrainDataset:
-    """Return what makes a training's samples."""
-    dataset: TrainDataset = training.fit.train.batches.loader.dataset  # type: ignore[attr-defined]
-    return dataset
+    return Recorded(
+        config,
+        timeline,
+        summed_up(monitor.samples),
+        costs,
+        copied,
+        images=len(dataset),
+        workers=loader.num_workers,
+        cuda=training.fit.state.device.type == "cuda",
+    )
 
 
 def resident(config: DictConfig, change: Mapping[str, str], seconds: float) -> float:
     """Return the median seconds of an update whose batch lies on the device, with a change."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     alone = changed(config, {**change, "loader.workers": 0, "data.check": "off", "resume": None})
     speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
     return float(speed["speed"]["ms_median"]) / 1000
@@ -140,7 +146,8 @@ def apply(
     config: DictConfig, bench: Bench, seconds: float, change: Change, before: Timeline
 ) -> Applied:
     """Train again with a change; return what came of it."""
-    after = recorded(changed(config, change.change), bench, seconds).timeline
+    folder = bench.folder / "changed"
+    after = recorded(changed(config, change.change), bench, folder, seconds).timeline
     gain = (after.images / after.update) / (before.images / before.update)
     return Applied(after, gain)
 
@@ -148,20 +155,18 @@ def apply(
 def facts_of(now: Recorded, arithmetic: float, trials: list[Trial]) -> Facts:
     """Return what the verdict is made from."""
     config, timeline, costs = now.config, now.timeline, now.costs
-    fit = now.training.fit
-    workers = fit.train.batches.loader.num_workers  # type: ignore[attr-defined]
     per_update = {name: value / timeline.updates for name, value in timeline.phases.items()}
-    restart = timeline.restarts / timeline.updates if workers else 0.0
+    restart = timeline.restarts / timeline.updates if now.workers else 0.0
     fitted = config.data.fit != "crop"  # the cache holds images of that size already
     cached = Costs(decode=now.copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
     return Facts(
-        cuda=fit.state.device.type == "cuda",
+        cuda=now.cuda,
         images=round(timeline.images),
         update=timeline.update,
         phases=per_update,
         resident=arithmetic,
         costs=costs,
-        workers=workers,
+        workers=now.workers,
         cores=available_cores(),
         threads=torch.get_num_threads(),
         restart=restart,
@@ -271,5 +276,5 @@ def overrides() -> list[str]:
 def _where_cached(now: Recorded) -> str:
     """Return "ram" where decoded images leave half of the free memory, else "disk"."""
     height, width = size_of(now.config.image_size)
-    needed = 4 * height * width * len(now.dataset)
+    needed = 4 * height * width * now.images
     return "ram" if needed < _RAM_SHARE * psutil.virtual_memory().available else "disk"

@@ -119,24 +119,16 @@ class Diagnosis:
 
     def _phases(self) -> Table:
         timeline, shares = self.timeline, self.timeline.by_phase()
-        rows: list[Sequence[Cell]] = []
+        columns = [Column("phase"), Column("ms an update", ".2f"), Column("% of the time", ".1f")]
+        rows: list[list[Cell]] = []
         for name in (name for name in ORDER if name in shares):
-            device = timeline.device.get(name) if name in ("copy", *ARITHMETIC) else None
             seconds = shares[name] * timeline.seconds / timeline.updates
-            rows.append(
-                (
-                    _label(name),
-                    1000 * seconds,
-                    100 * shares[name],
-                    None if device is None else 1000 * device / timeline.updates,
-                )
-            )
-        columns = (
-            Column("phase"),
-            Column("ms an update", ".2f"),
-            Column("% of the time", ".1f"),
-            Column("device ms", ".2f"),
-        )
+            rows.append([_label(name), 1000 * seconds, 100 * shares[name]])
+            if timeline.device:
+                there = name in timeline.device and name in ("copy", *ARITHMETIC)
+                rows[-1].append(1000 * timeline.device[name] / timeline.updates if there else None)
+        if timeline.device:
+            columns.append(Column("device ms", ".2f"))
         rate = timeline.images / timeline.update
         title = (
             f"{timeline.updates} updates of {timeline.images:g} images, {timeline.epochs} epochs begun: "

@@ -1,0 +1,147 @@
+"""benchmark=diagnose on real trainings, each slowed down by one thing on purpose: the verdict names it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from segfit import config_benchmark
+from segfit.check import check
+from segfit.report.findings import Findings
+from segfit.tuning import diagnose
+from segfit.tuning.bench import Bench
+from tests.integration.training import command, environment, one_thread
+from tests.unit.composing import composed
+
+# Nothing holds this one up but its own arithmetic.
+FED = (
+    "model=cnn",
+    "model.base_channels=8",
+    "image_size=64",
+    "batch_size=4",
+    "loader.workers=0",
+    "data=shapes",
+    "data.train_size=64",
+    "data.val_size=2",
+    "data.test_size=1",
+    "data.resolution=64",
+    "data.cache=ram",
+    "augmentation=none",
+    "device=cpu",
+    "hardware=cpu",
+    "report.log_every=50",
+    "val_every=1000",
+    "checkpoint.every_minutes=null",
+)
+
+
+def diagnosed(folder: Path, *overrides: str, seconds: float = 1.5) -> Findings:
+    config_benchmark.register()
+    base = [text for text in FED if "model=segformer_b0" not in overrides or "model" not in text]
+    last = {text.split("=")[0]: text for text in (*base, f"seconds={seconds}", *overrides)}
+    config = composed("benchmark=diagnose", *last.values(), name="benchmark")
+    check(config)
+    with one_thread():
+        return diagnose.run(config, Bench(folder, lambda _: None, lambda *_: None))
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    """Let the verdict believe in spare cores, whatever machine runs the tests."""
+    monkeypatch.setattr(diagnose, "available_cores", lambda: 4)
+
+
+def test_a_slow_disk_is_named_and_the_cache_helps_as_predicted(tmp_path):
+    slow = ("benchmark.slow_disk_ms=50", "data.cache=none", "benchmark.apply=true")
+    found = diagnosed(tmp_path, *slow)
+    values = found.values
+    assert values["bottleneck"] == "slow disk"
+    assert values["change"] == {"data.cache": "ram"}
+    assert values["facts"]["costs"]["wait"] == pytest.approx(0.05, rel=0.3)
+    assert values["predicted_gain"] > 2
+    assert values["measured_gain"] > 1.5
+    assert "of the time waits for data. Bottleneck: slow disk. Use data.cache=ram" in found.headline
+    assert found.headline.endswith("python train.py data.cache=ram")
+    waiting = [row for row in found.tables[0].rows if row[0] == "waiting for data"]
+    assert waiting[0][1] >= 200  # four images an update, 50 ms each
+    assert sum(row[2] for row in found.tables[0].rows) == pytest.approx(100, abs=1)
+    assert {table.name for table in found.tables} == {"phases", "sample", "changes"}
+    assert len(found.figures["phases"].axes[0].get_yticklabels()) == 2
+    assert (tmp_path / "run" / "tensorboard").is_dir()
+    assert (tmp_path / "changed" / "checkpoints" / "last.pt").exists()
+
+
+def test_workers_restarted_every_epoch_are_named(tmp_path, four_cores):
+    found = diagnosed(
+        tmp_path, "loader.workers=1", "loader.persistent=false", "data.train_size=8", "report.tensorboard=false",
+    )  # fmt: skip
+    assert found.values["bottleneck"] == "workers restarted every epoch"
+    assert found.values["change"] == {"loader.persistent": "true"}
+    assert found.values["timeline"]["epochs"] > 1
+
+
+@pytest.mark.slow
+def test_too_few_workers_are_named(tmp_path, four_cores):
+    found = diagnosed(tmp_path, "data.resolution=192", "data.cache=none", "image_size=32")
+    assert found.values["bottleneck"] == "too few workers"
+    assert 1 <= int(found.values["change"]["loader.workers"]) <= 3
+
+
+@pytest.mark.slow
+def test_image_decoding_is_named(tmp_path):
+    found = diagnosed(tmp_path, "data.resolution=192", "data.cache=none", "image_size=32")
+    assert found.values["bottleneck"] == "image decoding"
+    assert found.values["change"] == {"data.cache": "ram"}
+
+
+@pytest.mark.slow
+def test_cpu_augmentation_is_named(tmp_path):
+    everything = [f"augmentation.{name}=1" for name in ("affine", "color_jitter", "blur", "noise")]
+    found = diagnosed(tmp_path, "augmentation=cpu", *everything, "batch_size=16", "image_size=128")
+    assert found.values["bottleneck"] == "CPU augmentation"
+    assert found.values["change"] == {"augmentation": "kornia_gpu"}
+
+
+@pytest.mark.slow
+def test_too_small_a_batch_is_named(tmp_path):
+    found = diagnosed(tmp_path, "batch_size=1", "image_size=32", "accumulate=8")
+    assert found.values["bottleneck"] == "too small a batch"
+    change = {key: int(value) for key, value in found.values["change"].items()}
+    assert change["batch_size"] * change["accumulate"] == 8
+
+
+@pytest.mark.slow
+def test_the_stock_model_is_named_where_the_arithmetic_is_all_there_is(tmp_path):
+    found = diagnosed(
+        tmp_path, "model=segformer_b0", "model.weights=null", "model.fast=false", "image_size=128", "batch_size=8", "data.train_size=12",
+    )  # fmt: skip
+    assert found.values["bottleneck"] == "the stock model"
+    assert found.values["change"] == {"model.fast": "true"}
+    assert "is the model's own arithmetic" in found.headline
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_everything_down(tmp_path):
+    typed = [text for text in FED if not text.startswith(("model.base", "data.cache="))]
+    arguments = ("benchmark=diagnose", "seconds=1", "benchmark.slow_disk_ms=40", *typed)
+    done = subprocess.run(
+        command(*arguments, script="benchmark.py"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (results,) = tmp_path.glob("outputs/benchmark/**/results.json")
+    values = json.loads(results.read_text())["values"]
+    assert values["bottleneck"] == "slow disk"
+    for name in ("phases.png", "phases.csv", "sample.csv", "changes.csv"):
+        assert (results.parent / name).stat().st_size > 0
+    assert values["command"].startswith("python train.py model=cnn ")
+    assert values["command"].endswith(" data.cache=ram")
+    assert "benchmark" not in values["command"]
+    assert values["command"].replace(" data.cache=ram", "").split()[2:] == typed
+    assert "python train.py" in done.stdout
