@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table as Grid
 
+from segfit.report.events_file import write_events
 from segfit.report.findings import Cell, Column, Findings, Table
-from segfit.report.plots import figure_to_array
 from segfit.report.text import ABSENT, shown_path
 
 
@@ -99,7 +99,8 @@ def write_findings(
         _write_csv(table, folder / f"{table.name}.csv")
     for name, figure in findings.figures.items():
         figure.savefig(folder / f"{name}.png")
-    _write_tensorboard(findings, folder, text)
+    indented = "\n".join("    " + line for line in text.splitlines())
+    write_events(folder, indented, findings.scalars, findings.figures)
 
 
 def _finite(value: Any) -> Any:
@@ -118,17 +119,6 @@ def _write_csv(table: Table, path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow([column.name for column in table.columns])
         writer.writerows([["" if cell is None else cell for cell in row] for row in table.rows])
-
-
-def _write_tensorboard(findings: Findings, folder: Path, results: str) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        writer.add_text("results", "\n".join("    " + line for line in results.splitlines()))
-        for tag, value in findings.scalars.items():
-            writer.add_scalar(tag, value)
-        for name, figure in findings.figures.items():
-            writer.add_image(name, figure_to_array(figure), dataformats="HWC")
 
 
 def _grid(table: Table) -> Grid:

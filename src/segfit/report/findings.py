@@ -1,10 +1,13 @@
 """What a benchmark found: one sentence, tables, figures, numbers."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:  # importing it takes time that a mode without figures does not need
+    from matplotlib.figure import Figure
 
 Cell = str | float | int | bool | None
 
