@@ -1,0 +1,113 @@
+"""Forecasts of composed configs, and what of a card's memory they leave. Imports torch only for what is not remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+from omegaconf import DictConfig
+
+from segfit.check import size_of
+from segfit.hardware import GIB, cpu_has_bf16, visible_cards
+from segfit.tuning.memory import cache
+from segfit.tuning.memory.curve import Forecast
+
+MARGIN = 0.10  # how far off a forecast may be, and what the allocator loses to gaps between blocks
+# Of a CUDA process besides tensors: context, kernels and handles of cuBLAS and cuDNN. Assumed, not measured.
+CONTEXT = 0.6 * GIB
+PROCESS = 0.7 * GIB  # of a Python process with torch, transformers and timm, besides tensors
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a training is to fit.
+
+    Args:
+        device_type: "cuda" or "cpu".
+        gib: its memory, GiB.
+    """
+
+    device_type: str
+    gib: float
+
+    @property
+    def name(self) -> str:
+        """What the person calls it."""
+        return f"{self.gib:.3g} GB" if self.device_type == "cuda" else f"{self.gib:.0f} GiB of RAM"
+
+    @property
+    def context(self) -> float:
+        """Bytes that are taken before the first tensor."""
+        return CONTEXT if self.device_type == "cuda" else PROCESS
+
+    @property
+    def budget(self) -> float:
+        """Bytes that a forecast may come to: context and margin are left free."""
+        return (self.gib * GIB - self.context) / (1 + MARGIN)
+
+    def needed(self, peak: float) -> float:
+        """Return the bytes that a forecast of `peak` bytes asks of the card, margin included."""
+        return peak * (1 + MARGIN) + self.context
+
+
+def card_of(config: DictConfig) -> Card:
+    """Return the card that a config is made for: its recipe's, else the one in this machine, else the CPU."""
+    if config.device != "cpu":
+        if config.hardware.vram_gb is not None:
+            return Card("cuda", float(config.hardware.vram_gb))
+        cards = visible_cards()
+        if cards:
+            return Card("cuda", cards[0])
+    return Card("cpu", psutil.virtual_memory().total / GIB)
+
+
+def planned_precision(config: DictConfig, device_type: str) -> str:
+    """Return the precision that will run; "auto" on a card: bf16, which takes the memory that fp16 does."""
+    wanted = str(config.precision.name)
+    if device_type == "cuda":
+        return "bf16" if wanted == "auto" else wanted
+    native = ["bf16", "fp32"] if cpu_has_bf16() else ["fp32"]
+    return wanted if wanted in native else native[0]
+
+
+def original_size(config: DictConfig) -> tuple[int, int]:
+    """Return (height, width) that held-out images are taken to have, as far as the config knows."""
+    size = config.get("benchmark", {}).get("original_size")
+    if size is not None:
+        return size_of(size)
+    if config.data.name == "shapes":
+        return int(config.data.resolution), int(config.data.resolution)
+    height, width = size_of(config.image_size)
+    return (2 * height, 2 * width) if config.data.fit == "crop" else (height, width)
+
+
+def forecast_of(
+    config: DictConfig,
+    device_type: str,
+    *,
+    precision: str | None = None,
+    working: Callable[[], None] = lambda: None,
+) -> Forecast:
+    """Return the memory of a config's training and validation at any micro-batch.
+
+    Args:
+        config: checked; its batch_size does not matter.
+        device_type: "cuda" or "cpu".
+        precision: "fp32", "bf16" or "fp16"; None: as the config says.
+        working: called if the answer is not remembered and takes seconds.
+
+    Raises:
+        SegFitError: if the model cannot be made.
+    """
+    precision = precision or planned_precision(config, device_type)
+    original = original_size(config)
+    name = cache.key(config, device_type, precision, original)
+    result = cache.load(name)
+    if result is None:
+        working()
+        from segfit.tuning.memory.predict import predict  # torch and all that comes with it
+
+        result = predict(config, device_type, precision, original)
+        cache.save(name, result)
+    return result.accumulating(config.accumulate)

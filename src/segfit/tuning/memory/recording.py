@@ -1,0 +1,245 @@
+"""One update and one validation batch of a config, on tensors without data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from segfit.build.data import held_out_batch_size
+from segfit.build.state import make_state
+from segfit.build.task import make_task
+from segfit.check import size_of
+from segfit.engine.evaluate import evaluate
+from segfit.engine.precision import Precision
+from segfit.engine.state import TrainingState
+from segfit.engine.step import make_update
+from segfit.tasks.segmentation import SegmentationTask
+from segfit.tuning.memory.pretend import Cuts, without_data
+from segfit.tuning.memory.recorder import Recorder
+from segfit.tuning.memory.scratch import cuda_scratch, no_scratch
+
+BLOCK = {
+    "cuda": 512,
+    "cpu": 1,
+}  # bytes that sizes are rounded to: CUDACachingAllocator.cpp's kMinBlockSize
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What happened to memory.
+
+    Args:
+        events: of the `Recorder`, from before the model was made.
+        sizes: bytes by id.
+        parts: name of a part by id.
+        train: where in `events` an update begins and ends.
+        ready: where its first forward pass begins: the whole window is prepared then.
+        val: where a validation batch begins and ends.
+        batch: images of a micro-batch.
+        val_batch: images of a validation batch.
+        accumulate: micro-batches of the update.
+        parameters: how many numbers the model has.
+    """
+
+    events: list[int]
+    sizes: dict[int, int]
+    parts: dict[int, str]
+    train: tuple[int, int]
+    ready: int
+    val: tuple[int, int]
+    batch: int
+    val_batch: int
+    accumulate: int
+    parameters: int
+
+
+class CutTask:
+    """A task that cuts the graph behind its loss."""
+
+    def __init__(self, task: SegmentationTask, cuts: Cuts) -> None:
+        self.task = task
+        self.cuts = cuts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def loss(self, outputs: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
+        """Return the task's loss, cut off."""
+        return self.cuts.cut(self.task.loss(outputs, targets, totals))
+
+
+class _Enough(Exception):  # noqa: N818 - not an error
+    """A validation has shown what a batch takes."""
+
+
+def record(
+    config: DictConfig, precision: Precision, original: tuple[int, int], val_batch: int
+) -> Recording:
+    """Return what an update and a validation batch of a config do to memory.
+
+    The optimizer has its state already: the largest moment of a training is not in its first update.
+
+    Args:
+        config: checked; weights are not looked for, and nothing is compiled.
+        precision: of forward passes; its device type is the one that is recorded.
+        original: (height, width) of a held-out image and its mask.
+        val_batch: images of a validation batch, unless the config scores them one by one.
+    """
+    val_batch = min(val_batch, held_out_batch_size(config))
+    config = _plannable(config)
+    kind = precision.device_type
+    recorder = Recorder(kind, BLOCK[kind], cuda_scratch if kind == "cuda" else no_scratch)
+    cuts = Cuts()
+    with _no_collection(), without_data(recorder, cuts) as device:
+        state, _ = make_state(config, device, precision, 1, lambda _: None)
+        task = dataclasses.replace(make_task(config, device), augment=None)
+        _make_optimizer_state(state)
+        _name_parts(recorder, state)
+        train, ready = _update(config, recorder, state, CutTask(task, cuts), cuts)
+        val = _validation(config, recorder, state, task, original, val_batch)
+        parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    return Recording(
+        recorder.events,
+        recorder.sizes,
+        recorder.parts,
+        train,
+        ready,
+        val,
+        batch=config.batch_size,
+        val_batch=val_batch,
+        accumulate=config.accumulate,
+        parameters=parameters,
+    )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let the garbage collector run where it is called only, and over what was made since only.
+
+    When it runs by itself depends on what else the process did, and it takes long over torch's own objects.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+def _plannable(config: DictConfig) -> DictConfig:
+    """Return the config without what needs files or a compiler, and with the batch mixed in the dearest way."""
+    config = OmegaConf.merge(config)  # type: ignore[assignment]
+    changes: dict[str, Any] = {"compile": False, "resume": None}
+    if "weights" in config.model:
+        changes["model.weights"] = None
+    if config.augmentation.mixup > 0:
+        changes |= {"augmentation.mixup": 1.0, "augmentation.cutmix": 0.0}
+    elif config.augmentation.cutmix > 0:
+        changes |= {"augmentation.cutmix": 1.0}
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value)
+    return config
+
+
+def _make_optimizer_state(state: TrainingState) -> None:
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _name_parts(recorder: Recorder, state: TrainingState) -> None:
+    recorder.assign(itertools.chain(state.model.parameters(), state.model.buffers()), "parameters")
+    if state.ema is not None:
+        module = state.ema.module
+        recorder.assign(itertools.chain(module.parameters(), module.buffers()), "average")
+    for values in state.optimizer.state.values():
+        recorder.assign(
+            (value for value in values.values() if isinstance(value, Tensor)), "optimizer"
+        )
+
+    def name_gradient(parameter: Tensor) -> None:
+        recorder.assign([parameter.grad], "gradients")
+
+    for parameter in state.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(name_gradient)
+
+
+def _update(
+    config: DictConfig, recorder: Recorder, state: TrainingState, task: Any, cuts: Cuts
+) -> tuple[tuple[int, int], int]:
+    inner = state.forward
+    begun: list[int] = []
+
+    def forward(images: Tensor) -> Tensor:
+        begun.append(len(recorder.events))
+        return cuts.cut(inner(images))
+
+    state.forward = forward
+    state.model.train()
+    recorder.scalars = itertools.repeat(0.0)
+    gc.collect()
+    start = len(recorder.events)
+    window = [_train_batch(config) for _ in range(config.accumulate)]
+    make_update(state, task, window, list(range(config.accumulate)), config.clip_grad_norm)
+    del window
+    gc.collect()
+    return (start, len(recorder.events)), begun[0]
+
+
+def _validation(
+    config: DictConfig,
+    recorder: Recorder,
+    state: TrainingState,
+    task: SegmentationTask,
+    original: tuple[int, int],
+    count: int,
+) -> tuple[int, int]:
+    def stop(_: int) -> None:
+        raise _Enough
+
+    height, width = original if config.data.fit == "crop" else size_of(config.image_size)
+    recorder.scalars = itertools.cycle([0, 0, height, width, *original, 0])
+    start = len(recorder.events)
+    batch = _held_out_batch(count, (height, width), original)
+    try:
+        evaluate(state.evaluated(), task, [batch], state.precision, stop)
+    except _Enough as enough:
+        enough.__traceback__ = None  # its frames hold the batch
+    del batch
+    gc.collect()
+    return start, len(recorder.events)
+
+
+def _train_batch(config: DictConfig) -> dict[str, Tensor]:
+    size = size_of(config.image_size)
+    return {
+        "image": torch.empty(config.batch_size, 3, *size, dtype=torch.uint8),
+        "mask": torch.empty(config.batch_size, *size, dtype=torch.uint8),
+        "index": torch.empty(config.batch_size, dtype=torch.int64),
+    }
+
+
+def _held_out_batch(
+    count: int, size: tuple[int, int], original: tuple[int, int]
+) -> dict[str, Tensor]:
+    return {
+        "image": torch.empty(count, 3, *size, dtype=torch.uint8),
+        "mask": torch.empty(count, *original, dtype=torch.uint8),
+        "content": torch.empty(count, 4, dtype=torch.int64),
+        "shape": torch.empty(count, 2, dtype=torch.int64),
+        "index": torch.empty(count, dtype=torch.int64),
+    }

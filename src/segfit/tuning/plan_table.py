@@ -1,0 +1,96 @@
+"""The plan of several models, sizes and cards in one table."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import product
+
+from omegaconf import DictConfig, OmegaConf
+
+from segfit.config import SCHEMAS
+from segfit.hardware import GIB
+from segfit.report.findings import Cell, Column, Findings, Table
+from segfit.tuning.bench import Bench
+from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, planned_precision
+
+
+def is_comparison(config: DictConfig) -> bool:
+    """Tell whether the plan is asked for several things at once."""
+    plan = config.benchmark
+    return any(value is not None for value in (plan.models, plan.sizes, plan.tiers))
+
+
+def compare(config: DictConfig, bench: Bench) -> Findings:
+    """Return the largest batch that fits of each model and size on each card."""
+    cards = _cards(config)
+    variants = list(_variants(config))
+    kind = cards[0].device_type
+    rows: list[list[Cell]] = []
+    for done, variant in enumerate(variants):
+        label, size = model_label(variant), variant.image_size
+        what = f"{label}, {size} px"
+        forecast = forecast_of(
+            variant,
+            kind,
+            working=lambda what=what, done=done: bench.progress(what, done, len(variants)),  # type: ignore[misc]
+        )
+        grows = forecast.peak(16) - forecast.peak(15)
+        most = [int(min(forecast.largest(card.budget), 4096)) for card in cards]
+        shown = size if isinstance(size, int) else "×".join(map(str, size))
+        rows.append([label, shown, forecast.peak(1) / GIB, grows / GIB, *most])
+    columns = [
+        Column("model"),
+        Column("px"),
+        Column("batch 1, GiB", ".2f"),
+        Column("each more, GiB", ".3f"),
+        *(Column(card.name) for card in cards),
+    ]
+    precision = planned_precision(config, kind)
+    title = f"Largest micro-batch that fits, {precision}, predicted (0: not a single image)"
+    return Findings(
+        headline=f"Largest micro-batches of {len(rows)} settings on {', '.join(card.name for card in cards)}: "
+        f"predicted for {precision}, a margin of {MARGIN:.0%} and {cards[0].context / GIB:g} GiB of context left free.",
+        tables=[Table("largest", title, columns, rows)],
+        values={
+            "predicted": True,
+            "precision": precision,
+            "margin": MARGIN,
+            "context_bytes": cards[0].context,
+        },
+    )
+
+
+def model_label(config: DictConfig) -> str:
+    """Return what the model is called in tables: "segformer b2", "timm_unet resnet34", "cnn"."""
+    variant = config.model.get("variant") or config.model.get("encoder") or ""
+    checkpointed = ", checkpointing" if config.model.get("checkpointing") else ""
+    return f"{config.model.name} {variant}".strip() + checkpointed
+
+
+def _cards(config: DictConfig) -> list[Card]:
+    tiers = config.benchmark.tiers
+    return [card_of(config)] if tiers is None else [Card("cuda", float(tier)) for tier in tiers]
+
+
+def _variants(config: DictConfig) -> Iterator[DictConfig]:
+    plan = config.benchmark
+    for model, size in product(plan.models or [None], plan.sizes or [None]):
+        variant = copy.deepcopy(config)
+        if model is not None:
+            variant.model = _model(config.model, model)
+        if size is not None:
+            variant.image_size = size
+        yield variant
+
+
+def _model(composed: DictConfig, wanted: str) -> DictConfig:
+    """Return the options of a model by its short name; those that were composed stay where they apply."""
+    name = "segformer" if wanted.startswith("b") else wanted
+    if composed.name == name:
+        options = copy.deepcopy(composed)
+    else:
+        options = OmegaConf.structured(SCHEMAS["model"][name])
+    if name == "segformer":
+        options.variant = wanted
+    return options

@@ -1,0 +1,166 @@
+"""Memory over the batch size, and what is remembered of it."""
+
+import json
+import math
+
+import pytest
+
+from segfit.hardware import GIB
+from segfit.tuning.memory import cache
+from segfit.tuning.memory.curve import Curve, Forecast, Moment
+from segfit.tuning.memory.planner import (
+    CONTEXT,
+    MARGIN,
+    Card,
+    card_of,
+    original_size,
+    planned_precision,
+)
+from tests.integration.benchmarking import compose_benchmark
+
+FORWARD = Moment({"parameters": 100.0}, {"activations": 10.0})
+STEP = Moment({"parameters": 100.0, "gradients": 100.0}, {"activations": 1.0})
+
+
+def a_forecast(**changes) -> Forecast:
+    values = {
+        "train": Curve([FORWARD, STEP]),
+        "val": Curve([Moment({"parameters": 100.0}, {"activations": 4.0})]),
+        "parameters": 25,
+    }
+    return Forecast(**{**values, **changes})
+
+
+def test_the_peak_moves_with_the_batch():
+    curve = Curve([FORWARD, STEP])
+    assert curve.peak(1) == 201
+    assert curve.at(1) == {"parameters": 100, "gradients": 100, "activations": 1}
+    assert curve.peak(100) == 1100
+    assert curve.at(100) == {"parameters": 100, "activations": 1000}
+
+
+@pytest.mark.parametrize("budget", [0, 99, 100, 200, 201, 219.9, 300, 1e6])
+def test_the_largest_batch_is_the_last_that_fits(budget):
+    forecast = a_forecast()
+    largest = forecast.largest(budget)
+    fitting = [batch for batch in range(1, 200_000) if forecast.peak(batch) <= budget]
+    assert largest == (max(fitting) if fitting else 0)
+
+
+def test_what_no_image_adds_to_fits_any_batch_or_none():
+    flat = Curve([Moment({"parameters": 10.0}, {})])
+    assert flat.largest(10) == math.inf
+    assert flat.largest(9) == 0
+
+
+def test_validation_image_by_image_limits_nothing_but_itself():
+    forecast = a_forecast(fixed_val=True)
+    assert forecast.peak(1000) == forecast.train.peak(1000)
+    assert forecast.largest(10_100) == 1000
+    assert (
+        a_forecast(val=Curve([Moment({"parameters": 500.0}, {})]), fixed_val=True).largest(400) == 0
+    )
+
+
+def test_a_card_keeps_context_and_margin_free():
+    card = Card("cuda", 8)
+    assert card.needed(card.budget) == pytest.approx(8 * GIB)
+    assert card.budget == pytest.approx((8 * GIB - CONTEXT) / (1 + MARGIN))
+
+
+def test_each_micro_batch_more_waits():
+    forecast = a_forecast(waiting=Moment({"activations": 5.0}, {"activations": 2.0}), recorded=2)
+    assert forecast.accumulating(2) == a_forecast(waiting=forecast.waiting, recorded=2)
+    longer = forecast.accumulating(5)
+    assert longer.train.peak(100) == forecast.train.peak(100) + 3 * (5 + 2 * 100)
+    assert longer.val == forecast.val
+
+
+# ------------------------------------------------------------------------------- remembering
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    cache.save("abc", a_forecast(), tmp_path)
+    assert cache.load("abc", tmp_path) == a_forecast()
+    assert [path.name for path in tmp_path.iterdir()] == ["abc.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"train": 3}', "\x00"])
+def test_what_cannot_be_read_is_as_good_as_absent(tmp_path, content):
+    (tmp_path / "abc.json").write_text(content)
+    assert cache.load("abc", tmp_path) is None
+    assert cache.load("other", tmp_path) is None
+
+
+def test_no_room_to_remember_is_no_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache.save("abc", a_forecast(), tmp_path / "file")
+    assert cache.load("abc", tmp_path / "file") is None
+
+
+def key_of(*overrides: str, device_type: str = "cuda", precision: str = "bf16") -> str:
+    return cache.key(compose_benchmark("plan", *overrides), device_type, precision, (64, 64))
+
+
+@pytest.mark.parametrize(
+    "same", ["batch_size=7", "lr=0.1", "seed=3", "data.train_size=9", "loader.workers=1", "device=cuda",
+     "scheduler.warmup=0.1"]
+)  # fmt: skip
+def test_what_memory_does_not_depend_on_is_remembered(same):
+    assert key_of(same) == key_of()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "model.base_channels=16", "image_size=96",
+        "accumulate=2", "loss=dice",
+        "ema_decay=0.99", "optimizer.name=sgd", "augmentation.mixup=0.5", "channels_last=false",
+    ],
+)  # fmt: skip
+def test_what_memory_depends_on_is_not(other):
+    assert key_of(other) != key_of()
+
+
+def test_long_windows_share_a_recording():
+    assert key_of("accumulate=8") == key_of("accumulate=2") != key_of("accumulate=1")
+
+
+def test_precision_and_device_are_part_of_the_key():
+    assert key_of(precision="fp32") != key_of()
+    assert key_of(device_type="cpu") != key_of()
+
+
+def test_plain_values_only():
+    assert json.loads(json.dumps(a_forecast().to_json()))
+
+
+# ------------------------------------------------------------------------------ what is planned
+
+
+def test_the_card_is_the_recipes():
+    card = card_of(compose_benchmark("plan", "hardware=8gb", "device=auto"))
+    assert (card.device_type, card.gib, card.name) == ("cuda", 8.0, "8 GB")
+
+
+def test_without_a_card_the_ram_is_planned():
+    assert card_of(compose_benchmark("plan", "hardware=cpu")).device_type == "cpu"
+    assert card_of(compose_benchmark("plan", "hardware=8gb", "device=cpu")).device_type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device_type", "runs"),
+    [("auto", "cuda", "bf16"), ("fp16", "cuda", "fp16"), ("fp32", "cuda", "fp32"), ("fp32", "cpu", "fp32")],
+)  # fmt: skip
+def test_precision(asked, device_type, runs):
+    assert planned_precision(compose_benchmark("plan", f"precision={asked}"), device_type) == runs
+
+
+def test_the_size_of_held_out_images():
+    assert original_size(compose_benchmark("plan", "data.resolution=77")) == (77, 77)
+    assert original_size(compose_benchmark("plan", "benchmark.original_size=[50,60]")) == (50, 60)
+    folder = ("data=folder", "data.root=x", "data.num_classes=2", "image_size=64")
+    base = ("model=cnn", "batch_size=2", "epochs=1")
+    assert original_size(compose_benchmark("plan", *folder, base=base)) == (64, 64)
+    crop = compose_benchmark("plan", *folder, "data.fit=crop", base=base)
+    assert original_size(crop) == (128, 128)
