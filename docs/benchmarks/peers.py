@@ -162,10 +162,12 @@ def measure(case: Case, options: argparse.Namespace, context: Any) -> Results:
             process.start()
             end.close()
             processes.append(process)
+            print(f"{case.name}: {contestant.name} starts", file=sys.stderr, flush=True)
             pipes.append(pipe)
             # One after the other, so that all start up undisturbed.
             results[contestant.name] = {"facts": answer(contestant, pipe), "rounds": []}
         for turn in range(options.rounds + 1):
+            print(f"{case.name}: round {turn} of {options.rounds}", file=sys.stderr, flush=True)
             for place in range(len(pipes)):
                 index = (place + turn) % len(pipes)
                 pipes[index].send("aside" if case.contestants[index].aside else "go")
@@ -177,7 +179,7 @@ def measure(case: Case, options: argparse.Namespace, context: Any) -> Results:
         for pipe in pipes:
             pipe.close()  # whoever waits for "go" ends
         for process in processes:
-            process.join(60)
+            process.join(10)
             if process.is_alive():
                 process.terminate()
     return results
