@@ -5,9 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import DictConfig
 
 from segfit import config_benchmark
 from segfit.check import check
+from segfit.errors import SegFitError
 from segfit.report.findings import Findings
 from segfit.tuning import diagnose
 from segfit.tuning.bench import Bench
@@ -36,12 +39,17 @@ FED = (
 )
 
 
-def diagnosed(folder: Path, *overrides: str, seconds: float = 1.5) -> Findings:
+def composed_with(*overrides: str) -> DictConfig:
     config_benchmark.register()
     base = [text for text in FED if "model=segformer_b0" not in overrides or "model" not in text]
-    last = {text.split("=")[0]: text for text in (*base, f"seconds={seconds}", *overrides)}
+    last = {text.split("=")[0]: text for text in (*base, *overrides)}
     config = composed("benchmark=diagnose", *last.values(), name="benchmark")
     check(config)
+    return config
+
+
+def diagnosed(folder: Path, *overrides: str, seconds: float = 1.5) -> Findings:
+    config = composed_with(f"seconds={seconds}", *overrides)
     with one_thread():
         return diagnose.run(config, Bench(folder, lambda _: None, lambda *_: None))
 
@@ -53,18 +61,18 @@ def four_cores(monkeypatch):
 
 
 def test_a_slow_disk_is_named_and_the_cache_helps_as_predicted(tmp_path):
-    slow = ("benchmark.slow_disk_ms=50", "data.cache=none", "benchmark.apply=true")
+    slow = ("benchmark.slow_disk_ms=40", "data.cache=none", "benchmark.apply=true")
     found = diagnosed(tmp_path, *slow)
     values = found.values
     assert values["bottleneck"] == "slow disk"
     assert values["change"] == {"data.cache": "ram"}
-    assert values["facts"]["costs"]["wait"] == pytest.approx(0.05, rel=0.3)
+    assert values["facts"]["costs"]["wait"] == pytest.approx(0.04, rel=0.3)
     assert values["predicted_gain"] > 2
     assert values["measured_gain"] > 1.5
     assert "of the time waits for data. Bottleneck: slow disk. Use data.cache=ram" in found.headline
     assert found.headline.endswith("python train.py data.cache=ram")
     waiting = [row for row in found.tables[0].rows if row[0] == "waiting for data"]
-    assert waiting[0][1] >= 200  # four images an update, 50 ms each
+    assert waiting[0][1] >= 160  # four images an update, 40 ms each
     assert sum(row[2] for row in found.tables[0].rows) == pytest.approx(100, abs=1)
     assert {table.name for table in found.tables} == {"phases", "sample", "changes"}
     assert len(found.figures["phases"].axes[0].get_yticklabels()) == 2
@@ -79,6 +87,26 @@ def test_workers_restarted_every_epoch_are_named(tmp_path, four_cores):
     assert found.values["bottleneck"] == "workers restarted every epoch"
     assert found.values["change"] == {"loader.persistent": "true"}
     assert found.values["timeline"]["epochs"] > 1
+
+
+def test_what_does_not_fit_is_told_and_left_out(tmp_path, monkeypatch):
+    real = diagnose.measure_training
+
+    def with_little_memory(config, **how):
+        if config.batch_size > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(config, **how)
+
+    monkeypatch.setattr(diagnose, "measure_training", with_little_memory)
+    notices, most = [], [4]
+    config = composed_with("seconds=0.2", "benchmark.warmup=0", "report.tensorboard=false")
+    with one_thread():
+        found = diagnose.run(config, Bench(tmp_path, notices.append, lambda *_: None))
+    assert "batch_size=8: does not fit into memory." in notices
+    assert not any("batch_size" in trial["change"] for trial in found.values["facts"]["trials"])
+    most[0] = 3
+    with one_thread(), pytest.raises(SegFitError, match="batch_size=4 does not fit into memory"):
+        diagnose.run(config, Bench(tmp_path, notices.append, lambda *_: None))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from segfit.data.cores import available_cores
 from segfit.data.dataset import TrainDataset
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import native_precisions
+from segfit.errors import SegFitError
 from segfit.hardware import resolve_device
 from segfit.monitor import Means, Monitor, summed_up
 from segfit.report.findings import Findings
@@ -49,6 +50,11 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     now = recorded(config, bench, bench.folder / "run", seconds)
     tell("its arithmetic alone")
     arithmetic = resident(config, {}, seconds)
+    if arithmetic is None:
+        raise SegFitError(
+            f"batch_size={config.batch_size} does not fit into memory: set batch_size lower and accumulate higher. "
+            f"benchmark=max_batch finds the largest that fits."
+        )
     tried = try_settings(config, bench, seconds, arithmetic, now.images, tell)
     facts = facts_of(now, arithmetic, tried)
     found = verdict(facts)
@@ -132,13 +138,18 @@ def recorded(config: DictConfig, bench: Bench, folder: Path, seconds: float) -> 
     )
 
 
-def resident(config: DictConfig, change: Mapping[str, str], seconds: float) -> float:
-    """Return the median seconds of an update whose batch lies on the device, with a change."""
+def resident(config: DictConfig, change: Mapping[str, str], seconds: float) -> float | None:
+    """Return the median seconds of an update whose batch lies on the device, with a change; None: it does not fit."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     alone = changed(config, {**change, "loader.workers": 0, "data.check": "off", "resume": None})
-    speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
+    try:
+        speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
     return float(speed["speed"]["ms_median"]) / 1000
 
 
@@ -216,22 +227,23 @@ def try_settings(
         length: images of the data set.
         tell: told what is measured.
     """
-    tried = []
-    for trial in settings(config):
+    tried: list[Trial] = []
+
+    def measure(trial: Trial) -> Trial | None:
         tell(f"the arithmetic with {typed(trial.change)}")
-        tried.append(replace(trial, resident=resident(config, trial.change, seconds)))
+        taken = resident(config, trial.change, seconds)
+        if taken is None:
+            bench.notice(f"{typed(trial.change)}: does not fit into memory.")
+            return None
+        tried.append(replace(trial, resident=taken))
+        return tried[-1]
+
+    for trial in settings(config):
+        measure(trial)
     pace = arithmetic / (config.batch_size * config.accumulate)  # seconds an image
     for trial in larger_batches(config, length):
-        tell(f"the arithmetic with {typed(trial.change)}")
-        try:
-            measured = replace(trial, resident=resident(config, trial.change, seconds))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            bench.notice(f"{typed(trial.change)}: does not fit into memory.")
-            break
-        tried.append(measured)
-        if pace < WORTH * measured.resident / measured.images:
+        measured = measure(trial)
+        if measured is None or pace < WORTH * measured.resident / measured.images:
             break
         pace = measured.resident / measured.images
     return tried
