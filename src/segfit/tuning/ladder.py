@@ -219,8 +219,8 @@ def figure(steps: Sequence[Step], left_out: Sequence[Rung], title: str) -> Figur
         axes.text(0, place, f" left out: {_shortened(rung.missing)}", va="center", color="#777777")
     names = [step.rung.name for step in steps] + [rung.name for rung in left_out]
     axes.set_yticks(range(count), names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.5 * max(rates))  # room for the words beside the longest bar
+    axes.set_ylim(count - 0.5, -0.5)
+    axes.set_xlim(0, 1.7 * max(rates))  # room for the words beside the longest bar
     axes.set_xlabel("images a second in training")
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -66,6 +66,7 @@ def rungs(config: DictConfig, machine: Machine) -> list[Rung]:
         _mixed_precision(machine),
         _larger_batch(config, machine),
         _workers(machine),
+        _copies(machine),
         Rung("decoded cache", {"data.cache": config.benchmark.cache}),
         _augmentation(config),
         _fast(config),
@@ -116,12 +117,14 @@ def _workers(machine: Machine) -> Rung:
     if machine.workers == 0:
         return Rung("data workers", missing="there is no core for them")
     changes = {"loader.workers": machine.workers, "loader.persistent": True}
-    name = f"{machine.workers} data worker" + ("s" if machine.workers > 1 else "")
+    return Rung(f"{machine.workers} data worker{'s' if machine.workers > 1 else ''}", changes)
+
+
+def _copies(machine: Machine) -> Rung:
+    name = "pinned memory, copies beside the step"
     if machine.device_type != "cuda":
-        return Rung(name, changes)
-    return Rung(
-        f"{name}, pinned", {**changes, "loader.pin_memory": True, "loader.non_blocking": True}
-    )
+        return Rung(name, missing="there is no card to copy to")
+    return Rung(name, {"loader.pin_memory": True, "loader.non_blocking": True})
 
 
 def _augmentation(config: DictConfig) -> Rung:

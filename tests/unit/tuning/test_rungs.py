@@ -45,7 +45,8 @@ def test_the_published_order() -> None:
     assert list(by_name(composed(), CARD)) == [
         "mixed precision (fp16)",
         "batch 8",
-        "8 data workers, pinned",
+        "8 data workers",
+        "pinned memory, copies beside the step",
         "decoded cache",
         "augmentation on the device",
         "fast SegFormer",
@@ -55,12 +56,12 @@ def test_the_published_order() -> None:
 
 
 def test_only_a_card_pins_and_overlaps() -> None:
-    assert by_name(composed(), CARD)["8 data workers, pinned"].changes == {
-        "loader.workers": 8,
-        "loader.persistent": True,
+    name = "pinned memory, copies beside the step"
+    assert by_name(composed(), CARD)[name].changes == {
         "loader.pin_memory": True,
         "loader.non_blocking": True,
     }
+    assert "no card" in by_name(composed(), CPU)[name].missing
     assert by_name(composed(), CPU)["2 data workers"].changes == {
         "loader.workers": 2,
         "loader.persistent": True,
@@ -74,6 +75,7 @@ def test_what_a_machine_or_model_lacks_is_named() -> None:
         "mixed precision",
         "larger batch",
         "data workers",
+        "pinned memory, copies beside the step",
         "augmentation on the device",
         "fast SegFormer",
     }
