@@ -62,7 +62,7 @@ def four_cores(monkeypatch):
 
 def test_a_slow_disk_is_named_and_the_cache_helps_as_predicted(tmp_path):
     slow = ("benchmark.slow_disk_ms=40", "data.cache=none", "benchmark.apply=true")
-    found = diagnosed(tmp_path, *slow)
+    found = diagnosed(tmp_path, *slow, "benchmark.warmup=2", seconds=0.8)
     values = found.values
     assert values["bottleneck"] == "slow disk"
     assert values["change"] == {"data.cache": "ram"}
