@@ -103,7 +103,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     )  # every build tells the same
     for done, place in enumerate(places):
         bench.progress(f"the model alone, augmentation={place}", done, total)
-        models[place] = _model_speed(_changed(config, {"augmentation.name": place}), once)
+        # no worker beside the model: those of the recipe would take its cores while they fill their queues
+        alone = _changed(config, {"augmentation.name": place, "loader.workers": 0})
+        models[place] = _model_speed(alone, once)
     measured: list[Fed] = []
     for done, setting in enumerate(settings, start=len(places)):
         bench.progress(typed(setting.changes()), done, total)

@@ -1,10 +1,12 @@
 """Speed is measured on the real step; nothing here asserts how fast this machine is."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -78,6 +80,16 @@ def test_resident_batches_are_read_once(
     assert epochs == [0]
     train_speed(training, seconds=1e-6, warmup=9, resident=False)
     assert epochs[1:] == [0, 1, 2]  # 12 updates of 4 an epoch, and none ahead
+
+
+def test_workers_rest_before_a_resident_batch_is_timed(tmp_path: Path) -> None:
+    fit = build(tmp_path, "loader.workers=1", "batch_size=2", "data.resolution=256").fit
+    measure.first_window(fit)
+    workers = psutil.Process().children()
+    assert workers
+    before = sum(sum(worker.cpu_times()[:2]) for worker in workers)
+    time.sleep(0.5)
+    assert sum(sum(worker.cpu_times()[:2]) for worker in workers) - before <= 0.05
 
 
 @pytest.mark.parametrize("resident", [False, True])
