@@ -14,8 +14,7 @@ Bytes2D = NDArray[np.float64]  # (moments, parts)
 _BATCHES = np.unique(np.concatenate([np.arange(1, 129), np.geomspace(128, 1e6, 80).astype(int)]))
 
 
-class MisfitError(Exception):
-    """The operations depend on the batch size."""
+_STRETCHES = 16  # of an update whose operations depend on the batch
 
 
 def forecast(first: Recording, second: Recording) -> Forecast:
@@ -24,12 +23,19 @@ def forecast(first: Recording, second: Recording) -> Forecast:
     Args:
         first: at some batch size.
         second: of the same config at a larger one.
-
-    Raises:
-        MisfitError: if the two are not the same operations.
     """
-    if _in_order(first) != _in_order(second):
-        raise MisfitError
+    same = _in_order(first) == _in_order(second)
+    moments = _moments(first, second) if same else _stretches(first, second)
+    return Forecast(
+        Curve(moments),
+        Curve([_validation(first, second)]),
+        first.parameters,
+        fixed_val=first.val_batch == second.val_batch,
+    )
+
+
+def _moments(first: Recording, second: Recording) -> list[Moment]:
+    """Return the moments of two recordings of the same operations that are the peak at some batch size."""
     end = first.train[1]
     at_first, at_second = _bytes(first)[:end], _bytes(second)[:end]
     each = (at_second - at_first) / (second.batch - first.batch)
@@ -37,12 +43,22 @@ def forecast(first: Recording, second: Recording) -> Forecast:
     train = slice(*first.train)
     totals = fixed[train].sum(1) + _BATCHES[:, None] * each[train].sum(1)
     peaks = np.unique(totals.argmax(1))
-    return Forecast(
-        Curve([_moment(fixed[train][peak], each[train][peak]) for peak in peaks]),
-        Curve([_validation(first, second)]),
-        first.parameters,
-        fixed_val=first.val_batch == second.val_batch,
-    )
+    return [_moment(fixed[train][peak], each[train][peak]) for peak in peaks]
+
+
+def _stretches(first: Recording, second: Recording) -> list[Moment]:
+    """Return the peak of each stretch of an update, as the line through what two recordings say of it.
+
+    A model may take another way for few pixels than for many, or go image by image: the moments then have no
+    counterparts, but the stretches of forward and backward do.
+    """
+    peaks = []
+    for recording in (first, second):
+        during = _bytes(recording)[slice(*recording.train)]
+        stretches = np.array_split(during, _STRETCHES)
+        peaks.append(np.stack([stretch[stretch.sum(1).argmax()] for stretch in stretches]))
+    each = (peaks[1] - peaks[0]) / (second.batch - first.batch)
+    return [_moment(*both) for both in zip(peaks[0] - each * first.batch, each, strict=True)]
 
 
 def extra(first: Recording, second: Recording) -> tuple[float, float]:

@@ -16,7 +16,8 @@ from segfit.tuning.memory.curve import Forecast
 MARGIN = 0.10  # how far off a forecast may be, and what the allocator loses to gaps between blocks
 # Of a CUDA process besides tensors: context, kernels and handles of cuBLAS and cuDNN. Assumed, not measured.
 CONTEXT = 0.6 * GIB
-PROCESS = 0.7 * GIB  # of a Python process with torch, transformers and timm, besides tensors; assumed, too
+# Of a Python process with torch, transformers and timm, besides tensors. Assumed, too.
+PROCESS = 0.7 * GIB
 
 
 @dataclass(frozen=True)

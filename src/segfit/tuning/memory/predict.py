@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 
@@ -12,15 +11,13 @@ from omegaconf import DictConfig
 from segfit.build.augmentation import make_gpu_augment
 from segfit.check import size_of
 from segfit.engine.precision import Precision
-from segfit.errors import SegFitError
-from segfit.tuning.memory.affine import MisfitError, extra, forecast, idle
+from segfit.tuning.memory.affine import extra, forecast, idle
 from segfit.tuning.memory.curve import RECORDED, Curve, Forecast, Moment
 from segfit.tuning.memory.recorder import Recorder
 from segfit.tuning.memory.recording import Recording, record
 from segfit.tuning.memory.scratch import no_scratch
 
-# A model may take another way for few pixels than for many. The larger batches come first: there it matters more.
-BATCHES = ((12, 16), (32, 48), (6, 8))
+BATCHES = (12, 16)  # large enough that models take the way that they take for many pixels
 VAL_BATCHES = (4, 6)  # images are scored one by one: more would only take longer
 
 _PROBE = 128  # pixels a side: augmentation takes the same bytes a pixel of any image
@@ -40,7 +37,7 @@ def predict(
         original: (height, width) of the largest held-out image.
 
     Raises:
-        SegFitError: if the model cannot be made, or not be followed.
+        SegFitError: if the model cannot be made.
     """
     config = copy.deepcopy(config)
     config.accumulate = min(config.accumulate, RECORDED)
@@ -69,14 +66,8 @@ def _recordings(
         changed.batch_size = batch
         return record(changed, precision, original, val_batch)
 
-    for batches in BATCHES:
-        small, large = at(batches[0], VAL_BATCHES[0]), at(batches[1], VAL_BATCHES[1])
-        with contextlib.suppress(MisfitError):
-            return small, large, forecast(small, large)
-    raise SegFitError(
-        f"model={config.model.name}: its operations depend on the batch size, so that its memory cannot be planned. "
-        "Ask benchmark=max_batch instead, on the device."
-    )
+    small, large = at(BATCHES[0], VAL_BATCHES[0]), at(BATCHES[1], VAL_BATCHES[1])
+    return small, large, forecast(small, large)
 
 
 def augmentation_bytes(config: DictConfig) -> float:

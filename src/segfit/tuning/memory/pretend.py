@@ -155,9 +155,16 @@ def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     return memo[id(tensor)]  # type: ignore[no-any-return]
 
 
-def _no_grad(mode: bool = True) -> contextlib.AbstractContextManager[None]:
-    """Stand for `torch.inference_mode`."""
-    return torch.no_grad() if mode else contextlib.nullcontext()
+@contextlib.contextmanager
+def _no_grad(mode: bool = True) -> Iterator[None]:
+    """Stand for `torch.inference_mode`, in which autocast keeps no weights that it converted."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(kept and not mode)
+    try:
+        with torch.no_grad() if mode else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
