@@ -14,9 +14,6 @@ Bytes2D = NDArray[np.float64]  # (moments, parts)
 _BATCHES = np.unique(np.concatenate([np.arange(1, 129), np.geomspace(128, 1e6, 80).astype(int)]))
 
 
-_STRETCHES = 16  # of an update whose operations depend on the batch
-
-
 def forecast(first: Recording, second: Recording) -> Forecast:
     """Return the memory of all batch sizes from recordings at two.
 
@@ -49,13 +46,14 @@ def _moments(first: Recording, second: Recording) -> list[Moment]:
 def _stretches(first: Recording, second: Recording) -> list[Moment]:
     """Return the peak of each stretch of an update, as the line through what two recordings say of it.
 
-    A model may take another way for few pixels than for many, or go image by image: the moments then have no
-    counterparts, but the stretches of forward and backward do.
+    A model may take another way for few pixels than for many, or go piece by piece: its moments then have no
+    counterparts, but each forward pass does, and what lies between two.
     """
     peaks = []
     for recording in (first, second):
-        during = _bytes(recording)[slice(*recording.train)]
-        stretches = np.array_split(during, _STRETCHES)
+        begin, end = recording.train
+        cuts = [mark - begin for mark in recording.passes]
+        stretches = np.split(_bytes(recording)[begin:end], cuts)
         peaks.append(np.stack([stretch[stretch.sum(1).argmax()] for stretch in stretches]))
     each = (peaks[1] - peaks[0]) / (second.batch - first.batch)
     return [_moment(*both) for both in zip(peaks[0] - each * first.batch, each, strict=True)]
@@ -66,7 +64,7 @@ def extra(first: Recording, second: Recording) -> tuple[float, float]:
     waiting = []
     for recording in (first, second):
         total = _bytes(recording).sum(1)
-        before, ready = total[recording.train[0] - 1], total[recording.ready - 1]
+        before, ready = total[recording.train[0] - 1], total[recording.passes[0] - 1]
         waiting.append((ready - before) / recording.accumulate)
     each = (waiting[1] - waiting[0]) / (second.batch - first.batch)
     return float(waiting[0] - each * first.batch), float(each)

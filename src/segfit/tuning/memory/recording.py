@@ -42,7 +42,7 @@ class Recording:
         sizes: bytes by id.
         parts: name of a part by id.
         train: where in `events` an update begins and ends.
-        ready: where its first forward pass begins: the whole window is prepared then.
+        passes: where each of its forward passes begins and ends; before the first the whole window is prepared.
         val: where a validation batch begins and ends.
         batch: images of a micro-batch.
         val_batch: images of a validation batch.
@@ -54,7 +54,7 @@ class Recording:
     sizes: dict[int, int]
     parts: dict[int, str]
     train: tuple[int, int]
-    ready: int
+    passes: list[int]
     val: tuple[int, int]
     batch: int
     val_batch: int
@@ -104,7 +104,7 @@ def record(
         task = dataclasses.replace(make_task(config, device), augment=None)
         _make_optimizer_state(state)
         _name_parts(recorder, state)
-        train, ready = _update(config, recorder, state, CutTask(task, cuts), cuts)
+        train, passes = _update(config, recorder, state, CutTask(task, cuts), cuts)
         val = _validation(config, recorder, state, task, original, val_batch)
         parameters = sum(parameter.numel() for parameter in state.model.parameters())
     return Recording(
@@ -112,7 +112,7 @@ def record(
         recorder.sizes,
         recorder.parts,
         train,
-        ready,
+        passes,
         val,
         batch=config.batch_size,
         val_batch=val_batch,
@@ -180,13 +180,15 @@ def _name_parts(recorder: Recorder, state: TrainingState) -> None:
 
 def _update(
     config: DictConfig, recorder: Recorder, state: TrainingState, task: Any, cuts: Cuts
-) -> tuple[tuple[int, int], int]:
+) -> tuple[tuple[int, int], list[int]]:
     inner = state.forward
-    begun: list[int] = []
+    marks: list[int] = []
 
     def forward(images: Tensor) -> Tensor:
-        begun.append(len(recorder.events))
-        return cuts.cut(inner(images))
+        marks.append(len(recorder.events))
+        outputs = cuts.cut(inner(images))
+        marks.append(len(recorder.events))
+        return outputs
 
     state.forward = forward
     state.model.train()
@@ -197,7 +199,7 @@ def _update(
     make_update(state, task, window, list(range(config.accumulate)), config.clip_grad_norm)
     del window
     gc.collect()
-    return (start, len(recorder.events)), begun[0]
+    return (start, len(recorder.events)), marks
 
 
 def _validation(
