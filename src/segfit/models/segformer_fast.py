@@ -190,20 +190,14 @@ class FastStage(hf.SegformerStage):  # type: ignore[misc]
 
 
 class FastSequenceReduction(hf.SegformerSequenceReduction):  # type: ignore[misc]
-    """R×R convolution with stride R as a linear layer on R×R patches."""
+    """Strided convolution of tokens as they lie, channels last, instead of a contiguous copy."""
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
         """Return `(B, ⌊H/R⌋·⌊W/R⌋, C)` of tokens `(B, H·W, C)`."""
-        conv = self.sequence_reduction
-        r = conv.stride[0]
-        h, w = height // r, width // r
-        x = hidden_states.unflatten(1, (height, width))[:, : h * r, : w * r]
-        patches = x.unflatten(1, (h, r)).unflatten(3, (w, r)).transpose(2, 3)  # (B, h, w, r, r, C)
-        weight = to_tokens(conv.weight).flatten(1)
-        reduced: Tensor = self.layer_norm(
-            linear(patches.flatten(3).flatten(1, 2), weight, conv.bias)
-        )
-        return reduced
+        tokens = hidden_states.unflatten(1, (height, width))
+        reduced = to_tokens(self.sequence_reduction(to_map(tokens)))
+        normed: Tensor = self.layer_norm(reduced.flatten(1, 2))
+        return normed
 
 
 class FastAttention(hf.SegformerAttention):  # type: ignore[misc]

@@ -115,7 +115,11 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         bench.progress(f"{variant} {precision}", done, len(cases))
         one = OmegaConf.merge(
             config,
-            {"model": {"variant": variant, "weights": None}, "precision": {"name": precision}},
+            {
+                "model": {"variant": variant, "weights": None},
+                "precision": {"name": precision},
+                "loader": {"workers": 0},  # one window of batches is all that is read
+            },
         )
         assert isinstance(one, DictConfig)
         with told_if_out_of_memory(one):

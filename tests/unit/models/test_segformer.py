@@ -133,15 +133,17 @@ def test_parity_with_dropout(monkeypatch):
     """The head's masks are drawn otherwise than transformers'; given the same ones, all is equal."""
     stock, fast = stock_and_fast(SegformerConfig(**TINY), torch.float64)
 
-    def mask(like, p):
-        kept = torch.rand(like.shape, generator=torch.Generator().manual_seed(4)) >= p
-        return kept.to(like.dtype), p
+    def keep_mask(like, p):
+        draws = torch.rand(like.numel(), generator=torch.Generator().manual_seed(4))
+        return (draws >= p).to(like.dtype)
 
     class MaskedDropout(torch.nn.Module):
         def forward(self, x):
-            return x * mask(x, 0.25)[0] / 0.75
+            batch, channels, height, width = x.shape
+            kept = keep_mask(x, 0.25).view(batch, height, width, channels)
+            return x * kept.permute(0, 3, 1, 2) / 0.75
 
-    monkeypatch.setattr(relu_dropout, "keep_mask", mask)
+    monkeypatch.setattr(relu_dropout, "keep_mask", keep_mask)
     stock.decode_head.dropout = MaskedDropout()
     fast.decode_head.dropout.p = 0.25
     assert_parity(stock.train(), fast.train(), images(65, 97).double(), 1e-13)
