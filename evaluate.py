@@ -21,13 +21,13 @@ def main(options: DictConfig) -> None:
 
 
 def evaluate(options: DictConfig) -> None:
-    """Rebuild the run's model, predict, score, write everything down."""
+    """Rebuild the run's model; predict, score, write everything down, or export it."""
     if sweep.is_sweep():
         raise SegFitError("-m: evaluate.py takes one run at a time. Call it once a run.")
     check(options)
     config = runs.load_config(Path(options.run).expanduser())
 
-    from segfit import evaluation, trained  # torch and friends only when work starts
+    from segfit import evaluation, export, trained  # torch and friends only when work starts
     from segfit.report.console import console_report
     from segfit.report.evaluation import print_evaluation
     from segfit.report.session import PreflightProgress
@@ -45,6 +45,10 @@ def evaluate(options: DictConfig) -> None:
 
     try:
         run = trained.load_run(options, config, notice)
+        if options.export is not None:
+            export.export_run(run, Path(options.export).expanduser())
+            console.print(f"Written to {options.export}", markup=False)
+            return
         if options.images is not None:
             done = evaluation.predict_folder(run, options, progress)
         else:

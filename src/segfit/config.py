@@ -407,6 +407,9 @@ class EvaluateConfig:
         None,
         "Where results go; null: <run>/evaluation/<split>, or images-<name of the folder of images>.",
     )
+    export: str | None = option(
+        None, "Write the model to this .pt2 file instead: a program that needs torch alone."
+    )
     root: str | None = option(None, "Read the data set from here instead of the run's data.root.")
     checkpoint: str = option("best", "Which state of the run.", choices=("best", "last"))
     batch_size: int | None = option(None, "Images a batch; null: the run's.", ge=1)

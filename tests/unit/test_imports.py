@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "build": {"config", "check", "runs", *BUILT, *LEAVES},
     "trained": {"build", "config", "check", "runs", *BUILT, *LEAVES},
     "tuning": {"build", "config", "check", "runs", *BUILT, *LEAVES},
+    "export": {"trained", "models", "config", "check", *LEAVES},
     "evaluation": {"build", "trained", "config", "check", "runs", *BUILT, *LEAVES},
 }
 WITHOUT_TORCH = (

@@ -63,3 +63,10 @@ def make_model(
         raise SegFitError(f"model.name={name}: there is no such model.")
     alarming = weights == "auto" and not report.loaded
     return model, Weights(report.source, report.message, alarming)
+
+
+def for_inference(model: nn.Module) -> nn.Module:
+    """Return the model in the form that computes least, in eval mode; a SegFormer's decode head is merged."""
+    from segfit.models.segformer import SegFormer, merge
+
+    return merge(model) if isinstance(model, SegFormer) else model.eval()
