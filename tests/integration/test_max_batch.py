@@ -14,6 +14,7 @@ from segfit.tuning import max_batch, trial
 from segfit.tuning.batch_trial import by_size, fits, trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.max_batch import Trials
+from segfit.tuning.memory.curve import Curve, Forecast, Moment
 from segfit.tuning.trial import Outcome
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.integration.training import ROOT, TINY, one_thread
@@ -57,6 +58,13 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], 
     def plant(of: Callable[[int, int], Outcome]) -> None:
         tried: list[int] = []
 
+        def no_forecast(*_arguments: Any, **_options: Any) -> Any:
+            raise SegFitError("not here")
+
+        monkeypatch.setattr(
+            max_batch, "forecast_of", no_forecast
+        )  # so that batch_size says where to start
+
         def run_trial(config: Any, **_arguments: Any) -> Outcome:
             tried.append(config.batch_size)
             return of(config.batch_size, len(tried) - 1)
@@ -97,6 +105,8 @@ def test_the_answer_is_that_of_an_exhaustive_scan(tmp_path, monkeypatch):
         assert abs(row["peak GiB"] * GIB - found[row["batch_size"] - 1]) <= 1024
         assert row["verdict"] == ("fits" if row["batch_size"] <= ANSWER else "over the budget")
     assert rows[-1]["batch_size"] == ANSWER  # verified
+    assert abs(rows[0]["batch_size"] - ANSWER) <= 1  # by forecast; batch_size is 2
+    assert done.notices == []
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["values"]["trials"][-1]["fits"] is True
     assert (tmp_path / "max_batch.png").stat().st_size > 5000
@@ -133,6 +143,28 @@ def test_everything_fits(tmp_path, outcomes):
     assert done.findings.headline.startswith(
         "batch_size=24: all 24 training images fit in one batch"
     )
+
+
+def test_the_search_starts_at_the_forecast(tmp_path, monkeypatch):
+    def first(*overrides: str) -> int:
+        config = compose_benchmark("max_batch", *overrides)
+        trials = Trials(config, Bench(tmp_path, print, lambda *_: None), [])
+        return max_batch.start(trials, cap=24)
+
+    curve = Curve([Moment({"parameters": GIB}, {"activations": GIB})])
+    each = Forecast(curve, curve, parameters=1)
+    monkeypatch.setattr(max_batch, "forecast_of", lambda *_arguments, **_options: each)
+    assert first("benchmark.budget_gb=11", "benchmark.margin=0") == 10
+    assert first("benchmark.budget_gb=11", "benchmark.margin=0.2") == 7
+    assert first("benchmark.budget_gb=100") == 24
+    assert first("benchmark.budget_gb=0.1") == 1
+
+
+def test_without_a_forecast_the_search_starts_at_batch_size(tmp_path, outcomes):
+    outcomes(lambda batch, _: ok(batch))
+    done = benchmark(tmp_path, "max_batch", "data.train_size=24", "batch_size=5")
+    assert done.table("trials")[0]["batch_size"] == 5
+    assert done.notices == ["no forecast, so the search starts at batch_size: not here"]
 
 
 def test_nothing_fits(tmp_path, outcomes):

@@ -1,5 +1,6 @@
 """benchmark=max_batch: the largest micro-batch that trains here, found by training with it."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
@@ -10,11 +11,12 @@ from omegaconf import DictConfig
 from segfit.build.data import make_sources
 from segfit.data.preflight import check_sources
 from segfit.errors import SegFitError
-from segfit.hardware import GIB, resolve_device
+from segfit.hardware import GIB, resolve_device, visible_cards
 from segfit.report.findings import Column, Findings, Table
 from segfit.tuning.batch_search import extrapolated, largest_that_fits
 from segfit.tuning.batch_trial import by_size, trial_config
 from segfit.tuning.bench import Bench
+from segfit.tuning.memory.planner import CONTEXT, forecast_of
 from segfit.tuning.trial import Outcome, run_trial
 
 OUT_OF_MEMORY, OVER_BUDGET = "out of memory", "over the budget"
@@ -52,13 +54,27 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         bench.notice(line)
     trials = Trials(config, bench, by_size(sources["val"])[: len(sources["train"])])
     cap = len(sources["train"])
-    answer = trials.largest(start=_start(config, cap), cap=cap)
+    answer = trials.largest(start=start(trials, cap), cap=cap)
     return _findings(config, trials, answer, cap)
 
 
-def _start(config: DictConfig, cap: int) -> int:
-    """Return the batch that is tried first."""
-    return min(int(config.batch_size), cap)
+def start(trials: "Trials", cap: int) -> int:
+    """Return the batch that the search begins with: the forecast's answer, or batch_size where there is no forecast."""
+    config, bench = trials.config, trials.bench
+    device, _ = resolve_device(config.device)
+
+    def working() -> None:
+        bench.progress("recording a step without data", 0, 1)
+
+    try:
+        forecast = forecast_of(config, device.type, working=working)
+    except Exception as error:  # a forecast only saves trials, which tell what is wrong
+        bench.notice(f"no forecast, so the search starts at batch_size: {error}")
+        return min(int(config.batch_size), cap)
+    room = trials.budget_gb * GIB if trials.budget_gb is not None else math.inf
+    if device.type == "cuda":
+        room = min(room, visible_cards()[0] * GIB - CONTEXT)
+    return int(max(1, min(forecast.largest(room * (1 - trials.options.margin)), cap)))
 
 
 class Trials:
