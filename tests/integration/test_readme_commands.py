@@ -1,0 +1,93 @@
+"""The README's commands are run, in a folder that holds what they name; made small by options at their end."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.data.files import save
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+RUN = "outputs/2030-01-31/12-00-00"  # the README's
+SMALL_RUN = (
+    *("image_size=32", "batch_size=2", "accumulate=1", "max_steps=1", "limit_val_batches=1"),
+    *("loader.workers=0", "report.panels=0", "device=cpu", "precision=fp32"),
+)
+SMALL = {
+    "train": (*SMALL_RUN, "report.tensorboard=false"),
+    "benchmark": (*SMALL_RUN, "seconds=0.2"),
+    "evaluate": ("workers=0",),
+}
+SHAPES = ("data.train_size=4", "data.val_size=2", "data.test_size=2", "data.resolution=32")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    script = re.compile(r"^\S*python (train|evaluate|benchmark)\.py")
+    return sorted({line for line in lines if script.match(line)})
+
+
+def run(arguments: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+    script, *rest = arguments
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *rest],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def write_masks(root: Path, values: list[int], *, gray: bool = False) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        image = rng.integers(0, 256, (40, 48) if gray else (40, 48, 3)).astype(np.uint8)
+        mask = np.array(values, np.uint8)[rng.integers(0, len(values), (40, 48))]
+        save(root / "images" / f"case{number}_{number}.png", image)
+        save(root / "masks" / f"case{number}_{number}.png", mask)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold the README's run, its photos and the data sets that it names."""
+    place = tmp_path_factory.mktemp("readme")
+    write_masks(place / "CelebAMask-HQ", list(range(19)))
+    write_masks(place / "slices", list(range(4)), gray=True)
+    write_masks(place / "photos", [0])
+    model = ("model=cnn", "model.base_channels=8", "epochs=3")
+    done = run(["train.py", *model, *SMALL["train"], *SHAPES, f"hydra.run.dir={RUN}"], place)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.mark.parametrize("line", commands())
+def test_the_command_runs(line: str, place: Path) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    kind = words[0].removesuffix(".py")
+    if "data=folder" in words:
+        two = any("label_map" in word for word in words)
+        write_masks(place / "my_data", [0, 255] if two else [0, 1, 2])
+    small = list(SMALL[kind])
+    if any(word.startswith("resume=") for word in words):
+        small = ["max_steps=2"]
+    given = {word.split("=")[0] for word in words}
+    small = [text for text in small if text.split("=")[0] not in given]
+    if kind != "evaluate" and not any(
+        w.startswith(("data=", "experiment=", "resume=")) for w in words
+    ):
+        small += SHAPES
+    done = run([words[0], *small, *words[1:]], place)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_they_were_found() -> None:
+    assert len(commands()) >= 11
