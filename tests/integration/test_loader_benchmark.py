@@ -17,7 +17,7 @@ def fed(
     model: float = 100.0,
     place: str = "cpu",
     cache: str = "none",
-    workers: int = 0,
+    workers: int = 1,
     prefetch: int | None = None,
 ) -> Fed:
     return Fed(Setting(place, cache, workers, prefetch), data, model)
@@ -66,6 +66,16 @@ def test_where_nothing_outruns_the_most_is_reached() -> None:
     assert "waits 70 %" in loader._verdict(less_slow)
 
 
+def test_without_workers_data_and_model_take_turns() -> None:
+    alone = fed(300, workers=0)
+    assert alone.reached == pytest.approx(75)  # 1/300 + 1/100 s an image
+    assert not alone.outruns
+    assert "waits 25 %" in loader._verdict(alone)
+    slower, faster = fed(70, workers=1, prefetch=2), fed(101, workers=2, prefetch=2)
+    assert choose([alone, slower]) == alone
+    assert choose([alone, faster]) == faster
+
+
 def test_a_real_measurement(tmp_path: Path) -> None:
     done = benchmark(
         tmp_path,
@@ -80,7 +90,9 @@ def test_a_real_measurement(tmp_path: Path) -> None:
     rows = done.table("loader")
     assert len(rows) == 2 * 2 * 2
     assert all(row["img/s"] > 0 for row in rows)
-    assert all(row["outruns"] == (row["× model"] > 1) for row in rows)
+    for row in rows:
+        assert row["outruns"] == (row["workers"] > 0 and row["× model"] > 1)
+        assert 0 < row["training img/s"] <= row["img/s"]
     with (tmp_path / "loader.csv").open() as file:
         assert [row["cache"] for row in csv.DictReader(file)] == ["none"] * 2 + ["ram"] * 2 + [
             "none"

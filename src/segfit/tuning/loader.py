@@ -29,6 +29,7 @@ _COLUMNS = (
     Column("prefetch"),
     Column("img/s", ".1f"),
     Column("× model", ".2f"),
+    Column("training img/s", ".1f"),
     Column("outruns"),
 )
 
@@ -79,12 +80,14 @@ class Fed:
 
     @property
     def outruns(self) -> bool:
-        """Whether the model never waits, in the mean."""
-        return self.data > self.model
+        """Whether the model never waits, in the mean; without workers it waits for every batch."""
+        return self.setting.workers > 0 and self.data > self.model
 
     @property
     def reached(self) -> float:
-        """Images a second of a training, at best."""
+        """Images a second of a training, at best: without workers data and model take turns."""
+        if self.setting.workers == 0:
+            return 1 / (1 / self.data + 1 / self.model)
         return min(self.data, self.model)
 
 
@@ -187,6 +190,7 @@ def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
             fed.setting.prefetch,
             fed.data,
             fed.data / fed.model,
+            fed.reached,
             fed.outruns,
         )
         for fed in measured
@@ -210,6 +214,7 @@ def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
                     **asdict(fed.setting),
                     "data": fed.data,
                     "model": fed.model,
+                    "reached": fed.reached,
                     "outruns": fed.outruns,
                 }
                 for fed in measured
