@@ -46,6 +46,9 @@ class Loader(DataLoader[Any]):
     Iterating again while an iterator is unfinished is fine: what the workers had ready is dropped.
     """
 
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing: how many workers there are was chosen (`choose_workers`), or somebody asked for them."""
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield batches.
 
@@ -54,12 +57,16 @@ class Loader(DataLoader[Any]):
         """
         iterator = super().__iter__()
         while True:
+            problems: list[str] = []
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
             except SegFitError as error:
-                raise _as_raised(error) from None
+                problems = _as_raised(error)
+                # torch leaves a cycle of error and frames that holds the iterator. One that ends in the garbage
+                # collector cannot reach its workers any more and waits 5 s for them to end.
+                error.__traceback__ = None
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader worker"):
                     raise
@@ -68,15 +75,20 @@ class Loader(DataLoader[Any]):
                     "loader.workers and loader.prefetch lower (workers=0 needs none), or give the "
                     "container more (docker run --shm-size)."
                 ) from error
+            if problems:
+                del iterator  # which the traceback would hold
+                raise SegFitError(
+                    problems
+                )  # out of the handler, whose error would come along as context
             yield batch
 
 
-def _as_raised(error: SegFitError) -> SegFitError:
-    """Return the dataset's own error from one that came out of a worker with its traceback in it."""
+def _as_raised(error: SegFitError) -> list[str]:
+    """Return the dataset's own problems from an error that came out of a worker with its traceback in it."""
     text = str(error)
     if _CAUGHT not in text or _RAISED not in text:
-        return error
-    return SegFitError(text.rpartition(_RAISED)[2].strip().splitlines())
+        return error.problems
+    return text.rpartition(_RAISED)[2].strip().splitlines()
 
 
 def init_worker(worker: int) -> None:  # noqa: ARG001

@@ -1,3 +1,5 @@
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -103,6 +105,32 @@ def test_a_file_that_breaks_later_is_named_without_a_traceback(tmp_path, workers
     assert error.value.problems == [
         f"{path}: unreadable (not an image). Replace the file or delete it."
     ]
+
+
+class Broken(ShapesSource):
+    def read(self, index):
+        raise SegFitError("broken")
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_workers_end_with_the_error(persistent):
+    options = LoaderOptions(1, persistent=persistent)
+    others = multiprocessing.active_children()
+    gc.disable()  # which ends them too, but seconds later
+    try:
+        dataset = EvalDataset(Broken(40, resolution=32), (8, 8), "pad")
+        batches = eval_loader(dataset, 2, CPU, options)
+        with contextlib.suppress(SegFitError):
+            list(batches)
+        del batches
+        assert [child for child in multiprocessing.active_children() if child not in others] == []
+    finally:
+        gc.enable()
+
+
+def test_many_workers_are_nobodys_business_but_the_persons(recwarn):
+    eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), 4, CPU, LoaderOptions(500))
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 class Killed(ShapesSource):
