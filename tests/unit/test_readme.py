@@ -1,4 +1,4 @@
-"""The README says what is true: its commands compose, its tables are those of conf, its links lead somewhere."""
+"""What README and docs say is true: commands compose, the README's tables are those of conf, links lead somewhere."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segfit import cli
+from segfit import cli, config_benchmark
 from tests.unit.composing import composed
 
 README = cli.CONF.parent / "README.md"
@@ -19,11 +19,29 @@ def commands() -> list[str]:
 
 
 def entry_commands() -> list[tuple[str, list[str]]]:
+    return [entry for entry in map(parsed, commands()) if entry is not None]
+
+
+def parsed(line: str) -> tuple[str, list[str]] | None:
+    """Return (entry point, arguments) of a command line, None if it starts something else."""
+    words = shlex.split(line, comments=True)
+    if len(words) < 2 or words[1] not in ("train.py", "evaluate.py", "benchmark.py"):
+        return None
+    # "…" alone stands for whatever else one types, data.root=… for a folder.
+    return words[1].removesuffix(".py"), [
+        word.replace("…", "folder") for word in words[2:] if word != "…"
+    ]
+
+
+def documented() -> list[tuple[str, list[str]]]:
+    """Return the commands of docs that are lines of their own or stand between backticks."""
     found = []
-    for line in commands():
-        words = shlex.split(line, comments=True)
-        if len(words) > 1 and words[1] in ("train.py", "evaluate.py"):
-            found.append((words[1].removesuffix(".py"), words[2:]))
+    for path in sorted((README.parent / "docs").rglob("*.md")):
+        text = re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8"))
+        lines = re.findall(r"^(?:    )?(python \w+\.py .*)$", text, re.MULTILINE)
+        inline = [" ".join(code.split()) for code in re.findall(r"`(python \w+\.py [^`]*)`", text)]
+        lines += [code for code in inline if "<" not in code]  # hardware=<tier>: each of them
+        found += [entry for entry in map(parsed, lines) if entry is not None]
     return found
 
 
@@ -38,12 +56,17 @@ def single_runs(arguments: list[str]) -> list[list[str]]:
 
 def test_there_are_commands() -> None:
     assert len(entry_commands()) >= 8
+    assert len(documented()) >= 20
+    assert {name for name, _ in documented()} == {"train", "evaluate", "benchmark"}
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), entry_commands(), ids=lambda item: str(item).replace("/", "_")
+    ("name", "arguments"),
+    [*entry_commands(), *documented()],
+    ids=lambda item: str(item).replace("/", "_"),
 )
 def test_commands_compose(name: str, arguments: list[str]) -> None:
+    config_benchmark.register()
     for overrides in single_runs(arguments):
         assert composed(*overrides, name=name)
 
