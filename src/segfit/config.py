@@ -98,11 +98,25 @@ class TimmUnetConfig(ModelConfig):
 
 
 @dataclass
+class TunedForConfig:
+    """What the measurements of benchmark=optimize hold for, as text; anything else is told when training starts."""
+
+    device: str = option(REQUIRED, "Its name, memory and, of a CPU, cores.")
+    driver: str | None = option(None, "NVIDIA's; null on the CPU.")
+    torch: str = option(REQUIRED, "Its version.")
+    model: str = option(REQUIRED, "Choice of the group, and what was changed of it.")
+    image_size: str = option(REQUIRED, "Width × height.")
+
+
+@dataclass
 class HardwareConfig:
     """The card that the recipe was made for. The recipe itself sets top-level options."""
 
     name: str = option(REQUIRED, "Tier: cpu, 4gb, 8gb, 12gb, 24gb, or local.")
     vram_gb: float | None = option(None, "Memory of the card, GiB; null for the CPU.", gt=0)
+    tuned_for: TunedForConfig | None = option(
+        None, "What a recipe of benchmark=optimize was measured for; null: nothing was measured."
+    )
 
 
 @dataclass

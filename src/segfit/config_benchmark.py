@@ -97,6 +97,22 @@ class MaxBatchConfig(ModeConfig):
 
 
 @dataclass
+class OptimizeConfig(MaxBatchConfig):
+    """The fastest setting that can be found in some minutes, written down as hardware=local."""
+
+    name: str = "optimize"
+    budget_minutes: float = option(8.0, "Nothing goes on for longer, all in all.", gt=0)
+    effective_batch: int | None = option(
+        None, "batch_size × accumulate of the result; null: the composed one, at least 8.", ge=1
+    )
+    out: str | None = option(None, "The file to write; null: conf/hardware/local.yaml.")
+    warmup: int = option(3, "Updates that are made before anything is timed.", ge=0)
+    compile: bool | None = option(
+        None, "Try compile=true, too; null: on CUDA only. It takes minutes."
+    )
+
+
+@dataclass
 class LrFindConfig(ModeConfig):
     """The learning rate at which the loss falls fastest."""
 
@@ -168,6 +184,7 @@ MODES: dict[str, type[ModeConfig]] = {
     "lr_find": LrFindConfig,
     "max_batch": MaxBatchConfig,
     "monitor": MonitorConfig,
+    "optimize": OptimizeConfig,
     "plan": PlanConfig,
     "throughput": ThroughputConfig,
     "ladder": LadderConfig,

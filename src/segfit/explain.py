@@ -134,6 +134,8 @@ def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> s
         choices = loader.get_group_options(name.split("@")[0])
         choices = [choice for choice in choices if not choice.endswith("_schema")]
         if value not in choices and not value.startswith(("[", "{")):
+            if line == "hardware=local":
+                return f"{line}: not there yet. `python benchmark.py benchmark=optimize` makes it."
             return (
                 f"{line}: no such choice.{nearest(value, choices)} There are: {', '.join(choices)}."
             )

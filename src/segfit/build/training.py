@@ -22,6 +22,7 @@ from segfit.build.data import (
 )
 from segfit.build.state import Notice, make_device, make_state
 from segfit.build.task import class_weights_of, make_task
+from segfit.build.tuned import stale
 from segfit.check import plain, size_of
 from segfit.data.preflight import check_sources
 from segfit.data.source import Source
@@ -82,6 +83,9 @@ def make_training(
 
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(config.device, config.precision, notice)
+    outdated = stale(config, device)
+    if outdated is not None:
+        notice(outdated)
     workers = workers_of(config, device, cached=True)
     decoding = partial(progress, what="decoding images") if progress is not None else None
     cached, kept = cached_sources(config, sources, decoding)
