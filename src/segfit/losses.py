@@ -75,6 +75,7 @@ class PixelTerm(Term):
 
     def __init__(self, class_weights: Sequence[float]) -> None:
         super().__init__()
+        self.alike = all(weight == 1 for weight in class_weights)
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
 
     def pixel_weights(self, targets: Tensor) -> Tensor:
@@ -86,6 +87,8 @@ class PixelTerm(Term):
 
     def total(self, targets: Tensor) -> Tensor:
         """Return the sum of the pixels' weights."""
+        if self.alike and not is_soft(targets):
+            return valid_pixels(targets).sum().float()  # several times faster on a CPU
         return self.pixel_weights(targets).sum()
 
 

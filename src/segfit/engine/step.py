@@ -4,7 +4,8 @@ import gc
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task
@@ -62,9 +63,7 @@ def make_update(
 
     with phase("optimizer"):
         state.scaler.unscale_(state.optimizer)  # before clipping, which must see the true gradients
-        norm = torch.nn.utils.clip_grad_norm_(
-            state.model.parameters(), clip_grad_norm if clip_grad_norm is not None else torch.inf
-        )
+        norm = clip_gradients(state.model, clip_grad_norm)
         state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
         state.scaler.update()  # after step: it looks at what step found
         state.optimizer.zero_grad(set_to_none=True)
@@ -74,6 +73,20 @@ def make_update(
         if state.ema is not None:
             state.ema.update(state.model, step=state.progress.update)
     return loss, norm
+
+
+def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
+    """Scale all gradients so that their common norm is `largest` at most; return the norm before, ().
+
+    Args:
+        model: its parameters' gradients are scaled.
+        largest: None leaves them as they are, and saves a pass over them.
+    """
+    parameters = list(model.parameters())
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if largest is not None:
+        clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 def halve_micro_batch(state: TrainingState, largest: int, said: str = "") -> str:
