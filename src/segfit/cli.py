@@ -119,11 +119,19 @@ def run(main: Callable[[], None], config_name: str) -> NoReturn:
         sys.exit(1 if sweep.LeaderBoard.failed else 0)
     problems = explain(caught, CONF, config_name, sys.argv[1:])
     if not problems:
-        kind = "oom" if type(caught).__name__ in ("OutOfMemoryError", "MemoryError") else "crash"
+        kind = "oom" if _ran_out_of_memory(caught) else "crash"
         sweep.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
         raise caught
     sweep.leave_error("input", problems[0], 2)
     fail(problems)
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from segfit.engine.out_of_memory import is_out_of_memory  # brings torch, which is there
+
+    return is_out_of_memory(error)
 
 
 def fail(problems: list[str]) -> NoReturn:

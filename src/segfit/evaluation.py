@@ -29,6 +29,7 @@ from segfit.data.preflight import check_sources
 from segfit.data.source import Source
 from segfit.engine.evaluate import evaluate
 from segfit.engine.events import EvalResult, Panel
+from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.errors import SegFitError
 from segfit.hardware import device_name
 from segfit.metrics import image_scores
@@ -280,7 +281,9 @@ def _pass(
             run.model, replace(task, on_prediction=taker), batches, run.precision, between
         )
         taker.out.finish_predictions()
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise SegFitError(
             f"out of memory on {device_name(run.device)} with batch_size="
             f"{held_out_batch_size(run.config)}: give a smaller batch_size=…, or device=cpu."

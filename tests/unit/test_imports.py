@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"config", "check", *LEAVES},
     "sweep": {"runs", "report.leaderboard", *LEAVES},
     "explain": {"config", "check", *LEAVES},
-    "cli": {"config", "check", "explain", "sweep", *LEAVES},
+    "cli": {"config", "check", "explain", "sweep", "engine.out_of_memory", *LEAVES},
     "models": LEAVES,
     "data": LEAVES,
     "augmentation": LEAVES,
