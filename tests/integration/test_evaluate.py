@@ -286,6 +286,21 @@ def test_a_run_that_was_killed_counts_its_class_weights_again(place, stranger, e
     )
 
 
+def test_memory_that_runs_out_is_told_in_whatever_words_it_comes(place, tmp_path, monkeypatch):
+    def fails(message):
+        def evaluate(*_arguments):
+            raise RuntimeError(message)
+
+        return evaluate
+
+    monkeypatch.setattr(evaluation, "evaluate", fails("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    with pytest.raises(SegFitError, match=r"out of memory on CPU.* give a smaller batch_size"):
+        evaluate(place, out=str(tmp_path / "first"))
+    monkeypatch.setattr(evaluation, "evaluate", fails("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        evaluate(place, out=str(tmp_path / "second"))
+
+
 def test_results_are_replaced_where_they_are_ones_own(place, tmp_path):
     out = tmp_path / "out"
     first = evaluate(place, out=str(out), worst=1)
