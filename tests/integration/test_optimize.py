@@ -100,8 +100,9 @@ def test_what_is_faster_is_kept_and_composes(tmp_path: Path, run: Any) -> None:
     done = run(script, "batch_size=1", "augmentation=cpu")
     verdicts = {row["setting"]: row["verdict"] for row in done.table("trials")}
     assert verdicts["batch_size=4 × 2"] == "kept"
+    assert verdicts["batch_size=2 × 4"] == attempts.SURPASSED
     assert verdicts["augmentation=kornia_gpu"] == "kept"
-    for slower in ("batch_size=8 × 1", "data.cache=disk", "channels_last=false", "precision=fp32"):
+    for slower in ("data.cache=disk", "channels_last=false", "precision=fp32"):
         assert verdicts[slower] == "not faster"
     values = json.loads((tmp_path / "results.json").read_text())["values"]
     assert values["gain"] == pytest.approx(1.92)

@@ -14,6 +14,7 @@ from segfit.tuning.settings import LEAST_GAIN, Setting
 from segfit.tuning.trial import Outcome
 
 COMPOSED, RESULT = Setting("as composed"), "result"
+SURPASSED = "another is faster still"
 KEPT, NOT_FASTER, NO_TIME, OUT_OF_MEMORY = "kept", "not faster", "no time left", "out of memory"
 
 _PATIENCE, _PATIENCE_TIMES = (

@@ -17,7 +17,7 @@ from segfit.errors import SegFitError
 from segfit.hardware import GIB, resolve_device
 from segfit.report.findings import Findings
 from segfit.tuning import local_recipe
-from segfit.tuning.attempts import Attempts
+from segfit.tuning.attempts import NOT_FASTER, SURPASSED, Attempts
 from segfit.tuning.batch_trial import by_size
 from segfit.tuning.bench import Bench
 from segfit.tuning.max_batch import Trials, start
@@ -120,6 +120,7 @@ def _search(
 
 def _choose_micro_batch(attempts: Attempts, effective: int, fitting: int) -> None:
     config, composed = attempts.composed, attempts.best
+    before = len(attempts.made)
     batches = micro_batches(effective, fitting)
     found = best_micro_batch(batches, int(config.batch_size), effective, attempts.attempt)
     if found is None:
@@ -135,6 +136,9 @@ def _choose_micro_batch(attempts: Attempts, effective: int, fitting: int) -> Non
     # Learning from more images an update has to be worth it, unless somebody asked for that.
     if asked or same or composed is None or rate > composed:
         attempts.keep(micro_batch(batch, effective), rate)
+        for item in attempts.made[before:]:
+            if item.verdict == NOT_FASTER and composed is not None and (item.rate or 0) > composed:
+                item.verdict = SURPASSED
 
 
 def _choose_feeding(attempts: Attempts, device: torch.device) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.report.findings import Cell, Column, Findings, Table
 from segfit.tuning.attempts import KEPT, Attempt
+from segfit.tuning.local_recipe import LOCAL
 
 _COLUMNS = (
     Column("setting"),
@@ -81,7 +83,7 @@ def findings_of(config: DictConfig, made: Sequence[Attempt], result: Result) -> 
     title = f"{facts.get('model', config.model.name)}, {facts.get('image size', '')}"
     device = result.tuned_for["device"]
     written = f"Written to {result.out}"
-    if result.out.endswith("conf/hardware/local.yaml"):
+    if Path(result.out) == LOCAL:
         written += ". Use it: python train.py hardware=local"
     composed = made[0].rate
     scalars = {"optimize/images_per_second": result.fastest or 0.0}
