@@ -43,7 +43,8 @@ _REST = (
     Column("precision"),
     Column("stock peak GiB", ".3f"),
     Column("fast peak GiB", ".3f"),
-    Column("peak ratio", ".2f"),
+    Column("ratio", ".2f"),
+    Column("of the step alone", ".2f"),
     Column("logits differ by", ".1e"),
     Column("gradients differ by", ".1e"),
 )
@@ -81,7 +82,8 @@ class Comparison:
         precision: that really ran.
         training: whole updates, of forward, loss, backward, clipping and optimizer.
         inference: forward passes without gradients.
-        peaks: peak of allocated GiB of a training step, stock and fast; None: not recorded.
+        peaks: peak of allocated GiB of a training, stock and fast; None: not recorded.
+        state: GiB of it that parameters and the optimizer's state take, the same for both.
         logits: largest difference in fp32, as a share of the largest logit.
         gradients: the same of all parameters' gradients together.
     """
@@ -91,6 +93,7 @@ class Comparison:
     training: Duel
     inference: Duel
     peaks: tuple[float, float] | None
+    state: float
     logits: float
     gradients: float
 
@@ -136,12 +139,14 @@ def compare(config: DictConfig, notice: Callable[[str], None]) -> Comparison:
         fast.fit.state.model.load_state_dict(stock.fit.state.model.state_dict())
         logits, gradients = differences(stock.fit, fast.fit)
         rounds = config.benchmark.rounds
+        training = duel(_updating(stock.fit), _updating(fast.fit), stock.fit, rounds)
         return Comparison(
             variant=config.model.variant,
             precision=fast.fit.state.precision.name,
-            training=duel(_updating(stock.fit), _updating(fast.fit), stock.fit, rounds),
+            training=training,
             inference=duel(_predicting(stock.fit), _predicting(fast.fit), stock.fit, rounds),
             peaks=peaks,
+            state=_state_gib(stock.fit),
             logits=logits,
             gradients=gradients,
         )
@@ -174,6 +179,14 @@ def step_peak(config: DictConfig, *, fast: bool) -> float:
         update()
         update()
     return (peak.bytes - before) / GIB
+
+
+def _state_gib(fit: Fit) -> float:
+    """Return the GiB of parameters, buffers and optimizer state; after an update they are all there."""
+    state = fit.state.optimizer.state.values()
+    kept = [value for one in state for value in one.values() if isinstance(value, Tensor)]
+    tensors = [*fit.state.model.parameters(), *fit.state.model.buffers(), *kept]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / GIB
 
 
 def differences(stock: Fit, fast: Fit) -> tuple[float, float]:
@@ -275,6 +288,6 @@ def _findings(config: DictConfig, found: list[Comparison]) -> Findings:
 
 def _peaks(one: Comparison) -> Iterator[float | None]:
     if one.peaks is None:
-        return iter((None, None, None))
+        return iter((None, None, None, None))
     stock, fast = one.peaks
-    return iter((stock, fast, fast / stock))
+    return iter((stock, fast, fast / stock, (fast - one.state) / (stock - one.state)))
