@@ -15,10 +15,12 @@ def explained(*arguments: str) -> list[str]:
 
 
 def test_every_wrong_override_is_told() -> None:
+    # benchmark=optimize may have added local.yaml to this working copy
+    recipes = sorted(["auto", *(path.stem for path in (cli.CONF / "hardware").glob("*.yaml"))])
     assert explained(
         "modle=cnn", "optimizer.weight_deacy=0", "hardware=8g", "lr=fast", "epochs=ten"
     ) == [
-        "hardware=8g: no such choice. Did you mean '8gb'? There are: 12gb, 24gb, 4gb, 8gb, auto, cpu.",
+        f"hardware=8g: no such choice. Did you mean '8gb'? There are: {', '.join(recipes)}.",
         "modle: there is no such key. Did you mean 'model'?",
         "optimizer.weight_deacy: there is no such key. Did you mean 'optimizer.weight_decay'?",
         "lr=fast: must be a number.",

@@ -27,10 +27,10 @@ def parsed(line: str) -> tuple[str, list[str]] | None:
     words = shlex.split(line, comments=True)
     if len(words) < 2 or words[1] not in ("train.py", "evaluate.py", "benchmark.py"):
         return None
-    # "…" alone stands for whatever else one types, data.root=… for a folder.
-    return words[1].removesuffix(".py"), [
-        word.replace("…", "folder") for word in words[2:] if word != "…"
-    ]
+    # "…" alone stands for whatever else one types, data.root=… for a folder. hardware=local exists only once
+    # benchmark=optimize has written it.
+    kept = [word for word in words[2:] if word not in ("…", "hardware=local")]
+    return words[1].removesuffix(".py"), [word.replace("…", "folder") for word in kept]
 
 
 def documented() -> list[tuple[str, list[str]]]:
