@@ -84,7 +84,9 @@ def test_the_command_runs(line: str, place: Path) -> None:
         w.startswith(("data=", "experiment=", "resume=")) for w in words
     ):
         small += SHAPES
-    done = run([words[0], *small, *words[1:]], place)
+    # argparse wants all overrides in one piece: before flags that end the line
+    flag = next((i for i in range(2, len(words)) if words[i].startswith("-")), None)
+    done = run([*words[:flag], *small, *words[flag:]] if flag else [*words, *small], place)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
 

@@ -90,7 +90,8 @@ def test_time_runs_out(planted, tmp_path):
 
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 from segfit.tuning import trial
 from tests.unit.composing import composed
 trial.JOBS["hang"] = "tests.unit.tuning.jobs:hang"
