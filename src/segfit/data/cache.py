@@ -20,20 +20,15 @@ from segfit.data.source import Image, Mask, Source
 Store: TypeAlias = DiskStore | RamStore
 
 
-class FittedSource:
-    """A `Source` whose images are fitted to one size already: fitting them again changes nothing.
+class _Wrapped:
+    """What a source of another source's items has in common with it.
 
     Args:
-        source: where they come from.
-        size: (h, w) in pixels.
-        fit: "stretch" or "pad".
-        whole_masks: masks keep their original size, as `EvalDataset` needs them; else they are fitted too.
+        source: whose items they are.
     """
 
-    def __init__(
-        self, source: Source, size: tuple[int, int], fit: str, *, whole_masks: bool = False
-    ) -> None:
-        self.source, self.size, self.fit, self.whole_masks = source, size, fit, whole_masks
+    def __init__(self, source: Source) -> None:
+        self.source = source
         self.classes = source.classes
 
     def __len__(self) -> int:
@@ -46,6 +41,23 @@ class FittedSource:
     def files(self, index: int) -> list[Path]:
         """Return the source's files."""
         return self.source.files(index)
+
+
+class FittedSource(_Wrapped):
+    """A `Source` whose images are fitted to one size already: fitting them again changes nothing.
+
+    Args:
+        source: where they come from.
+        size: (h, w) in pixels.
+        fit: "stretch" or "pad".
+        whole_masks: masks keep their original size, as `EvalDataset` needs them; else they are fitted too.
+    """
+
+    def __init__(
+        self, source: Source, size: tuple[int, int], fit: str, *, whole_masks: bool = False
+    ) -> None:
+        super().__init__(source)
+        self.size, self.fit, self.whole_masks = size, fit, whole_masks
 
     def read(self, index: int) -> tuple[Image, Mask]:
         """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8.
@@ -61,7 +73,7 @@ class FittedSource:
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), mask.contiguous().numpy()
 
 
-class CachedSource:
+class CachedSource(_Wrapped):
     """A `Source` that reads from a store.
 
     Args:
@@ -70,19 +82,8 @@ class CachedSource:
     """
 
     def __init__(self, source: Source, store: Store) -> None:
-        self.source, self.store = source, store
-        self.classes = source.classes
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def id(self, index: int) -> str:
-        """Return the source's name of the image."""
-        return self.source.id(index)
-
-    def files(self, index: int) -> list[Path]:
-        """Return the source's files."""
-        return self.source.files(index)
+        super().__init__(source)
+        self.store = store
 
     def read(self, index: int) -> tuple[Image, Mask]:
         """Return what `source.read` does; the arrays may be read-only.
