@@ -9,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from segfit import cli, config_benchmark, runs, sweep
+from segfit import cli, config_benchmark, runs
 from segfit.check import check, plain
 from segfit.errors import SegFitError
 from segfit.hardware import machine
@@ -27,8 +27,6 @@ def main(config: DictConfig) -> None:
 
 def benchmark(config: DictConfig) -> None:
     """Measure, print, write everything down."""
-    if sweep.is_sweep():
-        raise SegFitError("-m: benchmark.py compares within a mode. Call it once a mode.")
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         check(config)
@@ -66,4 +64,4 @@ def measure(config: DictConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmark")
+    cli.run(main, "benchmark", no_sweep="benchmark.py compares within a mode. Call it once a mode.")

@@ -6,9 +6,8 @@ import hydra
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from segfit import cli, runs, sweep
+from segfit import cli, runs
 from segfit.check import check
-from segfit.errors import SegFitError
 
 cli.setup()
 
@@ -22,8 +21,6 @@ def main(options: DictConfig) -> None:
 
 def evaluate(options: DictConfig) -> None:
     """Rebuild the run's model; predict, score, write everything down, or export it."""
-    if sweep.is_sweep():
-        raise SegFitError("-m: evaluate.py takes one run at a time. Call it once a run.")
     check(options)
     config = runs.load_config(Path(options.run).expanduser())
 
@@ -60,4 +57,4 @@ def evaluate(options: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "evaluate")
+    cli.run(main, "evaluate", no_sweep="evaluate.py takes one run at a time. Call it once a run.")

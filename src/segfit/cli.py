@@ -96,13 +96,16 @@ def errors_held_back() -> Iterator[None]:
         _held_back.append(error)
 
 
-def run(main: Callable[[], None], config_name: str) -> NoReturn:
+def run(main: Callable[[], None], config_name: str, no_sweep: str = "") -> NoReturn:
     """Run a function decorated by hydra.main, turn errors into messages, exit.
 
     Args:
         main: the decorated entry point.
         config_name: the primary config, to find out what is wrong with a command line.
+        no_sweep: why this program takes no -m, and what to do instead; empty: it does.
     """
+    if no_sweep and {"-m", "--multirun"} & set(sys.argv):
+        fail([f"-m: {no_sweep}"])  # before Hydra makes the sweep's folders
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own
     try:

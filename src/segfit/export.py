@@ -1,6 +1,7 @@
 """A run's model as a program that needs torch alone: torch.export's .pt2, with normalisation inside."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -63,6 +64,9 @@ def export_run(run: TrainedRun, path: Path) -> None:
     classes = json.dumps(list(run.classes.names))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(program, path, extra_files={"classes.json": classes})
+        with warnings.catch_warnings():
+            # of weights that share storage on other devices; these are on the CPU
+            warnings.filterwarnings("ignore", "No complete tensor found")
+            torch.export.save(program, path, extra_files={"classes.json": classes})
     except OSError as error:
         raise SegFitError(f"export={path}: cannot be written ({error.strerror}).") from error
