@@ -1,10 +1,24 @@
 """torch.compile with a probe: what does not compile runs eager, and the person is told why."""
 
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+
 import torch
 from torch import Tensor, nn
 
+from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import Precision
 from segfit.engine.task import Forward
+
+# Whose own errors mean that compiling failed; by name, since where each is defined changes with torch's version.
+_COMPILERS = ("torch._dynamo.", "torch._inductor.", "torch._functorch.", "torch.fx.", "triton.")
+# What calls compilers: the lazy compilation of a backward hands on a compiler's error as it is, whatever its type.
+_CALLERS = (
+    "torch/_dynamo/convert_frame.py",
+    "torch/_dynamo/backends/common.py",
+    "torch/_inductor/compile_fx.py",
+)
 
 
 def compiled_or_eager(
@@ -28,12 +42,57 @@ def compiled_or_eager(
     except (
         Exception
     ) as error:  # the compiler fails in many ways (no Triton, no C++ compiler, its own bugs)
-        torch._dynamo.reset()
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return model, f"compile=true: torch.compile failed, running eager ({reason[:200]})."
+        return model, give_up_compiling(error)
     finally:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
     return forward, None
+
+
+def is_compile_error(error: BaseException) -> bool:
+    """Say whether a forward or backward pass failed because something did not compile.
+
+    That happens late too: for another batch size, in eval mode, in a backward that is compiled when it is first
+    needed. The same pass may then be tried eager; if the fault was the model's own, eager says so in plain words.
+    Errors of operations that were compiled and run, and memory that ran out (also while compiling), are none.
+    """
+    if any(is_out_of_memory(one) for one in _chain(error)):
+        return False
+    return any(_by_a_compiler(one) for one in _chain(error)) or _while_compiling(
+        error.__traceback__
+    )
+
+
+def give_up_compiling(error: BaseException) -> str:
+    """Drop all that was compiled so far; return the line for the person."""
+    with contextlib.suppress(Exception):  # where importing the compiler is what fails
+        torch._dynamo.reset()
+    *_, first = _chain(error)
+    said = str(first).strip().splitlines() or [""]
+    reason = said[0] if type(first) is RuntimeError else f"{type(first).__name__}: {said[0]}"
+    return f"compile=true: torch.compile failed, running eager ({reason.rstrip(': ')[:200]})."
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and those that it was made of, the first that occurred last."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = getattr(one, "inner_exception", None) or one.__cause__
+
+
+def _by_a_compiler(error: BaseException) -> bool:
+    return any(f"{kind.__module__}.".startswith(_COMPILERS) for kind in type(error).__mro__)
+
+
+def _while_compiling(traceback: TracebackType | None) -> bool:
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename.replace("\\", "/")
+        if file.endswith(_CALLERS):
+            return True
+        traceback = traceback.tb_next
+    return False

@@ -1,10 +1,15 @@
 """What does not compile runs eager, the reason is told, and the probe leaves no trace."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
-from segfit.engine.compiling import compiled_or_eager
+from segfit.engine.compiling import compiled_or_eager, give_up_compiling, is_compile_error
 from segfit.engine.precision import Precision
 
 FP32 = Precision("fp32", "cpu")
@@ -49,3 +54,111 @@ def test_a_success_restores_buffers_gradients_and_random_numbers(model, monkeypa
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+IMAGES = torch.zeros(2, 3, 8, 8)
+
+
+class Counting:
+    """A backend that runs what it is given, until it fails."""
+
+    def __init__(self, good: int, error: Exception) -> None:
+        self.good = good
+        self.error = error
+
+    def __call__(self, graph, inputs):
+        if self.good == 0:
+            raise self.error
+        self.good -= 1
+        return graph.forward
+
+
+@pytest.fixture
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def late_failure(model: nn.Module, error: Exception) -> BaseException:
+    """What the first pass in eval mode raises, after training has compiled."""
+    forward = torch.compile(model, backend=Counting(1, error))
+    forward(IMAGES).sum().backward()
+    model.eval()
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        forward(IMAGES)
+    return caught.value
+
+
+def test_a_recompilation_that_fails(model, fresh):
+    error = late_failure(model, RuntimeError("no such instruction"))
+    assert is_compile_error(error)
+    assert give_up_compiling(error).endswith("running eager (no such instruction).")
+
+
+def test_a_backward_that_is_compiled_late(model, fresh):
+    backend = aot_autograd(
+        fw_compiler=lambda graph, inputs: graph.forward,
+        bw_compiler=Counting(0, RuntimeError("no such instruction")),
+    )
+    loss = torch.compile(model, backend=backend, dynamic=True)(IMAGES).sum()
+    with pytest.raises(RuntimeError, match="no such instruction") as caught:
+        loss.backward()
+    assert type(caught.value) is RuntimeError  # not wrapped in an error of the compiler
+    assert is_compile_error(caught.value)
+
+
+def test_memory_that_runs_out_while_compiling_is_no_failure_to_compile(model, fresh):
+    assert not is_compile_error(late_failure(model, torch.OutOfMemoryError("CUDA out of memory.")))
+
+
+def test_what_fails_while_running_is_no_failure_to_compile(model, fresh):
+    def breaks(graph, inputs):
+        def run(*arguments):
+            raise RuntimeError("the device is lost")
+
+        return run
+
+    with pytest.raises(RuntimeError, match="the device is lost") as caught:
+        torch.compile(model, backend=breaks)(IMAGES)
+    assert not is_compile_error(caught.value)
+    with pytest.raises(RuntimeError, match="channels") as caught:
+        model(torch.zeros(2, 5, 8, 8))
+    assert not is_compile_error(caught.value)
+
+
+def test_triton_and_what_stems_from_it():
+    missing = type("TritonMissing", (Exception,), {"__module__": "torch._inductor.exc"})("none")
+    kernel = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})("smem")
+    outer = RuntimeError("outer")
+    outer.__cause__ = missing
+    assert all(map(is_compile_error, (missing, kernel, outer)))
+    assert not is_compile_error(outer.__class__("outer"))
+
+
+COMPILE = """
+import torch
+from segfit.engine.compiling import compiled_or_eager, is_compile_error
+from segfit.engine.precision import Precision
+model = torch.nn.Conv2d(3, 4, 3)
+forward, reason = compiled_or_eager(model, torch.zeros(2, 3, 8, 8), Precision("fp32", "cpu"))
+assert forward is model
+print(reason)
+"""
+
+
+@pytest.mark.parametrize(
+    ("cxx", "cache", "said"),
+    [("nowhere", "cache", "No working C++ compiler"), ("g++", "file", "FileExistsError")],
+    ids=["no compiler", "a file where its folder should be"],
+)
+def test_without_what_the_compiler_needs(tmp_path: Path, monkeypatch, cxx, cache, said):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CXX", cxx)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / cache))
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch.compile failed, running eager" in done.stdout
+    assert said in done.stdout
