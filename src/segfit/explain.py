@@ -5,6 +5,7 @@ that are wrong are told at once, each with the nearest name that is right.
 """
 
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,16 @@ from omegaconf.errors import OmegaConfBaseException
 from segfit.check import check
 from segfit.errors import SegFitError, nearest
 
-# What Python says of a value that is none → what a person says.
+# What OmegaConf and Python say of a value → what a person says; the first that is found.
 _PLAINER = {
-    "invalid literal for int": "must be a whole number.",
-    "could not convert string to float": "must be a number.",
+    "is not a valid bool": "must be true or false.",
+    "could not be converted to Integer": "must be a whole number.",
+    "could not be converted to Float": "must be a number.",
+    "Cannot convert '$VALUE_TYPE' to string": "must be text.",
+    "is not Optional": "must not be null.",
 }
+# Where Hydra reads the command line and the files. It is not careful there: `lr=3` with `=3` for it is a ValueError.
+_COMPOSING = ("config_loader_impl.py", "defaults_list.py", "overrides_parser.py")
 
 
 def explain(error: BaseException, conf: Path, config_name: str, arguments: list[str]) -> list[str]:
@@ -38,7 +44,7 @@ def explain(error: BaseException, conf: Path, config_name: str, arguments: list[
     for cause in _chain(error):
         if isinstance(cause, SegFitError):
             return cause.problems
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+    if not isinstance(error, (HydraException, OmegaConfBaseException)) and not _composing(error):
         return []
     problems = _faulty_overrides(conf, config_name, arguments)
     return problems or [_plain(str(error))]
@@ -50,25 +56,39 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _composing(error: BaseException) -> bool:
+    files = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
+    return any(file in _COMPOSING for file in files)
+
+
 def _plain(message: str) -> str:
     """Drop the hints that only Hydra's own users know what to do with."""
     kept = [
         line.strip()
         for line in message.splitlines()
         if line.strip()
-        and not line.strip().startswith(("object_type=", "To append", "Set the env"))
+        and not line.strip().startswith(
+            ("object_type=", "reference_type=", "To append", "Set the env")
+        )
     ]
     return "\n".join(kept)
 
 
 def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> list[str]:
-    texts = [text for text in arguments if "=" in text and not text.startswith("-")]
+    texts = [
+        text
+        for text in arguments
+        if text.startswith("~") or ("=" in text and not text.startswith("-"))
+    ]
     problems: list[str] = []
     parsed: list[Override] = []
     for text in texts:
         try:
-            parsed.append(OverridesParser.create().parse_override(text))
-        except HydraException as error:
+            override = OverridesParser.create().parse_override(text)
+            if not override.key_or_group:
+                raise ValueError("what is before the = is missing")
+            parsed.append(override)
+        except Exception as error:
             problems.append(f"{text}: not understood. {_plain(str(error)).splitlines()[0]}")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf), version_base="1.3"):
@@ -85,7 +105,7 @@ def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
             compose(config_name, [*_without(good, line.split("=")[0]), line])
         except SegFitError as error:
             problems += error.problems
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:
             problems.append(_reason(line, error, config_name, good))
         else:
             good = [*_without(good, line.split("=")[0]), line]
@@ -99,7 +119,7 @@ def _wrong_values(config_name: str, good: list[str]) -> list[str]:
         check(compose(config_name, good))
     except SegFitError as error:
         return [problem for problem in error.problems if "has no value" not in problem]
-    except (HydraException, OmegaConfBaseException):
+    except Exception:
         pass
     return []
 
@@ -127,7 +147,7 @@ def _groups() -> list[str]:
 
 
 def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> str:
-    key, value = line.split("=", 1)
+    key, _, value = line.partition("=")
     name = key.lstrip("+~")
     loader = GlobalHydra.instance().config_loader()
     if _is_group(key):
@@ -141,16 +161,16 @@ def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> s
             )
     try:
         known = [*_groups(), *_keys(compose(config_name, good))]
-    except (HydraException, OmegaConfBaseException):
+    except Exception:
         known = _groups()
     if not key.startswith("+") and name not in known and name.split(".")[0] not in ("hydra",):
         near = nearest(name, known) or _nearest_leaf(name, known)
         return f"{name}: there is no such key.{near}"
     causes = [_plain(str(cause)) for cause in _chain(error)]
-    text = next((c for c in reversed(causes) if c), str(error))
-    for python, plain in _PLAINER.items():
-        if text.startswith(python):
+    for theirs, plain in _PLAINER.items():
+        if any(theirs in cause for cause in causes):
             return f"{line}: {plain}"
+    text = next((c for c in reversed(causes) if c), str(error))
     return f"{line}: {re.sub(r' *full_key: .*', '', text).strip()}"
 
 

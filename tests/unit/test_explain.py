@@ -28,6 +28,30 @@ def test_every_wrong_override_is_told() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("compile=maybe", "compile=maybe: must be true or false."),
+        ("epochs=3.0", "epochs=3.0: must be a whole number."),
+        ("epochs=true", "epochs=true: must be a whole number."),
+        ("lr=null", "lr=null: must not be null."),
+        ("monitor=[miou]", "monitor=[miou]: must be text."),
+        ("precision=3", "precision=3: no such choice. There are: auto, bf16, fp16, fp32."),
+        ("=3", "=3: not understood. what is before the = is missing"),
+        ("~wramup", "wramup: there is no such key."),
+    ],
+)
+def test_in_the_words_of_a_person(argument: str, problem: str) -> None:
+    assert explained(argument) == [problem]
+
+
+def test_what_hydra_itself_stumbles_over_is_told() -> None:
+    (problem,) = explained("epochs=" + "1" * 5000)
+    assert "not understood" in problem
+    (problem,) = explained("hardware.tuned_for.device=x")
+    assert problem.startswith("hardware.tuned_for.device")
+
+
 def test_keys_are_looked_up_in_the_chosen_group() -> None:
     (problem,) = explained("model.base_chanels=8", "model=cnn")
     assert "Did you mean 'model.base_channels'?" in problem
