@@ -6,7 +6,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segfit import cli, runs, sweep
+from segfit import cli, runs, sweep, sweep_jobs
 from segfit.check import check
 from segfit.errors import SegFitError
 
@@ -17,7 +17,7 @@ cli.setup()
 def main(config: DictConfig) -> float:
     """Train what the command line composes; return the best monitored score, for sweepers."""
     if sweep.is_sweep():
-        return sweep.run_job(config.monitor)
+        return sweep_jobs.run_job(config.monitor, Path(__file__))
     with cli.errors_held_back():
         return run(config)
     return float("nan")
@@ -31,6 +31,7 @@ def run(config: DictConfig) -> float:
         if config.resume is not None:
             config = runs.resumed_config(folder, overrides)
         check(config)
+        runs.claim(folder, resumed=config.resume is not None)
         return train(config, overrides, folder)
     except SegFitError:
         runs.discard_if_empty(folder)

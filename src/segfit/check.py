@@ -123,6 +123,11 @@ def _check_run(config: DictConfig) -> Iterator[str]:
             f"resume_sweep={config.resume_sweep}: only train.py takes it, as a key of its own, with nothing but "
             f"hydra.… beside it."
         )
+    if config.resume_sweep is not None:
+        yield (
+            f"resume_sweep={config.resume_sweep}: only train.py takes it, as a key of its own, with nothing but "
+            f"hydra.… beside it."
+        )
     yield from _check_ranges(config)
     yield from _check_classes(config)
     if OmegaConf.get_type(config.data) is FolderConfig:

@@ -16,13 +16,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from segfit import config as schema
-from segfit import sweep
+from segfit import sweep, sweep_jobs, sweep_record
 from segfit.errors import SegFitError
 from segfit.explain import explain
 from segfit.hardware import detect_tier
+from segfit.locks import InUseError
 
 CONF = Path(__file__).parents[2] / "conf"
-INTERRUPTED = 130
 
 
 def setup() -> None:
@@ -30,6 +30,7 @@ def setup() -> None:
     schema.register()
     _alias_detected_hardware()
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("benchmark_dir", benchmark_dir, use_cache=True, replace=True)
 
 
@@ -56,6 +57,11 @@ def run_dir(resume: str | None) -> str:
             )
         return resume
     return new_folder(Path("outputs"))
+
+
+def sweep_dir() -> str:
+    """Return a new folder for a sweep."""
+    return new_folder(Path("multirun"))
 
 
 def benchmark_dir(mode: str) -> str:
@@ -106,27 +112,50 @@ def run(main: Callable[[], None], config_name: str, no_sweep: str = "") -> NoRet
     """
     if no_sweep and {"-m", "--multirun"} & set(sys.argv):
         fail([f"-m: {no_sweep}"])  # before Hydra makes the sweep's folders
+    if config_name == "train":
+        _resume_sweep()
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own
+    if not verbose:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own
+        os.environ[sweep_jobs.QUIET] = "1"
     try:
         main()
         if _held_back:
             raise _held_back.pop()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sweep.tell_how_to_go_on()
+        sys.exit(sweep_jobs.INTERRUPTED)
+    except SystemExit as error:
+        if error.code == sweep_jobs.TERMINATED:
+            sweep.tell_how_to_go_on()
+        raise
+    except sweep.RefusedError as refused:
+        caught = refused.error
     except Exception as error:
         if verbose:
             raise
         caught = error
     else:
         sys.exit(1 if sweep.LeaderBoard.failed else 0)
+    sweep.tell_how_to_go_on()
     problems = explain(caught, CONF, config_name, sys.argv[1:])
     if not problems:
         kind = "oom" if _ran_out_of_memory(caught) else "crash"
-        sweep.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
+        sweep_jobs.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
         raise caught
-    sweep.leave_error("input", problems[0], 2)
+    if not isinstance(caught, InUseError):  # by a process that trains; nothing failed
+        sweep_jobs.leave_error("input", problems[0], 2)
     fail(problems)
+
+
+def _resume_sweep() -> None:
+    """Where a sweep is to go on, put its own command line in place of the one that was typed."""
+    try:
+        again = sweep_record.resumed_arguments(sys.argv[1:])
+    except SegFitError as error:
+        fail(error.problems)
+    if again is not None:
+        sys.argv[1:], sweep.LeaderBoard.resumed = again
 
 
 def _ran_out_of_memory(error: Exception) -> bool:

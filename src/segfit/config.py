@@ -408,6 +408,9 @@ class RunConfig:
     resume: str | None = option(
         None, "A run folder; its config goes on, but for values given here."
     )
+    resume_sweep: str | None = option(
+        None, "A sweep's folder, for train.py alone; what is missing of it runs."
+    )
 
 
 @dataclass

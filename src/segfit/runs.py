@@ -5,29 +5,37 @@
     checkpoints/      last.pt to go on from, best.pt to evaluate
     tensorboard/      events
     train.log         what was told
+    scores.jsonl      a line a validation, as it was made
     metrics.json      scores, speed, memory, and what really ran
+    .lock             the process that trains; others are refused
 
 A run folder may come from a stranger: configs are read as plain values (no interpolation, no tags) into the
 schema, and checkpoints as plain tensors.
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segfit import locks
 from segfit.check import check
 from segfit.config import SCHEMAS, RunConfig
 from segfit.errors import SegFitError
+from segfit.strangers import read_yaml, refuse_links
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
 METRICS = "metrics.json"
+SCORES = "scores.jsonl"
+_WRITTEN = [
+    *(CONFIG, OVERRIDES, METRICS, SCORES, "train.log", "checkpoints", "tensorboard"),
+]
 
 # What may change when a run goes on; anything else would make it another run.
 _RESUMABLE = (
@@ -59,20 +67,48 @@ def save_config(config: DictConfig, overrides: Sequence[str], run: Path) -> None
     resumed, config.resume = config.resume is not None, None
     try:
         run.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, run / CONFIG, resolve=True)
+        replace_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
         if not resumed:
-            (run / OVERRIDES).write_text(yaml.safe_dump(list(overrides), allow_unicode=True))
+            replace_text(run / OVERRIDES, yaml.safe_dump(list(overrides), allow_unicode=True))
     except OSError as error:
         raise SegFitError(f"cannot write to the run folder {run}: {error.strerror}.") from error
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Reads values only: an alias is refused too, since a few of them can unfold to billions of nodes."""
+def replace_text(path: Path, text: str) -> None:
+    """Write a file, all or nothing: a process that is killed meanwhile leaves the old one.
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it holds an alias; a run holds plain values")
-        return super().compose_node(parent, index)
+    Raises:
+        OSError: if it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def claim(run: Path, *, resumed: bool) -> None:
+    """Take a run's folder for this process, so that no other one writes into it.
+
+    Of processes that train together, only the first takes it.
+
+    Raises:
+        SegFitError: if another process trains in it, a new run would write into an older one, or a link in it
+            leads elsewhere.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    locks.lock(run)
+    if not resumed and (run / CONFIG).exists():
+        raise SegFitError(
+            f"hydra.run.dir={run} holds a run already. To go on with it: resume={run}; for a new run give "
+            f"another folder, or none."
+        )
+    refuse_links(run, _WRITTEN)
 
 
 def load_config(run: Path) -> DictConfig:
@@ -83,14 +119,11 @@ def load_config(run: Path) -> DictConfig:
     """
     path = run / CONFIG
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+        values = read_yaml(path)
     except FileNotFoundError as error:
         raise SegFitError(
             f"{run}: no run folder (it has no {CONFIG}). Give a folder that train.py made."
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise SegFitError(f"{path}: not readable ({error}).") from error
-    _refuse_interpolation(values, path)
     try:
         config = OmegaConf.structured(RunConfig)
         for group, schemas in SCHEMAS.items():
@@ -108,18 +141,6 @@ def load_config(run: Path) -> DictConfig:
     except SegFitError as error:
         raise SegFitError([f"{path}: {problem}" for problem in error.problems]) from error
     return config
-
-
-def _refuse_interpolation(value: Any, path: Path) -> None:
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list):
-        for item in value:
-            _refuse_interpolation(item, path)
-    elif isinstance(value, str) and "${" in value:
-        raise SegFitError(
-            f"{path}: refused, {value!r} is an interpolation; a run holds plain values."
-        )
 
 
 def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
@@ -155,6 +176,8 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
 
 def discard_if_empty(run: Path) -> None:
     """Remove a run folder in which nothing was written, after wrong input."""
+    if {entry.name for entry in run.glob("*")} <= {locks.LOCK}:
+        locks.release(run)
     with contextlib.suppress(OSError):
         run.rmdir()
         run.parent.rmdir()  # the day's, if this was its only run

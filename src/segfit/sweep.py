@@ -1,33 +1,27 @@
-"""Sweeps: every job is a process of its own, so that what kills one cannot touch the next."""
+"""Sweeps: from the start, where the folder and its record are made, to the leader board at the end."""
 
 import contextlib
-import json
-import os
 import signal
-import subprocess
 import sys
-from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 
+from segfit import locks
+from segfit.errors import SegFitError
 from segfit.report.leaderboard import collect, print_leaderboard, write_csv
-from segfit.runs import METRICS, OVERRIDES
+from segfit.report.text import hydra_override, shown_path
+from segfit.sweep_jobs import TERMINATED, quoted
+from segfit.sweep_record import SWEEP, save_sweep
 
-ERROR = "error.json"
-_INTERRUPTED = 130
-_TERMINATED = 143
-_ENVIRONMENT = dict(os.environ)  # as the person set it; what the parent adds is not for its jobs
-_JOB_FOLDER = "SEGFIT_JOB_FOLDER"  # set for the processes of a sweep
-# Of the sweep itself; a job must not sweep again, and has its own folder.
-_SWEEP_ONLY = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.sweeper", "hydra.launcher", "hydra/sweeper",
-               "hydra/launcher")  # fmt: skip
+_PATIENCE_S = 600.0  # for jobs that were told to end; saving takes seconds
 
 
 def is_sweep() -> bool:
@@ -35,103 +29,45 @@ def is_sweep() -> bool:
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
-def run_job(monitor: str) -> float:
-    """Run this job of a sweep in a process of its own; return its best score.
+class RefusedError(BaseException):
+    """Carries an error through Hydra, which turns what is an Exception in a callback into a warning."""
 
-    A job that fails leaves `error.json` in its folder and scores NaN; the sweep goes on.
-
-    Raises:
-        KeyboardInterrupt: if the job was ended by Ctrl-C, which ends the sweep.
-        SystemExit: if the sweep was ended by SIGTERM, once the job has saved.
-    """
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    overrides = list(hydra.overrides.task)
-    (folder / OVERRIDES).write_text(yaml.safe_dump(overrides, allow_unicode=True))
-    print(f"\n── job {hydra.job.num}: {' '.join(overrides) or 'as it is'}", flush=True)
-    code = _run(_command(hydra, overrides, folder), {**_ENVIRONMENT, _JOB_FOLDER: str(folder)})
-    if code == _INTERRUPTED:
-        raise KeyboardInterrupt
-    if code != 0 and not (folder / ERROR).exists():
-        write_error(folder, "crash", _how_it_ended(code), code)
-    return best_score(folder, monitor)
-
-
-def _command(hydra: Any, overrides: Sequence[str], folder: Path) -> list[str]:
-    kept = [text for text in hydra.overrides.hydra if not text.lstrip("+~").startswith(_SWEEP_ONLY)]
-    own = [f"hydra.run.dir='{folder.as_posix()}'", "hydra.mode=RUN"]
-    extra = [
-        f"--config-dir={source.path}"
-        for source in hydra.runtime.config_sources
-        if source.provider == "command-line"
-    ]
-    script = str(Path(sys.argv[0]).resolve())
-    return [
-        sys.executable,
-        script,
-        f"--config-name={hydra.job.config_name}",
-        *extra,
-        *overrides,
-        *kept,
-        *own,
-    ]
-
-
-def _run(command: list[str], environment: dict[str, str]) -> int:
-    process = subprocess.Popen(command, env=environment)
-    stopped = False
-
-    def hand_on(number: int, _frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        process.send_signal(number)
-
-    before = signal.signal(signal.SIGTERM, hand_on)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # the job got the signal too, and saves
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if stopped:
-        sys.exit(_TERMINATED)
-    return code
-
-
-def _how_it_ended(code: int) -> str:
-    if code < 0:
-        return f"killed by signal {-code}" + (" (out of host memory?)" if code == -9 else "")
-    return "wrong input, see above" if code == 2 else f"ended with exit code {code}, see above"
-
-
-def leave_error(kind: str, message: str, exit_code: int) -> None:
-    """If this process is a job of a sweep, leave why it failed in its folder, for the leader board."""
-    folder = os.environ.get(_JOB_FOLDER)
-    if folder is not None:
-        write_error(Path(folder), kind, message, exit_code)
-
-
-def write_error(folder: Path, kind: str, message: str, exit_code: int) -> None:
-    """Leave the reason of a failure in a job's folder."""
-    content = {"kind": kind, "message": message, "exit_code": exit_code}
-    with contextlib.suppress(OSError):
-        (folder / ERROR).write_text(json.dumps(content), encoding="utf-8")
-
-
-def best_score(folder: Path, monitor: str) -> float:
-    """Return a finished job's best monitored score, NaN if there is none."""
-    try:
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        return float(metrics["best"][monitor])
-    except (OSError, ValueError, KeyError, TypeError):
-        return float("nan")
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class LeaderBoard(Callback):
-    """Hydra's callback that ends a sweep with its jobs in order, on screen and as CSV."""
+    """Hydra's callback that begins a sweep with a folder of its own and ends it with its jobs in order.
 
+    Attributes:
+        folder: of the sweep that this process launched; None before.
+        resumed: of the sweep that is launched again; None: a new one.
+        failed: how many jobs have no result.
+    """
+
+    folder: Path | None = None
+    resumed: Path | None = None
     failed = 0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        """Take the folder, write down what the sweep is, and take care of signals.
+
+        Raises:
+            RefusedError: if an engine is not installed, or the folder is another sweep's.
+        """
+        try:
+            _check_installed(config)
+            folder = Path(config.hydra.sweep.dir)
+            _claim(folder, resumed=folder == LeaderBoard.resumed)
+            if folder != LeaderBoard.resumed:
+                save_sweep(config, folder)
+            _pin(config, folder)
+        except Exception as error:
+            raise RefusedError(error) from error
+        LeaderBoard.folder = folder
+        if config.hydra.runtime.choices["hydra/launcher"] != "basic":
+            _wait_for_jobs_at_the_end()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Print the leader board and write it beside the jobs."""
@@ -140,4 +76,69 @@ class LeaderBoard(Callback):
         print_leaderboard(rows)
         write_csv(rows, folder / "leaderboard.csv")
         print(f"{folder / 'leaderboard.csv'}\ntensorboard --logdir {folder}")
-        LeaderBoard.failed = sum((job / ERROR).exists() for job in folder.iterdir() if job.is_dir())
+        LeaderBoard.failed = sum(row.failed for row in rows)
+        if LeaderBoard.failed:
+            tell_how_to_go_on()
+
+
+def tell_how_to_go_on() -> None:
+    """Print what to type to run what is missing of a sweep; nothing if there is none."""
+    if LeaderBoard.folder is not None and (LeaderBoard.folder / SWEEP).exists():
+        again = hydra_override("resume_sweep", shown_path(LeaderBoard.folder))
+        print(f"What is missing runs with: python train.py {again}", flush=True)
+
+
+def _check_installed(config: DictConfig) -> None:
+    for kind in ("launcher", "sweeper"):
+        package = str(config.hydra[kind]["_target_"]).rpartition(".")[0]
+        try:
+            found = find_spec(package) is not None
+        except ModuleNotFoundError:
+            found = False
+        if not found:
+            raise SegFitError(
+                f"hydra/{kind}={config.hydra.runtime.choices[f'hydra/{kind}']}: not installed. "
+                f"pip install -r requirements-sweeps.txt"
+            )
+
+
+def _claim(folder: Path, *, resumed: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegFitError(f"cannot make the folder {folder}: {error.strerror}.") from error
+    locks.lock(folder)
+    if not resumed and ((folder / SWEEP).exists() or (folder / "0").exists()):
+        raise SegFitError(
+            f"hydra.sweep.dir={folder} holds a sweep already. To run what is missing of it: "
+            f"python train.py resume_sweep={folder}; for a new sweep give another folder, or none."
+        )
+
+
+def _pin(config: DictConfig, folder: Path) -> None:
+    """Give the jobs the folder as it is: they may be composed in processes that know no resolver of ours."""
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
+
+
+def _wait_for_jobs_at_the_end() -> None:
+    """Let Ctrl-C and SIGTERM end this process once its jobs have saved: launchers would kill them."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for handled in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(handled, signal.SIG_IGN)
+        here = psutil.Process()
+        launchers = here.children()
+        jobs = [child for child in here.children(recursive=True) if child not in launchers]
+        if number == signal.SIGTERM:  # a terminal sends Ctrl-C to all of them by itself
+            for launcher in launchers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    launcher.terminate()
+        psutil.wait_procs(jobs, timeout=_PATIENCE_S)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(TERMINATED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)

@@ -1,6 +1,5 @@
 """A trained model from its run folder alone: nothing of today's conf, nothing of the folder executed."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from segfit.engine.seeding import seed_everything
 from segfit.errors import SegFitError
 from segfit.labels import Classes
 from segfit.models.build import make_model
+from segfit.strangers import read_json
 
 Notice = Callable[[str], None]
 
@@ -118,14 +118,9 @@ def _recorded(folder: Path) -> dict[str, Any]:
     """Return a run's metrics.json, which a run that was killed lacks."""
     path = folder / runs.METRICS
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise SegFitError(f"{path}: not readable ({error}).") from error
-    if not isinstance(values, dict):
-        raise SegFitError(f"{path}: not the metrics of a run.")
-    return values
 
 
 def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | None]:

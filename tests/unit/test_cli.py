@@ -26,7 +26,7 @@ def test_out_of_memory_is_told_from_a_crash(
         raise error
 
     monkeypatch.setattr(
-        cli.sweep, "leave_error", lambda kind, _message, code: left.append((kind, code))
+        cli.sweep_jobs, "leave_error", lambda kind, _message, code: left.append((kind, code))
     )
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "segfit"
-LEAVES = {"errors", "hardware", "labels", "monitor", "phases"}
+LEAVES = {"errors", "hardware", "labels", "locks", "monitor", "phases", "strangers"}
 BUILT = {
     "augmentation", "data", "engine", "losses", "metrics", "models", "optim", "report", "tasks",
 }  # fmt: skip
@@ -16,15 +16,28 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "hardware": set(),
     "labels": set(),
+    "locks": {"errors"},
+    "strangers": {"errors"},
     "monitor": {"hardware"},
     "phases": set(),
     "config": LEAVES,
     "config_benchmark": {"config"},
     "check": {"config", *LEAVES},
     "runs": {"config", "check", *LEAVES},
-    "sweep": {"runs", "report.leaderboard", *LEAVES},
+    "sweep_jobs": {"runs", *LEAVES},
+    "sweep_record": {"runs", "sweep_jobs", *LEAVES},
+    "sweep": {"report.leaderboard", "report.text", "sweep_jobs", "sweep_record", *LEAVES},
     "explain": {"config", "check", *LEAVES},
-    "cli": {"config", "check", "explain", "sweep", "engine.out_of_memory", *LEAVES},
+    "cli": {
+        "config",
+        "check",
+        "explain",
+        "sweep",
+        "sweep_jobs",
+        "sweep_record",
+        "engine.out_of_memory",
+        *LEAVES,
+    },
     "models": LEAVES,
     "data": LEAVES,
     "augmentation": LEAVES,
@@ -41,8 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"build", "trained", "config", "check", "runs", *BUILT, *LEAVES},
 }
 WITHOUT_TORCH = (
-    "check", "cli", "config", "config_benchmark", "errors", "explain", "hardware", "labels", "monitor", "phases",
-    "runs", "sweep",
+    "check", "cli", "config", "config_benchmark", "errors", "explain", "hardware", "labels", "locks", "monitor", "phases",
+    "runs", "strangers", "sweep", "sweep_jobs", "sweep_record",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "transformers", "kornia", "torchmetrics", "matplotlib"}
 
