@@ -47,7 +47,7 @@ def evaluate(options: DictConfig) -> None:
             console.print(f"Written to {options.export}", markup=False)
             return
         if options.images is not None:
-            done = evaluation.predict_folder(run, options, progress)
+            done = evaluation.predict_folder(run, options, progress, notice)
         else:
             done = evaluation.evaluate_split(run, options, notice, checking, progress)
     finally:

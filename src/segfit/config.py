@@ -72,8 +72,10 @@ class CnnConfig(ModelConfig):
     """SegFit's own residual U-Net, for training from random weights."""
 
     name: str = "cnn"
-    base_channels: int = option(32, "Channels at the highest resolution; doubled a level.", ge=4)
-    num_blocks: int = option(2, "Residual blocks a level.", ge=1)
+    base_channels: int = option(
+        32, "Channels at the highest resolution; doubled a level.", ge=4, le=1024
+    )
+    num_blocks: int = option(2, "Residual blocks a level.", ge=1, le=100)
     dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
 
 
@@ -89,7 +91,7 @@ class TimmUnetConfig(ModelConfig):
         "A file must load. null: random.",
     )
     decoder_channels: int = option(
-        256, "Channels of the deepest decoder level; halved a level.", ge=8
+        256, "Channels of the deepest decoder level; halved a level.", ge=8, le=4096
     )
     dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
 
@@ -130,7 +132,7 @@ class PrecisionConfig:
         choices=("auto", "fp32", "fp16", "bf16"),
     )
     tf32: bool = option(True, "Let fp32 matrix products use TF32 on Ampere and later.")
-    init_scale: float = option(65536.0, "GradScaler's first scale (fp16).", gt=0)
+    init_scale: float = option(65536.0, "GradScaler's first scale (fp16).", gt=0, le=1e30)
     growth_interval: int = option(2000, "Steps without overflow before the scale doubles.", ge=1)
 
 
@@ -149,7 +151,9 @@ class AugmentationConfig:
     vflip: float = option(0.0, "Probability of an upside-down flip.", ge=0, le=1)
     affine: float = option(0.7, "Probability of rotation and scale.", ge=0, le=1)
     degrees: float = option(20.0, "Rotation is drawn from ± this many degrees.", ge=0, le=180)
-    scale: list[float] = option([0.8, 1.2], "Zoom is drawn log-uniformly from this range.", gt=0)
+    scale: list[float] = option(
+        [0.8, 1.2], "Zoom is drawn log-uniformly from this range.", ge=0.01, le=100
+    )
     zoom_anywhere: bool = option(
         True, "Zoom about a random point, not the centre: zoomed in, it is a random crop."
     )
@@ -162,14 +166,14 @@ class AugmentationConfig:
     )
     blur: float = option(0.1, "Probability of a Gaussian blur.", ge=0, le=1)
     blur_sigma: list[float] = option(
-        [0.1, 2.0], "Its sigma in pixels is drawn from this range.", gt=0
+        [0.1, 2.0], "Its sigma in pixels is drawn from this range.", gt=0, le=100
     )
     noise: float = option(0.1, "Probability of Gaussian noise.", ge=0, le=1)
     noise_std: float = option(0.05, "Its standard deviation, of the value range 0-1.", ge=0, le=1)
     mixup: float = option(0.0, "Probability that a batch is mixed by MixUp.", ge=0, le=1)
-    mixup_alpha: float = option(0.4, "Beta(alpha, alpha) draws the share.", gt=0)
+    mixup_alpha: float = option(0.4, "Beta(alpha, alpha) draws the share.", gt=0, le=1000)
     cutmix: float = option(0.0, "Probability that a batch is mixed by CutMix.", ge=0, le=1)
-    cutmix_alpha: float = option(1.0, "Beta(alpha, alpha) draws the area.", gt=0)
+    cutmix_alpha: float = option(1.0, "Beta(alpha, alpha) draws the area.", gt=0, le=1000)
 
 
 # --------------------------------------------------------------------------------------- data
@@ -195,12 +199,18 @@ class DataConfig:
         choices=("stretch", "pad", "crop"),
     )
     mean: list[float] = option([0.485, 0.456, 0.406], "Subtracted from RGB in 0-1.", ge=0, le=1)
-    std: list[float] = option([0.229, 0.224, 0.225], "Divides RGB in 0-1.", gt=0)
+    std: list[float] = option([0.229, 0.224, 0.225], "Divides RGB in 0-1.", ge=0.001)
     check: str = option(
         "full",
         "Pre-flight: full opens every file (remembered until the files change), sample a hundred, "
         "off none.",
         choices=("full", "sample", "off"),
+    )
+    on_bad_sample: str = option(
+        "fail",
+        "An image or mask that cannot be read. fail: the run ends and names it. skip: it is told once; in training "
+        "another image takes its place, in evaluation it counts nowhere.",
+        choices=("fail", "skip"),
     )
     cache: str = option(
         "none",
@@ -219,10 +229,10 @@ class ShapesConfig(DataConfig):
 
     name: str = "shapes"
     num_classes: int = 4
-    train_size: int = option(512, "Images to train on.", ge=1)
-    val_size: int = option(64, "Held-out images.", ge=1)
-    test_size: int = option(64, "Held-out images that no choice is made on.", ge=1)
-    resolution: int = option(128, "Side of the drawn image in pixels.", ge=32)
+    train_size: int = option(512, "Images to train on.", ge=1, le=10_000_000)
+    val_size: int = option(64, "Held-out images.", ge=1, le=10_000_000)
+    test_size: int = option(64, "Held-out images that no choice is made on.", ge=1, le=10_000_000)
+    resolution: int = option(128, "Side of the drawn image in pixels.", ge=32, le=16384)
     data_seed: int = option(0, "Another seed, another data set.", ge=0)
 
 
@@ -294,9 +304,11 @@ class LossConfig:
     region_weight: float = option(
         0.5, "Share of dice/lovasz in dice_ce/lovasz_ce; ce has the rest.", ge=0, le=1
     )
-    focal_gamma: float = option(2.0, "Focusing (Lin et al., arXiv 1708.02002).", ge=0)
-    tversky_alpha: float = option(0.3, "Weight of false positives (arXiv 1706.05721).", ge=0)
-    tversky_beta: float = option(0.7, "Weight of false negatives.", ge=0)
+    focal_gamma: float = option(2.0, "Focusing (Lin et al., arXiv 1708.02002).", ge=0, le=100)
+    tversky_alpha: float = option(
+        0.3, "Weight of false positives (arXiv 1706.05721).", ge=0, le=1000
+    )
+    tversky_beta: float = option(0.7, "Weight of false negatives.", ge=0, le=1000)
 
 
 @dataclass
@@ -304,12 +316,14 @@ class OptimizerConfig:
     """timm's optimizer factory."""
 
     name: str = option("adamw", "Any name from timm.optim.list_optimizers().")
-    weight_decay: float = option(0.01, "Not applied to biases and norms.", ge=0)
+    weight_decay: float = option(0.01, "Not applied to biases and norms.", ge=0, le=1000)
     momentum: float = option(0.9, "Of SGD and its kin.", ge=0, lt=1)
     betas: list[float] | None = option(
         None, "Of Adam and its kin; null: the optimizer's own.", ge=0, lt=1
     )
-    head_lr_factor: float = option(1.0, "Learning rate of newly made layers, times lr.", gt=0)
+    head_lr_factor: float = option(
+        1.0, "Learning rate of newly made layers, times lr.", gt=0, le=1_000_000
+    )
 
 
 @dataclass
@@ -320,7 +334,7 @@ class SchedulerConfig:
     warmup: float = option(0.0, "Share of all updates in which lr rises linearly.", ge=0, lt=1)
     warmup_factor: float = option(0.01, "First learning rate, as a share of lr.", gt=0, le=1)
     min_factor: float = option(0.0, "Last learning rate, as a share of lr.", ge=0, le=1)
-    poly_power: float = option(0.9, "Exponent of poly.", gt=0)
+    poly_power: float = option(0.9, "Exponent of poly.", gt=0, le=100)
     step_epochs: float = option(30.0, "Epochs between two drops of step.", gt=0)
     step_gamma: float = option(0.1, "Factor of a drop.", gt=0, le=1)
 
@@ -332,8 +346,8 @@ class SchedulerConfig:
 class LoaderConfig:
     """Data workers."""
 
-    workers: int | None = option(None, "Processes that read images; null: by cores.", ge=0)
-    prefetch: int = option(4, "Batches that each worker keeps ready.", ge=1)
+    workers: int | None = option(None, "Processes that read images; null: by cores.", ge=0, le=1024)
+    prefetch: int = option(4, "Batches that each worker keeps ready.", ge=1, le=1024)
     pin_memory: bool = option(True, "Page-locked batches, so that copies to CUDA overlap.")
     persistent: bool = option(True, "Keep the workers between epochs.")
     non_blocking: bool = option(
@@ -375,12 +389,12 @@ class RunConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
 
     batch_size: int = option(
-        REQUIRED, "Images a micro-batch; effective batch = × accumulate.", ge=1
+        REQUIRED, "Images a micro-batch; effective batch = × accumulate.", ge=1, le=65536
     )
-    accumulate: int = option(1, "Micro-batches an update.", ge=1)
+    accumulate: int = option(1, "Micro-batches an update.", ge=1, le=65536)
     image_size: Any = option(REQUIRED, "What the model sees: side in pixels, or [height, width].")
     epochs: int = option(REQUIRED, "Passes over the training images.", ge=1)
-    lr: float = option(REQUIRED, "Peak learning rate.", gt=0)
+    lr: float = option(REQUIRED, "Peak learning rate.", gt=0, le=1_000_000)
     seed: int = option(0, "Seeds weights, order, augmentation and dropout.", ge=0)
 
     device: str = option("auto", "auto: cuda if there is one.", choices=("auto", "cpu", "cuda"))
@@ -402,6 +416,12 @@ class RunConfig:
     patience: int | None = option(None, "Stop after so many validations without a new best.", ge=1)
     max_steps: int | None = option(
         None, "Stop after so many updates; the schedule stays that of epochs.", ge=1
+    )
+    max_left_out: int = option(
+        5,
+        "Updates with a loss or gradient that is not finite that are left out, after going back to the last good "
+        "state, before training stops; 0: stop at the first.",
+        ge=0,
     )
     limit_train_batches: int | None = option(None, "Micro-batches an epoch, at the most.", ge=1)
     limit_val_batches: int | None = option(None, "Batches a validation, at the most.", ge=1)

@@ -16,6 +16,7 @@ from segfit.build.data import (
     held_out_batch_size,
     loader_options,
     make_held_out_batches,
+    make_skipping,
     make_sources,
     workers_of,
 )
@@ -86,13 +87,15 @@ def evaluate_split(
     source, class_weights = _split(run, options.split, notice, checking)
     out = EvaluationFolder(_out(options, run.folder, options.split), run.classes)
     workers = min(workers_of(run.config, run.device), len(source))
-    batches = make_held_out_batches(run.config, source, run.device, workers, None)
+    left_out, without = _noting(notice)
+    batches = make_held_out_batches(run.config, source, run.device, workers, None, without)
     task = _task(run, options, class_weights)
     taker = _Predictions(
         out, source.id, lambda index: source.read(index)[0], options, len(run.classes)
     )
     facts = {**_facts(run, options), "split": options.split, "images": len(source)}
     result = _pass(run, task, batches, taker, facts, progress)
+    facts |= {"images": len(source) - len(left_out), "left_out": left_out}
     out.save_scores(result)
     panels, captions = taker.worst_panels(source)
     out.save_worst(panels, captions)
@@ -129,6 +132,7 @@ def _split(
     report = check_sources(
         {name: source for name, source in sources.items() if name in {split, *counted}},
         check=data.check,
+        skip=data.on_bad_sample == "skip",
         needs={split: 1},
         progress=checking,
     )
@@ -143,7 +147,10 @@ def _split(
 
 
 def predict_folder(
-    run: TrainedRun, options: DictConfig, progress: Progress | None = None
+    run: TrainedRun,
+    options: DictConfig,
+    progress: Progress | None = None,
+    notice: Notice = lambda _: None,
 ) -> Evaluation:
     """Predict the masks of a folder of images, at their original sizes (upright, as EXIF says).
 
@@ -151,6 +158,7 @@ def predict_folder(
         run: of `trained.load_run`.
         options: of evaluate.py, checked; `images` is the folder.
         progress: called with (done, total) batches.
+        notice: told of images that `data.on_bad_sample=skip` leaves out.
 
     Raises:
         SegFitError: if there is no image, one is unreadable, or results cannot be written.
@@ -171,8 +179,13 @@ def predict_folder(
         )
     out = EvaluationFolder(path, run.classes)
     workers = min(workers_of(config, run.device), len(dataset))
+    left_out, without = _noting(notice)
     loader = eval_loader(
-        dataset, held_out_batch_size(config), run.device, loader_options(config, workers)
+        dataset,
+        held_out_batch_size(config),
+        run.device,
+        loader_options(config, workers),
+        make_skipping(config, without),
     )
     batches = HeldOutBatches(DevicePrefetcher(loader, run.device), len(loader))
     taker = _Predictions(
@@ -184,6 +197,7 @@ def predict_folder(
     )
     facts = {**_facts(run, options), "folder": str(dataset.folder), "images": len(dataset)}
     result = _pass(run, _task(run, options, None), batches, taker, facts, progress)
+    facts |= {"images": len(dataset) - len(left_out), "left_out": left_out}
     facts |= {"status": "finished", "seconds": result.seconds}
     out.write_metrics(facts)
     return Evaluation(None, facts, out.path, [])
@@ -291,6 +305,17 @@ def _pass(
     finally:
         taker.out.close()
     return result
+
+
+def _noting(notice: Notice) -> tuple[list[str], Notice]:
+    """Return the list of what will be told, and who tells it."""
+    told: list[str] = []
+
+    def note(line: str) -> None:
+        told.append(line)
+        notice(line)
+
+    return told, note
 
 
 def _out(options: DictConfig, run: Path, name: str) -> Path:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from segfit.build.augmentation import make_cpu_augment
 from segfit.check import plain, size_of
+from segfit.data.bad_samples import Skipping
 from segfit.data.batches import HeldOutBatches, TrainBatches
 from segfit.data.cache_build import CacheOptions, cache_sources
 from segfit.data.cores import choose_workers
@@ -20,7 +21,7 @@ from segfit.labels import Classes
 
 # Keys of data that no pixel of a sample depends on; files and names of images are told apart by themselves.
 _NOT_READING = {
-    "name", "fit", "mean", "std", "check", "cache", "cache_dir", "class_colors", "background",
+    "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
     "train_size", "val_size", "test_size", "root", "images", "split",
 }  # fmt: skip
 
@@ -92,35 +93,61 @@ def cached_sources(
         reading=repr(sorted(reading.items())),
         label=Path(data.get("root") or data.name).expanduser().resolve().name,
         folder=Path(data.cache_dir) if data.cache_dir else None,
+        skip=data.on_bad_sample == "skip",
     )
     cached, line = cache_sources(used, options, progress)
     return dict(cached), line
 
 
 def make_train_batches(
-    config: DictConfig, source: Source, device: torch.device, workers: int
+    config: DictConfig,
+    source: Source,
+    device: torch.device,
+    workers: int,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> TrainBatches:
-    """Return the training batches of a config."""
+    """Return the training batches of a config; `notice`: told of images that `data.on_bad_sample=skip` replaces."""
     augment = make_cpu_augment(config)
     dataset = TrainDataset(source, size_of(config.image_size), config.data.fit, augment)
     sampler = EpochSampler(len(source), config.batch_size, config.seed)
-    loader = train_loader(dataset, sampler, device, loader_options(config, workers))
+    options = loader_options(config, workers)
+    loader = train_loader(dataset, sampler, device, options, make_skipping(config, notice))
     batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
     return TrainBatches(sampler, batches, config.limit_train_batches)
 
 
 def make_held_out_batches(
-    config: DictConfig, source: Source, device: torch.device, workers: int, limit: int | None
+    config: DictConfig,
+    source: Source,
+    device: torch.device,
+    workers: int,
+    limit: int | None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> HeldOutBatches:
-    """Return a source's images in order, in batches of a config."""
+    """Return a source's images in order, in batches of a config.
+
+    Args:
+        config: checked.
+        source: has them.
+        device: where batches go.
+        workers: processes that read.
+        limit: batches a pass at the most, or None.
+        notice: told of images that `data.on_bad_sample=skip` leaves out.
+    """
     loader = eval_loader(
         EvalDataset(source, size_of(config.image_size), config.data.fit),
         held_out_batch_size(config),
         device,
         loader_options(config, workers),
+        make_skipping(config, notice),
     )
     batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
     return HeldOutBatches(batches, len(loader), limit)
+
+
+def make_skipping(config: DictConfig, notice: Callable[[str], None]) -> Skipping | None:
+    """Return who is told of images that cannot be read; None where they end the run."""
+    return Skipping(notice) if config.data.on_bad_sample == "skip" else None
 
 
 def loader_options(config: DictConfig, workers: int) -> LoaderOptions:

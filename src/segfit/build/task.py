@@ -36,7 +36,7 @@ def class_weights_of(
         return [float(weight) for weight in wanted]
     pixels = preflight.class_pixels.get("train")
     if pixels is None:
-        pixels = count_class_pixels(source, 200)
+        pixels = count_class_pixels(source, 200, skip=config.data.on_bad_sample == "skip")
     return balanced_weights(torch.from_numpy(pixels), config.loss.balance)
 
 

@@ -76,7 +76,11 @@ def make_training(
     """
     sources = make_sources(config.data)
     report = check_sources(
-        sources, check=config.data.check, needs={"train": 1, "val": 1}, progress=progress
+        sources,
+        check=config.data.check,
+        skip=config.data.on_bad_sample == "skip",
+        needs={"train": 1, "val": 1},
+        progress=progress,
     )
     for line in report.notices:
         notice(line)
@@ -91,9 +95,9 @@ def make_training(
     cached, kept = cached_sources(config, sources, decoding)
     if kept is not None:
         notice(kept)
-    train = make_train_batches(config, cached["train"], device, workers)
+    train = make_train_batches(config, cached["train"], device, workers, notice)
     held_out = make_held_out_batches(
-        config, cached["val"], device, workers, config.limit_val_batches
+        config, cached["val"], device, workers, config.limit_val_batches, notice
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
     state, weights = make_state(config, device, precision, updates, notice)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from segfit.data.dataset import Batch
+from segfit.data.collate import Batch
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 

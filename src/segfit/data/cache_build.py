@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch.utils.data import Dataset
 
@@ -17,13 +17,14 @@ from segfit.data.cache import CachedSource, FittedSource
 from segfit.data.cache_disk import DiskStore
 from segfit.data.cache_ram import RamStore
 from segfit.data.cores import choose_workers
+from segfit.data.dataset import where
 from segfit.data.loader import item_loader
 from segfit.data.preflight import spread
 from segfit.data.preflight_cache import default_cache_dir
 from segfit.data.source import Image, Mask, Source
+from segfit.errors import SegFitError
 
-# An item's index and, where workers cannot store it themselves, its pixels.
-Item: TypeAlias = tuple[int, tuple[Image, Mask] | None]
+Pixels: TypeAlias = tuple[Image, Mask]
 
 _VERSION = 1  # raise it when the same files give other pixels
 _PROBES = 8  # items of a split that tell how large the others are
@@ -42,6 +43,7 @@ class CacheOptions:
         reading: everything but the files that pixels depend on, as text.
         label: what the data set is called, for the names of its folders.
         folder: where "disk" keeps it; None: `default_cache_dir()`.
+        skip: an image that cannot be read is not kept; False: it is an error.
     """
 
     where: str
@@ -50,6 +52,7 @@ class CacheOptions:
     reading: str
     label: str
     folder: Path | None = None
+    skip: bool = False
 
     @property
     def root(self) -> Path:
@@ -82,13 +85,16 @@ def cache_sources(
     total = sum(len(source) for source in cached.values())
     new = sum(len(indices) for _, indices in missing)
     done = total - new
-    for count in _build(missing):
-        done += count
+    unreadable = 0
+    for items in _build(missing, skip=options.skip):
+        done += len(items)
+        unreadable += sum(not item.readable for item in items)
         if progress is not None:
             progress(done, total)
     size = sum(source.store.nbytes() for source in cached.values()) / 2**20
     where = "of memory" if options.where == "ram" else f"below {options.root}"
-    made = f"{new} of them decoded now" if new else "all of them decoded before"
+    made = f"{new - unreadable} of them decoded now" if new else "all of them decoded before"
+    made += f", {unreadable} that cannot be read" if unreadable else ""
     return cached, f"data.cache={options.where}: {total} images, {made}, {size:.0f} MiB {where}."
 
 
@@ -127,35 +133,71 @@ def _digest(size: int, *parts: str) -> str:
     return hashlib.blake2b(text, digest_size=size).hexdigest()
 
 
-class _Items(Dataset[Item]):
+class _Item(NamedTuple):
+    """What a worker did with an item.
+
+    Args:
+        number: its index.
+        pixels: where the worker cannot store them itself.
+        readable: whether it could be read.
+    """
+
+    number: int
+    pixels: Pixels | None = None
+    readable: bool = True
+
+
+class _Items(Dataset[_Item]):
     """Reads a source's items and stores them, in a worker where the store is shared by all processes."""
 
-    def __init__(self, source: CachedSource) -> None:
-        self.source, self.store = source.source, source.store
+    def __init__(self, source: CachedSource, *, skip: bool) -> None:
+        self.source, self.store, self.skip = source.source, source.store, skip
 
-    def __getitem__(self, index: int) -> Item:
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, index: int) -> str:
+        """Return the files behind an item, for messages."""
+        return where(self.source, index)
+
+    def __getitem__(self, index: int) -> _Item:
         if self.store.has(index):  # another run made it meanwhile
-            return index, None
-        pixels = self.source.read(index)
+            return _Item(index)
+        pixels = _read(self.source, index, skip=self.skip)
+        if pixels is None:
+            return _Item(index, readable=False)
         if isinstance(self.store, RamStore):
-            return index, pixels
+            return _Item(index, pixels)
         self.store.put(index, *pixels)
-        return index, None
+        return _Item(index)
 
 
-def _build(missing: Sequence[tuple[CachedSource, list[int]]]) -> Iterator[int]:
-    """Make what is missing; yield how many items were made since the last time."""
+def _read(source: Source, index: int, *, skip: bool) -> Pixels | None:
+    """Return an item's pixels; None where they cannot be read and `skip` says to do without."""
+    try:
+        return source.read(index)
+    except SegFitError:
+        if not skip:
+            raise
+        return None
+
+
+def _build(
+    missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool
+) -> Iterator[list[_Item]]:
+    """Make what is missing; yield the items that were made since the last time."""
     need = 0  # bytes; a tenth more than a few items say, for sizes differ
     for source, indices in missing:
         probes = {indices[place] for place in spread(len(indices), _PROBES)}
-        sizes = [sum(part.nbytes for part in source.source.read(index)) for index in probes]
+        read = [_read(source.source, index, skip=skip) for index in probes]
+        sizes = [sum(part.nbytes for part in pixels) for pixels in read if pixels is not None]
         need += round(1.1 * sum(sizes) * len(indices) / max(len(sizes), 1))
     for source, indices in missing:
         if indices:
             source.store.check_room(need)
             workers = choose_workers(None) if len(indices) > _FEW else 0
-            for items in item_loader(_Items(source), indices, _BATCH, workers):
-                for index, pixels in items:
-                    if pixels is not None:
-                        source.store.put(index, *pixels)
-                yield len(items)
+            for items in item_loader(_Items(source, skip=skip), indices, _BATCH, workers):
+                for item in items:
+                    if item.pixels is not None:
+                        source.store.put(item.number, *item.pixels)
+                yield items

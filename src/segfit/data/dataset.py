@@ -1,10 +1,10 @@
-"""Sources → samples of one size → batches."""
+"""Sources → samples of one size."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +20,6 @@ from segfit.errors import SegFitError
 from segfit.labels import IGNORE_INDEX
 
 Sample: TypeAlias = dict[str, Any]
-Batch: TypeAlias = dict[str, torch.Tensor]
 # (image (3, h, w) uint8, mask (h, w) uint8, seed=int) → the same
 Augment: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -45,6 +44,10 @@ class TrainDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def where(self, index: int) -> str:
+        """Return the files behind an image, for messages."""
+        return where(self.source, index)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the sample for (index, seed); the seed decides everything that is random.
@@ -84,6 +87,10 @@ class EvalDataset(Dataset[Sample]):
     def id(self, index: int) -> str:
         """Return the source's name of the image."""
         return self.source.id(index)
+
+    def where(self, index: int) -> str:
+        """Return the files behind an image, for messages."""
+        return where(self.source, index)
 
     def __getitem__(self, index: int) -> Sample:
         """Return an image and its whole mask.
@@ -158,6 +165,10 @@ class PredictDataset(Dataset[Sample]):
         """Return the image's file."""
         return self.paths[index]
 
+    def where(self, index: int) -> str:
+        """Return the image's file, for messages."""
+        return str(self.paths[index])
+
     def __getitem__(self, index: int) -> Sample:
         """Return an image.
 
@@ -176,38 +187,6 @@ class PredictDataset(Dataset[Sample]):
             "shape": torch.tensor(pixels.shape[:2]),
             "index": index,
         }
-
-
-def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Return samples as one batch.
-
-    Images are padded at the bottom and right with 0, masks with `IGNORE_INDEX`, to the largest of the
-    batch. "shape": (B, 2) int64 holds each sample's original H and W: those of its mask, unless it says
-    so itself. All else is stacked; numbers become int64.
-    """
-    batch: Batch = {}
-    for key in samples[0]:
-        values = [torch.as_tensor(sample[key]) for sample in samples]
-        if key in ("image", "mask"):
-            batch[key] = _stack(values, IGNORE_INDEX if key == "mask" else 0)
-        else:
-            batch[key] = torch.stack(values)
-    if "shape" not in batch:
-        batch["shape"] = torch.tensor([tuple(sample["mask"].shape) for sample in samples])
-    return batch
-
-
-def _stack(tensors: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
-    """Return (B, …, h, w), h and w the largest of all."""
-    if len({tuple(tensor.shape) for tensor in tensors}) == 1:
-        return torch.stack(list(tensors))
-    height = max(tensor.shape[-2] for tensor in tensors)
-    width = max(tensor.shape[-1] for tensor in tensors)
-    shape = (len(tensors), *tensors[0].shape[:-2], height, width)
-    stacked = tensors[0].new_full(shape, fill)
-    for target, tensor in zip(stacked, tensors, strict=True):
-        target[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
-    return stacked
 
 
 def place_image(
@@ -283,16 +262,23 @@ def read_pair(source: Source, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return image (3, H, W) and mask (H, W), both uint8.
 
     Raises:
-        SegFitError: whatever goes wrong; the files are named.
+        SegFitError: whatever is wrong with the files; they are named.
+        MemoryError: if memory ran out, which is no fault of theirs.
     """
     try:
         image, mask = source.read(index)
-    except SegFitError:
+    except (SegFitError, MemoryError):
         raise
     except Exception as error:
-        where = ", ".join(map(str, source.files(index))) or source.id(index)
-        raise SegFitError(f"{where}: cannot be read: {type(error).__name__}: {error}") from error
+        raise SegFitError(
+            f"{where(source, index)}: cannot be read: {type(error).__name__}: {error}"
+        ) from error
     return _tensor(image), torch.from_numpy(np.require(mask, requirements=["W"]))
+
+
+def where(source: Source, index: int) -> str:
+    """Return the files behind an item, or its name where there is none, for messages."""
+    return ", ".join(map(str, source.files(index))) or source.id(index)
 
 
 def _tensor(pixels: Image | Mask) -> torch.Tensor:

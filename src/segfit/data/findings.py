@@ -16,18 +16,35 @@ Finding: TypeAlias = tuple[int, ItemReport]
 
 
 def describe(
-    sources: Mapping[str, Inspectable], findings: Mapping[str, list[Finding]]
+    sources: Mapping[str, Inspectable], findings: Mapping[str, list[Finding]], *, skip: bool
 ) -> tuple[list[str], list[str]]:
-    """Return (problems, notices); kinds are gathered over all splits."""
+    """Return (problems, notices); kinds are gathered over all splits.
+
+    Args:
+        sources: split → source.
+        findings: split → what was found.
+        skip: files that cannot be read are but a notice, as long as others can.
+    """
     items = [
         (source, index, report)
         for split, source in sources.items()
         for index, report in findings[split]
     ]
     unreadable = list(dict.fromkeys(r.unreadable for _, _, r in items if r.unreadable))
-    problems = unreadable[:5]
-    if len(unreadable) > 5:
-        problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
+    problems, notices = [], _notices(items)
+    if skip and unreadable:
+        problems = [
+            f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to put in their place."
+            for split, found in findings.items()
+            if found and all(report.unreadable for _, report in found)
+        ]
+        notices.append(
+            f"data.on_bad_sample=skip does without {_count(unreadable, 'image')}: {some(unreadable)}"
+        )
+    if problems or not skip:
+        problems += unreadable[:5]
+        if len(unreadable) > 5:
+            problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
     sizes = [_size(s.files(i)[0].as_posix(), r) for s, i, r in items if r.size]
     if sizes:
         problems.append(
@@ -35,7 +52,7 @@ def describe(
             "(nearest neighbour) or find the right ones."
         )
     problems += _values(items)
-    return problems, _notices(items)
+    return problems, notices
 
 
 def _size(path: str, report: ItemReport) -> str:

@@ -7,20 +7,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from segfit.data.bad_samples import GuardedCollate, GuardedDataset, Made, Samples, Skipping
+from segfit.data.collate import collate
 from segfit.data.cores import one_blas_thread
-from segfit.data.dataset import Sample, collate
 from segfit.data.sampler import EpochSampler
+from segfit.data.watching import SHARED_MEMORY_FULL, Watch, dead_workers
 from segfit.errors import SegFitError
-
-_CAUGHT = "SegFitError in DataLoader worker"
-_RAISED = "segfit.errors.SegFitError: "
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,29 @@ class Loader(DataLoader[Any]):
     """A DataLoader whose failures are told in the words of this project.
 
     Iterating again while an iterator is unfinished is fine: what the workers had ready is dropped.
+
+    Args:
+        samples: makes the samples.
+        collate: samples → batch.
+        skipping: told which images cannot be read, and are done without; None: they are an error.
+        how: DataLoader's own arguments.
     """
+
+    def __init__(
+        self,
+        samples: Samples,
+        collate: Callable[[Sequence[Any]], Any],
+        skipping: Skipping | None = None,
+        **how: Any,
+    ) -> None:
+        try:
+            self.watch = Watch(how["num_workers"]) if how.get("num_workers") else None
+        except RuntimeError as error:
+            raise SegFitError(SHARED_MEMORY_FULL) from error
+        self.samples = samples
+        self.skipping = skipping
+        guarded = GuardedDataset(samples, skip=skipping is not None, watch=self.watch)
+        super().__init__(guarded, collate_fn=GuardedCollate(collate), **how)
 
     def check_worker_number_rationality(self) -> None:
         """Say nothing: how many workers there are was chosen (`choose_workers`), or somebody asked for them."""
@@ -53,42 +74,74 @@ class Loader(DataLoader[Any]):
         """Yield batches.
 
         Raises:
-            SegFitError: that of a dataset, as it was raised in the worker; or if a worker was killed.
+            SegFitError: if a sample cannot be made, and the run does not do without; if no sample at all can be
+                read; or if a worker was killed.
         """
+        skipped: list[str] = []
+        nothing = True
+        for made in self._made():
+            if self.skipping is not None:
+                self.skipping.tell(made.skipped)
+            if made.content is None:
+                skipped += made.skipped
+                continue
+            nothing = False
+            yield made.content
+        if nothing and skipped:
+            raise SegFitError(
+                ["data.on_bad_sample=skip: none of the images can be read.", *skipped[:5]]
+            )
+
+    def _made(self) -> Iterator[Made]:
+        """Yield what became of each batch; the workers end with an error."""
+        iterator: Any = None
+        problems: list[str] = []
+        try:
+            iterator = self._started()
+            for made in iterator:
+                problems = made.problems
+                if problems:
+                    break
+                yield made
+        except RuntimeError as error:
+            problems = self._explained(error, iterator)
+            if not problems:
+                raise
+        if problems:
+            # Persistent workers would wait for a next epoch that does not come.
+            self._iterator = None
+            del iterator
+            raise SegFitError(list(dict.fromkeys(problems)))
+
+    def _started(self) -> Iterator[Made]:
+        """Start or restart the workers.
+
+        torch handles SIGCHLD by raising, in the midst of whatever the main process does, even a half-made
+        update. Without, it notices a worker's death when it waits for it, at most 5 s later.
+        """
+        if (
+            not hasattr(signal, "SIGCHLD")
+            or threading.current_thread() is not threading.main_thread()
+        ):
+            return super().__iter__()
+        handler = signal.getsignal(signal.SIGCHLD)
         iterator = super().__iter__()
-        while True:
-            problems: list[str] = []
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except SegFitError as error:
-                problems = _as_raised(error)
-                # torch leaves a cycle of error and frames that holds the iterator. One that ends in the garbage
-                # collector cannot reach its workers any more and waits 5 s for them to end.
-                error.__traceback__ = None
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                raise SegFitError(
-                    f"{str(error).rstrip('.')}. Most likely memory ran out, shared memory (/dev/shm) above all. Set "
-                    "loader.workers and loader.prefetch lower (workers=0 needs none), or give the "
-                    "container more (docker run --shm-size)."
-                ) from error
-            if problems:
-                del iterator  # which the traceback would hold
-                raise SegFitError(
-                    problems
-                )  # out of the handler, whose error would come along as context
-            yield batch
+        if handler is not None:  # Python's own
+            signal.signal(signal.SIGCHLD, handler)
+        return iterator
 
-
-def _as_raised(error: SegFitError) -> list[str]:
-    """Return the dataset's own problems from an error that came out of a worker with its traceback in it."""
-    text = str(error)
-    if _CAUGHT not in text or _RAISED not in text:
-        return error.problems
-    return text.rpartition(_RAISED)[2].strip().splitlines()
+    def _explained(self, error: RuntimeError, iterator: Any) -> list[str]:
+        """Return what an error of torch's means, or nothing."""
+        text = str(error)
+        if text.startswith("Too many open files"):
+            return [
+                "too many open files: each batch that waits takes some. Set loader.workers and loader.prefetch lower, "
+                "or raise the limit (ulimit -n)."
+            ]
+        if not text.startswith("DataLoader worker") or self.watch is None:
+            return []
+        processes = getattr(iterator or self._iterator, "_workers", [])
+        return dead_workers(processes, self.watch, self.samples.where) or [f"{text.rstrip('.')}."]
 
 
 def init_worker(worker: int) -> None:  # noqa: ARG001
@@ -130,11 +183,18 @@ def _obey(parent: int | None) -> None:
 
 
 def _loader(
-    dataset: Dataset[Any], device: torch.device, options: LoaderOptions, **how: Any
+    samples: Samples,
+    collate: Callable[[Sequence[Any]], Any],
+    device: torch.device,
+    options: LoaderOptions,
+    skipping: Skipping | None,
+    **how: Any,
 ) -> Loader:
     one_blas_thread()
     return Loader(
-        dataset,
+        samples,
+        collate,
+        skipping,
         num_workers=options.workers,
         prefetch_factor=options.prefetch if options.workers else None,
         persistent_workers=options.persistent and options.workers > 0,
@@ -148,35 +208,50 @@ def _loader(
 
 
 def train_loader(
-    dataset: Dataset[Sample],
+    samples: Samples,
     sampler: EpochSampler,
     device: torch.device,
     options: LoaderOptions = LoaderOptions(),
+    skipping: Skipping | None = None,
 ) -> Loader:
     """Return a loader of training batches; `sampler.set_epoch` says which ones the next iteration gives.
 
     Args:
-        dataset: gets (index, seed).
+        samples: a dataset that gets (index, seed).
         sampler: gives the batches; it stays in this process, so that it can be set between iterations
             though the workers persist.
         device: where batches will go; only those for CUDA are pinned.
         options: who makes them.
+        skipping: told which images cannot be read; others take their places, so that batches keep their size.
+            None: they are an error.
     """
-    return _loader(dataset, device, options, collate_fn=collate, batch_sampler=sampler)
+    return _loader(samples, collate, device, options, skipping, batch_sampler=sampler)
 
 
 def eval_loader(
-    dataset: Dataset[Sample],
+    samples: Samples,
     batch_size: int,
     device: torch.device,
     options: LoaderOptions = LoaderOptions(),
+    skipping: Skipping | None = None,
+    indices: Sequence[int] | None = None,
 ) -> Loader:
-    """Return a loader of every sample once, in order. Arguments as `train_loader`."""
-    return _loader(dataset, device, options, collate_fn=collate, batch_size=batch_size)
+    """Return a loader of every sample once, in order.
+
+    Args:
+        samples: a dataset that gets an index.
+        batch_size: images a batch.
+        device: as `train_loader`.
+        options: as `train_loader`.
+        skipping: told which images cannot be read, and are left out of their batches; None: they are an error.
+        indices: of those samples alone; None: all.
+    """
+    how: dict[str, Any] = {"sampler": indices, "batch_size": batch_size}
+    return _loader(samples, collate, device, options, skipping, **how)
 
 
-def item_loader(dataset: Dataset[Any], indices: Sequence[int], size: int, workers: int) -> Loader:
-    """Return a loader of `dataset[index]` for every index, in lists of `size`, as the dataset made them."""
+def item_loader(samples: Samples, indices: Sequence[int], size: int, workers: int) -> Loader:
+    """Return a loader of `samples[index]` for every index, in lists of `size`, as they were made."""
     options = LoaderOptions(workers, prefetch=2, persistent=False)
     how: dict[str, Any] = {"sampler": indices, "batch_size": size}
-    return _loader(dataset, torch.device("cpu"), options, collate_fn=list, **how)
+    return _loader(samples, list, torch.device("cpu"), options, None, **how)

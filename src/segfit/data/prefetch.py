@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from segfit.data.dataset import Batch
+from segfit.data.collate import Batch
 from segfit.phases import phase
 
 

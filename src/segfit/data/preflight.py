@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.data.cores import available_cores
+from segfit.data.dataset import read_pair
 from segfit.data.findings import Finding, describe, describe_classes
 from segfit.data.inspection import Inspectable, ItemReport
 from segfit.data.preflight_cache import ReportCache, default_cache_dir, report_key
@@ -43,6 +44,7 @@ def check_sources(
     sources: Mapping[str, Source],
     *,
     check: str = "full",
+    skip: bool = False,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     needs: Mapping[str, int] | None = None,
@@ -52,6 +54,7 @@ def check_sources(
     Args:
         sources: split → source.
         check: "full" opens every file, "sample" a hundred of each split, spread evenly, "off" none.
+        skip: files that cannot be read are told of, but no problem, as long as there are others in their split.
         cache_dir: where findings are remembered until files change; None: `default_cache_dir()`.
         progress: called with (done, total) items while files are opened; cached ones count as done.
         needs: split → images it has to have at least.
@@ -76,13 +79,13 @@ def check_sources(
         problems += [p for p in source.problems if p not in problems]
         notices += [n for n in source.notices if n not in notices]
     findings = _inspect(files, check, cache_dir or default_cache_dir(), progress)
-    wrong, odd = describe(files, findings)
+    wrong, odd = describe(files, findings, skip=skip)
     if problems or wrong:
         raise SegFitError(problems + wrong)
     pixels = {
         split: _sum_pixels(findings[split], len(source.classes))
         if split in findings
-        else count_class_pixels(source, SYNTHETIC_SAMPLE)
+        else count_class_pixels(source, SYNTHETIC_SAMPLE, skip=skip)
         for split, source in sources.items()
     }
     whole = all(len(found) == len(sources[split]) for split, found in findings.items())
@@ -90,11 +93,21 @@ def check_sources(
     return PreflightReport(notices + odd, pixels)
 
 
-def count_class_pixels(source: Source, limit: int) -> NDArray[np.int64]:
-    """Return (num_classes,) int64: pixels of each class in at most `limit` items, spread evenly."""
+def count_class_pixels(source: Source, limit: int, *, skip: bool = False) -> NDArray[np.int64]:
+    """Return (num_classes,) int64: pixels of each class in at most `limit` items, spread evenly.
+
+    Raises:
+        SegFitError: if one cannot be read, unless `skip`.
+    """
     counts = np.zeros(IGNORE_INDEX + 1, np.int64)
     for index in spread(len(source), limit):
-        counts += np.bincount(source.read(index)[1].ravel(), minlength=IGNORE_INDEX + 1)
+        try:
+            mask = read_pair(source, index)[1]
+        except SegFitError:
+            if not skip:
+                raise
+            continue
+        counts += np.bincount(mask.numpy().ravel(), minlength=IGNORE_INDEX + 1)
     return counts[: len(source.classes)]
 
 

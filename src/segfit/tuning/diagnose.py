@@ -108,7 +108,7 @@ def recorded(config: DictConfig, bench: Bench, folder: Path, seconds: float) -> 
     )
     training = make_training(config, folder, bench.notice)
     loader = training.fit.train.batches.loader  # type: ignore[attr-defined]
-    dataset: TrainDataset = loader.dataset
+    dataset: TrainDataset = loader.samples
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)

@@ -49,7 +49,12 @@ class Tried:
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Return the largest batch that fits, and every trial that led to it."""
     sources = make_sources(config.data)
-    report = check_sources(sources, check=config.data.check, needs={"train": 1, "val": 1})
+    report = check_sources(
+        sources,
+        check=config.data.check,
+        skip=config.data.on_bad_sample == "skip",
+        needs={"train": 1, "val": 1},
+    )
     for line in report.notices:
         bench.notice(line)
     trials = Trials(config, bench, by_size(sources["val"])[: len(sources["train"])])

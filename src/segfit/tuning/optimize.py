@@ -56,7 +56,12 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     out = local_recipe.LOCAL if config.benchmark.out is None else Path(config.benchmark.out)
     local_recipe.writable(out)
     sources = make_sources(config.data)
-    report = check_sources(sources, check=config.data.check, needs={"train": 1, "val": 1})
+    report = check_sources(
+        sources,
+        check=config.data.check,
+        skip=config.data.on_bad_sample == "skip",
+        needs={"train": 1, "val": 1},
+    )
     for line in report.notices:
         bench.notice(line)
     device, _ = resolve_device(config.device)

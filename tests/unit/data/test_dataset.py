@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.data.dataset import EvalDataset, PredictDataset, TrainDataset, collate, fit_image
+from segfit.data.collate import collate
+from segfit.data.dataset import EvalDataset, PredictDataset, TrainDataset, fit_image
 from segfit.errors import SegFitError
 from segfit.labels import IGNORE_INDEX, Classes
 from tests.unit.data.files import noise, save

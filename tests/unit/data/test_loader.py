@@ -2,7 +2,9 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import re
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +74,7 @@ def test_an_epoch_can_be_left_and_resumed_with_persistent_workers(epochs):
     sampler = EpochSampler(len(SOURCE), 3, seed=5)
     batches = loader(1, sampler)
     assert same([next(iter(batches))], epochs[0][:1])
-    sampler.set_epoch(1, start_batch=1)
+    sampler.set_epoch(1, start_image=3)
     assert same(list(batches), epochs[1][1:])
     sampler.batch_size = 1
     sampler.set_epoch(0, start_image=3)
@@ -108,24 +110,53 @@ def test_a_file_that_breaks_later_is_named_without_a_traceback(tmp_path, workers
 
 
 class Broken(ShapesSource):
+    def __init__(self, error, *size, **options):
+        super().__init__(*size, **options)
+        self.error = error
+
     def read(self, index):
-        raise SegFitError("broken")
+        raise self.error
 
 
+ERRORS = [SegFitError("broken"), KeyError("gone"), RuntimeError("no"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("persistent", [True, False])
-def test_workers_end_with_the_error(persistent):
+def test_workers_end_with_the_error(error, persistent):
     options = LoaderOptions(1, persistent=persistent)
     others = multiprocessing.active_children()
     gc.disable()  # which ends them too, but seconds later
     try:
-        dataset = EvalDataset(Broken(40, resolution=32), (8, 8), "pad")
+        dataset = EvalDataset(Broken(error, 40, resolution=32), (8, 8), "pad")
         batches = eval_loader(dataset, 2, CPU, options)
         with contextlib.suppress(SegFitError):
             list(batches)
-        del batches
         assert [child for child in multiprocessing.active_children() if child not in others] == []
     finally:
         gc.enable()
+
+
+def broken_augmentation(image, mask, *, seed):
+    raise ZeroDivisionError("no\nway")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_whatever_goes_wrong_is_one_message_with_the_images_name(workers):
+    def problems(dataset):
+        sampler = EpochSampler(len(SOURCE), 3, seed=5, shuffle=False)
+        with pytest.raises(SegFitError) as error:
+            list(loader(workers, sampler, dataset))
+        return error.value.problems
+
+    (read,) = problems(TrainDataset(Broken(KeyError("gone"), 10), (8, 8), "pad"))[:1]
+    assert read == "shape_000000: cannot be read: KeyError: 'gone'"
+    (memory,) = problems(TrainDataset(Broken(MemoryError(), 10), (8, 8), "pad"))[:1]
+    assert memory.startswith("shape_000000: memory ran out while this was read.")
+    (augmented,) = problems(TrainDataset(SOURCE, (8, 8), "pad", broken_augmentation))[:1]
+    assert augmented.startswith(
+        "shape_000000: no sample can be made of this: ZeroDivisionError: no way (test_loader.py:"
+    )
 
 
 def test_many_workers_are_nobodys_business_but_the_persons(recwarn):
@@ -135,15 +166,28 @@ def test_many_workers_are_nobodys_business_but_the_persons(recwarn):
 
 class Killed(ShapesSource):
     def read(self, index):
-        if multiprocessing.parent_process() is not None:
+        if multiprocessing.parent_process() is not None and index == 2:
+            time.sleep(0.2)  # the batch before is on its way
             os.kill(os.getpid(), signal.SIGKILL)
         return super().read(index)
 
 
-def test_a_killed_worker_is_explained():
+def test_a_killed_worker_is_explained_and_disturbs_nothing_before_its_batch_is_due():
     dataset = EvalDataset(Killed(4, resolution=32), (8, 8), "pad")
-    with pytest.raises(SegFitError, match=r"^DataLoader worker .*shared memory.*loader\.workers"):
-        list(eval_loader(dataset, 2, CPU, LoaderOptions(1)))
+    batches = iter(eval_loader(dataset, 2, CPU, LoaderOptions(1)))
+    handler = signal.getsignal(signal.SIGCHLD)
+    next(batches)
+    for _ in range(50):  # the main process is at work when the worker dies
+        time.sleep(0.01)
+    with pytest.raises(SegFitError) as error:
+        next(batches)
+    (problem,) = error.value.problems
+    assert re.fullmatch(
+        r"shape_000002: the data worker \(pid \d+\) that read this was killed by SIGKILL\. Most likely memory ran "
+        r"out.*loader\.workers.*",
+        problem,
+    )
+    assert signal.getsignal(signal.SIGCHLD) is handler
 
 
 class Signalled(ShapesSource):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.data.dataset import EvalDataset, PredictDataset, collate
+from segfit.data.collate import collate
+from segfit.data.dataset import EvalDataset, PredictDataset
 from segfit.labels import IGNORE_INDEX, Classes
 from segfit.losses import segmentation_loss
 from segfit.metrics import scores_of

@@ -1,0 +1,166 @@
+"""Samples that cannot be made: named, and replaced or left out where `data.on_bad_sample=skip` says so.
+
+Errors are handed over as values. One that is raised through torch's loader leaves a cycle that holds the workers, and
+each of them then takes 5 s to end.
+"""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch.utils.data import Dataset
+
+from segfit.data.watching import SHARED_MEMORY_FULL, Watch
+from segfit.errors import SegFitError
+
+_ATTEMPTS = 100  # other images that are tried in the place of one
+
+
+class Samples(Protocol):
+    """A dataset as loaders take it."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def where(self, index: int) -> str:
+        """Return the files behind an image, for messages."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return the sample for an index, or for (index, seed)."""
+
+
+class Made(NamedTuple):
+    """What became of a sample, or of a batch of them.
+
+    Args:
+        content: the sample or batch; None: there is none.
+        skipped: what is wrong with images that were replaced or left out, one message an image.
+        problems: what ends the run.
+    """
+
+    content: Any
+    skipped: list[str]
+    problems: list[str]
+
+
+class Skipping:
+    """Tells which images a run does without, each once.
+
+    Args:
+        notice: told a line each.
+    """
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self.notice = notice
+        self.told: set[str] = set()
+
+    def tell(self, messages: Sequence[str]) -> None:
+        """Tell what was not told yet."""
+        for message in messages:
+            if message not in self.told:
+                self.told.add(message)
+                self.notice(message)
+
+
+class GuardedDataset(Dataset[Made]):
+    """A dataset that raises nothing.
+
+    Args:
+        dataset: makes the samples.
+        skip: a training sample that cannot be read, asked for by (index, seed), is replaced by that of another image,
+            which index and seed alone decide; one for evaluation, asked for by index, is left out. False: it is a
+            problem, as anything else that goes wrong always is.
+        watch: told what is read, by workers.
+    """
+
+    def __init__(self, dataset: Samples, *, skip: bool, watch: Watch | None) -> None:
+        self.dataset, self.skip, self.watch = dataset, skip, watch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Made:
+        """Return what became of the sample."""
+        skipped: list[str] = []
+        for one in self._candidates(key):
+            try:
+                return Made(self._make(one), skipped, [])
+            except SegFitError as error:
+                if not self.skip:
+                    return Made(None, [], error.problems)
+                skipped.append(_without(" ".join(error.problems), key))
+            except Exception as error:
+                return Made(None, [], [_unexpected(self.dataset.where(_index(one)), error)])
+        if isinstance(key, tuple):
+            problem = (
+                f"data.on_bad_sample=skip: {len(skipped)} images were tried, and none can be read."
+            )
+            return Made(None, [], [problem, *skipped[:5]])
+        return Made(None, skipped, [])
+
+    def _make(self, key: Any) -> Any:
+        if self.watch is None:
+            return self.dataset[key]
+        with self.watch.reading(_index(key)):
+            return self.dataset[key]
+
+    def _candidates(self, key: Any) -> Iterator[Any]:
+        yield key
+        if not (self.skip and isinstance(key, tuple)):
+            return
+        index, seed = key
+        count = len(self.dataset)
+        draw = random.Random((seed << 64) + index)
+        for other in draw.sample(range(count), min(count, _ATTEMPTS)):
+            if other != index:
+                yield other, seed
+
+
+class GuardedCollate:
+    """Makes batches of what became of samples; raises nothing.
+
+    Args:
+        collate: samples → batch.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, made: Sequence[Made]) -> Made:
+        """Return what became of the batch."""
+        skipped = [message for one in made for message in one.skipped]
+        problems = [problem for one in made for problem in one.problems]
+        samples = [one.content for one in made if one.content is not None]
+        if problems or not samples:
+            return Made(None, skipped, problems)
+        try:
+            return Made(self.collate(samples), skipped, [])
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            return Made(None, skipped, [SHARED_MEMORY_FULL])
+
+
+def _index(key: Any) -> int:
+    return int(key[0] if isinstance(key, tuple) else key)
+
+
+def _without(problem: str, key: Any) -> str:
+    instead = "another image takes its place" if isinstance(key, tuple) else "it counts nowhere"
+    return f"{problem} data.on_bad_sample=skip: {instead}."
+
+
+def _unexpected(where: str, error: Exception) -> str:
+    """Return one line about an error that nobody foresaw, with the place in the code."""
+    if isinstance(error, MemoryError):
+        return f"{where}: memory ran out while this was read. Set loader.workers lower, or cut large images into tiles."
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return (
+        f"{where}: no sample can be made of this: {type(error).__name__}: {text} "
+        f"({Path(place.filename).name}:{place.lineno})."
+    )

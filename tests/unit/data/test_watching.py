@@ -1,0 +1,88 @@
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+
+from segfit.data.dataset import EvalDataset
+from segfit.data.loader import LoaderOptions, eval_loader
+from segfit.data.shapes import ShapesSource
+from segfit.data.watching import Watch, dead_workers
+
+
+def end_by(number):
+    if number != signal.SIGKILL:  # whose handler nobody sets
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def ended(target, *arguments):
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    process.join()
+    return process
+
+
+def explained(process, read=None):
+    class Noted(Watch):
+        def index_of(self, worker, pid):
+            return None if read is None else 7
+
+    (problem,) = dead_workers([process], Noted(1), lambda index: f"{read} {index}")
+    return problem.replace(str(process.pid), "N")
+
+
+@pytest.mark.parametrize(
+    ("number", "meaning"),
+    [
+        (signal.SIGKILL, "Most likely memory ran out"),
+        (signal.SIGBUS, "Shared memory (/dev/shm) is too small"),
+        (signal.SIGSEGV, "A decoder crashed"),
+        (signal.SIGTERM, "Somebody sent it."),
+    ],
+)
+def test_a_signal_is_named_with_what_it_means(number, meaning):
+    problem = explained(ended(end_by, number), "a.png")
+    start = f"a.png 7: the data worker (pid N) that read this was killed by {number.name}. "
+    assert problem.startswith(start + meaning)
+
+
+def test_an_exit_and_an_idle_worker_are_told_too():
+    assert explained(ended(os._exit, 3)) == (
+        "the data worker (pid N), between two images, ended with exit code 3. What it printed says why."
+    )
+
+
+def test_workers_that_live_are_not_told_of():
+    class Living:
+        pid = 1
+
+        def is_alive(self):
+            return True
+
+    assert dead_workers([Living()], Watch(1), str) == []
+
+
+class Noting(ShapesSource):
+    """Gives what the watch knows while an image is read."""
+
+    watch: Watch
+
+    def read(self, index):
+        image, mask = super().read(index)
+        mask[:] = self.watch.index_of(0, os.getpid())
+        return image, mask
+
+
+def test_the_main_process_sees_what_a_worker_reads_and_when_it_is_done():
+    source = Noting(3, resolution=32)
+    batches = eval_loader(
+        EvalDataset(source, (32, 32), "crop"), 1, torch.device("cpu"), LoaderOptions(1)
+    )
+    source.watch = batches.watch
+    masks = [int(batch["mask"].unique()) for batch in batches]
+    assert masks == [0, 1, 2]
+    (process,) = batches._iterator._workers
+    assert batches.watch.index_of(0, process.pid) is None
+    assert batches.watch.index_of(0, process.pid + 1) is None
