@@ -11,6 +11,8 @@ class SegFitError(Exception):
         problems: one message, or all that were found; each names the file, key or value at fault.
     """
 
+    exit_code = 2
+
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))

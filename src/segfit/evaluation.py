@@ -30,7 +30,6 @@ from segfit.data.preflight import check_sources
 from segfit.data.source import Source
 from segfit.engine.evaluate import evaluate
 from segfit.engine.events import EvalResult, Panel
-from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.errors import SegFitError
 from segfit.hardware import device_name
 from segfit.metrics import image_scores
@@ -242,7 +241,10 @@ class _Predictions:
             return
         # synchronises: which images are the worst has to be known to keep no more predictions than theirs
         score = float(image_scores(prediction[None], mask[None], self.num_classes))
-        if math.isnan(score):
+        known = any(
+            -index == other for _, other, _ in self._heap
+        )  # a batch is done again when memory ran out
+        if known or math.isnan(score):
             return
         if len(self._heap) == self.kept and (-score, -index) < self._heap[0][:2]:
             return
@@ -289,19 +291,14 @@ def _pass(
         if progress is not None:
             progress(done, len(batches))
 
+    def lowered(size: int, _told: str) -> None:
+        facts["batch_size"] = size
+
     taker.out.write_metrics({**facts, "status": "running"})
     try:
-        result = evaluate(
-            run.model, replace(task, on_prediction=taker), batches, run.precision, between
-        )
+        task = replace(task, on_prediction=taker)
+        result = evaluate(run.model, task, batches, run.precision, between, lowered=lowered)
         taker.out.finish_predictions()
-    except (RuntimeError, MemoryError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SegFitError(
-            f"out of memory on {device_name(run.device)} with batch_size="
-            f"{held_out_batch_size(run.config)}: give a smaller batch_size=…, or device=cpu."
-        ) from error
     finally:
         taker.out.close()
     return result

@@ -39,8 +39,11 @@ _WRITTEN = [
 
 # What may change when a run goes on; anything else would make it another run.
 _RESUMABLE = (
+    "batch_size",
+    "accumulate",
     "epochs",
     "max_steps",
+    "max_left_out",
     "patience",
     "val_every",
     "limit_val_batches",
@@ -48,6 +51,7 @@ _RESUMABLE = (
     "compile",
     "data.root",
     "data.check",
+    "data.on_bad_sample",
     "data.cache",
     "data.cache_dir",
     "loader.",
@@ -143,6 +147,13 @@ def load_config(run: Path) -> DictConfig:
     return config
 
 
+def may_change(key: str) -> bool:
+    """Say whether an option, by its dotted key, may change when a run goes on."""
+    return key == "resume" or any(
+        key.startswith(name) if name[-1] == "." else key == name for name in _RESUMABLE
+    )
+
+
 def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
     """Return a run's config with what may change of it, as typed beside `resume=`.
 
@@ -155,9 +166,7 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
         key = override.key_or_group
         if key == "resume":
             continue
-        if not any(
-            key == name or key.startswith(name) for name in _RESUMABLE if name[-1] == "."
-        ) and (key not in _RESUMABLE):
+        if not may_change(key):
             problems.append(
                 f"{override.input_line}: cannot change when a run goes on, it would be another run. What can: "
                 f"{', '.join(name + '*' if name[-1] == '.' else name for name in _RESUMABLE)}."

@@ -2,14 +2,18 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from segfit.data.batches import TrainBatches
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.errors import SegFitError
 from tests.integration.training import (
@@ -141,13 +145,141 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_over(tmp_path
     assert again.losses == whole.losses
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     train(tmp_path / "small", "max_steps=1")
-    train(tmp_path / "large", "max_steps=1", "model.base_channels=12")
+    train(tmp_path / "large", "max_steps=1", "model.base_channels=12", "lr=0.5")
     last = tmp_path / "small/checkpoints/last.pt"
     last.write_bytes((tmp_path / "large/checkpoints/last.pt").read_bytes())
-    with pytest.raises(SegFitError, match=r"last\.pt does not fit the run's config\.yaml"):
+    with pytest.raises(SegFitError) as refused:
         resume(tmp_path / "small", "max_steps=2")
+    text = str(refused.value)
+    assert "config.yaml: model.base_channels is 8, but the run was trained with 12" in text
+    assert "lr is" in text
+    assert "trained with 0.5" in text
+
+
+def test_a_config_that_was_edited_meanwhile_is_refused(tmp_path):
+    train(tmp_path, "max_steps=1")
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("hflip: 0.5", "hflip: 0.25"))
+    with pytest.raises(SegFitError, match=r"augmentation\.hflip is 0\.25.* trained with 0\.5"):
+        resume(tmp_path, "max_steps=2")
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
+    train(tmp_path, "max_steps=1")
+    change(tmp_path, lambda content: content["model"].popitem())
+    with pytest.raises(SegFitError, match=r"last\.pt does not fit the run's config\.yaml"):
+        resume(tmp_path, "max_steps=2")
+
+
+def change(run: Path, how) -> None:
+    """Change what a run's last checkpoint says."""
+    last = run / "checkpoints/last.pt"
+    content = load_checkpoint(last)
+    how(content)
+    torch.save(content, last)
+
+
+def images_of(monkeypatch) -> list[list[int]]:
+    """Return a list that grows by the images of each training batch."""
+    seen: list[list[int]] = []
+    epoch = TrainBatches.epoch
+
+    def watched(self, *where):
+        for batch in epoch(self, *where):
+            seen.append(batch["index"].tolist())
+            yield batch
+
+    monkeypatch.setattr(TrainBatches, "epoch", watched)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            ("batch_size=2", "accumulate=2"),
+            "other micro-batches (batch_size was 4, is 2) of the same",
+        ),
+        (("batch_size=2",), "another effective batch (batch_size was 4, is 2; images_per_update"),
+        (("batch_size=8",), "another effective batch (batch_size was 4, is 8; images_per_update"),
+        (("accumulate=2",), "another effective batch (images_per_update was 4, is 8)"),
+    ],
+)
+def test_with_another_batch_size_every_image_of_the_epoch_is_seen_once(
+    tmp_path, monkeypatch, changes, told
+):
+    whole = images_of(monkeypatch)
+    train(tmp_path / "whole", "epochs=1")
+    order = list(chain(*whole))
+    whole.clear()
+    train(tmp_path / "cut", "epochs=1", "max_steps=2")
+    again = resume(tmp_path / "cut", "max_steps=null", *changes)
+    assert list(chain(*whole)) == order
+    assert any(told in notice for notice in again.notices), again.notices
+    assert again.end.reason == "finished"
+
+
+def test_the_learning_rate_goes_on_from_the_same_share_of_the_training(tmp_path):
+    options = ("scheduler=cosine", "scheduler.warmup=0", "lr=0.01", "epochs=4")
+    whole = train(tmp_path / "whole", *options)
+    train(tmp_path / "cut", *options, "max_steps=12")  # half of 24 updates
+    rest = resume(tmp_path / "cut", "max_steps=null", "batch_size=8")
+    rates = [log.lr for log in whole.heard.logs]
+    assert rest.heard.steps == list(range(13, 19))  # 6 of twice the size
+    assert [log.lr for log in rest.heard.logs] == pytest.approx(rates[13::2], rel=1e-6)
+    assert rest.heard.infos[0].total_updates == 18
+
+
+def test_elsewhere_it_goes_on_and_says_that_it_is_not_bit_for_bit(tmp_path):
+    train(tmp_path, "max_steps=7")
+
+    def move(content):
+        content["about"] |= {"torch": "2.6.0", "device": "NVIDIA GeForce RTX 3050"}
+        content["progress"]["micro_batch"] = 1  # what fitted there says nothing here
+
+    change(tmp_path, move)
+    again = resume(tmp_path, "max_steps=null")
+    (told,) = [notice for notice in again.notices if "not bit for bit" in notice]
+    assert "device was NVIDIA GeForce RTX 3050, is CPU" in told
+    assert f"torch was 2.6.0, is {torch.__version__}" in told
+    assert again.training.fit.state.progress.micro_batch == 0
+
+
+def test_other_worker_counts_change_nothing_and_say_nothing(tmp_path):
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "cut", "max_steps=8")
+    again = resume(tmp_path / "cut", "max_steps=null", "loader.workers=2", "loader.prefetch=1")
+    assert same(again.model.state_dict(), whole.model.state_dict())
+    assert again.notices == []
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, unbroken):
+    """By the real command line; the end is that of the run that nothing happened to."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    before = load_checkpoint(run / "checkpoints/previous.pt")["progress"]
+    assert before["epoch"] == 3  # its validation was still to come
+    last = run / "checkpoints/last.pt"
+    damaged = bytearray(last.read_bytes())
+    damaged[len(damaged) // 2] ^= 16
+    last.write_bytes(damaged)
+    code, output = train_by_command_line(tmp_path, f"resume={run}")
+    assert code == 0, output
+    assert "last.pt: damaged" in output
+    assert "Going on from the one before it, previous.pt" in output
+    assert_equal(run, unbroken)
+
+
+def test_where_no_checkpoint_is_whole_it_ends_with_one_message(tmp_path):
+    train(tmp_path / "run", "max_steps=2")
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    code, output = train_by_command_line(tmp_path, f"resume={tmp_path / 'run'}", "max_steps=3")
+    assert code == 2
+    assert "previous.pt: not a readable checkpoint" in output
+    assert "Traceback" not in output
 
 
 def test_ctrl_c_saves_and_ends_with_130_and_a_resume_may_not_change_the_run(tmp_path):

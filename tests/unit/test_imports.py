@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "segfit"
-LEAVES = {"errors", "hardware", "labels", "locks", "monitor", "phases", "strangers"}
+LEAVES = {"errors", "hardware", "labels", "locks", "monitor", "phases", "processes", "strangers"}
 BUILT = {
     "augmentation", "data", "engine", "losses", "metrics", "models", "optim", "report", "tasks",
 }  # fmt: skip
@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "strangers": {"errors"},
     "monitor": {"hardware"},
     "phases": set(),
+    "processes": set(),
     "config": LEAVES,
     "config_benchmark": {"config"},
     "check": {"config", *LEAVES},
@@ -43,19 +44,20 @@ ALLOWED: dict[str, set[str]] = {
     "augmentation": LEAVES,
     "losses": LEAVES,
     "metrics": LEAVES,
-    "tasks": {"losses", "metrics", "engine.events", *LEAVES},
+    "tasks": {"losses", "metrics", "engine.events", "engine.world", *LEAVES},
     "engine": LEAVES,
     "optim": {"engine", *LEAVES},
     "report": {"engine.events", "engine.checkpoint", *LEAVES},
     "build": {"config", "check", "runs", *BUILT, *LEAVES},
     "trained": {"build", "config", "check", "runs", *BUILT, *LEAVES},
+    "training": {"build", "runs", *BUILT, *LEAVES},
     "tuning": {"build", "config", "check", "runs", *BUILT, *LEAVES},
     "export": {"trained", "models", "config", "check", *LEAVES},
     "evaluation": {"build", "trained", "config", "check", "runs", *BUILT, *LEAVES},
 }
 WITHOUT_TORCH = (
     "check", "cli", "config", "config_benchmark", "errors", "explain", "hardware", "labels", "locks", "monitor", "phases",
-    "runs", "strangers", "sweep", "sweep_jobs", "sweep_record",
+    "processes", "runs", "strangers", "sweep", "sweep_jobs", "sweep_record",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "transformers", "kornia", "torchmetrics", "matplotlib"}
 

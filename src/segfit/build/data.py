@@ -17,7 +17,10 @@ from segfit.data.loader import LoaderOptions, eval_loader, train_loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
+from segfit.engine.world import ALONE, World
+from segfit.errors import SegFitError
 from segfit.labels import Classes
+from segfit.processes import launched
 
 # Keys of data that no pixel of a sample depends on; files and names of images are told apart by themselves.
 _NOT_READING = {
@@ -105,15 +108,35 @@ def make_train_batches(
     device: torch.device,
     workers: int,
     notice: Callable[[str], None] = lambda _: None,
+    world: World = ALONE,
 ) -> TrainBatches:
-    """Return the training batches of a config; `notice`: told of images that `data.on_bad_sample=skip` replaces."""
+    """Return the training batches of a config.
+
+    Args:
+        config: checked.
+        source: has the images.
+        device: where batches go.
+        workers: processes that read.
+        notice: told of images that `data.on_bad_sample=skip` replaces.
+        world: whose processes share each batch of batch_size × world size.
+
+    Raises:
+        SegFitError: if there are fewer images than processes.
+    """
+    if len(source) < world.size:
+        raise SegFitError(
+            f"{world.size} processes train together, but train has {len(source)} images, and each needs one at least. "
+            f"Start fewer (--nproc_per_node)."
+        )
     augment = make_cpu_augment(config)
     dataset = TrainDataset(source, size_of(config.image_size), config.data.fit, augment)
-    sampler = EpochSampler(len(source), config.batch_size, config.seed)
+    sampler = EpochSampler(
+        len(source), config.batch_size, config.seed, rank=world.rank, world_size=world.size
+    )
     options = loader_options(config, workers)
     loader = train_loader(dataset, sampler, device, options, make_skipping(config, notice))
     batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
-    return TrainBatches(sampler, batches, config.limit_train_batches)
+    return TrainBatches(sampler, batches, source, config.limit_train_batches)
 
 
 def make_held_out_batches(
@@ -123,16 +146,18 @@ def make_held_out_batches(
     workers: int,
     limit: int | None,
     notice: Callable[[str], None] = lambda _: None,
+    world: World = ALONE,
 ) -> HeldOutBatches:
-    """Return a source's images in order, in batches of a config.
+    """Return a source's images in order, in batches of a config; of several processes, each one's share of them.
 
     Args:
         config: checked.
         source: has them.
         device: where batches go.
         workers: processes that read.
-        limit: batches a pass at the most, or None.
+        limit: batches a pass at the most, if there is but one process; or None.
         notice: told of images that `data.on_bad_sample=skip` leaves out.
+        world: whose processes share the images; none is seen twice.
     """
     loader = eval_loader(
         EvalDataset(source, size_of(config.image_size), config.data.fit),
@@ -140,9 +165,15 @@ def make_held_out_batches(
         device,
         loader_options(config, workers),
         make_skipping(config, notice),
+        range(world.rank, held_out_images(config, source, limit), world.size),
     )
     batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
-    return HeldOutBatches(batches, len(loader), limit)
+    return HeldOutBatches(batches, len(loader))
+
+
+def held_out_images(config: DictConfig, source: Source, limit: int | None) -> int:
+    """Return how many of a source's images are held-out ones, if there are `limit` batches of them at the most."""
+    return len(source) if limit is None else min(len(source), limit * held_out_batch_size(config))
 
 
 def make_skipping(config: DictConfig, notice: Callable[[str], None]) -> Skipping | None:
@@ -162,12 +193,17 @@ def held_out_batch_size(config: DictConfig) -> int:
 
 
 def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False) -> int:
-    """Return how many processes read images for a config on this machine; `cached`: by `cached_sources`."""
+    """Return how many processes read images for a config on this machine; `cached`: by `cached_sources`.
+
+    Processes that train together on a machine share its cores and its shared memory.
+    """
     height, width = size_of(config.image_size)
-    return choose_workers(
+    sharing = launched().local_size
+    workers = choose_workers(
         config.loader.workers,
         device_type=device.type,
         kept=cached and config.data.cache != "none" and config.augmentation.name != "cpu",
-        batch_bytes=config.batch_size * 4 * height * width,
+        batch_bytes=sharing * config.batch_size * 4 * height * width,
         prefetch=config.loader.prefetch,
     )
+    return workers if config.loader.workers is not None else -(-workers // sharing)

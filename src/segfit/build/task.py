@@ -10,6 +10,7 @@ from segfit.build.data import make_classes
 from segfit.check import plain, size_of
 from segfit.data.preflight import PreflightReport, count_class_pixels
 from segfit.data.source import Source
+from segfit.engine.world import ALONE, World
 from segfit.losses import SegmentationLoss, balanced_weights, segmentation_loss
 from segfit.tasks.inference import Predictor
 from segfit.tasks.segmentation import SegmentationTask
@@ -47,6 +48,7 @@ def make_task(
     class_weights: list[float] | None = None,
     panels: Mapping[int, str] | None = None,
     predictor: Predictor | None = None,
+    world: World = ALONE,
 ) -> SegmentationTask:
     """Return what a batch means under a config.
 
@@ -56,6 +58,7 @@ def make_task(
         class_weights: of the loss.
         panels: index of a held-out sample → name, for those to show.
         predictor: how held-out images become logits; None: as data.fit says.
+        world: whose processes share the held-out images.
     """
     return SegmentationTask(
         classes=make_classes(config.data),
@@ -67,6 +70,7 @@ def make_task(
         predictor=predictor or make_predictor(config),
         channels_last=config.channels_last,
         panels=panels or {},
+        world=world,
     )
 
 

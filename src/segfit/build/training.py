@@ -13,26 +13,28 @@ from omegaconf import DictConfig
 from segfit import runs
 from segfit.build.data import (
     cached_sources,
-    held_out_batch_size,
+    held_out_images,
     make_classes,
     make_held_out_batches,
     make_sources,
     make_train_batches,
     workers_of,
 )
+from segfit.build.resuming import about, flat, resume
+from segfit.build.same import refuse_differences
 from segfit.build.state import Notice, make_device, make_state
 from segfit.build.task import class_weights_of, make_task
 from segfit.build.tuned import stale
 from segfit.check import plain, size_of
 from segfit.data.preflight import check_sources
 from segfit.data.source import Source
-from segfit.engine.checkpoint import Checkpoints, load_checkpoint
+from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.events import EndLog
 from segfit.engine.fit import Fit, FitOptions
 from segfit.engine.precision import Precision
-from segfit.engine.seeding import seed_everything
+from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState
-from segfit.errors import SegFitError
+from segfit.engine.world import ALONE, World
 from segfit.hardware import device_name, peak_memory_gib
 from segfit.labels import Classes
 
@@ -61,6 +63,7 @@ def make_training(
     run: Path,
     notice: Notice,
     progress: Callable[..., None] | None = None,
+    world: World = ALONE,
 ) -> Training:
     """Return everything that `config` says, ready to run; resumed where the run has a checkpoint.
 
@@ -70,69 +73,66 @@ def make_training(
         notice: told what fell back or is odd, a line each.
         progress: called with (done, total) files while the data set is checked, and with (done, total,
             what="decoding images") while `data.cache` is filled.
+        world: the processes that train together; every one of them has to call.
 
     Raises:
         SegFitError: with every problem of the data set, or what else cannot be built.
     """
+    refuse_differences(world, flat(plain(config)))
     sources = make_sources(config.data)
-    report = check_sources(
+    checking = partial(
+        check_sources,
         sources,
         check=config.data.check,
         skip=config.data.on_bad_sample == "skip",
         needs={"train": 1, "val": 1},
         progress=progress,
     )
+    report = world.once_a_machine(checking)
     for line in report.notices:
         notice(line)
 
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(config.device, config.precision, notice)
+    refuse_differences(world, {"device": device.type, "precision": precision.name})
     outdated = stale(config, device)
     if outdated is not None:
         notice(outdated)
     workers = workers_of(config, device, cached=True)
     decoding = partial(progress, what="decoding images") if progress is not None else None
-    cached, kept = cached_sources(config, sources, decoding)
+    caching = partial(cached_sources, config, sources, decoding)
+    cached, kept = caching() if config.data.cache == "none" else world.once_a_machine(caching)
     if kept is not None:
         notice(kept)
-    train = make_train_batches(config, cached["train"], device, workers, notice)
+    train = make_train_batches(config, cached["train"], device, workers, notice, world)
     held_out = make_held_out_batches(
-        config, cached["val"], device, workers, config.limit_val_batches, notice
+        config, cached["val"], device, workers, config.limit_val_batches, notice, world
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
     state, weights = make_state(config, device, precision, updates, notice)
-    checkpoints = Checkpoints(runs.checkpoints(run))
+    facts = _facts(config, sources, state, weights, workers, world)
+    state.world, state.forward = world, world.wrap(state.model, state.forward)
+    if not world.is_main:  # dropout is to differ; the weights are equal by now
+        seed_everything(derive_seed(config.seed, world.rank), config.deterministic)
+    checkpoints = Checkpoints(runs.checkpoints(run), about(config, state))
     if config.resume is not None:
-        _resume(state, checkpoints, notice)
+        resume(state, checkpoints, notice)
     class_weights = class_weights_of(config, sources["train"], report)
     task = make_task(
         config,
         device,
         class_weights=class_weights,
-        panels=_panels(config, sources["val"], len(held_out)),
+        panels=_panels(config, sources["val"]),
+        world=world,
     )
     fit = Fit(state, task, train, lambda: held_out, len(held_out), checkpoints, _options(config))
-    facts = _facts(config, sources, state, weights, workers)
-    hparams = _hparams(config, precision)
+    hparams = {**_hparams(config, precision), "processes": world.size}
     return Training(fit, facts, make_classes(config.data), hparams, class_weights)
 
 
-def _resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> None:
-    if not checkpoints.last.exists():
-        notice(f"{checkpoints.last}: nothing was saved yet; starting from the beginning.")
-        return
-    try:
-        state.load_state_dict(load_checkpoint(checkpoints.last))
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise SegFitError(
-            f"{checkpoints.last} does not fit the run's config.yaml ({str(error).splitlines()[0]}). "
-            f"Was one of the two replaced?"
-        ) from error
-
-
-def _panels(config: DictConfig, source: Source, batches: int) -> dict[int, str]:
+def _panels(config: DictConfig, source: Source) -> dict[int, str]:
     """Return as many held-out images as are to be shown, spread evenly."""
-    shown = min(len(source), batches * held_out_batch_size(config))
+    shown = held_out_images(config, source, config.limit_val_batches)
     count = min(config.report.panels, shown)
     spread = [round(step * (shown - 1) / max(count - 1, 1)) for step in range(count)]
     return {index: source.id(index) for index in spread}
@@ -150,13 +150,19 @@ def _facts(
     state: TrainingState,
     weights: str,
     workers: int,
+    world: World,
 ) -> dict[str, str]:
     height, width = size_of(config.image_size)
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     variant = config.model.get("variant") or config.model.get("encoder") or ""
     sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
-    micro, accumulate = config.batch_size, config.accumulate
-    batch = f"{micro} × {accumulate} accumulated = {micro * accumulate}"
+    factors = [str(config.batch_size)]
+    if config.accumulate > 1:
+        factors.append(f"{config.accumulate} accumulated")
+    if world.size > 1:
+        factors.append(f"{world.size} processes")
+    batch = " × ".join(factors)
+    effective = config.batch_size * config.accumulate * world.size
     return {
         "device": device_name(state.device),
         "recipe": config.hardware.name,
@@ -167,7 +173,7 @@ def _facts(
         "weights": weights,
         "data": f"{config.data.name}: {sizes} images, {config.data.num_classes} classes",
         "image size": f"{width} × {height} ({config.data.fit})",
-        "batch": batch if accumulate > 1 else str(micro),
+        "batch": f"{batch} = {effective}" if len(factors) > 1 else batch,
         "augmentation": config.augmentation.name,
         "workers": str(workers),
         "compiled": "yes" if state.forward is not state.model else "no",

@@ -6,6 +6,7 @@ from itertools import islice
 from segfit.data.collate import Batch
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
+from segfit.data.source import Source
 
 
 class TrainBatches:
@@ -14,27 +15,49 @@ class TrainBatches:
     Args:
         sampler: decides which images make which batch.
         batches: those batches on the device, as `sampler` was last set.
+        source: the images' names.
         limit: batches an epoch at the most, or None.
     """
 
     def __init__(
-        self, sampler: EpochSampler, batches: DevicePrefetcher, limit: int | None = None
+        self,
+        sampler: EpochSampler,
+        batches: DevicePrefetcher,
+        source: Source,
+        limit: int | None = None,
     ) -> None:
         self.sampler = sampler
         self.batches = batches
-        sampler.set_epoch(0)
-        self._per_epoch = min(len(sampler), limit or len(sampler))
+        self.source = source
+        per_epoch = sampler.length // sampler.step
+        self._per_epoch = min(per_epoch, limit or per_epoch)
 
     def batches_per_epoch(self) -> int:
         """Return the number of micro-batches an epoch."""
         return self._per_epoch
 
-    def epoch(self, epoch: int, start_batch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch on the device, from `start_batch` on."""
-        if start_batch >= self._per_epoch:
+    def batches_left(self, image: int) -> int:
+        """Return the number of micro-batches that an epoch has from its `image`th image on."""
+        return min(self.sampler.length - image, self._per_epoch * self.sampler.step - image) // (
+            self.sampler.step
+        )
+
+    def epoch(self, epoch: int, start_image: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch on the device, from its `start_image`th image on."""
+        left = self.batches_left(start_image)
+        if left <= 0:
             return iter(())
-        self.sampler.set_epoch(epoch, start_batch=start_batch)
-        return islice(iter(self.batches), self._per_epoch - start_batch)
+        self.sampler.set_epoch(epoch, start_image=start_image)
+        return islice(iter(self.batches), left)
+
+    def names(self, batch: Batch) -> list[str]:
+        """Return the file of each image of a batch; its id where there is none."""
+        indices = batch["index"].tolist()  # synchronises; only where something went wrong
+        files = [self.source.files(index) for index in indices]
+        return [
+            str(paths[0]) if paths else self.source.id(index)
+            for index, paths in zip(indices, files, strict=True)
+        ]
 
 
 class HeldOutBatches:
@@ -43,12 +66,11 @@ class HeldOutBatches:
     Args:
         batches: on the device.
         length: how many there are.
-        limit: batches a pass at the most, or None.
     """
 
-    def __init__(self, batches: Iterable[Batch], length: int, limit: int | None = None) -> None:
+    def __init__(self, batches: Iterable[Batch], length: int) -> None:
         self.batches = batches
-        self.length = min(length, limit or length)
+        self.length = length
 
     def __len__(self) -> int:
         return self.length

@@ -28,54 +28,71 @@ def _mix(state: int) -> int:
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (index, seed), a pure function of (length, batch_size, seed, epoch).
+    """Batches of (index, seed), a pure function of (length, batch size, seed, epoch, first image).
 
     Every image occurs at most once an epoch. An incomplete last batch is dropped, since batch norm
-    hates small ones and a step of another shape is slow; only a data set smaller than a batch makes
-    one of all it has. Batches of a single image thus occur only if there is but one image, or if
+    hates small ones and a step of another shape is slow; a data set smaller than a batch makes
+    batches of all it has. Batches of a single image thus occur only if there is but one image, or if
     `batch_size` is 1.
+
+    Several processes cut every batch of batch_size × world_size images into equal shares, so that together they
+    see what one process would with batches of that size.
 
     Args:
         length: images of the data set.
-        batch_size: images a batch; may be assigned, and holds from the next `__iter__` on.
+        batch_size: images a batch of one process.
         seed: the run's seed.
         shuffle: a new order every epoch; False keeps the order of the indices.
+        rank: 0-based number of this process.
+        world_size: processes that share each batch.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, *, shuffle: bool = True) -> None:
-        if length < 1 or batch_size < 1:
-            raise ValueError(f"length={length} and batch_size={batch_size} must be positive")
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if length < world_size or batch_size < 1:
+            raise ValueError(
+                f"length={length} and batch_size={batch_size} must be positive, and length no less than "
+                f"world_size={world_size}"
+            )
         self.length = length
-        self.batch_size = batch_size
+        self.size = min(batch_size, length // world_size)
+        self.step = self.size * world_size
         self.seed = seed
         self.shuffle = shuffle
+        self.rank = rank
         self.epoch = 0
         self.start_image = 0
 
-    def set_epoch(self, epoch: int, *, start_batch: int = 0, start_image: int = 0) -> None:
+    def set_epoch(self, epoch: int, *, start_image: int = 0) -> None:
         """Choose the epoch that the next `__iter__` gives, and where in it.
 
         Args:
             epoch: 0-based.
-            start_batch: batches of the present `batch_size` that are left out.
-            start_image: images that are left out, in the epoch's order: how to go on after a change of
-                `batch_size`; adds to `start_batch`.
+            start_image: images, of all processes, that are left out, in the epoch's order. It counts images rather
+                than batches, so that a run can go on with batches of another size.
         """
         self.epoch = epoch
-        self.start_image = start_image + start_batch * self.batch_size
+        self.start_image = start_image
 
     def __len__(self) -> int:
         """Return the batches that the next `__iter__` gives."""
-        left = self.length - self.start_image
-        return left // self.batch_size or int(self.start_image == 0)
+        return max(self.length - self.start_image, 0) // self.step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.length)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         # Copied: the loader draws batches ahead, while the next epoch may already be set.
-        epoch, size, start = self.epoch, self.batch_size, self.start_image
+        epoch, first = self.epoch, self.start_image + self.rank * self.size
         for batch in range(len(self)):
-            first = start + batch * size
-            indices = order[first : first + size].tolist()
+            start = first + batch * self.step
+            indices = order[start : start + self.size].tolist()
             yield [(index, sample_seed(self.seed, epoch, index)) for index in indices]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,77 @@ import torch
 
 from segfit.errors import SegFitError
 
-FORMAT = 1
+FORMAT = 2
+
+
+class DamagedCheckpointError(SegFitError):
+    """A file that is no whole checkpoint: cut short, or changed on the disk."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: `last.pt` to go on from, `best.pt` to evaluate.
+    """The checkpoints of one run.
+
+    `last.pt` to go on from, `previous.pt` the one before it, `best.pt` to evaluate.
 
     Args:
         folder: where they lie; made when the first one is saved.
+        about: plain values that every `last.pt` holds too, under "about": what the training is.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
         self.last = folder / "last.pt"
+        self.previous = folder / "previous.pt"
         self.best = folder / "best.pt"
+        self.about = dict(about or {})
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Save all that training needs to go on."""
-        save_atomically({"format": FORMAT, **state}, self.last)
+        """Save all that training needs to go on; what was last becomes previous.
+
+        Raises:
+            SegFitError: if it cannot be written; what was there is untouched.
+        """
+        content = {"format": FORMAT, "about": self.about, **state}
+        save_atomically(content, self.last, before=self.previous)
 
     def save_best(self, weights: dict[str, Any], scores: dict[str, float], epoch: int) -> None:
-        """Save the weights of the best validation."""
+        """Save the weights of the best validation.
+
+        Raises:
+            SegFitError: if it cannot be written; what was there is untouched.
+        """
         content = {"format": FORMAT, "model": weights, "scores": scores, "epoch": epoch}
         save_atomically(content, self.best)
 
+    def exist(self) -> bool:
+        """Say whether there is something to go on from."""
+        return self.last.exists() or self.previous.exists()
 
-def save_atomically(content: dict[str, Any], path: Path) -> None:
+    def load_last(self) -> tuple[dict[str, Any], str | None]:
+        """Return the last state that is whole, and a line about what was wrong with the newer one.
+
+        Raises:
+            SegFitError: if there is none, or the last one is foreign or refused.
+        """
+        try:
+            if self.last.exists() or not self.previous.exists():
+                return load_checkpoint(self.last), None
+            reason = f"{self.last}: there is no such checkpoint."
+        except DamagedCheckpointError as error:
+            if not self.previous.exists():
+                raise
+            reason = str(error)
+        return load_checkpoint(self.previous), (
+            f"{reason} Going on from the one before it, {self.previous.name}."
+        )
+
+
+def save_atomically(content: dict[str, Any], path: Path, before: Path | None = None) -> None:
     """Write a checkpoint so that `path` holds the old one or the whole new one, whatever happens.
+
+    Args:
+        content: tensors and plain values.
+        path: the file.
+        before: takes over the old file; for a moment there is only that one then. None: the old one is replaced.
 
     Raises:
         SegFitError: if it cannot be written (disk full, read-only); the old one is untouched.
@@ -48,6 +94,8 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())  # the name must not be on disk before the content is
+        if before is not None and path.exists():
+            path.replace(before)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         raise SegFitError(
@@ -74,18 +122,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; tensors and plain values only, so that a stranger's file cannot run code.
 
     Raises:
-        SegFitError: if it is missing, damaged, or holds anything else.
+        DamagedCheckpointError: if it is not whole.
+        SegFitError: if it is missing, foreign, or holds anything else.
     """
     try:
+        whole = _is_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise SegFitError(f"{path}: there is no such checkpoint.") from error
     except pickle.UnpicklingError as error:
-        raise SegFitError(
+        kind = SegFitError if whole else DamagedCheckpointError
+        raise kind(
             f"{path}: refused, it holds more than tensors and plain values, or is damaged."
         ) from error
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise SegFitError(f"{path}: not a readable checkpoint ({error}).") from error
+        raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({error}).") from error
+    if not whole:
+        raise DamagedCheckpointError(f"{path}: damaged, its content changed after it was written.")
     if not isinstance(content, dict) or content.get("format") != FORMAT or "model" not in content:
         raise SegFitError(f"{path}: not a checkpoint of this version of SegFit.")
     return content
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether every part of a checkpoint has the checksum that was written with it, which torch does not check."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from segfit.engine.events import EvalResult
+from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import Precision
-from segfit.engine.task import Batch, Task
+from segfit.engine.task import Batch, Forward, Meter, Task
+from segfit.errors import SegFitError
 
 
 def evaluate(
@@ -18,8 +20,13 @@ def evaluate(
     batches: Iterable[Batch],
     precision: Precision,
     between: Callable[[int], None] | None = None,
+    *,
+    largest: int = 0,
+    lowered: Callable[[int, str], None] | None = None,
 ) -> EvalResult:
     """Return the scores of `model`; its mode is restored.
+
+    Where memory runs out, a batch is done again in halves, and those that follow in pieces of that size.
 
     Args:
         model: on the device of the batches.
@@ -27,6 +34,11 @@ def evaluate(
         batches: held-out batches on the device.
         precision: of forward passes.
         between: called after each batch with the number done; may raise to end the pass.
+        largest: samples that a forward pass may take; 0: no limit.
+        lowered: called with a new `largest` and a line for the person.
+
+    Raises:
+        SegFitError: if a single sample does not fit.
     """
     start = time.perf_counter()
     training = model.training
@@ -41,10 +53,50 @@ def evaluate(
     try:
         with torch.inference_mode():
             for done, batch in enumerate(batches, start=1):
-                meter.update(forward, batch)
+                smaller = _count(meter, forward, batch, largest)
+                if smaller != largest:
+                    told = (
+                        f"out of memory in validation with {len(batch['image'])} images at once: going on with "
+                        f"{smaller}. The scores stay the same."
+                    )
+                    largest = smaller
+                    if lowered is not None:
+                        lowered(largest, told)
                 if between is not None:
                     between(done)
             result = meter.result()  # synchronises: the scores are read from the device
     finally:
         model.train(training)
     return replace(result, seconds=time.perf_counter() - start)
+
+
+def _count(meter: Meter, forward: Forward, batch: Batch, largest: int) -> int:
+    """Count a batch in pieces of at most `largest` samples; return the size that went well."""
+    waiting = _pieces(batch, largest)
+    while waiting:
+        piece = waiting.pop(0)
+        try:
+            meter.update(forward, piece)
+            continue
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error).partition("\n")[0]
+        # Outside of the `except`, where the traceback no longer holds the pass's tensors.
+        largest = len(piece["image"]) // 2
+        if largest == 0:
+            raise SegFitError(
+                "out of memory in validation with a single image. Lower image_size, choose a smaller model, or take "
+                f"device=cpu. The error was: {said}"
+            )
+        release_memory(piece["image"].device)
+        waiting = [small for one in (piece, *waiting) for small in _pieces(one, largest)]
+    return largest
+
+
+def _pieces(batch: Batch, largest: int) -> list[Batch]:
+    count = len(batch["image"])
+    if not 0 < largest < count:
+        return [batch]
+    starts = range(0, count, largest)
+    return [{key: tensor[at : at + largest] for key, tensor in batch.items()} for at in starts]

@@ -44,6 +44,7 @@ class StepLog:
         lr: learning rate of the first parameter group.
         grad_norm: mean norm of the gradient before clipping.
         loss_scale: GradScaler's scale; 1.0 where there is none.
+        skipped: updates that GradScaler skipped, since a gradient overflowed in fp16.
         images_per_second: training images by wall-clock.
         data_wait: share (0-1) of the wall-clock time that the loop waited for data.
         memory_gib: peak memory: CUDA allocator's, or the process's resident set on the CPU.
@@ -58,6 +59,7 @@ class StepLog:
     images_per_second: float
     data_wait: float
     memory_gib: float
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

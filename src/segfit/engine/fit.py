@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from itertools import islice
 
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from segfit.engine.checkpoint import Checkpoints
+from segfit.engine.compiling import is_compile_error
 from segfit.engine.evaluate import evaluate
 from segfit.engine.events import EndLog, EvalResult, Listener
+from segfit.engine.non_finite import NotFinite
 from segfit.engine.out_of_memory import is_out_of_memory
+from segfit.engine.recovery import Recovery
 from segfit.engine.seeding import derive_seed
 from segfit.engine.signals import StopSignal
 from segfit.engine.state import TrainingState
-from segfit.engine.step import halve_micro_batch, make_update
+from segfit.engine.step import PartlyUpdated, count_update, halve_micro_batch, make_update
 from segfit.engine.task import Batch, Task, TrainingData
 from segfit.engine.telling import Teller, Window
 from segfit.errors import SegFitError
@@ -34,6 +38,7 @@ class FitOptions:
     monitor: str = "miou"
     patience: int | None = None
     max_steps: int | None = None
+    max_left_out: int = 5
     log_every: int = 20
     every_minutes: float | None = None
     every_steps: int | None = None
@@ -73,9 +78,11 @@ class Fit:
         self.held_out_batches = held_out_batches
         self.checkpoints = checkpoints
         self.options = options
-        self.teller = Teller(state, checkpoints.last)
+        self.teller = Teller(state)
+        self.recovery = Recovery(state, checkpoints, options.max_left_out)
         self.stop = StopSignal()
         self.saved_at = time.monotonic()
+        self.unsaved: str | None = None
         self.result: EvalResult | None = None
 
     def run(self, listener: Listener, facts: Mapping[str, str]) -> EndLog:
@@ -86,20 +93,22 @@ class Fit:
             facts: what really runs, for the listeners.
 
         Raises:
-            SegFitError: if nothing is left to train, the loss is no longer finite, or a single image does
-                not fit.
+            SegFitError: if nothing is left to train, too many updates were not finite, a single image does not fit,
+                or the last state could not be saved.
         """
         self._refuse_if_over()
         start = time.perf_counter()
         self.teller.listener = listener
-        updates = math.ceil(self.train.batches_per_epoch() / self.options.accumulate)
-        self.teller.start(self.options.epochs, updates, self.options.max_steps, facts)
+        self._tell_start(facts)
         with self.stop:
+            if self.state.progress.update == 0:
+                self._save()  # what a roll-back goes to, and a trial of the disk before an hour's work depends on it
             try:
                 reason = self._epochs()
             except Stopped as stopped:
                 reason = str(stopped)
-                self._save()
+                self._save_if_finite()
+            self._insist_on_saving()
         progress = self.state.progress
         end = EndLog(
             reason=reason,
@@ -109,6 +118,8 @@ class Fit:
             seconds=time.perf_counter() - start,
         )
         listener.end(end)
+        if self.unsaved is not None:
+            raise SegFitError(f"the training ended ({reason}), but {self.unsaved}")
         return end
 
     def _refuse_if_over(self) -> None:
@@ -123,35 +134,54 @@ class Fit:
                 f"reached. To go on, raise {key}."
             )
 
+    def _tell_start(self, facts: Mapping[str, str]) -> None:
+        state, progress, accumulate = self.state, self.state.progress, self.options.accumulate
+        an_epoch = math.ceil(self.train.batches_per_epoch() / accumulate)
+        left = math.ceil(max(self.train.batches_left(progress.image), 0) / accumulate)
+        made = (
+            an_epoch - left + progress.epoch * an_epoch
+        )  # if batches had always been of this size
+        state.schedule_offset = made - progress.update
+        state.scheduler.step_update(made)
+        epochs = self.options.epochs
+        self.teller.start(epochs, an_epoch, epochs * an_epoch - made, self.options.max_steps, facts)
+
     def _epochs(self) -> str:
-        progress, options = self.state.progress, self.options
-        while progress.epoch < options.epochs:
+        while self.state.progress.epoch < self.options.epochs:
             if self._out_of_patience():
                 return "patience"
-            start = time.perf_counter()
-            self.state.model.train()
-            self._train_epoch()
-            seconds = time.perf_counter() - start
-
-            due = (progress.epoch + 1) % options.val_every == 0
-            last = progress.epoch + 1 == options.epochs or self._out_of_steps()
-            self.result = self._validate() if due or last else None
-            is_best = self._record(self.result)
-            with phase("logging"):
-                self.teller.tell_epoch(seconds, self.result, is_best)
-
-            if progress.batch >= self.train.batches_per_epoch():
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-                progress.loss_sum, progress.loss_count = 0.0, 0
-            self._save()
+            try:
+                self._epoch()
+            except NotFinite as found:
+                self.teller.listener.notice(self.recovery.roll_back(str(found)))
             if self._out_of_steps():
                 return "max_steps"
         return "finished"
 
-    def _train_epoch(self) -> None:
+    def _epoch(self) -> None:
         progress, options = self.state.progress, self.options
+        start = time.perf_counter()
+        self.state.model.train()
+        self._train_epoch()
+        seconds = time.perf_counter() - start
+
+        self.state.world.average_buffers(self.state.model)
+        due = (progress.epoch + 1) % options.val_every == 0
+        last = progress.epoch + 1 == options.epochs or self._out_of_steps()
+        self.result = self._validate() if due or last else None
+        is_best = self._record(self.result)
+        with phase("logging"):
+            self.teller.tell_epoch(seconds, self.result, is_best)
+
+        if self.train.batches_left(progress.image) <= 0:
+            progress.epoch, progress.image = progress.epoch + 1, 0
+            progress.loss_sum, progress.loss_count = 0.0, 0
+        self._save()
+
+    def _train_epoch(self) -> None:
+        progress, options, world = self.state.progress, self.options, self.state.world
         window = self.teller.open()
-        batches = iter(self.train.epoch(progress.epoch, progress.batch))
+        batches = iter(self.train.epoch(progress.epoch, progress.image))
         while not self._out_of_steps():
             waiting = time.perf_counter()
             with phase("data"):
@@ -160,41 +190,75 @@ class Fit:
                 break
             waited = time.perf_counter() - waiting
 
-            loss, norm = self._update(micro_batches)
+            images = sum(len(batch["image"]) for batch in micro_batches) * world.size
+            update = self._update(micro_batches)
+            if update is not None:
+                scaled = self.state.scaler.is_enabled()
+                window.add(*update, images, waited, scaled=scaled)
 
-            progress.batch += len(micro_batches)
-            if self.state.scaler.is_enabled():
-                norm = norm.nan_to_num(0.0, 0.0, 0.0)  # of updates that the scaler skipped
-            images = sum(len(batch["image"]) for batch in micro_batches)
-            window.add(loss, norm, images, waited)
+            progress.image += images
             window = self._log(window)
-            if self.stop.reason is not None:
-                self.teller.keep(window)
-                raise Stopped(self.stop.reason)
-            if self._save_is_due():
-                self.teller.keep(window)
-                self._save()
+            self._stop_or_save(window)
         with phase("logging"):
             self.teller.tell(window)
 
-    def _update(self, window: list[Batch]) -> tuple[Tensor, Tensor]:
-        first = self.state.progress.batch
-        seeds = [
-            derive_seed(self.options.seed, self.state.progress.epoch, first + offset)
-            for offset in range(len(window))
-        ]
+    def _update(self, window: list[Batch]) -> tuple[Tensor, Tensor] | None:
+        """Make an update; return its loss and norm, None if it was left out.
+
+        Raises:
+            NotFinite: if the weights are not to be used any more.
+            SegFitError: if a single image does not fit, or too many updates were left out.
+        """
+        if self.recovery.is_left_out():
+            count_update(self.state)
+            return None
         while True:
             try:
                 return make_update(
-                    self.state, self.task, window, seeds, self.options.clip_grad_norm
+                    self.state,
+                    self.task,
+                    window,
+                    self._seeds(window),
+                    self.options.clip_grad_norm,
+                    watched=self.recovery.watching,
                 )
+            except NotFinite as found:
+                names = [self.train.names(batch) for batch in window]
+                told = self.recovery.leave_out(window, names, str(found))
+                self.teller.listener.notice(told)
+                count_update(self.state)
+                return None
+            except PartlyUpdated as error:
+                said, spoilt = str(error), True
             except Exception as error:
+                said, spoilt = str(error).partition("\n")[0], False
+                if is_compile_error(error) and self.state.world.size == 1:
+                    self._run_eager(said)
+                    continue
                 if not is_out_of_memory(error):
                     raise
-                said = str(error).partition("\n")[0]
             # Outside of the `except`, where the traceback no longer holds the pass's tensors.
             largest = max(len(batch["image"]) for batch in window)
             self.teller.listener.notice(halve_micro_batch(self.state, largest, said))
+            if spoilt:
+                raise NotFinite(f"optimizer ran out of memory between two weights ({said})")
+
+    def _seeds(self, window: list[Batch]) -> list[int]:
+        """Return a seed for each micro-batch, a function of the position of its first image."""
+        progress, world, seeds = self.state.progress, self.state.world, []
+        position = progress.image
+        for batch in window:
+            size = len(batch["image"])
+            first = position + world.rank * size
+            seeds.append(derive_seed(self.options.seed, progress.epoch, first // size))
+            position += world.size * size
+        return seeds
+
+    def _run_eager(self, said: str) -> None:
+        self.state.forward = self.state.model
+        self.teller.listener.notice(
+            f"compile=true: torch.compile failed later on, going on eager ({said[:200]})."
+        )
 
     def _log(self, window: Window) -> Window:
         """Tell the update; where it is time, also the window's means, and return a fresh one."""
@@ -206,14 +270,29 @@ class Fit:
         return window
 
     def _validate(self) -> EvalResult:
+        state = self.state
+
         def between(done: int) -> None:
             self.teller.listener.validating(done, self.held_out_batches)
-            if self.stop.reason is not None:
-                raise Stopped(self.stop.reason)  # resuming validates again: no update is lost
+            # Resuming validates again: no update is lost. Several processes have unequal numbers of batches and
+            # cannot agree in between.
+            if self.stop.reason is not None and state.world.size == 1:
+                raise Stopped(self.stop.reason)
 
-        state = self.state
+        def lowered(size: int, told: str) -> None:
+            state.progress.held_out_batch = size
+            self.teller.listener.notice(told)
+
         with phase("validation", whole=True):
-            return evaluate(state.evaluated(), self.task, self.held_out(), state.precision, between)
+            return evaluate(
+                state.evaluated(),
+                self.task,
+                self.held_out(),
+                state.precision,
+                between,
+                largest=state.progress.held_out_batch,
+                lowered=lowered,
+            )
 
     def _record(self, result: EvalResult | None) -> bool:
         """Remember a validation; return whether it is the best so far, saving it if so."""
@@ -225,12 +304,11 @@ class Fit:
         if math.isnan(score) or (best is not None and score <= best):
             progress.stale += 1
             return False
+        with phase("checkpoint"):
+            if not self._save_best(result):
+                return False  # so that the next one that is better is saved
         progress.best_score, progress.best_scores = score, dict(result.scores)
         progress.best_epoch, progress.stale = progress.epoch, 0
-        with phase("checkpoint"):
-            self.checkpoints.save_best(
-                self.state.evaluated().state_dict(), progress.best_scores, progress.epoch
-            )
         return True
 
     # ------------------------------------------------------------------------- stopping, saving
@@ -243,6 +321,16 @@ class Fit:
         limit = self.options.patience
         return limit is not None and self.state.progress.stale >= limit
 
+    def _stop_or_save(self, window: Window) -> None:
+        asked = int(self.stop.reason is not None)
+        stop, save = self.state.world.max(asked, int(self._save_is_due()))
+        if stop or save:
+            self.teller.keep(window)
+        if stop:
+            raise Stopped(self.stop.reason or "terminated")  # where another process was asked
+        if save:
+            self._save()
+
     def _save_is_due(self) -> bool:
         steps, minutes = self.options.every_steps, self.options.every_minutes
         if steps is not None and self.state.progress.update % steps == 0:
@@ -250,6 +338,46 @@ class Fit:
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self) -> None:
-        with phase("checkpoint"):
-            self.checkpoints.save_last(self.state.state_dict())  # synchronises: copies to the host
+        """Save the state; what keeps it from being saved is told, and tried again when the next one is due.
+
+        Raises:
+            NotFinite: if the weights are not finite; what was saved last is from before.
+        """
+        values = [
+            value for value in self.state.model.state_dict().values() if value.is_floating_point()
+        ]
+        if not get_total_norm(values).isfinite():  # synchronises
+            raise NotFinite("weights are not finite")
         self.saved_at = time.monotonic()
+        with phase("checkpoint"):
+            content = self.state.state_dict()
+            if not self.state.world.is_main:
+                return
+            try:
+                self.checkpoints.save_last(content)  # synchronises: copies to the host
+                self.unsaved = None
+            except SegFitError as error:
+                self.unsaved = str(error)
+                self.teller.listener.notice(f"{error} Training goes on; it is tried again later.")
+
+    def _save_if_finite(self) -> None:
+        try:
+            self._save()
+        except NotFinite as found:
+            self.teller.listener.notice(f"the {found}: {self.checkpoints.last} stays as it was.")
+
+    def _insist_on_saving(self) -> None:
+        """Try once more to save what could not be saved when it was due."""
+        if self.state.world.max(int(self.unsaved is not None)) == (1,):
+            self._save_if_finite()
+
+    def _save_best(self, result: EvalResult) -> bool:
+        world, progress, failed = self.state.world, self.state.progress, False
+        if world.is_main:
+            try:
+                weights = self.state.evaluated().state_dict()
+                self.checkpoints.save_best(weights, dict(result.scores), progress.epoch)
+            except SegFitError as error:
+                failed = True
+                self.teller.listener.notice(f"{error} This validation does not count as the best.")
+        return world.max(int(failed)) == (0,)

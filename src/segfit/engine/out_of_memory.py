@@ -1,6 +1,7 @@
 """Memory that ran out, in all the words in which libraries say so."""
 
 import errno
+import gc
 
 import torch
 
@@ -46,3 +47,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     text = str(error).lower()
     return any(sign in text for sign in (*_CERTAIN, *_PROBABLE))
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what a failed pass held; call it outside of the `except` block, whose traceback holds tensors."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from segfit.engine.precision import Precision
 from segfit.engine.task import Forward
+from segfit.engine.world import ALONE, World
 
 
 class Scheduler(Protocol):
@@ -35,10 +36,12 @@ class Progress:
 
     Args:
         epoch: 0-based epoch that is running.
-        batch: micro-batches of it that are done.
+        image: images of it that are done, of all processes, in the epoch's order.
         update: updates made so far, over all epochs.
         micro_batch: largest number of samples that one forward pass may take; 0 is no limit. Lowered when
             the device runs out of memory.
+        held_out_batch: the same of validation.
+        left_out: [epoch, image] of the updates that were left out, since their loss or gradient is not finite.
         loss_sum: sum of the losses of the epoch's updates that were logged.
         loss_count: how many they are.
         window_loss: sum of the losses since the last log; so a resumed run logs what the unbroken one does.
@@ -51,9 +54,10 @@ class Progress:
     """
 
     epoch: int = 0
-    batch: int = 0
+    image: int = 0
     update: int = 0
     micro_batch: int = 0
+    held_out_batch: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
     window_loss: float = 0.0
@@ -63,6 +67,7 @@ class Progress:
     best_scores: dict[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
     stale: int = 0
+    left_out: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
@@ -78,6 +83,9 @@ class TrainingState:
         ema: moving average of the weights, or None.
         precision: of forward passes.
         device: where the model lives.
+        world: the processes that train this model together.
+        schedule_offset: how far the schedule is ahead of the updates made, where the run went on with another effective
+            batch.
     """
 
     model: nn.Module
@@ -89,24 +97,32 @@ class TrainingState:
     precision: Precision
     device: torch.device
     progress: Progress = field(default_factory=Progress)
+    world: World = ALONE
+    schedule_offset: int = 0
 
     def evaluated(self) -> nn.Module:
         """Return the module that is validated and kept: the average where there is one."""
         return self.ema.module if self.ema is not None else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values only, so that it loads with `weights_only=True`."""
+        """Return tensors and plain values only, so that it loads with `weights_only=True`.
+
+        Every process of the world has to call; it synchronises only when the result is copied to the host.
+        """
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
-            "random": random_state(self.device),
+            "random": self.world.gather(random_state(self.device)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, the generators of random numbers included."""
+        """Restore what `state_dict` gave, the generators of random numbers included.
+
+        A process that had no counterpart when the state was saved keeps the random numbers it has.
+        """
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"] or state["model"])
@@ -115,8 +131,9 @@ class TrainingState:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         # Also where epochs were raised: the rest of the run follows the longer schedule.
-        self.scheduler.step_update(self.progress.update)
-        set_random_state(state["random"], self.device)
+        self.scheduler.step_update(self.progress.update + self.schedule_offset)
+        if self.world.rank < len(state["random"]):
+            set_random_state(state["random"][self.world.rank], self.device)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

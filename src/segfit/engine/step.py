@@ -1,16 +1,27 @@
 """One update: forward, backward and step over an accumulation window."""
 
-import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from segfit.engine.non_finite import NotFinite, describe
+from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError
 from segfit.phases import phase
+
+
+class PartlyUpdated(Exception):  # noqa: N818 - told by its cause
+    """Memory ran out while the optimizer moved the weights: some of them moved, some did not."""
+
+
+class PeerFailed(Exception):  # noqa: N818 - the other process tells the error
+    """Another process of this training failed in this update."""
 
 
 def make_update(
@@ -19,11 +30,14 @@ def make_update(
     window: Sequence[Batch],
     seeds: Sequence[int],
     clip_grad_norm: float | None,
+    *,
+    watched: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Make one optimizer update from the micro-batches of `window`.
 
-    The loss is normalised over the whole window, so that the update equals that of one big batch. Nothing here
-    waits for the device, but for the scaler in fp16 when the optimizer is not a fused one.
+    The loss is normalised over the whole window of all processes, so that the update equals that of one big batch.
+    Nothing here waits for the device, but for the scaler in fp16 when the optimizer is not a fused one, and where the
+    update is watched.
 
     Args:
         state: what is trained; its progress.update counts this update afterwards.
@@ -31,31 +45,38 @@ def make_update(
         window: micro-batches on the device.
         seeds: one a micro-batch, for its augmentation.
         clip_grad_norm: largest norm of the gradient, or None.
+        watched: look at loss and gradient before the weights move.
 
     Returns:
-        The window's loss and the gradient's norm before clipping, both () on the device.
+        This process's share of the window's loss and the gradient's norm before clipping, both () on the device.
 
     Raises:
+        NotFinite: if the update is watched and its loss or gradient is not finite; nothing moved.
+        PartlyUpdated: if the optimizer ran out of memory; the weights are not to be used any more.
+        PeerFailed: if another process failed.
         Exception: of the forward or backward pass; gradients are cleared. If it is_out_of_memory, the same window may
-            be tried again.
+            be tried again, and every process of the world got such an error.
     """
-    with phase("augmentation"):
+    with phase("augmentation"), all_or_none(state):
         prepared = [task.prepare(batch, seed) for batch, seed in zip(window, seeds, strict=True)]
         totals = torch.stack([task.totals(targets) for _, targets in prepared]).sum(0)
+    totals = state.world.sum(totals)
     if state.progress.micro_batch:
         size = state.progress.micro_batch
         prepared = [piece for pair in prepared for piece in task.split(*pair, size)]
 
     loss = torch.zeros((), device=state.device)
+    *unsynced, last = prepared
     try:
-        for inputs, targets in prepared:
-            with phase("forward"):
-                with state.precision.autocast():
-                    outputs = state.forward(inputs)
-                part = task.loss(outputs, targets, totals)
-            with phase("backward"):
-                state.scaler.scale(part).backward()  # fp16 gradients would underflow; else a no-op
-            loss += part.detach()
+        with all_or_none(state):
+            with state.world.no_sync(state.forward):
+                for piece in unsynced:
+                    part = _forward(state, task, piece, totals)
+                    _backward(state, part)
+                    loss += part.detach()
+            part = _forward(state, task, last, totals)
+        _backward(state, part)  # adds up the gradients of all processes
+        loss += part.detach()
     except Exception:
         # The next try must not add to half a gradient.
         state.optimizer.zero_grad(set_to_none=True)
@@ -64,15 +85,87 @@ def make_update(
     with phase("optimizer"):
         state.scaler.unscale_(state.optimizer)  # before clipping, which must see the true gradients
         norm = clip_gradients(state.model, clip_grad_norm)
-        state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
-        state.scaler.update()  # after step: it looks at what step found
+        if watched:
+            _refuse_if_not_finite(state, loss, norm)
+        _step(state)
         state.optimizer.zero_grad(set_to_none=True)
-
-        state.progress.update += 1
-        state.scheduler.step_update(state.progress.update)
         if state.ema is not None:
-            state.ema.update(state.model, step=state.progress.update)
+            state.ema.update(state.model, step=state.progress.update + 1)
+        count_update(state)
     return loss, norm
+
+
+@contextmanager
+def all_or_none(state: TrainingState) -> Iterator[None]:
+    """Let a failure in here be every process's, so that none waits in vain for the others' gradients.
+
+    Raises:
+        MemoryError: if another process ran out of memory.
+        PeerFailed: if another process failed otherwise.
+    """
+    try:
+        yield
+    except Exception as error:
+        state.world.max(1 if is_out_of_memory(error) else 2)
+        raise
+    (worst,) = state.world.max(0)
+    if worst == 1:
+        raise MemoryError("another process of this training ran out of memory")
+    if worst == 2:
+        raise PeerFailed
+
+
+def _forward(state: TrainingState, task: Task, piece: tuple[Tensor, Any], totals: Tensor) -> Tensor:
+    inputs, targets = piece
+    with phase("forward"):
+        with state.precision.autocast():
+            outputs = state.forward(inputs)
+        return task.loss(outputs, targets, totals)
+
+
+def _backward(state: TrainingState, part: Tensor) -> None:
+    with phase("backward"):
+        if state.world.size > 1:
+            part = part * state.world.size  # the mean over processes that is taken becomes the sum
+        state.scaler.scale(part).backward()  # fp16 gradients would underflow; else a no-op
+
+
+def _refuse_if_not_finite(state: TrainingState, loss: Tensor, norm: Tensor) -> None:
+    total = state.world.sum(loss.clone())
+    found = describe(float(total), float(norm), scale_of(state))  # synchronises
+    if found is not None:
+        reset_scaler(state)
+        state.optimizer.zero_grad(set_to_none=True)
+        raise NotFinite(found)
+
+
+def _step(state: TrainingState) -> None:
+    try:
+        state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reset_scaler(state)
+        state.optimizer.zero_grad(set_to_none=True)
+        raise PartlyUpdated(str(error).partition("\n")[0]) from None
+    state.scaler.update()  # after step: it looks at what step found
+
+
+def count_update(state: TrainingState) -> None:
+    """Count an update, made or left out, and set the learning rates for the next."""
+    state.progress.update += 1
+    state.scheduler.step_update(state.progress.update + state.schedule_offset)
+
+
+def scale_of(state: TrainingState) -> float:
+    """Return the scale of the loss in force, 1.0 outside fp16; synchronises in fp16."""
+    return state.scaler.get_scale() if state.scaler.is_enabled() else 1.0
+
+
+def reset_scaler(state: TrainingState) -> None:
+    """Let the scaler forget an update that was unscaled but is not to be made; its scale stays."""
+    if state.scaler.is_enabled():
+        state.scaler.update(state.scaler.get_scale())
 
 
 def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
@@ -112,9 +205,7 @@ def halve_micro_batch(state: TrainingState, largest: int, said: str = "") -> str
             + (f" The error was: {said}" if said else "")
         )
     state.progress.micro_batch = now // 2
-    gc.collect()
-    if state.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(state.device)
     return (
         f"out of memory with a micro-batch of {now}: going on with {now // 2} and more accumulation; "
         f"the effective batch stays. Next time: batch_size={now // 2}, and raise accumulate by as much."

@@ -15,7 +15,7 @@ class Meter(Protocol):
     """Collects the scores of one pass over held-out data, on the device."""
 
     def update(self, forward: Forward, batch: Batch) -> None:
-        """Predict a batch and count it; must not read the device."""
+        """Predict a batch and count it; if it raises, nothing of the batch is counted."""
 
     def result(self) -> EvalResult:
         """Read the device and return the scores."""
@@ -44,10 +44,19 @@ class Task(Protocol):
 
 
 class TrainingData(Protocol):
-    """Training batches by epoch; what comes is a function of (epoch, position) alone."""
+    """Training batches by epoch; what comes is a function of (epoch, position) alone.
+
+    Positions count the images of all processes, so that a run can go on with batches of another size.
+    """
 
     def batches_per_epoch(self) -> int:
         """Return the number of micro-batches an epoch."""
 
-    def epoch(self, epoch: int, start_batch: int) -> Iterable[Batch]:
-        """Yield the batches of an epoch on the device, from `start_batch` on."""
+    def batches_left(self, image: int) -> int:
+        """Return the number of micro-batches that an epoch has from its `image`th image on; 0 or less: it is over."""
+
+    def epoch(self, epoch: int, start_image: int) -> Iterable[Batch]:
+        """Yield the batches of an epoch on the device, from its `start_image`th image on."""
+
+    def names(self, batch: Batch) -> list[str]:
+        """Return a name of each sample of a batch, for messages; may read the device."""

@@ -1,17 +1,16 @@
 """What the loop tells of its updates and epochs: means that are read from the device seldom."""
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from segfit.engine.events import EpochLog, EvalResult, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.non_finite import NotFinite, describe
 from segfit.engine.state import TrainingState
-from segfit.errors import SegFitError
+from segfit.engine.step import scale_of
 from segfit.hardware import peak_memory_gib
 
 
@@ -22,12 +21,26 @@ class Window:
     loss: Tensor
     norm: Tensor
     updates: int
+    skipped: Tensor
     images: int = 0
     waited: float = 0.0
     start: float = field(default_factory=time.perf_counter)
 
-    def add(self, loss: Tensor, norm: Tensor, images: int, waited: float) -> None:
-        """Count an update: its loss and norm, () on the device; its images; the seconds it waited for them."""
+    def add(
+        self, loss: Tensor, norm: Tensor, images: int, waited: float, *, scaled: bool = False
+    ) -> None:
+        """Count an update.
+
+        Args:
+            loss: this process's share of it, () on the device.
+            norm: of the gradient, () on the device.
+            images: of all processes.
+            waited: seconds that the loop waited for them.
+            scaled: an overflown gradient is the scaler's business, which skipped the update.
+        """
+        if scaled:
+            self.skipped += ~norm.isfinite()
+            norm = norm.nan_to_num(0.0, 0.0, 0.0)
         self.loss += loss
         self.norm += norm
         self.updates += 1
@@ -40,7 +53,6 @@ class Teller:
 
     Args:
         state: what is trained; sums that a resumed run needs go into its progress.
-        last: the checkpoint that a message points to.
 
     Attributes:
         listener: who is told.
@@ -48,18 +60,26 @@ class Teller:
         total_seconds: seconds that they took, without validation.
     """
 
-    def __init__(self, state: TrainingState, last: Path) -> None:
+    def __init__(self, state: TrainingState) -> None:
         self.state = state
-        self.last = last
         self.listener: Listener = Listeners()
         self.total_images, self.total_seconds = 0, 0.0
         self._images, self._waited = 0, 0.0  # of the epoch
+        self._told = (
+            self._told_epoch
+        ) = -1  # updates: what is made again after a roll-back is not told again
 
     def start(
-        self, epochs: int, updates_per_epoch: int, max_steps: int | None, facts: Mapping[str, str]
+        self,
+        epochs: int,
+        updates_per_epoch: int,
+        updates_left: int,
+        max_steps: int | None,
+        facts: Mapping[str, str],
     ) -> None:
         """Tell what is about to run."""
-        total, progress = updates_per_epoch * epochs, self.state.progress
+        progress = self.state.progress
+        total = progress.update + updates_left
         self.listener.start(
             RunInfo(
                 epochs=epochs,
@@ -74,47 +94,56 @@ class Teller:
     def open(self) -> Window:
         """Return a window that goes on where the progress stands."""
         progress, device = self.state.progress, self.state.device
+        # Sums over all processes count once what was summed up before.
+        carried = progress.window_loss if self.state.world.is_main else 0.0
         return Window(
-            loss=torch.tensor(progress.window_loss, device=device),
+            loss=torch.tensor(carried, device=device),
             norm=torch.tensor(progress.window_norm, device=device),
             updates=progress.window_updates,
+            skipped=torch.zeros((), dtype=torch.int64, device=device),
         )
 
-    def keep(self, window: Window) -> None:
-        """Read the window's sums from the device into the progress.
+    def keep(self, window: Window) -> int:
+        """Read the window's sums from the device into the progress; return the updates that the scaler skipped.
+
+        Every process of the world has to call.
 
         Raises:
-            SegFitError: if loss or gradient is not finite; what was saved last is from before.
+            NotFinite: if loss or gradient is not finite; what was saved last is from before.
         """
         progress = self.state.progress
-        loss, norm = torch.stack([window.loss, window.norm]).tolist()  # synchronises
-        if not math.isfinite(loss + norm):
-            what = (
-                f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
-            )
-            raise SegFitError(
-                f"the {what} within the last {window.updates} updates (of {progress.update}). "
-                f"{self.last} holds the last good state, if one was saved. Lower lr, keep "
-                f"clip_grad_norm, or try precision=fp32."
-            )
-        progress.window_loss, progress.window_norm = loss, norm
+        loss = self.state.world.sum(window.loss.clone())
+        # synchronises
+        sums = torch.stack([loss.double(), window.norm.double(), window.skipped.double()]).tolist()
+        found = describe(sums[0], sums[1], scale=1.0)
+        if found is not None:
+            raise NotFinite(f"{found} within the last {window.updates} updates")
+        progress.window_loss, progress.window_norm = sums[0], sums[1]
         progress.window_updates = window.updates
+        return int(sums[2])
 
     def tell(self, window: Window) -> Window:
-        """Log the means of the window and return a fresh one."""
+        """Log the means of the window and return a fresh one.
+
+        Raises:
+            NotFinite: if loss or gradient is not finite.
+        """
         if window.updates == 0:
             return window
-        self.keep(window)
+        skipped = self.keep(window)
         progress = self.state.progress
         seconds = time.perf_counter() - window.start
-        scaler = self.state.scaler
+        scale = scale_of(self.state)  # synchronises
+        if skipped and scale < 1.0:
+            raise NotFinite("gradient overflows fp16 even where the loss is not scaled up")
         log = StepLog(
             epoch=progress.epoch,
             update=progress.update,
             loss=progress.window_loss / window.updates,
             lr=self._lr(),
             grad_norm=progress.window_norm / window.updates,
-            loss_scale=scaler.get_scale() if scaler.is_enabled() else 1.0,  # synchronises
+            loss_scale=scale,
+            skipped=skipped,
             images_per_second=window.images / seconds,
             data_wait=window.waited / seconds,
             memory_gib=peak_memory_gib(self.state.device),
@@ -124,7 +153,9 @@ class Teller:
         progress.loss_sum += progress.window_loss
         progress.loss_count += window.updates
         progress.window_loss, progress.window_norm, progress.window_updates = 0.0, 0.0, 0
-        self.listener.log(log)
+        if progress.update > self._told:
+            self._told = progress.update
+            self.listener.log(log)
         return self.open()
 
     def tell_epoch(self, training_seconds: float, result: EvalResult | None, is_best: bool) -> None:
@@ -145,7 +176,9 @@ class Teller:
         self.total_images += self._images
         self.total_seconds += training_seconds
         self._images, self._waited = 0, 0.0
-        self.listener.epoch(log)
+        if progress.update > self._told_epoch:
+            self._told_epoch = progress.update
+            self.listener.epoch(log)
 
     def _lr(self) -> float:
         return float(self.state.optimizer.param_groups[0]["lr"])

@@ -7,9 +7,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segfit.engine.events import EvalResult, Panel
+from segfit.engine.world import ALONE, World
 from segfit.labels import Classes
 from segfit.losses import SegmentationLoss
 from segfit.metrics import SegmentationMetrics, scores_of
@@ -36,6 +38,7 @@ class SegmentationTask:
         panels: index of a held-out sample → its name, for those that are kept for the eye.
         on_prediction: called with (index, prediction (H, W) int64, mask (H, W) uint8) for every held-out image,
             both at its own size and on the device; the mask is None where the batch has none.
+        world: the processes whose counts make up the scores.
     """
 
     classes: Classes
@@ -48,6 +51,7 @@ class SegmentationTask:
     channels_last: bool = True
     panels: Mapping[int, str] = field(default_factory=dict)
     on_prediction: OnPrediction | None = None
+    world: World = ALONE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Return normalised images (B, 3, H, W) float32 and targets, augmented by `seed`."""
@@ -84,6 +88,16 @@ class SegmentationTask:
         return SegmentationMeter(self)
 
 
+@dataclass(frozen=True)
+class _Counts:
+    """What one process counted; the sums over all of them decide the scores."""
+
+    confusion: NDArray[np.int64]  # (C, C), rows ground truth
+    loss: float  # sum over images
+    images: int
+    panels: dict[int, Panel]
+
+
 class SegmentationMeter:
     """Counts predictions at the masks' own sizes; see docs/metrics.md."""
 
@@ -95,7 +109,18 @@ class SegmentationMeter:
         self.panels: dict[int, Panel] = {}
 
     def update(self, forward: Forward, batch: Batch) -> None:
-        """Predict and count a batch of `EvalDataset`; one of `PredictDataset`, without masks, is only predicted."""
+        """Predict and count a batch of `EvalDataset`; one of `PredictDataset`, without masks, is only predicted.
+
+        If it raises, nothing of the batch is counted; `on_prediction` may have been called.
+        """
+        confusion, loss, images = self.metrics.confusion.clone(), self.loss, self.images
+        try:
+            self._update(forward, batch)
+        except Exception:
+            self.metrics.confusion, self.loss, self.images = confusion, loss, images
+            raise
+
+    def _update(self, forward: Forward, batch: Batch) -> None:
         images = self.task.normalise(batch["image"].float().div_(255))
         logits = self.task.predictor(forward, images)
         self.metrics.to(logits.device)
@@ -117,18 +142,25 @@ class SegmentationMeter:
     def result(self) -> EvalResult:
         """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size.
 
-        Every score of batches without masks is NaN.
+        Every process of the world has to call, and gets the result of all their images. Every score of batches
+        without masks is NaN.
         """
-        if self.loss is None:
-            empty = np.zeros((len(self.task.classes),) * 2, np.int64)
-            scores, loss = scores_of(empty, self.task.classes), float("nan")
-        else:
-            scores, loss = self.metrics.compute(), float(self.loss) / self.images
+        counts = _Counts(
+            confusion=self.metrics.confusion.cpu().numpy(),
+            loss=float(self.loss) if self.loss is not None else 0.0,
+            images=self.images,
+            panels=self.panels,
+        )
+        every = self.task.world.gather(counts)
+        images = sum(one.images for one in every)
+        scores = scores_of(np.sum([one.confusion for one in every], axis=0), self.task.classes)
+        panels = {index: panel for one in every for index, panel in one.panels.items()}
+        loss = sum(one.loss for one in every) / images if images else float("nan")
         return EvalResult(
             scores={"loss": loss, **scores.scores},
             per_class=scores.per_class,
             confusion=scores.confusion,
-            panels=[self.panels[index] for index in sorted(self.panels)],
+            panels=[panels[index] for index in sorted(panels)],
         )
 
     def _add_loss(self, logits: Tensor, mask: Tensor) -> None:

@@ -40,7 +40,7 @@ def test_no_epoch_disturbs_another():
 def test_it_can_start_at_any_batch():
     whole = batches(epoch=2)
     for start in range(6):
-        assert batches(epoch=2, start_batch=start) == whole[start:]
+        assert batches(epoch=2, start_image=4 * start) == whole[start:]
 
 
 def test_it_goes_on_with_another_batch_size_where_it_stopped():
@@ -67,7 +67,7 @@ def test_an_incomplete_batch_is_dropped_unless_it_is_all_there_is(length, size, 
 
 def test_nothing_is_left_after_the_last_batch():
     assert batches(3, 4, start_image=3) == []
-    assert batches(10, 4, start_batch=2) == []
+    assert batches(10, 4, start_image=8) == []
 
 
 def test_order_without_shuffling():
@@ -89,6 +89,25 @@ def test_seeds_are_spread_and_fit_torch():
 def test_seeds_of_an_image_do_not_depend_on_its_batch():
     by_four, by_two = dict(flat(batches(size=4))), dict(flat(batches(size=2)))
     assert by_four == by_two
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_each_batch_of_their_sizes_together(world):
+    whole = batches(20, 2 * world, epoch=1, start_image=2 * world)
+    shares = []
+    for rank in range(world):
+        sampler = EpochSampler(20, 2, 0, rank=rank, world_size=world)
+        sampler.set_epoch(1, start_image=2 * world)
+        shares.append(list(sampler))
+    assert [flat(parts) for parts in zip(*shares, strict=True)] == whole
+
+
+def test_processes_share_alike_what_is_less_than_a_batch_for_each():
+    shares = [list(EpochSampler(5, 4, 0, rank=rank, world_size=2)) for rank in range(2)]
+    assert [len(batch) for share in shares for batch in share] == [2, 2]
+    assert len(set(indices(shares[0]) + indices(shares[1]))) == 4
+    with pytest.raises(ValueError, match="no less than world_size=2"):
+        EpochSampler(1, 4, 0, world_size=2)
 
 
 @pytest.mark.parametrize(("length", "size"), [(0, 4), (4, 0)])

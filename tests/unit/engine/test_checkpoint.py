@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from segfit.engine.checkpoint import Checkpoints, load_checkpoint, save_atomically
+from segfit.engine.checkpoint import (
+    Checkpoints,
+    DamagedCheckpointError,
+    load_checkpoint,
+    save_atomically,
+)
 from segfit.errors import SegFitError
 
 STATE = {"model": {"weight": torch.arange(6.0)}, "progress": {"epoch": 3}}
@@ -65,7 +70,7 @@ def test_ctrl_c_while_saving_keeps_the_old_one_and_leaves_nothing(saved, monkeyp
 def test_what_a_killed_process_left_is_cleared_by_the_next_save(saved):
     (saved.last.parent / ".last.pt.12345.partial").write_bytes(b"half")
     saved.save_last(STATE)
-    assert files(saved) == ["last.pt"]
+    assert files(saved) == ["last.pt", "previous.pt"]
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
@@ -82,10 +87,76 @@ class Payload:
         return (Path.touch, (self.path,))
 
 
+def flip_a_bit(path: Path) -> None:
+    """Change one bit in the middle of the tensor's numbers, as a disk does that goes bad."""
+    content = bytearray(path.read_bytes())
+    at = content.index(STATE["model"]["weight"].numpy().tobytes()) + 9
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_bit_that_flipped_is_noticed(saved):
+    """torch itself loads it without a word."""
+    flip_a_bit(saved.last)
+    changed = torch.load(saved.last, weights_only=True)["model"]["weight"]
+    assert not torch.equal(changed, STATE["model"]["weight"])
+    with pytest.raises(DamagedCheckpointError, match=r"last\.pt: damaged"):
+        load_checkpoint(saved.last)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut, Path.unlink])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, damage):
+    saved.save_last({**STATE, "progress": {"epoch": 4}})
+    assert saved.load_last()[0]["progress"] == {"epoch": 4}
+    damage(saved.last)
+    content, told = saved.load_last()
+    assert content["progress"] == {"epoch": 3}
+    assert str(saved.last) in told
+    assert "Going on from the one before it, previous.pt" in told
+
+
+def test_where_both_are_damaged_it_says_so(saved):
+    saved.save_last(STATE)
+    cut(saved.last)
+    cut(saved.previous)
+    with pytest.raises(DamagedCheckpointError, match=r"previous\.pt"):
+        saved.load_last()
+
+
+def test_a_refused_checkpoint_does_not_fall_back(saved, tmp_path):
+    saved.save_last(STATE)
+    proof = tmp_path / "executed"
+    torch.save({"format": 2, "model": Payload(proof)}, saved.last)
+    with pytest.raises(SegFitError, match="refused"):
+        saved.load_last()
+    assert not proof.exists()
+
+
+def test_killed_between_two_renames_leaves_the_one_before(saved, monkeypatch):
+    replace = Path.replace
+
+    def die(self, target):
+        if Path(target) == saved.last:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        saved.save_last({**STATE, "progress": {"epoch": 4}})
+    monkeypatch.undo()
+    assert not saved.last.exists()
+    assert saved.exist()
+    assert saved.load_last()[0]["progress"] == {"epoch": 3}
+
+
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_a_checkpoint_that_carries_code_is_refused_unrun(tmp_path, how):
     path, proof = tmp_path / "last.pt", tmp_path / "executed"
-    content = {"format": 1, "model": Payload(proof)}
+    content = {"format": 2, "model": Payload(proof)}
     if how == "torch":
         torch.save(content, path)
     else:

@@ -1,5 +1,6 @@
 """A loop in miniature: a linear model that learns a line, with scores written in advance."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -100,17 +101,34 @@ class LineMeter:
 
 
 class Points:
-    """Training batches of points on a line, a function of epoch and position alone."""
+    """Training batches of points on a line, a function of epoch and position alone.
 
-    def __init__(self, batches: int = 4, size: int = 2) -> None:
-        self.batches, self.size = batches, size
+    Args:
+        batches: an epoch.
+        size: points of each.
+        bad: (epoch, batch) of those with a target that is not finite.
+    """
+
+    def __init__(
+        self, batches: int = 4, size: int = 2, bad: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        self.batches, self.size, self.bad = batches, size, bad
 
     def batches_per_epoch(self) -> int:
         return self.batches
 
-    def epoch(self, epoch: int, start_batch: int) -> Iterator[Batch]:
-        for batch in range(start_batch, self.batches):
-            yield points(self.size, 100 * epoch + batch)
+    def batches_left(self, image: int) -> int:
+        return self.batches - image // self.size
+
+    def epoch(self, epoch: int, start_image: int) -> Iterator[Batch]:
+        for batch in range(start_image // self.size, self.batches):
+            made = points(self.size, 100 * epoch + batch)
+            if (epoch, batch) in self.bad:
+                made["target"][0] = math.nan
+            yield made
+
+    def names(self, batch: Batch) -> list[str]:
+        return [f"point {value:.3f}" for value in batch["target"].flatten().tolist()]
 
 
 def points(count: int, seed: int) -> Batch:

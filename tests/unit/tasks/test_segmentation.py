@@ -176,3 +176,21 @@ def test_images_without_masks_are_predicted_and_score_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(np.isnan(value) for value in meter.result().scores.values())
+
+
+def test_a_batch_that_fails_half_way_is_not_counted_at_all():
+    dataset = EvalDataset(Images(), (32, 48), "stretch")
+    batch = collate([dataset[index] for index in range(5)])
+    expected = evaluate(task_of(), "stretch", 5)
+    calls = []
+
+    def fail_once(index, prediction, mask):
+        calls.append(index)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    meter = task_of(on_prediction=fail_once).meter()
+    with pytest.raises(torch.OutOfMemoryError):
+        meter.update(model, batch)
+    meter.update(model, batch)
+    assert meter.result().scores == expected.scores

@@ -1,0 +1,55 @@
+"""Loss or gradient that is not finite: what it is, and the batch that did it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from segfit.engine.task import Batch
+
+
+class NotFinite(Exception):  # noqa: N818 - an event of the training, which knows what to do
+    """`args[0]` says what is not finite."""
+
+
+def describe(loss: float, norm: float, scale: float) -> str | None:
+    """Return what is not finite about an update, or None.
+
+    A gradient that overflows while the loss is scaled up is the scaler's business, which skips the update and lowers
+    the scale; only one that overflows unscaled is a fault.
+
+    Args:
+        loss: of the update.
+        norm: of its gradient, unscaled.
+        scale: of the loss, 1.0 outside fp16.
+    """
+    if not math.isfinite(loss):
+        return f"loss is {loss}"
+    if not math.isfinite(norm) and scale <= 1.0:
+        return f"gradient's norm is {norm}"
+    return None
+
+
+def save_window(
+    path: Path, window: Sequence[Batch], names: Sequence[Sequence[str]], found: str
+) -> None:
+    """Save the micro-batches of an update with their names, as they came from the data: to look at.
+
+    `torch.load(path, weights_only=True)` reads it: {"found": str, "batches": [{"names": [str], key: tensor}]}.
+
+    Args:
+        path: the file; its folder is made.
+        window: micro-batches, wherever they lie.
+        names: of the samples of each.
+        found: what was not finite.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    batches = [
+        {"names": list(known), **{key: tensor.cpu() for key, tensor in batch.items()}}
+        for batch, known in zip(window, names, strict=True)
+    ]
+    torch.save({"found": found, "batches": batches}, path)

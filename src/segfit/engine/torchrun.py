@@ -1,0 +1,239 @@
+"""The processes that torchrun started, as one world: gradients by DistributedDataParallel, agreement by gloo."""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from inspect import signature
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
+
+from segfit.engine.step import PeerFailed
+from segfit.engine.task import Forward
+from segfit.engine.world import ALONE, World
+from segfit.errors import SegFitError
+from segfit.hardware import resolve_device
+from segfit.processes import Launch, launched, leave_reason
+
+T = TypeVar("T")
+
+# Where processes wait for one that checks or decodes a data set. One that is gone is noticed at once, by its connection.
+_HOST_TIMEOUT = timedelta(days=1)
+# Where cards wait for one whose process saves a checkpoint or has more images to validate.
+_DEVICE_TIMEOUT = timedelta(minutes=30)
+# A pass that one process has to repeat would wait for buffers that the others do not send again. (torch renamed it.)
+_OWN_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
+_REASON_SECONDS = 2.0  # in which a process that failed says why
+_GONE = (
+    "another process of this training is gone without a word: killed (out of host memory?), or its machine failed. "
+    "Go on with resume= and the run's folder."
+)
+
+
+class PeerError(SegFitError):
+    """Another process of this training ended; its reason is told."""
+
+    exit_code = 1
+
+
+@contextlib.contextmanager
+def joined(requested: str) -> Iterator[World]:
+    """Yield the world that torchrun started this process in, `ALONE` without it; what fails in here ends them all.
+
+    The main process tells why: its own error, or the other's in one line. The others end silently (SystemExit), but
+    for the traceback of a bug of theirs.
+
+    Args:
+        requested: device, "auto", "cpu" or "cuda"; a process takes the card of its number on this machine.
+
+    Raises:
+        SegFitError: if a machine has more processes than cards, or they cannot find each other.
+        PeerError: if another process ended.
+    """
+    launch = launched()
+    if launch.size == 1:
+        yield ALONE
+        return
+    world = TorchrunWorld(launch, _join(launch, requested))
+    try:
+        yield world
+        world.gather(None)  # so that nobody leaves before the main process has written everything
+    except Exception as error:
+        _outlive_torchrun()
+        raise world.explained(error) from error
+    dist.destroy_process_group()
+
+
+def _join(launch: Launch, requested: str) -> torch.device:
+    if requested != "cpu" and torch.cuda.is_available():
+        cards = torch.cuda.device_count()
+        if launch.local_rank >= cards:
+            raise SegFitError(
+                f"torchrun started {launch.local_size} processes on this machine, but CUDA shows {cards} card"
+                f"{'s' * (cards != 1)}. Start one a card (--nproc_per_node={cards}), or add device=cpu."
+            )
+        torch.cuda.set_device(launch.local_rank)
+    device, _ = resolve_device(requested)
+    try:
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=_DEVICE_TIMEOUT, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=_HOST_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise SegFitError(
+            f"the {launch.size} processes of this training cannot find each other "
+            f"({str(error).splitlines()[0]}). Start them by torchrun; on several machines, all with the same "
+            f"--rdzv_endpoint."
+        ) from error
+    return device
+
+
+def _outlive_torchrun() -> None:
+    """Ignore the SIGTERM that torchrun sends when a process is gone, for the moment that telling why takes."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class TorchrunWorld(World):
+    """Processes in a torch.distributed process group, which has to be there.
+
+    Args:
+        launch: this process among them.
+        device: of this process; sums are taken there.
+    """
+
+    def __init__(self, launch: Launch, device: torch.device) -> None:
+        self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
+        self.device = device
+        on_card = device.type == "cuda"
+        group = dist.new_group(timeout=_HOST_TIMEOUT, backend="gloo") if on_card else None
+        self._host = cast(dist.ProcessGroup | None, group)
+        # torchrun's own server keeps it, which outlives every process of the training.
+        self._store = distributed_c10d.PrefixStore("segfit", distributed_c10d._get_default_store())
+        self._read = 0  # posted lines
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over all processes of a tensor on the device; the host does not wait for it."""
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def max(self, *numbers: int) -> tuple[int, ...]:
+        """Return the largest of each number over all processes; the host waits for the others', not for the device."""
+        largest = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._host)
+        return tuple(largest.tolist())
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value (picklable), by rank, to all of them."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host)
+        return values
+
+    def once_a_machine(self, work: Callable[[], T]) -> T:
+        """Let the first process of each machine work; return its result to all that run there."""
+        if self.local_rank == 0:
+            result = work()
+            self.gather(result)
+            return result
+        return self.gather(cast(T, None))[self.rank - self.local_rank]
+
+    def post(self, line: str) -> None:
+        """Hand a line for the person to the main process."""
+        self._store.set(f"line {self._store.add('lines', 1)}", line)
+
+    def posted(self) -> list[str]:
+        """Return the lines that were posted since the last call."""
+        first, self._read = self._read + 1, self._store.add("lines", 0)
+        return [
+            self._store.get(f"line {number}").decode() for number in range(first, self._read + 1)
+        ]
+
+    def wrap(self, model: nn.Module, forward: Forward) -> Forward:
+        """Return a forward whose backward adds up gradients over all processes; weights become the main process's."""
+        return DistributedDataParallel(
+            forward if isinstance(forward, nn.Module) else model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            **_OWN_BUFFERS,
+            gradient_as_bucket_view=True,  # saves a copy of all gradients
+        )
+
+    def no_sync(self, forward: Forward) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which passes leave their gradients in this process, for accumulation."""
+        assert isinstance(forward, DistributedDataParallel)
+        return forward.no_sync()
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Give all processes the mean of the model's floating-point buffers."""
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        if not buffers:
+            return
+        mean = self.sum(torch.cat([buffer.float().flatten() for buffer in buffers])) / self.size
+        sizes = [buffer.numel() for buffer in buffers]
+        for buffer, part in zip(buffers, mean.split(sizes), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    # --------------------------------------------------------------------------------- failing
+
+    def explained(self, error: Exception) -> BaseException:
+        """Return what this process ends with after an error, of its own or because another process is gone."""
+        try:
+            return self._of_others() if _is_of_others(error) else self._own(error)
+        except RuntimeError:  # the store is gone, which without torchrun is the main process's
+            return PeerError(_GONE)
+
+    def _own(self, error: Exception) -> BaseException:
+        code = error.exit_code if isinstance(error, SegFitError) else 1
+        text = str(error) if isinstance(error, SegFitError) else f"{type(error).__name__}: {error}"
+        leave_reason(text)
+        if self._store.add("failures", 1) == 1:
+            self._store.set("failure", json.dumps({"rank": self.rank, "text": text, "code": code}))
+        if self.is_main:
+            self._store.set("told", "")
+            return error
+        # What went wrong in all processes alike is told by the main one, and by nobody else.
+        if self._comes("told") or isinstance(error, SegFitError):
+            return SystemExit(code)
+        return error
+
+    def _of_others(self) -> BaseException:
+        if self._comes("failure"):
+            failure = json.loads(self._store.get("failure"))
+            if not self.is_main:
+                return SystemExit(failure["code"])
+            told = PeerError(f"process {failure['rank']} of {self.size} ended: {failure['text']}")
+            told.exit_code = failure["code"]
+            return told
+        if self._store.add("gone", 1) > 1:  # another one tells
+            return SystemExit(PeerError.exit_code)
+        return PeerError(_GONE)
+
+    def _comes(self, key: str) -> bool:
+        """Say whether a key is in the store, or comes soon."""
+        deadline = time.monotonic() + _REASON_SECONDS
+        while not self._store.check([key]):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def _is_of_others(error: Exception) -> bool:
+    """Say whether an error only means that another process failed or is gone."""
+    if isinstance(error, (PeerFailed, dist.DistError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        name in str(error).lower() for name in ("gloo", "nccl")
+    )

@@ -1,0 +1,50 @@
+"""Which of the processes that torchrun started this one is; alone without torchrun. Never torch."""
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that train one model.
+
+    Args:
+        rank: 0-based number among all.
+        size: how many there are.
+        local_rank: 0-based number among those of this machine.
+        local_size: how many there are on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def launched() -> Launch:
+    """Return what torchrun says in the environment; alone where it says nothing, or of one process."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size < 2 or "RANK" not in os.environ:
+        return Launch()
+    return Launch(
+        rank=int(os.environ["RANK"]),
+        size=size,
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
+
+
+def leave_reason(text: str) -> None:
+    """Tell torchrun why this process ends, for the summary that it prints."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    # The form that torch.distributed.elastic.multiprocessing.errors writes and reads.
+    extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+    content = {"message": {"message": text, "extraInfo": extra}}
+    with contextlib.suppress(OSError):
+        Path(path).write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,223 @@
+"""A loss or gradient that is not finite costs its own update, and no other."""
+
+import math
+
+import pytest
+import torch
+
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.engine.fit import Fit
+from segfit.errors import SegFitError
+from tests.unit.engine.toys import LineTask, Points, Recorder, make_fit, make_state, weights
+
+
+def run(fit: Fit) -> Recorder:
+    heard = Recorder()
+    fit.run(heard, {})
+    return heard
+
+
+def without(folder, position: list[int], **options) -> Fit:
+    """Return a training without bad batches that leaves out the update at a position."""
+    fit = make_fit(folder, **options)
+    fit.state.progress.left_out = [position]
+    run(fit)
+    return fit
+
+
+class BrokenBackward(torch.autograd.Function):
+    """Passes forward; its gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.nan
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+@pytest.mark.parametrize("every_steps", [None, 2])
+def test_a_bad_batch_is_found_saved_named_and_left_out(tmp_path, log_every, every_steps):
+    options = {"log_every": log_every, "every_steps": every_steps}
+    fit = make_fit(tmp_path / "bad", train=Points(bad=[(1, 2)]), **options)
+    heard = run(fit)
+    expected = without(tmp_path / "clean", [1, 4], **options)
+
+    assert torch.equal(weights(fit.state.model), weights(expected.state.model))
+    assert fit.state.progress.left_out == [[1, 4]]
+    assert fit.state.progress.update == 12  # it counts, so that the schedule stays what it was
+    back, out = heard.notices
+    assert "loss is nan within the last" in back
+    assert "going back" in back
+    (saved,) = fit.recovery.bad_batches.iterdir()
+    assert saved.name == "update-000007.pt"
+    assert "point nan" in out
+    assert f"saved as {saved}" in out
+    assert "1 of at most 5" in out
+    content = torch.load(saved, weights_only=True)
+    assert content["found"] == "loss is nan"
+    assert content["batches"][0]["names"][0] == "point nan"
+    assert content["batches"][0]["target"].isnan().any()
+
+
+def test_losses_are_told_once_though_updates_are_made_again(tmp_path):
+    heard = run(make_fit(tmp_path / "bad", train=Points(bad=[(1, 2)])))
+    told = [log.update for log in heard.logs]
+    assert told == sorted(set(told))
+    assert [log.epoch for log in heard.epochs] == [0, 1, 2]
+
+
+def test_what_passes_by_itself_costs_nothing(tmp_path):
+    """As after a bit flip in the device's memory: the second look finds the loss to be fine."""
+    whole = make_fit(tmp_path / "whole")
+    expected = run(whole)
+    fit = make_fit(tmp_path / "hit", task=LineTask(poison={6: math.inf}))
+    heard = run(fit)
+    assert "loss is inf" in heard.notices[0]
+    assert torch.equal(weights(fit.state.model), weights(whole.state.model))
+    assert heard.losses == expected.losses
+    assert fit.state.progress.left_out == []
+
+
+def test_a_gradient_that_is_not_finite_is_the_same_fault(tmp_path):
+    fit = make_fit(tmp_path / "bad", every_steps=1, log_every=100)
+    model = fit.state.model
+
+    def forward(x):
+        broken = fit.state.progress.update == 6
+        return BrokenBackward.apply(model(x)) if broken else model(x)
+
+    fit.state.forward = forward
+    heard = run(fit)
+    assert "gradient's norm is nan" in heard.notices[0]
+    expected = without(tmp_path / "clean", [1, 4])
+    assert torch.equal(weights(model), weights(expected.state.model))
+
+
+def test_a_training_that_diverges_stops_and_keeps_the_last_good_state(tmp_path):
+    fit = make_fit(tmp_path, state=make_state(lr=1e30), max_left_out=2)
+    with pytest.raises(
+        SegFitError, match=r"max_left_out=2 is reached.*last\.pt.*bad_batches.*Lower lr"
+    ):
+        run(fit)
+    state = load_checkpoint(tmp_path / "last.pt")
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert len(list(fit.recovery.bad_batches.iterdir())) == 3
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_zero_stops_at_the_first(tmp_path, log_every):
+    fit = make_fit(
+        tmp_path, train=Points(bad=[(1, 2)]), every_steps=5, log_every=log_every, max_left_out=0
+    )
+    with pytest.raises(SegFitError, match=r"loss is nan.*max_left_out=0 is reached.*last\.pt"):
+        run(fit)
+    state = load_checkpoint(tmp_path / "last.pt")
+    assert state["progress"]["update"] == 5
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_faults_that_never_show_twice_end_the_run_too(tmp_path):
+    fit = make_fit(tmp_path)
+    model = fit.state.model
+    fit.state.forward = lambda x: model(x) * (1.0 if fit.recovery.watching else math.nan)
+    with pytest.raises(SegFitError, match="max_left_out=5 is reached"):
+        run(fit)
+    assert fit.state.progress.left_out == []
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    fit = make_fit(tmp_path)
+    step = fit.state.optimizer.step
+    steps = []
+
+    def spoil(*args):
+        step(*args)
+        steps.append(1)
+        if len(steps) == 8:  # the last of its epoch: no later loss tells
+            with torch.no_grad():
+                next(fit.state.model.parameters())[0] = math.nan
+
+    fit.state.optimizer.step = spoil
+    heard = run(fit)
+    assert any("weights are not finite" in notice for notice in heard.notices)
+    assert weights(fit.state.model).isfinite().all()
+    assert load_checkpoint(tmp_path / "last.pt")["progress"]["update"] == 12
+
+
+def test_resuming_from_before_finds_the_same(tmp_path):
+    """The bad batch is left out again, though the checkpoint does not know of it."""
+    train = Points(bad=[(1, 2)])
+    fit = make_fit(tmp_path, train=train, max_steps=5)
+    run(fit)
+    again = make_fit(tmp_path, train=train)
+    again.state.load_state_dict(load_checkpoint(tmp_path / "last.pt"))
+    run(again)
+    expected = without(tmp_path / "clean", [1, 4])
+    assert torch.equal(weights(again.state.model), weights(expected.state.model))
+
+
+# ------------------------------------------------------------------------------------- fp16
+
+
+def scaled(init_scale: float) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=1000)
+
+
+def test_what_overflows_while_scaled_up_is_the_scalers_and_only_counted(tmp_path):
+    fit = make_fit(tmp_path, state=make_state(scaler=scaled(2.0**16)), log_every=2, epochs=1)
+    model = fit.state.model
+
+    def forward(x):
+        overflows = fit.state.scaler.get_scale() > 2.0**14
+        return BrokenBackward.apply(model(x)) if overflows else model(x)
+
+    fit.state.forward = forward
+    heard = run(fit)
+    assert heard.notices == []
+    assert [log.skipped for log in heard.logs] == [2, 0]
+    assert heard.logs[-1].loss_scale == 2.0**14
+    assert weights(model).isfinite().all()
+
+
+def test_what_overflows_unscaled_is_a_fault(tmp_path):
+    fit = make_fit(tmp_path, state=make_state(scaler=scaled(4.0)), max_left_out=2)
+    model = fit.state.model
+    fit.state.forward = lambda x: BrokenBackward.apply(model(x))
+    with pytest.raises(SegFitError, match="max_left_out=2 is reached"):
+        run(fit)
+    assert weights(model).isfinite().all()
+
+
+def test_the_scaler_goes_on_after_an_update_that_was_left_out(tmp_path):
+    fit = make_fit(tmp_path, state=make_state(scaler=scaled(2.0)), train=Points(bad=[(1, 2)]))
+    heard = run(fit)
+    assert fit.state.progress.left_out == [[1, 4]]
+    assert heard.ends[0].reason == "finished"
+    assert weights(fit.state.model).isfinite().all()
+
+
+# ------------------------------------------------------------------- memory within the optimizer
+
+
+def test_memory_that_runs_out_between_two_weights_goes_back_to_whole_ones(tmp_path):
+    whole = make_fit(tmp_path / "whole")
+    run(whole)
+    fit = make_fit(tmp_path / "hit")
+    step, steps = fit.state.optimizer.step, []
+
+    def run_out(*args):
+        steps.append(1)
+        if len(steps) == 7:
+            with torch.no_grad():
+                next(fit.state.model.parameters()).add_(1.0)  # moved before memory ran out
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        step(*args)
+
+    fit.state.optimizer.step = run_out
+    heard = run(fit)
+    assert any("optimizer ran out of memory between two weights" in text for text in heard.notices)
+    assert fit.state.progress.micro_batch == 1
+    assert torch.allclose(weights(fit.state.model), weights(whole.state.model), atol=1e-6)
