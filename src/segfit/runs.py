@@ -108,8 +108,9 @@ def claim(run: Path, *, resumed: bool) -> None:
         return
     locks.lock(run)
     if not resumed and (run / CONFIG).exists():
+        shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
         raise SegFitError(
-            f"hydra.run.dir={run} holds a run already. To go on with it: resume={run}; for a new run give "
+            f"hydra.run.dir={shown} holds a run already. To go on with it: resume={shown}; for a new run give "
             f"another folder, or none."
         )
     refuse_links(run, _WRITTEN)

@@ -147,11 +147,13 @@ class Loader(DataLoader[Any]):
 def init_worker(worker: int) -> None:  # noqa: ARG001
     """Prepare a worker process: one thread, and signals are the main process's to handle.
 
-    Ctrl-C, and Slurm's SIGTERM, reach every process of the job. A worker that died of it would take the
+    Ctrl-C, and Slurm's SIGTERM and SIGUSR, reach every process of the job. A worker that died of it would take the
     main process down before its checkpoint is written.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):  # the last two are not on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None and sys.platform == "linux":
         # The handler is for the moment in which a second signal finds the waiting thread unblocked.

@@ -1,9 +1,16 @@
-"""Ctrl-C and SIGTERM end a training at its next safe point."""
+"""Ctrl-C, SIGTERM and what Slurm sends end a training at its next safe point."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+# SIGUSR1 and SIGUSR2 are how Slurm and submitit say that time is up, or that others need the card.
+_STOPPING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # not on Windows
+)
 
 
 class StopSignal:
@@ -15,7 +22,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _STOPPING:
                 self._before[number] = signal.signal(number, self._remember)
         return self
 

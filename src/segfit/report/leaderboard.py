@@ -3,21 +3,23 @@
 Imports neither torch nor NumPy: the parent process of a sweep only waits and has to stay light.
 """
 
+import contextlib
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import ListConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from segfit.errors import SegFitError
 from segfit.report.text import duration, number, one_line, score_label, shown_path, stdout_console
+from segfit.strangers import read_json, read_yaml
 
 _REASON_LENGTH = 60
+_NUMBER_LENGTH = 8
 _FIGURES = ("updates", "images_per_second", "peak_memory_gib", "seconds")
 
 
@@ -77,8 +79,8 @@ def _rank(row: Row) -> tuple[bool, bool, float, int]:
 
 def _read_job(folder: Path) -> Row:
     try:
-        metrics, error = _read_json(folder / "metrics.json"), _read_json(folder / "error.json")
-    except (OSError, ValueError) as problem:
+        metrics, error = _read(folder / "metrics.json"), _read(folder / "error.json")
+    except SegFitError as problem:
         # One job's torn file must not cost the others their place.
         metrics, error = None, {"kind": "unreadable", "message": f"{problem}"}
     if error is not None:
@@ -88,6 +90,7 @@ def _read_job(folder: Path) -> Row:
     else:
         status, message = "unfinished", "killed, or still running"
     metrics = metrics or {}
+    epoch = metrics.get("best_epoch")
     return Row(
         job=int(folder.name),
         path=folder,
@@ -96,31 +99,31 @@ def _read_job(folder: Path) -> Row:
         failed=error is not None or not metrics,
         message=message,
         monitor=str(metrics.get("monitor", "miou")),
-        scores=_numbers(metrics.get("best") or {}),
+        scores=_numbers(metrics.get("best")),
         figures=_numbers({key: metrics.get(key) for key in _FIGURES}),
-        best_epoch=metrics.get("best_epoch"),
+        best_epoch=epoch if isinstance(epoch, int) else None,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no mapping")
-    return content
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(values: Any) -> dict[str, float]:
+    if not isinstance(values, dict):
+        return {}
     return {key: value for key, value in values.items() if isinstance(value, (int, float))}
 
 
 def _read_overrides(path: Path) -> dict[str, str]:
     try:
-        items = OmegaConf.load(path)
-    except Exception:  # missing, or torn: the job is shown without its overrides
+        items = read_yaml(path)
+    except (FileNotFoundError, SegFitError):  # the job is shown without its overrides
         return {}
-    pairs = (str(item).partition("=") for item in items if isinstance(items, ListConfig))
+    pairs = (str(item).partition("=") for item in (items if isinstance(items, list) else []))
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 
@@ -150,7 +153,7 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
     for place, row in enumerate(rows):
         cells = (
             str(row.job),
-            *(escape(row.overrides.get(key, "")) for key in varied),
+            *(escape(_short(row.overrides.get(key, ""))) for key in varied),
             number(row.scores.get(monitor)),
             number(row.scores.get(other)),
             number(row.figures.get("images_per_second"), ".1f"),
@@ -161,6 +164,13 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
         best = place == 0 and row.score is not None and not row.failed
         table.add_row(*cells, style="red" if row.failed else "bold green" if best else None)
     console.print(table)
+
+
+def _short(value: str) -> str:
+    """Return a number with four digits, as a search draws them with sixteen; anything else as it is."""
+    with contextlib.suppress(ValueError):
+        return format(float(value), ".4g") if len(value) > _NUMBER_LENGTH else value
+    return value
 
 
 def _ending(row: Row) -> str:

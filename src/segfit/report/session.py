@@ -12,6 +12,7 @@ from segfit.errors import SegFitError
 from segfit.labels import Classes
 from segfit.monitor import Monitor
 from segfit.report.lines import LogFile
+from segfit.report.scores_file import ScoresFile
 from segfit.report.summary import print_summary, write_metrics
 
 
@@ -53,7 +54,7 @@ class RunReport:
         for notice in notices:
             self.log.notice(notice)
         self.console = console
-        self.parts: list[Listener] = [console, self.log]
+        self.parts: list[Listener] = [console, self.log, ScoresFile(run / "scores.jsonl")]
         self.tensorboard: Path | None = None
 
     def add_tensorboard(

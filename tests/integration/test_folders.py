@@ -1,0 +1,291 @@
+"""No two processes write into one folder, and a stranger's folder runs nothing and overwrites nothing."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from segfit import runs, trained
+from segfit.config import EvaluateConfig
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.errors import SegFitError
+from tests.integration.training import (
+    TINY,
+    command,
+    environment,
+    resume,
+    start,
+    train,
+    train_by_command_line,
+)
+
+LONG = tuple("epochs=500" if text.startswith("epochs=") else text for text in TINY)
+
+
+def wait_for_log(process: "subprocess.Popen[str]", folder: Path, words: str) -> Path:
+    """Wait until a run below a folder has told these words; return the run."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for log in folder.rglob("train.log"):
+            if words in log.read_text():
+                return log.parent
+        time.sleep(0.02)
+    raise AssertionError(f"no {words!r}: {process.communicate()[0]}")
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+# --------------------------------------------------------------------------- one folder, one process
+
+
+def test_processes_that_make_folders_at_once_get_each_their_own(tmp_path):
+    make = "from segfit import cli; [print(cli.new_folder(cli.Path('outputs'))) for _ in range(40)]"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", make], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    made = [line for process in both for line in process.communicate(timeout=60)[0].splitlines()]
+    assert len(set(made)) == len(made) == 80
+    assert all((tmp_path / folder).is_dir() for folder in made)
+
+
+@pytest.mark.slow
+def test_runs_and_sweeps_of_the_same_second_have_folders_of_their_own(tmp_path):
+    """All four begin together; the clock stands still for them."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import datetime\n"
+        "class Still(datetime.datetime):\n"
+        "    @classmethod\n"
+        "    def now(cls, tz=None):\n"
+        "        return cls(2030, 1, 31, 12, 0, 0)\n"
+        "datetime.datetime = Still\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    quick = [*TINY, "max_steps=1", "report.tensorboard=false"]
+    # What is wrong with the jobs of the sweeps costs them no more than their time.
+    lines = [quick, quick, ["-m", *TINY, "lr=-1"], ["-m", *TINY, "lr=-2"]]
+    started = [
+        subprocess.Popen(
+            command(*line),
+            cwd=tmp_path,
+            env={**environment(), "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for line in lines
+    ]
+    for process, code in zip(started, (0, 0, 1, 1), strict=True):
+        output, _ = process.communicate(timeout=180)
+        assert process.returncode == code, output
+    runs = sorted(path.name for path in tmp_path.glob("outputs/2030-01-31/*"))
+    assert runs == ["12-00-00", "12-00-00-2"]
+    sweeps = sorted(tmp_path.glob("multirun/2030-01-31/*"))
+    assert [path.name for path in sweeps] == ["12-00-00", "12-00-00-2"]
+    typed = [yaml.safe_load((path / "0/overrides.yaml").read_text())[-1] for path in sweeps]
+    assert sorted(typed) == ["lr=-1", "lr=-2"]
+    for sweep in sweeps:
+        assert len((sweep / "leaderboard.csv").read_text().splitlines()) == 2
+
+
+def test_a_run_in_use_is_not_resumed_and_frees_itself_when_it_is_killed(tmp_path):
+    first = start(tmp_path, *LONG, "loader.workers=1")
+    run = wait_for_log(first, tmp_path, "update 7/")
+    code, output = train_by_command_line(tmp_path, f"resume={run}")
+    assert code == 2, output
+    assert f"{run} is in use by process {first.pid} on {os.uname().nodename}" in output
+    assert "Traceback" not in output
+    assert first.poll() is None
+    first.kill()
+    first.wait()  # its data worker is left to find out by itself
+    saved = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
+    code, output = train_by_command_line(tmp_path, f"resume={run}", f"max_steps={saved + 1}")
+    assert code == 0, output
+    assert f"resuming at update {saved}" in output
+    first.communicate()
+
+
+def test_a_new_run_does_not_write_into_an_old_one(tmp_path):
+    train(tmp_path / "old", "max_steps=1")
+    before = files(tmp_path / "old")
+    code, output = train_by_command_line(tmp_path, *TINY, "hydra.run.dir=old")
+    assert code == 2, output
+    assert "hydra.run.dir=old holds a run already. To go on with it: resume=old;" in output
+    after = files(tmp_path / "old")
+    assert {path: time for path, time in after.items() if path.name != ".lock"} == before
+
+
+def test_wrong_input_leaves_no_folder(tmp_path):
+    code, output = train_by_command_line(
+        tmp_path, *TINY, "data=folder", "data.root=nowhere", "data.num_classes=2"
+    )
+    assert code == 2, output
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------- a stranger's folder
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def config_with(change):
+    def spoil(run: Path, _marker: Path) -> None:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        change(config)
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+    return spoil
+
+
+def shell(config, marker="executed"):
+    config["model"] = {"_target_": "os.system", "_args_": [f"touch {marker}"], "name": "cnn"}
+
+
+def tag(run: Path, marker: Path) -> None:
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"\nevil: !!python/object/apply:os.mkdir ['{marker}']\n")
+
+
+def torch_payload(run: Path, marker: Path) -> None:
+    content = {"format": 1, "model": {"x": Payload(marker)}}
+    for name in ("last.pt", "best.pt"):
+        torch.save(content, run / "checkpoints" / name)
+
+
+def plain_pickle(run: Path, marker: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        (run / "checkpoints" / name).write_bytes(pickle.dumps(Payload(marker)))
+
+
+def link(name: str):
+    def spoil(run: Path, _marker: Path) -> None:
+        content = (run / name).read_bytes() if (run / name).exists() else b"precious"
+        (run.parent / "victim").write_bytes(content)
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(run.parent / "victim")
+
+    return spoil
+
+
+def huge(run: Path, _marker: Path) -> None:
+    with (run / "config.yaml").open("ab") as file:
+        file.write(b"\nevil: " + b"[" * 1000)
+        file.truncate(1 << 30)
+
+
+HOSTILE = {
+    "a class to make": config_with(shell),
+    "a shell in a list": config_with(lambda c: c["data"].update(mean=[{"_target_": "os.system"}])),
+    "an interpolation": config_with(lambda c: c["data"].update(class_names=["${oc.env:HOME}"])),
+    "a sweep to launch": config_with(lambda c: c.update(resume_sweep="somewhere")),
+    "Hydra's own": config_with(lambda c: c.update(hydra={"launcher": {"_target_": "os.system"}})),
+    "a YAML tag": tag,
+    "a gigabyte": huge,
+    "a linked config": link("config.yaml"),
+}
+PICKLES = {"a pickle inside a checkpoint": torch_payload, "a pickle as a checkpoint": plain_pickle}
+WRITES = {
+    "a linked log": link("train.log"),
+    "a linked checkpoint": link("checkpoints/last.pt"),
+    "linked metrics": link("metrics.json"),
+    "linked scores": link("scores.jsonl"),
+    "a linked lock": link(".lock"),
+}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory) -> Path:
+    """Train a run that is honest, stopped before its end."""
+    folder = tmp_path_factory.mktemp("honest")
+    train(folder, "max_steps=7")
+    return folder
+
+
+@pytest.fixture
+def stranger(honest, tmp_path) -> Path:
+    """Return a copy of it, to spoil."""
+    return shutil.copytree(honest, tmp_path / "stranger")
+
+
+def refused(output: str, code: int) -> None:
+    assert code == 2, output
+    assert "Error" in output or "errors" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *WRITES])
+def test_a_hostile_run_is_not_resumed(name, stranger, tmp_path):
+    marker = tmp_path / "executed"
+    {**HOSTILE, **WRITES}[name](stranger, marker)
+    victim = tmp_path / "victim"
+    before = victim.read_bytes() if victim.exists() else None
+    code, output = train_by_command_line(tmp_path, "resume=stranger", "max_steps=9")
+    refused(output, code)
+    assert not marker.exists()
+    assert before is None or victim.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_hostile_checkpoint_is_neither_resumed_nor_evaluated(name, stranger, tmp_path):
+    marker = tmp_path / "executed"
+    PICKLES[name](stranger, marker)
+    with pytest.raises(SegFitError, match="refused"):
+        resume(stranger, "max_steps=9")
+    options = OmegaConf.merge(OmegaConf.structured(EvaluateConfig), {"run": str(stranger)})
+    with pytest.raises(SegFitError, match="refused"):
+        trained.load_run(options, runs.load_config(stranger), print)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_run_is_not_evaluated(name, stranger, tmp_path):
+    marker = tmp_path / "executed"
+    HOSTILE[name](stranger, marker)
+    done = subprocess.run(
+        command("run=stranger", "workers=0", script="evaluate.py"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    refused(done.stderr, done.returncode)
+    assert not marker.exists()
+
+
+def test_what_others_typed_is_shown_and_nothing_more(stranger, tmp_path):
+    """Neither overrides.yaml nor metrics.json has a say in what a resumed run does."""
+    marker = tmp_path / "executed"
+    evil = f"hydra.callbacks.x._target_=os.system;touch {marker}"
+    (stranger / "overrides.yaml").write_text(yaml.safe_dump([evil, "model=../../evil"]))
+    (stranger / "metrics.json").write_text(
+        json.dumps({"_target_": "os.system", "precision": "fp99"})
+    )
+    again = resume(stranger, "max_steps=8")
+    assert again.heard.steps == [8]
+    assert not marker.exists()
