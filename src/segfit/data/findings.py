@@ -98,6 +98,11 @@ def _notices(items: Iterable[tuple[Inspectable, int, ItemReport]]) -> list[str]:
             f"{_count(turned, 'image')} turned or mirrored by EXIF orientation, which is applied; the masks "
             f"must be upright: {some(turned)}."
         )
+    several = [f"{s.files(i)[0]} ({r.frames})" for s, i, r in items if r.frames > 1]
+    if several:
+        notices.append(
+            f"{_count(several, 'image')} with several frames or pages, of which the first is used: {some(several)}."
+        )
     empty = [s.files(i)[1] for s, i, r in items if r.ignored and not any(r.pixels)]
     if empty:
         notices.append(f"{_count(empty, 'mask')} with every pixel ignored: {some(empty)}.")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segfit.data.images import ImageReader, resize_image
+from segfit.data.images import Decoded, ImageReader, resize_image
 from segfit.data.inspection import ItemReport
 from segfit.data.layout import Listing, find_layout, list_pairs
 from segfit.data.masks import MaskReader, ValueMap
@@ -71,7 +71,8 @@ class FolderSource:
         Raises:
             SegFitError: if a file is unreadable, sizes differ, or a mask value is no class.
         """
-        image, values, _ = self._read_files(index)
+        decoded, values = self._read_files(index)
+        image = decoded.pixels
         if image.shape[:2] != values.shape:
             raise SegFitError(f"{self._mask_path(index)}: {_sizes(image, values)}.")
         mask, unknown = self._map(values)
@@ -83,13 +84,22 @@ class FolderSource:
         return image, mask
 
     def inspect(self, index: int) -> ItemReport:
-        """Read an item and report; never raises for what is wrong with the files."""
+        """Read an item and report; never raises for what is wrong with the files.
+
+        Raises:
+            SegFitError: if memory ran out.
+        """
         try:
-            image, values, orientation = self._read_files(index)
+            (image, orientation, frames), values = self._read_files(index)
         except SegFitError as error:
             return ItemReport(unreadable=str(error))
+        except MemoryError as error:  # no fault of the file's, and nothing to remember
+            where = ", ".join(map(str, self.files(index)))
+            raise SegFitError(
+                f"{where}: memory ran out while this was read. Cut large images into tiles."
+            ) from error
         if image.shape[:2] != values.shape:
-            return ItemReport(size=_sizes(image, values), orientation=orientation)
+            return ItemReport(size=_sizes(image, values), orientation=orientation, frames=frames)
         mask, unknown = self._map(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
         return ItemReport(
@@ -97,19 +107,21 @@ class FolderSource:
             only_0_255=bool((values == 255).any())
             and bool(((values == 0) | (values == 255)).all()),
             orientation=orientation,
+            frames=frames,
             pixels=[int(count) for count in counts[: len(self.classes)]],
             ignored=int(counts[IGNORE_INDEX]),
         )
 
-    def _read_files(self, index: int) -> tuple[NDArray[np.uint8], NDArray[Any], int]:
-        image, orientation = self.image_reader.read(self.images[index])
-        height, width = image.shape[:2]
+    def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:
+        decoded = self.image_reader.read(self.images[index])
+        height, width = decoded.pixels.shape[:2]
         values = self.masks.read(self.names[index], (height, width))
         if self.masks.resizes_images and values.shape != (height, width):
-            tensor = torch.from_numpy(image).permute(2, 0, 1)
+            tensor = torch.from_numpy(decoded.pixels).permute(2, 0, 1)
             resized = resize_image(tensor, (values.shape[0], values.shape[1]))
-            image = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
-        return image, values, orientation
+            pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+            decoded = decoded._replace(pixels=pixels)
+        return decoded, values
 
     def _map(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
         return self.values.apply(values) if self.masks.remaps else (values, [])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +29,10 @@ _AS_RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
+# What these suffixes stand for, and GIF, which some carry. Pillow knows many more, and runs Ghostscript for one.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 # Pillow refuses twice its MAX_IMAGE_PIXELS with an error; what lies below is a big picture, not a bomb.
-_DECODE_ERRORS = (
-    OSError, ValueError, SyntaxError, RuntimeError, EOFError, KeyError, IndexError, TypeError,
-)  # fmt: skip
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -42,6 +44,20 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
 }
+
+
+class Decoded(NamedTuple):
+    """An image as it was read.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB, C-contiguous.
+        orientation: EXIF orientation (1-8) that was applied; 1: none.
+        frames: that the file holds; the first one was read.
+    """
+
+    pixels: NDArray[np.uint8]
+    orientation: int
+    frames: int
 
 
 @dataclass(frozen=True)
@@ -66,28 +82,26 @@ class ImageReader:
         Raises:
             SegFitError: if the file is unreadable, truncated or unreasonably large.
         """
-        return self.read(path)[0]
+        return self.read(path).pixels
 
-    def read(self, path: Path) -> tuple[NDArray[np.uint8], int]:
-        """Return the image and the EXIF orientation (1-8) that was applied; 1: none.
+    def read(self, path: Path) -> Decoded:
+        """Return the image and what is odd about its file.
 
         Raises:
             SegFitError: as `__call__`.
         """
         with open_image(path) as image:
-            pixels = self._pixels(image, path)
-            orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-        if orientation in _UPRIGHT:
-            pixels = _UPRIGHT[orientation](pixels)
-        else:
-            orientation = 1
+            frames = count_frames(image)
+            pixels, orientation = upright(self._pixels(image, path), image)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
-        return np.ascontiguousarray(pixels), orientation
+        return Decoded(np.ascontiguousarray(pixels), orientation, frames)
 
     def _pixels(self, image: Image.Image, path: Path) -> NDArray[np.uint8]:
         """Return (H, W, 3) or (H, W) uint8, not yet upright."""
         plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+        # Pillow reads a large file piece by piece, and stops where the picture ends.
+        plain_jpeg = plain_jpeg and path.stat().st_size < 4 * image.width * image.height + 2**24
         if self.mode == "rgb" and plain_jpeg and _decode_jpeg is not None:
             # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
             data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
@@ -109,11 +123,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def upright(pixels: NDArray[Any], image: Image.Image) -> tuple[NDArray[Any], int]:
+    """Return the pixels (H, W, …) of an image as its EXIF orientation says, and that (1-8); 1: none."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation not in _UPRIGHT:
+        return pixels, 1
+    return _UPRIGHT[orientation](pixels), int(orientation)
+
+
+def count_frames(image: Image.Image) -> int:
+    """Return the frames of an open file. What phones append to a JPEG, a preview or a depth map, is none."""
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
 def scale_gray(values: NDArray[Any], window: tuple[float, float] | None) -> NDArray[np.uint8]:
     """Return grey values (H, W) of any type as uint8.
 
     Args:
-        values: (H, W), bool, integer or float; not-a-number counts as the minimum.
+        values: (H, W), bool, integer or float; not-a-number counts as the minimum, infinity as the extremes.
         window: percentiles that become 0 and 255. Where both are one value (a mostly black image),
             minimum and maximum take their place. None: 0 … 65535 of integers becomes 0 … 255; for
             floats, and integers outside that range, minimum … maximum does.
@@ -124,7 +151,13 @@ def scale_gray(values: NDArray[Any], window: tuple[float, float] | None) -> NDAr
         counts = np.bincount(values.ravel().astype(np.uint16), minlength=65536)
         low, high = (0.0, 65535.0) if window is None else _histogram_window(counts, window)
         return _stretch(levels, low, high)[values.astype(np.uint16)]
-    numbers = np.nan_to_num(values.astype(np.float32), nan=np.nanmin(values), copy=False)
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return np.zeros(values.shape, np.uint8)
+    least, most = finite.min(), finite.max()
+    numbers = np.nan_to_num(
+        values.astype(np.float32), nan=least, neginf=least, posinf=most, copy=False
+    )
     limits = (0.0, 100.0) if window is None else window
     low, high = np.percentile(numbers, limits, method="inverted_cdf")
     if high <= low:
@@ -155,11 +188,16 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         SegFitError: if the file is missing, unreadable, truncated or unreasonably large.
+        MemoryError: if memory ran out.
     """
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(
+            path.stat().st_mode
+        ):  # a pipe would be waited for, /dev/zero read for ever
+            raise SegFitError(f"{path}: no file, but a folder, a pipe or a device. Delete it.")
+        with Image.open(path, formats=_FORMATS) as image:
             yield image
-    except SegFitError:
+    except (SegFitError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
@@ -169,7 +207,9 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         ) from error
     except FileNotFoundError as error:
         raise SegFitError(f"{path}: no such file. Was it moved while SegFit ran?") from error
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # decoders raise anything
+        if "can't allocate memory" in str(error):  # torch's RuntimeError
+            raise MemoryError(str(error)) from error
         raise SegFitError(
             f"{path}: unreadable ({reason(error)}). Replace the file or delete it."
         ) from error

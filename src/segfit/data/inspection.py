@@ -18,6 +18,7 @@ class ItemReport:
         values: mask values that are no class and not ignored; at most 16 of them.
         only_0_255: the mask holds 255 and, perhaps, 0, and nothing else.
         orientation: EXIF orientation that was applied to the image; 1: none.
+        frames: of the image's file; the first one is used.
         pixels: pixels of each class.
         ignored: pixels that are ignored.
     """
@@ -27,6 +28,7 @@ class ItemReport:
     values: list[int] = field(default_factory=list)
     only_0_255: bool = False
     orientation: int = 1
+    frames: int = 1
     pixels: list[int] = field(default_factory=list)
     ignored: int = 0
 

@@ -9,13 +9,17 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.ImageFile import ImageFile
 
-from segfit.data.images import open_image
+from segfit.data.images import count_frames, open_image, upright
 from segfit.errors import SegFitError
 from segfit.labels import IGNORE_INDEX
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 UNKNOWN = -1
+# How Pillow calls grey values of 2 and 4 bits → what it multiplies them by
+_SHALLOW = {"L;2": 85, "L;4": 17}
 
 
 class MaskReader(Protocol):
@@ -41,29 +45,54 @@ class MaskReader(Protocol):
 
 
 def read_index_mask(path: Path) -> NDArray[Any]:
-    """Return the values (H, W) of a mask file: palette files by index, grey ones of 1, 8 or 16 bits.
+    """Return the values (H, W) of a mask file: palette files by index, grey ones of 1, 2, 4, 8 or 16 bits.
+
+    An EXIF orientation is applied, as to images.
 
     Raises:
-        SegFitError: if the file is unreadable, or coloured: then no value is an index.
+        SegFitError: if the file is unreadable, coloured, or holds several frames: then no value is an index.
     """
     with open_image(path) as image:
-        if image.mode == "1":
-            return np.asarray(image).astype(np.uint8)
-        if image.mode in ("P", "L", "I") or image.mode.startswith("I;16"):
-            return np.asarray(image)
-        if image.mode in ("LA", "PA"):
-            return np.asarray(image)[..., 0]
-        if image.mode in ("RGB", "RGBA"):
-            values = np.asarray(image)[..., :3]
-            if (values == values[..., :1]).all():
-                return np.ascontiguousarray(values[..., 0])
-            colors = len(np.unique(values.reshape(-1, 3), axis=0))
+        frames = count_frames(image)
+        if frames > 1:
             raise SegFitError(
-                f"{path}: a colour picture ({colors} colours), not a mask of class indices. Save one "
-                "index a pixel: an 8-bit grey or palette PNG."
+                f"{path}: holds {frames} frames; a mask has one. Save the right one as an 8-bit grey PNG."
             )
-        mode = image.mode
+        return np.ascontiguousarray(upright(_values(image, path), image)[0])
+
+
+def _values(image: Image.Image, path: Path) -> NDArray[Any]:
+    """Return the values (H, W) of an open mask file, not yet upright."""
+    mode, raw = image.mode, _raw_mode(image)
+    if mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if mode == "L" and raw in _SHALLOW:  # Pillow stretches them to 0 … 255
+        return np.asarray(image) // _SHALLOW[raw]
+    if mode in ("P", "L", "I") or mode.startswith("I;16"):
+        return np.asarray(image)
+    if ";16" in raw:  # Pillow keeps the upper 8 bits alone: every index would be 0
+        raise SegFitError(
+            f"{path}: a mask of 16 bits cannot have colours or transparency. Save it as an 8-bit grey PNG."
+        )
+    if mode in ("LA", "PA"):
+        return np.asarray(image)[..., 0]
+    if mode in ("RGB", "RGBA"):
+        values = np.asarray(image)[..., :3]
+        if (values == values[..., :1]).all():
+            return values[..., 0]
+        colors = len(np.unique(values.reshape(-1, 3), axis=0))
+        raise SegFitError(
+            f"{path}: a colour picture ({colors} colours), not a mask of class indices. Save one "
+            "index a pixel: an 8-bit grey or palette PNG."
+        )
     raise SegFitError(f"{path}: a mask cannot be of mode {mode}. Save it as an 8-bit grey PNG.")
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return how a file that is not loaded yet packs its pixels, in Pillow's words, "" where it does not say."""
+    arguments = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from segfit.data.inspection import ItemReport
 
 # Part of every key: raise it when a report says something new, and old ones are forgotten.
-_VERSION = 1
+_VERSION = 2
 _LOOK_UP = 500  # keys a query; SQLite takes 999 variables at least
 
 

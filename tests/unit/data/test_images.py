@@ -34,7 +34,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path / f"a.{suffix}", smooth(), exif=exif)
-    image, applied = READ.read(path)
+    image, applied, _ = READ.read(path)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
     np.testing.assert_array_equal(image, expected)
     assert applied == orientation
