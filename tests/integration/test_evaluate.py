@@ -298,8 +298,8 @@ def test_where_memory_runs_out_smaller_batches_give_the_same(place, tmp_path, mo
     monkeypatch.setattr(torch.nn.Module, "__call__", at_most_two)
     found = evaluate(place, batch_size=5, out=str(tmp_path / "pieces"))
     assert found.result.scores == pytest.approx(expected.result.scores, abs=1e-6)
-    assert found.metrics["batch_size"] == 2
-    assert expected.metrics["batch_size"] == 5
+    assert found.facts["batch_size"] == 2
+    assert expected.facts["batch_size"] == 5
     for name in ("masks", "overlays"):
         files = sorted(path.name for path in (tmp_path / "pieces" / name).iterdir())
         assert files == sorted(path.name for path in (tmp_path / "whole" / name).iterdir())

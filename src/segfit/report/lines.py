@@ -78,6 +78,7 @@ class LineReport:
     def log(self, log: StepLog) -> None:
         """Write the numbers of a step."""
         scale = f" scale {log.loss_scale:g}" if log.loss_scale != 1.0 else ""
+        scale += f" ({log.skipped} skipped)" if log.skipped else ""
         self._emit(
             f"epoch {log.epoch + 1}/{self._info.epochs} update {log.update}/"
             f"{self._info.total_updates} loss {log.loss:.4f} lr {log.lr:.3g} "

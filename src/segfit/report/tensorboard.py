@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +33,20 @@ _ENCODING: dict[str, dict[str, int]] = {
     "jpeg": {"quality": 92, "subsampling": 0},
     "png": {"compress_level": 3},
 }
+
+
+def _leave_failures_to_the_report() -> None:
+    """Keep Python from printing the traceback of TensorBoard's writing thread: its next call raises the same here."""
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if type(failure.thread).__name__ != "_AsyncWriterThread":
+            before(failure)
+
+    threading.excepthook = hook
+
+
+_leave_failures_to_the_report()
 
 
 class TensorBoardReport:
@@ -128,6 +143,7 @@ class TensorBoardReport:
                 "train/lr": log.lr,
                 "train/grad_norm": log.grad_norm,
                 "train/loss_scale": log.loss_scale,
+                "train/scaler_skips": log.skipped,
                 "speed/images_per_second": log.images_per_second,
                 "speed/data_wait_percent": 100 * log.data_wait,
                 "memory/peak_gib": log.memory_gib,

@@ -80,8 +80,9 @@ class SegmentationTask:
         return value
 
     def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-        """Cut images and targets into pieces of at most `size`."""
-        return list(zip(inputs.split(size), targets.split(size), strict=True))
+        """Cut images and targets into pieces of at most `size`, as equal as can be: batch norm hates single images."""
+        count = -(-len(inputs) // size)
+        return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
 
     def meter(self) -> "SegmentationMeter":
         """Return a fresh collector of scores."""

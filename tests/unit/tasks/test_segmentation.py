@@ -194,3 +194,14 @@ def test_a_batch_that_fails_half_way_is_not_counted_at_all():
         meter.update(model, batch)
     meter.update(model, batch)
     assert meter.result().scores == expected.scores
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "expected"), [(8, 4, [4, 4]), (5, 4, [3, 2]), (7, 3, [3, 2, 2]), (3, 8, [3])]
+)
+def test_pieces_are_as_equal_as_can_be(images, size, expected):
+    inputs = torch.arange(images)
+    pieces = task_of().split(inputs, inputs + 10, size)
+    assert [len(part) for part, _ in pieces] == expected
+    assert torch.equal(torch.cat([part for part, _ in pieces]), inputs)
+    assert all(torch.equal(part + 10, targets) for part, targets in pieces)
