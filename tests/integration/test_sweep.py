@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from segfit import runs
 from tests.integration.training import TINY, start, train_by_command_line
@@ -95,3 +97,90 @@ def test_a_sweep_that_is_stopped_saves_its_job_and_starts_no_other(tmp_path, num
     assert (sweep / "0/checkpoints/last.pt").exists()
     assert (sweep / "0/metrics.json").exists()
     assert not (sweep / "1").exists()
+
+
+def sweep_again(folder: Path) -> "tuple[int, str, Path]":
+    sweep = sweep_of(folder)
+    code, output = train_by_command_line(folder, f"resume_sweep={sweep}")
+    assert "Traceback" not in output
+    return code, output, sweep
+
+
+def test_a_killed_sweep_runs_what_is_missing_and_no_more(tmp_path):
+    """Of a failed job, a finished one, one in the middle, one that did not begin: all killed at once."""
+    data = ("data.train_size=8", "data.val_size=2", "checkpoint.every_steps=1", "epochs=30")
+    small = [text for text in SMALL if not text.startswith(("data.train", "data.val"))]
+    sweeps = ("batch_size=0,4", "max_steps=1,60")
+    process = start(tmp_path, "-m", *small, *data, "report.tensorboard=false", *sweeps)
+    training_child(process, tmp_path, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    sweep = sweep_of(tmp_path)
+    assert not (sweep / "leaderboard.csv").exists()
+    finished = (sweep / "2/metrics.json").stat().st_mtime_ns
+    shutil.rmtree(sweep / "1")  # as if it had not begun
+
+    code, output, _ = sweep_again(tmp_path)
+    assert code == 1, output  # two have wrong input, again
+    assert "job 2: done before" in output
+    board = rows(sweep)
+    assert [board[job]["status"] for job in "0123"] == ["input", "input", "max_steps", "max_steps"]
+    assert (sweep / "0-failed-1/error.json").exists()
+    assert (sweep / "2/metrics.json").stat().st_mtime_ns == finished
+    log = (sweep / "3/train.log").read_text()
+    assert "resuming at update" in log
+    assert log.count("update 60/") == 1
+    assert board["3"]["updates"] == "60"
+
+
+def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path):
+    process = start(tmp_path, "-m", *SMALL, "batch_size=4,0", "epochs=500")
+    child = training_child(process, tmp_path, 0)
+    process.kill()  # the sweep alone, as a closed session or the kernel does
+    process.wait()
+    code, output, sweep = sweep_again(tmp_path)
+    assert code == 1, output
+    assert f"job 0: still trained by process {child.pid} on " in output
+    assert child.is_running()
+    assert not (sweep / "0/error.json").exists()
+    board = rows(sweep)
+    assert (board["0"]["status"], board["1"]["status"]) == ("unfinished", "input")
+    child.terminate()
+    child.wait(60)
+    assert (sweep / "0/metrics.json").exists()
+    process.communicate()
+
+
+def test_a_folder_of_a_sweep_takes_no_other(tmp_path):
+    wrong = ("-m", *SMALL, "batch_size=0,-1", "epochs=1", "hydra.sweep.dir=mine")
+    assert train_by_command_line(tmp_path, *wrong)[0] == 1
+    before = (tmp_path / "mine/sweep.yaml").read_text()
+    code, output = train_by_command_line(tmp_path, *wrong, "lr=1")
+    assert code == 2
+    assert "hydra.sweep.dir=mine holds a sweep already" in output
+    assert "resume_sweep=mine" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "mine/sweep.yaml").read_text() == before
+
+
+def test_a_hostile_record_launches_nothing(tmp_path):
+    marker = tmp_path / "executed"
+    evil = tmp_path / "sweep/evil.yaml"
+    evil.parent.mkdir()
+    evil.write_text(
+        f"# @package _global_\nhydra:\n  callbacks:\n    x:\n      _target_: os.mkdir\n      path: {marker}\n"
+    )
+    record = {
+        "format": 1,
+        "overrides": [f"experiment=../../../../../../../../..{evil.with_suffix('')}", "lr=1,2"],
+        **{"launcher": "basic", "sweeper": "basic", "settings": {}, "retype": []},
+    }
+    (tmp_path / "sweep/sweep.yaml").write_text(yaml.safe_dump(record))
+    code, output = train_by_command_line(tmp_path, "resume_sweep=sweep")
+    assert code == 2, output
+    assert "refused" in output
+    assert "Traceback" not in output
+    assert not marker.exists()
+    # Typed by the person it would do so: the check above is what keeps it out.
+    code, output = train_by_command_line(tmp_path, "-m", *record["overrides"])
+    assert marker.exists(), output
