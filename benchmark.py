@@ -64,4 +64,9 @@ def measure(config: DictConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmark", no_sweep="benchmark.py compares within a mode. Call it once a mode.")
+    cli.run(
+        main,
+        "benchmark",
+        no_sweep="benchmark.py compares within a mode. Call it once a mode.",
+        no_torchrun="benchmark.py measures one process. Start it by python.",
+    )

@@ -57,4 +57,9 @@ def evaluate(options: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "evaluate", no_sweep="evaluate.py takes one run at a time. Call it once a run.")
+    cli.run(
+        main,
+        "evaluate",
+        no_sweep="evaluate.py takes one run at a time. Call it once a run.",
+        no_torchrun="evaluate.py scores a run in one process. Start it by python.",
+    )

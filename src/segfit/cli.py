@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a bug or a crash (with its traceback); 2 wrong input (with
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -21,8 +22,10 @@ from segfit.errors import SegFitError
 from segfit.explain import explain
 from segfit.hardware import detect_tier
 from segfit.locks import InUseError
+from segfit.processes import launched, leave_reason
 
 CONF = Path(__file__).parents[2] / "conf"
+_GRACE_SECONDS = 3.0  # in which torchrun ends this process, where the main one failed alike
 
 
 def setup() -> None:
@@ -56,6 +59,8 @@ def run_dir(resume: str | None) -> str:
                 f"made, such as outputs/2030-01-31/12-00-00."
             )
         return resume
+    if launched().rank > 0:
+        return "."  # the main process makes the folder, and says which it is when all have joined
     return new_folder(Path("outputs"))
 
 
@@ -78,8 +83,8 @@ def new_folder(parent: Path, prefix: str = "") -> str:
     now = datetime.now()
     day = parent / now.strftime("%Y-%m-%d")
     for attempt in range(1, 1000):
-        time = now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else "")
-        folder = day / f"{prefix}{time}"
+        clock = now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else "")
+        folder = day / f"{prefix}{clock}"
         try:
             folder.mkdir(parents=True)  # fails if another run took the name in the same second
         except FileExistsError:
@@ -102,14 +107,19 @@ def errors_held_back() -> Iterator[None]:
         _held_back.append(error)
 
 
-def run(main: Callable[[], None], config_name: str, no_sweep: str = "") -> NoReturn:
+def run(
+    main: Callable[[], None], config_name: str, no_sweep: str = "", no_torchrun: str = ""
+) -> NoReturn:
     """Run a function decorated by hydra.main, turn errors into messages, exit.
 
     Args:
         main: the decorated entry point.
         config_name: the primary config, to find out what is wrong with a command line.
         no_sweep: why this program takes no -m, and what to do instead; empty: it does.
+        no_torchrun: the same of several processes by torchrun.
     """
+    if launched().size > 1:
+        _refuse_under_torchrun(no_torchrun)
     if no_sweep and {"-m", "--multirun"} & set(sys.argv):
         fail([f"-m: {no_sweep}"])  # before Hydra makes the sweep's folders
     if config_name == "train":
@@ -145,7 +155,7 @@ def run(main: Callable[[], None], config_name: str, no_sweep: str = "") -> NoRet
         raise caught
     if not isinstance(caught, InUseError):  # by a process that trains; nothing failed
         sweep_jobs.leave_error("input", problems[0], 2)
-    fail(problems)
+    fail(problems, caught.exit_code if isinstance(caught, SegFitError) else 2)
 
 
 def _resume_sweep() -> None:
@@ -166,10 +176,25 @@ def _ran_out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
-def fail(problems: list[str]) -> NoReturn:
-    """Print the problems for the person at the keyboard and exit with code 2."""
+def _refuse_under_torchrun(why: str) -> None:
+    signs = ("-m", "--multirun", "resume_sweep=", "hydra.mode=MULTIRUN")
+    sweeps = [text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)]
+    if sweeps and not why:
+        why = f"{sweeps[0]} would sweep in every process. Start each job by torchrun, without {sweeps[0]}."
+    if why:
+        fail([f"torchrun: {why}"])
+
+
+def fail(problems: list[str], code: int = 2) -> NoReturn:
+    """Print the problems for the person at the keyboard and exit.
+
+    Of processes that train together the main one prints; another one does where it alone fails.
+    """
+    if launched().rank > 0:
+        time.sleep(_GRACE_SECONDS)
+    leave_reason("\n".join(problems))
     count = len(problems)
     print("Error:" if count == 1 else f"{count} errors:", file=sys.stderr)
     for problem in problems:
         print("  - " + problem.replace("\n", "\n    "), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from inspect import signature
@@ -163,6 +164,8 @@ class TorchrunWorld(World):
 
     def wrap(self, model: nn.Module, forward: Forward) -> Forward:
         """Return a forward whose backward adds up gradients over all processes; weights become the main process's."""
+        # The fast SegFormer's strided convolutions are products, whose gradients have another layout: they are copied.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             forward if isinstance(forward, nn.Module) else model,
             device_ids=[self.device] if self.device.type == "cuda" else None,

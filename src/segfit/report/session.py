@@ -1,6 +1,6 @@
 """The listeners of one training run, and what is left when it is over."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,44 @@ class PreflightProgress:
             self._bar = None
 
 
+class _Others:
+    """A `Listener` that passes on what other processes posted, once, when the loop logs.
+
+    Args:
+        posted: returns the lines that came since the last call.
+        notify: tells a line.
+        told: lines that were told already.
+    """
+
+    def __init__(
+        self, posted: Callable[[], list[str]], notify: Callable[[str], None], told: Sequence[str]
+    ) -> None:
+        self._posted = posted
+        self._notify = notify
+        self._told = set(told)
+
+    def _pass_on(self, _log: object = None) -> None:
+        for line in self._posted():
+            if line not in self._told:
+                self.notice(line)
+                self._notify(line)
+
+    start = log = epoch = end = _pass_on
+
+    def notice(self, message: str) -> None:
+        """Remember what the main process tells itself."""
+        self._told.add(message)
+
+    def step(self, epoch: int, update: int) -> None:
+        """Nothing."""
+
+    def validating(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class RunReport:
     """Console, log file and TensorBoard of a run.
 
@@ -50,6 +88,7 @@ class RunReport:
 
     def __init__(self, run: Path, console: Listener, notices: list[str]) -> None:
         self.run = run
+        self.notices = notices
         self.log = LogFile(run / "train.log")
         for notice in notices:
             self.log.notice(notice)
@@ -79,6 +118,10 @@ class RunReport:
             return
         self.parts.append(report)
         self.tensorboard = folder
+
+    def add_others(self, posted: Callable[[], list[str]]) -> None:
+        """Also tell what other processes of this training posted; what all of them found is told once."""
+        self.parts.append(_Others(posted, Listeners(self.console, self.log).notice, self.notices))
 
     @property
     def listener(self) -> Listeners:

@@ -1,0 +1,63 @@
+"""A checked config → a training that ran and is written down; by one process, or several of torchrun's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from segfit import runs
+from segfit.build.training import make_training, metrics_of
+from segfit.engine.events import EndLog, Listener, Listeners
+from segfit.engine.torchrun import joined
+from segfit.engine.world import World
+from segfit.report import session
+from segfit.report.console import console_report
+
+
+def train(config: DictConfig, overrides: Sequence[str], folder: Path) -> EndLog:
+    """Train; the last state is saved, whatever the reason to stop.
+
+    Args:
+        config: checked.
+        overrides: what was typed.
+        folder: the run's; of several processes, the main one's counts.
+
+    Raises:
+        SegFitError: if the training cannot be built, or not go on.
+    """
+    with joined(config.device) as world:
+        folder = world.gather(folder)[0]
+        if world.is_main:
+            return _lead(config, overrides, folder, world)
+        training = make_training(config, folder, world.post, world=world)
+        return training.fit.run(Listeners(), training.facts)
+
+
+def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: World) -> EndLog:
+    """Train, tell and write."""
+    console, checking, notices = console_report(), session.PreflightProgress(), list[str]()
+    told: list[Listener] = [console]
+
+    def notice(message: str) -> None:
+        notices.append(message)
+        for listener in told:
+            listener.notice(message)
+
+    try:
+        training = make_training(config, folder, notice, checking, world)
+    finally:
+        checking.close()
+    runs.save_config(config, overrides, folder)
+    report = session.RunReport(folder, console, notices)
+    told.append(report.log)
+    if config.report.tensorboard:
+        step = training.fit.state.progress.update if config.resume is not None else None
+        report.add_tensorboard(training.classes, OmegaConf.to_yaml(config), training.hparams, step)
+    report.add_others(world.posted)
+    listener = report.listener
+    try:
+        end = training.fit.run(listener, training.facts)
+    finally:
+        listener.close()  # an exception must leave no hidden cursor and no unwritten line
+    report.conclude(end, config.monitor, metrics_of(training, end, config))
+    return end

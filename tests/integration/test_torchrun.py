@@ -1,0 +1,263 @@
+"""`torchrun --nproc_per_node=2 train.py …` trains what one process would, and ends as one process would."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from segfit import runs
+from segfit.build.training import make_training
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.engine.evaluate import evaluate
+from tests.integration.test_resume import losses, wait_for
+from tests.integration.training import (
+    TINY,
+    Trained,
+    command,
+    environment,
+    one_thread,
+    resume,
+    the_run,
+    train,
+    weights_of,
+)
+from tests.unit.data.files import names, write_pairs
+
+# 25 images: with batches of 4 by two processes one is left over; 7 held-out ones: 4 and 3.
+SMALL = (
+    *(text for text in TINY if not text.startswith(("data.train_size", "data.val_size"))),
+    # SGD: Adam blows up the rounding of gradients that are next to nothing.
+    *(
+        "data.train_size=25",
+        "data.val_size=7",
+        "precision=fp32",
+        "augmentation=cpu",
+        "lr=0.05",
+        "optimizer=sgd",
+    ),
+    *("accumulate=2", "model.dropout=0", "checkpoint.every_steps=1", "report.panels=3"),
+)
+# Fewer than a second of work after the processes found each other; what fails does so within seconds.
+TIMEOUT = 120
+
+
+def by_torchrun(*arguments: str, script: str = "train.py") -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return [*launcher, *command(*arguments, script=script)[1:]]
+
+
+def start(folder: Path, *arguments: str, script: str = "train.py") -> "subprocess.Popen[str]":
+    """Start two processes in a folder."""
+    return subprocess.Popen(
+        by_torchrun(*arguments, script=script),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def torchrun(folder: Path, *arguments: str, script: str = "train.py") -> "tuple[int, str]":
+    """Run two processes in a folder; return torchrun's exit code and all that was printed."""
+    process = start(folder, *arguments, script=script)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    return process.returncode, output
+
+
+def ours(output: str) -> str:
+    """Return what was printed before torchrun sums up, with a traceback of its own, that it failed."""
+    lines = output.splitlines()
+    sums_up = ("failed (exitcode", "Traceback (most recent call last)")
+    end = next(at for at, line in enumerate(lines) if any(text in line for text in sums_up))
+    return "\n".join(lines[:end])
+
+
+def parameters(run: Path) -> torch.Tensor:
+    """Return the trained weights, without batch norm's statistics."""
+    weights = weights_of(run / "checkpoints/last.pt")
+    return torch.cat(
+        [v.flatten() for k, v in weights.items() if "running" not in k and "num_b" not in k]
+    )
+
+
+def exact_losses(run: Path) -> list[float]:
+    """Return the training losses, to the last digit, that TensorBoard shows."""
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    return [event.value for event in events.Scalars("train/loss")]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    """A run by two processes."""
+    folder = tmp_path_factory.mktemp("pair")
+    code, output = torchrun(folder, *SMALL)
+    assert code == 0, output
+    assert "batch: 4 × 2 accumulated × 2 processes = 16" in output
+    assert "Warning" not in output
+    return the_run(folder)
+
+
+def assert_trained_alike(run: Path, single: Trained) -> None:
+    assert exact_losses(run) == pytest.approx(single.losses, abs=1e-5)
+    torch.testing.assert_close(parameters(run), parameters(single.run), atol=1e-5, rtol=1e-5)
+
+
+def test_two_processes_train_what_one_does_with_twice_the_accumulation(tmp_path, pair):
+    single = train(tmp_path, *SMALL, "accumulate=4")
+    assert len(single.losses) == 4
+    assert_trained_alike(pair, single)
+
+
+def test_one_run_folder_written_by_one_process(pair):
+    assert sorted(path.name for path in pair.iterdir() if path.name[0] != ".") == [
+        "checkpoints", "config.yaml", "metrics.json", "overrides.yaml", "tensorboard", "train.log",
+    ]  # fmt: skip
+    lines = (pair / "train.log").read_text().splitlines()
+    assert len([line for line in lines if "epoch 1/2 done" in line]) == 1
+    assert len(lines) == len({line[20:] for line in lines})
+    assert len(list((pair / "tensorboard").rglob("events*"))) == 1
+    assert len(load_checkpoint(pair / "checkpoints/last.pt")["random"]) == 2
+    metrics = json.loads((pair / "metrics.json").read_text())
+    assert metrics["status"] == "finished"
+    assert metrics["facts"]["batch"] == "4 × 2 accumulated × 2 processes = 16"
+
+
+def test_the_shares_of_the_held_out_images_make_up_the_scores_of_all(pair):
+    config = runs.resumed_config(pair, [f"resume={pair}", "epochs=3"])
+    with one_thread():
+        fit = make_training(config, pair, print).fit
+        fit.state.model.load_state_dict(weights_of(pair / "checkpoints/best.pt"))
+        result = evaluate(fit.state.model, fit.task, fit.held_out(), fit.state.precision)
+    best = json.loads((pair / "metrics.json").read_text())["best"]
+    loss = best.pop("loss")
+    assert {name: result.scores[name] for name in best} == best  # to the last digit
+    assert result.scores["loss"] == pytest.approx(loss, abs=1e-6)
+
+
+def test_a_run_of_two_processes_goes_on_in_one(pair):
+    longer = resume(pair, "epochs=3", "checkpoint.every_steps=null")
+    assert longer.heard.steps == [5, 6, 7]  # batches of 8 from here on: 25 // 8
+    assert any("another effective batch" in notice for notice in longer.notices)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_in_two(tmp_path):
+    """With a single held-out image, of which one process has none."""
+    run = tmp_path / "run"
+    train(run, *SMALL, "accumulate=1", "data.val_size=1", "max_steps=2")
+    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["image"] == 8
+    code, output = torchrun(tmp_path, f"resume={run}", "max_steps=null")
+    assert code == 0, output
+    assert "going on with another effective batch" in output
+    # 2 updates of 4 images; 2 of 8, since 17 are left; 3 of 8 in the second epoch
+    assert sorted(losses(run)) == [3, 4, 5, 6, 7]
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_without_accumulation_and_with_an_average_of_the_weights(tmp_path):
+    options = (*SMALL, "accumulate=1", "ema_decay=0.9", "epochs=1")
+    single = train(tmp_path / "single", *options, "accumulate=2")
+    code, output = torchrun(tmp_path, *options)
+    assert code == 0, output
+    assert_trained_alike(the_run(tmp_path), single)
+
+
+# ------------------------------------------------------------------------------------- failing
+
+
+def processes_of(torchrun: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Return the processes that train, by rank."""
+    children = psutil.Process(torchrun.pid).children()
+    return sorted(children, key=lambda child: int(child.environ()["RANK"]))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(tmp_path, pair):
+    process = start(tmp_path, *SMALL)
+    wait_for(process, tmp_path, 3)
+    processes_of(process)[1].kill()
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode != 0
+    assert time.monotonic() - killed < 60
+    assert "another process of this training is gone without a word" in ours(output)
+    assert "Traceback" not in ours(output)
+    run = the_run(tmp_path)
+    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"] < 4
+
+    code, output = torchrun(tmp_path, f"resume={run}")
+    assert code == 0, output
+    assert losses(run) == losses(pair)
+    torch.testing.assert_close(parameters(run), parameters(pair), atol=0, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_saves_once_and_ends_well(tmp_path, number):
+    process = start(tmp_path, *SMALL, "epochs=500", "val_every=100")
+    wait_for(process, tmp_path, 5)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    run = the_run(tmp_path)
+    reason = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert json.loads((run / "metrics.json").read_text())["status"] == reason
+    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"] == max(losses(run))
+    assert output.count(f"{reason} (") == 2  # as it ends, and in the summary
+    assert "Error" not in ours(output)
+
+
+@pytest.mark.slow
+def test_a_file_that_one_process_cannot_read_ends_both_and_is_told(tmp_path):
+    """The second held-out image is the second process's."""
+    root = write_pairs(tmp_path / "data", names(12), size=(64, 64))
+    for part in ("images", "masks"):
+        (root / part).rename(root / f"{part}-all")
+        for split, some in (("train", names(12)[:8]), ("val", names(12)[8:])):
+            for name in some:
+                (root / f"{part}/{split}").mkdir(parents=True, exist_ok=True)
+                (root / f"{part}-all/{name}.png").rename(root / f"{part}/{split}/{name}.png")
+        (root / f"{part}-all").rmdir()
+    (root / "images/val/009.png").write_bytes(b"no picture")
+    options = [text for text in SMALL if not text.startswith("data")]
+    data = (f"data.root={root}", "data=folder", "data.num_classes=3", "data.check=off")
+    code, output = torchrun(tmp_path, *options, *data, "epochs=1")
+    assert code != 0
+    assert ours(output).count("009.png") == 1, output
+    assert "process 1 of 2 ended: " in ours(output)
+    assert "Traceback" not in ours(output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "script", "told"),
+    [
+        (("lr=-1",), "train.py", "lr=-1.0: must be more than 0"),
+        (("-m", "seed=1,2"), "train.py", "-m would sweep in every process"),
+        (("run=outputs/x",), "evaluate.py", "evaluate.py scores a run in one process"),
+        pytest.param(
+            ("data.train_size=1",),
+            "train.py",
+            "2 processes train together, but train has 1 images",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_wrong_input_is_told_once_and_leaves_nothing(tmp_path, arguments, script, told):
+    small = SMALL if script == "train.py" else ()
+    keys = {text.split("=")[0] for text in arguments}
+    options = [text for text in small if text.split("=")[0] not in keys]
+    code, output = torchrun(tmp_path, *options, *arguments, script=script)
+    assert code != 0
+    assert ours(output).count(told) == 1, output
+    assert "exitcode  : 2" in output
+    assert "Traceback" not in ours(output)
+    assert not list(tmp_path.glob("*/*"))
