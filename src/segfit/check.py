@@ -13,6 +13,7 @@ from segfit.errors import SegFitError, nearest
 
 LARGEST = 2**32 - 1  # of any whole number; seeds of NumPy end here, and nothing else needs more
 LARGEST_SIDE = 16384  # of image_size in pixels
+_PLAIN_LISTS = ("list[int]", "list[float]", "list[str]")
 
 
 def check(config: DictConfig) -> None:
@@ -50,7 +51,9 @@ def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
         elif value is not None:
             values = value if OmegaConf.is_list(value) else [value]
             for one in values:
-                problem = _problem(one, item.metadata)
+                # OmegaConf takes a mapping for an item of list[float]; items of Any are looked at below.
+                nested = OmegaConf.is_config(one) and str(item.type).startswith(_PLAIN_LISTS)
+                problem = "must be plain values." if nested else _problem(one, item.metadata)
                 if problem:
                     yield f"{key}={_show(value)}: {problem} {_help(item)}"
                     break
@@ -123,11 +126,6 @@ def _check_run(config: DictConfig) -> Iterator[str]:
             f"resume_sweep={config.resume_sweep}: only train.py takes it, as a key of its own, with nothing but "
             f"hydra.… beside it."
         )
-    if config.resume_sweep is not None:
-        yield (
-            f"resume_sweep={config.resume_sweep}: only train.py takes it, as a key of its own, with nothing but "
-            f"hydra.… beside it."
-        )
     yield from _check_ranges(config)
     yield from _check_classes(config)
     if OmegaConf.get_type(config.data) is FolderConfig:
@@ -171,7 +169,8 @@ def _check_classes(config: DictConfig) -> Iterator[str]:
     if twice:
         yield f"data.class_names: {', '.join(sorted(twice))} stands for more than one class."
     for color in data.class_colors or []:
-        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+        numbers = OmegaConf.is_list(color) and all(isinstance(value, int) for value in color)
+        if not numbers or len(color) != 3 or not all(0 <= value <= 255 for value in color):
             yield f"data.class_colors: {_show(color)} is no RGB triple of 0 to 255."
     if data.background is not None and data.background >= count:
         yield f"data.background={data.background}: must be below num_classes={count}."

@@ -137,8 +137,8 @@ def load_config(run: Path) -> DictConfig:
                 raise SegFitError(f"{path}: {group}.name={name} is none of {', '.join(schemas)}.")
             config[group] = OmegaConf.structured(schemas[name])
         config = OmegaConf.merge(config, values)
-    except (OmegaConfBaseException, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
+        reason = f"{getattr(error, 'full_key', '') or ''}: {error}".lstrip(": ").splitlines()[0]
         raise SegFitError(f"{path}: no config of this version of SegFit ({reason}).") from error
     assert isinstance(config, DictConfig)
     try:

@@ -40,7 +40,15 @@ def read_yaml(path: Path) -> Any:
     text = _text(path)
     try:
         values = yaml.load(text, Loader=_PlainLoader)
-    except (ValueError, TypeError, OverflowError, yaml.YAMLError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:  # a tag with a value of another kind, such as !!bool x, ends in many ways
         raise SegFitError(f"{path}: not readable ({error}).") from error
     _refuse_interpolation(values, path)
     return values
@@ -103,7 +111,7 @@ def _text(path: Path) -> str:
 def _refuse_interpolation(value: Any, path: Path) -> None:
     if isinstance(value, dict):
         value = [*value, *value.values()]
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple, set)):  # !!omap makes tuples
         for item in value:
             _refuse_interpolation(item, path)
     elif isinstance(value, str) and "${" in value:
