@@ -119,7 +119,8 @@ def test_two_processes_train_what_one_does_with_twice_the_accumulation(tmp_path,
 
 def test_one_run_folder_written_by_one_process(pair):
     assert sorted(path.name for path in pair.iterdir() if path.name[0] != ".") == [
-        "checkpoints", "config.yaml", "metrics.json", "overrides.yaml", "tensorboard", "train.log",
+        "checkpoints", "config.yaml", "metrics.json", "overrides.yaml", "scores.jsonl", "tensorboard",
+        "train.log",
     ]  # fmt: skip
     lines = (pair / "train.log").read_text().splitlines()
     assert len([line for line in lines if "epoch 1/2 done" in line]) == 1
@@ -132,12 +133,17 @@ def test_one_run_folder_written_by_one_process(pair):
 
 
 def test_the_shares_of_the_held_out_images_make_up_the_scores_of_all(pair):
-    config = runs.resumed_config(pair, [f"resume={pair}", "epochs=3"])
+    assert_scores_of_all(pair)
+
+
+def assert_scores_of_all(run: Path) -> None:
+    """One process finds the same scores of the best weights."""
+    config = runs.resumed_config(run, [f"resume={run}", "epochs=3"])
     with one_thread():
-        fit = make_training(config, pair, print).fit
-        fit.state.model.load_state_dict(weights_of(pair / "checkpoints/best.pt"))
+        fit = make_training(config, run, print).fit
+        fit.state.model.load_state_dict(weights_of(run / "checkpoints/best.pt"))
         result = evaluate(fit.state.model, fit.task, fit.held_out(), fit.state.precision)
-    best = json.loads((pair / "metrics.json").read_text())["best"]
+    best = json.loads((run / "metrics.json").read_text())["best"]
     loss = best.pop("loss")
     assert {name: result.scores[name] for name in best} == best  # to the last digit
     assert result.scores["loss"] == pytest.approx(loss, abs=1e-6)
@@ -170,6 +176,7 @@ def test_without_accumulation_and_with_an_average_of_the_weights(tmp_path):
     code, output = torchrun(tmp_path, *options)
     assert code == 0, output
     assert_trained_alike(the_run(tmp_path), single)
+    assert_scores_of_all(the_run(tmp_path))
 
 
 # ------------------------------------------------------------------------------------- failing
@@ -198,6 +205,8 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(tmp_path, p
     code, output = torchrun(tmp_path, f"resume={run}")
     assert code == 0, output
     assert losses(run) == losses(pair)
+    weights = [weights_of(one / "checkpoints/last.pt") for one in (run, pair)]
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-6)  # where it stopped, means were taken
     torch.testing.assert_close(parameters(run), parameters(pair), atol=0, rtol=0)
 
 

@@ -165,7 +165,7 @@ class Fit:
         self._train_epoch()
         seconds = time.perf_counter() - start
 
-        self.state.world.average_buffers(self.state.model)
+        self._average_buffers()
         due = (progress.epoch + 1) % options.val_every == 0
         last = progress.epoch + 1 == options.epochs or self._out_of_steps()
         self.result = self._validate() if due or last else None
@@ -337,12 +337,19 @@ class Fit:
             return True
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
+    def _average_buffers(self) -> None:
+        """Let all processes validate and save the same statistics of batch norm, whose images differ."""
+        state = self.state
+        for model in [state.model, *([state.ema.module] if state.ema is not None else [])]:
+            state.world.average_buffers(model)
+
     def _save(self) -> None:
         """Save the state; what keeps it from being saved is told, and tried again when the next one is due.
 
         Raises:
             NotFinite: if the weights are not finite; what was saved last is from before.
         """
+        self._average_buffers()
         values = [
             value for value in self.state.model.state_dict().values() if value.is_floating_point()
         ]
