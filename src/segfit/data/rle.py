@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,14 +54,16 @@ class RleMasks:
         for label, runs in self.rows[self.ids[name]]:
             try:
                 pairs = np.array(runs.split(), dtype=np.int64).reshape(-1, 2)
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise SegFitError(
                     f"{self.path}: id {self.ids[name]}: a segmentation is not pairs of start and "
                     f"length: '{runs[:40]}'."
                 ) from error
             starts, lengths = pairs[:, 0] - 1, pairs[:, 1]
             ends = starts + lengths
-            if (starts < 0).any() or (lengths < 1).any() or (ends > mask.size).any():
+            # Each by itself first: the sum of two large ones is negative in 64 bits.
+            outside = (starts < 0) | (starts >= mask.size) | (lengths < 1) | (lengths > mask.size)
+            if (outside | (ends > mask.size)).any():
                 raise SegFitError(
                     f"{self.path}: id {self.ids[name]}: a run leaves the image of "
                     f"{size[1]}×{size[0]} pixels. Do the rows belong to this image?"
@@ -79,23 +81,11 @@ def read_table(path: Path, class_names: Sequence[str]) -> dict[str, list[tuple[i
     """
     if not path.is_file():
         raise SegFitError(f"{path}: no such file. data.masks names the CSV of run-lengths.")
-    table: dict[str, list[tuple[int, str]]] = {}
-    index = {name: i for i, name in enumerate(class_names)}
-    unknown: dict[str, int] = {}
-    csv.field_size_limit(2**31 - 1)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise SegFitError(
-                f"{path}: no column {', '.join(missing)}. A table of run-lengths has {', '.join(COLUMNS)}."
-            )
-        for row in reader:
-            runs = table.setdefault(row["id"], [])
-            if row["class"] not in index:
-                unknown[row["class"]] = unknown.get(row["class"], 0) + 1
-            elif row["segmentation"] and row["segmentation"].strip().lower() != "nan":
-                runs.append((index[row["class"]], row["segmentation"]))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table, unknown = _sorted_by_id(path, file, class_names)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SegFitError(f"{path}: not readable as a CSV in UTF-8 ({error}).") from error
     if unknown:
         raise SegFitError(
             [
@@ -107,6 +97,29 @@ def read_table(path: Path, class_names: Sequence[str]) -> dict[str, list[tuple[i
     for runs in table.values():
         runs.sort(key=lambda run: run[0])
     return table
+
+
+def _sorted_by_id(
+    path: Path, lines: Iterable[str], class_names: Sequence[str]
+) -> tuple[dict[str, list[tuple[int, str]]], dict[str, int]]:
+    """Return id → (class index, segmentation), and unknown class → rows."""
+    table: dict[str, list[tuple[int, str]]] = {}
+    unknown: dict[str, int] = {}
+    index = {name: i for i, name in enumerate(class_names)}
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(lines, restval="")
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise SegFitError(
+            f"{path}: no column {', '.join(missing)}. A table of run-lengths has {', '.join(COLUMNS)}."
+        )
+    for row in reader:
+        runs = table.setdefault(row["id"], [])
+        if row["class"] not in index:
+            unknown[row["class"]] = unknown.get(row["class"], 0) + 1
+        elif row["segmentation"].strip().lower() not in ("", "nan"):
+            runs.append((index[row["class"]], row["segmentation"]))
+    return table, unknown
 
 
 def table_id(name: str) -> list[str]:
