@@ -14,8 +14,14 @@ class SegFitError(Exception):
     exit_code = 2
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        problems = [problems] if isinstance(problems, str) else problems
+        self.problems = [printable(problem) for problem in problems]
         super().__init__("\n".join(self.problems))
+
+
+def printable(text: str) -> str:
+    """Return text that can be encoded: Python has lone surrogates for bytes of file names that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

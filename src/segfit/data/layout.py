@@ -12,7 +12,7 @@ from segfit.data.images import IMAGE_SUFFIXES
 from segfit.data.masks import MASK_SUFFIXES, FolderMasks, MaskReader
 from segfit.data.parts import PartMasks, find_parts, image_key
 from segfit.data.rle import RleMasks, read_table, table_id
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, printable
 
 SPLITS = ("train", "val", "test")
 SHOWN = 5  # files named per problem
@@ -124,12 +124,14 @@ def list_files(folder: Path, suffixes: Collection[str], skip: Path | None = None
 def relative_name(file: Path, folder: Path) -> str:
     """Return the name below `folder` without suffix, / between folders, composed Unicode.
 
-    macOS and archives made there write "é" as two characters; names pair all the same.
+    macOS and archives made there write "é" as two characters; names pair all the same. Bytes that are no UTF-8 are
+    spelt out (\\udce9), for a name is printed, logged and used for new files.
     """
     # Text, not paths: a tenth of the time, for sets of 100,000s of files.
     above = 0 if str(folder) == "." else len(str(folder))
     name = os.path.splitext(str(file)[above:].lstrip(os.sep))[0]  # noqa: PTH122
-    return unicodedata.normalize("NFC", name.replace(os.sep, "/"))
+    name = name.replace(os.sep, "/")
+    return name if name.isascii() else unicodedata.normalize("NFC", printable(name))
 
 
 def _by_name(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path], list[str]]:

@@ -16,7 +16,7 @@ from segfit.data.findings import Finding, describe, describe_classes
 from segfit.data.inspection import Inspectable, ItemReport
 from segfit.data.preflight_cache import ReportCache, default_cache_dir, report_key
 from segfit.data.source import Source
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, printable
 from segfit.labels import IGNORE_INDEX
 
 SAMPLE = 100  # items of each split that check="sample" opens
@@ -90,7 +90,7 @@ def check_sources(
     }
     whole = all(len(found) == len(sources[split]) for split, found in findings.items())
     odd += describe_classes(sources, pixels, whole=whole)
-    return PreflightReport(notices + odd, pixels)
+    return PreflightReport([printable(notice) for notice in notices + odd], pixels)
 
 
 def count_class_pixels(source: Source, limit: int, *, skip: bool = False) -> NDArray[np.int64]:

@@ -1,7 +1,9 @@
+import fcntl
 import os
 import pickle
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,16 +292,39 @@ def test_two_runs_may_fill_it_at_once(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path):
+@pytest.mark.parametrize("date", [1, 4_000_000_000])
+def test_what_a_killed_writer_left_is_removed_whatever_the_clock_says(tmp_path, date):
     cached, _ = cache_sources(folders(tmp_path), options(tmp_path))
     place = cached["train"].store._path(0)
-    young, old = (place.with_name(f"{place.name}.{name}.tmp") for name in ("young", "old"))
-    for part in (young, old):
+    written, abandoned = (place.with_name(f"{place.name}.{name}.tmp") for name in "ab")
+    for part in (written, abandoned):
         part.write_bytes(b"half")
-    os.utime(old, (1, 1))
-    assert cached["train"].store.missing() == []
-    assert young.exists()
-    assert not old.exists()
+        os.utime(part, (date, date))
+    with written.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        assert cached["train"].store.missing() == []
+        assert written.exists()
+        assert not abandoned.exists()
+
+
+def test_a_file_that_another_run_takes_for_abandoned_is_written_again(tmp_path, monkeypatch):
+    cached, _ = cache_sources(folders(tmp_path), options(tmp_path))
+    store = cached["train"].store
+    image, mask = store.get(0)
+    store._path(0).unlink()
+    taken = []
+
+    def lock(file):
+        if len(taken) < 2:
+            taken.append(Path(file.name))
+            taken[-1].unlink()
+        return True
+
+    monkeypatch.setattr("segfit.data.cache_disk._lock", lock)
+    store.put(0, image, mask)
+    assert equal(store.get(0), (image, mask))
+    assert len({path.name for path in taken}) == 2
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import os
 import unicodedata
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_names_pair_whatever_way_their_accents_are_written(tmp_path):
     save(tmp_path / "images" / (unicodedata.normalize("NFD", "é") + ".png"), noise(4, 4, 3))
     save(tmp_path / "masks" / (unicodedata.normalize("NFC", "é") + ".png"), noise(4, 4, high=3))
     assert sum(sizes(sources(tmp_path)).values()) == 3
+
+
+def test_names_that_are_no_unicode_pair_and_can_be_printed(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_pairs(tmp_path, [f"sub/{name}", "b"])
+    found = sources(tmp_path)
+    ids = [source.id(index) for source in found.values() for index in range(len(source))]
+    assert sorted(ids) == ["b", "sub/caf\\udce9"]
+    assert all(source.read(0)[0].shape == (12, 16, 3) for source in found.values())
 
 
 def test_hidden_files_and_other_types_are_passed_over(tmp_path):

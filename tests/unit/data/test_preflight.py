@@ -21,10 +21,15 @@ CLASSES = Classes(("background", "cell", "wall"))
 def check(tmp_path):
     """Check the folder tmp_path/data with a cache of its own."""
 
-    def run(classes=CLASSES, check="full", needs=None, progress=None, **options):
+    def run(classes=CLASSES, check="full", needs=None, progress=None, skip=False, **options):
         sources = folder_sources(tmp_path / "data", classes=classes, **options)
         return check_sources(
-            sources, check=check, cache_dir=tmp_path / "cache", needs=needs, progress=progress
+            sources,
+            check=check,
+            cache_dir=tmp_path / "cache",
+            needs=needs,
+            progress=progress,
+            skip=skip,
         )
 
     return run
@@ -166,6 +171,57 @@ def test_what_changed_is_opened_again(data, check, inspected, change):
         options = {"classes": Classes(("a", "b", "c", "d"))}
     check(**options)
     assert sorted(inspected) == (["003"] if change in ("content", "time") else names(10))
+
+
+@pytest.mark.parametrize("date", [-(10**9), 2**33])
+def test_files_from_before_and_after_their_time_are_remembered(data, check, inspected, date):
+    for path in data.rglob("*.png"):
+        os.utime(path, (date, date))
+    check()
+    inspected.clear()
+    check()
+    assert inspected == []
+
+
+def test_a_second_start_opens_no_picture_of_thousands(tmp_path, check, monkeypatch):
+    one = write_pairs(tmp_path / "one", ["x"], size=(2, 2))
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for name in names(3000):
+            os.link(one / kind / "x.png", tmp_path / "data" / kind / f"{name}.png")
+    told = []
+    check(progress=lambda done, total: told.append((done, total)))
+    assert told == [(min(done, 3000), 3000) for done in range(256, 3256, 256)]
+    opened = []
+
+    def note(path, **_):
+        opened.append(path)
+        raise AssertionError(path)
+
+    monkeypatch.setattr(Image, "open", note)
+    check()
+    assert opened == []
+
+
+def test_what_cannot_be_read_is_a_notice_where_the_run_does_without(data, check):
+    for name in ("001", "004"):
+        (data / "images" / f"{name}.png").write_bytes(b"no picture")
+    report = check(skip=True)
+    (notice,) = report.notices
+    assert notice.startswith("data.on_bad_sample=skip does without 2 images: ")
+    assert "001.png: unreadable" in notice
+    assert report.class_pixels["train"].sum() == (8 - 2) * 12 * 16
+    save(data / "masks" / "002.png", noise(5, 5, high=3))
+    assert ["002.png" in problem for problem in problems(check, skip=True)] == [True]
+
+
+def test_a_split_without_a_picture_that_can_be_read_is_a_problem(data, check):
+    for path in (data / "images").iterdir():
+        path.write_bytes(b"no picture")
+    told = problems(check, skip=True)
+    assert told[0].startswith("train: none of the images can be read;")
+    assert told[1].startswith("val: none of the images can be read;")
+    assert "000.png: unreadable" in told[2]
 
 
 def test_problems_are_remembered_too(data, check, inspected):
