@@ -117,7 +117,8 @@ class FolderSource:
         height, width = decoded.pixels.shape[:2]
         values = self.masks.read(self.names[index], (height, width))
         if self.masks.resizes_images and values.shape != (height, width):
-            tensor = torch.from_numpy(decoded.pixels).permute(2, 0, 1)
+            writable = np.require(decoded.pixels, requirements=["W"])
+            tensor = torch.from_numpy(writable).permute(2, 0, 1)
             resized = resize_image(tensor, (values.shape[0], values.shape[1]))
             pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
             decoded = decoded._replace(pixels=pixels)

@@ -95,7 +95,12 @@ class ImageReader:
             pixels, orientation = upright(self._pixels(image, path), image)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
-        return Decoded(np.ascontiguousarray(pixels), orientation, frames)
+        pixels = np.ascontiguousarray(pixels)
+        if (
+            min(pixels.strides) < 0
+        ):  # a mirrored side of one pixel counts as contiguous; not for torch
+            pixels = pixels.copy()
+        return Decoded(pixels, orientation, frames)
 
     def _pixels(self, image: Image.Image, path: Path) -> NDArray[np.uint8]:
         """Return (H, W, 3) or (H, W) uint8, not yet upright."""

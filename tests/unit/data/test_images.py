@@ -19,6 +19,15 @@ def smooth(height=24, width=40):
     return np.stack([x * 6, y * 10, (x + y) * 3], -1).clip(0, 255).astype(np.uint8)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+def test_turned_images_of_one_pixel_become_tensors(tmp_path, size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = READ(save(tmp_path / "a.jpg", smooth(*size), exif=exif))
+    assert torch.from_numpy(np.require(pixels, requirements=["W"])).ndim == 3
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("fast", [True, False])
 def test_jpeg_equals_pillow_bit_by_bit(tmp_path, monkeypatch, mode, fast):
