@@ -35,6 +35,9 @@ test-all: $(STAMP) ## Run every test but those that need a GPU
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu
 
+soak: $(STAMP) ## Train under random faults for ten minutes; must end with the weights of a calm training
+	$(BIN)/python -m tests.soak
+
 peers-setup: $(STAMP) ## Install those whom docs/benchmarks/peers.py measures against
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 
@@ -47,4 +50,4 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-.PHONY: help setup demo test test-all test-gpu peers-setup lint format
+.PHONY: help setup demo test test-all test-gpu soak peers-setup lint format

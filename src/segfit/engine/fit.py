@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.compiling import is_compile_error
@@ -16,6 +15,7 @@ from segfit.engine.events import EndLog, EvalResult, Listener
 from segfit.engine.non_finite import NotFinite
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.recovery import Recovery
+from segfit.engine.saver import Saver
 from segfit.engine.seeding import derive_seed
 from segfit.engine.signals import StopSignal
 from segfit.engine.state import TrainingState
@@ -81,8 +81,9 @@ class Fit:
         self.teller = Teller(state)
         self.recovery = Recovery(state, checkpoints, options.max_left_out)
         self.stop = StopSignal()
-        self.saved_at = time.monotonic()
-        self.unsaved: str | None = None
+        self.saver = Saver(
+            state, checkpoints, options.every_steps, options.every_minutes, self.teller.notice
+        )
         self.result: EvalResult | None = None
 
     def run(self, listener: Listener, facts: Mapping[str, str]) -> EndLog:
@@ -107,8 +108,8 @@ class Fit:
                 reason = self._epochs()
             except Stopped as stopped:
                 reason = str(stopped)
-                self._save_if_finite()
-            self._insist_on_saving()
+                self.saver.save_in_the_end()
+            self.saver.insist()
         progress = self.state.progress
         end = EndLog(
             reason=reason,
@@ -118,8 +119,8 @@ class Fit:
             seconds=time.perf_counter() - start,
         )
         listener.end(end)
-        if self.unsaved is not None:
-            raise SegFitError(f"the training ended ({reason}), but {self.unsaved}")
+        if self.saver.unsaved is not None:
+            raise SegFitError(f"the training ended ({reason}), but {self.saver.unsaved}")
         return end
 
     def _refuse_if_over(self) -> None:
@@ -153,7 +154,7 @@ class Fit:
             try:
                 self._epoch()
             except NotFinite as found:
-                self.teller.listener.notice(self.recovery.roll_back(str(found)))
+                self.teller.notice(self.recovery.roll_back(str(found)))
             if self._out_of_steps():
                 return "max_steps"
         return "finished"
@@ -165,7 +166,7 @@ class Fit:
         self._train_epoch()
         seconds = time.perf_counter() - start
 
-        self._average_buffers()
+        self.state.average_buffers()
         due = (progress.epoch + 1) % options.val_every == 0
         last = progress.epoch + 1 == options.epochs or self._out_of_steps()
         self.result = self._validate() if due or last else None
@@ -225,7 +226,7 @@ class Fit:
             except NotFinite as found:
                 names = [self.train.names(batch) for batch in window]
                 told = self.recovery.leave_out(window, names, str(found))
-                self.teller.listener.notice(told)
+                self.teller.notice(told)
                 count_update(self.state)
                 return None
             except PartlyUpdated as error:
@@ -239,7 +240,7 @@ class Fit:
                     raise
             # Outside of the `except`, where the traceback no longer holds the pass's tensors.
             largest = max(len(batch["image"]) for batch in window)
-            self.teller.listener.notice(halve_micro_batch(self.state, largest, said))
+            self.teller.notice(halve_micro_batch(self.state, largest, said))
             if spoilt:
                 raise NotFinite(f"optimizer ran out of memory between two weights ({said})")
 
@@ -256,7 +257,7 @@ class Fit:
 
     def _run_eager(self, said: str) -> None:
         self.state.forward = self.state.model
-        self.teller.listener.notice(
+        self.teller.notice(
             f"compile=true: torch.compile failed later on, going on eager ({said[:200]})."
         )
 
@@ -281,7 +282,7 @@ class Fit:
 
         def lowered(size: int, told: str) -> None:
             state.progress.held_out_batch = size
-            self.teller.listener.notice(told)
+            self.teller.notice(told)
 
         with phase("validation", whole=True):
             return evaluate(
@@ -305,7 +306,7 @@ class Fit:
             progress.stale += 1
             return False
         with phase("checkpoint"):
-            if not self._save_best(result):
+            if not self.saver.save_best(result):
                 return False  # so that the next one that is better is saved
         progress.best_score, progress.best_scores = score, dict(result.scores)
         progress.best_epoch, progress.stale = progress.epoch, 0
@@ -323,7 +324,7 @@ class Fit:
 
     def _stop_or_save(self, window: Window) -> None:
         asked = int(self.stop.reason is not None)
-        stop, save = self.state.world.max(asked, int(self._save_is_due()))
+        stop, save = self.state.world.max(asked, int(self.saver.is_due()))
         if stop or save:
             self.teller.keep(window)
         if stop:
@@ -331,60 +332,6 @@ class Fit:
         if save:
             self._save()
 
-    def _save_is_due(self) -> bool:
-        steps, minutes = self.options.every_steps, self.options.every_minutes
-        if steps is not None and self.state.progress.update % steps == 0:
-            return True
-        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-
-    def _average_buffers(self) -> None:
-        """Let all processes validate and save the same statistics of batch norm, whose images differ."""
-        state = self.state
-        for model in [state.model, *([state.ema.module] if state.ema is not None else [])]:
-            state.world.average_buffers(model)
-
     def _save(self) -> None:
-        """Save the state; what keeps it from being saved is told, and tried again when the next one is due.
-
-        Raises:
-            NotFinite: if the weights are not finite; what was saved last is from before.
-        """
-        self._average_buffers()
-        values = [
-            value for value in self.state.model.state_dict().values() if value.is_floating_point()
-        ]
-        if not get_total_norm(values).isfinite():  # synchronises
-            raise NotFinite("weights are not finite")
-        self.saved_at = time.monotonic()
         with phase("checkpoint"):
-            content = self.state.state_dict()
-            if not self.state.world.is_main:
-                return
-            try:
-                self.checkpoints.save_last(content)  # synchronises: copies to the host
-                self.unsaved = None
-            except SegFitError as error:
-                self.unsaved = str(error)
-                self.teller.listener.notice(f"{error} Training goes on; it is tried again later.")
-
-    def _save_if_finite(self) -> None:
-        try:
-            self._save()
-        except NotFinite as found:
-            self.teller.listener.notice(f"the {found}: {self.checkpoints.last} stays as it was.")
-
-    def _insist_on_saving(self) -> None:
-        """Try once more to save what could not be saved when it was due."""
-        if self.state.world.max(int(self.unsaved is not None)) == (1,):
-            self._save_if_finite()
-
-    def _save_best(self, result: EvalResult) -> bool:
-        world, progress, failed = self.state.world, self.state.progress, False
-        if world.is_main:
-            try:
-                weights = self.state.evaluated().state_dict()
-                self.checkpoints.save_best(weights, dict(result.scores), progress.epoch)
-            except SegFitError as error:
-                failed = True
-                self.teller.listener.notice(f"{error} This validation does not count as the best.")
-        return world.max(int(failed)) == (0,)
+            self.saver.save()

@@ -104,6 +104,11 @@ class TrainingState:
         """Return the module that is validated and kept: the average where there is one."""
         return self.ema.module if self.ema is not None else self.model
 
+    def average_buffers(self) -> None:
+        """Let all processes validate and save the same statistics of batch norm, whose images differ."""
+        for model in [self.model, *([self.ema.module] if self.ema is not None else [])]:
+            self.world.average_buffers(model)
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only, so that it loads with `weights_only=True`.
 

@@ -65,9 +65,8 @@ class Teller:
         self.listener: Listener = Listeners()
         self.total_images, self.total_seconds = 0, 0.0
         self._images, self._waited = 0, 0.0  # of the epoch
-        self._told = (
-            self._told_epoch
-        ) = -1  # updates: what is made again after a roll-back is not told again
+        # Updates that were told of: what is made again after a roll-back is not told again.
+        self._told, self._told_epoch = -1, -1
 
     def start(
         self,
@@ -90,6 +89,10 @@ class Teller:
                 facts=facts,
             )
         )
+
+    def notice(self, message: str) -> None:
+        """Tell what the person should know."""
+        self.listener.notice(message)
 
     def open(self) -> Window:
         """Return a window that goes on where the progress stands."""

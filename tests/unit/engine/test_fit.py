@@ -224,8 +224,8 @@ def test_every_minutes_saves_inside_an_epoch(tmp_path, monkeypatch):
         fit.checkpoints, "save_last", lambda state: saved.append(state["progress"]["update"])
     )
     clock = iter(range(0, 100000, 7))  # seconds, 7 a look
-    monkeypatch.setattr("segfit.engine.fit.time.monotonic", lambda: float(next(clock)))
-    fit.saved_at = 0.0
+    monkeypatch.setattr("segfit.engine.saver.time.monotonic", lambda: float(next(clock)))
+    fit.saver._saved_at = 0.0
     run(fit)
     assert len(saved) > 3
     assert saved[-1] == 40

@@ -1,0 +1,252 @@
+"""Train under a random fault every few seconds; end with the weights of the training that nothing happened to.
+
+    make soak                                # ten minutes
+    python -m tests.soak --minutes 1 --seed 3
+
+Faults that the process survives: a weight that becomes not a number, a full disk for a while. Faults that end it,
+after which the run is resumed: SIGKILL of the process or of its whole group, SIGTERM, Ctrl-C, a data worker that is
+killed, and, while nothing runs, a last checkpoint that is cut short, gets a flipped bit or disappears.
+
+Exit code 0: the weights are equal bit for bit, and neither memory nor open files grew while a process lived.
+"""
+
+import argparse
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from segfit.engine.checkpoint import load_checkpoint
+from tests.integration.training import ROOT, TINY, environment, same, the_run
+
+_BASE = (
+    *(text for text in TINY if not text.startswith(("epochs", "data.train", "loader", "report"))),
+    *("data.train_size=256", "loader.workers=1", "precision=fp32", "augmentation=cpu"),
+    *("augmentation.mixup=0.3", "model.dropout=0.2", "ema_decay=0.9", "scheduler=cosine"),
+    *("checkpoint.every_steps=10", "max_left_out=1000", "deterministic=true"),
+)
+_PAUSE = (1.0, 6.0)  # seconds between two faults
+_DISK = 20_000  # bytes that a file may have on the full disk
+_GROWTH_MIB = 40.0  # of a process from the first third of its life to the last
+_MORE_FILES = 4  # batches on their way from a worker are open files too
+
+
+@dataclass
+class Life:
+    """One process, from its second epoch to its end."""
+
+    memory: list[float] = field(default_factory=list)  # MiB, once a look
+    files: list[int] = field(default_factory=list)
+
+    def look(self, process: psutil.Process) -> None:
+        """Take down memory and open files of a process and its workers; nothing once it has gone."""
+        try:
+            self.memory.append(process.memory_info().rss / 2**20)
+            self.files.append(process.num_fds())
+        except psutil.Error:
+            return
+
+    def growth(self) -> tuple[float, int]:
+        """Return (MiB, files) between the first third and the last third of the looks, medians."""
+        third = len(self.memory) // 3
+        if third < 5:  # too short to tell
+            return 0.0, 0
+        ends = [
+            (sorted(values[:third])[third // 2], sorted(values[-third:])[third // 2])
+            for values in (self.memory, self.files)
+        ]
+        return ends[0][1] - ends[0][0], int(ends[1][1] - ends[1][0])
+
+
+class Soak:
+    """A run, and what is done to it.
+
+    Args:
+        folder: a scratch folder, which becomes the working directory.
+        seed: of the faults.
+        epochs: of the training.
+    """
+
+    def __init__(self, folder: Path, seed: int, epochs: int) -> None:
+        self.folder = folder
+        self.random = random.Random(seed)
+        self.arguments = (*_BASE, f"epochs={epochs}")
+        self.faults: Counter[str] = Counter()
+        self.endings: Counter[int] = Counter()
+        self.lives: list[Life] = []
+        self.output = (folder / "output.txt").open("w")
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start the run, or go on with it."""
+        configs = list(self.folder.glob("outputs/*/*/config.yaml"))
+        saved = [path for path in configs if any((path.parent / "checkpoints").glob("*.pt"))]
+        arguments = [f"resume={saved[0].parent}"] if saved else self.arguments
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.soak.victim", *arguments],
+            cwd=self.folder,
+            env={**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def undisturbed(self) -> Path:
+        """Train without faults; return the run."""
+        process = self.start()
+        if process.wait() != 0:
+            raise AssertionError((self.folder / "output.txt").read_text())
+        return the_run(self.folder)
+
+    def disturbed(self, seconds: float) -> Path:
+        """Train with faults for some time, then to the end; return the run."""
+        deadline = time.monotonic() + seconds
+        while True:
+            quiet = time.monotonic() >= deadline
+            code = self._live(None if quiet else deadline)
+            self.endings[code] += 1
+            if code == 0 and self._is_over():
+                return the_run(self.folder)
+            if code not in (0, 2, 130, -signal.SIGKILL) or (quiet and code != 0):
+                said = (self.folder / "output.txt").read_text()[-5000:]
+                raise AssertionError(f"{said}\nended with {code} after {dict(self.faults)}")
+            if not quiet:
+                self._damage()
+
+    def _is_over(self) -> bool:
+        logs = list(self.folder.glob("outputs/*/*/train.log"))
+        return bool(logs) and "all epochs are done" in logs[0].read_text()
+
+    def _live(self, deadline: float | None) -> int:
+        """Run one process with faults until one of them ends it; return its exit code."""
+        process = self.start()
+        watched, life = psutil.Process(process.pid), Life()
+        self.lives.append(life)
+        epochs = self._told(" done: ")
+        began = self._wait_for_updates(process)
+        while process.poll() is None:
+            pause = time.monotonic() + self.random.uniform(*_PAUSE)
+            while time.monotonic() < pause and process.poll() is None:
+                # The first validation and its pictures bring workers and fonts that stay.
+                if self._told(" done: ") >= epochs + 2:
+                    life.look(watched)
+                time.sleep(0.1)
+            if process.poll() is None and began and deadline is not None:
+                if time.monotonic() >= deadline:
+                    deadline = None
+                else:
+                    self._strike(process)
+        return process.wait()
+
+    def _wait_for_updates(self, process: "subprocess.Popen[bytes]") -> bool:
+        """Wait until this process trains: faults before that are those of `test_resume.py`."""
+        updates = self._told(" update ")
+        while process.poll() is None:
+            if self._told(" update ") > updates:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _told(self, words: str) -> int:
+        """Return how often train.log holds some words."""
+        logs = self.folder.glob("outputs/*/*/train.log")
+        return sum(path.read_text().count(words) for path in logs)
+
+    def _strike(self, process: "subprocess.Popen[bytes]") -> None:
+        choices = {
+            "weight becomes NaN": lambda: process.send_signal(signal.SIGUSR1),
+            "disk full for a while": lambda: self._fill_disk(process),
+            "SIGKILL": process.kill,
+            "SIGKILL of the group": lambda: os.killpg(process.pid, signal.SIGKILL),
+            "SIGTERM of the group": lambda: os.killpg(process.pid, signal.SIGTERM),
+            "Ctrl-C": lambda: os.killpg(process.pid, signal.SIGINT),
+            "worker killed": lambda: self._kill_worker(process),
+        }
+        fault = self.random.choices(list(choices), weights=[5, 4, 1, 1, 1, 1, 1])[0]
+        self.faults[fault] += 1
+        try:
+            choices[fault]()
+        except (ProcessLookupError, psutil.Error):
+            return  # it has just ended by itself
+
+    def _fill_disk(self, process: "subprocess.Popen[bytes]") -> None:
+        hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_DISK, hard))
+        time.sleep(self.random.uniform(0.2, 2.0))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+    def _kill_worker(self, process: "subprocess.Popen[bytes]") -> None:
+        workers = psutil.Process(process.pid).children()
+        if workers:
+            self.random.choice(workers).kill()
+
+    def _damage(self) -> None:
+        """Damage the last checkpoint in one of three ways, every third time."""
+        paths = list(self.folder.glob("outputs/*/*/checkpoints/last.pt"))
+        before = list(self.folder.glob("outputs/*/*/checkpoints/previous.pt"))
+        if not paths or not before or self.random.random() > 1 / 3:
+            return
+        content = bytearray(paths[0].read_bytes())
+        way = self.random.choice(["checkpoint cut short", "bit flipped", "checkpoint gone"])
+        self.faults[way] += 1
+        if way == "checkpoint gone":
+            paths[0].unlink()
+        elif way == "bit flipped":
+            content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
+            paths[0].write_bytes(content)
+        else:
+            paths[0].write_bytes(content[: self.random.randrange(len(content))])
+
+
+def compare(run: Path, undisturbed: Path) -> list[str]:
+    """Return what differs between two runs: weights of the last and the best state, and their averages."""
+    differences = []
+    for name, key in (("last.pt", "model"), ("last.pt", "ema"), ("best.pt", "model")):
+        ends = [load_checkpoint(one / "checkpoints" / name) for one in (run, undisturbed)]
+        if not same(ends[0][key], ends[1][key]):
+            differences.append(f"{name}: {key}")
+    return differences
+
+
+def main() -> int:
+    """Run both trainings, print what was done and what came out; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of faults")
+    parser.add_argument("--epochs", type=int, default=0, help="0: enough for the minutes")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    epochs = options.epochs or max(4, round(20 * options.minutes))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        calm, rough = Path(scratch) / "calm", Path(scratch) / "rough"
+        for folder in (calm, rough):
+            folder.mkdir()
+        start = time.monotonic()
+        undisturbed = Soak(calm, options.seed, epochs).undisturbed()
+        print(f"undisturbed: {epochs} epochs in {time.monotonic() - start:.0f} s", flush=True)
+        soak = Soak(rough, options.seed, epochs)
+        start = time.monotonic()
+        run = soak.disturbed(60 * options.minutes)
+        print(f"disturbed: {time.monotonic() - start:.0f} s, {len(soak.lives)} processes")
+        for fault, count in sorted(soak.faults.items()):
+            print(f"  {count:4d} × {fault}")
+        print(f"  endings: {dict(soak.endings)}")
+        differences = compare(run, undisturbed)
+        growth = [life.growth() for life in soak.lives]
+        memory, files = max(one[0] for one in growth), max(one[1] for one in growth)
+        longest = max(len(life.memory) for life in soak.lives) / 10
+        print(f"growth in one life (longest {longest:.0f} s): {memory:.1f} MiB, {files} open files")
+        print(f"differences: {', '.join(differences) or 'none, bit for bit'}")
+        return int(bool(differences) or memory > _GROWTH_MIB or files > _MORE_FILES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
