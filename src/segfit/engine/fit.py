@@ -103,7 +103,7 @@ class Fit:
         self._tell_start(facts)
         with self.stop:
             if self.state.progress.update == 0:
-                self._save()  # what a roll-back goes to, and a trial of the disk before an hour's work depends on it
+                self._save_start()
             try:
                 reason = self._epochs()
             except Stopped as stopped:
@@ -146,6 +146,16 @@ class Fit:
         state.scheduler.step_update(made)
         epochs = self.options.epochs
         self.teller.start(epochs, an_epoch, epochs * an_epoch - made, self.options.max_steps, facts)
+
+    def _save_start(self) -> None:
+        """Save what a roll-back goes to; also a trial of the disk before an hour's work depends on it."""
+        try:
+            self._save()
+        except NotFinite as found:
+            raise SegFitError(
+                f"the {found} before the first update: the weights that training starts from are damaged "
+                f"(model.weights)."
+            ) from found
 
     def _epochs(self) -> str:
         while self.state.progress.epoch < self.options.epochs:

@@ -147,6 +147,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt")["progress"]["update"] == 12
 
 
+def test_weights_that_are_not_finite_from_the_start_are_refused(tmp_path):
+    fit = make_fit(tmp_path)
+    with torch.no_grad():
+        next(fit.state.model.parameters())[0] = math.nan
+    with pytest.raises(SegFitError, match=r"before the first update.*model\.weights"):
+        run(fit)
+
+
 def test_resuming_from_before_finds_the_same(tmp_path):
     """The bad batch is left out again, though the checkpoint does not know of it."""
     train = Points(bad=[(1, 2)])
