@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -123,9 +124,11 @@ class Loader(DataLoader[Any]):
             not hasattr(signal, "SIGCHLD")
             or threading.current_thread() is not threading.main_thread()
         ):
-            return super().__iter__()
+            with _signals_held_back():
+                return super().__iter__()
         handler = signal.getsignal(signal.SIGCHLD)
-        iterator = super().__iter__()
+        with _signals_held_back():
+            iterator = super().__iter__()
         if handler is not None:  # Python's own
             signal.signal(signal.SIGCHLD, handler)
         return iterator
@@ -142,6 +145,23 @@ class Loader(DataLoader[Any]):
             return []
         processes = getattr(iterator or self._iterator, "_workers", [])
         return dead_workers(processes, self.watch, self.samples.where) or [f"{text.rstrip('.')}."]
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let workers be born with the signals blocked that `init_worker` takes care of.
+
+    torch lets a worker die of a SIGTERM that comes before that. This process gets what came meanwhile afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def init_worker(worker: int) -> None:  # noqa: ARG001

@@ -13,7 +13,7 @@ import torch
 
 from segfit.data.dataset import EvalDataset, TrainDataset
 from segfit.data.folder import folder_sources
-from segfit.data.loader import LoaderOptions, eval_loader, train_loader
+from segfit.data.loader import LoaderOptions, eval_loader, init_worker, train_loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.shapes import ShapesSource
@@ -203,6 +203,21 @@ class Signalled(ShapesSource):
 def test_workers_survive_the_signals_that_the_main_process_handles():
     dataset = EvalDataset(Signalled(4, resolution=32), (8, 8), "pad")
     assert len(list(eval_loader(dataset, 2, CPU, LoaderOptions(1)))) == 2
+
+
+def signalled_at_birth(worker):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    init_worker(worker)
+
+
+def test_workers_survive_them_from_the_moment_they_are_born():
+    """torch's own handler, in force until `init_worker`, would end the worker and the training with it."""
+    batches = eval_loader(EvalDataset(SOURCE, (8, 8), "pad"), 4, CPU, LoaderOptions(1))
+    batches.worker_init_fn = signalled_at_birth
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    assert sum(len(batch["image"]) for batch in batches) == len(SOURCE)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
 
 
 class Priority(ShapesSource):
