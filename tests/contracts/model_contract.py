@@ -75,6 +75,15 @@ class ModelContract:
             losses.append(loss.item())
         assert losses[1] < losses[0]
 
+    @pytest.mark.parametrize("size", [(32, 32), (32, 45)])
+    def test_trains_on_one_image_of_the_smallest_size(self, model, size):
+        model.train()
+        logits = model(images(*size, batch=1))
+        assert logits.shape == (1, 5, *size)
+        logits.square().mean().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        assert all(buffer.isfinite().all() for buffer in model.buffers())
+
     def test_the_global_seed_decides_training_mode(self, model):
         model.train()
 

@@ -83,6 +83,7 @@ class TimmUnet(nn.Module):
         self.encoder = encoder
         self.tokens_last = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
         self.size_multiple = _size_multiple(encoder, strides[-1])
+        self.two_pixels = 2 * strides[-1]  # a side that leaves two of the deepest features
         *skips, deep = info.channels()
         self.decoder = nn.ModuleList()
         for level, skip in enumerate(reversed(skips)):
@@ -103,6 +104,10 @@ class TimmUnet(nn.Module):
         """
         height, width = images.shape[-2:]
         down, right = -height % self.size_multiple, -width % self.size_multiple
+        if self.training and len(images) == 1 and max(height, width) < self.two_pixels:
+            right = (
+                self.two_pixels - width
+            )  # batch norm has nothing to go by in a single value a channel
         padded = F.pad(images, (0, right, 0, down)) if down or right else images
         features = self.encoder(padded)
         if self.tokens_last:

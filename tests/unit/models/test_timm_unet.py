@@ -34,6 +34,16 @@ def test_any_pyramid_at_any_size(encoder, size):
         assert model(images(*size, batch=1)).shape == (1, 3, *size)
 
 
+@pytest.mark.parametrize("encoder", ["densenet121", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "size", [(32, 32), (33, 63)]
+)  # at 33, densenet's deepest features have one pixel
+def test_other_encoders_train_on_one_small_image(encoder, size):
+    model = unet(encoder).train()
+    model(images(*size, batch=1)).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_decoder_channels_are_halved_a_level():
     widths = [block.convs[0].out_channels for block in unet("resnet10t").decoder]
     assert widths == [32, 16, 16, 16]
