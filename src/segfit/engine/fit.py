@@ -251,6 +251,7 @@ class Fit:
             # Outside of the `except`, where the traceback no longer holds the pass's tensors.
             largest = max(len(batch["image"]) for batch in window)
             self.teller.notice(halve_micro_batch(self.state, largest, said))
+            self.state.renew_forward()
             if spoilt:
                 raise NotFinite(f"optimizer ran out of memory between two weights ({said})")
 

@@ -1,5 +1,6 @@
 """Everything that changes while training: what a checkpoint holds, no more and no less."""
 
+import gc
 import random
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -103,6 +104,16 @@ class TrainingState:
     def evaluated(self) -> nn.Module:
         """Return the module that is validated and kept: the average where there is one."""
         return self.ema.module if self.ema is not None else self.model
+
+    def renew_forward(self) -> None:
+        """Forget a pass that was given up between forward and backward; every process of the world has to call.
+
+        DistributedDataParallel would take the next backward, whichever it is, for the one that it waits for.
+        """
+        if self.world.size > 1:
+            self.forward = self.world.unwrap(self.forward)
+            gc.collect()  # its hooks on the parameters go with the old wrapper
+            self.forward = self.world.wrap(self.model, self.forward)
 
     def average_buffers(self) -> None:
         """Let all processes validate and save the same statistics of batch norm, whose images differ."""

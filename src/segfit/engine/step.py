@@ -75,7 +75,8 @@ def make_update(
                     _backward(state, part)
                     loss += part.detach()
             part = _forward(state, task, last, totals)
-        _backward(state, part)  # adds up the gradients of all processes
+        with _not_repeatable(state):
+            _backward(state, part)  # adds up the gradients of all processes
         loss += part.detach()
     except Exception:
         # The next try must not add to half a gradient.
@@ -139,9 +140,28 @@ def _refuse_if_not_finite(state: TrainingState, loss: Tensor, norm: Tensor) -> N
         raise NotFinite(found)
 
 
+@contextmanager
+def _not_repeatable(state: TrainingState) -> Iterator[None]:
+    """End where one of several processes runs out of memory alone, while the others already rely on it.
+
+    Raises:
+        SegFitError: if that happened.
+    """
+    try:
+        yield
+    except Exception as error:
+        if state.world.size == 1 or not is_out_of_memory(error):
+            raise
+        raise SegFitError(
+            f"process {state.world.rank} of {state.world.size} ran out of memory where all of them have to go on "
+            f"together. Resume the run with half the batch_size and twice the accumulate."
+        ) from error
+
+
 def _step(state: TrainingState) -> None:
     try:
-        state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
+        with _not_repeatable(state):
+            state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
     except Exception as error:
         if not is_out_of_memory(error):
             raise

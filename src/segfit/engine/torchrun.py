@@ -173,6 +173,11 @@ class TorchrunWorld(World):
             gradient_as_bucket_view=True,  # saves a copy of all gradients
         )
 
+    def unwrap(self, forward: Forward) -> Forward:
+        """Return the module inside."""
+        assert isinstance(forward, DistributedDataParallel)
+        return cast(nn.Module, forward.module)
+
     def no_sync(self, forward: Forward) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which passes leave their gradients in this process, for accumulation."""
         assert isinstance(forward, DistributedDataParallel)

@@ -63,6 +63,10 @@ class World:
         del model
         return forward
 
+    def unwrap(self, forward: Forward) -> Forward:
+        """Return what `wrap` was given."""
+        return forward
+
     def no_sync(self, forward: Forward) -> AbstractContextManager[Any]:
         """Return a context in which passes leave their gradients in this process, for accumulation."""
         del forward

@@ -1,0 +1,64 @@
+"""A fault of one process of torchrun is everybody's: none goes on alone, and none waits in vain."""
+
+import os
+import subprocess
+
+import pytest
+import torch
+
+from segfit.engine.checkpoint import load_checkpoint
+from tests.integration.test_resume import losses
+from tests.integration.test_torchrun import SMALL, TIMEOUT, by_torchrun, pair, parameters
+from tests.integration.training import ROOT, environment, the_run
+
+__all__ = ["pair"]  # the fixture
+VICTIM = "tests/integration/torchrun_victim.py"
+
+
+def struck(folder, fault: str, *arguments: str) -> "tuple[int, str]":
+    done = subprocess.run(
+        by_torchrun(fault, *SMALL, *arguments, script=VICTIM),
+        cwd=folder,
+        env={**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    return done.returncode, done.stdout
+
+
+def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_both(tmp_path, pair):
+    code, output = struck(tmp_path, "memory")
+    assert code == 0, output
+    assert output.count("out of memory with a micro-batch of 4: going on with 2") == 1
+    run = the_run(tmp_path)
+    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["micro_batch"] == 2
+    assert losses(run).keys() == losses(pair).keys()  # no update was lost or made twice
+
+
+def test_memory_that_runs_out_where_it_cannot_be_done_again_ends_both(tmp_path):
+    code, output = struck(tmp_path, "backward", "accumulate=1")
+    assert code != 0
+    assert "process 1 of 2 ran out of memory where all of them have to go on together" in output
+    assert "half the batch_size and twice the accumulate" in output
+    assert load_checkpoint(the_run(tmp_path) / "checkpoints/last.pt")["progress"]["update"] == 2
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_batch_that_is_not_finite_in_one_process_is_left_out_by_both(tmp_path, log_every):
+    code, output = struck(
+        tmp_path, "nan", f"report.log_every={log_every}", "data.train_size=64", "epochs=2"
+    )
+    assert code == 0, output
+    run = the_run(tmp_path)
+    progress = load_checkpoint(run / "checkpoints/last.pt")["progress"]
+    assert len(progress["left_out"]) == 2
+    assert parameters(run).isfinite().all()
+    saved = sorted(path.name for path in (run / "bad_batches").iterdir())
+    assert len(saved) == 4
+    assert {name.rpartition("-")[2] for name in saved} == {"rank0.pt", "rank1.pt"}
+    batches = torch.load(run / "bad_batches" / saved[0], weights_only=True)["batches"]
+    named = output.partition("its batch (")[2].partition(")")[0]
+    assert batches[0]["names"][0] in named
+    assert "and 8 more" in named  # 16 images of both

@@ -1,0 +1,58 @@
+"""train.py in which one process of torchrun is struck: `python -m torch.distributed.run … torchrun_victim.py FAULT …`.
+
+memory: passes of more than 2 images fail in process 1, from the third update on.
+backward: the same in a backward pass that adds up gradients.
+nan: from the fourth update of the first epoch on, for two updates, the images of process 1 are not numbers.
+"""
+
+import os
+import runpy
+import sys
+from typing import Any
+
+import torch
+
+from segfit.engine import fit
+from segfit.models.cnn import CNN
+from segfit.tasks.segmentation import SegmentationTask
+from tests.integration.training import ROOT
+
+STRUCK = os.environ["RANK"] == "1"
+_update = [0]
+_make_update, _forward, _prepare = fit.make_update, CNN.forward, SegmentationTask.prepare
+_backward = torch.Tensor.backward
+
+
+def _counting(state: Any, *args: Any, **options: Any) -> Any:
+    _update[0] = state.progress.update
+    return _make_update(state, *args, **options)
+
+
+def _out_of_memory(self: CNN, images: torch.Tensor) -> torch.Tensor:
+    if self.training and len(images) > 2 and _update[0] >= 2:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    return _forward(self, images)
+
+
+def _out_of_memory_in_backward(self: torch.Tensor, *args: Any, **options: Any) -> None:
+    if _update[0] >= 2:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    _backward(self, *args, **options)
+
+
+def _not_a_number(self: SegmentationTask, batch: Any, seed: int) -> Any:
+    images, targets = _prepare(self, batch, seed)
+    return images * (float("nan") if _update[0] in (3, 4) else 1.0), targets
+
+
+if __name__ == "__main__":
+    fault = sys.argv.pop(1)
+    fit.make_update = _counting
+    if STRUCK and fault == "memory":
+        CNN.forward = _out_of_memory  # type: ignore[method-assign]
+    elif STRUCK and fault == "backward":
+        torch.Tensor.backward = _out_of_memory_in_backward  # type: ignore[method-assign]
+    elif STRUCK and fault == "nan":
+        SegmentationTask.prepare = _not_a_number  # type: ignore[method-assign]
+    sys.argv[0] = str(ROOT / "train.py")
+    runpy.run_path(sys.argv[0], run_name="__main__")
