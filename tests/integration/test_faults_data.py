@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
 from tests.integration.training import (
     TINY,
@@ -166,13 +169,34 @@ def test_a_clock_that_jumps_by_years_changes_nothing(root, tmp_path, monkeypatch
     assert any("0 of them decoded now, 3 that" in line for line in second.notices)
 
 
+def test_a_worker_that_crashes_in_a_decoder_ends_the_run_with_the_file_that_did_it(
+    root, tmp_path, monkeypatch
+):
+    read = ImageReader.read
+
+    def crash(self, path):
+        if path.name == "005.png" and multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return read(self, path)
+
+    monkeypatch.setattr(ImageReader, "read", crash)
+    with pytest.raises(SegFitError) as error:
+        train(tmp_path / "run", f"data.root={root}", "loader.workers=1", base=OPTIONS)
+    (problem,) = error.value.problems
+    files = ", ".join(str(root / "train" / kind / "005.png") for kind in ("images", "masks"))
+    assert problem.startswith(f"{files}: the data worker (pid ")
+    assert "killed by SIGSEGV. A decoder crashed" in problem
+
+
 SMALL_SHARED_MEMORY = """if True:
     import torch
     from segfit.data.dataset import TrainDataset
     from segfit.data.loader import LoaderOptions, train_loader
     from segfit.data.sampler import EpochSampler
     from segfit.data.shapes import ShapesSource
-    from segfit.errors import SegFitError
+    from segfit.data.images import ImageReader
+from segfit.errors import SegFitError
     dataset = TrainDataset(ShapesSource(64, resolution=32), (256, 256), "stretch")
     batches = train_loader(dataset, EpochSampler(64, 8, 0), torch.device("cpu"), LoaderOptions(1))
     try:
