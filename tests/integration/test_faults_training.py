@@ -44,7 +44,7 @@ def run_out(monkeypatch, when) -> None:
         updates[0] = state.progress.update
         return make_update(state, *args, **options)
 
-    monkeypatch.setattr("segfit.engine.fit.make_update", counting)
+    monkeypatch.setattr("segfit.engine.updating.make_update", counting)
     forward = CNN.forward
 
     def failing(self, images):

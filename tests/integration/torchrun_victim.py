@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from segfit.engine import fit
+from segfit.engine import updating
 from segfit.models.cnn import CNN
 from segfit.tasks.segmentation import SegmentationTask
 from tests.integration.training import ROOT
 
 STRUCK = os.environ["RANK"] == "1"
 _update = [0]
-_make_update, _forward, _prepare = fit.make_update, CNN.forward, SegmentationTask.prepare
+_make_update, _forward, _prepare = updating.make_update, CNN.forward, SegmentationTask.prepare
 _backward = torch.Tensor.backward
 
 
@@ -47,7 +47,7 @@ def _not_a_number(self: SegmentationTask, batch: Any, seed: int) -> Any:
 
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
-    fit.make_update = _counting
+    updating.make_update = _counting
     if STRUCK and fault == "memory":
         CNN.forward = _out_of_memory  # type: ignore[method-assign]
     elif STRUCK and fault == "backward":

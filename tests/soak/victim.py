@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from segfit.engine import fit
+from segfit.engine import updating
 from tests.integration.training import ROOT
 
 _spoil = [False]
@@ -30,6 +30,6 @@ def _spoiling(state: Any, *args: Any, **options: Any) -> Any:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, _remember)
-    _make_update, fit.make_update = fit.make_update, _spoiling
+    _make_update, updating.make_update = updating.make_update, _spoiling
     sys.argv[0] = str(ROOT / "train.py")
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -6,22 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from torch import Tensor
-
 from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.compiling import is_compile_error
 from segfit.engine.evaluate import evaluate
 from segfit.engine.events import EndLog, EvalResult, Listener
 from segfit.engine.non_finite import NotFinite
-from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.recovery import Recovery
 from segfit.engine.saver import Saver
-from segfit.engine.seeding import derive_seed
 from segfit.engine.signals import StopSignal
 from segfit.engine.state import TrainingState
-from segfit.engine.step import PartlyUpdated, count_update, halve_micro_batch, make_update
 from segfit.engine.task import Batch, Task, TrainingData
 from segfit.engine.telling import Teller, Window
+from segfit.engine.updating import Updater
 from segfit.errors import SegFitError
 from segfit.phases import phase
 
@@ -80,6 +75,15 @@ class Fit:
         self.options = options
         self.teller = Teller(state)
         self.recovery = Recovery(state, checkpoints, options.max_left_out)
+        self.updater = Updater(
+            state,
+            task,
+            self.recovery,
+            train.names,
+            seed=options.seed,
+            clip_grad_norm=options.clip_grad_norm,
+            notice=self.teller.notice,
+        )
         self.stop = StopSignal()
         self.saver = Saver(
             state, checkpoints, options.every_steps, options.every_minutes, self.teller.notice
@@ -202,7 +206,7 @@ class Fit:
             waited = time.perf_counter() - waiting
 
             images = sum(len(batch["image"]) for batch in micro_batches) * world.size
-            update = self._update(micro_batches)
+            update = self.updater.update(micro_batches)
             if update is not None:
                 scaled = self.state.scaler.is_enabled()
                 window.add(*update, images, waited, scaled=scaled)
@@ -212,65 +216,6 @@ class Fit:
             self._stop_or_save(window)
         with phase("logging"):
             self.teller.tell(window)
-
-    def _update(self, window: list[Batch]) -> tuple[Tensor, Tensor] | None:
-        """Make an update; return its loss and norm, None if it was left out.
-
-        Raises:
-            NotFinite: if the weights are not to be used any more.
-            SegFitError: if a single image does not fit, or too many updates were left out.
-        """
-        if self.recovery.is_left_out():
-            count_update(self.state)
-            return None
-        while True:
-            try:
-                return make_update(
-                    self.state,
-                    self.task,
-                    window,
-                    self._seeds(window),
-                    self.options.clip_grad_norm,
-                    watched=self.recovery.watching,
-                )
-            except NotFinite as found:
-                names = [self.train.names(batch) for batch in window]
-                told = self.recovery.leave_out(window, names, str(found))
-                self.teller.notice(told)
-                count_update(self.state)
-                return None
-            except PartlyUpdated as error:
-                said, spoilt = str(error), True
-            except Exception as error:
-                said, spoilt = str(error).partition("\n")[0], False
-                if is_compile_error(error) and self.state.world.size == 1:
-                    self._run_eager(said)
-                    continue
-                if not is_out_of_memory(error):
-                    raise
-            # Outside of the `except`, where the traceback no longer holds the pass's tensors.
-            largest = max(len(batch["image"]) for batch in window)
-            self.teller.notice(halve_micro_batch(self.state, largest, said))
-            self.state.renew_forward()
-            if spoilt:
-                raise NotFinite(f"optimizer ran out of memory between two weights ({said})")
-
-    def _seeds(self, window: list[Batch]) -> list[int]:
-        """Return a seed for each micro-batch, a function of the position of its first image."""
-        progress, world, seeds = self.state.progress, self.state.world, []
-        position = progress.image
-        for batch in window:
-            size = len(batch["image"])
-            first = position + world.rank * size
-            seeds.append(derive_seed(self.options.seed, progress.epoch, first // size))
-            position += world.size * size
-        return seeds
-
-    def _run_eager(self, said: str) -> None:
-        self.state.forward = self.state.model
-        self.teller.notice(
-            f"compile=true: torch.compile failed later on, going on eager ({said[:200]})."
-        )
 
     def _log(self, window: Window) -> Window:
         """Tell the update; where it is time, also the window's means, and return a fresh one."""
