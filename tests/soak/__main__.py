@@ -115,8 +115,8 @@ class Soak:
             self.endings[code] += 1
             if code == 0 and self._is_over():
                 return the_run(self.folder)
-            # SIGUSR1 ends a process that has just begun to end.
-            if code not in (0, 2, 130, -signal.SIGKILL, -signal.SIGUSR1) or (quiet and code != 0):
+            # The signal that spoils a weight ends a process that has just begun to end.
+            if code not in (0, 2, 130, -signal.SIGKILL, -signal.SIGRTMIN) or (quiet and code != 0):
                 said = (self.folder / "output.txt").read_text()[-5000:]
                 raise AssertionError(f"{said}\nended with {code} after {dict(self.faults)}")
             if not quiet:
@@ -163,7 +163,7 @@ class Soak:
 
     def _strike(self, process: "subprocess.Popen[bytes]", epochs: int) -> None:
         choices = {
-            "weight becomes NaN": lambda: process.send_signal(signal.SIGUSR1),
+            "weight becomes NaN": lambda: process.send_signal(signal.SIGRTMIN),
             "disk full for a while": lambda: self._fill_disk(process),
             "SIGKILL": process.kill,
             "SIGKILL of the group": lambda: os.killpg(process.pid, signal.SIGKILL),

@@ -1,6 +1,6 @@
 """train.py in which the person outside may spoil the weights: `python -m tests.soak.victim …`.
 
-SIGUSR1 makes one of the model's weights not a number before the next update, as a bit that flips in memory does.
+SIGRTMIN makes one of the model's weights not a number before the next update, as a bit that flips in memory does.
 """
 
 import runpy
@@ -29,7 +29,7 @@ def _spoiling(state: Any, *args: Any, **options: Any) -> Any:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGUSR1, _remember)
+    signal.signal(signal.SIGRTMIN, _remember)
     _make_update, updating.make_update = updating.make_update, _spoiling
     sys.argv[0] = str(ROOT / "train.py")
     runpy.run_path(sys.argv[0], run_name="__main__")
