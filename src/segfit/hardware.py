@@ -33,7 +33,8 @@ def nvml() -> Iterator[Any]:
     try:
         yield pynvml
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(Exception):
+            pynvml.nvmlShutdown()
 
 
 def visible_handles(library: Any) -> list[Any]:
@@ -57,8 +58,10 @@ def visible_cards() -> list[float]:
     with nvml() as library:
         if library is None:
             return []
-        handles = visible_handles(library)
-        return [library.nvmlDeviceGetMemoryInfo(handle).total / GIB for handle in handles]
+        with contextlib.suppress(Exception):  # a card that fell off the bus, no permission
+            handles = visible_handles(library)
+            return [library.nvmlDeviceGetMemoryInfo(handle).total / GIB for handle in handles]
+        return []
 
 
 def detect_tier() -> str:
@@ -140,7 +143,9 @@ def _torch_facts() -> dict[str, Any]:
 def driver_version() -> str | None:
     """Return the version of NVIDIA's driver, or None without one."""
     with nvml() as library:
-        return str(library.nvmlSystemGetDriverVersion()) if library is not None else None
+        with contextlib.suppress(Exception):
+            return str(library.nvmlSystemGetDriverVersion()) if library is not None else None
+        return None
 
 
 def cpu_name() -> str:

@@ -85,13 +85,19 @@ class Probe:
     def __enter__(self) -> Probe:
         _cpu_percent()  # psutil measures from one call to the next
         library = self._stack.enter_context(nvml())
+        with contextlib.suppress(
+            Exception
+        ):  # pynvml's errors: a card that fell off the bus, no permission
+            self._watch_card(library)
+        return self
+
+    def _watch_card(self, library: Any) -> None:
         handles = visible_handles(library) if library is not None else []
         if handles:
+            name = str(library.nvmlDeviceGetName(handles[0]))
+            total = library.nvmlDeviceGetMemoryInfo(handles[0]).total / GIB
             self._library, self._handle = library, handles[0]
-            self.source = "NVML"
-            self.name = str(library.nvmlDeviceGetName(self._handle))
-            self.total_gib = library.nvmlDeviceGetMemoryInfo(self._handle).total / GIB
-        return self
+            self.source, self.name, self.total_gib = "NVML", name, total
 
     def __exit__(
         self,

@@ -27,6 +27,9 @@ class Card(FakeNvml):
         assert self.open, "asked before nvmlInit or after nvmlShutdown"
         return value
 
+    def lose(self, handle: int) -> None:
+        raise RuntimeError("GPU is lost")
+
     def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
         return "NVIDIA Stand-in"
 
@@ -90,6 +93,15 @@ def test_without_nvml_the_processor_is_watched(plug_in, library):
         assert 0 < sample.memory_gib <= probe.total_gib
     assert 0 <= sample.utilisation <= 100
     assert (sample.power_w, sample.cpu) == (None, None)
+
+
+def test_a_card_that_is_lost_is_not_watched(plug_in, monkeypatch):
+    card = plug_in(Card())
+    monkeypatch.setattr(card, "nvmlDeviceGetName", card.lose)
+    with Probe() as probe:
+        assert (probe.source, probe.name) == ("psutil", "CPU")
+        assert probe.read(0.0).memory_gib > 0
+    assert not card.open
 
 
 def test_the_monitor_samples_beside_and_leaves_no_thread(plug_in):

@@ -105,7 +105,8 @@ def hub_checkpoint(repo: str) -> Path:
     where = f"not in the cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
         raise WeightsUnavailableError(f"{where}, and HF_HUB_OFFLINE is set")
-    reason = unreachable(constants.ENDPOINT)
+    # The very file: a hub may answer for itself and be silent about files, which its client waits minutes for.
+    reason = unreachable(f"{constants.ENDPOINT}/{repo}/resolve/main/config.json")
     if reason:
         raise WeightsUnavailableError(
             f"{where}, and {constants.ENDPOINT} cannot be reached ({reason})"
@@ -144,8 +145,8 @@ def _download(repo: str, where: str) -> Path:
     raise WeightsUnavailableError(f"the hub's {repo} holds none of {', '.join(WEIGHT_FILES)}")
 
 
-def unreachable(endpoint: str) -> str | None:
-    """Return why the hub at URL `endpoint` does not answer within three seconds, or None if it does.
+def unreachable(url: str) -> str | None:
+    """Return why the hub does not answer to `url` within three seconds, or None if it does, whatever it answers.
 
     The hub's own client is asked, so proxies and certificates count as they will for the download.
     """
@@ -154,7 +155,7 @@ def unreachable(endpoint: str) -> str | None:
 
     def probe() -> None:
         try:
-            hub.get_session().head(endpoint, timeout=PROBE_SECONDS)
+            hub.get_session().head(url, timeout=PROBE_SECONDS)
             outcome.append(None)
         except Exception as error:
             outcome.append(str(error) or type(error).__name__)

@@ -104,10 +104,18 @@ class RunReport:
         resume_step: int | None,
     ) -> None:
         """Also write TensorBoard events; a folder that cannot be written to is told, and done without."""
-        from segfit.report.tensorboard import TensorBoardReport
-
         folder = self.run / "tensorboard"
         notify = Listeners(self.console, self.log).notice
+        try:
+            from segfit.report.tensorboard import TensorBoardReport
+        except (
+            Exception
+        ) as error:  # not there, or at odds with protobuf or NumPy, which ends in many ways
+            notify(
+                f"TensorBoard cannot be imported ({type(error).__name__}: {error}): going on without. "
+                f"pip install tensorboard, or set report.tensorboard=false."
+            )
+            return
         try:
             report = TensorBoardReport(
                 folder, classes, config_text, hparams, resume_step, Monitor(), notify=notify

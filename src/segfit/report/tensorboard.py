@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -125,6 +126,11 @@ class TensorBoardReport:
             self._add(session_start)
         if self._monitor is not None:
             self._monitor.start()
+            if torch.cuda.is_available() and self._monitor.probe.source != "NVML":
+                self._notify(
+                    "NVML does not answer: device/* in TensorBoard are the processor's, not the card's. "
+                    "It comes with NVIDIA's driver and pip install nvidia-ml-py."
+                )
 
     def notice(self, message: str) -> None:
         """Leave it to console and log file."""

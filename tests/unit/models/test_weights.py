@@ -3,6 +3,8 @@
 import json
 import logging
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,37 @@ def test_a_hub_that_is_silent_is_given_up_quickly(monkeypatch):
         # without the bound this call would not return
         reason = unreachable(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert reason
+
+
+def test_a_hub_that_is_silent_about_files_is_given_up_quickly(monkeypatch):
+    """It answers for itself, and then takes no more calls."""
+    asked, over = [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            if self.path == "/":
+                self.send_response(200)
+                self.end_headers()
+            else:
+                over.wait()
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *arguments):
+            pass
+
+    monkeypatch.setattr(weights_module, "PROBE_SECONDS", 0.3)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        _, report = make_segformer("b0", 3, weights="auto")
+        over.set()
+        server.shutdown()
+    assert not report.loaded
+    assert "RANDOM WEIGHTS" in report.message
+    # The client would have come back for minutes.
+    assert asked.count(f"/{recommended('b0')}/resolve/main/config.json") == 1
 
 
 @pytest.mark.parametrize("name", ["no/such/path", "./nowhere", "resnet", "/absent"])

@@ -1,0 +1,122 @@
+"""What a machine may lack: training goes on without it, and says so once, on the screen and in train.log."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from segfit import training
+from segfit.engine.events import EndLog
+from segfit.monitor import Monitor
+from segfit.report.tensorboard import TensorBoardReport
+from tests.integration.training import TINY, compose_run, one_thread, the_run, train_by_command_line
+from tests.unit.report import events
+from tests.unit.test_hardware import FakeNvml
+
+SMALL = ("epochs=1", "data.train_size=8", "image_size=32", "data.resolution=32")
+
+
+class LostCard(FakeNvml):
+    """A card that NVML counts, and then has lost."""
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        raise RuntimeError("GPU is lost")
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> None:  # noqa: N802
+        raise RuntimeError("GPU is lost")
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        raise RuntimeError("Unknown Error")
+
+
+@pytest.fixture
+def screen(monkeypatch, capsys):
+    """Train in `folder` as train.py does; return how it ended, the screen and the log, each on one line."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> tuple[EndLog, str, str]:
+        config = compose_run(*SMALL, *overrides, base=base)
+        with one_thread():
+            end = training.train(config, overrides, folder)
+        printed = capsys.readouterr()
+        log = (folder / "train.log").read_text(encoding="utf-8")
+        return end, " ".join((printed.out + printed.err).split()), " ".join(log.split())
+
+    return run
+
+
+def told_once(text: str, outcome: tuple[EndLog, str, str]) -> None:
+    end, printed, log = outcome
+    assert end.reason == "finished"
+    assert printed.count(text) == 1, printed
+    assert log.count(text) == 1, log
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["tensorboard.backend.event_processing.event_file_loader", "torch.utils.tensorboard"],
+)
+def test_no_tensorboard(screen, tmp_path, monkeypatch, module):
+    monkeypatch.delitem(sys.modules, "segfit.report.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    told_once("TensorBoard cannot be imported", screen(tmp_path / "run"))
+
+
+def test_a_file_where_tensorboard_writes(screen, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").touch()
+    told_once("cannot write TensorBoard events", screen(tmp_path / "run"))
+
+
+def test_tensorboard_that_fails_while_training(screen, tmp_path, monkeypatch):
+    def full(self, *arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TensorBoardReport, "_scalars", full)
+    told_once("cannot write TensorBoard events any more", screen(tmp_path / "run", "epochs=2"))
+
+
+@pytest.mark.parametrize(
+    "library", [None, FakeNvml(8.0, broken=True), LostCard(8.0)], ids=["none", "no driver", "lost"]
+)
+def test_no_nvml(screen, tmp_path, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    end, printed, _ = screen(tmp_path / "run")
+    assert end.reason == "finished"
+    assert "NVML" not in printed  # nothing is missing where there is no card to watch
+
+
+@pytest.mark.parametrize("library", [None, LostCard(8.0)], ids=["none", "lost"])
+def test_a_card_without_nvml_is_told(tmp_path, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told: list[str] = []
+    report = TensorBoardReport(
+        tmp_path, events.CLASSES, "", {}, monitor=Monitor(), notify=told.append
+    )
+    report.start(events.info())
+    report.close()
+    (message,) = told
+    assert "NVML does not answer" in message
+
+
+def test_no_hub(screen, tmp_path):
+    base = tuple(text for text in TINY if not text.startswith("model"))
+    told_once("WARNING: RANDOM WEIGHTS", screen(tmp_path / "run", "model=segformer_b0", base=base))
+
+
+@pytest.mark.slow
+def test_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    tiny = ("model=cnn", "model.base_channels=4", "batch_size=2", "loader.workers=0", "device=cpu")
+    code, printed = train_by_command_line(
+        tmp_path, *SMALL, *tiny, "data.val_size=2", "compile=true", "report.tensorboard=false"
+    )
+    assert code == 0, printed
+    text = "torch.compile failed, running eager"
+    assert printed.count(text) == 1
+    assert (the_run(tmp_path) / "train.log").read_text(encoding="utf-8").count(text) == 1
