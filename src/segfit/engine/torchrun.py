@@ -73,7 +73,10 @@ def joined(requested: str) -> Iterator[World]:
         world.gather(None)  # so that nobody leaves before the main process has written everything
     except Exception as error:
         _outlive_torchrun()
-        raise world.explained(error) from error
+        end = world.explained(error)
+        if end is error:
+            raise
+        raise end from error
     dist.destroy_process_group()
 
 

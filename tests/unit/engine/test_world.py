@@ -77,6 +77,7 @@ try:
             raise {"input": SegFitError("a bad file"), "bug": ZeroDivisionError("a bug")}[what]
         world.max(0)
 except Exception as error:
+    assert error.__cause__ is not error  # whoever follows the causes would never end
     print(type(error).__name__, getattr(error, "exit_code", None), error, sep="|")
     sys.exit(3)
 """
