@@ -15,7 +15,7 @@ cli.setup()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(config: DictConfig) -> float:
+def main(config: DictConfig) -> float | None:
     """Train what the command line composes; return the best monitored score, for sweepers."""
     if sweep.is_sweep():
         return sweep_jobs.run_job(config.monitor, Path(__file__))

@@ -122,6 +122,7 @@ def run(
         _refuse_under_torchrun(no_torchrun)
     if no_sweep and {"-m", "--multirun"} & set(sys.argv):
         fail([f"-m: {no_sweep}"])  # before Hydra makes the sweep's folders
+    sweep_jobs.obey_ctrl_c()
     if config_name == "train":
         _resume_sweep()
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -146,9 +147,12 @@ def run(
             raise
         caught = error
     else:
+        if sweep.LeaderBoard.interrupted:
+            sys.exit(sweep_jobs.INTERRUPTED)
         sys.exit(1 if sweep.LeaderBoard.failed else 0)
+    problems = sweep.without_a_result(caught)
     sweep.tell_how_to_go_on()
-    problems = explain(caught, CONF, config_name, sys.argv[1:])
+    problems = problems or explain(caught, CONF, config_name, sys.argv[1:])
     if not problems:
         kind = "oom" if _ran_out_of_memory(caught) else "crash"
         sweep_jobs.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)

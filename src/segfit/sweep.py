@@ -16,9 +16,9 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from segfit import locks
 from segfit.errors import SegFitError
-from segfit.report.leaderboard import collect, print_leaderboard, write_csv
+from segfit.report.leaderboard import Row, collect, print_leaderboard, write_csv
 from segfit.report.text import hydra_override, shown_path
-from segfit.sweep_jobs import TERMINATED, quoted
+from segfit.sweep_jobs import TERMINATED, is_grid, quoted
 from segfit.sweep_record import SWEEP, save_sweep
 
 _PATIENCE_S = 600.0  # for jobs that were told to end; saving takes seconds
@@ -44,11 +44,13 @@ class LeaderBoard(Callback):
         folder: of the sweep that this process launched; None before.
         resumed: of the sweep that is launched again; None: a new one.
         failed: how many jobs have no result.
+        interrupted: whether Ctrl-C ended jobs that were launched side by side.
     """
 
     folder: Path | None = None
     resumed: Path | None = None
     failed = 0
+    interrupted = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Take the folder, write down what the sweep is, and take care of signals.
@@ -67,18 +69,35 @@ class LeaderBoard(Callback):
             raise RefusedError(error) from error
         LeaderBoard.folder = folder
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
-            _wait_for_jobs_at_the_end()
+            _end_after_jobs(here="Slurm" not in config.hydra.launcher._target_)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Print the leader board and write it beside the jobs."""
-        folder = Path(config.hydra.sweep.dir)
-        rows = collect(folder)
-        print_leaderboard(rows)
-        write_csv(rows, folder / "leaderboard.csv")
-        print(f"{folder / 'leaderboard.csv'}\ntensorboard --logdir {folder}")
-        LeaderBoard.failed = sum(row.failed for row in rows)
-        if LeaderBoard.failed:
+        rows = show(Path(config.hydra.sweep.dir))
+        side_by_side = config.hydra.runtime.choices["hydra/launcher"] != "basic"
+        LeaderBoard.interrupted = side_by_side and any(row.status == "interrupted" for row in rows)
+        grid = is_grid(config.hydra)  # a search does not try again what failed
+        if LeaderBoard.interrupted or (grid and LeaderBoard.failed):
             tell_how_to_go_on()
+
+
+def show(folder: Path) -> list[Row]:
+    """Print the leader board of a sweep's folder and write it there; return it."""
+    rows = collect(folder)
+    print_leaderboard(rows)
+    write_csv(rows, folder / "leaderboard.csv")
+    print(f"{folder / 'leaderboard.csv'}\ntensorboard --logdir {folder}")
+    LeaderBoard.failed = sum(row.failed for row in rows)
+    return rows
+
+
+def without_a_result(error: Exception) -> list[str]:
+    """Return what to tell of a search in which every trial failed, after its leader board; else []."""
+    optunas = ("No trials are completed", "Record does not exist")  # in memory, in a storage
+    if LeaderBoard.folder is None or not str(error).startswith(optunas):
+        return []
+    show(LeaderBoard.folder)
+    return [f"{LeaderBoard.folder}: no trial has a score; the leader board says why."]
 
 
 def tell_how_to_go_on() -> None:
@@ -122,23 +141,25 @@ def _pin(config: DictConfig, folder: Path) -> None:
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
 
 
-def _wait_for_jobs_at_the_end() -> None:
-    """Let Ctrl-C and SIGTERM end this process once its jobs have saved: launchers would kill them."""
+def _end_after_jobs(*, here: bool) -> None:
+    """Let Ctrl-C and SIGTERM end this process once its jobs have saved: launchers would kill them.
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        for handled in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(handled, signal.SIG_IGN)
-        here = psutil.Process()
-        launchers = here.children()
-        jobs = [child for child in here.children(recursive=True) if child not in launchers]
-        if number == signal.SIGTERM:  # a terminal sends Ctrl-C to all of them by itself
-            for launcher in launchers:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    launcher.terminate()
+    Args:
+        here: whether the jobs run on this machine, where a terminal sends Ctrl-C to each of them. Then the
+            processes in between ignore it, as they inherit from this one, and come to their end with the jobs.
+    """
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        this = psutil.Process()
+        launchers = this.children()
+        jobs = [child for child in this.children(recursive=True) if child not in launchers]
+        for launcher in launchers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                launcher.terminate()
         psutil.wait_procs(jobs, timeout=_PATIENCE_S)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
         sys.exit(TERMINATED)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    if here:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -43,12 +44,12 @@ warnings.filterwarnings(
 )
 
 
-def run_job(monitor: str, script: Path) -> float:
-    """Run this job of a sweep in a process of its own; return its best score.
+def run_job(monitor: str, script: Path) -> float | None:
+    """Run this job of a sweep in a process of its own; return its best score, None if it has none.
 
     A job that is done is left alone, one that was interrupted goes on: so a sweep can be launched again, and so
-    a scheduler can queue a job again. A job that fails leaves `error.json` in its folder and scores NaN; the
-    sweep goes on.
+    a scheduler can queue a job again. A job that fails leaves `error.json` in its folder and has no score;
+    the sweep goes on.
 
     Args:
         monitor: name of the score.
@@ -59,8 +60,9 @@ def run_job(monitor: str, script: Path) -> float:
         SystemExit: if the sweep was ended by SIGTERM, once the job has saved.
         SegFitError: if the job's folder holds another job.
     """
+    global _stopped
     if _stopped:  # a launcher's process that would take the next one
-        sys.exit(TERMINATED)
+        return None
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     overrides = list(hydra.overrides.task)
@@ -68,10 +70,10 @@ def run_job(monitor: str, script: Path) -> float:
     state, title = state_of(folder), f"── job {hydra.job.num}"
     if state == "running":
         _tell(f"{title}: still trained by {locks.holder(folder)}; left alone")
-        return float("nan")
+        return None
     # A search gave up a point that failed and went on from there; only a grid tries it again.
     given_up = state == "failed" or (folder / ERROR).exists()
-    if state == "done" or (given_up and not _is_grid(hydra)):
+    if state == "done" or (given_up and not is_grid(hydra)):
         _tell(f"{title}: {state} before")
         return best_score(folder, monitor)
     if state == "failed":
@@ -85,8 +87,11 @@ def run_job(monitor: str, script: Path) -> float:
     alone = hydra.runtime.choices.get("hydra/launcher") == "basic"
     output = None if alone else folder / OUTPUT
     code = _run(_command(hydra, script, overrides, folder), _environment(folder), output)
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and alone:
         raise KeyboardInterrupt
+    if code == INTERRUPTED:  # the other jobs save too, and are waited for
+        _stopped = True
+        return best_score(folder, monitor)
     if code != 0 and not (folder / ERROR).exists() and locks.holder(folder) is None:
         write_error(folder, "crash", _how_it_ended(code, output), code)
     return best_score(folder, monitor)
@@ -143,7 +148,8 @@ def _set_aside(folder: Path) -> None:
     folder.mkdir()
 
 
-def _is_grid(hydra: Any) -> bool:
+def is_grid(hydra: Any) -> bool:
+    """Say whether a sweep goes through a grid, and does not search."""
     return str(hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
 
 
@@ -235,6 +241,12 @@ def _how_it_ended(code: int, output: Path | None) -> str:
     return f"wrong input, see {where}" if code == 2 else f"ended with exit code {code}, see {where}"
 
 
+def obey_ctrl_c() -> None:
+    """If this process is a job of a sweep, let Ctrl-C end it, though launchers' processes ignore it."""
+    if _JOB_FOLDER in os.environ:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def leave_error(kind: str, message: str, exit_code: int) -> None:
     """If this process is a job of a sweep, leave why it failed in its folder, for the leader board."""
     folder = os.environ.get(_JOB_FOLDER)
@@ -249,11 +261,13 @@ def write_error(folder: Path, kind: str, message: str, exit_code: int) -> None:
         replace_text(folder / ERROR, json.dumps(content))
 
 
-def best_score(folder: Path, monitor: str) -> float:
-    """Return a finished job's best monitored score, NaN if it failed or there is none."""
+def best_score(folder: Path, monitor: str) -> float | None:
+    """Return a finished job's best monitored score, None if it failed or there is none.
+
+    None, since Hydra's Optuna sweeper ends at NaN, while it counts None as a trial that failed.
+    """
     try:
-        if (folder / ERROR).exists():
-            return float("nan")
-        return float(read_json(folder / METRICS)["best"][monitor])
+        score = float(read_json(folder / METRICS)["best"][monitor])
     except (OSError, SegFitError, KeyError, TypeError, ValueError):
-        return float("nan")
+        return None
+    return None if math.isnan(score) or (folder / ERROR).exists() else score
