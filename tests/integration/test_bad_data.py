@@ -1,13 +1,15 @@
 """A data set that cannot be trained on: every problem named, nothing left behind."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segfit.errors import SegFitError
 from tests.integration.training import TINY, train, train_by_command_line
-from tests.unit.data.files import names, noise, save, write_pairs
+from tests.unit.data.files import names, noise, png, save, write_pairs
 
 OPTIONS = (
     *(text for text in TINY if not text.startswith(("data", "epochs"))),
@@ -48,6 +50,22 @@ def too_few_images(root: Path) -> None:
     write_pairs(root, names(1), size=(64, 64))
 
 
+def no_files_at_all(root: Path) -> None:
+    write_pairs(root, names(8), size=(64, 64))
+    for path in (root / "images/001.png", root / "images/002.png", root / "masks/003.png"):
+        path.unlink()
+    os.mkfifo(root / "images/001.png")
+    (root / "images/002.png").symlink_to("/dev/zero")
+    (root / "masks/003.png").symlink_to("003.png")
+
+
+def bomb_and_animation(root: Path) -> None:
+    write_pairs(root, names(8), size=(64, 64))
+    (root / "images/005.png").write_bytes(png(60_000, 60_000, 8, 2, b"\0" * 1000))
+    frames = [Image.fromarray(noise(64, 64, seed=seed, high=3)) for seed in range(2)]
+    frames[0].save(root / "masks/006.png", save_all=True, append_images=frames[1:])
+
+
 CASES = {
     missing_root: ["data.root"],
     empty_root: ["is empty"],
@@ -56,6 +74,8 @@ CASES = {
     sizes_that_differ: ["002", "64", "32"],
     unreadable_file: ["004.png"],
     too_few_images: ["1"],
+    no_files_at_all: ["001.png: no file", "002.png: no file", "003.png: unreadable"],
+    bomb_and_animation: ["005.png: larger than 178 megapixels", "006.png: holds 2 frames"],
 }
 
 

@@ -139,7 +139,14 @@ def test_odd_names_and_bad_images_pass_through_train_resume_and_evaluate_that_wr
     assert "udce9.png: unreadable" in output
     run_cli(tmp_path, "train.py", "resume='run ü 1'", "epochs=2")
     output = run_cli(tmp_path, "evaluate.py", "run='run ü 1'")
+    images = root / "val/images"
+    quoted = str(images).replace('"', '\\"')
+    told_too = run_cli(
+        tmp_path, "evaluate.py", "run='run ü 1'", f'images="{quoted}"', "out=predicted"
+    )
     assert listing(root) == before
+    assert "counts nowhere" in told_too
+    assert json.loads((tmp_path / "predicted/metrics.json").read_text())["images"] == 4
 
     run = tmp_path / "run ü 1"
     assert "another image takes its place" in (run / "train.log").read_text()
@@ -195,8 +202,7 @@ SMALL_SHARED_MEMORY = """if True:
     from segfit.data.loader import LoaderOptions, train_loader
     from segfit.data.sampler import EpochSampler
     from segfit.data.shapes import ShapesSource
-    from segfit.data.images import ImageReader
-from segfit.errors import SegFitError
+    from segfit.errors import SegFitError
     dataset = TrainDataset(ShapesSource(64, resolution=32), (256, 256), "stretch")
     batches = train_loader(dataset, EpochSampler(64, 8, 0), torch.device("cpu"), LoaderOptions(1))
     try:

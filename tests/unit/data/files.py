@@ -1,5 +1,7 @@
 """Small data sets, written by the tests themselves."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +32,19 @@ def write_pairs(
 
 def names(count: int) -> list[str]:
     return [f"{i:03d}" for i in range(count)]
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
+
+
+def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
+    """Write what Pillow cannot: any depth and colour type; each row begins with a 0."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    parts = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in parts.items())

@@ -5,7 +5,6 @@ import os
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +18,9 @@ from segfit.data.masks import read_index_mask
 from segfit.data.preflight import check_sources
 from segfit.errors import SegFitError
 from segfit.labels import Classes
-from tests.unit.data.files import names, noise, save, write_pairs
+from tests.unit.data.files import names, noise, png, save, write_pairs
 
 CLASSES = Classes(("background", "cell", "wall"))
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-    )
-
-
-def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
-    """Write what Pillow cannot: any depth and colour type; each row begins with a 0."""
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    parts = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in parts.items())
 
 
 def check(folder: Path, **options):
