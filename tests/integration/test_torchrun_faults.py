@@ -8,7 +8,7 @@ import torch
 
 from segfit.engine.checkpoint import load_checkpoint
 from tests.integration.test_resume import losses
-from tests.integration.test_torchrun import SMALL, TIMEOUT, by_torchrun, pair, parameters
+from tests.integration.test_torchrun import SMALL, TIMEOUT, by_torchrun, ours, pair, parameters
 from tests.integration.training import ROOT, environment, the_run
 
 __all__ = ["pair"]  # the fixture
@@ -62,3 +62,15 @@ def test_a_batch_that_is_not_finite_in_one_process_is_left_out_by_both(tmp_path,
     named = output.partition("its batch (")[2].partition(")")[0]
     assert batches[0]["names"][0] in named
     assert "and 8 more" in named  # 16 images of both
+
+
+@pytest.mark.slow
+def test_a_bug_of_one_process_ends_both_and_shows_its_traceback_once(tmp_path):
+    code, output = struck(tmp_path, "bug")
+    assert code != 0
+    assert "process 1 of 2 ended: ZeroDivisionError: of the test" in ours(output)
+    assert output.count(", in _bug") == 1, output
+    assert (
+        output.count("Traceback (most recent call last)") == 2
+    )  # the second one is torchrun's own
+    assert "PeerFailed" not in output

@@ -2,6 +2,7 @@
 
 memory: passes of more than 2 images fail in process 1, from the third update on.
 backward: the same in a backward pass that adds up gradients.
+bug: the third update fails in process 1.
 nan: from the fourth update of the first epoch on, for two updates, the images of process 1 are not numbers.
 """
 
@@ -45,6 +46,12 @@ def _not_a_number(self: SegmentationTask, batch: Any, seed: int) -> Any:
     return images * (float("nan") if _update[0] in (3, 4) else 1.0), targets
 
 
+def _bug(self: SegmentationTask, batch: Any, seed: int) -> Any:
+    if _update[0] >= 2:
+        raise ZeroDivisionError("of the test")
+    return _prepare(self, batch, seed)
+
+
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
     updating.make_update = _counting
@@ -52,6 +59,8 @@ if __name__ == "__main__":
         CNN.forward = _out_of_memory  # type: ignore[method-assign]
     elif STRUCK and fault == "backward":
         torch.Tensor.backward = _out_of_memory_in_backward  # type: ignore[method-assign]
+    elif STRUCK and fault == "bug":
+        SegmentationTask.prepare = _bug  # type: ignore[method-assign]
     elif STRUCK and fault == "nan":
         SegmentationTask.prepare = _not_a_number  # type: ignore[method-assign]
     sys.argv[0] = str(ROOT / "train.py")
