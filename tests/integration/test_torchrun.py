@@ -250,8 +250,18 @@ def test_a_file_that_one_process_cannot_read_ends_both_and_is_told(tmp_path):
     ("arguments", "script", "told"),
     [
         (("lr=-1",), "train.py", "lr=-1.0: must be more than 0"),
-        (("-m", "seed=1,2"), "train.py", "-m would sweep in every process"),
-        (("run=outputs/x",), "evaluate.py", "evaluate.py scores a run in one process"),
+        pytest.param(
+            ("-m", "seed=1,2"),
+            "train.py",
+            "-m would sweep in every process",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("run=outputs/x",),
+            "evaluate.py",
+            "evaluate.py scores a run in one process",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ("data.train_size=1",),
             "train.py",
