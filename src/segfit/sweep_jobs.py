@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from segfit import locks
 from segfit.errors import SegFitError
+from segfit.hardware import available_cores
 from segfit.runs import CONFIG, METRICS, OVERRIDES, replace_text
 from segfit.strangers import read_json, read_yaml
 
@@ -86,7 +87,8 @@ def run_job(monitor: str, script: Path) -> float | None:
         replace_text(folder / OVERRIDES, yaml.safe_dump(overrides, allow_unicode=True))
     alone = hydra.runtime.choices.get("hydra/launcher") == "basic"
     output = None if alone else folder / OUTPUT
-    code = _run(_command(hydra, script, overrides, folder), _environment(folder), output)
+    environment = {**_threads(hydra.launcher), **_environment(folder)}
+    code = _run(_command(hydra, script, overrides, folder), environment, output)
     if code == INTERRUPTED and alone:
         raise KeyboardInterrupt
     if code == INTERRUPTED:  # the other jobs save too, and are waited for
@@ -188,6 +190,16 @@ def _environment(folder: Path) -> dict[str, str]:
     if environment.pop(QUIET, None):
         environment.pop("HYDRA_FULL_ERROR", None)
     return environment
+
+
+def _threads(launcher: Any) -> dict[str, str]:
+    """Return each job's share of the cores, where jobs run side by side on this machine."""
+    at_a_time = launcher.get("n_jobs", 1)
+    if at_a_time == 1:
+        return {}
+    cores = len(available_cores())
+    share = cores // at_a_time if at_a_time > 0 else 1
+    return {"OMP_NUM_THREADS": str(max(1, share))}
 
 
 class _Signalled(BaseException):

@@ -1,14 +1,17 @@
 """What README and docs say is true: commands compose, the README's tables are those of conf, links lead somewhere."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from segfit import cli, config_benchmark
 from tests.unit.composing import composed
 
+LAUNCHERS = sorted((cli.CONF / "hydra" / "launcher").glob("*.yaml"))
 README = cli.CONF.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 
@@ -38,7 +41,7 @@ def documented() -> list[tuple[str, list[str]]]:
     found = []
     for path in sorted((README.parent / "docs").rglob("*.md")):
         text = re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8"))
-        lines = re.findall(r"^(?:    )?(python \w+\.py .*)$", text, re.MULTILINE)
+        lines = re.findall(r"^ *(?:[A-Z_]+=\S+ )*(python \w+\.py .*)$", text, re.MULTILINE)
         inline = [" ".join(code.split()) for code in re.findall(r"`(python \w+\.py [^`]*)`", text)]
         lines += [code for code in inline if "<" not in code]  # hardware=<tier>: each of them
         found += [entry for entry in map(parsed, lines) if entry is not None]
@@ -46,17 +49,26 @@ def documented() -> list[tuple[str, list[str]]]:
 
 
 def single_runs(arguments: list[str]) -> list[list[str]]:
-    """Leave out flags; a sweep over one key becomes one list of overrides a value."""
+    """Leave out flags; a sweep becomes one list of overrides a job, without what a search draws."""
     overrides = [text for text in arguments if "=" in text]
     if "-m" not in arguments:
         return [overrides]
-    key, values = overrides[0].split("=")
-    return [[f"{key}={value}", *overrides[1:]] for value in values.split(",")]
+    choices = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.get_key_element()
+        if override.is_discrete_sweep():
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        elif not override.is_sweep_override():
+            choices.append([str(override.input_line)])
+    return [list(job) for job in itertools.product(*choices)]
 
 
 def test_there_are_commands() -> None:
     assert len(entry_commands()) >= 8
     assert len(documented()) >= 20
+    engines = {text for _, arguments in documented() for text in arguments}
+    assert {f"hydra/launcher={path.stem}" for path in LAUNCHERS} <= engines
+    assert "hparams_search=optuna" in engines
     assert {name for name, _ in documented()} == {"train", "evaluate", "benchmark"}
 
 
