@@ -113,12 +113,14 @@ class Soak:
             quiet = time.monotonic() >= deadline
             code = self._live(None if quiet else deadline)
             self.endings[code] += 1
+            said = (self.folder / "output.txt").read_text()
+            if "Traceback" in said:
+                raise AssertionError(f"{said[-5000:]}\nafter {dict(self.faults)}")
             if code == 0 and self._is_over():
                 return the_run(self.folder)
             # The signal that spoils a weight ends a process that has just begun to end.
             if code not in (0, 2, 130, -signal.SIGKILL, -signal.SIGRTMIN) or (quiet and code != 0):
-                said = (self.folder / "output.txt").read_text()[-5000:]
-                raise AssertionError(f"{said}\nended with {code} after {dict(self.faults)}")
+                raise AssertionError(f"{said[-5000:]}\nended with {code} after {dict(self.faults)}")
             if not quiet:
                 self._damage()
 

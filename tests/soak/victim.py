@@ -24,7 +24,8 @@ def _spoiling(state: Any, *args: Any, **options: Any) -> Any:
     if _spoil[0]:
         _spoil[0] = False
         with torch.no_grad():
-            next(state.model.parameters()).view(-1)[0] = float("nan")
+            weight = next(state.model.parameters())
+            weight[(0,) * weight.ndim] = float("nan")
     return _make_update(state, *args, **options)
 
 
