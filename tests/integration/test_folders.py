@@ -173,13 +173,13 @@ def tag(run: Path, marker: Path) -> None:
 
 def torch_payload(run: Path, marker: Path) -> None:
     content = {"format": 1, "model": {"x": Payload(marker)}}
-    for name in ("last.pt", "best.pt"):
-        torch.save(content, run / "checkpoints" / name)
+    for path in (run / "checkpoints").glob("*.pt"):
+        torch.save(content, path)
 
 
 def plain_pickle(run: Path, marker: Path) -> None:
-    for name in ("last.pt", "best.pt"):
-        (run / "checkpoints" / name).write_bytes(pickle.dumps(Payload(marker)))
+    for path in (run / "checkpoints").glob("*.pt"):  # the one before the last too: no way round
+        path.write_bytes(pickle.dumps(Payload(marker)))
 
 
 def link(name: str):
