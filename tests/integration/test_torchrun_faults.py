@@ -3,7 +3,6 @@
 import os
 import subprocess
 
-import pytest
 import torch
 
 from segfit.engine.checkpoint import load_checkpoint
@@ -11,7 +10,6 @@ from tests.integration.test_resume import losses
 from tests.integration.test_torchrun import SMALL, TIMEOUT, by_torchrun, ours, pair, parameters
 from tests.integration.training import ROOT, environment, the_run
 
-__all__ = ["pair"]  # the fixture
 VICTIM = "tests/integration/torchrun_victim.py"
 
 
@@ -28,13 +26,13 @@ def struck(folder, fault: str, *arguments: str) -> "tuple[int, str]":
     return done.returncode, done.stdout
 
 
-def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_both(tmp_path, pair):
+def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_both(tmp_path):
     code, output = struck(tmp_path, "memory")
     assert code == 0, output
     assert output.count("out of memory with a micro-batch of 4: going on with 2") == 1
     run = the_run(tmp_path)
     assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["micro_batch"] == 2
-    assert losses(run).keys() == losses(pair).keys()  # no update was lost or made twice
+    assert list(losses(run)) == [1, 2, 3, 4]  # none was lost or made twice
 
 
 def test_memory_that_runs_out_where_it_cannot_be_done_again_ends_both(tmp_path):
@@ -45,11 +43,8 @@ def test_memory_that_runs_out_where_it_cannot_be_done_again_ends_both(tmp_path):
     assert load_checkpoint(the_run(tmp_path) / "checkpoints/last.pt")["progress"]["update"] == 2
 
 
-@pytest.mark.parametrize("log_every", [1, 100])
-def test_a_batch_that_is_not_finite_in_one_process_is_left_out_by_both(tmp_path, log_every):
-    code, output = struck(
-        tmp_path, "nan", f"report.log_every={log_every}", "data.train_size=64", "epochs=2"
-    )
+def test_a_batch_that_is_not_finite_in_one_process_is_left_out_by_both(tmp_path):
+    code, output = struck(tmp_path, "nan", "report.log_every=100", "data.train_size=64", "epochs=2")
     assert code == 0, output
     run = the_run(tmp_path)
     progress = load_checkpoint(run / "checkpoints/last.pt")["progress"]

@@ -99,9 +99,8 @@ class Soak:
             start_new_session=True,
         )
 
-    def undisturbed(self) -> Path:
-        """Train without faults; return the run."""
-        process = self.start()
+    def undisturbed(self, process: "subprocess.Popen[bytes]") -> Path:
+        """Wait for a training without faults that was started; return the run."""
         if process.wait() != 0:
             raise AssertionError((self.folder / "output.txt").read_text())
         return the_run(self.folder)
@@ -234,13 +233,16 @@ def main() -> int:
         calm, rough = Path(scratch) / "calm", Path(scratch) / "rough"
         for folder in (calm, rough):
             folder.mkdir()
+        reference, soak = (Soak(folder, options.seed, epochs) for folder in (calm, rough))
         start = time.monotonic()
-        undisturbed = Soak(calm, options.seed, epochs).undisturbed()
-        print(f"undisturbed: {epochs} epochs in {time.monotonic() - start:.0f} s", flush=True)
-        soak = Soak(rough, options.seed, epochs)
-        start = time.monotonic()
-        run = soak.disturbed(60 * options.minutes)
-        print(f"disturbed: {time.monotonic() - start:.0f} s, {len(soak.lives)} processes")
+        process = reference.start()  # beside the other: there are two cores
+        try:
+            run = soak.disturbed(60 * options.minutes)
+            seconds = time.monotonic() - start
+            undisturbed = reference.undisturbed(process)
+        finally:
+            process.kill()
+        print(f"{epochs} epochs in {seconds:.0f} s and {len(soak.lives)} processes")
         for fault, count in sorted(soak.faults.items()):
             print(f"  {count:4d} × {fault}")
         print(f"  endings: {dict(soak.endings)}")
