@@ -3,11 +3,12 @@
 import os
 import subprocess
 
+import pytest
 import torch
 
 from segfit.engine.checkpoint import load_checkpoint
 from tests.integration.test_resume import losses
-from tests.integration.test_torchrun import SMALL, TIMEOUT, by_torchrun, ours, pair, parameters
+from tests.integration.test_torchrun import SMALL, TIMEOUT, by_torchrun, ours, parameters
 from tests.integration.training import ROOT, environment, the_run
 
 VICTIM = "tests/integration/torchrun_victim.py"
