@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.config import FolderConfig, RunConfig
+from segfit.config import EvaluateConfig, FolderConfig, RunConfig
 from segfit.errors import SegFitError, nearest
 
 LARGEST = 2**32 - 1  # of any whole number; seeds of NumPy end here, and nothing else needs more
@@ -21,8 +21,18 @@ def check(config: DictConfig) -> None:
     problems = [*_check_options(config, "")]
     if not problems and issubclass(OmegaConf.get_type(config) or object, RunConfig):
         problems = [*_check_run(config)]
+    if not problems and OmegaConf.get_type(config) is EvaluateConfig:
+        problems = [*_check_evaluation(config)]
     if problems:
         raise SegFitError(problems)
+
+
+def _check_evaluation(config: DictConfig) -> Iterator[str]:
+    if config.export is not None and (config.images is not None or config.out is not None):
+        yield "export writes the model alone: leave images and out away, or leave export away."
+    for key in ("run", "images", "out", "export", "root"):
+        if config[key] is not None and not config[key]:
+            yield f"{key} is empty: give a path, or leave it away."
 
 
 def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
@@ -50,6 +60,8 @@ def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
             yield f"{key}={value}: cannot be set; choose by {group}=…, which brings the right options."
         elif value is not None:
             values = value if OmegaConf.is_list(value) else [value]
+            if OmegaConf.is_list(value) and not value:
+                yield f"{key}=[]: must hold a value. {_help(item)}"
             for one in values:
                 # OmegaConf takes a mapping for an item of list[float]; items of Any are looked at below.
                 nested = OmegaConf.is_config(one) and str(item.type).startswith(_PLAIN_LISTS)

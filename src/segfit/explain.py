@@ -45,9 +45,18 @@ def explain(error: BaseException, conf: Path, config_name: str, arguments: list[
         if isinstance(cause, SegFitError):
             return cause.problems
     if not isinstance(error, (HydraException, OmegaConfBaseException)) and not _composing(error):
+        if isinstance(error, OSError) and _of_hydras_own(error):
+            return [f"Hydra cannot make its folder (hydra.run.dir, hydra.sweep.dir): {error}."]
         return []
     problems = _faulty_overrides(conf, config_name, arguments)
-    return problems or [_plain(str(error))]
+    return list(dict.fromkeys(problems)) or [_plain(str(error))]
+
+
+def _of_hydras_own(error: BaseException) -> bool:
+    """Say whether an error was raised by Hydra itself, rather than by what it called of ours."""
+    files = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
+    known = [parts for parts in files if "hydra" in parts or "segfit" in parts]
+    return bool(known) and "hydra" in known[-1]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -67,6 +76,7 @@ def _plain(message: str) -> str:
         line.strip()
         for line in message.splitlines()
         if line.strip()
+        and not line.endswith("_schema")
         and not line.strip().startswith(
             ("object_type=", "reference_type=", "To append", "Set the env")
         )
@@ -107,8 +117,10 @@ def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
     else:
         problems += _fitting(config_name, lines, good)
         config = _composed(config_name, good)
+    if config is None:
+        return problems  # not even without the values: none of them is to blame
     values = [o for o in overrides if o not in groups]
-    plain = [o for o in values if config is not None and _can_be_set(config, o)]
+    plain = [o for o in values if _can_be_set(config, o)]
     good += [o.input_line or "" for o in plain]
     rest = [line for o in values if o not in plain for line in _lines(o)]
     problems += _fitting(config_name, rest, good)

@@ -26,6 +26,7 @@ def train(
         (["device=cdua"], ["must be one of auto, cpu, cuda. Did you mean 'cuda'?"]),
         (["batch_size=many"], ["batch_size=many"]),
         (["+foo=1"], ["foo: there is no such key"]),
+        (["hydra.run.dir=/dev/null/x"], ["hydra.run.dir", "/dev/null/x"]),
         (["loss=[dice"], ["loss=[dice: not understood"]),
         (["resume=nowhere"], ["resume=nowhere: no run folder"]),
         (["data=folder", "data.num_classes=2"], ["data.root has no value"]),

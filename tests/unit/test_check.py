@@ -74,6 +74,19 @@ def test_one_problem(overrides: list[str], part: str) -> None:
     assert part in problem
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["run=x", "export=a.pt2", "images=b"], "export writes the model alone"),
+        (["run="], "run is empty"),
+        (["run=x", "images="], "images is empty"),
+    ],
+)
+def test_what_evaluation_is_told_has_to_agree(overrides: list[str], part: str) -> None:
+    with pytest.raises(SegFitError, match=part):
+        check(composed(*overrides, name="evaluate"))
+
+
 def test_all_problems_at_once() -> None:
     found = problems("batch_size=0", "lr=-1", "device=gpu", "augmentation.blur=2")
     assert [problem.split("=")[0] for problem in found] == [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from segfit import cli
+from segfit import cli, config_benchmark
 from segfit.errors import SegFitError
 from segfit.explain import explain
 from tests.unit.composing import composed
@@ -50,6 +50,17 @@ def test_what_hydra_itself_stumbles_over_is_told() -> None:
     assert "not understood" in problem
     (problem,) = explained("hardware.tuned_for.device=x")
     assert problem.startswith("hardware.tuned_for.device")
+
+
+def test_a_choice_that_is_missing_is_all_that_is_told() -> None:
+    config_benchmark.register()
+    arguments = ["hardware=cpu", "lr=1", "data.train_size=4"]
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        composed(*arguments, name="benchmark")
+    (problem,) = explain(caught.value, cli.CONF, "benchmark", arguments)
+    assert "You must specify 'benchmark'" in problem
+    assert "plan" in problem.split()
+    assert "plan_schema" not in problem
 
 
 def test_keys_are_looked_up_in_the_chosen_group() -> None:
