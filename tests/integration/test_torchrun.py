@@ -1,6 +1,7 @@
 """`torchrun --nproc_per_node=2 train.py …` trains what one process would, and ends as one process would."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,8 +150,9 @@ def assert_scores_of_all(run: Path) -> None:
     assert result.scores["loss"] == pytest.approx(loss, abs=1e-6)
 
 
-def test_a_run_of_two_processes_goes_on_in_one(pair):
-    longer = resume(pair, "epochs=3", "checkpoint.every_steps=null")
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path, pair):
+    run = shutil.copytree(pair, tmp_path / "run")
+    longer = resume(run, "epochs=3", "checkpoint.every_steps=null")
     assert longer.heard.steps == [5, 6, 7]  # batches of 8 from here on: 25 // 8
     assert any("another effective batch" in notice for notice in longer.notices)
 
