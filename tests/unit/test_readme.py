@@ -28,6 +28,8 @@ def entry_commands() -> list[tuple[str, list[str]]]:
 def parsed(line: str) -> tuple[str, list[str]] | None:
     """Return (entry point, arguments) of a command line, None if it starts something else."""
     words = shlex.split(line, comments=True)
+    if words[:1] == ["torchrun"]:
+        words = words[sum(1 for word in words[1:] if word.startswith("--")) :]
     if len(words) < 2 or words[1] not in ("train.py", "evaluate.py", "benchmark.py"):
         return None
     # "…" alone stands for whatever else one types, data.root=… for a folder. hardware=local exists only once
@@ -41,7 +43,9 @@ def documented() -> list[tuple[str, list[str]]]:
     found = []
     for path in sorted((README.parent / "docs").rglob("*.md")):
         text = re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8"))
-        lines = re.findall(r"^ *(?:[A-Z_]+=\S+ )*(python \w+\.py .*)$", text, re.MULTILINE)
+        lines = re.findall(
+            r"^ *(?:[A-Z_]+=\S+ )*((?:python|torchrun --.*) \w+\.py .*)$", text, re.MULTILINE
+        )
         inline = [" ".join(code.split()) for code in re.findall(r"`(python \w+\.py [^`]*)`", text)]
         lines += [code for code in inline if "<" not in code]  # hardware=<tier>: each of them
         found += [entry for entry in map(parsed, lines) if entry is not None]
