@@ -37,6 +37,7 @@ _BASE = (
 _PAUSE = (1.0, 6.0)  # seconds between two faults
 _DISK = 20_000  # bytes that a file may have on the full disk
 _GROWTH_MIB = 40.0  # of a process from the first third of its life to the last
+_SURVIVED = ("weight becomes NaN", "disk full for a while")
 _MORE_FILES = 4  # batches on their way from a worker are open files too
 
 
@@ -117,8 +118,7 @@ class Soak:
                 raise AssertionError(f"{said[-5000:]}\nafter {dict(self.faults)}")
             if code == 0 and self._is_over():
                 return the_run(self.folder)
-            # The signal that spoils a weight ends a process that has just begun to end.
-            if code not in (0, 2, 130, -signal.SIGKILL, -signal.SIGRTMIN) or (quiet and code != 0):
+            if code not in (0, 2, 130, -signal.SIGKILL) or (quiet and code != 0):
                 raise AssertionError(f"{said[-5000:]}\nended with {code} after {dict(self.faults)}")
             if not quiet:
                 self._damage()
@@ -180,6 +180,8 @@ class Soak:
             choices[fault]()
         except (ProcessLookupError, psutil.Error):
             return  # it has just ended by itself
+        if fault not in _SURVIVED:
+            process.wait(timeout=300)
 
     def _fill_disk(self, process: "subprocess.Popen[bytes]") -> None:
         hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]

@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -88,18 +88,20 @@ def save_atomically(content: dict[str, Any], path: Path, before: Path | None = N
         SegFitError: if it cannot be written (disk full, read-only); the old one is untouched.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    failed: list[OSError] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            torch.save(content, file)
+            torch.save(content, cast(IO[bytes], _Noting(file, failed)))
             file.flush()
             os.fsync(file.fileno())  # the name must not be on disk before the content is
         if before is not None and path.exists():
             path.replace(before)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
+        why = (failed[0] if failed else error).args[-1]
         raise SegFitError(
-            f"cannot save {path}: {error}. The checkpoint before it is kept."
+            f"cannot save {path}: {why}. The checkpoint before it is kept."
         ) from error
     finally:
         # Nothing is left of a failure, of a second Ctrl-C, or of an earlier process that was killed meanwhile.
@@ -107,6 +109,25 @@ def save_atomically(content: dict[str, Any], path: Path, before: Path | None = N
             with contextlib.suppress(OSError):
                 leftover.unlink()
     _sync_folder(path.parent)
+
+
+class _Noting:
+    """A file that notes why it could not be written: torch's own error only says where in the file that was."""
+
+    def __init__(self, file: IO[bytes], failed: list[OSError]) -> None:
+        self.file, self.failed = file, failed
+
+    def write(self, content: bytes) -> int:
+        """Write as the file does."""
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.failed.append(error)
+            raise
+
+    def flush(self) -> None:
+        """Flush as the file does."""
+        self.file.flush()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -136,7 +157,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: refused, it holds more than tensors and plain values, or is damaged."
         ) from error
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({error}).") from error
+        reason = str(error).partition(". ")[0].rstrip(".")
+        raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
     if not whole:
         raise DamagedCheckpointError(f"{path}: damaged, its content changed after it was written.")
     if not isinstance(content, dict) or content.get("format") != FORMAT or "model" not in content:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -199,7 +200,7 @@ class Fit:
         batches = iter(self.train.epoch(progress.epoch, progress.image))
         while not self._out_of_steps():
             waiting = time.perf_counter()
-            with phase("data"):
+            with phase("data"), self._saving_before_it_ends(window):
                 micro_batches = list(islice(batches, options.accumulate))
             if not micro_batches:
                 break
@@ -216,6 +217,20 @@ class Fit:
             self._stop_or_save(window)
         with phase("logging"):
             self.teller.tell(window)
+
+    @contextmanager
+    def _saving_before_it_ends(self, window: Window) -> Iterator[None]:
+        """Save the state if the data end the training: it is whole between two updates."""
+        try:
+            yield
+        except SegFitError:
+            if (
+                self.state.world.size == 1
+            ):  # several processes cannot save without the one that failed
+                with suppress(NotFinite):
+                    self.teller.keep(window)
+                    self.saver.save_in_the_end()
+            raise
 
     def _log(self, window: Window) -> Window:
         """Tell the update; where it is time, also the window's means, and return a fresh one."""

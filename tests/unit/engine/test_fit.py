@@ -139,6 +139,26 @@ def test_a_signal_ends_the_training_after_the_update_and_saves(tmp_path, number,
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_data_that_end_the_training_cost_no_update(tmp_path, log_every):
+    class Broken(Points):
+        def epoch(self, epoch, start_image):
+            for number, batch in enumerate(super().epoch(epoch, start_image)):
+                if (epoch, number) == (1, 2):
+                    raise SegFitError("a.png: unreadable")
+                yield batch
+
+    whole = make_fit(tmp_path / "whole", log_every=log_every)
+    expected = run(whole)
+    with pytest.raises(SegFitError, match=r"a\.png"):
+        run(make_fit(tmp_path / "cut", train=Broken(), log_every=log_every))
+    assert load_checkpoint(tmp_path / "cut/last.pt")["progress"]["update"] == 6
+    again = make_fit(tmp_path / "cut", log_every=log_every)
+    heard = run(resumed(tmp_path / "cut", again))
+    assert torch.equal(weights(again.state.model), weights(whole.state.model))
+    assert [log.loss for log in heard.epochs] == [log.loss for log in expected.epochs[1:]]
+
+
 def test_a_signal_while_validating_loses_no_update_and_validates_again(tmp_path):
     class StopInValidation(Recorder):
         def validating(self, done: int, total: int) -> None:
