@@ -108,3 +108,16 @@ def test_links_lead_to_files() -> None:
     assert targets
     missing = [target for target in targets if not Path(README.parent / target).exists()]
     assert missing == []
+
+
+def test_each_row_of_the_fault_table_names_tests_that_are_there():
+    text = (README.parent / "docs/reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", text, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 16))
+    tests = Path(__file__).parents[1]
+    for number, named in rows:
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", named):
+            # A name without a folder lies beside the one before it.
+            folder = name.rpartition("/")[0] or folder
+            assert (tests / folder / name.rpartition("/")[2]).is_file(), f"row {number}: {name}"
