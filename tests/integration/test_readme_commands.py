@@ -30,14 +30,16 @@ SHAPES = ("data.train_size=4", "data.val_size=2", "data.test_size=2", "data.reso
 def commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
-    script = re.compile(r"^\S*python (train|evaluate|benchmark)\.py")
+    script = re.compile(r"^(\S*python|torchrun .*) (train|evaluate|benchmark)\.py")
     return sorted({line for line in lines if script.match(line)})
 
 
-def run(arguments: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: list[str], place: Path, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     script, *rest = arguments
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *rest],
+        [sys.executable, *launcher, str(ROOT / script), *rest],
         cwd=place,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -70,14 +72,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("line", commands())
 def test_the_command_runs(line: str, place: Path) -> None:
-    words = shlex.split(line, comments=True)[1:]
+    program, *words = shlex.split(line, comments=True)
+    launcher: tuple[str, ...] = ()
+    if program == "torchrun":
+        first = next(i for i, word in enumerate(words) if not word.startswith("--"))
+        launcher, words = ("-m", "torch.distributed.run", *words[:first]), words[first:]
     kind = words[0].removesuffix(".py")
     if "data=folder" in words:
         two = any("label_map" in word for word in words)
         write_masks(place / "my_data", [0, 255] if two else [0, 1, 2])
     small = list(SMALL[kind])
     if any(word.startswith("resume=") for word in words):
-        small = ["max_steps=2"]
+        # Whichever of them comes first, there is something left for the other.
+        small = [f"max_steps={3 if any(word.startswith('batch_size=') for word in words) else 2}"]
     given = {word.split("=")[0] for word in words}
     small = [text for text in small if text.split("=")[0] not in given]
     if kind != "evaluate" and not any(
@@ -86,10 +93,11 @@ def test_the_command_runs(line: str, place: Path) -> None:
         small += SHAPES
     # argparse wants all overrides in one piece: before flags that end the line
     flag = next((i for i in range(2, len(words)) if words[i].startswith("-")), None)
-    done = run([*words[:flag], *small, *words[flag:]] if flag else [*words, *small], place)
+    arguments = [*words[:flag], *small, *words[flag:]] if flag else [*words, *small]
+    done = run(arguments, place, launcher)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
 
 
 def test_they_were_found() -> None:
-    assert len(commands()) >= 11
+    assert len(commands()) >= 13
