@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from segfit import runs
-from segfit.build.training import make_training, metrics_of
+from segfit.build.training import Training, make_training, metrics_of
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.engine.torchrun import joined
 from segfit.engine.world import World
@@ -30,7 +30,9 @@ def train(config: DictConfig, overrides: Sequence[str], folder: Path) -> EndLog:
         if world.is_main:
             return _lead(config, overrides, folder, world)
         training = make_training(config, folder, world.post, world=world)
-        return training.fit.run(Listeners(), training.facts)
+        return _unwritten_end(training, folder, world) or training.fit.run(
+            Listeners(), training.facts
+        )
 
 
 def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: World) -> EndLog:
@@ -56,8 +58,19 @@ def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: Wor
     report.add_others(world.posted)
     listener = report.listener
     try:
-        end = training.fit.run(listener, training.facts)
+        end = _unwritten_end(training, folder, world)
+        if end is not None:
+            listener.notice("this run is over; what it did not come to write is written now.")
+            listener.end(end)
+        else:
+            end = training.fit.run(listener, training.facts)
     finally:
         listener.close()  # an exception must leave no hidden cursor and no unwritten line
     report.conclude(end, config.monitor, metrics_of(training, end, config))
     return end
+
+
+def _unwritten_end(training: Training, folder: Path, world: World) -> EndLog | None:
+    """Return how a run ended that was killed between its last save and its metrics.json, None for others."""
+    unwritten = world.gather(not (folder / runs.METRICS).exists())[0]  # as the main process sees it
+    return training.fit.ended() if unwritten else None

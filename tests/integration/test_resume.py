@@ -1,5 +1,6 @@
 """A run that was killed, stopped or interrupted goes on as if it had never been."""
 
+import json
 import os
 import re
 import shutil
@@ -270,6 +271,19 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, unbroken):
     assert "last.pt: damaged" in output
     assert "Going on from the one before it, previous.pt" in output
     assert_equal(run, unbroken)
+
+
+def test_killed_after_its_last_save_it_writes_what_is_missing(tmp_path, unbroken):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    written = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").unlink()
+    code, output = train_by_command_line(tmp_path, f"resume={run}")
+    assert code == 0, output
+    assert "this run is over" in output
+    again = json.loads((run / "metrics.json").read_text())
+    for key in ("status", "best", "best_epoch", "updates"):
+        assert again[key] == written[key]
 
 
 def test_where_no_checkpoint_is_whole_it_ends_with_one_message(tmp_path):

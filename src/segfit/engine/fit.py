@@ -115,26 +115,38 @@ class Fit:
                 reason = str(stopped)
                 self.saver.save_in_the_end()
             self.saver.insist()
-        progress = self.state.progress
-        end = EndLog(
-            reason=reason,
-            updates=progress.update,
-            best_scores=progress.best_scores,
-            best_epoch=progress.best_epoch,
-            seconds=time.perf_counter() - start,
-        )
+        end = self._end(reason, time.perf_counter() - start)
         listener.end(end)
         if self.saver.unsaved is not None:
             raise SegFitError(f"the training ended ({reason}), but {self.saver.unsaved}")
         return end
 
+    def ended(self) -> EndLog | None:
+        """Return how a training ended that has nothing left to do, None if it has."""
+        key = self._reached()
+        return None if key is None else self._end("finished" if key == "epochs" else key, 0.0)
+
+    def _end(self, reason: str, seconds: float) -> EndLog:
+        progress = self.state.progress
+        return EndLog(
+            reason=reason,
+            updates=progress.update,
+            best_scores=progress.best_scores,
+            best_epoch=progress.best_epoch,
+            seconds=seconds,
+        )
+
+    def _reached(self) -> str | None:
+        """Return the option by which the training is over, or None."""
+        if self.state.progress.epoch >= self.options.epochs:
+            return "epochs"
+        if self._out_of_steps():
+            return "max_steps"
+        return "patience" if self._out_of_patience() else None
+
     def _refuse_if_over(self) -> None:
-        over = {
-            "epochs": self.state.progress.epoch >= self.options.epochs,
-            "max_steps": self._out_of_steps(),
-            "patience": self._out_of_patience(),
-        }
-        for key in (key for key, reached in over.items() if reached):
+        key = self._reached()
+        if key is not None:
             raise SegFitError(
                 f"this run is over, nothing is left to train: {key}={getattr(self.options, key)} is "
                 f"reached. To go on, raise {key}."
