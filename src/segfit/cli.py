@@ -23,6 +23,7 @@ from segfit.explain import explain
 from segfit.hardware import detect_tier
 from segfit.locks import InUseError
 from segfit.processes import launched, leave_reason
+from segfit.streams import outlive_readers
 
 CONF = Path(__file__).parents[2] / "conf"
 _GRACE_SECONDS = 3.0  # in which torchrun ends this process, where the main one failed alike
@@ -118,6 +119,7 @@ def run(
         no_sweep: why this program takes no -m, and what to do instead; empty: it does.
         no_torchrun: the same of several processes by torchrun.
     """
+    outlive_readers()
     if launched().size > 1:
         _refuse_under_torchrun(no_torchrun)
     if no_sweep and {"-m", "--multirun"} & set(sys.argv):

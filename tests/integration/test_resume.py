@@ -126,6 +126,26 @@ def test_sigterm_saves_and_ends_well_and_the_run_goes_on(tmp_path, unbroken):
     assert_equal(run, unbroken)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="not on Windows")
+def test_a_terminal_that_is_closed_and_its_reader_gone_cost_nothing(tmp_path, unbroken):
+    process = start(tmp_path, *RANDOM)
+    wait_for(process, tmp_path, 8)
+    assert process.stdout is not None
+    process.stdout.close()
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=120) == 0
+    run = the_run(tmp_path)
+    stopped_at = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
+    assert max(losses(run)) == stopped_at < 24
+
+    again = start(tmp_path, f"resume={run}")
+    assert again.stdout is not None
+    again.stdout.readline()
+    again.stdout.close()  # as `| head -1` does
+    assert again.wait(timeout=120) == 0
+    assert_equal(run, unbroken)
+
+
 def test_a_run_that_is_over_says_so_and_goes_on_with_more_epochs(tmp_path):
     train(tmp_path)
     with pytest.raises(

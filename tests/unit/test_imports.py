@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "segfit"
-LEAVES = {"errors", "hardware", "labels", "locks", "monitor", "phases", "processes", "strangers"}
+LEAVES = {
+    "errors", "hardware", "labels", "locks", "monitor", "phases", "processes", "strangers", "streams",
+}  # fmt: skip
 BUILT = {
     "augmentation", "data", "engine", "losses", "metrics", "models", "optim", "report", "tasks",
 }  # fmt: skip
@@ -21,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "monitor": {"hardware"},
     "phases": set(),
     "processes": set(),
+    "streams": set(),
     "config": LEAVES,
     "config_benchmark": {"config"},
     "check": {"config", *LEAVES},
@@ -57,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 WITHOUT_TORCH = (
     "check", "cli", "config", "config_benchmark", "errors", "explain", "hardware", "labels", "locks", "monitor", "phases",
-    "processes", "runs", "strangers", "sweep", "sweep_jobs", "sweep_record",
+    "processes", "runs", "strangers", "streams", "sweep", "sweep_jobs", "sweep_record",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "transformers", "kornia", "torchmetrics", "matplotlib"}
 

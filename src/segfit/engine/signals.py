@@ -1,14 +1,15 @@
-"""Ctrl-C, SIGTERM and what Slurm sends end a training at its next safe point."""
+"""Ctrl-C, SIGTERM, a closed terminal and what Slurm sends end a training at its next safe point."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# SIGUSR1 and SIGUSR2 are how Slurm and submitit say that time is up, or that others need the card.
+# SIGUSR1 and SIGUSR2 are how Slurm and submitit say that time is up, or that others need the card; SIGHUP is a terminal
+# that was closed.
 _STOPPING = tuple(
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
     if hasattr(signal, name)  # not on Windows
 )
 
@@ -23,6 +24,9 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in _STOPPING:
+                before = signal.getsignal(number)
+                if before == signal.SIG_IGN and number == getattr(signal, "SIGHUP", None):
+                    continue  # nohup asked for that
                 self._before[number] = signal.signal(number, self._remember)
         return self
 

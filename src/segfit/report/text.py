@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import sys
-from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
@@ -23,8 +22,9 @@ SCORE_LABELS = {
 
 def stdout_console() -> Console:
     """Return a console on stdout that prints a "?" for what the terminal's encoding lacks."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # else a dash would end a training
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")  # else a dash would end a training
     return Console(highlight=False)
 
 

@@ -48,3 +48,15 @@ def test_a_thread_may_train_without_signals():
     thread.start()
     thread.join()
     assert seen == [None]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="not on Windows")
+@pytest.mark.parametrize(("nohup", "reason"), [(False, "terminated"), (True, None)])
+def test_a_closed_terminal_ends_a_training_unless_nohup_was_typed(nohup, reason):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.reason == reason
+    finally:
+        signal.signal(signal.SIGHUP, before)
