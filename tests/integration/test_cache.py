@@ -45,6 +45,7 @@ def test_a_run_may_go_on_with_another_cache(tmp_path):
     assert done.end.reason == "finished"
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_what_is_kept_and_evaluation_needs_none(tmp_path):
     arguments = (*TINY, "data.cache=disk", f"data.cache_dir={tmp_path / 'cache'}", "epochs=1")
     code, output = train_by_command_line(tmp_path, *arguments)

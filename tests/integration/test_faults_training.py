@@ -171,6 +171,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_training(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
 def test_a_disk_that_stays_full_ends_cleanly_and_the_run_goes_on_from_what_was_saved(tmp_path):
     process = start(tmp_path, *LONG)

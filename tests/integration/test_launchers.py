@@ -29,6 +29,7 @@ def wait_for_update(process: "subprocess.Popen[str]", folder: Path, job: int, up
     raise AssertionError(f"job {job} does not train: {process.communicate()[0]}")
 
 
+@pytest.mark.slow
 def test_joblib_runs_jobs_side_by_side_and_one_that_fails_costs_the_others_nothing(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     line = ("-m", *QUICK, "epochs=1", "batch_size=4,0,2", "hydra/launcher=joblib")
@@ -112,6 +113,7 @@ SEARCH = (
 )
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_after_trials_that_fail_and_after_it_was_killed(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     code, output = train_by_command_line(tmp_path, *SEARCH, "hydra.sweeper.n_trials=4")

@@ -69,6 +69,7 @@ def training_child(process: "subprocess.Popen[str]", folder: Path, job: int) -> 
     raise AssertionError(f"job {job} does not train: {process.communicate()[0]}")
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_told_and_the_next_one_runs(tmp_path):
     process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=1,500")
     training_child(process, tmp_path, 1).kill()
@@ -81,6 +82,7 @@ def test_a_killed_job_is_told_and_the_next_one_runs(tmp_path):
     assert "killed by signal 9" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_sweep_that_is_stopped_saves_its_job_and_starts_no_other(tmp_path, number, code):
     process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=500,1")
@@ -133,6 +135,7 @@ def test_a_killed_sweep_runs_what_is_missing_and_no_more(tmp_path):
     assert board["3"]["updates"] == "60"
 
 
+@pytest.mark.slow
 def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path):
     process = start(tmp_path, "-m", *SMALL, "batch_size=4,0", "epochs=500")
     child = training_child(process, tmp_path, 0)

@@ -36,6 +36,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_both(tmp_
     assert list(losses(run)) == [1, 2, 3, 4]  # none was lost or made twice
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_where_it_cannot_be_done_again_ends_both(tmp_path):
     code, output = struck(tmp_path, "backward", "accumulate=1")
     assert code != 0
@@ -44,6 +45,7 @@ def test_memory_that_runs_out_where_it_cannot_be_done_again_ends_both(tmp_path):
     assert load_checkpoint(the_run(tmp_path) / "checkpoints/last.pt")["progress"]["update"] == 2
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_in_one_process_is_left_out_by_both(tmp_path):
     code, output = struck(tmp_path, "nan", "report.log_every=100", "data.train_size=64", "epochs=2")
     assert code == 0, output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -104,7 +105,8 @@ class Loader(DataLoader[Any]):
                 if problems:
                     break
                 yield made
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # All but the first: the worker was killed in the midst of handing a batch over.
             problems = self._explained(error, iterator)
             if not problems:
                 raise
@@ -133,7 +135,7 @@ class Loader(DataLoader[Any]):
             signal.signal(signal.SIGCHLD, handler)
         return iterator
 
-    def _explained(self, error: RuntimeError, iterator: Any) -> list[str]:
+    def _explained(self, error: Exception, iterator: Any) -> list[str]:
         """Return what an error of torch's means, or nothing."""
         text = str(error)
         if text.startswith("Too many open files"):
@@ -141,10 +143,16 @@ class Loader(DataLoader[Any]):
                 "too many open files: each batch that waits takes some. Set loader.workers and loader.prefetch lower, "
                 "or raise the limit (ulimit -n)."
             ]
-        if not text.startswith("DataLoader worker") or self.watch is None:
+        told = text.startswith("DataLoader worker")
+        if self.watch is None or not (told or isinstance(error, (OSError, EOFError))):
             return []
         processes = getattr(iterator or self._iterator, "_workers", [])
-        return dead_workers(processes, self.watch, self.samples.where) or [f"{text.rstrip('.')}."]
+        if not told:
+            multiprocessing.connection.wait(
+                [process.sentinel for process in processes], timeout=1.0
+            )
+        dead = dead_workers(processes, self.watch, self.samples.where)
+        return dead or ([f"{text.rstrip('.')}."] if told else [])
 
 
 @contextlib.contextmanager

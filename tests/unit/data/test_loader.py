@@ -220,6 +220,28 @@ def test_workers_survive_them_from_the_moment_they_are_born():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
 
 
+class Resetting:
+    """Stands for torch's queue where the worker at its other end was killed in the midst of a batch."""
+
+    def __init__(self, error: Exception, worker) -> None:
+        self.error, self.worker = error, worker
+
+    def get(self, timeout=None):
+        os.kill(self.worker.pid, signal.SIGKILL)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()], ids=repr)
+def test_a_worker_killed_while_it_hands_a_batch_over_is_explained(error):
+    batches = eval_loader(EvalDataset(SOURCE, (8, 8), "pad"), 1, CPU, LoaderOptions(1, 2))
+    iterator = iter(batches)
+    next(iterator)
+    made = batches._iterator
+    made._data_queue = Resetting(error, made._workers[0])
+    with pytest.raises(SegFitError, match=r"the data worker \(pid \d+\).*was killed by SIGKILL"):
+        list(iterator)
+
+
 class Priority(ShapesSource):
     def read(self, index):
         image, mask = super().read(index)

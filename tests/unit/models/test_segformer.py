@@ -259,6 +259,7 @@ def test_state_dict_keys_are_transformers(fast):
     assert list(model.state_dict()) == list(stock.state_dict())
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph():
     _, fast = stock_and_fast(
         SegformerConfig(**{**TINY, "classifier_dropout_prob": 0.3}), torch.float32
