@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -148,9 +148,9 @@ class Loader(DataLoader[Any]):
             return []
         processes = getattr(iterator or self._iterator, "_workers", [])
         if not told:
-            multiprocessing.connection.wait(
-                [process.sentinel for process in processes], timeout=1.0
-            )
+            ends = {process.sentinel: process for process in processes}
+            for end in multiprocessing.connection.wait(list(ends), timeout=1.0):
+                ends[cast(int, end)].join(1.0)  # its files are closed a moment before it has ended
         dead = dead_workers(processes, self.watch, self.samples.where)
         return dead or ([f"{text.rstrip('.')}."] if told else [])
 
