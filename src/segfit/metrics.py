@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from segfit.labels import IGNORE_INDEX, Classes
 
@@ -28,27 +27,33 @@ class Scores(NamedTuple):
     pixels: int
 
 
-class SegmentationMetrics(Metric):
+class SegmentationMetrics:
     """A confusion matrix that grows on the device, and the scores that follow from it.
 
-    torchmetrics' `Metric` moves, resets and merges the state, and `compute` adds up the state of all
-    processes. Its `MulticlassConfusionMatrix` is not used, because it counts by `bincount`, which makes
-    the host wait for the device at every update.
+    Not torchmetrics' `MulticlassConfusionMatrix`: it counts by `bincount`, which makes the host wait for the device at
+    every update. Nor its `Metric` as a base: its import alone takes seconds of each start, and what it would do for
+    several processes, the sum of their counts, is done with the other sums of a validation
+    (`tasks.segmentation.SegmentationMeter`). The tests compare with torchmetrics.
 
     Args:
         classes: names, and the background that foreground scores leave out.
+
+    Attributes:
+        confusion: (C, C) int64, rows ground truth, columns prediction.
     """
 
-    confusion: Tensor  # (C, C) int64, rows ground truth, columns prediction
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-
     def __init__(self, classes: Classes) -> None:
-        super().__init__(compute_with_cache=False)
         self.classes = classes
-        empty = torch.zeros(len(classes), len(classes), dtype=torch.int64)
-        self.add_state("confusion", default=empty, dist_reduce_fx="sum")
+        self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+
+    def to(self, device: torch.device | str) -> "SegmentationMetrics":
+        """Move the counts; return these metrics."""
+        self.confusion = self.confusion.to(device)
+        return self
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.confusion = torch.zeros_like(self.confusion)
 
     def update(self, predictions: Tensor, masks: Tensor) -> None:
         """Count a batch; the host does not wait for the device.
@@ -60,7 +65,7 @@ class SegmentationMetrics(Metric):
         self.confusion += confusion_matrices(predictions, masks, len(self.classes)).sum(0)
 
     def compute(self) -> Scores:
-        """Return the scores of all that was counted; waits for the device, and for other processes."""
+        """Return the scores of all that was counted; waits for the device."""
         return scores_of(self.confusion.cpu().numpy(), self.classes)
 
 

@@ -44,6 +44,7 @@ def test_what_is_told_and_how_often_changes_nothing(tmp_path):
     assert same(a.model.state_dict(), b.model.state_dict())
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_seed_agree(tmp_path):
     found = []
     for name in ("a", "b"):

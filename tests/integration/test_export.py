@@ -32,8 +32,12 @@ def load(run: Path) -> trained.TrainedRun:
 
 @pytest.mark.parametrize(
     "model",
-    [("model=cnn", "model.base_channels=8"), ("model=segformer_b0", "model.weights=null")],
-    ids=["cnn", "segformer"],
+    [
+        pytest.param(("model=cnn", "model.base_channels=8"), id="cnn"),
+        pytest.param(
+            ("model=segformer_b0", "model.weights=null"), id="segformer", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_the_program_gives_the_models_logits(model, tmp_path):
     base = tuple(text for text in TINY if not text.startswith("model"))

@@ -107,6 +107,7 @@ def test_runs_and_sweeps_of_the_same_second_have_folders_of_their_own(tmp_path):
         assert len((sweep / "leaderboard.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_not_resumed_and_frees_itself_when_it_is_killed(tmp_path):
     first = start(tmp_path, *LONG, "loader.workers=1")
     run = wait_for_log(first, tmp_path, "update 7/")

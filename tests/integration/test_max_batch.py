@@ -88,6 +88,7 @@ def failed(reason: str, message: str = "because") -> Outcome:
     return Outcome(ok=False, reason=reason, message=message)
 
 
+@pytest.mark.slow
 def test_the_answer_is_that_of_an_exhaustive_scan(tmp_path, monkeypatch):
     monkeypatch.setattr(max_batch, "run_trial", in_this_process)
     overrides = (*SMALL, "model.base_channels=4")

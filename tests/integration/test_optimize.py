@@ -238,6 +238,7 @@ def test_a_search_decides_where_the_forecast_does_not(
     assert "batch_size=2 accumulate=4" in done.findings.values["changes"]
 
 
+@pytest.mark.slow
 def test_real_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure every setting for real, but in this process."""
 

@@ -113,6 +113,7 @@ def stop(folder: Path, number: int) -> "tuple[int, str, Path]":
     return process.returncode, output, the_run(folder)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_well_and_the_run_goes_on(tmp_path, unbroken):
     code, output, run = stop(tmp_path, signal.SIGTERM)
     assert code == 0, output

@@ -8,6 +8,7 @@ from tests.integration.tensorboard_server import read_back
 from tests.integration.training import TINY, the_run, train_by_command_line
 
 
+@pytest.mark.slow
 def test_a_run_of_train_py_can_be_looked_at(tmp_path):
     code, output = train_by_command_line(tmp_path, *TINY, "report.log_every=3", "report.panels=2")
     assert code == 0, output

