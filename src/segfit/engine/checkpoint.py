@@ -87,6 +87,20 @@ def save_atomically(content: dict[str, Any], path: Path, before: Path | None = N
     Raises:
         SegFitError: if it cannot be written (disk full, read-only); the old one is untouched.
     """
+    try:
+        write_whole(content, path, before)
+    except OSError as error:
+        raise SegFitError(
+            f"cannot save {path}: {error.args[-1]}. The checkpoint before it is kept."
+        ) from error
+
+
+def write_whole(content: dict[str, Any], path: Path, before: Path | None = None) -> None:
+    """Write tensors and plain values as `save_atomically` does.
+
+    Raises:
+        OSError: if they cannot be written; its last argument says why.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     failed: list[OSError] = []
     try:
@@ -98,11 +112,8 @@ def save_atomically(content: dict[str, Any], path: Path, before: Path | None = N
         if before is not None and path.exists():
             path.replace(before)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        why = (failed[0] if failed else error).args[-1]
-        raise SegFitError(
-            f"cannot save {path}: {why}. The checkpoint before it is kept."
-        ) from error
+    except RuntimeError as error:
+        raise (failed[0] if failed else OSError(str(error))) from error
     finally:
         # Nothing is left of a failure, of a second Ctrl-C, or of an earlier process that was killed meanwhile.
         for leftover in path.parent.glob(f".{path.name}.*.partial"):
@@ -133,10 +144,12 @@ class _Noting:
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return  # Windows cannot open a folder; NTFS journals the rename
-    handle = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):  # some network file systems know no fsync of a folder
-        os.fsync(handle)
-    os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -156,8 +169,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise kind(
             f"{path}: refused, it holds more than tensors and plain values, or is damaged."
         ) from error
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        reason = str(error).partition(". ")[0].rstrip(".")
+    except Exception as error:  # zip, pickle and torch fail in many ways over damage
+        reason = str(error).partition(". ")[0].rstrip(".") or type(error).__name__
         raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
     if not whole:
         raise DamagedCheckpointError(f"{path}: damaged, its content changed after it was written.")
@@ -167,9 +180,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Say whether every part of a checkpoint has the checksum that was written with it, which torch does not check."""
+    """Say whether every part of a checkpoint has the checksum that was written with it, which torch does not check.
+
+    Raises:
+        ValueError: if a part is compressed, and might unpack to any size.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("it has compressed parts, and torch writes none")
             return archive.testzip() is None
     except zipfile.BadZipFile:
         return False

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from segfit.engine.checkpoint import write_whole
 from segfit.engine.task import Batch
 
 
@@ -47,9 +46,8 @@ def save_window(
     Raises:
         OSError: if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     batches = [
         {"names": list(known), **{key: tensor.cpu() for key, tensor in batch.items()}}
         for batch, known in zip(window, names, strict=True)
     ]
-    torch.save({"found": found, "batches": batches}, path)
+    write_whole({"found": found, "batches": batches}, path)

@@ -98,7 +98,7 @@ class Recovery:
             save_window(path, window, names, found)
             where = f"saved as {path}"
         except OSError as error:
-            where = f"which could not be saved ({error})"
+            where = f"which could not be saved ({error.args[-1]})"
         every = [
             name for rank_names in world.gather([*names]) for part in rank_names for name in part
         ]

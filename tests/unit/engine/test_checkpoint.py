@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,38 @@ def test_a_damaged_checkpoint_is_refused_wherever_the_damage_is(saved, tmp_path)
             load_checkpoint(path)
     path.write_bytes(b"\x00" * len(whole))
     with pytest.raises(SegFitError, match=r"damaged\.pt"):
+        load_checkpoint(path)
+
+
+def test_a_bit_that_flipped_anywhere_is_noticed_or_changes_nothing(saved, tmp_path):
+    """Names, sizes, the pickle: what damage makes of them fails in many ways, each of them told."""
+    whole = saved.last.read_bytes()
+    path = tmp_path / "damaged.pt"
+    noticed = 0
+    for bit in range(0, 8 * len(whole), 7):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            loaded = load_checkpoint(path)
+        except SegFitError:
+            noticed += 1
+        else:
+            assert torch.equal(loaded["model"]["weight"], STATE["model"]["weight"])
+            assert loaded["progress"] == STATE["progress"]
+    assert noticed > len(whole) / 4
+
+
+def test_compressed_parts_are_refused(saved, tmp_path):
+    """A few kilobytes may unpack to any size."""
+    path = tmp_path / "bomb.pt"
+    with (
+        zipfile.ZipFile(saved.last) as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    with pytest.raises(SegFitError, match="compressed parts"):
         load_checkpoint(path)
 
 
