@@ -1,7 +1,6 @@
 """benchmark=diagnose on real trainings, each slowed down by one thing on purpose: the verdict names it."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from segfit.errors import SegFitError
 from segfit.report.findings import Findings
 from segfit.tuning import diagnose
 from segfit.tuning.bench import Bench
-from tests.integration.training import command, environment, one_thread
+from tests.integration.training import command, finished, one_thread
 from tests.unit.composing import composed
 
 # Nothing holds this one up but its own arithmetic.
@@ -153,15 +152,7 @@ def test_the_stock_model_is_named_where_the_arithmetic_is_all_there_is(tmp_path)
 def test_the_command_line_writes_everything_down(tmp_path):
     typed = [text for text in FED if not text.startswith(("model.base", "data.cache="))]
     arguments = ("benchmark=diagnose", "seconds=1", "benchmark.slow_disk_ms=40", *typed)
-    done = subprocess.run(
-        command(*arguments, script="benchmark.py"),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = finished(command(*arguments, script="benchmark.py"), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (results,) = tmp_path.glob("outputs/benchmark/**/results.json")
     values = json.loads(results.read_text())["values"]

@@ -4,9 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +17,8 @@ from segfit.errors import SegFitError
 from tests.integration.training import (
     TINY,
     command,
-    environment,
+    finished,
+    mounting,
     resume,
     same,
     train,
@@ -53,7 +52,10 @@ def told(lines: list[str], name: str) -> list[str]:
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
 @pytest.mark.parametrize("check", ["full", "off"])
-def test_a_run_goes_on_without_bad_images_and_names_each_once(root, tmp_path, cache, check):
+def test_a_run_goes_on_without_bad_images_names_each_once_and_writes_nothing_there(
+    root, tmp_path, cache, check
+):
+    before = listing(root)
     done = train(
         tmp_path / "run",
         *(f"data.root={root}", f"data.cache={cache}", f"data.cache_dir={tmp_path / 'cache'}"),
@@ -69,6 +71,7 @@ def test_a_run_goes_on_without_bad_images_and_names_each_once(root, tmp_path, ca
     )
     summary = [line for line in done.notices if "does without 3 images" in line]
     assert len(summary) == (check == "full")
+    assert listing(root) == before
     kept = [line for line in done.notices if "21 images, 18 of them decoded now, 3 that" in line]
     assert len(kept) == (cache != "none")
 
@@ -110,14 +113,7 @@ def listing(folder: Path) -> dict[Path, tuple[int, int, int]]:
 
 
 def run_cli(folder: Path, script: str, *arguments: str) -> str:
-    done = subprocess.run(
-        command(*arguments, script=script),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    done = finished(command(*arguments, script=script), folder)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -213,30 +209,8 @@ SMALL_SHARED_MEMORY = """if True:
 
 
 def test_shared_memory_that_is_too_small_is_told_at_once_rather_than_waited_for(tmp_path):
-    mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
-    unshare = shutil.which("unshare")
-    if (
-        unshare is None
-        or subprocess.run([unshare, "-m", "sh", "-c", mount], check=False).returncode
-    ):
-        pytest.skip("no rights to mount a small /dev/shm")
-    done = subprocess.run(
-        [
-            unshare,
-            "-m",
-            "sh",
-            "-c",
-            f'{mount} && exec "$@"',
-            "sh",
-            sys.executable,
-            "-c",
-            SMALL_SHARED_MEMORY,
-        ],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    small = mounting("mount -t tmpfs -o size=1m tmpfs /dev/shm")
+    done = finished([*small, sys.executable, "-c", SMALL_SHARED_MEMORY], tmp_path)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Shared memory (/dev/shm) is too small")
     assert done.stderr == ""

@@ -1,5 +1,6 @@
 """What a machine may lack: training goes on without it, and says so once, on the screen and in train.log."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,17 @@ from segfit import training
 from segfit.engine.events import EndLog
 from segfit.monitor import Monitor
 from segfit.report.tensorboard import TensorBoardReport
-from tests.integration.training import TINY, compose_run, one_thread, the_run, train_by_command_line
+from tests.integration.training import (
+    TINY,
+    command,
+    compose_run,
+    finished,
+    mounting,
+    one_thread,
+    the_run,
+    train_by_command_line,
+)
+from tests.unit.data.files import write_pairs
 from tests.unit.report import events
 from tests.unit.test_hardware import FakeNvml
 
@@ -67,6 +78,29 @@ def test_a_file_where_tensorboard_writes(screen, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").touch()
     told_once("cannot write TensorBoard events", screen(tmp_path / "run"))
+
+
+def test_data_and_tensorboards_folder_that_are_read_only(tmp_path):
+    """Of real file systems that nobody may write to; the names of the data are odd ones."""
+    source = tmp_path / "source"
+    write_pairs(source / "train", ["ü é 日本", "a=b,c", "it's {x} $HOME"], size=(40, 48))
+    write_pairs(source / "val", ["-dash ~#"], size=(40, 48))
+    for place in ("data ü, 'q'=1", "run/tensorboard"):
+        (tmp_path / place).mkdir(parents=True)
+    read_only = mounting(
+        "mount -t tmpfs none data* && cp -r source/. data*/ && mount -o remount,ro data* && "
+        "mount -t tmpfs -o ro none run/tensorboard",
+        tmp_path,
+    )
+    tiny = (text for text in TINY if not text.startswith("data"))
+    root = f"data.root=\"{tmp_path}/data ü, 'q'=1\""
+    data = ("data=folder", "data.num_classes=3", "data.cache=disk", root)
+    done = finished([*read_only, *command(*tiny, *data, "hydra.run.dir=run", "epochs=1")], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = "cannot write TensorBoard events"
+    assert (done.stdout + done.stderr).count(told) == 1
+    assert (tmp_path / "run/train.log").read_text().count(told) == 1
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["status"] == "finished"
 
 
 def test_tensorboard_that_fails_while_training(screen, tmp_path, monkeypatch):

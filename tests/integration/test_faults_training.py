@@ -1,12 +1,9 @@
 """Faults of memory, disk and numbers, in real trainings: docs/reliability.md, rows 1, 3 and 6."""
 
 import resource
-import shutil
 import subprocess
 import sys
-import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,15 +12,19 @@ from segfit.engine import step
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.models.cnn import CNN
 from tests.integration.training import (
+    PATIENCE,
     ROOT,
     TINY,
     command,
-    environment,
+    finished,
+    mounting,
     resume,
     same,
     start,
+    start_struck,
     the_run,
     train,
+    updates_of,
     weights_of,
 )
 
@@ -36,32 +37,52 @@ def without_batch_norm(monkeypatch):
     monkeypatch.setattr("segfit.models.cnn.CNN", partial(CNN, norm="none"))
 
 
-def run_out(monkeypatch, when) -> None:
+def run_out(monkeypatch, when, where="forward") -> None:
     """Let passes of more than 2 images fail where `when(update, training)` holds, in the words of cuDNN."""
-    make_update, updates = step.make_update, [0]
+    make_update, updates, images_of_pass = step.make_update, [0], [0]
+    forward, backward = CNN.forward, torch.Tensor.backward
 
     def counting(state, *args, **options):
         updates[0] = state.progress.update
         return make_update(state, *args, **options)
 
-    monkeypatch.setattr("segfit.engine.updating.make_update", counting)
-    forward = CNN.forward
-
-    def failing(self, images):
-        if len(images) > 2 and when(updates[0], self.training):
+    def fail_if_large(training):
+        if images_of_pass[0] > 2 and when(updates[0], training):
             raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+    def failing_forward(self, images):
+        images_of_pass[0] = len(images)
+        if where == "forward":
+            fail_if_large(self.training)
         return forward(self, images)
 
-    monkeypatch.setattr(CNN, "forward", failing)
+    def failing_backward(self, *args, **options):
+        fail_if_large(training=True)
+        backward(self, *args, **options)
+
+    monkeypatch.setattr("segfit.engine.updating.make_update", counting)
+    monkeypatch.setattr(CNN, "forward", failing_forward)
+    if where == "backward":
+        monkeypatch.setattr(torch.Tensor, "backward", failing_backward)
 
 
-@pytest.mark.parametrize("at", [0, 3, 5])
+@pytest.mark.parametrize(
+    ("at", "where", "accumulate"),
+    [
+        (0, "forward", 1),
+        (3, "forward", 1),  # the last of its epoch
+        (5, "backward", 1),
+        (1, "backward", 2),
+        (2, "forward", 2),
+    ],
+)
 def test_memory_that_runs_out_at_any_step_leaves_the_losses_as_they_were(
-    tmp_path, monkeypatch, without_batch_norm, at
+    tmp_path, monkeypatch, without_batch_norm, at, where, accumulate
 ):
-    whole = train(tmp_path / "whole", *EXACT)
-    run_out(monkeypatch, lambda update, training: training and update >= at)
-    tight = train(tmp_path / "tight", *EXACT)
+    options = (*EXACT, f"accumulate={accumulate}")
+    whole = train(tmp_path / "whole", *options)
+    run_out(monkeypatch, lambda update, training: training and update >= at, where)
+    tight = train(tmp_path / "tight", *options)
     assert tight.losses == pytest.approx(whole.losses, rel=1e-4)
     assert tight.heard.steps == whole.heard.steps
     (told,) = [text for text in tight.notices if "out of memory" in text]
@@ -122,107 +143,68 @@ def test_a_poisoned_image_is_named_saved_and_left_out(tmp_path, monkeypatch):
     assert all(value.isfinite().all() for value in done.model.state_dict().values())
     out = [text for text in done.notices if "is left out" in text]
     assert len(out) == 2  # once an epoch
-    assert all("00005" in text or "train_5" in text or "/5" in text for text in out), out
     saved = sorted((tmp_path / "bad_batches").iterdir())
     assert len(saved) == 2
-    assert 5 in torch.load(saved[0], weights_only=True)["batches"][0]["index"].tolist()
+    for told, path in zip(out, saved, strict=True):
+        (batch,) = torch.load(path, weights_only=True)["batches"]
+        assert f"saved as {path}" in told
+        assert "shape_000005" in batch["names"]
+        assert all(name in told for name in batch["names"])
+        assert 5 in batch["index"].tolist()
 
 
 # ------------------------------------------------------------------------------------- the disk
 
 LONG = (
     *(text for text in TINY if not text.startswith(("epochs", "data.train_size"))),
-    *("epochs=3", "data.train_size=200", "checkpoint.every_steps=5", "precision=fp32"),
+    *("epochs=2", "data.train_size=80", "checkpoint.every_steps=5", "precision=fp32"),
 )
+FULL = "last.pt: File too large. The checkpoint before it is kept."
 
 
-def wait_for_line(process: "subprocess.Popen[str]", folder: Path, text: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(text in log.read_text() for log in folder.glob("outputs/*/*/train.log")):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"never told {text!r}: {process.communicate()[0]}")
-
-
-def limit_files(process: "subprocess.Popen[str]", size: int) -> None:
-    """Let no file of a process grow beyond `size`: writing fails in the kernel as on a full disk."""
-    hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, hard))
-
-
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
-def test_a_disk_that_is_full_for_a_while_costs_no_training(tmp_path):
-    process = start(tmp_path, *LONG)
-    wait_for_line(process, tmp_path, "update 12/")
-    limit_files(process, 20_000)
-    wait_for_line(process, tmp_path, "cannot save")
-    run = the_run(tmp_path)
-    kept = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
-    assert kept >= 5
-    limit_files(process, resource.RLIM_INFINITY)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
+def end_of(process: "subprocess.Popen[str]") -> "tuple[int, str]":
+    output, _ = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in output
-    assert "last.pt: File too large. The checkpoint before it is kept. Training goes on" in output
-    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"] == 150
+    return process.returncode, output
+
+
+needs_linux = pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
+
+
+@needs_linux
+def test_a_disk_that_is_full_for_a_while_costs_no_training(tmp_path):
+    code, output = end_of(start_struck(tmp_path, "12=full", "27=room", *LONG))
+    assert code == 0, output
+    run = the_run(tmp_path)
+    # After the updates 15, 20 and 25, and at the end of the first epoch.
+    assert output.count(f"{FULL} Training goes on") == 4
+    assert updates_of(run) == 40
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         *("best.pt", "last.pt", "previous.pt")
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
+@needs_linux
 def test_a_disk_that_stays_full_ends_cleanly_and_the_run_goes_on_from_what_was_saved(tmp_path):
-    process = start(tmp_path, *LONG)
-    wait_for_line(process, tmp_path, "update 12/")
-    limit_files(process, 20_000)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 2, output
-    assert "Traceback" not in output
+    code, output = end_of(start_struck(tmp_path, "12=full", *LONG))
+    assert code == 2, output
     assert "the training ended (finished), but cannot save" in output
     run = the_run(tmp_path)
-    kept = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
-    assert 5 <= kept < 150
+    assert updates_of(run) == 10
 
-    again = subprocess.run(
-        command(f"resume={run}"), cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stderr
-    unbroken = tmp_path / "unbroken"
-    whole = train_alone(unbroken)
-    assert same(weights_of(run / "checkpoints/last.pt"), weights_of(whole / "checkpoints/last.pt"))
+    code, output = end_of(start(tmp_path, f"resume={run}"))
+    assert code == 0, output
+    whole = train(tmp_path / "whole", *LONG, base=())
+    last = tmp_path / "whole/checkpoints/last.pt"
+    assert whole.end.updates == 40
+    assert same(weights_of(run / "checkpoints/last.pt"), weights_of(last))
 
 
-def train_alone(folder: Path) -> Path:
-    folder.mkdir()
-    process = start(folder, *LONG)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
-    return the_run(folder)
-
-
-def _can_mount() -> bool:
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        return False
-    mount = [unshare, "-rm", "mount", "-t", "tmpfs", "-o", "size=64k", "none", "/mnt"]
-    return subprocess.run(mount, capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(not _can_mount(), reason="may not mount a small disk")
 def test_a_disk_that_is_too_small_from_the_start_is_told(tmp_path):
     """A real file system of 300 KiB, on which nothing but the config finds room."""
-    inner = " ".join(f"'{part}'" for part in command(*TINY, "hydra.run.dir=/mnt/run", "epochs=1"))
-    script = f"mount -t tmpfs -o size=300k none /mnt && {inner}"
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    small_disk = mounting("mount -t tmpfs -o size=300k none /mnt")
+    done = finished([*small_disk, *command(*TINY, "hydra.run.dir=/mnt/run", "epochs=1")], tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "cannot save /mnt/run/checkpoints/last.pt" in done.stdout
     assert "last.pt: No space left on device. The checkpoint before it is kept" in done.stdout
@@ -258,13 +240,7 @@ print("saved", known)
 
 
 def test_killed_while_saving_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    folder = str(tmp_path / "checkpoints")
+    done = finished([sys.executable, "-c", KILLED_WHILE_SAVING, folder], ROOT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 0

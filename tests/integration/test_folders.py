@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,27 +19,18 @@ from segfit.config import EvaluateConfig
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.errors import SegFitError
 from tests.integration.training import (
+    PATIENCE,
     TINY,
     command,
-    environment,
+    finished,
     resume,
     start,
     train,
     train_by_command_line,
+    wait_for,
 )
 
 LONG = tuple("epochs=500" if text.startswith("epochs=") else text for text in TINY)
-
-
-def wait_for_log(process: "subprocess.Popen[str]", folder: Path, words: str) -> Path:
-    """Wait until a run below a folder has told these words; return the run."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        for log in folder.rglob("train.log"):
-            if words in log.read_text():
-                return log.parent
-        time.sleep(0.02)
-    raise AssertionError(f"no {words!r}: {process.communicate()[0]}")
 
 
 def end(process: "subprocess.Popen[str]") -> None:
@@ -63,7 +53,9 @@ def test_processes_that_make_folders_at_once_get_each_their_own(tmp_path):
         )
         for _ in range(2)
     ]
-    made = [line for process in both for line in process.communicate(timeout=60)[0].splitlines()]
+    made = [
+        line for process in both for line in process.communicate(timeout=PATIENCE)[0].splitlines()
+    ]
     assert len(set(made)) == len(made) == 80
     assert all((tmp_path / folder).is_dir() for folder in made)
 
@@ -83,19 +75,9 @@ def test_runs_and_sweeps_of_the_same_second_have_folders_of_their_own(tmp_path):
     quick = [*TINY, "max_steps=1", "report.tensorboard=false"]
     # What is wrong with the jobs of the sweeps costs them no more than their time.
     lines = [quick, quick, ["-m", *TINY, "lr=-1"], ["-m", *TINY, "lr=-2"]]
-    started = [
-        subprocess.Popen(
-            command(*line),
-            cwd=tmp_path,
-            env={**environment(), "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for line in lines
-    ]
+    started = [start(tmp_path, *line, PYTHONPATH=paths) for line in lines]
     for process, code in zip(started, (0, 0, 1, 1), strict=True):
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, output
     runs = sorted(path.name for path in tmp_path.glob("outputs/2030-01-31/*"))
     assert runs == ["12-00-00", "12-00-00-2"]
@@ -110,7 +92,7 @@ def test_runs_and_sweeps_of_the_same_second_have_folders_of_their_own(tmp_path):
 @pytest.mark.slow
 def test_a_run_in_use_is_not_resumed_and_frees_itself_when_it_is_killed(tmp_path):
     first = start(tmp_path, *LONG, "loader.workers=1")
-    run = wait_for_log(first, tmp_path, "update 7/")
+    run = wait_for(first, tmp_path, "update 7/")
     code, output = train_by_command_line(tmp_path, f"resume={run}")
     assert code == 2, output
     assert f"{run} is in use by process {first.pid} on {os.uname().nodename}" in output
@@ -267,14 +249,7 @@ def test_a_hostile_checkpoint_is_neither_resumed_nor_evaluated(name, stranger, t
 def test_a_hostile_run_is_not_evaluated(name, stranger, tmp_path):
     marker = tmp_path / "executed"
     HOSTILE[name](stranger, marker)
-    done = subprocess.run(
-        command("run=stranger", "workers=0", script="evaluate.py"),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = finished(command("run=stranger", "workers=0", script="evaluate.py"), tmp_path)
     refused(done.stderr, done.returncode)
     assert not marker.exists()
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -14,19 +13,18 @@ import pytest
 import yaml
 
 from tests.integration.test_sweep import SMALL, rows, sweep_of
-from tests.integration.training import start, train_by_command_line
+from tests.integration.training import (
+    PATIENCE,
+    start,
+    train_by_command_line,
+    wait_for,
+)
 
 QUICK = (*SMALL, "report.tensorboard=false", "checkpoint.every_steps=1")
 
 
 def wait_for_update(process: "subprocess.Popen[str]", folder: Path, job: int, update: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        logs = list(folder.glob(f"multirun/*/*/{job}/train.log"))
-        if logs and f"update {update}/" in logs[0].read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"job {job} does not train: {process.communicate()[0]}")
+    wait_for(process, folder, f"update {update}/", f"multirun/*/*/{job}/train.log")
 
 
 @pytest.mark.slow
@@ -65,14 +63,14 @@ def test_a_sweep_of_any_launcher_that_is_stopped_saves_its_jobs(tmp_path, launch
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, output
     sweep = sweep_of(tmp_path)
     for job in "01":
         assert "training ended after" in (sweep / job / "train.log").read_text()
         assert (sweep / job / "metrics.json").exists()
     assert f"resume_sweep={sweep.relative_to(tmp_path)}" in output
-    assert psutil.wait_procs(jobs, timeout=30)[1] == []
+    assert psutil.wait_procs(jobs, timeout=PATIENCE)[1] == []
 
 
 def test_a_job_that_a_scheduler_takes_back_is_queued_again_and_goes_on(tmp_path):
@@ -90,7 +88,7 @@ def test_a_job_that_a_scheduler_takes_back_is_queued_again_and_goes_on(tmp_path)
         if Path(f"/proc/{controller.pid}").exists() and _trains(controller, 1):
             for part in controller.children(recursive=True):
                 part.send_signal(signal.SIGUSR2)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     sweep = sweep_of(tmp_path)
     board = rows(sweep)
@@ -172,21 +170,11 @@ def test_a_search_in_a_storage_adds_trials_and_says_how_when_it_is_resumed(tmp_p
 )
 def test_an_engine_that_is_not_installed_is_told(tmp_path, override, told):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
-    }
-    from tests.integration.training import command
-
-    done = subprocess.run(
-        command("-m", *QUICK, override, "epochs=1", "batch_size=2"),
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code, output = train_by_command_line(
+        tmp_path, "-m", *QUICK, override, "epochs=1", "batch_size=2", PYTHONPATH=paths
     )
-    assert done.returncode == 2, done.stderr
-    assert told in done.stderr
-    assert "requirements-sweeps.txt" in done.stderr
+    assert code == 2, output
+    assert told in output
+    assert "requirements-sweeps.txt" in output
     assert not (tmp_path / "multirun").exists()

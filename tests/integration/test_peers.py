@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.training import ROOT, TINY, environment, one_thread
+from tests.integration.training import ROOT, TINY, finished, one_thread
 
 SCRIPT = ROOT / "docs" / "benchmarks" / "peers.py"
 
@@ -222,13 +221,8 @@ def test_quick(tmp_path: Path) -> None:
     if importlib.util.find_spec("segmentation_models_pytorch"):
         sections.append("smp")
     out = tmp_path / "results"
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick", "--only", *sections, "--out", str(out)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
+    done = finished(
+        [sys.executable, str(SCRIPT), "--quick", "--only", *sections, "--out", str(out)], ROOT
     )
     assert done.returncode == 0, done.stdout + done.stderr
     cases = json.loads(out.with_suffix(".json").read_text())["cases"]

@@ -1,12 +1,9 @@
 """A run that was killed, stopped or interrupted goes on as if it had never been."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import time
 from itertools import chain
 from pathlib import Path
 
@@ -14,17 +11,21 @@ import pytest
 import torch
 import yaml
 
+from segfit import runs, training
 from segfit.data.batches import TrainBatches
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.errors import SegFitError
 from tests.integration.training import (
+    PATIENCE,
     TINY,
+    one_thread,
     resume,
     same,
-    start,
+    start_struck,
     the_run,
     train,
     train_by_command_line,
+    updates_of,
     weights_of,
 )
 
@@ -49,17 +50,6 @@ def losses(run: Path) -> dict[int, str]:
     return {int(match[1]): match[2] for match in told if match}
 
 
-def wait_for(process: "subprocess.Popen[str]", folder: Path, update: int) -> None:
-    """Wait until the training has told of an update."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        logs = list(folder.glob("outputs/*/*/train.log"))
-        if logs and f"update {update}/" in logs[0].read_text():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no update {update}: {process.communicate()[0]}")
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
@@ -80,70 +70,56 @@ def assert_equal(run: Path, unbroken: Path) -> None:
     )
 
 
-def test_killed_twice_it_ends_as_if_it_had_not_been(tmp_path, unbroken):
-    """In the middle of the second epoch by SIGKILL; resumed, and so in the third."""
-    process = start(tmp_path, *RANDOM)
-    wait_for(process, tmp_path, 9)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def test_whatever_ends_it_it_ends_as_if_nothing_had_been(tmp_path, unbroken):
+    """Killed, hung up with nobody reading, damaged on the disk, interrupted: by the real command line, one run."""
+    process = start_struck(tmp_path, "9=SIGKILL", *RANDOM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL, output
     run = the_run(tmp_path)
-    first = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
-    assert 6 <= first < 24
+    assert updates_of(run) == 8  # checkpoint.every_steps=2
     assert not (run / "metrics.json").exists()
 
-    again = start(tmp_path, f"resume={run}")
-    wait_for(again, tmp_path, 15)
-    os.killpg(again.pid, signal.SIGKILL)
-    again.wait()
-    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"] >= first
+    process = start_struck(tmp_path, "15=SIGHUP", f"resume={run}")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does, and a terminal that is closed
+    assert process.wait(timeout=PATIENCE) == 0
+    assert updates_of(run) == max(losses(run)) == 15
+
+    flip_a_bit(run / "checkpoints/last.pt")
+    process = start_struck(tmp_path, "20=SIGINT", f"resume={run}")
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    assert "last.pt: damaged" in output
+    assert "Going on from the one before it, previous.pt" in output
+    assert "resuming at update 14" in output
+    assert "Traceback" not in output
+    assert updates_of(run) == 20
 
     code, output = train_by_command_line(tmp_path, f"resume={run}")
     assert code == 0, output
-    assert "resuming at update" in output
+    assert "resuming at update 20" in output
     assert_equal(run, unbroken)
     assert the_run(tmp_path) == run  # no second folder was made
 
 
-def stop(folder: Path, number: int) -> "tuple[int, str, Path]":
-    """Start, send a signal to all processes of the job as a terminal or Slurm does, wait."""
-    process = start(folder, *RANDOM)
-    wait_for(process, folder, 8)
-    os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output, the_run(folder)
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
 
 
 @pytest.mark.slow
 def test_sigterm_saves_and_ends_well_and_the_run_goes_on(tmp_path, unbroken):
-    code, output, run = stop(tmp_path, signal.SIGTERM)
-    assert code == 0, output
+    process = start_struck(tmp_path, "9=SIGTERM", *RANDOM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
     assert "Traceback" not in output
-    stopped_at = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
-    assert max(losses(run)) == stopped_at
-
+    run = the_run(tmp_path)
+    assert updates_of(run) == max(losses(run)) == 9
     code, output = train_by_command_line(tmp_path, f"resume={run}")
     assert code == 0, output
-    assert f"resuming at update {stopped_at}" in output
-    assert_equal(run, unbroken)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="not on Windows")
-def test_a_terminal_that_is_closed_and_its_reader_gone_cost_nothing(tmp_path, unbroken):
-    process = start(tmp_path, *RANDOM)
-    wait_for(process, tmp_path, 8)
-    assert process.stdout is not None
-    process.stdout.close()
-    os.killpg(process.pid, signal.SIGHUP)
-    assert process.wait(timeout=120) == 0
-    run = the_run(tmp_path)
-    stopped_at = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
-    assert max(losses(run)) == stopped_at < 24
-
-    again = start(tmp_path, f"resume={run}")
-    assert again.stdout is not None
-    again.stdout.readline()
-    again.stdout.close()  # as `| head -1` does
-    assert again.wait(timeout=120) == 0
+    assert "resuming at update 9" in output
     assert_equal(run, unbroken)
 
 
@@ -277,21 +253,17 @@ def test_other_worker_counts_change_nothing_and_say_nothing(tmp_path):
     assert again.notices == []
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, unbroken):
-    """By the real command line; the end is that of the run that nothing happened to."""
-    run = tmp_path / "run"
-    shutil.copytree(unbroken, run)
-    before = load_checkpoint(run / "checkpoints/previous.pt")["progress"]
+def test_a_damaged_checkpoint_of_the_last_validation_falls_back_to_before_it(tmp_path):
+    whole = train(tmp_path, *RANDOM, "loader.workers=0")
+    best = weights_of(tmp_path / "checkpoints/best.pt")
+    before = load_checkpoint(tmp_path / "checkpoints/previous.pt")["progress"]
     assert before["epoch"] == 3  # its validation was still to come
-    last = run / "checkpoints/last.pt"
-    damaged = bytearray(last.read_bytes())
-    damaged[len(damaged) // 2] ^= 16
-    last.write_bytes(damaged)
-    code, output = train_by_command_line(tmp_path, f"resume={run}")
-    assert code == 0, output
-    assert "last.pt: damaged" in output
-    assert "Going on from the one before it, previous.pt" in output
-    assert_equal(run, unbroken)
+    flip_a_bit(tmp_path / "checkpoints/last.pt")
+    again = resume(tmp_path)
+    assert any("Going on from the one before it, previous.pt" in told for told in again.notices)
+    assert again.end.best_scores == whole.end.best_scores
+    assert same(again.model.state_dict(), whole.model.state_dict())
+    assert same(weights_of(tmp_path / "checkpoints/best.pt"), best)
 
 
 def test_killed_after_its_last_save_it_writes_what_is_missing(tmp_path, unbroken):
@@ -299,30 +271,27 @@ def test_killed_after_its_last_save_it_writes_what_is_missing(tmp_path, unbroken
     shutil.copytree(unbroken, run)
     written = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").unlink()
-    code, output = train_by_command_line(tmp_path, f"resume={run}")
-    assert code == 0, output
-    assert "this run is over" in output
+    with one_thread():
+        training.train(runs.resumed_config(run, [f"resume={run}"]), [], run)
+    assert "this run is over" in (run / "train.log").read_text()
     again = json.loads((run / "metrics.json").read_text())
     for key in ("status", "best", "best_epoch", "updates"):
         assert again[key] == written[key]
 
 
 def test_where_no_checkpoint_is_whole_it_ends_with_one_message(tmp_path):
-    train(tmp_path / "run", "max_steps=2")
-    for path in (tmp_path / "run/checkpoints").iterdir():
+    train(tmp_path, "max_steps=2")
+    for path in (tmp_path / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
-    code, output = train_by_command_line(tmp_path, f"resume={tmp_path / 'run'}", "max_steps=3")
-    assert code == 2
-    assert "previous.pt: not a readable checkpoint" in output
-    assert "Traceback" not in output
+    with pytest.raises(SegFitError, match=r"previous\.pt: not a readable checkpoint") as error:
+        resume(tmp_path, "max_steps=3")
+    assert len(error.value.problems) == 1
 
 
-def test_ctrl_c_saves_and_ends_with_130_and_a_resume_may_not_change_the_run(tmp_path):
-    code, output, run = stop(tmp_path, signal.SIGINT)
-    assert code == 130, output
-    assert "Traceback" not in output
-    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"] == max(losses(run))
-
+def test_a_resume_may_not_change_the_run(tmp_path):
+    """By the real command line, of which nothing is left in the run."""
+    run = tmp_path / "run"
+    train(run, "max_steps=1")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     code, output = train_by_command_line(tmp_path, f"resume={run}", "lr=1", "model=cnn", "epochs=9")
     assert code == 2
@@ -331,4 +300,4 @@ def test_ctrl_c_saves_and_ends_with_130_and_a_resume_may_not_change_the_run(tmp_
     assert "epochs=9:" not in output
     assert "Traceback" not in output
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
-    assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 4
+    assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 2

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 from segfit import runs
-from tests.integration.training import TINY, start, train_by_command_line
+from tests.integration.training import PATIENCE, TINY, start, train_by_command_line, wait_for
 
 SMALL = tuple(text for text in TINY if not text.startswith(("batch_size", "epochs")))
 
@@ -59,21 +58,16 @@ def test_jobs_are_complete_runs_and_wrong_input_in_one_costs_the_others_nothing(
 
 def training_child(process: "subprocess.Popen[str]", folder: Path, job: int) -> psutil.Process:
     """Wait until a job of the sweep trains; return its process."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        logs = list(folder.glob(f"multirun/*/*/{job}/train.log"))
-        if logs and "update 2/" in logs[0].read_text():
-            (child,) = psutil.Process(process.pid).children()
-            return child
-        time.sleep(0.02)
-    raise AssertionError(f"job {job} does not train: {process.communicate()[0]}")
+    wait_for(process, folder, "update 2/", f"multirun/*/*/{job}/train.log")
+    (child,) = psutil.Process(process.pid).children()
+    return child
 
 
 @pytest.mark.slow
 def test_a_killed_job_is_told_and_the_next_one_runs(tmp_path):
     process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=1,500")
     training_child(process, tmp_path, 1).kill()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     board = rows(sweep_of(tmp_path))
     assert process.returncode == 1, output
     assert board["0"]["status"] == "finished"
@@ -91,7 +85,7 @@ def test_a_sweep_that_is_stopped_saves_its_job_and_starts_no_other(tmp_path, num
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)  # as `kill` does
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, output
     assert not child.is_running()
     assert "Traceback" not in output
@@ -149,7 +143,7 @@ def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path):
     board = rows(sweep)
     assert (board["0"]["status"], board["1"]["status"]) == ("unfinished", "input")
     child.terminate()
-    child.wait(60)
+    child.wait(PATIENCE)
     assert (sweep / "0/metrics.json").exists()
     process.communicate()
 

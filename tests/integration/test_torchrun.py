@@ -17,7 +17,7 @@ from segfit import runs
 from segfit.build.training import make_training
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.evaluate import evaluate
-from tests.integration.test_resume import losses, wait_for
+from tests.integration.test_resume import losses
 from tests.integration.training import (
     TINY,
     Trained,
@@ -27,6 +27,7 @@ from tests.integration.training import (
     resume,
     the_run,
     train,
+    wait_for,
     weights_of,
 )
 from tests.unit.data.files import names, write_pairs
@@ -216,7 +217,7 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(tmp_path, p
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_torchrun_saves_once_and_ends_well(tmp_path, number):
     process = start(tmp_path, *SMALL, "epochs=500", "val_every=100")
-    wait_for(process, tmp_path, 5)
+    wait_for(process, tmp_path, "update 5/")
     process.send_signal(number)
     output, _ = process.communicate(timeout=TIMEOUT)
     run = the_run(tmp_path)

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -20,6 +23,8 @@ from segfit.engine.events import EndLog
 from tests.unit.engine.toys import Recorder
 
 ROOT = Path(__file__).parents[2]
+
+PATIENCE = 300  # seconds, on a machine that has much else to do
 
 # The smallest training that is still one: a second or two.
 TINY = (
@@ -114,12 +119,36 @@ def environment() -> dict[str, str]:
     return {**os.environ, **offline, "COLUMNS": "200"}
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def finished(
+    arguments: Sequence[str], folder: Path, **variables: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run any command in a folder to its end."""
+    return subprocess.run(
+        arguments,
+        cwd=folder,
+        env={**environment(), **variables},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def mounting(script: str, folder: Path | None = None) -> list[str]:
+    """Return what to put before a command, which alone sees what a shell script in a folder mounts; skip where it may not."""
+    prefix = ["unshare", "-rm", "sh", "-c", f'{script} && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or finished([*prefix, "true"], folder or ROOT).returncode:
+        pytest.skip("may not mount")
+    return prefix
+
+
+def start(
+    folder: Path, *arguments: str, script: str = "train.py", **variables: str
+) -> "subprocess.Popen[str]":
     """Start `python train.py …` in a folder, in a process group of its own as a terminal would."""
     return subprocess.Popen(
-        command(*arguments),
+        command(*arguments, script=script),
         cwd=folder,
-        env=environment(),
+        env={**environment(), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -127,11 +156,33 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def train_by_command_line(folder: Path, *arguments: str) -> "tuple[int, str]":
+def train_by_command_line(folder: Path, *arguments: str, **variables: str) -> "tuple[int, str]":
     """Run `python train.py …` in a folder; return exit code and all that it printed."""
-    process = start(folder, *arguments)
-    output, _ = process.communicate(timeout=180)
+    process = start(folder, *arguments, **variables)
+    output, _ = process.communicate(timeout=PATIENCE)
     return process.returncode, output
+
+
+def start_struck(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start `struck.py …` in a folder: train.py, and what is to befall it."""
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'src'}"
+    return start(folder, *arguments, script="tests/integration/struck.py", PYTHONPATH=paths)
+
+
+def wait_for(
+    process: "subprocess.Popen[str]",
+    folder: Path,
+    words: str,
+    logs: str = "outputs/*/*/train.log",
+) -> Path:
+    """Wait until a run below a folder has told some words; return the run."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        for log in folder.glob(logs):
+            if words in log.read_text():
+                return log.parent
+        time.sleep(0.01)
+    raise AssertionError(f"never told {words!r}: {process.communicate()[0]}")
 
 
 def the_run(folder: Path) -> Path:
@@ -143,6 +194,12 @@ def the_run(folder: Path) -> Path:
 def weights_of(checkpoint: Path, key: str = "model") -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = load_checkpoint(checkpoint)[key]
     return weights
+
+
+def updates_of(run: Path) -> int:
+    """Return the number of updates after which a run would go on."""
+    updates: int = load_checkpoint(run / "checkpoints/last.pt")["progress"]["update"]
+    return updates
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
