@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segfit import locks
+from segfit import locks, runs
 from segfit.errors import SegFitError
 
 HOLD = (
@@ -55,12 +55,22 @@ def test_a_second_process_is_told_who_has_the_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_neither_a_new_run_nor_a_resumed_one_goes_into_a_folder_in_use(tmp_path, resumed):
+    first = holding(tmp_path)
+    try:
+        with pytest.raises(locks.InUseError, match=f"in use by process {first.pid} on "):
+            runs.claim(tmp_path, resumed=resumed)
+    finally:
+        end(first)
+
+
 def test_workers_that_outlive_their_process_do_not_keep_the_folder(tmp_path):
     first = holding(tmp_path, FORK)
     try:
         first.kill()
         first.wait()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while locks.holder(tmp_path) is not None and time.monotonic() < deadline:
             time.sleep(0.01)
         locks.lock(tmp_path)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import stat
 import zipfile
 from pathlib import Path
 
@@ -135,6 +136,70 @@ def test_a_refused_checkpoint_does_not_fall_back(saved, tmp_path):
     with pytest.raises(SegFitError, match="refused"):
         saved.load_last()
     assert not proof.exists()
+
+
+def test_a_foreign_checkpoint_does_not_fall_back(saved):
+    saved.save_last(STATE)
+    torch.save({"state_dict": STATE["model"]}, saved.last)
+    with pytest.raises(SegFitError, match=r"last\.pt: not a checkpoint of this version"):
+        saved.load_last()
+
+
+class Disk:
+    """What a power cut would leave of a folder: the names, and of each file's content what was flushed.
+
+    Attributes:
+        cuts: name → content, at every moment at which one of the two changed.
+        named: whether the names were flushed too since they changed last.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.cuts: list[dict[str, bytes]] = []
+        self.named = True
+        self._flushed: dict[int, bytes] = {}
+        self._fsync, self._replace = os.fsync, Path.replace
+        monkeypatch.setattr(os, "fsync", self._flush)
+        monkeypatch.setattr(Path, "replace", lambda path, target: self._rename(path, target))
+
+    def cut(self) -> None:
+        there = [(path.name, path.stat().st_ino) for path in self.folder.iterdir()]
+        self.cuts.append({name: self._flushed.get(number, b"") for name, number in there})
+
+    def _flush(self, handle: int) -> None:
+        self.cut()
+        self._fsync(handle)
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            self.named = True
+        else:
+            (path,) = (p for p in self.folder.iterdir() if p.stat().st_ino == status.st_ino)
+            self._flushed[status.st_ino] = path.read_bytes()
+        self.cut()
+
+    def _rename(self, path: Path, target: Path) -> Path:
+        self.named = False
+        renamed = self._replace(path, target)
+        self.cut()
+        return renamed
+
+
+def test_a_power_cut_while_saving_leaves_this_or_the_last_state(tmp_path, monkeypatch):
+    checkpoints, after = Checkpoints(tmp_path / "a"), Checkpoints(tmp_path / "b")
+    after.last.parent.mkdir()
+    disk = Disk(checkpoints.last.parent, monkeypatch)
+    for number in range(4):
+        disk.cuts.clear()
+        checkpoints.save_last({**STATE, "number": number})
+        assert disk.named
+        assert len(disk.cuts) >= 5
+        for cut in disk.cuts if number else ():
+            for path in after.last.parent.iterdir():
+                path.unlink()
+            for name, content in cut.items():
+                (after.last.parent / name).write_bytes(content)
+            assert after.load_last()[0]["number"] in (number - 1, number)
+    assert checkpoints.load_last()[0]["number"] == 3
 
 
 def test_killed_between_two_renames_leaves_the_one_before(saved, monkeypatch):

@@ -11,6 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from segfit.engine.compiling import compiled_or_eager, give_up_compiling, is_compile_error
 from segfit.engine.precision import Precision
+from tests.unit.engine.toys import LineTask, Recorder, make_fit, weights
 
 FP32 = Precision("fp32", "cpu")
 
@@ -106,6 +107,31 @@ def test_a_backward_that_is_compiled_late(model, fresh):
         loss.backward()
     assert type(caught.value) is RuntimeError  # not wrapped in an error of the compiler
     assert is_compile_error(caught.value)
+
+
+class Transposing(LineTask):
+    """Gives inputs of another layout from the sixth update on, for which a forward is compiled anew."""
+
+    def prepare(self, batch, seed):
+        inputs, targets = super().prepare(batch, seed)
+        return inputs if len(self.seeds) < 6 else inputs.t().contiguous().t(), targets
+
+
+def test_a_training_whose_compiled_model_fails_later_goes_on_and_says_so_once(tmp_path, fresh):
+    whole, fit = (make_fit(tmp_path / name, task=Transposing()) for name in ("whole", "late"))
+    expected, heard = Recorder(), Recorder()
+    whole.run(expected, {})
+    backend = Counting(1, RuntimeError("no such instruction"))
+    fit.state.forward = torch.compile(fit.state.model, backend=backend)
+    fit.run(heard, {})
+    assert backend.good == 0
+    (told,) = heard.notices
+    assert "torch.compile failed" in told
+    assert "eager" in told
+    assert "no such instruction" in told
+    assert fit.state.forward is fit.state.model
+    assert heard.losses == pytest.approx(expected.losses)
+    torch.testing.assert_close(weights(fit.state.model), weights(whole.state.model))
 
 
 def test_memory_that_runs_out_while_compiling_is_no_failure_to_compile(model, fresh):

@@ -1,7 +1,9 @@
 """One update equals that of one big batch, however it is cut, and whatever memory allows."""
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,12 +13,23 @@ from segfit.augmentation.mix import Mix
 from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
 from segfit.engine.step import halve_micro_batch, make_update
+from segfit.engine.task import Forward
+from segfit.engine.world import World
 from segfit.errors import SegFitError
 from segfit.labels import IGNORE_INDEX, Classes
 from segfit.losses import segmentation_loss
 from segfit.models.cnn import CNN
 from segfit.tasks.segmentation import SegmentationTask
-from tests.unit.engine.toys import CPU, LineTask, Recorder, make_fit, make_state, points, weights
+from tests.unit.engine.toys import (
+    CPU,
+    LineTask,
+    Recorder,
+    make_fit,
+    make_state,
+    points,
+    spoilt_backward,
+    weights,
+)
 
 CLASSES = Classes(("background", "liver", "kidney"))
 IMAGES = 8
@@ -84,6 +97,38 @@ def test_accumulated_updates_equal_that_of_one_big_batch(loss, soft, clip):
         seen, trained = two_updates(loss, soft, size, clip)
         assert seen == pytest.approx(expected, abs=1e-5)
         assert torch.allclose(trained, expected_weights, atol=1e-5, rtol=0)
+
+
+class Pair(World):
+    """Two processes, of which the other one only agrees; knows which passes would wait for it."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.alone = False
+
+    @contextlib.contextmanager
+    def no_sync(self, forward: Forward) -> Iterator[None]:
+        self.alone = True
+        yield
+        self.alone = False
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_only_the_last_micro_batch_of_an_update_waits_for_other_processes(micro_batches):
+    state = make_state()
+    state.world, state.proven = Pair(), True
+    backward, alone = Tensor.backward, []
+
+    def noting(self: Tensor) -> None:
+        alone.append(state.world.alone)
+        backward(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "backward", noting)
+        window = [points(2, seed=seed) for seed in range(micro_batches)]
+        make_update(state, LineTask(), window, range(micro_batches), None)
+    assert alone == [True] * (micro_batches - 1) + [False]
 
 
 class SmallMemory:
@@ -161,18 +206,6 @@ def test_the_micro_batch_is_halved_from_what_the_data_gives():
 # ------------------------------------------------------------------------------------- fp16
 
 
-class Overflow(torch.autograd.Function):
-    """Gives a gradient that is too large for fp16."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * math.inf
-
-
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_an_overflow_skips_its_update_and_training_goes_on(tmp_path, clip):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
@@ -182,7 +215,7 @@ def test_an_overflow_skips_its_update_and_training_goes_on(tmp_path, clip):
     def forward(images: Tensor) -> Tensor:
         seen.append(weights(model))
         outputs = model(images)
-        return Overflow.apply(outputs) if len(seen) == 2 else outputs
+        return spoilt_backward(outputs, math.inf) if len(seen) == 2 else outputs
 
     fit.state.forward = forward
     heard = Recorder()

@@ -66,19 +66,22 @@ print(json.dumps(found))
 """
 
 FAILING = """
-import sys
+import os, signal, sys
 from segfit.engine.torchrun import joined
 from segfit.errors import SegFitError
 
 who, what = int(sys.argv[1]), sys.argv[2]
 try:
     with joined("cpu") as world:
+        if who in (world.rank, 2) and what == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if who in (world.rank, 2):
             raise {"input": SegFitError("a bad file"), "bug": ZeroDivisionError("a bug")}[what]
         world.max(0)
 except Exception as error:
     assert error.__cause__ is not error  # whoever follows the causes would never end
-    print(type(error).__name__, getattr(error, "exit_code", None), error, sep="|")
+    told = str(error).partition(" without a word")[0]
+    print(type(error).__name__, getattr(error, "exit_code", None), told, sep="|")
     sys.exit(3)
 """
 
@@ -101,7 +104,7 @@ def run_two(script: str, *arguments: str) -> "list[tuple[int, str, str]]":
         )
         for rank in "01"
     ]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=300) for process in processes]
     return [(process.returncode, *told) for process, told in zip(processes, outputs, strict=True)]
 
 
@@ -142,20 +145,24 @@ def test_buffers_are_averaged(found):
     assert [one["mean"] for one in found] == [[2.0, 2.0]] * 2
 
 
-@pytest.mark.slow
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("who", "what", "first", "second"),
     [
-        ("0", "input", (3, "SegFitError|2|a bad file"), (2, "")),
-        ("1", "input", (3, "PeerError|2|process 1 of 2 ended: a bad file"), (2, "")),
-        ("2", "input", (3, "SegFitError|2|a bad file"), (2, "")),
+        slow("0", "input", (3, "SegFitError|2|a bad file"), (2, "")),
+        slow("1", "input", (3, "PeerError|2|process 1 of 2 ended: a bad file"), (2, "")),
+        slow("2", "input", (3, "SegFitError|2|a bad file"), (2, "")),
         (
             "1",
             "bug",
             (3, "PeerError|1|process 1 of 2 ended: ZeroDivisionError: a bug"),
             (3, "ZeroDivisionError|None|a bug"),
         ),
-        ("2", "bug", (3, "ZeroDivisionError|None|a bug"), (1, "")),
+        slow("2", "bug", (3, "ZeroDivisionError|None|a bug"), (1, "")),
+        slow("1", "killed", (3, "PeerError|1|another process of this training is gone"), (-9, "")),
     ],
 )
 def test_a_failure_ends_all_and_is_told_once(who, what, first, second):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,6 +130,23 @@ class Points:
 
     def names(self, batch: Batch) -> list[str]:
         return [f"point {value:.3f}" for value in batch["target"].flatten().tolist()]
+
+
+class _SpoiltBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def spoilt_backward(x: Tensor, factor: float = math.nan) -> Tensor:
+    """Return a copy whose gradient comes back times a factor that is not finite."""
+    spoilt: Tensor = _SpoiltBackward.apply(x, factor)
+    return spoilt
 
 
 def points(count: int, seed: int) -> Batch:
