@@ -54,12 +54,13 @@ def run_dir(resume: str | None) -> str:
         SegFitError: if `resume` is no run folder.
     """
     if resume is not None:
-        if not (Path(resume) / "config.yaml").is_file():
+        folder = Path(resume).expanduser()
+        if not (folder / "config.yaml").is_file():
             raise SegFitError(
                 f"resume={resume}: no run folder (it has no config.yaml). Give a folder that train.py "
                 f"made, such as outputs/2030-01-31/12-00-00."
             )
-        return resume
+        return str(folder)
     if launched().rank > 0:
         return "."  # the main process makes the folder, and says which it is when all have joined
     return new_folder(Path("outputs"))
@@ -120,10 +121,11 @@ def run(
         no_torchrun: the same of several processes by torchrun.
     """
     outlive_readers()
+    _refuse_a_folder_that_is_gone()
     if launched().size > 1:
         _refuse_under_torchrun(no_torchrun)
-    if no_sweep and {"-m", "--multirun"} & set(sys.argv):
-        fail([f"-m: {no_sweep}"])  # before Hydra makes the sweep's folders
+    if no_sweep and _sweeping():
+        fail([f"{_sweeping()[0]}: {no_sweep}"])  # before Hydra makes the sweep's folders
     sweep_jobs.obey_ctrl_c()
     if config_name == "train":
         _resume_sweep()
@@ -153,8 +155,10 @@ def run(
             sys.exit(sweep_jobs.INTERRUPTED)
         sys.exit(1 if sweep.LeaderBoard.failed else 0)
     problems = sweep.without_a_result(caught)
-    sweep.tell_how_to_go_on()
     problems = problems or explain(caught, CONF, config_name, sys.argv[1:])
+    if problems:
+        sweep.discard_unbegun()
+    sweep.tell_how_to_go_on()
     if not problems:
         kind = "oom" if _ran_out_of_memory(caught) else "crash"
         sweep_jobs.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
@@ -182,11 +186,23 @@ def _ran_out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
+def _refuse_a_folder_that_is_gone() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        fail(["the current folder is gone, deleted or replaced. Change to one that is there (cd)."])
+
+
+def _sweeping() -> list[str]:
+    """Return what of the command line asks for a sweep."""
+    signs = ("-m", "--m", "resume_sweep=", "hydra.mode=MULTIRUN", "hparams_search=")
+    return [text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)]
+
+
 def _refuse_under_torchrun(why: str) -> None:
-    signs = ("-m", "--multirun", "resume_sweep=", "hydra.mode=MULTIRUN")
-    sweeps = [text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)]
-    if sweeps and not why:
-        why = f"{sweeps[0]} would sweep in every process. Start each job by torchrun, without {sweeps[0]}."
+    if not why and _sweeping():
+        sign = _sweeping()[0]
+        why = f"{sign} would sweep in every process. Start each job by torchrun, without {sign}."
     if why:
         fail([f"torchrun: {why}"])
 

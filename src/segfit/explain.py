@@ -192,7 +192,8 @@ def _is_group(key: str) -> bool:
 
 def _groups() -> list[str]:
     loader = GlobalHydra.instance().config_loader()
-    return [group for group in loader.list_groups("") if group != "hydra"]
+    hydras = [f"hydra/{group}" for group in loader.list_groups("hydra")]
+    return [group for group in loader.list_groups("") if group != "hydra"] + hydras
 
 
 def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> str:

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from segfit import locks
+from segfit import locks, runs
 from segfit.errors import SegFitError
 from segfit.report.leaderboard import Row, collect, print_leaderboard, write_csv
 from segfit.report.text import hydra_override, shown_path
@@ -105,6 +105,17 @@ def tell_how_to_go_on() -> None:
     if LeaderBoard.folder is not None and (LeaderBoard.folder / SWEEP).exists():
         again = hydra_override("resume_sweep", shown_path(LeaderBoard.folder))
         print(f"What is missing runs with: python train.py {again}", flush=True)
+
+
+def discard_unbegun() -> None:
+    """Remove the folder of a new sweep that was refused before a job began, so that nothing of it is missing."""
+    folder = LeaderBoard.folder
+    if folder is None or folder == LeaderBoard.resumed:
+        return
+    if not any(entry.is_dir() for entry in folder.iterdir()):
+        for name in (SWEEP, "multirun.yaml"):  # the record, and Hydra's own
+            (folder / name).unlink(missing_ok=True)
+        runs.discard_if_empty(folder)
 
 
 def _check_installed(config: DictConfig) -> None:

@@ -35,6 +35,7 @@ def train(
             ["3 errors", "'model'", "'dice'", "batch_size=0: must be at least 1"],
         ),
         (["-m", "batch_size=2,x"], ["batch_size=x"]),
+        (["-m", "hydra/launcher=joblb"], ["'joblib'? There are: basic, joblib, submitit_local"]),
     ],
 )
 def test_wrong_input(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
@@ -43,7 +44,9 @@ def test_wrong_input(tmp_path: Path, arguments: list[str], parts: list[str]) -> 
     assert "Traceback" not in done.stderr
     for part in parts:
         assert part in done.stderr
-    assert not list(tmp_path.rglob("config.yaml"))
+    assert "What is missing" not in done.stdout
+    assert not list(tmp_path.rglob("*.yaml"))
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_a_label_map_can_be_typed(tmp_path: Path) -> None:

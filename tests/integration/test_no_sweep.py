@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
 @pytest.mark.parametrize("script", ["evaluate.py", "benchmark.py"])
 def test_a_sweep_is_refused_and_leaves_nothing(script: str, flag: str, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -20,6 +20,6 @@ def test_a_sweep_is_refused_and_leaves_nothing(script: str, flag: str, tmp_path:
         timeout=60,
     )
     assert done.returncode == 2
-    assert "-m: " in done.stderr
+    assert f"{flag}: {script} " in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"config", "check", *LEAVES},
     "sweep_jobs": {"runs", *LEAVES},
     "sweep_record": {"runs", "sweep_jobs", *LEAVES},
-    "sweep": {"report.leaderboard", "report.text", "sweep_jobs", "sweep_record", *LEAVES},
+    "sweep": {"report.leaderboard", "report.text", "runs", "sweep_jobs", "sweep_record", *LEAVES},
     "explain": {"config", "check", *LEAVES},
     "cli": {
         "config",
