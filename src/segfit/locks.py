@@ -56,9 +56,12 @@ def lock(folder: Path) -> None:
         except OSError:  # this file system knows no locks
             os.close(handle)
             return
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     _held[place] = handle
+    with contextlib.suppress(
+        OSError
+    ):  # a full disk: the lock holds, though it does not say whose it is
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def holder(folder: Path) -> str | None:

@@ -27,6 +27,7 @@ from segfit import locks
 from segfit.check import check
 from segfit.config import SCHEMAS, RunConfig
 from segfit.errors import SegFitError
+from segfit.processes import launched
 from segfit.strangers import read_yaml, refuse_links
 
 CONFIG = "config.yaml"
@@ -104,7 +105,7 @@ def claim(run: Path, *, resumed: bool) -> None:
         SegFitError: if another process trains in it, a new run would write into an older one, or a link in it
             leads elsewhere.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if launched().rank > 0:
         return
     locks.lock(run)
     if not resumed and (run / CONFIG).exists():

@@ -91,6 +91,30 @@ def test_where_there_are_no_locks_it_goes_on_without(tmp_path, monkeypatch):
     assert locks.holder(tmp_path) is None
 
 
+def test_on_a_full_disk_the_lock_holds_without_a_name(tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    locks.lock(tmp_path)
+    monkeypatch.undo()
+    ask = "import sys\nfrom pathlib import Path\nfrom segfit import locks\nprint(locks.holder(Path(sys.argv[1])))"
+    command = [sys.executable, "-c", ask, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "another process\n"
+    locks.release(tmp_path)
+
+
+def test_only_one_of_torchruns_processes_claims_whatever_else_is_called_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    runs.claim(tmp_path, resumed=False)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delenv("WORLD_SIZE")
+    runs.claim(tmp_path, resumed=False)
+    assert (tmp_path / locks.LOCK).exists()
+    locks.release(tmp_path)
+
+
 def test_a_lock_that_is_a_link_is_refused(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
