@@ -88,6 +88,8 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def _problem(value: Any, metadata: Any) -> str:
+    if isinstance(value, str) and "${" in value:
+        return "must not hold ${, the mark of a reference: a run that keeps it could not be read again."
     if metadata.get("choices") and value not in metadata["choices"]:
         return f"must be one of {', '.join(metadata['choices'])}." + nearest(
             str(value), metadata["choices"]

@@ -63,6 +63,7 @@ def problems(*overrides: str) -> list[str]:
         ([*FOLDER, "data.label_map={-1:0}"], "-1 is no mask value"),
         ([*FOLDER, "data.label_map={0:1}", "data.mask_format=parts"], "needs data.mask_format=png"),
         ([*FOLDER[::2], "data.root="], "data.root is empty"),
+        ([*FOLDER[::2], r"data.root='a\${b}'"], "data.root=a${b}: must not hold ${"),
         ([*FOLDER, "data.label_map=3"], "must be {mask value: class, …}"),
         ([*FOLDER, "data.split.group='('"], "no valid regular expression"),
         ([*FOLDER, "data.split.val=0.6", "data.split.test=0.5"], "leave something to train on"),
