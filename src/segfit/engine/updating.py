@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from segfit.engine.compiling import is_compile_error
+from segfit.engine.compiling import give_up_compiling, is_compile_error
 from segfit.engine.non_finite import NotFinite
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.recovery import Recovery
@@ -77,7 +77,8 @@ class Updater:
             except Exception as error:
                 said, spoilt = str(error).partition("\n")[0], False
                 if is_compile_error(error) and self.state.world.size == 1:
-                    self._run_eager(said)
+                    self.state.forward = self.state.model
+                    self.notice(give_up_compiling(error))
                     continue
                 if not is_out_of_memory(error):
                     raise
@@ -98,7 +99,3 @@ class Updater:
             seeds.append(derive_seed(self.seed, progress.epoch, first // size))
             position += world.size * size
         return seeds
-
-    def _run_eager(self, said: str) -> None:
-        self.state.forward = self.state.model
-        self.notice(f"compile=true: torch.compile failed later on, going on eager ({said[:200]}).")
