@@ -37,7 +37,7 @@ def run(config: DictConfig) -> float:
         from segfit.training import train  # torch and friends only when work starts
 
         end = train(config, overrides, folder)
-    except SegFitError:
+    except (SegFitError, KeyboardInterrupt):
         if launched().rank == 0:
             runs.discard_if_empty(folder)
         raise

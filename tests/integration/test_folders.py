@@ -125,6 +125,15 @@ def test_wrong_input_leaves_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_before_anything_was_written_leaves_no_folder(tmp_path):
+    process = start(tmp_path, *TINY)
+    wait_for(process, tmp_path, f"process {process.pid}", logs="outputs/*/*/.lock")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    assert not list(tmp_path.glob("outputs/*"))
+
+
 # ------------------------------------------------------------------------------- a stranger's folder
 
 
