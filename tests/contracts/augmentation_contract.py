@@ -1,5 +1,6 @@
 """What every augmentation pipeline keeps; inherit `AugmentationContract` and say how yours is called."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import pytest
@@ -54,9 +55,10 @@ def away_from_borders(masks: Tensor) -> Tensor:
     return (largest == smallest)[:, 0]
 
 
-class AugmentationContract:
+class AugmentationContract(ABC):
     """Inherit as `class TestMine(AugmentationContract)` and define `augment`."""
 
+    @abstractmethod
     def augment(
         self, options: dict[str, Any], images: Tensor, masks: Tensor, seed: int
     ) -> tuple[Tensor, Tensor]:
@@ -66,7 +68,6 @@ class AugmentationContract:
             images (B, 3, H, W) float in units of 0-255 (not rounded, if the pipeline does not), and
             masks (B, H, W) int64. Must check that the pipeline keeps its own dtypes.
         """
-        raise NotImplementedError
 
     @pytest.mark.parametrize(("count", "height", "width"), [(6, 40, 56), (1, 64, 48), (3, 8, 16)])
     def test_shapes_and_ranges_stay(self, count: int, height: int, width: int) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from abc import ABC, abstractmethod
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ def images(height: int = 64, width: int = 64, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=generator)
 
 
-class ModelContract:
+class ModelContract(ABC):
     """Tests of a model made by `make`; inherit as `class TestX(ModelContract)`."""
 
+    @abstractmethod
     def make(self, num_classes: int) -> nn.Module:
-        raise NotImplementedError
+        """Return a model with its initial weights."""
 
     @pytest.fixture(autouse=True)
     def _few_threads(self):

@@ -13,6 +13,7 @@ from segfit.check import check, plain
 from segfit.report.benchmark import write_findings
 from segfit.report.findings import Findings
 from segfit.tuning.bench import Bench
+from segfit.tuning.trial import Outcome
 from tests.integration.training import ROOT, TINY, one_thread
 
 
@@ -55,3 +56,18 @@ def benchmark(
         findings = import_module(f"segfit.tuning.{mode}").run(config, bench)
     write_findings(findings, folder, mode=mode, command="python", machine={}, config=plain(config))
     return Benchmarked(findings, folder, notices, told)
+
+
+def outcome(rate: float, compiled: str = "no") -> Outcome:
+    """Return what a trial in a child process tells of a training at `rate` images a second."""
+    speed = {
+        "images_per_second": rate,
+        "ms_median": 1e3 / rate,
+        "ms_p5": 900 / rate,
+        "ms_p95": 1100 / rate,
+        "steps": 9,
+        "peak_gib": 1.0,
+        "data_wait": 0.1,
+    }
+    facts = {"model": "cnn", "image size": "64 × 64", "compiled": compiled}
+    return Outcome(ok=True, values={"speed": speed, "facts": facts, "notices": []})

@@ -15,24 +15,10 @@ from segfit.report.plots import figure_to_array
 from segfit.tuning import ladder
 from segfit.tuning.measure import measure_training
 from segfit.tuning.trial import JOBS, Outcome
-from tests.integration.benchmarking import benchmark
+from tests.integration.benchmarking import benchmark, outcome
 from tests.integration.training import compose_run, one_thread
 
 QUICK = ("seconds=0.01", "benchmark.warmup=1", "report.panels=0")
-
-
-def outcome(rate: float, compiled: str = "no") -> Outcome:
-    speed = {
-        "images_per_second": rate,
-        "ms_median": 1e3 / rate,
-        "ms_p5": 900 / rate,
-        "ms_p95": 1100 / rate,
-        "steps": 9,
-        "peak_gib": 1.0,
-        "data_wait": 0.1,
-    }
-    facts = {"model": "cnn", "image size": "64 × 64", "compiled": compiled}
-    return Outcome(ok=True, values={"speed": speed, "facts": facts, "notices": []})
 
 
 class Scripted:

@@ -160,7 +160,7 @@ def test_a_hub_that_is_silent_about_files_is_given_up_quickly(monkeypatch):
         def log_message(self, *arguments):
             pass
 
-    monkeypatch.setattr(weights_module, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(weights_module, "PROBE_SECONDS", 1.0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
