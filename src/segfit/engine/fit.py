@@ -188,6 +188,7 @@ class Fit:
 
     def _epoch(self) -> None:
         progress, options = self.state.progress, self.options
+        self.teller.begin_epoch()
         start = time.perf_counter()
         self.state.model.train()
         self._train_epoch()

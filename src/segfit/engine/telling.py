@@ -90,6 +90,10 @@ class Teller:
             )
         )
 
+    def begin_epoch(self) -> None:
+        """Count images and waiting from here on; an epoch that a roll-back cut short counts from its new start."""
+        self._images, self._waited = 0, 0.0
+
     def notice(self, message: str) -> None:
         """Tell what the person should know."""
         self.listener.notice(message)
@@ -178,7 +182,6 @@ class Teller:
         )
         self.total_images += self._images
         self.total_seconds += training_seconds
-        self._images, self._waited = 0, 0.0
         if progress.update > self._told_epoch:
             self._told_epoch = progress.update
             self.listener.epoch(log)

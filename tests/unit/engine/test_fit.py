@@ -249,3 +249,11 @@ def test_every_minutes_saves_inside_an_epoch(tmp_path, monkeypatch):
     run(fit)
     assert len(saved) > 3
     assert saved[-1] == 40
+
+
+def test_images_that_a_roll_back_made_again_count_once(tmp_path):
+    """Else speed would be told of two passes over the images in the time of one."""
+    fit = make_fit(tmp_path / "checkpoints", train=Points(bad=[(1, 3)]), log_every=1)
+    run(fit)
+    assert fit.state.progress.left_out == [[1, 6]]
+    assert fit.teller.total_images == 8 + 6 + 8
