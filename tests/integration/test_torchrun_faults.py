@@ -38,6 +38,20 @@ def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_both(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["first_backward", "first_step"])
+def test_memory_that_runs_out_in_the_first_update_halves_the_micro_batch_of_both(tmp_path, fault):
+    calm, hit = tmp_path / "calm", tmp_path / "hit"
+    calm.mkdir()
+    hit.mkdir()
+    code, output = struck(calm, "none", "accumulate=1", "max_steps=3")
+    assert code == 0, output
+    code, output = struck(hit, fault, "accumulate=1", "max_steps=3")
+    assert code == 0, output
+    assert output.count("out of memory with a micro-batch of 4: going on with 2") == 1
+    assert torch.allclose(parameters(the_run(hit)), parameters(the_run(calm)), atol=1e-5)
+
+
+@pytest.mark.slow
 def test_memory_that_runs_out_where_it_cannot_be_done_again_ends_both(tmp_path):
     code, output = struck(tmp_path, "backward", "accumulate=1")
     assert code != 0

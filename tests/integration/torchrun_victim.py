@@ -2,10 +2,14 @@
 
 memory: passes of more than 2 images fail in process 1, from the third update on.
 backward: the same in a backward pass that adds up gradients.
+none: no process is struck.
+first_backward: the backward pass of the first update fails in process 1, once.
+first_step: so does its optimizer's step, after a weight was moved.
 bug: the third update fails in process 1.
 nan: from the fourth update of the first epoch on, for two updates, the images of process 1 are not numbers.
 """
 
+import functools
 import os
 import runpy
 import sys
@@ -21,7 +25,7 @@ from tests.integration.training import ROOT
 STRUCK = os.environ["RANK"] == "1"
 _update = [0]
 _make_update, _forward, _prepare = updating.make_update, CNN.forward, SegmentationTask.prepare
-_backward = torch.Tensor.backward
+_backward, _step = torch.Tensor.backward, torch.optim.SGD.step
 
 
 def _counting(state: Any, *args: Any, **options: Any) -> Any:
@@ -41,6 +45,18 @@ def _out_of_memory_in_backward(self: torch.Tensor, *args: Any, **options: Any) -
     _backward(self, *args, **options)
 
 
+def _out_of_memory_once(self: torch.Tensor, *args: Any, **options: Any) -> None:
+    torch.Tensor.backward = _backward  # type: ignore[method-assign]
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def _out_of_memory_within_step(self: torch.optim.Optimizer, *args: Any, **options: Any) -> None:
+    torch.optim.SGD.step = _step  # type: ignore[method-assign]
+    with torch.no_grad():
+        self.param_groups[0]["params"][0].add_(1.0)
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 def _not_a_number(self: SegmentationTask, batch: Any, seed: int) -> Any:
     images, targets = _prepare(self, batch, seed)
     return images * (float("nan") if _update[0] in (3, 4) else 1.0), targets
@@ -55,10 +71,17 @@ def _bug(self: SegmentationTask, batch: Any, seed: int) -> Any:
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
     updating.make_update = _counting
+    if fault in ("none", "first_backward", "first_step"):
+        # Without batch norm, pieces of a batch give the gradient of the whole.
+        CNN.__init__ = functools.partialmethod(CNN.__init__, norm="none")  # type: ignore[assignment]
     if STRUCK and fault == "memory":
         CNN.forward = _out_of_memory  # type: ignore[method-assign]
     elif STRUCK and fault == "backward":
         torch.Tensor.backward = _out_of_memory_in_backward  # type: ignore[method-assign]
+    elif STRUCK and fault == "first_backward":
+        torch.Tensor.backward = _out_of_memory_once  # type: ignore[method-assign]
+    elif STRUCK and fault == "first_step":
+        torch.optim.SGD.step = _out_of_memory_within_step  # type: ignore[method-assign]
     elif STRUCK and fault == "bug":
         SegmentationTask.prepare = _bug  # type: ignore[method-assign]
     elif STRUCK and fault == "nan":

@@ -85,6 +85,7 @@ class TrainingState:
         precision: of forward passes.
         device: where the model lives.
         world: the processes that train this model together.
+        proven: an update was made with this forward, so that memory suffices for the next.
         schedule_offset: how far the schedule is ahead of the updates made, where the run went on with another effective
             batch.
     """
@@ -99,6 +100,7 @@ class TrainingState:
     device: torch.device
     progress: Progress = field(default_factory=Progress)
     world: World = ALONE
+    proven: bool = False
     schedule_offset: int = 0
 
     def evaluated(self) -> nn.Module:
@@ -110,6 +112,7 @@ class TrainingState:
 
         DistributedDataParallel would take the next backward, whichever it is, for the one that it waits for.
         """
+        self.proven = False
         if self.world.size > 1:
             self.forward = self.world.unwrap(self.forward)
             gc.collect()  # its hooks on the parameters go with the old wrapper

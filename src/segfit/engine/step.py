@@ -17,7 +17,7 @@ from segfit.phases import phase
 
 
 class PartlyUpdated(Exception):  # noqa: N818 - told by its cause
-    """Memory ran out while the optimizer moved the weights: some of them moved, some did not."""
+    """Memory ran out while gradients, weights or their averages were changed: some of them were, some were not."""
 
 
 class PeerFailed(Exception):  # noqa: N818 - the other process tells the error
@@ -52,7 +52,7 @@ def make_update(
 
     Raises:
         NotFinite: if the update is watched and its loss or gradient is not finite; nothing moved.
-        PartlyUpdated: if the optimizer ran out of memory; the weights are not to be used any more.
+        PartlyUpdated: if memory ran out after the backward pass; the weights are not to be used any more.
         PeerFailed: if another process failed.
         Exception: of the forward or backward pass; gradients are cleared. If it is_out_of_memory, the same window may
             be tried again, and every process of the world got such an error.
@@ -65,34 +65,27 @@ def make_update(
         size = state.progress.micro_batch
         prepared = [piece for pair in prepared for piece in task.split(*pair, size)]
 
-    loss = torch.zeros((), device=state.device)
-    *unsynced, last = prepared
     try:
-        with all_or_none(state):
-            with state.world.no_sync(state.forward):
-                for piece in unsynced:
-                    part = _forward(state, task, piece, totals)
-                    _backward(state, part)
-                    loss += part.detach()
-            part = _forward(state, task, last, totals)
-        with _not_repeatable(state):
-            _backward(state, part)  # adds up the gradients of all processes
-        loss += part.detach()
+        loss = _accumulate(state, task, prepared, totals)
     except Exception:
         # The next try must not add to half a gradient.
         state.optimizer.zero_grad(set_to_none=True)
         raise
 
     with phase("optimizer"):
-        state.scaler.unscale_(state.optimizer)  # before clipping, which must see the true gradients
-        norm = clip_gradients(state.model, clip_grad_norm)
+        with _moving(state):
+            state.scaler.unscale_(state.optimizer)  # so that clipping sees the true gradients
+            norm = clip_gradients(state.model, clip_grad_norm)
         if watched:
             _refuse_if_not_finite(state, loss, norm)
-        _step(state)
-        state.optimizer.zero_grad(set_to_none=True)
-        if state.ema is not None:
-            state.ema.update(state.model, step=state.progress.update + 1)
+        with _moving(state):
+            state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
+            state.scaler.update()  # after step: it looks at what step found
+            state.optimizer.zero_grad(set_to_none=True)
+            if state.ema is not None:
+                state.ema.update(state.model, step=state.progress.update + 1)
         count_update(state)
+    state.proven = True
     return loss, norm
 
 
@@ -114,6 +107,33 @@ def all_or_none(state: TrainingState) -> Iterator[None]:
         raise MemoryError("another process of this training ran out of memory")
     if worst == 2:
         raise PeerFailed
+
+
+def _accumulate(
+    state: TrainingState, task: Task, prepared: Sequence[tuple[Tensor, Any]], totals: Tensor
+) -> Tensor:
+    """Leave the gradient of all micro-batches of all processes in the parameters; return this process's loss, ().
+
+    DistributedDataParallel adds gradients up during the last backward, where a process that runs out of memory leaves
+    the others waiting. So the first update, which shows whether there is enough, adds them up afterwards.
+    """
+    loss = torch.zeros((), device=state.device)
+    by_hand = state.world.size > 1 and not state.proven
+    with all_or_none(state):
+        with state.world.no_sync(state.forward):
+            for piece in prepared if by_hand else prepared[:-1]:
+                part = _forward(state, task, piece, totals)
+                _backward(state, part)
+                loss += part.detach()
+        if not by_hand:
+            part = _forward(state, task, prepared[-1], totals)
+    with _not_repeatable(state):
+        if by_hand:
+            state.world.average_gradients(state.model)
+        else:
+            _backward(state, part)  # adds up the gradients of all processes
+            loss += part.detach()
+    return loss
 
 
 def _forward(state: TrainingState, task: Task, piece: tuple[Tensor, Any], totals: Tensor) -> Tensor:
@@ -158,17 +178,22 @@ def _not_repeatable(state: TrainingState) -> Iterator[None]:
         ) from error
 
 
-def _step(state: TrainingState) -> None:
+@contextmanager
+def _moving(state: TrainingState) -> Iterator[None]:
+    """Tell memory that runs out from here on, where gradients, weights and averages change in place.
+
+    Raises:
+        PartlyUpdated: if that happened, in every process.
+    """
     try:
-        with _not_repeatable(state):
-            state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
+        with _not_repeatable(state) if state.proven else all_or_none(state):
+            yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         reset_scaler(state)
         state.optimizer.zero_grad(set_to_none=True)
         raise PartlyUpdated(str(error).partition("\n")[0]) from None
-    state.scaler.update()  # after step: it looks at what step found
 
 
 def count_update(state: TrainingState) -> None:

@@ -186,6 +186,13 @@ class TorchrunWorld(World):
         assert isinstance(forward, DistributedDataParallel)
         return forward.no_sync()
 
+    def average_gradients(self, model: nn.Module) -> None:
+        """Give all processes the mean of the gradients that passes in `no_sync` left."""
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                # In DistributedDataParallel's order: divided first, then added up.
+                parameter.grad.copy_(self.sum(parameter.grad.contiguous() / self.size))
+
     def average_buffers(self, model: nn.Module) -> None:
         """Give all processes the mean of the model's floating-point buffers."""
         buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]

@@ -87,7 +87,7 @@ class Updater:
             self.notice(halve_micro_batch(self.state, largest, said))
             self.state.renew_forward()
             if spoilt:
-                raise NotFinite(f"optimizer ran out of memory between two weights ({said})")
+                raise NotFinite(f"update ran out of memory while weights were moved ({said})")
 
     def _seeds(self, window: list[Batch]) -> list[int]:
         """Return a seed for each micro-batch, a function of the position of its first image."""

@@ -72,6 +72,10 @@ class World:
         del forward
         return nullcontext()
 
+    def average_gradients(self, model: nn.Module) -> None:
+        """Give all processes the mean of the gradients that passes in `no_sync` left; every process has to call."""
+        del model
+
     def average_buffers(self, model: nn.Module) -> None:
         """Give all processes the mean of the model's floating-point buffers (batch norm's running statistics)."""
         del model

@@ -1,12 +1,15 @@
 """A loss or gradient that is not finite costs its own update, and no other."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.fit import Fit
+from segfit.engine.step import clip_gradients
 from segfit.errors import SegFitError
 from tests.unit.engine.toys import LineTask, Points, Recorder, make_fit, make_state, weights
 
@@ -210,22 +213,68 @@ def test_the_scaler_goes_on_after_an_update_that_was_left_out(tmp_path):
 # ------------------------------------------------------------------- memory within the optimizer
 
 
-def test_memory_that_runs_out_between_two_weights_goes_back_to_whole_ones(tmp_path):
-    whole = make_fit(tmp_path / "whole")
-    run(whole)
-    fit = make_fit(tmp_path / "hit")
-    step, steps = fit.state.optimizer.step, []
+def averaged():
+    return make_state(ema=lambda model: ModelEmaV3(model, decay=0.9))
+
+
+def run_out_in_the_optimizer(fit, struck):
+    step = fit.state.optimizer.step
 
     def run_out(*args):
-        steps.append(1)
-        if len(steps) == 7:
+        if struck():
             with torch.no_grad():
                 next(fit.state.model.parameters()).add_(1.0)  # moved before memory ran out
             raise torch.OutOfMemoryError("CUDA out of memory.")
         step(*args)
 
     fit.state.optimizer.step = run_out
+
+
+def run_out_while_clipping(monkeypatch, struck):
+    def run_out(*args):
+        if struck():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return clip_gradients(*args)
+
+    monkeypatch.setattr("segfit.engine.step.clip_gradients", run_out)
+
+
+def run_out_in_the_average(fit, struck):
+    update = fit.state.ema.update
+
+    def run_out(*args, **options):
+        if struck():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        update(*args, **options)
+
+    fit.state.ema.update = run_out
+
+
+@pytest.mark.parametrize("where", ["optimizer", "clipping", "average"])
+def test_memory_that_runs_out_between_two_weights_goes_back_to_whole_ones(
+    tmp_path, monkeypatch, where
+):
+    whole = make_fit(tmp_path / "whole", state=averaged())
+    run(whole)
+    fit = make_fit(tmp_path / "hit", state=averaged())
+    calls = itertools.count(1)
+
+    def struck():
+        return next(calls) == 7
+
+    if where == "optimizer":
+        run_out_in_the_optimizer(fit, struck)
+    elif where == "clipping":
+        run_out_while_clipping(monkeypatch, struck)
+    else:
+        run_out_in_the_average(fit, struck)
     heard = run(fit)
-    assert any("optimizer ran out of memory between two weights" in text for text in heard.notices)
+    assert any(
+        "update ran out of memory while weights were moved" in text for text in heard.notices
+    )
     assert fit.state.progress.micro_batch == 1
-    assert torch.allclose(weights(fit.state.model), weights(whole.state.model), atol=1e-6)
+    for ours, theirs in [
+        (fit.state.model, whole.state.model),
+        (fit.state.ema.module, whole.state.ema.module),
+    ]:
+        assert torch.allclose(weights(ours), weights(theirs), atol=1e-6)
