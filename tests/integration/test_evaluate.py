@@ -2,62 +2,27 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from omegaconf import OmegaConf
 from PIL import Image
 
-from segfit import evaluation, runs, trained
-from segfit.check import check
-from segfit.config import EvaluateConfig
 from segfit.data.folder import folder_sources
 from segfit.data.masks import read_index_mask
 from segfit.data.preflight import check_sources
-from segfit.errors import SegFitError
 from segfit.labels import Classes
+from tests.integration.evaluating import COLORS, evaluate, write_data
+from tests.integration.training import command, finished
 from tests.unit.data.files import save
 
-ROOT = Path(__file__).parents[2]
-COLORS = [[0, 0, 0], [200, 30, 30], [30, 200, 30]]
-SIZES = ((70, 90), (96, 64), (50, 120))
 
-
-def run_cli(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_cli(script: str, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     # One thread: the same sums in the same order in both programs, and other tests run beside.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def write_data(root: Path) -> None:
-    """Write coloured rectangles with noise, in sub-folders, of several sizes, ignored at the rim."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 5)):
-        for index in range(count):
-            height, width = SIZES[index % len(SIZES)]
-            mask = np.zeros((height, width), np.uint8)
-            mask[10:40, 10:35] = 1
-            mask[20:48, 40:60] = 2
-            image = np.array([[90, 90, 90], [200, 60, 60], [60, 200, 60]])[mask]
-            image = (image + rng.normal(0, 25, image.shape)).clip(0, 255).astype(np.uint8)
-            mask[:3] = 255
-            name = f"patient_{index % 2}/slice.{index}"
-            save(root / split / "images" / f"{name}.png", image)
-            save(root / split / "masks" / f"{name}.png", mask)
+    return finished(command(*arguments, script=script), cwd)
 
 
 @pytest.fixture(scope="module")
@@ -202,56 +167,6 @@ def test_images_without_masks_at_their_own_size(place):
     assert "Warning" not in done.stderr
 
 
-class Payload:
-    """What a hostile checkpoint would run."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.fixture
-def stranger(place, tmp_path) -> Path:
-    """Return a copy of the run, to spoil."""
-    return shutil.copytree(
-        place / "run 1", tmp_path / "run", ignore=shutil.ignore_patterns("evaluation")
-    )
-
-
-def test_a_hostile_checkpoint_runs_nothing(place, stranger, tmp_path):
-    marker = tmp_path / "executed"
-    torch.save({"format": 1, "model": {"x": Payload(marker)}}, stranger / "checkpoints/best.pt")
-    done = run_cli("evaluate.py", f"run='{stranger}'", cwd=place)
-    assert done.returncode == 2
-    assert "refused" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not marker.exists()
-
-
-def test_a_hostile_config_runs_nothing(place, stranger, tmp_path):
-    marker = tmp_path / "executed"
-    with (stranger / "config.yaml").open("a") as file:
-        file.write(f"\nevil: !!python/object/apply:os.mkdir ['{marker}']\n")
-    done = run_cli("evaluate.py", f"run='{stranger}'", cwd=place)
-    assert done.returncode == 2
-    assert "config.yaml: not readable" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not marker.exists()
-
-
-def evaluate(place: Path, **values):
-    """Evaluate in this process, as evaluate.py does."""
-    given = {"run": str(place / "run 1"), "root": str(place / "data"), "workers": 0, **values}
-    options = OmegaConf.merge(OmegaConf.structured(EvaluateConfig), given)
-    check(options)
-    run = trained.load_run(options, runs.load_config(Path(options.run)), print)
-    if options.images is not None:
-        return evaluation.predict_folder(run, options)
-    return evaluation.evaluate_split(run, options, print)
-
-
 def test_the_last_checkpoint_gives_the_last_scores(place, tmp_path):
     out = tmp_path / "last"
     done = evaluate(place, checkpoint="last", save_masks=False, worst=0, out=str(out))
@@ -278,12 +193,12 @@ def test_a_batch_of_another_size_gives_the_same_scores(place, evaluated, tmp_pat
     assert done.result.scores == pytest.approx(other.result.scores, abs=1e-4)
 
 
-def test_a_run_that_was_killed_counts_its_class_weights_again(place, stranger, evaluated, tmp_path):
-    (stranger / "metrics.json").unlink()
-    done = evaluate(place, run=str(stranger))
-    assert done.result.scores == pytest.approx(
-        read_json(evaluated[0] / "metrics.json")["scores"], abs=1e-6
-    )
+def test_a_run_that_was_killed_counts_its_class_weights_again(place, evaluated, tmp_path):
+    killed = shutil.copytree(place / "run 1", tmp_path / "run")
+    (killed / "metrics.json").unlink()
+    done = evaluate(place, run=str(killed), out=str(tmp_path / "out"))
+    expected = read_json(evaluated[0] / "metrics.json")["scores"]
+    assert done.result.scores == pytest.approx(expected, abs=1e-6)
 
 
 def test_where_memory_runs_out_smaller_batches_give_the_same(place, tmp_path, monkeypatch):
@@ -313,118 +228,3 @@ def test_results_are_replaced_where_they_are_ones_own(place, tmp_path):
     assert again.result.scores == first.result.scores
     assert Image.open(out / "masks/patient_0/slice.0.png").size == (90, 70)
     assert not list(out.rglob("*.partial"))
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        ({"run": "nowhere"}, "nowhere: no run folder"),
-        ({"split": "test"}, "split=test: the run's data have no such split. There are: train, val"),
-        ({"split": "vall"}, "split=vall: must be one of train, val, test. Did you mean 'val'"),
-        ({"overlap": 1.0}, "overlap=1.0: must be less than 1"),
-        ({"root": "nowhere"}, "root=…"),
-        ({"images": "{place}/nowhere"}, "no such folder"),
-        ({"images": "{place}/data/train/masks/../nothing"}, "no such folder"),
-        ({"images": "{place}/run 1/checkpoints"}, "no image in it"),
-        (
-            {"images": "{place}/data/val/images", "out": "{place}/data/val/images/out"},
-            "lies in images=",
-        ),
-        ({"out": "{place}/data/val"}, "masks in it would be replaced"),
-        ({"out": "{place}/run 1"}, "metrics.json in it would be replaced"),
-        ({"out": "{place}/run 1/config.yaml"}, "cannot be made"),
-    ],
-)
-def test_wrong_input_is_told(place, values, told):
-    values = {
-        key: text.format(place=place) if isinstance(text, str) else text
-        for key, text in values.items()
-    }
-    before = sorted(place.rglob("*"))
-    with pytest.raises(SegFitError) as error:
-        evaluate(place, **values)
-    assert told in str(error.value)
-    assert sorted(place.rglob("*")) == before
-
-
-def test_all_that_is_wrong_with_a_command_line_is_told_at_once(place):
-    done = run_cli(
-        "evaluate.py", "run='run 1'", "splt=val", "overlap=1", "precision=fp17", cwd=place
-    )
-    assert done.returncode == 2
-    for told in ("Did you mean 'split'", "overlap", "Did you mean 'fp16'"):
-        assert told in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def edit_config(change):
-    def spoil(run: Path) -> None:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        change(config)
-        (run / "config.yaml").write_text(yaml.safe_dump(config))
-
-    return spoil
-
-
-def edit_weights(change):
-    def spoil(run: Path) -> None:
-        content = torch.load(run / "checkpoints/best.pt", weights_only=True)
-        change(content["model"])
-        torch.save(content, run / "checkpoints/best.pt")
-
-    return spoil
-
-
-def hub_encoder(config) -> None:
-    config["model"] = {"name": "timm_unet", "encoder": "hf-hub:stranger/model", "weights": None}
-
-
-SPOILED = {
-    "interpolation": edit_config(lambda c: c["data"].update(root="${oc.env:HOME}")),
-    "unknown key": edit_config(lambda c: c.update(evil=1)),
-    "a class to make": edit_config(lambda c: c["model"].update(_target_="os.system")),
-    "wrong type": edit_config(lambda c: c.update(lr="fast")),
-    "out of range": edit_config(lambda c: c.update(batch_size=0)),
-    "group of another kind": edit_config(lambda c: c.update(model=["cnn"])),
-    "model from a stranger's hub": edit_config(hub_encoder),
-    "another model": edit_config(lambda c: c["model"].update(base_channels=12)),
-    "no mapping": lambda run: (run / "config.yaml").write_text("- 1\n"),
-    "weights that are no tensors": edit_weights(lambda m: m.update(x="y")),
-    "a weight too many": edit_weights(lambda m: m.update(x=torch.zeros(1))),
-    "a weight too few": edit_weights(lambda m: m.pop(next(iter(m)))),
-    "no checkpoint": lambda run: (run / "checkpoints/best.pt").unlink(),
-    "half a checkpoint": lambda run: os.truncate(run / "checkpoints/best.pt", 1000),
-    "metrics too deep": lambda run: (run / "metrics.json").write_text("[" * 100_000),
-    "metrics of another kind": lambda run: (run / "metrics.json").write_text("[]"),
-    "impossible class weights": lambda run: (run / "metrics.json").write_text(
-        '{"class_weights": [1, NaN, 1]}'
-    ),
-    "a link out of the run": lambda run: (run / "evaluation").symlink_to(run.parent / "elsewhere"),
-}
-
-
-@pytest.mark.parametrize("name", SPOILED)
-def test_a_spoiled_run_is_refused(place, stranger, name):
-    SPOILED[name](stranger)
-    with pytest.raises(SegFitError):
-        evaluate(place, run=str(stranger))
-    assert not (stranger.parent / "elsewhere").exists()
-    assert not list(stranger.rglob("masks"))
-
-
-def test_links_in_a_strangers_folder_are_replaced_not_followed(place, stranger):
-    victim, out = stranger.parent / "victim", stranger / "evaluation/val"
-    victim.write_text("precious")
-    out.mkdir(parents=True)
-    (out / "metrics.json").write_text('{"kind": "evaluation"}')
-    for name in ("confusion.png", "worst.png", "per_class.csv"):
-        (out / name).symlink_to(victim)
-    evaluate(place, run=str(stranger))
-    assert victim.read_text() == "precious"
-    assert not (out / "confusion.png").is_symlink()
-
-    shutil.rmtree(out / "masks")
-    (out / "masks").symlink_to(stranger.parent, target_is_directory=True)
-    with pytest.raises(SegFitError, match="leads out of"):
-        evaluate(place, run=str(stranger))
-    assert not list(stranger.parent.glob("patient*/*"))

@@ -1,0 +1,161 @@
+"""What evaluate.py refuses: wrong input, and run folders that a stranger spoilt."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from segfit import training
+from segfit.errors import SegFitError
+from tests.integration.evaluating import evaluate, write_data
+from tests.integration.training import command, compose_run, finished, one_thread
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Train a run at place/"run 1" on place/data, in this process."""
+    place = tmp_path_factory.mktemp("refused")
+    write_data(place / "data")
+    overrides = (
+        *("model=cnn", "model.base_channels=8", "image_size=64", "batch_size=2", "epochs=1"),
+        *("data=folder", f"data.root={place / 'data'}", "data.num_classes=3", "device=cpu"),
+        *("loss.class_weights=balanced", "report.tensorboard=false", "loader.workers=0"),
+    )
+    with one_thread():
+        training.train(compose_run(*overrides, base=()), overrides, place / "run 1")
+    return place
+
+
+@pytest.fixture
+def stranger(place, tmp_path) -> Path:
+    """Return a copy of the run, to spoil."""
+    return shutil.copytree(
+        place / "run 1", tmp_path / "run", ignore=shutil.ignore_patterns("evaluation")
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"run": "nowhere"}, "nowhere: no run folder"),
+        ({"split": "test"}, "split=test: the run's data have no such split. There are: train, val"),
+        ({"split": "vall"}, "split=vall: must be one of train, val, test. Did you mean 'val'"),
+        ({"overlap": 1.0}, "overlap=1.0: must be less than 1"),
+        ({"root": "nowhere"}, "root=…"),
+        ({"images": "{place}/nowhere"}, "no such folder"),
+        ({"images": "{place}/data/train/masks/../nothing"}, "no such folder"),
+        ({"images": "{place}/run 1/checkpoints"}, "no image in it"),
+        (
+            {"images": "{place}/data/val/images", "out": "{place}/data/val/images/out"},
+            "lies in images=",
+        ),
+        ({"out": "{place}/data/val"}, "masks in it would be replaced"),
+        ({"out": "{place}/run 1"}, "metrics.json in it would be replaced"),
+        ({"out": "{place}/run 1/config.yaml"}, "cannot be made"),
+    ],
+)
+def test_wrong_input_is_told(place, values, told):
+    values = {
+        key: text.format(place=place) if isinstance(text, str) else text
+        for key, text in values.items()
+    }
+    before = sorted(place.rglob("*"))
+    with pytest.raises(SegFitError) as error:
+        evaluate(place, **values)
+    assert told in str(error.value)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_all_that_is_wrong_with_a_command_line_is_told_at_once(place):
+    line = command("run='run 1'", "splt=val", "overlap=1", "precision=fp17", script="evaluate.py")
+    done = finished(line, place)
+    assert done.returncode == 2
+    for told in ("Did you mean 'split'", "overlap", "Did you mean 'fp16'"):
+        assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Payload:
+    """What a hostile checkpoint would run, wherever it is read."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def edit_config(change):
+    def spoil(run: Path) -> None:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        change(config)
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+    return spoil
+
+
+def edit_weights(change):
+    def spoil(run: Path) -> None:
+        content = torch.load(run / "checkpoints/best.pt", weights_only=True)
+        change(content["model"])
+        torch.save(content, run / "checkpoints/best.pt")
+
+    return spoil
+
+
+def hub_encoder(config) -> None:
+    config["model"] = {"name": "timm_unet", "encoder": "hf-hub:stranger/model", "weights": None}
+
+
+SPOILED = {
+    "interpolation": edit_config(lambda c: c["data"].update(root="${oc.env:HOME}")),
+    "unknown key": edit_config(lambda c: c.update(evil=1)),
+    "a class to make": edit_config(lambda c: c["model"].update(_target_="os.system")),
+    "wrong type": edit_config(lambda c: c.update(lr="fast")),
+    "out of range": edit_config(lambda c: c.update(batch_size=0)),
+    "group of another kind": edit_config(lambda c: c.update(model=["cnn"])),
+    "model from a stranger's hub": edit_config(hub_encoder),
+    "another model": edit_config(lambda c: c["model"].update(base_channels=12)),
+    "no mapping": lambda run: (run / "config.yaml").write_text("- 1\n"),
+    "weights that are no tensors": edit_weights(lambda m: m.update(x="y")),
+    "a weight too many": edit_weights(lambda m: m.update(x=torch.zeros(1))),
+    "a weight too few": edit_weights(lambda m: m.pop(next(iter(m)))),
+    "a pickle inside a checkpoint": edit_weights(lambda m: m.update(x=Payload())),
+    "no checkpoint": lambda run: (run / "checkpoints/best.pt").unlink(),
+    "half a checkpoint": lambda run: os.truncate(run / "checkpoints/best.pt", 1000),
+    "metrics too deep": lambda run: (run / "metrics.json").write_text("[" * 100_000),
+    "metrics of another kind": lambda run: (run / "metrics.json").write_text("[]"),
+    "impossible class weights": lambda run: (run / "metrics.json").write_text(
+        '{"class_weights": [1, NaN, 1]}'
+    ),
+    "a link out of the run": lambda run: (run / "evaluation").symlink_to(run.parent / "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_spoiled_run_is_refused(place, stranger, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    SPOILED[name](stranger)
+    with pytest.raises(SegFitError):
+        evaluate(place, run=str(stranger))
+    assert not (stranger.parent / "elsewhere").exists()
+    assert not Path("executed").exists()
+    assert not list(stranger.rglob("masks"))
+
+
+def test_links_in_a_strangers_folder_are_replaced_not_followed(place, stranger):
+    victim, out = stranger.parent / "victim", stranger / "evaluation/val"
+    victim.write_text("precious")
+    out.mkdir(parents=True)
+    (out / "metrics.json").write_text('{"kind": "evaluation"}')
+    for name in ("confusion.png", "worst.png", "per_class.csv"):
+        (out / name).symlink_to(victim)
+    evaluate(place, run=str(stranger))
+    assert victim.read_text() == "precious"
+    assert not (out / "confusion.png").is_symlink()
+
+    shutil.rmtree(out / "masks")
+    (out / "masks").symlink_to(stranger.parent, target_is_directory=True)
+    with pytest.raises(SegFitError, match="leads out of"):
+        evaluate(place, run=str(stranger))
+    assert not list(stranger.parent.glob("patient*/*"))
