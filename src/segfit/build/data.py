@@ -164,7 +164,7 @@ def make_held_out_batches(
         held_out_batch_size(config),
         device,
         loader_options(config, workers),
-        make_skipping(config, notice),
+        make_skipping(config, notice, share=world.size > 1),
         range(world.rank, held_out_images(config, source, limit), world.size),
     )
     batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
@@ -176,9 +176,11 @@ def held_out_images(config: DictConfig, source: Source, limit: int | None) -> in
     return len(source) if limit is None else min(len(source), limit * held_out_batch_size(config))
 
 
-def make_skipping(config: DictConfig, notice: Callable[[str], None]) -> Skipping | None:
-    """Return who is told of images that cannot be read; None where they end the run."""
-    return Skipping(notice) if config.data.on_bad_sample == "skip" else None
+def make_skipping(
+    config: DictConfig, notice: Callable[[str], None], *, share: bool = False
+) -> Skipping | None:
+    """Return who is told of images that cannot be read, all or a process's share of them; None where they end the run."""
+    return Skipping(notice, share=share) if config.data.on_bad_sample == "skip" else None
 
 
 def loader_options(config: DictConfig, workers: int) -> LoaderOptions:

@@ -52,10 +52,12 @@ class Skipping:
 
     Args:
         notice: told a line each.
+        share: other processes have the rest of the images, so that it is no error if none of these can be read.
     """
 
-    def __init__(self, notice: Callable[[str], None]) -> None:
+    def __init__(self, notice: Callable[[str], None], *, share: bool = False) -> None:
         self.notice = notice
+        self.share = share
         self.told: set[str] = set()
 
     def tell(self, messages: Sequence[str]) -> None:

@@ -77,7 +77,7 @@ class Loader(DataLoader[Any]):
 
         Raises:
             SegFitError: if a sample cannot be made, and the run does not do without; if no sample at all can be
-                read; or if a worker was killed.
+                read, by no other process either; or if a worker was killed.
         """
         skipped: list[str] = []
         nothing = True
@@ -89,7 +89,8 @@ class Loader(DataLoader[Any]):
                 continue
             nothing = False
             yield made.content
-        if nothing and skipped:
+        alone = self.skipping is None or not self.skipping.share
+        if alone and nothing and skipped:
             raise SegFitError(
                 ["data.on_bad_sample=skip: none of the images can be read.", *skipped[:5]]
             )

@@ -34,9 +34,10 @@ def training(source, told, workers=0, epoch=0, start_image=0):
     return batches
 
 
-def evaluation(source, told, workers=0, batch_size=4):
+def evaluation(source, told, workers=0, batch_size=4, *, share=False):
     dataset = EvalDataset(source, SIZE, "stretch")
-    return eval_loader(dataset, batch_size, CPU, LoaderOptions(workers), Skipping(told.append))
+    skipping = Skipping(told.append, share=share)
+    return eval_loader(dataset, batch_size, CPU, LoaderOptions(workers), skipping)
 
 
 def indices(batches):
@@ -84,6 +85,12 @@ def test_where_no_image_can_be_read_the_end_is_clear(start):
         SegFitError, match=r"on_bad_sample=skip: (12|none)[^\n]*can be read\.\n\d+\.png"
     ):
         list(start(Damaged(*range(12)), []))
+
+
+def test_a_process_that_can_read_none_of_its_share_leaves_the_scores_to_the_others():
+    told = []
+    assert indices(evaluation(Damaged(*range(12)), told, share=True)) == []
+    assert len(told) == 12
 
 
 def test_one_good_image_is_found_among_few():
