@@ -18,6 +18,7 @@ from segfit import locks, runs
 from segfit.errors import SegFitError
 from segfit.report.leaderboard import Row, collect, print_leaderboard, write_csv
 from segfit.report.text import hydra_override, shown_path
+from segfit.strangers import refuse_links
 from segfit.sweep_jobs import TERMINATED, is_grid, quoted
 from segfit.sweep_record import SWEEP, save_sweep
 
@@ -143,6 +144,7 @@ def _claim(folder: Path, *, resumed: bool) -> None:
             f"hydra.sweep.dir={folder} holds a sweep already. To run what is missing of it: "
             f"python train.py resume_sweep={folder}; for a new sweep give another folder, or none."
         )
+    refuse_links(folder, [entry.name for entry in folder.iterdir()])  # it may be a stranger's
 
 
 def _pin(config: DictConfig, folder: Path) -> None:

@@ -181,3 +181,22 @@ def test_a_hostile_record_launches_nothing(tmp_path):
     # Typed by the person it would do so: the check above is what keeps it out.
     code, output = train_by_command_line(tmp_path, "-m", *record["overrides"])
     assert marker.exists(), output
+
+
+def test_links_in_a_strangers_sweep_are_refused_before_anything_is_written(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    record = {
+        **{"format": 1, "overrides": ["lr=-1,-2"], "launcher": "basic", "sweeper": "basic"},
+        **{"settings": {}, "retype": []},
+    }
+    (tmp_path / "sweep/0").mkdir(parents=True)
+    (tmp_path / "sweep/sweep.yaml").write_text(yaml.safe_dump(record))
+    links = [tmp_path / "sweep/leaderboard.csv", tmp_path / "sweep/0/output.log"]
+    for link in links:
+        link.symlink_to(victim)
+    code, output = train_by_command_line(tmp_path, "resume_sweep=sweep")
+    assert code == 2, output
+    for link in links:
+        assert f"{link.relative_to(tmp_path)}: refused, it is a link" in output
+    assert victim.read_text() == "precious"
