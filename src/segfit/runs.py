@@ -14,7 +14,6 @@ schema, and checkpoints as plain tensors.
 """
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from segfit import locks
 from segfit.check import check
 from segfit.config import SCHEMAS, RunConfig
 from segfit.errors import SegFitError
+from segfit.files import replace_text
 from segfit.processes import launched
 from segfit.strangers import read_yaml, refuse_links
 
@@ -79,23 +79,6 @@ def save_config(config: DictConfig, overrides: Sequence[str], run: Path) -> None
         raise SegFitError(f"cannot write to the run folder {run}: {error.strerror}.") from error
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file, all or nothing: a process that is killed meanwhile leaves the old one.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def claim(run: Path, *, resumed: bool) -> None:
     """Take a run's folder for this process, so that no other one writes into it.
 
@@ -138,7 +121,7 @@ def load_config(run: Path) -> DictConfig:
                 raise SegFitError(f"{path}: {group}.name={name} is none of {', '.join(schemas)}.")
             config[group] = OmegaConf.structured(schemas[name])
         config = OmegaConf.merge(config, values)
-    except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, LookupError, TypeError, ValueError, OverflowError) as error:
         reason = f"{getattr(error, 'full_key', '') or ''}: {error}".lstrip(": ").splitlines()[0]
         raise SegFitError(f"{path}: no config of this version of SegFit ({reason}).") from error
     assert isinstance(config, DictConfig)

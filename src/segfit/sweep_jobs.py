@@ -19,8 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from segfit import locks
 from segfit.errors import SegFitError
+from segfit.files import replace_text
 from segfit.hardware import available_cores
-from segfit.runs import CONFIG, METRICS, OVERRIDES, replace_text
+from segfit.runs import CONFIG, METRICS, OVERRIDES
 from segfit.strangers import read_json, read_yaml
 
 ERROR = "error.json"

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from segfit.errors import SegFitError
-from segfit.runs import replace_text
+from segfit.files import replace_text
 from segfit.strangers import read_yaml
 from segfit.sweep_jobs import quoted, state_of
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segfit.engine.events import EndLog, EvalResult
+from segfit.files import replace_text
 from segfit.labels import Classes
 from segfit.report.lines import REASONS
 from segfit.report.text import (
@@ -144,15 +144,7 @@ def write_metrics(path: Path, payload: Mapping[str, Any]) -> None:
         OSError: if it cannot be written.
     """
     text = json.dumps(_jsonable(payload), indent=2, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # the name must not get to the disk before the content
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_text(path, text + "\n")
 
 
 def _jsonable(value: Any) -> Any:

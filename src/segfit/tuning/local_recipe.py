@@ -1,6 +1,5 @@
 """conf/hardware/local.yaml: a measured setting as a recipe that hardware=local composes."""
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 from segfit.build.tuned import model_choice
 from segfit.check import plain
 from segfit.errors import SegFitError
+from segfit.files import replace_text
 
 LOCAL = Path(__file__).parents[3] / "conf" / "hardware" / "local.yaml"
 MARK = "# Written by benchmark=optimize"
@@ -81,11 +81,7 @@ def write(path: Path, text: str) -> None:
         SegFitError: as `writable`, or if the disk is full.
     """
     writable(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise SegFitError(f"benchmark.out={path}: {error.strerror}.") from error

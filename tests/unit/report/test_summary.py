@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_the_old_metrics(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("segfit.report.summary.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_metrics(path, {"miou": 0.6})
     assert json.loads(path.read_text()) == {"miou": 0.5}
