@@ -95,7 +95,7 @@ def _problem(value: Any, metadata: Any) -> str:
             str(value), metadata["choices"]
         )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):  # not every int is a float
             return "must be a finite number."
         for key, (words, holds) in _LIMITS.items():
             if key in metadata and not holds(value, metadata[key]):

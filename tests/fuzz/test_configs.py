@@ -17,7 +17,7 @@ from segfit.build.training import make_training
 from segfit.check import check
 from segfit.errors import SegFitError
 from segfit.explain import explain
-from tests.fuzz import configs
+from tests.fuzz import configs, keys, lines, run_folders
 from tests.fuzz.profiles import examples
 from tests.integration.training import one_thread
 from tests.unit.engine.toys import Recorder
@@ -78,19 +78,19 @@ def test_what_is_of_another_type_is_refused_by_name(case):
 
 
 @examples(25)
-@given(configs.contradictions())
+@given(lines.contradictions())
 def test_what_contradicts_itself_is_refused_by_name(broken):
     refused(broken.arguments, broken.wrong)
 
 
 @examples(4)
-@given(configs.misspelt())
+@given(lines.misspelt())
 def test_what_is_misspelt_is_refused_by_name(broken):
     refused(broken.arguments, broken.wrong)
 
 
 @examples(8)
-@given(configs.noise())
+@given(lines.noise())
 def test_noise_is_accepted_or_explained(arguments):
     problems(["hardware=cpu", *arguments])
 
@@ -121,7 +121,7 @@ SMALL_MODELS = {
 
 
 @examples(5)
-@given(case=configs.right_cases(configs.SHAPES))
+@given(case=configs.right_cases(keys.SHAPES))
 def test_what_is_accepted_trains(tmp_path_factory, case):
     model = case.composition.choices[1].removeprefix("model=")
     values = {**case.values, **SMALL, **SMALL_MODELS[model]}
@@ -167,7 +167,7 @@ def write(run, case: configs.Case) -> None:
 
 
 @examples(100)
-@given(case=configs.right_cases(configs.RUNS))
+@given(case=configs.right_cases(keys.RUNS))
 def test_a_run_in_which_nothing_is_wrong_is_read(run, case):
     write(run, case)
     config = runs.load_config(run)
@@ -177,7 +177,7 @@ def test_a_run_in_which_nothing_is_wrong_is_read(run, case):
 
 
 @examples(100)
-@given(case=configs.broken_cases(by_type=False, among=configs.RUNS))
+@given(case=configs.broken_cases(by_type=False, among=keys.RUNS))
 def test_a_run_with_values_out_of_range_is_refused_by_name(run, case):
     write(run, case)
     with pytest.raises(SegFitError) as caught:
@@ -186,7 +186,7 @@ def test_a_run_with_values_out_of_range_is_refused_by_name(run, case):
 
 
 @examples(60)
-@given(case=configs.broken_cases(by_type=True, among=configs.RUNS))
+@given(case=configs.broken_cases(by_type=True, among=keys.RUNS))
 def test_a_run_with_values_of_another_type_is_refused(run, case):
     write(run, case)
     with pytest.raises(SegFitError, match=str(run)):
@@ -196,8 +196,8 @@ def test_a_run_with_values_of_another_type_is_refused(run, case):
 @examples(250)
 @given(data=st.data())
 def test_a_run_that_somebody_meddled_with_is_read_or_refused(run, data):
-    text = yaml.safe_dump(values_of(configs.composition("cnn", "folder", (), None).choices))
-    (run / runs.CONFIG).write_bytes(data.draw(configs.meddled(text)))
+    text = yaml.safe_dump(values_of(keys.composition("cnn", "folder", (), None).choices))
+    (run / runs.CONFIG).write_bytes(data.draw(run_folders.meddled(text)))
     try:
         config = runs.load_config(run)
     except SegFitError as error:
