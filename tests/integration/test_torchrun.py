@@ -194,7 +194,7 @@ def processes_of(torchrun: "subprocess.Popen[str]") -> list[psutil.Process]:
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(tmp_path, pair):
     process = start(tmp_path, *SMALL)
-    wait_for(process, tmp_path, 3)
+    wait_for(process, tmp_path, "update 3/")
     processes_of(process)[1].kill()
     killed = time.monotonic()
     output, _ = process.communicate(timeout=TIMEOUT)

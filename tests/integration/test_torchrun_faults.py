@@ -87,3 +87,10 @@ def test_a_bug_of_one_process_ends_both_and_shows_its_traceback_once(tmp_path):
         output.count("Traceback (most recent call last)") == 2
     )  # the second one is torchrun's own
     assert "PeerFailed" not in output
+
+
+@pytest.mark.slow
+def test_a_sigterm_of_torchrun_does_not_keep_the_main_process_from_telling_why(tmp_path):
+    code, output = struck(tmp_path, "bug_while_closing")
+    assert code != 0
+    assert "Error:\n  - process 1 of 2 ended: ZeroDivisionError: of the test" in output

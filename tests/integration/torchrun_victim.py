@@ -6,6 +6,7 @@ none: no process is struck.
 first_backward: the backward pass of the first update fails in process 1, once.
 first_step: so does its optimizer's step, after a weight was moved.
 bug: the third update fails in process 1.
+bug_while_closing: so does it, while process 0 takes its time to close what it writes.
 nan: from the fourth update of the first epoch on, for two updates, the images of process 1 are not numbers.
 """
 
@@ -13,17 +14,19 @@ import functools
 import os
 import runpy
 import sys
+import time
 from typing import Any
 
 import torch
 
 from segfit.engine import updating
 from segfit.models.cnn import CNN
+from segfit.report.tensorboard import TensorBoardReport
 from segfit.tasks.segmentation import SegmentationTask
 from tests.integration.training import ROOT
 
 STRUCK = os.environ["RANK"] == "1"
-_update = [0]
+_update, _close = [0], TensorBoardReport.close
 _make_update, _forward, _prepare = updating.make_update, CNN.forward, SegmentationTask.prepare
 _backward, _step = torch.Tensor.backward, torch.optim.SGD.step
 
@@ -68,6 +71,11 @@ def _bug(self: SegmentationTask, batch: Any, seed: int) -> Any:
     return _prepare(self, batch, seed)
 
 
+def _close_slowly(self: TensorBoardReport) -> None:
+    time.sleep(10)  # until torchrun's SIGTERM
+    _close(self)
+
+
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
     updating.make_update = _counting
@@ -82,7 +90,9 @@ if __name__ == "__main__":
         torch.Tensor.backward = _out_of_memory_once  # type: ignore[method-assign]
     elif STRUCK and fault == "first_step":
         torch.optim.SGD.step = _out_of_memory_within_step  # type: ignore[method-assign]
-    elif STRUCK and fault == "bug":
+    elif not STRUCK and fault == "bug_while_closing":
+        TensorBoardReport.close = _close_slowly  # type: ignore[method-assign]
+    elif STRUCK and fault in ("bug", "bug_while_closing"):
         SegmentationTask.prepare = _bug  # type: ignore[method-assign]
     elif STRUCK and fault == "nan":
         SegmentationTask.prepare = _not_a_number  # type: ignore[method-assign]

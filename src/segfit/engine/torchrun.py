@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from inspect import signature
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -49,6 +50,12 @@ class PeerError(SegFitError):
     exit_code = 1
 
 
+class Terminated(SegFitError):
+    """torchrun passed on a SIGTERM, while no training was there to be saved."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
 @contextlib.contextmanager
 def joined(requested: str) -> Iterator[World]:
     """Yield the world that torchrun started this process in, `ALONE` without it; what fails in here ends them all.
@@ -68,15 +75,19 @@ def joined(requested: str) -> Iterator[World]:
         yield ALONE
         return
     world = TorchrunWorld(launch, _join(launch, requested))
+    _on_sigterm(
+        _terminate
+    )  # torchrun ends all when one has failed: this one may still have to tell why
     try:
         yield world
         world.gather(None)  # so that nobody leaves before the main process has written everything
     except Exception as error:
-        _outlive_torchrun()
+        _on_sigterm(signal.SIG_IGN)  # for the moment that telling takes
         end = world.explained(error)
         if end is error:
             raise
         raise end from error
+    _on_sigterm(signal.SIG_DFL)
     dist.destroy_process_group()
 
 
@@ -104,10 +115,15 @@ def _join(launch: Launch, requested: str) -> torch.device:
     return device
 
 
-def _outlive_torchrun() -> None:
-    """Ignore the SIGTERM that torchrun sends when a process is gone, for the moment that telling why takes."""
+def _on_sigterm(handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated(
+        "terminated: somebody asked for it, or another process of this training is gone without a word."
+    )
 
 
 class TorchrunWorld(World):
@@ -208,6 +224,8 @@ class TorchrunWorld(World):
     def explained(self, error: Exception) -> BaseException:
         """Return what this process ends with after an error, of its own or because another process is gone."""
         try:
+            if isinstance(error, Terminated) and not self._comes("failure"):
+                return error if self.is_main else SystemExit(Terminated.exit_code)
             return self._of_others() if _is_of_others(error) else self._own(error)
         except RuntimeError:  # the store is gone, which without torchrun is the main process's
             return PeerError(_GONE)
@@ -250,7 +268,7 @@ class TorchrunWorld(World):
 
 def _is_of_others(error: Exception) -> bool:
     """Say whether an error only means that another process failed or is gone."""
-    if isinstance(error, (PeerFailed, dist.DistError)):
+    if isinstance(error, (PeerFailed, Terminated, dist.DistError)):
         return True
     return isinstance(error, RuntimeError) and any(
         name in str(error).lower() for name in ("gloo", "nccl")
