@@ -15,6 +15,7 @@ from segfit.data.cores import choose_workers
 from segfit.data.dataset import EvalDataset, TrainDataset
 from segfit.data.loader import LoaderOptions, eval_loader, train_loader
 from segfit.data.prefetch import DevicePrefetcher
+from segfit.data.preflight import PreflightReport, check_sources
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
 from segfit.engine.world import ALONE, World
@@ -68,6 +69,30 @@ def make_sources(data: DictConfig) -> dict[str, Source]:
         split=SplitRule(**plain(data.split)),
     )
     return dict(folders)
+
+
+def check_data(
+    config: DictConfig,
+    sources: Mapping[str, Source],
+    progress: Callable[[int, int], None] | None = None,
+) -> PreflightReport:
+    """Check the splits of a config that is to be trained.
+
+    Args:
+        config: checked.
+        sources: of `make_sources`.
+        progress: called with (done, total) files.
+
+    Raises:
+        SegFitError: with every problem of the data set.
+    """
+    return check_sources(
+        sources,
+        check=config.data.check,
+        skip=config.data.on_bad_sample == "skip",
+        needs={"train": 1, "val": 1},
+        progress=progress,
+    )
 
 
 def cached_sources(

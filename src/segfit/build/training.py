@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from segfit import runs
 from segfit.build.data import (
     cached_sources,
+    check_data,
     held_out_images,
     make_classes,
     make_held_out_batches,
@@ -26,7 +27,6 @@ from segfit.build.state import Notice, make_device, make_state
 from segfit.build.task import class_weights_of, make_task
 from segfit.build.tuned import stale
 from segfit.check import plain, size_of
-from segfit.data.preflight import check_sources
 from segfit.data.source import Source
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.events import EndLog
@@ -80,15 +80,7 @@ def make_training(
     """
     refuse_differences(world, flat(plain(config)))
     sources = make_sources(config.data)
-    checking = partial(
-        check_sources,
-        sources,
-        check=config.data.check,
-        skip=config.data.on_bad_sample == "skip",
-        needs={"train": 1, "val": 1},
-        progress=progress,
-    )
-    report = world.once_a_machine(checking)
+    report = world.once_a_machine(partial(check_data, config, sources, progress))
     for line in report.notices:
         notice(line)
 

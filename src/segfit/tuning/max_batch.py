@@ -8,8 +8,7 @@ import psutil
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.build.data import make_sources
-from segfit.data.preflight import check_sources
+from segfit.build.data import check_data, make_sources
 from segfit.errors import SegFitError
 from segfit.hardware import GIB, resolve_device, visible_cards
 from segfit.report.findings import Column, Findings, Table
@@ -49,13 +48,7 @@ class Tried:
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Return the largest batch that fits, and every trial that led to it."""
     sources = make_sources(config.data)
-    report = check_sources(
-        sources,
-        check=config.data.check,
-        skip=config.data.on_bad_sample == "skip",
-        needs={"train": 1, "val": 1},
-    )
-    for line in report.notices:
+    for line in check_data(config, sources).notices:
         bench.notice(line)
     trials = Trials(config, bench, by_size(sources["val"])[: len(sources["train"])])
     cap = len(sources["train"])

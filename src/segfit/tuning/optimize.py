@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from segfit.build.data import make_sources, workers_of
+from segfit.build.data import check_data, make_sources, workers_of
 from segfit.build.tuned import tuned_for
 from segfit.data.cores import free_memory
-from segfit.data.preflight import check_sources
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
 from segfit.hardware import GIB, resolve_device
@@ -56,13 +55,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     out = local_recipe.LOCAL if config.benchmark.out is None else Path(config.benchmark.out)
     local_recipe.writable(out)
     sources = make_sources(config.data)
-    report = check_sources(
-        sources,
-        check=config.data.check,
-        skip=config.data.on_bad_sample == "skip",
-        needs={"train": 1, "val": 1},
-    )
-    for line in report.notices:
+    for line in check_data(config, sources).notices:
         bench.notice(line)
     device, _ = resolve_device(config.device)
     images = len(sources["train"])
