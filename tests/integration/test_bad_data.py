@@ -101,11 +101,3 @@ def test_all_that_is_wrong_is_told_at_once_by_the_command_line(tmp_path):
         assert name in output
     assert "Traceback" not in output
     assert not list(tmp_path.glob("outputs/**/*"))
-
-
-def test_a_missing_root_is_told_by_the_command_line(tmp_path):
-    code, output = train_by_command_line(tmp_path, "data.root=nowhere", *OPTIONS)
-    assert code == 2, output
-    assert "nowhere" in output
-    assert "Traceback" not in output
-    assert not list(tmp_path.glob("outputs/**/*"))

@@ -4,6 +4,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 import sys
 import time
@@ -156,6 +158,32 @@ def test_odd_names_and_bad_images_pass_through_train_resume_and_evaluate_that_wr
     masks = run / "evaluation/val/masks"
     found = sorted(path.relative_to(masks).as_posix() for path in masks.rglob("*.png"))
     assert found == sorted(f"sub {name}/{name}.png" for name in NAMES[1:5])
+
+
+@pytest.mark.slow
+def test_a_run_of_200_000_files_starts_within_a_minute_once_they_were_indexed(tmp_path):
+    """A minute of the processor's time, whatever else this machine does: the promise of docs/reliability.md."""
+    kinds = write_pairs(
+        tmp_path / "kinds", names(10), size=(32, 32)
+    )  # a file has 65,000 names at most
+    for kind in ("images", "masks"):
+        (tmp_path / "big" / kind).mkdir(parents=True)
+        for number in range(100_000):
+            name = f"{number:06d}.png"
+            os.link(kinds / kind / f"{number % 10:03d}.png", tmp_path / "big" / kind / name)
+    small = ("max_steps=1", "limit_val_batches=1", "report.tensorboard=false", "image_size=32")
+    options = (text for text in OPTIONS if not text.startswith(("image_size", "data.on_bad")))
+    line = command(*options, f"data.root={tmp_path / 'big'}", *small)
+    seconds = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = finished(line, tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        assert "80000 train, 20000 val" in done.stdout
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert seconds[1] <= min(60, seconds[0])
+    shutil.rmtree(tmp_path / "big")
 
 
 def test_a_clock_that_jumps_by_years_changes_nothing(root, tmp_path, monkeypatch):

@@ -122,6 +122,7 @@ def test_wrong_input_leaves_no_folder(tmp_path):
         tmp_path, *TINY, "data=folder", "data.root=nowhere", "data.num_classes=2"
     )
     assert code == 2, output
+    assert "nowhere" in output
     assert list(tmp_path.iterdir()) == []
 
 

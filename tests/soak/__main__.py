@@ -56,11 +56,11 @@ class Life:
         except psutil.Error:
             return
 
-    def growth(self) -> tuple[float, int]:
-        """Return (MiB, files) between the first third and the last third of the looks, medians."""
+    def growth(self) -> tuple[float, int] | None:
+        """Return (MiB, files) between the first third and the last third of the looks, medians; None: too few."""
         third = len(self.memory) // 3
-        if third < 5:  # too short to tell
-            return 0.0, 0
+        if third < 5:
+            return None
         ends = [
             (sorted(values[:third])[third // 2], sorted(values[-third:])[third // 2])
             for values in (self.memory, self.files)
@@ -250,10 +250,15 @@ def main() -> int:
             print(f"  {count:4d} × {fault}")
         print(f"  endings: {dict(soak.endings)}")
         differences = compare(run, undisturbed)
-        growth = [life.growth() for life in soak.lives]
+        growth = [found for life in soak.lives if (found := life.growth()) is not None]
+        if not growth or not soak.faults:
+            print("too short: no fault struck, or no process lived long enough to tell its growth")
+            return 1
         memory, files = max(one[0] for one in growth), max(one[1] for one in growth)
         longest = max(len(life.memory) for life in soak.lives) / 10
-        print(f"growth in one life (longest {longest:.0f} s): {memory:.1f} MiB, {files} open files")
+        print(
+            f"growth in one of {len(growth)} lives (longest {longest:.0f} s): {memory:.1f} MiB, {files} open files"
+        )
         print(f"differences: {', '.join(differences) or 'none, bit for bit'}")
         return int(bool(differences) or memory > _GROWTH_MIB or files > _MORE_FILES)
 

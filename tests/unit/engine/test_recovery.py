@@ -11,7 +11,15 @@ from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.fit import Fit
 from segfit.engine.step import clip_gradients
 from segfit.errors import SegFitError
-from tests.unit.engine.toys import LineTask, Points, Recorder, make_fit, make_state, weights
+from tests.unit.engine.toys import (
+    LineTask,
+    Points,
+    Recorder,
+    make_fit,
+    make_state,
+    spoilt_backward,
+    weights,
+)
 
 
 def run(fit: Fit) -> Recorder:
@@ -26,18 +34,6 @@ def without(folder, position: list[int], **options) -> Fit:
     fit.state.progress.left_out = [position]
     run(fit)
     return fit
-
-
-class BrokenBackward(torch.autograd.Function):
-    """Passes forward; its gradient is NaN."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * math.nan
 
 
 @pytest.mark.parametrize("log_every", [1, 3, 100])
@@ -90,7 +86,7 @@ def test_a_gradient_that_is_not_finite_is_the_same_fault(tmp_path):
 
     def forward(x):
         broken = fit.state.progress.update == 6
-        return BrokenBackward.apply(model(x)) if broken else model(x)
+        return spoilt_backward(model(x)) if broken else model(x)
 
     fit.state.forward = forward
     heard = run(fit)
@@ -183,7 +179,7 @@ def test_what_overflows_while_scaled_up_is_the_scalers_and_only_counted(tmp_path
 
     def forward(x):
         overflows = fit.state.scaler.get_scale() > 2.0**14
-        return BrokenBackward.apply(model(x)) if overflows else model(x)
+        return spoilt_backward(model(x)) if overflows else model(x)
 
     fit.state.forward = forward
     heard = run(fit)
@@ -196,7 +192,7 @@ def test_what_overflows_while_scaled_up_is_the_scalers_and_only_counted(tmp_path
 def test_what_overflows_unscaled_is_a_fault(tmp_path):
     fit = make_fit(tmp_path, state=make_state(scaler=scaled(4.0)), max_left_out=2)
     model = fit.state.model
-    fit.state.forward = lambda x: BrokenBackward.apply(model(x))
+    fit.state.forward = lambda x: spoilt_backward(model(x))
     with pytest.raises(SegFitError, match="max_left_out=2 is reached"):
         run(fit)
     assert weights(model).isfinite().all()
