@@ -3,6 +3,7 @@
     config.yaml       the composed config, resolved, nothing left to interpolate
     overrides.yaml    what was typed
     checkpoints/      last.pt to go on from, best.pt to evaluate
+    bad_batches/      batches that were left out, to look at
     tensorboard/      events
     train.log         what was told
     scores.jsonl      a line a validation, as it was made
@@ -35,7 +36,7 @@ OVERRIDES = "overrides.yaml"
 METRICS = "metrics.json"
 SCORES = "scores.jsonl"
 _WRITTEN = [
-    *(CONFIG, OVERRIDES, METRICS, SCORES, "train.log", "checkpoints", "tensorboard"),
+    *(CONFIG, OVERRIDES, METRICS, SCORES, "train.log", "checkpoints", "bad_batches", "tensorboard"),
 ]
 
 # What may change when a run goes on; anything else would make it another run.

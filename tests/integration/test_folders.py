@@ -209,6 +209,7 @@ WRITES = {
     "a linked checkpoint": link("checkpoints/last.pt"),
     "linked metrics": link("metrics.json"),
     "linked scores": link("scores.jsonl"),
+    "linked bad batches": link("bad_batches"),
     "a linked lock": link(".lock"),
 }
 
