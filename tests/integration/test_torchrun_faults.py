@@ -1,30 +1,18 @@
 """A fault of one process of torchrun is everybody's: none goes on alone, and none waits in vain."""
 
-import os
-import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from segfit.engine.checkpoint import load_checkpoint
 from tests.integration.test_resume import losses
-from tests.integration.test_torchrun import SMALL, TIMEOUT, by_torchrun, ours, parameters
-from tests.integration.training import ROOT, environment, the_run
-
-VICTIM = "tests/integration/torchrun_victim.py"
+from tests.integration.test_torchrun import SMALL, VICTIM, ours, parameters, torchrun
+from tests.integration.training import the_run
 
 
-def struck(folder, fault: str, *arguments: str) -> "tuple[int, str]":
-    done = subprocess.run(
-        by_torchrun(fault, *SMALL, *arguments, script=VICTIM),
-        cwd=folder,
-        env={**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    return done.returncode, done.stdout
+def struck(folder: Path, fault: str, *arguments: str) -> "tuple[int, str]":
+    return torchrun(folder, fault, *SMALL, *arguments, script=VICTIM)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ backward: the same in a backward pass that adds up gradients.
 none: no process is struck.
 first_backward: the backward pass of the first update fails in process 1, once.
 first_step: so does its optimizer's step, after a weight was moved.
+killed: process 1 kills itself before the fourth update.
 bug: the third update fails in process 1.
 bug_while_closing: so does it, while process 0 takes its time to close what it writes.
 nan: from the fourth update of the first epoch on, for two updates, the images of process 1 are not numbers.
@@ -13,6 +14,7 @@ nan: from the fourth update of the first epoch on, for two updates, the images o
 import functools
 import os
 import runpy
+import signal
 import sys
 import time
 from typing import Any
@@ -33,6 +35,8 @@ _backward, _step = torch.Tensor.backward, torch.optim.SGD.step
 
 def _counting(state: Any, *args: Any, **options: Any) -> Any:
     _update[0] = state.progress.update
+    if STRUCK and fault == "killed" and _update[0] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
     return _make_update(state, *args, **options)
 
 
