@@ -34,15 +34,17 @@ class Checkpoints:
         self.previous = folder / "previous.pt"
         self.best = folder / "best.pt"
         self.about = dict(about or {})
+        self._last_is_damaged = False
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Save all that training needs to go on; what was last becomes previous.
+        """Save all that training needs to go on; what was last becomes previous, but where it is damaged.
 
         Raises:
             SegFitError: if it cannot be written; what was there is untouched.
         """
         content = {"format": FORMAT, "about": self.about, **state}
-        save_atomically(content, self.last, before=self.previous)
+        save_atomically(content, self.last, None if self._last_is_damaged else self.previous)
+        self._last_is_damaged = False
 
     def save_best(self, weights: dict[str, Any], scores: dict[str, float], epoch: int) -> None:
         """Save the weights of the best validation.
@@ -71,6 +73,7 @@ class Checkpoints:
             if not self.previous.exists():
                 raise
             reason = str(error)
+            self._last_is_damaged = True
         return load_checkpoint(self.previous), (
             f"{reason} Going on from the one before it, {self.previous.name}."
         )

@@ -121,6 +121,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, damage):
     assert "Going on from the one before it, previous.pt" in told
 
 
+def test_the_next_save_keeps_the_one_before_rather_than_the_damaged_one(saved):
+    saved.save_last({**STATE, "progress": {"epoch": 4}})
+    cut(saved.last)
+    assert saved.load_last()[0]["progress"] == {"epoch": 3}
+    saved.save_last({**STATE, "progress": {"epoch": 5}})
+    progress = [load_checkpoint(path)["progress"] for path in (saved.previous, saved.last)]
+    assert progress == [{"epoch": 3}, {"epoch": 5}]
+    saved.save_last({**STATE, "progress": {"epoch": 6}})
+    assert load_checkpoint(saved.previous)["progress"] == {"epoch": 5}
+
+
 def test_where_both_are_damaged_it_says_so(saved):
     saved.save_last(STATE)
     cut(saved.last)
