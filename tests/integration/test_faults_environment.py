@@ -1,11 +1,14 @@
 """What a machine may lack: training goes on without it, and says so once, on the screen and in train.log."""
 
+import itertools
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segfit import training
 from segfit.engine.events import EndLog
@@ -140,6 +143,17 @@ def test_a_card_without_nvml_is_told(tmp_path, monkeypatch, library):
 def test_no_hub(screen, tmp_path):
     base = tuple(text for text in TINY if not text.startswith("model"))
     told_once("WARNING: RANDOM WEIGHTS", screen(tmp_path / "run", "model=segformer_b0", base=base))
+
+
+def test_a_clock_that_jumps_by_years(screen, tmp_path, monkeypatch):
+    now, jumps = time.time(), itertools.cycle([0, 4e8, -9e8, 1e9, -1e5, 3])
+    monkeypatch.setattr(time, "time", lambda: now + next(jumps))
+    end, printed, log = screen(tmp_path / "run", "epochs=2")
+    assert (end.reason, end.updates) == ("finished", 4)
+    assert "update 4/4" in printed
+    assert "update 4/4" in log
+    shown = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in shown] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

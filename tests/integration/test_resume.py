@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ from segfit.errors import SegFitError
 from tests.integration.training import (
     PATIENCE,
     TINY,
+    compose_run,
     one_thread,
     resume,
     same,
@@ -266,15 +266,15 @@ def test_a_damaged_checkpoint_of_the_last_validation_falls_back_to_before_it(tmp
     assert same(weights_of(tmp_path / "checkpoints/best.pt"), best)
 
 
-def test_killed_after_its_last_save_it_writes_what_is_missing(tmp_path, unbroken):
-    run = tmp_path / "run"
-    shutil.copytree(unbroken, run)
-    written = json.loads((run / "metrics.json").read_text())
-    (run / "metrics.json").unlink()
+def test_killed_after_its_last_save_it_writes_what_is_missing(tmp_path):
     with one_thread():
-        training.train(runs.resumed_config(run, [f"resume={run}"]), [], run)
-    assert "this run is over" in (run / "train.log").read_text()
-    again = json.loads((run / "metrics.json").read_text())
+        training.train(compose_run(), [], tmp_path)
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    (tmp_path / "metrics.json").unlink()
+    with one_thread():
+        training.train(runs.resumed_config(tmp_path, [f"resume={tmp_path}"]), [], tmp_path)
+    assert "this run is over" in (tmp_path / "train.log").read_text()
+    again = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("status", "best", "best_epoch", "updates"):
         assert again[key] == written[key]
 

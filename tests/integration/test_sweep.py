@@ -27,30 +27,41 @@ def rows(sweep: Path) -> dict[str, dict[str, str]]:
         return {row["job"]: row for row in csv.DictReader(file)}
 
 
-def test_jobs_are_complete_runs_and_wrong_input_in_one_costs_the_others_nothing(tmp_path):
-    code, output = train_by_command_line(tmp_path, "-m", *SMALL, "epochs=1", "batch_size=2,0,4")
+# In each process that is started with it in its path: the job with this override dies at once.
+DIES = """
+import os, signal, sys
+if "batch_size=3" in (text.strip("'") for text in sys.orig_argv):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_jobs_are_complete_runs_and_what_befalls_one_costs_the_others_nothing(tmp_path):
+    """One has wrong input, one is killed."""
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    sizes = {"0": "2", "1": "0", "2": "3", "3": "4"}
+    line = ("-m", *SMALL, "epochs=1", f"batch_size={','.join(sizes.values())}")
+    code, output = train_by_command_line(tmp_path, *line, PYTHONPATH=str(tmp_path))
     sweep = sweep_of(tmp_path)
     board = rows(sweep)
     assert code == 1, output
-    assert sorted(board) == ["0", "1", "2"]
+    assert {job: row["batch_size"] for job, row in board.items()} == sizes
     assert "Leader board" in output
     assert "leaderboard.csv" in output
     assert "Traceback" not in output
-    for job, row in board.items():
-        assert row["batch_size"] == "204"[int(job)]
-        if row["batch_size"] == "0":
-            assert row["status"] == "input"
-            assert "batch_size=0: must be at least 1" in row["message"]
-            continue
-        assert row["status"] == "finished"
-        assert 0 <= float(row["best_miou"]) <= 1
+    assert board["1"]["status"] == "input"
+    assert "batch_size=0: must be at least 1" in board["1"]["message"]
+    assert board["2"]["status"] == "crash"
+    assert "killed by signal 9" in board["2"]["message"]
+    for job in "03":
+        assert board[job]["status"] == "finished"
+        assert 0 <= float(board[job]["best_miou"]) <= 1
         folder = sweep / job
         for name in ("config.yaml", "overrides.yaml", "metrics.json", "train.log"):
             assert (folder / name).stat().st_size > 0
         for name in ("last.pt", "best.pt"):
             assert (folder / "checkpoints" / name).exists()
         assert list((folder / "tensorboard").glob("events.*"))
-        assert runs.load_config(folder).batch_size == int(row["batch_size"])
+        assert runs.load_config(folder).batch_size == int(sizes[job])
     best = [float(row["best_miou"]) for row in board.values() if row["best_miou"]]
     assert best == sorted(best, reverse=True)
     assert not (tmp_path / "outputs").exists()

@@ -113,6 +113,19 @@ def test_nothing_but_nan_leaves_no_best(tmp_path):
     assert (tmp_path / "last.pt").exists()
 
 
+def test_a_best_that_cannot_be_saved_does_not_count_so_that_the_next_is(tmp_path):
+    in_the_way = tmp_path / "best.pt"
+    in_the_way.mkdir()
+    heard = Recorder()
+    heard.epoch = lambda log: (heard.epochs.append(log), log.epoch == 0 and in_the_way.rmdir())
+    run(make_fit(tmp_path, task=LineTask([0.5, 0.4, 0.3])), heard)
+    (told,) = heard.notices
+    assert "best.pt: Is a directory" in told
+    assert "does not count as the best" in told
+    assert [log.is_best for log in heard.epochs] == [False, True, False]
+    assert load_checkpoint(in_the_way)["scores"]["miou"] == heard.ends[0].best_scores["miou"] == 0.4
+
+
 def test_the_average_is_what_is_validated_and_kept(tmp_path):
     def average(model):
         return ModelEmaV3(model, decay=0.9)
@@ -257,3 +270,29 @@ def test_images_that_a_roll_back_made_again_count_once(tmp_path):
     run(fit)
     assert fit.state.progress.left_out == [[1, 6]]
     assert fit.teller.total_images == 8 + 6 + 8
+
+
+class Failing(Points):
+    """Points whose tenth batch cannot be had."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def epoch(self, epoch: int, start_image: int):
+        for number, batch in enumerate(super().epoch(epoch, start_image), start_image // self.size):
+            if (epoch, number) == (2, 1):
+                raise self.error
+            yield batch
+
+
+@pytest.mark.parametrize("error", [SegFitError("no image"), torch.OutOfMemoryError("while copying")])
+def test_data_that_end_a_training_cost_no_update(tmp_path, error):
+    whole, heard = make_fit(tmp_path / "whole"), Recorder()
+    run(whole)
+    with pytest.raises(type(error), match=str(error)):
+        make_fit(tmp_path, train=Failing(error)).run(heard, {})
+    assert heard.steps == list(range(1, 10))
+    second = make_fit(tmp_path)
+    assert run(resumed(tmp_path, second)).steps == [10, 11, 12]
+    assert torch.equal(weights(second.state.model), weights(whole.state.model))
