@@ -236,10 +236,9 @@ class Fit:
         """Save the state if the data end the training: it is whole between two updates."""
         try:
             yield
-        except SegFitError:
-            if (
-                self.state.world.size == 1
-            ):  # several processes cannot save without the one that failed
+        except Exception:
+            alone = self.state.world.size == 1  # several cannot save without the one that failed
+            if alone:
                 with suppress(NotFinite):
                     self.teller.keep(window)
                     self.saver.save_in_the_end()
