@@ -1,16 +1,12 @@
 """Score a trained run on a split of its data, or predict a folder of images."""
 
-import heapq
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from segfit.build.data import (
     held_out_batch_size,
@@ -29,10 +25,10 @@ from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.preflight import check_sources
 from segfit.data.source import Source
 from segfit.engine.evaluate import evaluate
-from segfit.engine.events import EvalResult, Panel
+from segfit.engine.events import EvalResult
 from segfit.errors import SegFitError
 from segfit.hardware import device_name
-from segfit.metrics import image_scores
+from segfit.predictions import Predictions
 from segfit.report.evaluation import EvaluationFolder
 from segfit.report.pictures import Picture
 from segfit.tasks.segmentation import SegmentationTask
@@ -89,9 +85,7 @@ def evaluate_split(
     left_out, without = _noting(notice)
     batches = make_held_out_batches(run.config, source, run.device, workers, None, without)
     task = _task(run, options, class_weights)
-    taker = _Predictions(
-        out, source.id, lambda index: source.read(index)[0], options, len(run.classes)
-    )
+    taker = _predictions(run, options, out, source.id, lambda index: source.read(index)[0])
     facts = {**_facts(run, options), "split": options.split, "images": len(source)}
     result = _pass(run, task, batches, taker, facts, progress)
     facts |= {"images": len(source) - len(left_out), "left_out": left_out}
@@ -187,12 +181,8 @@ def predict_folder(
         make_skipping(config, without),
     )
     batches = HeldOutBatches(DevicePrefetcher(loader, run.device), len(loader))
-    taker = _Predictions(
-        out,
-        dataset.id,
-        lambda index: dataset.reader(dataset.file(index)),
-        options,
-        len(run.classes),
+    taker = _predictions(
+        run, options, out, dataset.id, lambda index: dataset.reader(dataset.file(index))
     )
     facts = {**_facts(run, options), "folder": str(dataset.folder), "images": len(dataset)}
     result = _pass(run, _task(run, options, None), batches, taker, facts, progress)
@@ -205,71 +195,16 @@ def predict_folder(
 # --------------------------------------------------------------------------- both of them
 
 
-class _Predictions:
-    """Takes every prediction: to the folder, and to the worst ones if it is one of them.
-
-    Args:
-        out: where masks and overlays go.
-        name: index → id.
-        image: index → image (H, W, 3) uint8 RGB at its original size.
-        options: of evaluate.py.
-        num_classes: C.
-    """
-
-    def __init__(
-        self,
-        out: EvaluationFolder,
-        name: Callable[[int], str],
-        image: Callable[[int], Picture],
-        options: DictConfig,
-        num_classes: int,
-    ) -> None:
-        self.out, self.name, self.image = out, name, image
-        self.saves: bool = options.save_masks
-        self.kept: int = options.worst
-        self.num_classes = num_classes
-        # (-score, -index, prediction): the heap's first is the best of the worst, which goes first.
-        self._heap: list[tuple[float, int, Picture]] = []
-
-    def __call__(self, index: int, prediction: Tensor, mask: Tensor | None) -> None:
-        """Take one; see `SegmentationTask.on_prediction`."""
-        pixels: Picture | None = None
-        if self.saves:
-            pixels = _on_host(prediction)
-            self.out.save_prediction(self.name(index), pixels, lambda: self.image(index))
-        if mask is None or not self.kept:
-            return
-        # synchronises: which images are the worst has to be known to keep no more predictions than theirs
-        score = float(image_scores(prediction[None], mask[None], self.num_classes))
-        known = any(
-            -index == other for _, other, _ in self._heap
-        )  # a batch is done again when memory ran out
-        if known or math.isnan(score):
-            return
-        if len(self._heap) == self.kept and (-score, -index) < self._heap[0][:2]:
-            return
-        item = (-score, -index, _on_host(prediction) if pixels is None else pixels)
-        if len(self._heap) < self.kept:
-            heapq.heappush(self._heap, item)
-        else:
-            heapq.heapreplace(self._heap, item)
-
-    def worst(self) -> list[tuple[int, float, Picture]]:
-        """Return (index, score, prediction) of the images with the lowest score, the worst first."""
-        ranked = sorted(self._heap, key=lambda item: item[:2], reverse=True)
-        return [(-index, -score, prediction) for score, index, prediction in ranked]
-
-    def worst_panels(self, source: Source) -> tuple[list[Panel], list[str]]:
-        """Return the worst images beside their masks, and a caption each."""
-        panels, captions = [], []
-        for index, score, prediction in self.worst():
-            panels.append(Panel(source.id(index), *source.read(index), prediction))
-            captions.append(f"{source.id(index)}: mIoU {score:.3f}")
-        return panels, captions
-
-
-def _on_host(prediction: Tensor) -> Picture:
-    return prediction.to(torch.uint8).cpu().numpy()  # synchronises
+def _predictions(
+    run: TrainedRun,
+    options: DictConfig,
+    out: EvaluationFolder,
+    name: Callable[[int], str],
+    image: Callable[[int], Picture],
+) -> Predictions:
+    return Predictions(
+        out, name, image, len(run.classes), saves=options.save_masks, kept=options.worst
+    )
 
 
 def _task(
@@ -283,7 +218,7 @@ def _pass(
     run: TrainedRun,
     task: SegmentationTask,
     batches: HeldOutBatches,
-    taker: _Predictions,
+    taker: Predictions,
     facts: dict[str, Any],
     progress: Progress | None,
 ) -> EvalResult:

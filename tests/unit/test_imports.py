@@ -57,7 +57,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"build", "runs", *BUILT, *LEAVES},
     "tuning": {"build", "config", "check", "runs", *BUILT, *LEAVES},
     "export": {"trained", "models", "config", "check", *LEAVES},
-    "evaluation": {"build", "trained", "config", "check", "runs", *BUILT, *LEAVES},
+    "predictions": {"data", "engine.events", "metrics", "report", *LEAVES},
+    "evaluation": {"predictions", "build", "trained", "config", "check", "runs", *BUILT, *LEAVES},
 }
 WITHOUT_TORCH = (
     "check", "cli", "config", "config_benchmark", "errors", "explain", "files", "hardware", "labels", "locks", "monitor",
