@@ -42,6 +42,9 @@ _GONE = (
     "another process of this training is gone without a word: killed (out of host memory?), or its machine failed. "
     "Go on with resume= and the run's folder."
 )
+_TERMINATED = (
+    "terminated: somebody asked for it, or another process of this training is gone without a word."
+)
 
 
 class PeerError(SegFitError):
@@ -50,10 +53,14 @@ class PeerError(SegFitError):
     exit_code = 1
 
 
-class Terminated(SegFitError):
+class TerminatedError(SegFitError):
     """torchrun passed on a SIGTERM, while no training was there to be saved."""
 
     exit_code = 128 + signal.SIGTERM
+
+
+class _Terminated(BaseException):
+    """The same on its way out; nobody who goes on after an Exception takes it for his own."""
 
 
 @contextlib.contextmanager
@@ -75,13 +82,12 @@ def joined(requested: str) -> Iterator[World]:
         yield ALONE
         return
     world = TorchrunWorld(launch, _join(launch, requested))
-    _on_sigterm(
-        _terminate
-    )  # torchrun ends all when one has failed: this one may still have to tell why
+    # torchrun ends all when one has failed: this one may still have to tell why.
+    _on_sigterm(_terminate)
     try:
         yield world
         world.gather(None)  # so that nobody leaves before the main process has written everything
-    except Exception as error:
+    except (Exception, _Terminated) as error:
         _on_sigterm(signal.SIG_IGN)  # for the moment that telling takes
         end = world.explained(error)
         if end is error:
@@ -121,9 +127,7 @@ def _on_sigterm(handler: Any) -> None:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated(
-        "terminated: somebody asked for it, or another process of this training is gone without a word."
-    )
+    raise _Terminated
 
 
 class TorchrunWorld(World):
@@ -221,16 +225,18 @@ class TorchrunWorld(World):
 
     # --------------------------------------------------------------------------------- failing
 
-    def explained(self, error: Exception) -> BaseException:
+    def explained(self, error: BaseException) -> BaseException:
         """Return what this process ends with after an error, of its own or because another process is gone."""
         try:
-            if isinstance(error, Terminated) and not self._comes("failure"):
-                return error if self.is_main else SystemExit(Terminated.exit_code)
+            if isinstance(error, _Terminated) and not self._comes("failure"):
+                if not self.is_main:
+                    return SystemExit(TerminatedError.exit_code)
+                return TerminatedError(_TERMINATED)
             return self._of_others() if _is_of_others(error) else self._own(error)
         except RuntimeError:  # the store is gone, which without torchrun is the main process's
             return PeerError(_GONE)
 
-    def _own(self, error: Exception) -> BaseException:
+    def _own(self, error: BaseException) -> BaseException:
         code = error.exit_code if isinstance(error, SegFitError) else 1
         text = str(error) if isinstance(error, SegFitError) else f"{type(error).__name__}: {error}"
         leave_reason(text)
@@ -266,9 +272,9 @@ class TorchrunWorld(World):
         return True
 
 
-def _is_of_others(error: Exception) -> bool:
+def _is_of_others(error: BaseException) -> bool:
     """Say whether an error only means that another process failed or is gone."""
-    if isinstance(error, (PeerFailed, Terminated, dist.DistError)):
+    if isinstance(error, (PeerFailed, _Terminated, dist.DistError)):
         return True
     return isinstance(error, RuntimeError) and any(
         name in str(error).lower() for name in ("gloo", "nccl")
