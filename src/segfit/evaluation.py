@@ -72,7 +72,7 @@ def evaluate_split(
     Args:
         run: of `trained.load_run`.
         options: of evaluate.py, checked.
-        notice: told what is odd about the data, a line each.
+        notice: told what is odd about the data, and of memory that ran out, a line each.
         checking: called with (done, total) files while the data set is checked.
         progress: called with (done, total) batches.
 
@@ -87,7 +87,7 @@ def evaluate_split(
     task = _task(run, options, class_weights)
     taker = _predictions(run, options, out, source.id, lambda index: source.read(index)[0])
     facts = {**_facts(run, options), "split": options.split, "images": len(source)}
-    result = _pass(run, task, batches, taker, facts, progress)
+    result = _pass(run, task, batches, taker, facts, progress, notice)
     facts |= {"images": len(source) - len(left_out), "left_out": left_out}
     out.save_scores(result)
     panels, captions = taker.worst_panels(source)
@@ -151,7 +151,7 @@ def predict_folder(
         run: of `trained.load_run`.
         options: of evaluate.py, checked; `images` is the folder.
         progress: called with (done, total) batches.
-        notice: told of images that `data.on_bad_sample=skip` leaves out.
+        notice: told of images that `data.on_bad_sample=skip` leaves out, and of memory that ran out.
 
     Raises:
         SegFitError: if there is no image, one is unreadable, or results cannot be written.
@@ -185,7 +185,7 @@ def predict_folder(
         run, options, out, dataset.id, lambda index: dataset.reader(dataset.file(index))
     )
     facts = {**_facts(run, options), "folder": str(dataset.folder), "images": len(dataset)}
-    result = _pass(run, _task(run, options, None), batches, taker, facts, progress)
+    result = _pass(run, _task(run, options, None), batches, taker, facts, progress, notice)
     facts |= {"images": len(dataset) - len(left_out), "left_out": left_out}
     facts |= {"status": "finished", "seconds": result.seconds}
     out.write_metrics(facts)
@@ -221,13 +221,15 @@ def _pass(
     taker: Predictions,
     facts: dict[str, Any],
     progress: Progress | None,
+    notice: Notice,
 ) -> EvalResult:
     def between(done: int) -> None:
         if progress is not None:
             progress(done, len(batches))
 
-    def lowered(size: int, _told: str) -> None:
+    def lowered(size: int, told: str) -> None:
         facts["batch_size"] = size
+        notice(told)
 
     taker.out.write_metrics({**facts, "status": "running"})
     try:

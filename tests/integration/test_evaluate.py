@@ -201,7 +201,7 @@ def test_a_run_that_was_killed_counts_its_class_weights_again(place, evaluated, 
     assert done.result.scores == pytest.approx(expected, abs=1e-6)
 
 
-def test_where_memory_runs_out_smaller_batches_give_the_same(place, tmp_path, monkeypatch):
+def test_where_memory_runs_out_smaller_batches_give_the_same(place, tmp_path, monkeypatch, capsys):
     expected = evaluate(place, batch_size=5, out=str(tmp_path / "whole"))
     call = torch.nn.Module.__call__
 
@@ -212,6 +212,7 @@ def test_where_memory_runs_out_smaller_batches_give_the_same(place, tmp_path, mo
 
     monkeypatch.setattr(torch.nn.Module, "__call__", at_most_two)
     found = evaluate(place, batch_size=5, out=str(tmp_path / "pieces"))
+    assert "out of memory in validation with 5 images at once" in capsys.readouterr().out
     assert found.result.scores == pytest.approx(expected.result.scores, abs=1e-6)
     assert found.facts["batch_size"] == 2
     assert expected.facts["batch_size"] == 5
