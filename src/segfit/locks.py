@@ -57,9 +57,7 @@ def lock(folder: Path) -> None:
             os.close(handle)
             return
     _held[place] = handle
-    with contextlib.suppress(
-        OSError
-    ):  # a full disk: the lock holds, though it does not say whose it is
+    with contextlib.suppress(OSError):  # a full disk: the lock holds, but does not say whose it is
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 

@@ -85,9 +85,7 @@ class Probe:
     def __enter__(self) -> Probe:
         _cpu_percent()  # psutil measures from one call to the next
         library = self._stack.enter_context(nvml())
-        with contextlib.suppress(
-            Exception
-        ):  # pynvml's errors: a card that fell off the bus, no permission
+        with contextlib.suppress(Exception):  # a card that fell off the bus, no permission
             self._watch_card(library)
         return self
 

@@ -52,9 +52,8 @@ def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> No
             f"Was one of the two replaced?"
         ) from error
     if (before.get("device"), before.get("batch_size")) != (now["device"], now["batch_size"]):
-        state.progress.micro_batch = state.progress.held_out_batch = (
-            0  # what fits now is found anew
-        )
+        # What fits now is found anew.
+        state.progress.micro_batch = state.progress.held_out_batch = 0
     for line in differences(before, now):
         notice(line)
 

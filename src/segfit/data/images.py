@@ -96,9 +96,7 @@ class ImageReader:
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         pixels = np.ascontiguousarray(pixels)
-        if (
-            min(pixels.strides) < 0
-        ):  # a mirrored side of one pixel counts as contiguous; not for torch
+        if min(pixels.strides) < 0:  # a mirrored side of one pixel is contiguous, but not for torch
             pixels = pixels.copy()
         return Decoded(pixels, orientation, frames)
 
@@ -196,9 +194,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         MemoryError: if memory ran out.
     """
     try:
-        if not stat.S_ISREG(
-            path.stat().st_mode
-        ):  # a pipe would be waited for, /dev/zero read for ever
+        # A pipe would be waited for, /dev/zero read for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
             raise SegFitError(f"{path}: no file, but a folder, a pipe or a device. Delete it.")
         with Image.open(path, formats=_FORMATS) as image:
             yield image

@@ -156,9 +156,8 @@ class Fit:
         state, progress, accumulate = self.state, self.state.progress, self.options.accumulate
         an_epoch = math.ceil(self.train.batches_per_epoch() / accumulate)
         left = math.ceil(max(self.train.batches_left(progress.image), 0) / accumulate)
-        made = (
-            an_epoch - left + progress.epoch * an_epoch
-        )  # if batches had always been of this size
+        # If batches had always been of this size.
+        made = an_epoch - left + progress.epoch * an_epoch
         state.schedule_offset = made - progress.update
         state.scheduler.step_update(made)
         epochs = self.options.epochs

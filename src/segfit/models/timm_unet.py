@@ -104,10 +104,9 @@ class TimmUnet(nn.Module):
         """
         height, width = images.shape[-2:]
         down, right = -height % self.size_multiple, -width % self.size_multiple
+        # Batch norm has nothing to go by in a single value a channel.
         if self.training and len(images) == 1 and max(height, width) < self.two_pixels:
-            right = (
-                self.two_pixels - width
-            )  # batch norm has nothing to go by in a single value a channel
+            right = self.two_pixels - width
         padded = F.pad(images, (0, right, 0, down)) if down or right else images
         features = self.encoder(padded)
         if self.tokens_last:

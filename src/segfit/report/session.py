@@ -108,9 +108,7 @@ class RunReport:
         notify = Listeners(self.console, self.log).notice
         try:
             from segfit.report.tensorboard import TensorBoardReport
-        except (
-            Exception
-        ) as error:  # not there, or at odds with protobuf or NumPy, which ends in many ways
+        except Exception as error:  # not there, or at odds with protobuf or NumPy
             notify(
                 f"TensorBoard cannot be imported ({type(error).__name__}: {error}): going on without. "
                 f"pip install tensorboard, or set report.tensorboard=false."

@@ -17,10 +17,8 @@ COMPOSED, RESULT = Setting("as composed"), "result"
 SURPASSED = "another is faster still"
 KEPT, NOT_FASTER, NO_TIME, OUT_OF_MEMORY = "kept", "not faster", "no time left", "out of memory"
 
-_PATIENCE, _PATIENCE_TIMES = (
-    60.0,
-    4.0,
-)  # seconds, or times the first trial: what is not done then is left out
+# Seconds, or times the first trial: what is not done then is left out.
+_PATIENCE, _PATIENCE_TIMES = 60.0, 4.0
 
 
 @dataclass

@@ -36,9 +36,8 @@ from segfit.tuning.settings import (
 from segfit.tuning.trial import run_trial
 
 SECONDS = 4.0
-_HOST_SHARE = (
-    0.5  # of the memory that is free: the rest is for files, data workers, and whatever else runs
-)
+# Of the memory that is free: the rest is for files, data workers, and whatever else runs.
+_HOST_SHARE = 0.5
 
 
 class _NoTime(Exception):  # noqa: N818  (no error: the search ends with what it has found)
