@@ -85,10 +85,14 @@ class LeaderBoard(Callback):
 def show(folder: Path) -> list[Row]:
     """Print the leader board of a sweep's folder and write it there; return it."""
     rows = collect(folder)
-    print_leaderboard(rows)
-    write_csv(rows, folder / "leaderboard.csv")
-    print(f"{folder / 'leaderboard.csv'}\ntensorboard --logdir {folder}")
     LeaderBoard.failed = sum(row.failed for row in rows)
+    print_leaderboard(rows)
+    written = str(folder / "leaderboard.csv")
+    try:
+        write_csv(rows, folder / "leaderboard.csv")
+    except OSError as error:  # Hydra would make a warning of it, and the exit code be that of a sweep without failures
+        written += f": cannot be written ({error.strerror})."
+    print(f"{written}\ntensorboard --logdir {folder}")
     return rows
 
 

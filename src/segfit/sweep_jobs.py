@@ -60,7 +60,7 @@ def run_job(monitor: str, script: Path) -> float | None:
     Raises:
         KeyboardInterrupt: if the job was ended by Ctrl-C, which ends the sweep.
         SystemExit: if the sweep was ended by SIGTERM, once the job has saved.
-        SegFitError: if the job's folder holds another job.
+        SegFitError: if the job's folder holds another job, or cannot be written to.
     """
     global _stopped
     if _stopped:  # a launcher's process that would take the next one
@@ -85,7 +85,7 @@ def run_job(monitor: str, script: Path) -> float | None:
         (folder / ERROR).unlink(missing_ok=True)
         overrides = [f"resume={quoted(folder)}"]
     else:
-        replace_text(folder / OVERRIDES, yaml.safe_dump(overrides, allow_unicode=True))
+        _write_overrides(folder, overrides)
     alone = hydra.runtime.choices.get("hydra/launcher") == "basic"
     output = None if alone else folder / OUTPUT
     environment = {**_threads(hydra.launcher), **_environment(folder)}
@@ -140,6 +140,15 @@ def _refuse_another(folder: Path, overrides: Sequence[str]) -> None:
             f"{folder}: holds another job ({before}) than {list(overrides)}. Was the sweep changed? Launch it "
             f"anew, in a folder of its own."
         )
+
+
+def _write_overrides(folder: Path, overrides: Sequence[str]) -> None:
+    try:
+        replace_text(folder / OVERRIDES, yaml.safe_dump(list(overrides), allow_unicode=True))
+    except OSError as error:
+        raise SegFitError(
+            f"cannot write to the job's folder {folder}: {error.strerror}."
+        ) from error
 
 
 def _set_aside(folder: Path) -> None:
