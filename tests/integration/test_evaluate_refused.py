@@ -12,6 +12,7 @@ from segfit import training
 from segfit.errors import SegFitError
 from tests.integration.evaluating import evaluate, write_data
 from tests.integration.training import command, compose_run, finished, one_thread
+from tests.unit.payload import Payload
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +79,6 @@ def test_all_that_is_wrong_with_a_command_line_is_told_at_once(place):
     assert "Traceback" not in done.stderr
 
 
-class Payload:
-    """What a hostile checkpoint would run, wherever it is read."""
-
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
-
-
 def edit_config(change):
     def spoil(run: Path) -> None:
         config = yaml.safe_load((run / "config.yaml").read_text())
@@ -120,7 +114,7 @@ SPOILED = {
     "weights that are no tensors": edit_weights(lambda m: m.update(x="y")),
     "a weight too many": edit_weights(lambda m: m.update(x=torch.zeros(1))),
     "a weight too few": edit_weights(lambda m: m.pop(next(iter(m)))),
-    "a pickle inside a checkpoint": edit_weights(lambda m: m.update(x=Payload())),
+    "a pickle inside a checkpoint": edit_weights(lambda m: m.update(x=Payload(Path("executed")))),
     "no checkpoint": lambda run: (run / "checkpoints/best.pt").unlink(),
     "half a checkpoint": lambda run: os.truncate(run / "checkpoints/best.pt", 1000),
     "metrics too deep": lambda run: (run / "metrics.json").write_text("[" * 100_000),

@@ -16,6 +16,7 @@ from segfit.engine.checkpoint import (
     save_atomically,
 )
 from segfit.errors import SegFitError
+from tests.unit.payload import Payload
 
 STATE = {"model": {"weight": torch.arange(6.0)}, "progress": {"epoch": 3}}
 
@@ -79,14 +80,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(SegFitError, match="cannot save"):
         save_atomically({}, tmp_path / "file" / "last.pt")
-
-
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
 
 
 def flip_a_bit(path: Path) -> None:

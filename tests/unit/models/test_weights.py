@@ -17,18 +17,9 @@ from segfit.models import weights as weights_module
 from segfit.models.segformer import make_segformer, recommended
 from segfit.models.timm_unet import make_timm_unet
 from segfit.models.weights import unreachable
+from tests.unit.payload import Payload
 
 NOBODY = "http://127.0.0.1:9"
-
-
-class Exploit:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.touch, (self.trace,)
 
 
 @pytest.fixture(autouse=True)
@@ -242,7 +233,7 @@ def test_damaged_files(tmp_path, checkpoint, name, content):
 @pytest.mark.parametrize("make", [make_segformer, make_timm_unet], ids=["segformer", "timm_unet"])
 def test_code_in_a_checkpoint_is_never_run(make, tmp_path):
     trace = tmp_path / "trace"
-    torch.save({"weight": Exploit(trace)}, tmp_path / "evil.bin")
+    torch.save({"weight": Payload(trace)}, tmp_path / "evil.bin")
     with pytest.raises(SegFitError, match="not a readable checkpoint"):
         make("b0" if make is make_segformer else "resnet10t", 3, weights=str(tmp_path / "evil.bin"))
     assert not trace.exists()
