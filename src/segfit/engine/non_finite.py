@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+from torch.nn.utils import get_total_norm
+
 from segfit.engine.checkpoint import write_whole
 from segfit.engine.task import Batch
 
@@ -28,6 +31,13 @@ def describe(loss: float, norm: float, scale: float) -> str | None:
     if not math.isfinite(norm) and scale <= 1.0:
         return f"gradient's norm is {norm}"
     return None
+
+
+def weights_are_finite(*models: nn.Module) -> bool:
+    """Say whether all parameters and buffers are finite, and so is their norm; synchronises."""
+    values = [value for model in models for value in model.state_dict().values()]
+    norm = get_total_norm([value for value in values if value.is_floating_point()])
+    return bool(norm.isfinite())
 
 
 def save_window(

@@ -3,11 +3,9 @@
 import time
 from collections.abc import Callable
 
-from torch.nn.utils import get_total_norm
-
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.events import EvalResult
-from segfit.engine.non_finite import NotFinite
+from segfit.engine.non_finite import NotFinite, weights_are_finite
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
 
@@ -58,9 +56,7 @@ class Saver:
             NotFinite: if the weights are not finite; what was saved last is from before.
         """
         self.state.average_buffers()
-        values = self.state.model.state_dict().values()
-        norm = get_total_norm([value for value in values if value.is_floating_point()])
-        if not norm.isfinite():  # synchronises
+        if not weights_are_finite(self.state.model, self.state.evaluated()):  # synchronises
             raise NotFinite("norm of the weights is not finite")
         self._saved_at = time.monotonic()
         content = self.state.state_dict()

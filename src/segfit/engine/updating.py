@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from segfit.engine.compiling import give_up_compiling, is_compile_error
-from segfit.engine.non_finite import NotFinite
+from segfit.engine.non_finite import NotFinite, weights_are_finite
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.recovery import Recovery
 from segfit.engine.seeding import derive_seed
@@ -67,6 +67,7 @@ class Updater:
                     watched=self.recovery.watching,
                 )
             except NotFinite as found:
+                self._refuse_spoilt_weights()
                 names = [self.names(batch) for batch in window]
                 told = self.recovery.leave_out(window, names, str(found))
                 self.notice(told)
@@ -88,6 +89,16 @@ class Updater:
             self.state.renew_forward()
             if spoilt:
                 raise NotFinite(f"update ran out of memory while weights were moved ({said})")
+
+    def _refuse_spoilt_weights(self) -> None:
+        """Send the training back once more if weights were spoilt between two updates: no batch did that.
+
+        Raises:
+            NotFinite: if so.
+        """
+        spoilt = not weights_are_finite(self.state.model)  # synchronises
+        if self.state.world.max(int(spoilt)) == (1,):
+            raise NotFinite("norm of the weights is not finite")
 
     def _seeds(self, window: list[Batch]) -> list[int]:
         """Return a seed for each micro-batch, a function of the position of its first image."""

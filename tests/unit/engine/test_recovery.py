@@ -80,6 +80,28 @@ def test_what_passes_by_itself_costs_nothing(tmp_path):
     assert fit.state.progress.left_out == []
 
 
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+def test_weights_that_are_spoilt_twice_cost_no_batch(tmp_path, log_every):
+    """The second time while updates are looked at: the batch that was on its way is not to blame."""
+    whole, fit = (make_fit(tmp_path / name, log_every=log_every) for name in ("whole", "hit"))
+    expected = run(whole)
+    model, strikes = fit.state.model, itertools.count(1)
+
+    def forward(x):
+        if fit.state.progress.update == 5 and next(strikes) <= 2:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+        return model(x)
+
+    fit.state.forward = forward
+    heard = run(fit)
+    assert len([text for text in heard.notices if "going back" in text]) == 2
+    assert "norm of the weights is not finite: going back" in heard.notices[1]
+    assert torch.equal(weights(model), weights(whole.state.model))
+    assert heard.losses == expected.losses
+    assert fit.state.progress.left_out == []
+
+
 def test_a_gradient_that_is_not_finite_is_the_same_fault(tmp_path):
     fit = make_fit(tmp_path / "bad", every_steps=1, log_every=100)
     model = fit.state.model
@@ -98,11 +120,21 @@ def test_a_gradient_that_is_not_finite_is_the_same_fault(tmp_path):
 def test_a_training_that_diverges_stops_and_keeps_the_last_good_state(tmp_path):
     fit = make_fit(tmp_path, state=make_state(lr=1e30), max_left_out=2)
     with pytest.raises(
-        SegFitError, match=r"max_left_out=2 is reached.*last\.pt.*bad_batches.*Lower lr"
+        SegFitError, match=r"norm of the weights.*max_left_out=2 is reached.*last\.pt.*Lower lr"
     ):
         run(fit)
     state = load_checkpoint(tmp_path / "last.pt")
     assert all(value.isfinite().all() for value in state["model"].values())
+    assert fit.state.progress.left_out == []  # no batch is to blame
+
+
+def test_too_many_bad_batches_end_the_training_and_are_all_kept(tmp_path):
+    bad = Points(bad=[(1, 0), (1, 2), (2, 1)])
+    fit = make_fit(tmp_path, train=bad, max_left_out=2)
+    with pytest.raises(
+        SegFitError, match=r"max_left_out=2 is reached.*last\.pt.*bad_batches.*Lower lr"
+    ):
+        run(fit)
     assert len(list(fit.recovery.bad_batches.iterdir())) == 3
 
 
