@@ -286,7 +286,9 @@ class Failing(Points):
             yield batch
 
 
-@pytest.mark.parametrize("error", [SegFitError("no image"), torch.OutOfMemoryError("while copying")])
+@pytest.mark.parametrize(
+    "error", [SegFitError("no image"), torch.OutOfMemoryError("while copying")]
+)
 def test_data_that_end_a_training_cost_no_update(tmp_path, error):
     whole, heard = make_fit(tmp_path / "whole"), Recorder()
     run(whole)
