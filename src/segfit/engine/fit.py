@@ -180,7 +180,7 @@ class Fit:
             try:
                 self._epoch()
             except NotFinite as found:
-                self.teller.notice(self.recovery.roll_back(str(found)))
+                self.teller.notice(self.recovery.roll_back(found))
             if self._out_of_steps():
                 return "max_steps"
         return "finished"

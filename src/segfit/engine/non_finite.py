@@ -15,6 +15,10 @@ class NotFinite(Exception):  # noqa: N818 - an event of the training, which know
     """`args[0]` says what is not finite."""
 
 
+class HalfMoved(NotFinite):
+    """Some weights were moved by an update and some were not, since memory ran out: no number is to blame."""
+
+
 def describe(loss: float, norm: float, scale: float) -> str | None:
     """Return what is not finite about an update, or None.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.non_finite import save_window
+from segfit.engine.non_finite import HalfMoved, NotFinite, save_window
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch
 from segfit.errors import SegFitError
@@ -39,21 +39,22 @@ class Recovery:
         """Whether the next update is to be looked at before the weights move."""
         return self.state.progress.update < self._watch_until
 
-    def roll_back(self, found: str) -> str:
+    def roll_back(self, found: NotFinite) -> str:
         """Load the last good state and watch the updates up to the present one; return a line for the person.
 
         What was learnt since stays: lowered micro-batches, updates to leave out.
 
         Args:
-            found: what is not finite.
+            found: why.
 
         Raises:
             SegFitError: if that happened too often, or there is nothing to go back to.
         """
-        lost = self.state.progress
-        self._fruitless += not self._culprit_found
-        self._culprit_found = False
-        self._stop_if_too_many(found)
+        lost, look = self.state.progress, not isinstance(found, HalfMoved)
+        if look:
+            self._fruitless += not self._culprit_found
+            self._culprit_found = False
+            self._stop_if_too_many(str(found))
         try:
             content, _ = self.checkpoints.load_last()
         except SegFitError as error:
@@ -65,10 +66,11 @@ class Recovery:
         progress = self.state.progress
         progress.micro_batch, progress.held_out_batch = lost.micro_batch, lost.held_out_batch
         progress.left_out = lost.left_out
-        self._watch_until = lost.update
+        if look:
+            self._watch_until = lost.update
         return (
-            f"the {found}: going back from update {lost.update} to {progress.update}, the last good state, and looking "
-            f"at each update from there."
+            f"the {found}: going back from update {lost.update} to {progress.update}, the last good state"
+            f"{', and looking at each update from there' * look}."
         )
 
     def is_left_out(self) -> bool:

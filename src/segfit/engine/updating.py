@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from segfit.engine.compiling import give_up_compiling, is_compile_error
-from segfit.engine.non_finite import NotFinite, weights_are_finite
+from segfit.engine.non_finite import HalfMoved, NotFinite, weights_are_finite
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.recovery import Recovery
 from segfit.engine.seeding import derive_seed
@@ -88,7 +88,7 @@ class Updater:
             self.notice(halve_micro_batch(self.state, largest, said))
             self.state.renew_forward()
             if spoilt:
-                raise NotFinite(f"update ran out of memory while weights were moved ({said})")
+                raise HalfMoved(f"update ran out of memory while weights were moved ({said})")
 
     def _refuse_spoilt_weights(self) -> None:
         """Send the training back once more if weights were spoilt between two updates: no batch did that.
