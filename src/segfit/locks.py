@@ -56,6 +56,10 @@ def lock(folder: Path) -> None:
         except OSError:  # this file system knows no locks
             os.close(handle)
             return
+    if not _is_at(handle, folder / LOCK):  # who had it has removed it meanwhile
+        os.close(handle)
+        lock(folder)
+        return
     _held[place] = handle
     with contextlib.suppress(OSError):  # a full disk: the lock holds, but does not say whose it is
         os.ftruncate(handle, 0)
@@ -97,6 +101,13 @@ def _open(folder: Path, flags: int = 0) -> int | None:
         return os.open(path, os.O_RDWR | flags, 0o644)
     except OSError:
         return None
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _owner(handle: int) -> str:

@@ -123,3 +123,21 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
     with pytest.raises(SegFitError, match="it is a link"):
         locks.lock(tmp_path / "run")
     assert victim.read_text() == "precious"
+
+
+def test_a_lock_that_its_owner_removes_at_the_same_moment_is_taken_anew(tmp_path, monkeypatch):
+    opened, tries = locks._open, []
+
+    def slowly(folder, flags=0):
+        handle = opened(folder, flags)
+        tries.append(handle)
+        if len(tries) == 1:
+            (folder / locks.LOCK).unlink()
+        return handle
+
+    monkeypatch.setattr(locks, "_open", slowly)
+    locks.lock(tmp_path)
+    held = os.fstat(tries[1]).st_ino
+    assert (tmp_path / locks.LOCK).stat().st_ino == held
+    locks.release(tmp_path)
+    assert len(tries) == 2
