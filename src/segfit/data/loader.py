@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, cast
 
 import torch
@@ -183,6 +184,7 @@ def init_worker(worker: int) -> None:  # noqa: ARG001
     for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):  # only the first is on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.excepthook = _pass_over_lost_connections
     parent = multiprocessing.parent_process()
     if parent is not None and sys.platform == "linux":
         # The handler is for the moment in which a second signal finds the waiting thread unblocked.
@@ -203,6 +205,14 @@ def init_worker_beside_model(worker: int) -> None:
     init_worker(worker)
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)
+
+
+def _pass_over_lost_connections(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Show no traceback of the thread that hands batches over, where the main process was killed meanwhile."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _obey(parent: int | None) -> None:

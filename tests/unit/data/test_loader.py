@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -290,3 +292,17 @@ def test_shared_data_folder_is_read_if_it_is_there():
     sample = EvalDataset(sources["val"], (96, 128), "stretch")[0]
     assert sample["mask"].shape == (360, 480)
     assert set(sample["mask"].unique().tolist()) <= {*range(11), 255}
+
+
+def test_the_thread_that_hands_batches_over_says_nothing_when_the_main_process_is_killed():
+    """What a worker of its own thinks of errors is only seen in a process of its own."""
+    program = (
+        "import sys\nfrom segfit.data.loader import init_worker\n"
+        "init_worker(0)\n"
+        "for error in (ConnectionResetError('gone'), EOFError(), ValueError('a bug')):\n"
+        "    sys.excepthook(type(error), error, None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stderr.splitlines() == ["ValueError: a bug"]
