@@ -54,10 +54,11 @@ def make_update(
         NotFinite: if the update is watched and its loss or gradient is not finite; nothing moved.
         PartlyUpdated: if memory ran out after the backward pass; the weights are not to be used any more.
         PeerFailed: if another process failed.
+        SegFitError: if memory runs out before the forward pass, where smaller micro-batches do not help.
         Exception: of the forward or backward pass; gradients are cleared. If it is_out_of_memory, the same window may
             be tried again, and every process of the world got such an error.
     """
-    with phase("augmentation"), all_or_none(state):
+    with phase("augmentation"), _told_what_takes_it(window), all_or_none(state):
         prepared = [task.prepare(batch, seed) for batch, seed in zip(window, seeds, strict=True)]
         totals = torch.stack([task.totals(targets) for _, targets in prepared]).sum(0)
     totals = state.world.sum(totals)
@@ -107,6 +108,25 @@ def all_or_none(state: TrainingState) -> Iterator[None]:
         raise MemoryError("another process of this training ran out of memory")
     if worst == 2:
         raise PeerFailed
+
+
+@contextmanager
+def _told_what_takes_it(window: Sequence[Batch]) -> Iterator[None]:
+    """Tell memory that augmentation lacks: whole batches go through it, however small the micro-batch.
+
+    Raises:
+        SegFitError: if so.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0]
+        raise SegFitError(
+            f"out of memory before the forward pass, with {len(window)} × {len(window[0]['image'])} images to augment "
+            f"on the device. Lower batch_size or accumulate, or take augmentation=cpu. The error was: {said}"
+        ) from None
 
 
 def _accumulate(

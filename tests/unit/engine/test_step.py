@@ -185,6 +185,19 @@ def test_out_of_memory_in_the_middle_of_a_window_leaves_no_gradient_behind():
     assert state.progress.update == 0
 
 
+def test_memory_that_augmentation_lacks_is_told_as_that(tmp_path):
+    """Smaller micro-batches would not help: whole batches are augmented."""
+
+    class Hungry(LineTask):
+        def prepare(self, batch, seed):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    fit, heard = make_fit(tmp_path, task=Hungry()), Recorder()
+    with pytest.raises(SegFitError, match=r"1 × 2 images to augment.*augmentation=cpu.*CUDA out"):
+        fit.run(heard, {})
+    assert heard.notices == []
+
+
 def test_a_single_image_that_does_not_fit_says_what_to_change(tmp_path):
     fit = make_fit(tmp_path)
     fit.state.forward = SmallMemory(fit.state.model, 0)
