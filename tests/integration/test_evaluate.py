@@ -148,7 +148,7 @@ def test_the_worst_images_are_named_and_shown(place, evaluated):
     assert "class_2" in printed
 
 
-def test_images_without_masks_at_their_own_size(place):
+def test_images_without_masks_at_their_own_size(place, evaluated):
     photos = place / "photos"
     upright = np.array(Image.open(place / "data/val/images/patient_0/slice.0.png"))
     save(photos / "a/plain.png", upright)
@@ -160,7 +160,7 @@ def test_images_without_masks_at_their_own_size(place):
     masks = [np.array(Image.open(place / f"results/masks/{n}.png")) for n in ("a/plain", "turned")]
     assert masks[0].shape == upright.shape[:2]
     assert np.array_equal(masks[0], masks[1])
-    expected = Image.open(place / "run 1/evaluation/val/masks/patient_0/slice.0.png")
+    expected = Image.open(evaluated[0] / "masks/patient_0/slice.0.png")
     assert np.array_equal(masks[0], np.array(expected))
     assert Image.open(place / "results/overlays/a/plain.jpg").size == upright.shape[1::-1]
     assert "scores" not in read_json(place / "results/metrics.json")

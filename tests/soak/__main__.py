@@ -20,8 +20,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import psutil
 
@@ -38,7 +40,10 @@ _PAUSE = (1.0, 6.0)  # seconds between two faults
 _DISK = 20_000  # bytes that a file may have on the full disk
 _GROWTH_MIB = 40.0  # of a process from the first third of its life to the last
 _SURVIVED = ("weight becomes NaN", "disk full for a while")
-_MORE_FILES = 4  # batches on their way from a worker are open files too
+_MORE_FILES = 4
+_MORE_SHARED = (
+    40  # on their way from the workers: 5 batches of training and of validation, some tensors each
+)
 
 
 @dataclass
@@ -47,25 +52,42 @@ class Life:
 
     memory: list[float] = field(default_factory=list)  # MiB, once a look
     files: list[int] = field(default_factory=list)
+    shared: list[int] = field(default_factory=list)  # those in shared memory, which hold batches
 
     def look(self, process: psutil.Process) -> None:
         """Take down memory and open files of a process and its workers; nothing once it has gone."""
         try:
-            self.memory.append(process.memory_info().rss / 2**20)
-            self.files.append(process.num_fds())
-        except psutil.Error:
+            memory = process.memory_info().rss / 2**20
+            targets = _open_files(process.pid)
+        except (psutil.Error, OSError):
             return
+        shared = sum(target.startswith("/dev/shm/") for target in targets)
+        self.memory.append(memory)
+        self.files.append(len(targets) - shared)
+        self.shared.append(shared)
 
-    def growth(self) -> tuple[float, int] | None:
-        """Return (MiB, files) between the first third and the last third of the looks, medians; None: too few."""
+    def growth(self) -> tuple[float, int, int] | None:
+        """Return (MiB, files, shared) between the first third and the last third of the looks, medians.
+
+        None: there are too few.
+        """
         third = len(self.memory) // 3
         if third < 5:
             return None
-        ends = [
-            (sorted(values[:third])[third // 2], sorted(values[-third:])[third // 2])
-            for values in (self.memory, self.files)
-        ]
-        return ends[0][1] - ends[0][0], int(ends[1][1] - ends[1][0])
+        memory, files, shared = (
+            median(values[-third:]) - median(values[:third])
+            for values in (self.memory, self.files, self.shared)
+        )
+        return memory, int(files), int(shared)
+
+
+def _open_files(pid: int) -> list[str]:
+    """Return what a process has open: files, pipes, sockets."""
+    targets = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            targets.append(str(link.readlink()))
+    return targets
 
 
 class Soak:
@@ -254,13 +276,17 @@ def main() -> int:
         if not growth or not soak.faults:
             print("too short: no fault struck, or no process lived long enough to tell its growth")
             return 1
-        memory, files = max(one[0] for one in growth), max(one[1] for one in growth)
+        memory, files, shared = (max(one[part] for one in growth) for part in range(3))
         longest = max(len(life.memory) for life in soak.lives) / 10
         print(
-            f"growth in one of {len(growth)} lives (longest {longest:.0f} s): {memory:.1f} MiB, {files} open files"
+            f"growth in one of {len(growth)} lives (longest {longest:.0f} s): {memory:.1f} MiB, {files} open files, "
+            f"{shared} in shared memory"
         )
         print(f"differences: {', '.join(differences) or 'none, bit for bit'}")
-        return int(bool(differences) or memory > _GROWTH_MIB or files > _MORE_FILES)
+        if differences:
+            print((run / "train.log").read_text())
+        grown = memory > _GROWTH_MIB or files > _MORE_FILES or shared > _MORE_SHARED
+        return int(bool(differences) or grown)
 
 
 if __name__ == "__main__":
