@@ -56,7 +56,7 @@ class Saver:
             NotFinite: if the weights are not finite; what was saved last is from before.
         """
         self.state.average_buffers()
-        if not weights_are_finite(self.state.model, self.state.evaluated()):  # synchronises
+        if not weights_are_finite(*{self.state.model, self.state.evaluated()}):  # synchronises
             raise NotFinite("norm of the weights is not finite")
         self._saved_at = time.monotonic()
         content = self.state.state_dict()
