@@ -143,6 +143,7 @@ def test_a_poisoned_image_is_named_saved_and_left_out(tmp_path, monkeypatch):
     assert all(value.isfinite().all() for value in done.model.state_dict().values())
     out = [text for text in done.notices if "is left out" in text]
     assert len(out) == 2  # once an epoch
+    assert len([text for text in done.notices if "going back" in text]) == 2
     saved = sorted((tmp_path / "bad_batches").iterdir())
     assert len(saved) == 2
     for told, path in zip(out, saved, strict=True):

@@ -1,10 +1,10 @@
 """Loss or gradient that is not finite: what it is, and the batch that did it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from segfit.engine.checkpoint import write_whole
@@ -37,10 +37,9 @@ def describe(loss: float, norm: float, scale: float) -> str | None:
     return None
 
 
-def weights_are_finite(*models: nn.Module) -> bool:
-    """Say whether all parameters and buffers are finite, and so is their norm; synchronises."""
-    values = [value for model in models for value in model.state_dict().values()]
-    norm = get_total_norm([value for value in values if value.is_floating_point()])
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Say whether all floating-point ones of some tensors are finite, and so is their norm; synchronises."""
+    norm = get_total_norm([tensor for tensor in tensors if tensor.is_floating_point()])
     return bool(norm.isfinite())
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.events import EvalResult
-from segfit.engine.non_finite import NotFinite, weights_are_finite
+from segfit.engine.non_finite import NotFinite, are_finite
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
 
@@ -56,7 +56,8 @@ class Saver:
             NotFinite: if the weights are not finite; what was saved last is from before.
         """
         self.state.average_buffers()
-        if not weights_are_finite(*{self.state.model, self.state.evaluated()}):  # synchronises
+        models = {self.state.model, self.state.evaluated()}
+        if not are_finite(value for model in models for value in model.state_dict().values()):
             raise NotFinite("norm of the weights is not finite")
         self._saved_at = time.monotonic()
         content = self.state.state_dict()

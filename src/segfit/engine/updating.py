@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from segfit.engine.compiling import give_up_compiling, is_compile_error
-from segfit.engine.non_finite import HalfMoved, NotFinite, weights_are_finite
+from segfit.engine.non_finite import HalfMoved, NotFinite, are_finite
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.recovery import Recovery
 from segfit.engine.seeding import derive_seed
@@ -56,6 +56,8 @@ class Updater:
         if self.recovery.is_left_out():
             count_update(self.state)
             return None
+        model, watched = self.state.model, self.recovery.watching
+        buffers = [buffer.clone() for buffer in model.buffers()] if watched else []
         while True:
             try:
                 return make_update(
@@ -64,10 +66,13 @@ class Updater:
                     window,
                     self._seeds(window),
                     self.clip_grad_norm,
-                    watched=self.recovery.watching,
+                    watched=watched,
                 )
             except NotFinite as found:
                 self._refuse_spoilt_weights()
+                # The forward pass of a bad batch spoils batch norm's statistics.
+                for buffer, before in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
                 names = [self.names(batch) for batch in window]
                 told = self.recovery.leave_out(window, names, str(found))
                 self.notice(told)
@@ -96,7 +101,7 @@ class Updater:
         Raises:
             NotFinite: if so.
         """
-        spoilt = not weights_are_finite(self.state.model)  # synchronises
+        spoilt = not are_finite(self.state.model.parameters())  # synchronises
         if self.state.world.max(int(spoilt)) == (1,):
             raise NotFinite("norm of the weights is not finite")
 
