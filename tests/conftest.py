@@ -1,6 +1,7 @@
 """What every test stands on: no network, no caches but its own, few threads."""
 
 import os
+import signal
 import sys
 import tempfile
 
@@ -12,6 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = os.path.join(_CACHE.name, "huggingface")  # noqa: PTH118
 os.environ["XDG_CACHE_HOME"] = os.path.join(_CACHE.name, "xdg")  # noqa: PTH118
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure() -> None:
+    """Obey Ctrl-C, and let the processes that tests start obey it, where a job in the background would not."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
