@@ -164,9 +164,23 @@ def test_a_config_that_was_edited_meanwhile_is_refused(tmp_path):
         resume(tmp_path, "max_steps=2")
 
 
-def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
+MEDDLED = {
+    "a weight less": lambda content: content["model"].popitem(),
+    "update in words": lambda content: content["progress"].update(update="two"),
+    "images before the first": lambda content: content["progress"].update(image=-4),
+    "a sum of text": lambda content: content["progress"].update(loss_sum="1"),
+    "scores that are none": lambda content: content["progress"].update(best_scores=[1]),
+    "a position that is none": lambda content: content["progress"].update(left_out=[3]),
+    "progress less": lambda content: content.pop("progress"),
+    "another optimizer": lambda content: content.update(optimizer={"state": 1}),
+    "no random numbers": lambda content: content.update(random=[{}]),
+}
+
+
+@pytest.mark.parametrize("how", MEDDLED)
+def test_a_checkpoint_that_somebody_meddled_with_is_refused(tmp_path, how):
     train(tmp_path, "max_steps=1")
-    change(tmp_path, lambda content: content["model"].popitem())
+    change(tmp_path, MEDDLED[how])
     with pytest.raises(SegFitError, match=r"last\.pt does not fit the run's config\.yaml"):
         resume(tmp_path, "max_steps=2")
 

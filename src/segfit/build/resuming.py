@@ -46,7 +46,7 @@ def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> No
     _refuse_other_config(before.get("config"), now["config"], checkpoints)
     try:
         state.load_state_dict(content)
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise SegFitError(
             f"{checkpoints.last} does not fit the run's {CONFIG} ({str(error).splitlines()[0]}). "
             f"Was one of the two replaced?"
@@ -96,7 +96,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _refuse_other_config(before: object, now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
-    if not isinstance(before, dict):
+    if not (isinstance(before, dict) and all(isinstance(key, str) for key in before)):
         raise SegFitError(f"{checkpoints.last}: not a checkpoint of this version of SegFit.")
     missing = object()
     problems = []
