@@ -9,10 +9,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from segfit import cli, config_benchmark, runs
-from segfit.check import check, plain
+from segfit.cli import main as cli
+from segfit.config import benchmark as config_benchmark
+from segfit.config.check import check, plain
 from segfit.errors import SegFitError
-from segfit.hardware import machine
+from segfit.runs import folder as runs
+from segfit.system.hardware import machine
 
 cli.setup()
 config_benchmark.register()

@@ -6,8 +6,9 @@ import hydra
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from segfit import cli, runs
-from segfit.check import check
+from segfit.cli import main as cli
+from segfit.config.check import check
+from segfit.runs import folder as runs
 
 cli.setup()
 
@@ -24,11 +25,13 @@ def evaluate(options: DictConfig) -> None:
     check(options)
     config = runs.load_config(Path(options.run).expanduser())
 
-    from segfit import evaluation, export, trained  # torch and friends only when work starts
+    from segfit.commands import evaluate as evaluation
+    from segfit.commands import export
+    from segfit.commands import load_run as trained  # torch and friends only when work starts
     from segfit.report.console import console_report
-    from segfit.report.evaluation import print_evaluation
     from segfit.report.session import PreflightProgress
     from segfit.report.text import stdout_console
+    from segfit.tasks.segmentation.files import print_evaluation
 
     console = stdout_console()
     notice, checking = console_report(console).notice, PreflightProgress()

@@ -6,10 +6,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from segfit import cli, runs, sweep, sweep_jobs
-from segfit.check import check
+from segfit.cli import main as cli
+from segfit.config.check import check
 from segfit.errors import SegFitError
-from segfit.processes import launched
+from segfit.runs import folder as runs
+from segfit.sweeps import callback as sweep
+from segfit.sweeps import job as sweep_jobs
+from segfit.system.torchrun_env import launched
 
 cli.setup()
 
@@ -34,7 +37,7 @@ def run(config: DictConfig) -> float:
         check(config)
         runs.claim(folder, resumed=config.resume is not None)
 
-        from segfit.training import train  # torch and friends only when work starts
+        from segfit.commands.train import train  # torch and friends only when work starts
 
         end = train(config, overrides, folder)
     except (SegFitError, KeyboardInterrupt):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segfit.augmentation.cpu import CpuAugment
-from segfit.augmentation.kornia_gpu import KorniaGpu
-from segfit.config import AugmentationConfig
+from segfit.config.schema import AugmentationConfig
+from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
+from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
 
 ROUNDS, WARM = 22, 2
 BILINEAR = v2.InterpolationMode.BILINEAR

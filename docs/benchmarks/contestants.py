@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segfit.errors import SegFitError
-from segfit.labels import IGNORE_INDEX
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from segfit.build.training import Training
+    from segfit.assembly.training import Training
     from segfit.engine.task import Batch
 
 
@@ -195,8 +195,8 @@ def composed(overrides: list[str]) -> Any:
     """Return the config that train.py would compose of these overrides."""
     from hydra import compose, initialize_config_dir
 
-    from segfit import cli
-    from segfit.check import check
+    from segfit.cli import main as cli
+    from segfit.config.check import check
 
     cli.setup()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
@@ -207,7 +207,7 @@ def composed(overrides: list[str]) -> Any:
 
 def made(config: Any, folder: Path, clock: Clock) -> Training:
     """Return what SegFit's builders make of a config; the clock gets to know what really runs."""
-    from segfit.build.training import make_training
+    from segfit.assembly.training import make_training
 
     training = make_training(config, folder, lambda _: None)
     clock.facts = {key: training.facts[key] for key in FACTS}
@@ -273,9 +273,9 @@ def smp(config: Any, folder: Path, clock: Clock, width: int) -> None:
     """
     import segmentation_models_pytorch
 
-    from segfit.build.state import to_device
-    from segfit.check import plain
-    from segfit.optim import make_optimizer
+    from segfit.assembly.state import to_device
+    from segfit.config.check import plain
+    from segfit.engine.optim import make_optimizer
 
     training = made(config, folder, clock)
     model = segmentation_models_pytorch.Segformer(
@@ -301,7 +301,7 @@ def made_for_others(config: Any, folder: Path, clock: Clock, lend: int) -> tuple
 
     The process keeps the C library's own way with memory, unless `lend`: `keep_freed_memory` is part of our loop.
     """
-    from segfit.build import state
+    from segfit.assembly import state
 
     if not lend:
         state.keep_freed_memory = lambda: None

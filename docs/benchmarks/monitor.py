@@ -14,7 +14,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from segfit.monitor import Monitor, Probe
+from segfit.system.monitor import Monitor, Probe
 
 INTERVALS = {"no monitor": None, "1 sample/s": 1.0, "50 samples/s": 0.02}
 

@@ -274,7 +274,7 @@ def versions() -> dict[str, str]:
 
 def begin(options: argparse.Namespace) -> dict[str, Any]:
     """Return the results so far: those of an earlier call with the same settings, or none."""
-    from segfit.hardware import machine
+    from segfit.system.hardware import machine
 
     fresh: dict[str, Any] = {
         "settings": {
@@ -365,7 +365,7 @@ def starting() -> Any:
     if platform.system() == "Windows":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["segfit.build.training", "segfit.models.segformer"])
+    context.set_forkserver_preload(["segfit.assembly.training", "segfit.models.segformer"])
     return context
 
 

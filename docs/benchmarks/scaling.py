@@ -23,13 +23,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from segfit import cli
-from segfit.build.training import Training, make_training
-from segfit.check import check
+from segfit.assembly.training import Training, make_training
+from segfit.cli import main as cli
+from segfit.config.check import check
+from segfit.engine.distributed import ALONE, World
 from segfit.engine.step import make_update
 from segfit.engine.torchrun import joined
-from segfit.engine.world import ALONE, World
-from segfit.hardware import device_name
+from segfit.system.hardware import device_name
 
 ROUNDS = 12
 BLOCK_SECONDS = 2.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segfit.labels import IGNORE_INDEX
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 ALL_ON: dict[str, Any] = {
     "hflip": 0.5,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segfit.data.source import Source
-from segfit.labels import IGNORE_INDEX
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 
 class SourceContract(ABC):

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from segfit import config as schema
+from segfit.config import schema
 from tests.fuzz.keys import COMMANDS, Composition, Key, keys
 from tests.fuzz.text import as_override
 

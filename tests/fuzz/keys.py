@@ -8,8 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from segfit import config as schema
-from segfit import config_benchmark
+from segfit.config import benchmark as config_benchmark
+from segfit.config import schema
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from segfit import cli, config_benchmark, runs
-from segfit.build.training import make_training
-from segfit.check import check
+from segfit.assembly.training import make_training
+from segfit.cli import main as cli
+from segfit.cli.explain import explain
+from segfit.config import benchmark as config_benchmark
+from segfit.config.check import check
 from segfit.errors import SegFitError
-from segfit.explain import explain
+from segfit.runs import folder as runs
 from tests.fuzz import configs, keys, lines, run_folders
 from tests.fuzz.profiles import examples
 from tests.integration.training import one_thread
-from tests.unit.engine.toys import Recorder
+from tests.unit.engine.fakes import Recorder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segfit.data.dataset import EvalDataset, TrainDataset
-from segfit.data.folder import folder_sources
-from segfit.data.preflight import check_sources
 from segfit.data.source import Source
 from segfit.errors import SegFitError
-from segfit.labels import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
+from segfit.tasks.segmentation.data.folder import folder_sources
+from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.fuzz import files
 from tests.fuzz.profiles import examples
 from tests.unit.data.files import noise, save, write_pairs

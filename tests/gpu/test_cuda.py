@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segfit.augmentation.kornia_gpu import KorniaGpu
-from segfit.augmentation.mix import Mix
 from segfit.data.prefetch import DevicePrefetcher
+from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.engine.state import TrainingState
 from segfit.engine.step import halve_micro_batch, make_update
-from segfit.labels import Classes
-from segfit.losses import segmentation_loss
 from segfit.models.build import make_model
-from segfit.optim import make_optimizer, make_scheduler
-from segfit.phases import Recorder
-from segfit.tasks.segmentation import SegmentationTask
+from segfit.system.phases import Recorder
+from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
+from segfit.tasks.segmentation.augmentation.mix import Mix
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.losses import segmentation_loss
+from segfit.tasks.segmentation.task import SegmentationTask
 from tests.integration.test_diagnose import diagnosed
 
 pytestmark = [

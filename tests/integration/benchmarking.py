@@ -8,8 +8,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from segfit import cli, config_benchmark
-from segfit.check import check, plain
+from segfit.cli import main as cli
+from segfit.config import benchmark as config_benchmark
+from segfit.config.check import check, plain
 from segfit.report.benchmark import write_findings
 from segfit.report.findings import Findings
 from segfit.tuning.bench import Bench

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from segfit import evaluation, runs, trained
-from segfit.check import check
-from segfit.config import EvaluateConfig
+from segfit.commands import evaluate as evaluation
+from segfit.commands import load_run as trained
+from segfit.config.check import check
+from segfit.config.schema import EvaluateConfig
+from segfit.runs import folder as runs
 from tests.unit.data.files import save
 
 COLORS = [[0, 0, 0], [200, 30, 30], [30, 200, 30]]

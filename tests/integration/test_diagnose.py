@@ -7,8 +7,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from segfit import config_benchmark
-from segfit.check import check
+from segfit.config import benchmark as config_benchmark
+from segfit.config.check import check
 from segfit.errors import SegFitError
 from segfit.report.findings import Findings
 from segfit.tuning import diagnose, samples

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from segfit.data.folder import folder_sources
-from segfit.data.masks import read_index_mask
-from segfit.data.preflight import check_sources
-from segfit.labels import Classes
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.folder import folder_sources
+from segfit.tasks.segmentation.data.masks import read_index_mask
+from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.integration.evaluating import COLORS, evaluate, write_data
 from tests.integration.training import command, finished
 from tests.unit.data.files import save

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from segfit import training
+from segfit.commands import train as training
 from segfit.errors import SegFitError
 from tests.integration.evaluating import evaluate, write_data
 from tests.integration.training import command, compose_run, finished, one_thread

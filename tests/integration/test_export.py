@@ -8,10 +8,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from segfit import runs, trained
-from segfit.config import EvaluateConfig
+from segfit.commands import load_run as trained
+from segfit.commands.export import Deployed, export_run
+from segfit.config.schema import EvaluateConfig
 from segfit.errors import SegFitError
-from segfit.export import Deployed, export_run
+from segfit.runs import folder as runs
 from tests.integration.training import TINY, train
 
 READER = """

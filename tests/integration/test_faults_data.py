@@ -222,10 +222,10 @@ def test_a_worker_that_crashes_in_a_decoder_ends_the_run_with_the_file_that_did_
 
 SMALL_SHARED_MEMORY = """if True:
     import torch
-    from segfit.data.dataset import TrainDataset
+    from segfit.tasks.segmentation.data.dataset import TrainDataset
     from segfit.data.loader import LoaderOptions, train_loader
     from segfit.data.sampler import EpochSampler
-    from segfit.data.shapes import ShapesSource
+    from segfit.tasks.segmentation.data.shapes import ShapesSource
     from segfit.errors import SegFitError
     dataset = TrainDataset(ShapesSource(64, resolution=32), (256, 256), "stretch")
     batches = train_loader(dataset, EpochSampler(64, 8, 0), torch.device("cpu"), LoaderOptions(1))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from segfit import training
+from segfit.commands import train as training
 from segfit.engine.events import EndLog
-from segfit.monitor import Monitor
 from segfit.report.tensorboard import TensorBoardReport
+from segfit.system.monitor import Monitor
 from tests.integration.training import (
     TINY,
     command,
@@ -26,7 +26,7 @@ from tests.integration.training import (
 )
 from tests.unit.data.files import write_pairs
 from tests.unit.report import events
-from tests.unit.test_hardware import FakeNvml
+from tests.unit.system.test_hardware import FakeNvml
 
 SMALL = ("epochs=1", "data.train_size=8", "image_size=32", "data.resolution=32")
 

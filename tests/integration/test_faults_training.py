@@ -127,7 +127,7 @@ def test_a_single_image_that_does_not_fit_ends_with_the_next_lever(tmp_path, mon
 
 def test_a_poisoned_image_is_named_saved_and_left_out(tmp_path, monkeypatch):
     """A sample of not-a-number, as a broken decoder or a division by zero in somebody's preprocessing gives."""
-    from segfit.tasks.segmentation import SegmentationTask
+    from segfit.tasks.segmentation.task import SegmentationTask
 
     prepare = SegmentationTask.prepare
 

@@ -14,10 +14,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from segfit import runs, trained
-from segfit.config import EvaluateConfig
+from segfit.commands import load_run as trained
+from segfit.config.schema import EvaluateConfig
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.errors import SegFitError
+from segfit.runs import folder as runs
 from tests.integration.training import (
     PATIENCE,
     TINY,
@@ -47,7 +48,7 @@ def files(folder: Path) -> dict[Path, int]:
 
 
 def test_processes_that_make_folders_at_once_get_each_their_own(tmp_path):
-    make = "from segfit import cli; [print(cli.new_folder(cli.Path('outputs'))) for _ in range(40)]"
+    make = "from segfit.cli import main as cli; [print(cli.new_folder(cli.Path('outputs'))) for _ in range(40)]"
     both = [
         subprocess.Popen(
             [sys.executable, "-c", make], cwd=tmp_path, stdout=subprocess.PIPE, text=True

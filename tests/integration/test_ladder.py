@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from segfit.build import state as build_state
-from segfit.build.training import make_training
+from segfit.assembly import state as build_state
+from segfit.assembly.training import make_training
 from segfit.errors import SegFitError
-from segfit.report.plots import figure_to_array
+from segfit.tasks.segmentation.plots import figure_to_array
 from segfit.tuning import ladder
 from segfit.tuning.measure import measure_training
 from segfit.tuning.trial import JOBS, Outcome

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segfit.report.plots import figure_to_array
+from segfit.tasks.segmentation.plots import figure_to_array
 from segfit.tuning import loader
 from segfit.tuning.loader import Fed, Setting, choose, grid, worker_counts
 from tests.integration.benchmarking import benchmark, compose_benchmark

@@ -6,7 +6,7 @@ import pytest
 
 from segfit.errors import SegFitError
 from segfit.tuning import lr_find
-from segfit.tuning.range_test import Sweep
+from segfit.tuning.lr_range import Sweep
 from tests.integration.benchmarking import benchmark
 
 FAST = (

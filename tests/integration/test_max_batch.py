@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from segfit.build.data import make_sources
+from segfit.assembly.data import make_sources
 from segfit.errors import SegFitError
-from segfit.hardware import GIB
+from segfit.system.hardware import GIB
 from segfit.tuning import max_batch, trial
 from segfit.tuning.batch_trial import by_size, fits, trial_config
 from segfit.tuning.bench import Bench

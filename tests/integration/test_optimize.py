@@ -10,10 +10,10 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from segfit import cli
-from segfit.build.training import make_training
+from segfit.assembly.training import make_training
+from segfit.cli import main as cli
+from segfit.cli.explain import explain
 from segfit.errors import SegFitError
-from segfit.explain import explain
 from segfit.tuning import attempts, max_batch, optimize
 from segfit.tuning.local_recipe import MARK
 from segfit.tuning.measure import measure_training

@@ -10,9 +10,9 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from segfit.build.state import make_state
-from segfit.build.task import make_task
-from segfit.check import size_of
+from segfit.assembly.state import make_state
+from segfit.assembly.task import make_task
+from segfit.config.check import size_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 
-from segfit import runs, training
+from segfit.commands import train as training
 from segfit.data.batches import TrainBatches
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.errors import SegFitError
+from segfit.runs import folder as runs
 from tests.integration.training import (
     PATIENCE,
     TINY,

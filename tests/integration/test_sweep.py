@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from segfit import runs
+from segfit.runs import folder as runs
 from tests.integration.training import PATIENCE, TINY, start, train_by_command_line, wait_for
 
 SMALL = tuple(text for text in TINY if not text.startswith(("batch_size", "epochs")))

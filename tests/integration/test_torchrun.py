@@ -12,10 +12,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from segfit import runs
-from segfit.build.training import make_training
+from segfit.assembly.training import make_training
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.evaluate import evaluate
+from segfit.runs import folder as runs
 from tests.integration.test_resume import losses
 from tests.integration.training import (
     PATIENCE,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from segfit.hardware import cpu_has_bf16
+from segfit.system.hardware import cpu_has_bf16
 from tests.integration.training import ROOT, TINY, Trained, train
 
 TWO_STEPS = ["max_steps=2", "data.train_size=8", "data.val_size=2", "batch_size=2"]

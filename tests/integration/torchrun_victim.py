@@ -24,7 +24,7 @@ import torch
 from segfit.engine import updating
 from segfit.models.cnn import CNN
 from segfit.report.tensorboard import TensorBoardReport
-from segfit.tasks.segmentation import SegmentationTask
+from segfit.tasks.segmentation.task import SegmentationTask
 from tests.integration.training import ROOT
 
 STRUCK = os.environ["RANK"] == "1"

@@ -15,12 +15,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from segfit import cli, runs
-from segfit.build.training import Training, make_training
-from segfit.check import check
+from segfit.assembly.training import Training, make_training
+from segfit.cli import main as cli
+from segfit.config.check import check
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.events import EndLog
-from tests.unit.engine.toys import Recorder
+from segfit.runs import folder as runs
+from tests.unit.engine.fakes import Recorder
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from segfit import cli
+from segfit.cli import main as cli
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from segfit import cli, config_benchmark
+from segfit.cli import main as cli
+from segfit.config import benchmark as config_benchmark
 from tests.unit.composing import composed
 
 LAUNCHERS = sorted((cli.CONF / "hydra" / "launcher").glob("*.yaml"))

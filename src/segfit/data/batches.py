@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from segfit.data.collate import Batch
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
+from segfit.tasks.segmentation.data.collate import Batch
 
 
 class TrainBatches:

@@ -14,8 +14,8 @@ import numpy as np
 
 from segfit.data.cache_disk import DiskStore
 from segfit.data.cache_ram import RamStore
-from segfit.data.dataset import fit_image, fit_pair, read_pair
 from segfit.data.source import Image, Mask, Source
+from segfit.tasks.segmentation.data.dataset import fit_image, fit_pair, read_pair
 
 Store: TypeAlias = DiskStore | RamStore
 

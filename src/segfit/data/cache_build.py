@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 from segfit.data.cache import CachedSource, FittedSource
 from segfit.data.cache_disk import DiskStore
 from segfit.data.cache_ram import RamStore
-from segfit.data.cores import choose_workers
-from segfit.data.dataset import where
 from segfit.data.loader import item_loader
-from segfit.data.preflight import spread
 from segfit.data.preflight_cache import default_cache_dir
 from segfit.data.source import Image, Mask, Source
 from segfit.errors import SegFitError
+from segfit.system.cores import choose_workers
+from segfit.tasks.segmentation.data.dataset import where
+from segfit.tasks.segmentation.data.preflight import spread
 
 Pixels: TypeAlias = tuple[Image, Mask]
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segfit.data.cores import free_memory
 from segfit.data.source import Image, Mask
 from segfit.errors import SegFitError
+from segfit.system.cores import free_memory
 
 _GIB = 1 << 30
 _RESERVE = _GIB  # bytes that stay free for the training itself

@@ -18,11 +18,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from segfit.data.bad_samples import GuardedCollate, GuardedDataset, Made, Samples, Skipping
-from segfit.data.collate import collate
-from segfit.data.cores import one_blas_thread
 from segfit.data.sampler import EpochSampler
 from segfit.data.watching import SHARED_MEMORY_FULL, Watch, dead_workers
 from segfit.errors import SegFitError
+from segfit.system.cores import one_blas_thread
+from segfit.tasks.segmentation.data.collate import collate
 
 
 @dataclass(frozen=True)

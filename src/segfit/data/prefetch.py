@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from segfit.data.collate import Batch
-from segfit.phases import phase
+from segfit.system.phases import phase
+from segfit.tasks.segmentation.data.collate import Batch
 
 
 class DevicePrefetcher:

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from segfit.data.inspection import ItemReport
+from segfit.tasks.segmentation.data.inspection import ItemReport
 
 # Part of every key: raise it when a report says something new, and old ones are forgotten.
 _VERSION = 2

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.labels import Classes
+from segfit.tasks.segmentation.classes import Classes
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]

@@ -10,16 +10,16 @@ from itertools import islice
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.evaluate import evaluate
 from segfit.engine.events import EndLog, EvalResult, Listener
+from segfit.engine.logging import Teller, Window
 from segfit.engine.non_finite import NotFinite
 from segfit.engine.recovery import Recovery
-from segfit.engine.saver import Saver
+from segfit.engine.saving import Saver
 from segfit.engine.signals import StopSignal
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task, TrainingData
-from segfit.engine.telling import Teller, Window
 from segfit.engine.updating import Updater
 from segfit.errors import SegFitError
-from segfit.phases import phase
+from segfit.system.phases import phase
 
 
 @dataclass(frozen=True)

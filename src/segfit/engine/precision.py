@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from segfit.hardware import cpu_has_bf16
+from segfit.system.hardware import cpu_has_bf16
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from segfit.engine.distributed import ALONE, World
 from segfit.engine.precision import Precision
 from segfit.engine.task import Forward
-from segfit.engine.world import ALONE, World
 
 
 class Scheduler(Protocol):

@@ -13,7 +13,7 @@ from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError
-from segfit.phases import phase
+from segfit.system.phases import phase
 
 
 class PartlyUpdated(Exception):  # noqa: N818 - told by its cause

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
+from segfit.engine.distributed import ALONE, World
 from segfit.engine.step import PeerFailed
 from segfit.engine.task import Forward
-from segfit.engine.world import ALONE, World
 from segfit.errors import SegFitError
-from segfit.hardware import resolve_device
-from segfit.processes import Launch, launched, leave_reason
+from segfit.system.hardware import resolve_device
+from segfit.system.torchrun_env import Launch, launched, leave_reason
 
 T = TypeVar("T")
 

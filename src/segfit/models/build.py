@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from segfit.errors import SegFitError
-from segfit.labels import Classes
+from segfit.tasks.segmentation.classes import Classes
 
 
 @dataclass(frozen=True)

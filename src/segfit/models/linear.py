@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segfit.hardware import cpu_vendor
+from segfit.system.hardware import cpu_vendor
 
 
 @cache

@@ -9,11 +9,11 @@ from rich.progress import Progress
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.errors import SegFitError
-from segfit.labels import Classes
-from segfit.monitor import Monitor
 from segfit.report.lines import LogFile
 from segfit.report.scores_file import ScoresFile
 from segfit.report.summary import print_summary, write_metrics
+from segfit.system.monitor import Monitor
+from segfit.tasks.segmentation.classes import Classes
 
 
 class PreflightProgress:

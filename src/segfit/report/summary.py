@@ -14,8 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from segfit.engine.events import EndLog, EvalResult
-from segfit.files import replace_text
-from segfit.labels import Classes
 from segfit.report.lines import REASONS
 from segfit.report.text import (
     duration,
@@ -25,6 +23,8 @@ from segfit.report.text import (
     shown_path,
     stdout_console,
 )
+from segfit.system.files import replace_text
+from segfit.tasks.segmentation.classes import Classes
 
 _MEASURES = {"iou": "IoU", "f1": "F1", "accuracy": "accuracy"}
 _RESUMABLE = {"interrupted", "terminated"}

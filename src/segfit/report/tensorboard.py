@@ -21,11 +21,11 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from segfit.engine.events import EndLog, EpochLog, EvalResult, RunInfo, StepLog
 from segfit.errors import SegFitError
-from segfit.labels import Classes
-from segfit.monitor import Monitor, summed_up
-from segfit.report.pictures import panel_image
-from segfit.report.plots import confusion_figure, figure_to_array
 from segfit.report.text import one_line
+from segfit.system.monitor import Monitor, summed_up
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.pictures import panel_image
+from segfit.tasks.segmentation.plots import confusion_figure, figure_to_array
 
 _LOGGER = logging.getLogger(__name__)
 _COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be resumed

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from segfit.build.data import make_held_out_batches, make_sources
-from segfit.build.training import make_training
+from segfit.assembly.data import make_held_out_batches, make_sources
+from segfit.assembly.training import make_training
 from segfit.data.images import open_image
 from segfit.data.source import Image, Mask, Source
 from segfit.engine.evaluate import evaluate
 from segfit.errors import SegFitError
-from segfit.hardware import GIB, resolve_device
+from segfit.system.hardware import GIB, resolve_device
 from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.measure import train_speed
 

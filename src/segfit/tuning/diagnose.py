@@ -11,18 +11,18 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.build.training import make_training
-from segfit.check import size_of
-from segfit.data.cores import available_cores
-from segfit.data.dataset import TrainDataset
+from segfit.assembly.training import make_training
+from segfit.config.check import size_of
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
-from segfit.hardware import resolve_device
-from segfit.monitor import Means, Monitor, summed_up
 from segfit.report.findings import Findings
 from segfit.report.lines import LineReport
 from segfit.report.session import RunReport
+from segfit.system.cores import available_cores
+from segfit.system.hardware import resolve_device
+from segfit.system.monitor import Means, Monitor, summed_up
+from segfit.tasks.segmentation.data.dataset import TrainDataset
 from segfit.tuning.bench import Bench
 from segfit.tuning.diagnosis import Applied, Diagnosis
 from segfit.tuning.facts import Costs, Facts, Trial

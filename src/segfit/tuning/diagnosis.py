@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 from matplotlib.figure import Figure
 
-from segfit.monitor import Means
 from segfit.report.findings import Cell, Column, Findings, Table
+from segfit.system.monitor import Means
 from segfit.tuning.facts import ARITHMETIC, Facts
 from segfit.tuning.timeline import OUTSIDE, Timeline
 from segfit.tuning.verdict import Change, Verdict

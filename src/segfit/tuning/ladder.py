@@ -7,12 +7,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.build.data import make_sources, workers_of
-from segfit.data.cores import available_cores
+from segfit.assembly.data import make_sources, workers_of
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
-from segfit.hardware import device_name, resolve_device
 from segfit.report.findings import Column, Findings, Table
+from segfit.system.cores import available_cores
+from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
 from segfit.tuning.measure import Speed
 from segfit.tuning.rungs import Machine, Rung, naive, rungs, typed, with_batch

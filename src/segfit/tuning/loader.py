@@ -8,12 +8,12 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.build.data import cached_sources, make_sources, make_train_batches
-from segfit.build.training import make_training
-from segfit.data.cores import available_cores
+from segfit.assembly.data import cached_sources, make_sources, make_train_batches
+from segfit.assembly.training import make_training
 from segfit.errors import SegFitError
-from segfit.hardware import device_name, resolve_device
 from segfit.report.findings import Column, Findings, Table
+from segfit.system.cores import available_cores
+from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
 from segfit.tuning.measure import Speed, data_speed, train_speed
 from segfit.tuning.rungs import typed

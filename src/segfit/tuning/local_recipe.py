@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from segfit.build.tuned import model_choice
-from segfit.check import plain
+from segfit.assembly.tuned import model_choice
+from segfit.config.check import plain
 from segfit.errors import SegFitError
-from segfit.files import replace_text
+from segfit.system.files import replace_text
 
 LOCAL = Path(__file__).parents[3] / "conf" / "hardware" / "local.yaml"
 MARK = "# Written by benchmark=optimize"
@@ -49,7 +49,7 @@ def recipe(
 
     Args:
         config: the fastest that was found.
-        tuned_for: of `segfit.build.tuned`.
+        tuned_for: of `segfit.assembly.tuned`.
         vram_gb: of the card, GiB; None: no card.
         header: figures, a line each.
     """

@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from segfit.build.training import make_training
+from segfit.assembly.training import make_training
 from segfit.errors import SegFitError
 from segfit.report.findings import Column, Findings, Table
 from segfit.tuning.bench import Bench
-from segfit.tuning.range_test import Sweep, range_test, restored, updates_within
+from segfit.tuning.lr_range import Sweep, range_test, restored, updates_within
 from segfit.tuning.throughput import told_if_out_of_memory
 
 _NOTHING_SUGGESTED = (

@@ -8,10 +8,10 @@ import psutil
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.build.data import check_data, make_sources
+from segfit.assembly.data import check_data, make_sources
 from segfit.errors import SegFitError
-from segfit.hardware import GIB, resolve_device, visible_cards
 from segfit.report.findings import Column, Findings, Table
+from segfit.system.hardware import GIB, resolve_device, visible_cards
 from segfit.tuning.batch_search import extrapolated, largest_that_fits
 from segfit.tuning.batch_trial import by_size, trial_config
 from segfit.tuning.bench import Bench

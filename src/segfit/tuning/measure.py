@@ -14,14 +14,14 @@ import psutil
 import torch
 from omegaconf import DictConfig
 
-from segfit.build.training import Training, make_training
+from segfit.assembly.training import Training, make_training
 from segfit.data.batches import TrainBatches
 from segfit.engine.evaluate import evaluate
 from segfit.engine.fit import Fit
 from segfit.engine.seeding import derive_seed
 from segfit.engine.step import make_update
 from segfit.engine.task import Batch
-from segfit.hardware import peak_memory_gib
+from segfit.system.hardware import peak_memory_gib
 
 LEAST_STEPS = 3  # however slow a step is
 

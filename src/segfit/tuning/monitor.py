@@ -10,8 +10,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.monitor import READINGS, Means, Monitor, Probe, Sample, summed_up
 from segfit.report.findings import Column, Findings, Table
+from segfit.system.monitor import READINGS, Means, Monitor, Probe, Sample, summed_up
 from segfit.tuning.bench import Bench
 
 SECONDS = 60.0

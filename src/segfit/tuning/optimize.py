@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from segfit.build.data import check_data, make_sources, workers_of
-from segfit.build.tuned import tuned_for
-from segfit.data.cores import free_memory
+from segfit.assembly.data import check_data, make_sources, workers_of
+from segfit.assembly.tuned import tuned_for
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
-from segfit.hardware import GIB, resolve_device
 from segfit.report.findings import Findings
+from segfit.system.cores import free_memory
+from segfit.system.hardware import GIB, resolve_device
 from segfit.tuning import local_recipe
 from segfit.tuning.attempts import NOT_FASTER, SURPASSED, Attempts
 from segfit.tuning.batch_trial import by_size

@@ -6,9 +6,9 @@ import math
 
 from omegaconf import DictConfig
 
-from segfit.check import size_of
-from segfit.hardware import GIB
+from segfit.config.check import size_of
 from segfit.report.findings import Cell, Column, Findings, Table
+from segfit.system.hardware import GIB
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.curve import PARTS, Forecast
 from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, planned_precision

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from segfit.check import size_of
+from segfit.config.check import size_of
 from segfit.tuning.memory.curve import Forecast
 from segfit.tuning.memory.planner import Card, forecast_of, planned_precision
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from segfit.data.dataset import Sample, TrainDataset
 from segfit.data.source import Image, Mask, Source
+from segfit.tasks.segmentation.data.dataset import Sample, TrainDataset
 from segfit.tuning.facts import Costs
 
 SAMPLES = 32

@@ -14,13 +14,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from segfit.build.training import Training, make_training
-from segfit.check import size_of
+from segfit.assembly.training import Training, make_training
+from segfit.config.check import size_of
 from segfit.engine.fit import Fit
 from segfit.engine.step import make_update
 from segfit.errors import SegFitError
-from segfit.hardware import GIB
 from segfit.report.findings import Cell, Column, Findings, Table
+from segfit.system.hardware import GIB
 from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.bench import Bench
 from segfit.tuning.measure import first_window

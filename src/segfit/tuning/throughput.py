@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 from omegaconf import DictConfig
 
-from segfit.build.training import Training, make_training
+from segfit.assembly.training import Training, make_training
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.errors import SegFitError
 from segfit.report.findings import Column, Findings, Table

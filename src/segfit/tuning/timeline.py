@@ -8,7 +8,7 @@ from statistics import median
 from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
 from segfit.engine.fit import Fit
 from segfit.errors import SegFitError
-from segfit.phases import Recorder, Span
+from segfit.system.phases import Recorder, Span
 
 LEAST_UPDATES = 3  # however slow they are
 OUTSIDE = ("validation", "checkpoint")  # phases that are no part of an update

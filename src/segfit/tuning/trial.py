@@ -22,10 +22,10 @@ from typing import Any
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
-from segfit import runs
-from segfit.check import plain
-from segfit.config import RunConfig
+from segfit.config.check import plain
+from segfit.config.schema import RunConfig
 from segfit.errors import SegFitError
+from segfit.runs import folder as runs
 
 # Name → module:function, called in the child as function(config, **arguments); returns plain values.
 JOBS: dict[str, str] = {

@@ -3,8 +3,8 @@
 import numpy as np
 
 from segfit.data.cache_build import CacheOptions
-from segfit.data.folder import folder_sources
-from segfit.labels import Classes
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.folder import folder_sources
 from tests.unit.data.files import names, noise, save
 
 CLASSES = Classes(("a", "b", "c"))

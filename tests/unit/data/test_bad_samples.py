@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from segfit.data.bad_samples import Skipping
-from segfit.data.dataset import EvalDataset, TrainDataset
 from segfit.data.loader import LoaderOptions, eval_loader, train_loader
 from segfit.data.sampler import EpochSampler
-from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
+from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
+from segfit.tasks.segmentation.data.shapes import ShapesSource
 
 CPU = torch.device("cpu")
 SIZE = 16, 16

@@ -8,11 +8,11 @@ from segfit.data import cache_ram
 from segfit.data.cache import CachedSource, FittedSource
 from segfit.data.cache_build import cache_sources
 from segfit.data.cache_ram import RamStore, SharedTensor
-from segfit.data.dataset import EvalDataset, TrainDataset
-from segfit.data.folder import folder_sources
 from segfit.data.loader import LoaderOptions, train_loader
 from segfit.data.sampler import EpochSampler
-from segfit.data.shapes import ShapesSource, shapes_sources
+from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
+from segfit.tasks.segmentation.data.folder import folder_sources
+from segfit.tasks.segmentation.data.shapes import ShapesSource, shapes_sources
 from tests.contracts.source_contract import SourceContract
 from tests.unit.data.caching import CLASSES, SIZE, counted, decoded, equal, folders, options
 from tests.unit.data.files import names, noise, save, write_pairs

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.data.dataset import EvalDataset, TrainDataset
-from segfit.data.folder import folder_sources
 from segfit.data.loader import LoaderOptions, eval_loader, init_worker, train_loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
-from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
-from segfit.labels import Classes
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
+from segfit.tasks.segmentation.data.folder import folder_sources
+from segfit.tasks.segmentation.data.shapes import ShapesSource
 from tests.unit.data.files import names, write_pairs
 
 CPU = torch.device("cpu")

@@ -5,10 +5,10 @@ import signal
 import pytest
 import torch
 
-from segfit.data.dataset import EvalDataset
 from segfit.data.loader import LoaderOptions, eval_loader
-from segfit.data.shapes import ShapesSource
 from segfit.data.watching import Watch, dead_workers
+from segfit.tasks.segmentation.data.dataset import EvalDataset
+from segfit.tasks.segmentation.data.shapes import ShapesSource
 
 
 def end_by(number):

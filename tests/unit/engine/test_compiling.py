@@ -11,7 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from segfit.engine.compiling import compiled_or_eager, give_up_compiling, is_compile_error
 from segfit.engine.precision import Precision
-from tests.unit.engine.toys import LineTask, Recorder, make_fit, weights
+from tests.unit.engine.fakes import LineTask, Recorder, make_fit, weights
 
 FP32 = Precision("fp32", "cpu")
 

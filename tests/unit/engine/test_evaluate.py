@@ -7,7 +7,7 @@ from torch import nn
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.errors import SegFitError
-from tests.unit.engine.toys import LineTask, Recorder, make_fit, points
+from tests.unit.engine.fakes import LineTask, Recorder, make_fit, points
 
 FP32 = Precision("fp32", "cpu")
 

@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.fit import Fit
 from segfit.errors import SegFitError
-from tests.unit.engine.toys import LineTask, Points, Recorder, make_fit, make_state, weights
+from tests.unit.engine.fakes import LineTask, Points, Recorder, make_fit, make_state, weights
 
 
 class StopAt(Recorder):
@@ -257,7 +257,7 @@ def test_every_minutes_saves_inside_an_epoch(tmp_path, monkeypatch):
         fit.checkpoints, "save_last", lambda state: saved.append(state["progress"]["update"])
     )
     clock = iter(range(0, 100000, 7))  # seconds, 7 a look
-    monkeypatch.setattr("segfit.engine.saver.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("segfit.engine.saving.time.monotonic", lambda: float(next(clock)))
     fit.saver._saved_at = 0.0
     run(fit)
     assert len(saved) > 3

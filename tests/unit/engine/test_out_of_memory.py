@@ -7,7 +7,7 @@ import torch
 
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.errors import SegFitError
-from tests.unit.engine.toys import Recorder, make_fit
+from tests.unit.engine.fakes import Recorder, make_fit
 
 DISGUISES = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

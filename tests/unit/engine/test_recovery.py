@@ -11,7 +11,7 @@ from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.fit import Fit
 from segfit.engine.step import clip_gradients
 from segfit.errors import SegFitError
-from tests.unit.engine.toys import (
+from tests.unit.engine.fakes import (
     LineTask,
     Points,
     Recorder,

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segfit.augmentation.mix import Mix
+from segfit.engine.distributed import World
 from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
 from segfit.engine.step import halve_micro_batch, make_update
 from segfit.engine.task import Forward
-from segfit.engine.world import World
 from segfit.errors import SegFitError
-from segfit.labels import IGNORE_INDEX, Classes
-from segfit.losses import segmentation_loss
 from segfit.models.cnn import CNN
-from segfit.tasks.segmentation import SegmentationTask
-from tests.unit.engine.toys import (
+from segfit.tasks.segmentation.augmentation.mix import Mix
+from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.losses import segmentation_loss
+from segfit.tasks.segmentation.task import SegmentationTask
+from tests.unit.engine.fakes import (
     CPU,
     LineTask,
     Recorder,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from segfit.engine.events import EndLog, EpochLog, EvalResult, Listener, Panel, RunInfo, StepLog
-from segfit.labels import Classes
+from segfit.tasks.segmentation.classes import Classes
 
 CLASSES = Classes(("background", "liver", "kidney"), background=0)
 UPDATES_PER_EPOCH = 4

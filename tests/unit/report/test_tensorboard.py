@@ -7,8 +7,8 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 
 from segfit.errors import SegFitError
-from segfit.monitor import Sample
 from segfit.report.tensorboard import TensorBoardReport
+from segfit.system.monitor import Sample
 from tests.unit.report import events
 
 HPARAMS = {"model": "segformer_b0", "lr": 3e-4, "batch_size": 4, "fast": True}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from segfit.build.training import Training, make_training
+from segfit.assembly.training import Training, make_training
 from segfit.engine.precision import Precision
 from segfit.tuning import flops
 from tests.integration.training import TINY, compose_run, one_thread

@@ -10,11 +10,11 @@ import psutil
 import pytest
 import torch
 
-from segfit.build.training import Training, make_training
+from segfit.assembly.training import Training, make_training
 from segfit.tuning import measure
 from segfit.tuning.measure import LEAST_STEPS, Speed, Stopwatch, inference_speed, train_speed
 from tests.integration.training import compose_run, one_thread
-from tests.unit.engine.toys import weights
+from tests.unit.engine.fakes import weights
 
 INSTANT = {"seconds": 1e-6, "warmup": 2}
 

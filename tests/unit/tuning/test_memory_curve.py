@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from segfit.hardware import GIB
+from segfit.system.hardware import GIB
 from segfit.tuning.memory import cache
 from segfit.tuning.memory.curve import Curve, Forecast, Moment
 from segfit.tuning.memory.planner import (

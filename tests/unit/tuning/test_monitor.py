@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from segfit.monitor import Means, Monitor, Probe, Sample
+from segfit.system.monitor import Means, Monitor, Probe, Sample
 from segfit.tuning.bench import Bench
 from segfit.tuning.monitor import found, judgement, live_line, watch
 

@@ -5,10 +5,10 @@ import pickle
 import pytest
 
 from segfit.errors import SegFitError
-from segfit.phases import Span
+from segfit.system.phases import Span
 from segfit.tuning.samples import SlowSource
 from segfit.tuning.timeline import Timeline, _restarts, record
-from tests.unit.engine.toys import Recorder, make_fit
+from tests.unit.engine.fakes import Recorder, make_fit
 
 
 def wait(start: float, end: float, batch: bool = True) -> list[Span]:

@@ -14,14 +14,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segfit.check import plain
+from segfit.config.check import plain
 from segfit.data.preflight_cache import default_cache_dir
 from segfit.tuning.memory.curve import RECORDED, Forecast
 
 _PACKAGE = Path(__file__).parents[2]
 # Whose code decides what an update takes.
-_SOURCES = ("augmentation", "build", "engine", "models", "tasks", "tuning/memory")
-_MODULES = ("losses.py", "metrics.py", "optim.py")
+_SOURCES = ("assembly", "engine", "models", "tasks", "tuning/memory")
 _LIBRARIES = ("kornia", "timm", "torch", "torchmetrics", "transformers")
 # Options that memory does not depend on, or that the forecast covers for all values.
 _REGARDLESS = (
@@ -74,8 +73,6 @@ def _path(name: str, folder: Path | None) -> Path:
 def _sources() -> Iterator[Path]:
     for folder in _SOURCES:
         yield from sorted((_PACKAGE / folder).rglob("*.py"))
-    for module in _MODULES:
-        yield _PACKAGE / module
 
 
 def _version(library: str) -> Any:

@@ -8,8 +8,8 @@ import dataclasses
 import torch
 from omegaconf import DictConfig
 
-from segfit.build.augmentation import make_gpu_augment
-from segfit.check import size_of
+from segfit.assembly.augmentation import make_gpu_augment
+from segfit.config.check import size_of
 from segfit.engine.precision import Precision
 from segfit.tuning.memory.affine import extra, forecast, idle
 from segfit.tuning.memory.curve import RECORDED, Curve, Forecast, Moment

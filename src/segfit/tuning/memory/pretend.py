@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import GraphExecGroup
 
-from segfit.tasks import segmentation
+from segfit.tasks.segmentation import task as segmentation
 from segfit.tuning.memory.backward import backward
 from segfit.tuning.memory.recorder import Recorder
 

@@ -1,0 +1,124 @@
+"""Going on with a run: what it was, what it is now, and what of the difference has to be told."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from segfit.assembly.state import Notice
+from segfit.config.check import plain
+from segfit.engine.checkpoint import Checkpoints
+from segfit.engine.state import TrainingState
+from segfit.errors import SegFitError
+from segfit.runs.folder import CONFIG, may_change
+from segfit.system.hardware import device_name
+
+
+def about(config: DictConfig, state: TrainingState) -> dict[str, Any]:
+    """Return what a checkpoint says of the training that made it, as plain values."""
+    return {
+        "config": flat(plain(config)),
+        "images_per_update": config.batch_size * config.accumulate * state.world.size,
+        "batch_size": config.batch_size,
+        "world_size": state.world.size,
+        "device": device_name(state.device),
+        "precision": state.precision.name,
+        "torch": str(torch.__version__),
+    }
+
+
+def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> None:
+    """Load the last whole checkpoint of a run; tell what cannot go on exactly as it was.
+
+    Raises:
+        SegFitError: if no checkpoint is whole, it is foreign, or was made under another config.
+    """
+    if not checkpoints.exist():
+        notice(f"{checkpoints.last}: nothing was saved yet; starting from the beginning.")
+        return
+    content, damaged = checkpoints.load_last()
+    if damaged is not None:
+        notice(damaged)
+    before = content.get("about")
+    before = before if isinstance(before, dict) else {}
+    now = checkpoints.about
+    _refuse_other_config(before.get("config"), now["config"], checkpoints)
+    try:
+        state.load_state_dict(content)
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise SegFitError(
+            f"{checkpoints.last} does not fit the run's {CONFIG} ({str(error).splitlines()[0]}). "
+            f"Was one of the two replaced?"
+        ) from error
+    if (before.get("device"), before.get("batch_size")) != (now["device"], now["batch_size"]):
+        # What fits now is found anew.
+        state.progress.micro_batch = state.progress.held_out_batch = 0
+    for line in differences(before, now):
+        notice(line)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what cannot be continued exactly, a line each.
+
+    Args:
+        before: `about` of the checkpoint.
+        now: `about` of this session.
+    """
+    lines = []
+    keys = ("batch_size", "world_size")
+    changed = [key for key in keys if before.get(key) != now[key]]
+    sizes = "; ".join(
+        f"{key} was {before.get(key)}, is {now[key]}"
+        for key in (*changed, "images_per_update")
+        if before.get(key) != now[key]
+    )
+    if before.get("images_per_update") != now["images_per_update"]:
+        lines.append(
+            f"going on with another effective batch ({sizes}): no image of the epoch is missed or seen twice and the "
+            f"learning rate goes on from the same share of the training, but the curve is another one."
+        )
+    elif changed:
+        lines.append(
+            f"going on with other micro-batches ({sizes}) of the same effective batch: the same images in every update; "
+            f"batch norm, dropout and augmentation on the device see them in other groups."
+        )
+    other = [
+        f"{key} was {before.get(key)}, is {now[key]}"
+        for key in ("device", "precision", "torch")
+        if before.get(key) != now[key]
+    ]
+    if other:
+        lines.append(
+            f"going on elsewhere ({'; '.join(other)}): the same training, but not bit for bit."
+        )
+    return lines
+
+
+def _refuse_other_config(before: object, now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
+    if not (isinstance(before, dict) and all(isinstance(key, str) for key in before)):
+        raise SegFitError(f"{checkpoints.last}: not a checkpoint of this version of SegFit.")
+    missing = object()
+    problems = []
+    for key in sorted({*before, *now}):
+        was, value = before.get(key, missing), now.get(key, missing)
+        if was == value or may_change(key):
+            continue
+        shown = ["not there" if one is missing else repr(one) for one in (was, value)]
+        problems.append(
+            f"{checkpoints.last.parent.parent / CONFIG}: {key} is {shown[1]}, but the run was trained with {shown[0]}. "
+            f"Put it back, or start another run."
+        )
+    if problems:
+        raise SegFitError(problems)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,93 @@
+"""Config → device, precision, model and optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from segfit.assembly.data import make_classes
+from segfit.config.check import plain, size_of
+from segfit.engine.compiling import compiled_or_eager
+from segfit.engine.optim import make_optimizer, make_scheduler
+from segfit.engine.precision import Precision, resolve_precision, set_tf32
+from segfit.engine.state import TrainingState
+from segfit.models.build import make_model
+from segfit.system.hardware import keep_freed_memory, resolve_device
+
+Notice = Callable[[str], None]
+
+
+def make_device(
+    requested: str, precision: DictConfig, notice: Notice
+) -> tuple[torch.device, Precision]:
+    """Return the device and the precision that really run; what fell back is told."""
+    device, fallback = resolve_device(requested)
+    if fallback:
+        notice(fallback)
+    chosen, fallback = resolve_precision(precision.name, device)
+    if fallback:
+        notice(fallback)
+    if device.type == "cuda":
+        set_tf32(precision.tf32)
+    else:
+        keep_freed_memory()
+    return device, chosen
+
+
+def make_state(
+    config: DictConfig,
+    device: torch.device,
+    precision: Precision,
+    updates_per_epoch: int,
+    notice: Notice,
+) -> tuple[TrainingState, str]:
+    """Return model, optimizer, scheduler and scaler of a config, and where the weights come from.
+
+    Args:
+        config: checked.
+        device: that really runs.
+        precision: that really runs.
+        updates_per_epoch: optimizer updates an epoch, for the schedule.
+        notice: told what fell back.
+
+    Raises:
+        SegFitError: if weights that were named cannot be loaded, or the optimizer does not take its options.
+    """
+    if config.hardware.vram_gb is not None and device.type == "cpu":
+        notice(f"hardware={config.hardware.name}: no CUDA card here; running on the CPU.")
+    resuming = config.resume is not None
+    options = plain(config.model)
+    model, weights = make_model(make_classes(config.data), options, pretrained=not resuming)
+    if weights.alarming and not resuming:
+        notice(weights.message)
+    model = to_device(model, device, config.channels_last)
+    forward: Callable[..., Any] = model
+    if config.compile:
+        height, width = size_of(config.image_size)
+        example = torch.zeros(config.batch_size, 3, height, width, device=device)
+        forward, reason = compiled_or_eager(model, example, precision)
+        if reason:
+            notice(reason)
+    ema = None
+    if config.ema_decay is not None:
+        from timm.utils import ModelEmaV3
+
+        ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+    optimizer = make_optimizer(model, lr=config.lr, **plain(config.optimizer))
+    scheduler = make_scheduler(
+        optimizer,
+        updates_per_epoch=updates_per_epoch,
+        epochs=config.epochs,
+        **plain(config.scheduler),
+    )
+    scaler = precision.scaler(config.precision.init_scale, config.precision.growth_interval)
+    state = TrainingState(model, forward, optimizer, scheduler, scaler, ema, precision, device)
+    return state, "from the checkpoint" if resuming else weights.source
+
+
+def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Return the model on the device, in the memory format that its input has."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(device).to(memory_format=layout)

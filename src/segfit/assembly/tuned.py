@@ -1,0 +1,64 @@
+"""What a measured setting holds for, and a line if it is used for something else."""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from segfit.config.check import plain, size_of
+from segfit.config.schema import SCHEMAS
+from segfit.system.hardware import device_name, driver_version
+
+# Keys of models that change neither how fast they are, nor what fits, or that are measured themselves.
+_NOT_SPEED = ("name", "variant", "weights", "dropout", "drop_path", "checkpointing")
+
+
+def tuned_for(config: DictConfig, device: torch.device) -> dict[str, str | None]:
+    """Return what a setting that is measured now, with this config, holds for.
+
+    Returns:
+        device, driver (None on the CPU), torch, model and image_size (width × height), as text.
+    """
+    height, width = size_of(config.image_size)
+    return {
+        "device": device_name(device),
+        "driver": driver_version() if device.type == "cuda" else None,
+        "torch": str(torch.__version__),  # a class of its own
+        "model": _model(config),
+        "image_size": f"{width} × {height}",
+    }
+
+
+def model_choice(config: DictConfig) -> str:
+    """Return the file of conf/model that a config's model comes from."""
+    variant = config.model.get("variant")
+    return f"{config.model.name}_{variant}" if variant else str(config.model.name)
+
+
+def _model(config: DictConfig) -> str:
+    usual = OmegaConf.structured(SCHEMAS["model"][config.model.name])
+    given: dict[str, Any] = plain(config.model)
+    changed = [
+        f"{key}={value}"
+        for key, value in given.items()
+        if key not in _NOT_SPEED and value != usual[key]
+    ]
+    return " ".join([model_choice(config), *changed])
+
+
+def stale(config: DictConfig, device: torch.device) -> str | None:
+    """Return a line that says why the recipe's measurements do not hold here, or None where they do."""
+    if config.hardware.tuned_for is None:
+        return None
+    then, now = plain(config.hardware.tuned_for), tuned_for(config, device)
+    differences = [
+        f"{key}: then {then[key] or 'none'}, now {value or 'none'}"
+        for key, value in now.items()
+        if then[key] != value
+    ]
+    if not differences:
+        return None
+    return (
+        f"hardware={config.hardware.name} was measured for something else ({'; '.join(differences)}). It may be slow, "
+        f"or not fit. Measure again: python benchmark.py benchmark=optimize"
+    )

@@ -1,0 +1,239 @@
+"""Why Hydra could not compose a command line, in one list and in the person's words.
+
+Hydra stops at the first thing it cannot compose. Here each override is composed by itself, so that all
+that are wrong are told at once, each with the nearest name that is right.
+"""
+
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segfit.config.check import check
+from segfit.errors import SegFitError, nearest
+
+# What OmegaConf and Python say of a value → what a person says; the first that is found.
+_PLAINER = {
+    "is not a valid bool": "must be true or false.",
+    "could not be converted to Integer": "must be a whole number.",
+    "could not be converted to Float": "must be a number.",
+    "Cannot convert '$VALUE_TYPE' to string": "must be text.",
+    "is not Optional": "must not be null.",
+}
+# Where Hydra reads the command line and the files. It is not careful there: `lr=3` with `=3` for it is a ValueError.
+_COMPOSING = ("config_loader_impl.py", "defaults_list.py", "overrides_parser.py")
+
+
+def explain(error: BaseException, conf: Path, config_name: str, arguments: list[str]) -> list[str]:
+    """Return what is wrong with the input, or [] if the error is none of the person's making.
+
+    Args:
+        error: what Hydra or the entry point raised.
+        conf: the folder of the primary config.
+        config_name: the primary config.
+        arguments: the command line without the program's name.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, SegFitError):
+            return cause.problems
+    if not isinstance(error, (HydraException, OmegaConfBaseException)) and not _composing(error):
+        if isinstance(error, OSError) and _of_hydras_own(error):
+            return [f"Hydra cannot make its folder (hydra.run.dir, hydra.sweep.dir): {error}."]
+        return []
+    problems = _faulty_overrides(conf, config_name, arguments)
+    return list(dict.fromkeys(problems)) or [_plain(str(error))]
+
+
+def _of_hydras_own(error: BaseException) -> bool:
+    """Say whether an error was raised by Hydra itself, rather than by what it called of ours."""
+    files = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
+    known = [parts for parts in files if "hydra" in parts or "segfit" in parts]
+    return bool(known) and "hydra" in known[-1]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _composing(error: BaseException) -> bool:
+    files = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
+    return any(file in _COMPOSING for file in files)
+
+
+def _plain(message: str) -> str:
+    """Drop the hints that only Hydra's own users know what to do with."""
+    kept = [
+        line.strip()
+        for line in message.splitlines()
+        if line.strip()
+        and not line.endswith("_schema")
+        and not line.strip().startswith(
+            ("object_type=", "reference_type=", "To append", "Set the env")
+        )
+    ]
+    return "\n".join(kept)
+
+
+def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> list[str]:
+    texts = [
+        text
+        for text in arguments
+        if text.startswith("~") or ("=" in text and not text.startswith("-"))
+    ]
+    problems: list[str] = []
+    parsed: list[Override] = []
+    for text in texts:
+        try:
+            override = OverridesParser.create().parse_override(text)
+            if not override.key_or_group:
+                raise ValueError("what is before the = is missing")
+            parsed.append(override)
+        except Exception as error:
+            problems.append(f"{text}: not understood. {_plain(str(error)).splitlines()[0]}")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return problems + _try_each(config_name, parsed)
+
+
+def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
+    # Choices of groups first: which keys exist depends on them.
+    groups = [o for o in overrides if _is_group((o.input_line or "").split("=")[0])]
+    lines = [line for o in groups for line in _lines(o)]
+    good: list[str] = []
+    problems: list[str] = []
+    config = _composed(config_name, lines)
+    if config is not None:
+        good += lines
+    else:
+        problems += _fitting(config_name, lines, good)
+        config = _composed(config_name, good)
+    if config is None:
+        return problems  # not even without the values: none of them is to blame
+    values = [o for o in overrides if o not in groups]
+    plain = [o for o in values if _can_be_set(config, o)]
+    good += [o.input_line or "" for o in plain]
+    rest = [line for o in values if o not in plain for line in _lines(o)]
+    problems += _fitting(config_name, rest, good)
+    if problems:
+        problems += _wrong_values(config_name, good)
+    return problems
+
+
+def _fitting(config_name: str, lines: list[str], good: list[str]) -> list[str]:
+    """Add to `good` the overrides that compose with those that are there; return what is wrong with the others."""
+    problems = []
+    for line in lines:
+        others = _without(good, line.split("=")[0])
+        try:
+            compose(config_name, [*others, line])
+        except SegFitError as error:
+            problems += error.problems
+        except Exception as error:
+            problems.append(_reason(line, error, config_name, good))
+        else:
+            good[:] = [*others, line]
+    return problems
+
+
+def _composed(config_name: str, good: list[str]) -> DictConfig | None:
+    try:
+        return compose(config_name, good)
+    except Exception:
+        return None
+
+
+def _can_be_set(config: DictConfig, override: Override) -> bool:
+    """Say whether a value can be given to a config, as composing would: a fraction of the time of composing."""
+    if override.type is not OverrideType.CHANGE or override.is_sweep_override() or override.package:
+        return False
+    try:
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except Exception:
+        return False
+    return True
+
+
+def _wrong_values(config_name: str, good: list[str]) -> list[str]:
+    try:
+        check(compose(config_name, good))
+    except SegFitError as error:
+        return [problem for problem in error.problems if "has no value" not in problem]
+    except Exception:
+        pass
+    return []
+
+
+def _lines(override: Override) -> list[str]:
+    """Return an override as text; a sweep as one text a value."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _without(lines: list[str], key: str) -> list[str]:
+    return [line for line in lines if line.split("=")[0] != key]
+
+
+def _is_group(key: str) -> bool:
+    name = key.lstrip("+~").split("@")[0]
+    return bool(name) and name in _groups()
+
+
+def _groups() -> list[str]:
+    loader = GlobalHydra.instance().config_loader()
+    hydras = [f"hydra/{group}" for group in loader.list_groups("hydra")]
+    return [group for group in loader.list_groups("") if group != "hydra"] + hydras
+
+
+def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> str:
+    key, _, value = line.partition("=")
+    name = key.lstrip("+~")
+    loader = GlobalHydra.instance().config_loader()
+    if _is_group(key):
+        choices = loader.get_group_options(name.split("@")[0])
+        choices = [choice for choice in choices if not choice.endswith("_schema")]
+        if value not in choices and not value.startswith(("[", "{")):
+            if line == "hardware=local":
+                return f"{line}: not there yet. `python benchmark.py benchmark=optimize` makes it."
+            return (
+                f"{line}: no such choice.{nearest(value, choices)} There are: {', '.join(choices)}."
+            )
+    try:
+        known = [*_groups(), *_keys(compose(config_name, good))]
+    except Exception:
+        known = _groups()
+    if not key.startswith("+") and name not in known and name.split(".")[0] not in ("hydra",):
+        near = nearest(name, known) or _nearest_leaf(name, known)
+        return f"{name}: there is no such key.{near}"
+    causes = [_plain(str(cause)) for cause in _chain(error)]
+    for theirs, plain in _PLAINER.items():
+        if any(theirs in cause for cause in causes):
+            return f"{line}: {plain}"
+    text = next((c for c in reversed(causes) if c), str(error))
+    return f"{line}: {re.sub(r' *full_key: .*', '', text).strip()}"
+
+
+def _nearest_leaf(name: str, known: list[str]) -> str:
+    """Look for the key's last part anywhere: `weight_decay` finds `optimizer.weight_decay`."""
+    leaf = name.split(".")[-1]
+    same = [key for key in known if key.split(".")[-1] == leaf]
+    return f" Did you mean '{same[0]}'?" if same else ""
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key!s}"
+        value = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            yield from _keys(value, f"{prefix}{key!s}.")

@@ -1,0 +1,224 @@
+"""Between the command line and the work: resolvers, messages, exit codes.
+
+Exit codes: 0 done; 1 a bug or a crash (with its traceback); 2 wrong input (with one clear message);
+130 interrupted by Ctrl-C after saving; 143 a sweep that SIGTERM ended.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from segfit.cli.explain import explain
+from segfit.config import schema
+from segfit.errors import SegFitError
+from segfit.runs.lock import InUseError
+from segfit.sweeps import callback as sweep
+from segfit.sweeps import job as sweep_jobs
+from segfit.sweeps import record as sweep_record
+from segfit.system.hardware import detect_tier
+from segfit.system.streams import outlive_readers
+from segfit.system.torchrun_env import launched, leave_reason
+
+CONF = Path(__file__).parents[3] / "conf"
+_GRACE_SECONDS = 3.0  # in which torchrun ends this process, where the main one failed alike
+
+
+def setup() -> None:
+    """Register schemas, resolvers and `hardware=auto`; must run before hydra.main composes."""
+    schema.register()
+    _alias_detected_hardware()
+    OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("benchmark_dir", benchmark_dir, use_cache=True, replace=True)
+
+
+def _alias_detected_hardware() -> None:
+    # A defaults list may hold `hardware: ${detect:}`, but Hydra forbids `override` below such an entry, and
+    # overriding the model is what a recipe is for. So auto is a second name for the file of the tier found.
+    recipe = CONF / "hardware" / f"{detect_tier()}.yaml"
+    ConfigStore.instance().store(
+        group="hardware", name="auto", node=OmegaConf.load(recipe), package="_global_"
+    )
+
+
+def run_dir(resume: str | None) -> str:
+    """Return the folder of this run: the resumed one, or a new one that nobody else has.
+
+    Raises:
+        SegFitError: if `resume` is no run folder.
+    """
+    if resume is not None:
+        folder = Path(resume).expanduser()
+        if not (folder / "config.yaml").is_file():
+            raise SegFitError(
+                f"resume={resume}: no run folder (it has no config.yaml). Give a folder that train.py "
+                f"made, such as outputs/2030-01-31/12-00-00."
+            )
+        return str(folder)
+    if launched().rank > 0:
+        return "."  # the main process makes the folder, and says which it is when all have joined
+    return new_folder(Path("outputs"))
+
+
+def sweep_dir() -> str:
+    """Return a new folder for a sweep."""
+    return new_folder(Path("multirun"))
+
+
+def benchmark_dir(mode: str) -> str:
+    """Return a new folder for the findings of a mode."""
+    return new_folder(Path("outputs") / "benchmark", f"{mode}-")
+
+
+def new_folder(parent: Path, prefix: str = "") -> str:
+    """Make a folder named by date and time below `parent`, one that nobody else has.
+
+    Raises:
+        SegFitError: if it cannot be made.
+    """
+    now = datetime.now()
+    day = parent / now.strftime("%Y-%m-%d")
+    for attempt in range(1, 1000):
+        clock = now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else "")
+        folder = day / f"{prefix}{clock}"
+        try:
+            folder.mkdir(parents=True)  # fails if another run took the name in the same second
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise SegFitError(f"cannot make the folder {folder}: {error.strerror}.") from error
+        return str(folder)
+    raise SegFitError(f"cannot make a new folder below {day}.")
+
+
+_held_back: list[Exception] = []
+
+
+@contextlib.contextmanager
+def errors_held_back() -> Iterator[None]:
+    """Keep an error of the work until Hydra has returned: Hydra would print a line of its own about it."""
+    try:
+        yield
+    except Exception as error:
+        _held_back.append(error)
+
+
+def run(
+    main: Callable[[], None], config_name: str, no_sweep: str = "", no_torchrun: str = ""
+) -> NoReturn:
+    """Run a function decorated by hydra.main, turn errors into messages, exit.
+
+    Args:
+        main: the decorated entry point.
+        config_name: the primary config, to find out what is wrong with a command line.
+        no_sweep: why this program takes no -m, and what to do instead; empty: it does.
+        no_torchrun: the same of several processes by torchrun.
+    """
+    outlive_readers()
+    _refuse_a_folder_that_is_gone()
+    if launched().size > 1:
+        _refuse_under_torchrun(no_torchrun)
+    if no_sweep and _sweeping():
+        fail([f"{_sweeping()[0]}: {no_sweep}"])  # before Hydra makes the sweep's folders
+    sweep_jobs.obey_ctrl_c()
+    if config_name == "train":
+        _resume_sweep()
+    verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    if not verbose:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own
+        os.environ[sweep_jobs.QUIET] = "1"
+    try:
+        main()
+        if _held_back:
+            raise _held_back.pop()
+    except KeyboardInterrupt:
+        sweep.tell_how_to_go_on()
+        sys.exit(sweep_jobs.INTERRUPTED)
+    except SystemExit as error:
+        if error.code == sweep_jobs.TERMINATED:
+            sweep.tell_how_to_go_on()
+        raise
+    except sweep.RefusedError as refused:
+        caught = refused.error
+    except Exception as error:
+        if verbose:
+            raise
+        caught = error
+    else:
+        if sweep.LeaderBoard.interrupted:
+            sys.exit(sweep_jobs.INTERRUPTED)
+        sys.exit(1 if sweep.LeaderBoard.failed else 0)
+    problems = sweep.without_a_result(caught)
+    problems = problems or explain(caught, CONF, config_name, sys.argv[1:])
+    if problems:
+        sweep.discard_unbegun()
+    sweep.tell_how_to_go_on()
+    if not problems:
+        kind = "oom" if _ran_out_of_memory(caught) else "crash"
+        sweep_jobs.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
+        raise caught
+    if not isinstance(caught, InUseError):  # by a process that trains; nothing failed
+        sweep_jobs.leave_error("input", problems[0], 2)
+    fail(problems, caught.exit_code if isinstance(caught, SegFitError) else 2)
+
+
+def _resume_sweep() -> None:
+    """Where a sweep is to go on, put its own command line in place of the one that was typed."""
+    try:
+        again = sweep_record.resumed_arguments(sys.argv[1:])
+    except SegFitError as error:
+        fail(error.problems)
+    if again is not None:
+        sys.argv[1:], sweep.LeaderBoard.resumed = again
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from segfit.engine.out_of_memory import is_out_of_memory  # brings torch, which is there
+
+    return is_out_of_memory(error)
+
+
+def _refuse_a_folder_that_is_gone() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        fail(["the current folder is gone, deleted or replaced. Change to one that is there (cd)."])
+
+
+def _sweeping() -> list[str]:
+    """Return what of the command line asks for a sweep."""
+    signs = ("-m", "--m", "resume_sweep=", "hydra.mode=MULTIRUN", "hparams_search=")
+    return [text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)]
+
+
+def _refuse_under_torchrun(why: str) -> None:
+    if not why and _sweeping():
+        sign = _sweeping()[0]
+        why = f"{sign} would sweep in every process. Start each job by torchrun, without {sign}."
+    if why:
+        fail([f"torchrun: {why}"])
+
+
+def fail(problems: list[str], code: int = 2) -> NoReturn:
+    """Print the problems for the person at the keyboard and exit.
+
+    Of processes that train together the main one prints; another one does where it alone fails.
+    """
+    if launched().rank > 0:
+        time.sleep(_GRACE_SECONDS)
+    leave_reason("\n".join(problems))
+    count = len(problems)
+    print("Error:" if count == 1 else f"{count} errors:", file=sys.stderr)
+    for problem in problems:
+        print("  - " + problem.replace("\n", "\n    "), file=sys.stderr)
+    sys.exit(code)

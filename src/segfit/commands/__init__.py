@@ -1,0 +1,1 @@
+"""What an entry point does once its config is checked."""

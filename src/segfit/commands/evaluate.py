@@ -1,0 +1,280 @@
+"""Score a trained run on a split of its data, or predict a folder of images."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from segfit.assembly.data import (
+    held_out_batch_size,
+    loader_options,
+    make_held_out_batches,
+    make_skipping,
+    make_sources,
+    workers_of,
+)
+from segfit.assembly.task import class_weights_of, make_predictor, make_task
+from segfit.commands.load_run import Notice, TrainedRun, recorded_class_weights
+from segfit.config.check import plain, size_of
+from segfit.data.batches import HeldOutBatches
+from segfit.data.loader import eval_loader
+from segfit.data.prefetch import DevicePrefetcher
+from segfit.data.source import Source
+from segfit.engine.evaluate import evaluate
+from segfit.engine.events import EvalResult
+from segfit.errors import SegFitError
+from segfit.system.hardware import device_name
+from segfit.tasks.segmentation.data.dataset import PredictDataset
+from segfit.tasks.segmentation.data.preflight import check_sources
+from segfit.tasks.segmentation.files import EvaluationFolder
+from segfit.tasks.segmentation.pictures import Picture
+from segfit.tasks.segmentation.predictions import Predictions
+from segfit.tasks.segmentation.task import SegmentationTask
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Args:
+        result: scores; None for images without masks.
+        facts: what was evaluated and how, as in metrics.json.
+        out: the folder of all files.
+        worst: (id, mean IoU) of the images with the lowest, the worst first.
+    """
+
+    result: EvalResult | None
+    facts: dict[str, Any]
+    out: Path
+    worst: Sequence[tuple[str, float]]
+
+
+# ----------------------------------------------------------------------- scores of a split
+
+
+def evaluate_split(
+    run: TrainedRun,
+    options: DictConfig,
+    notice: Notice,
+    checking: Progress | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score a run on a split of its data, and write everything down.
+
+    With the run's own options, the scores are those that training logged for the checkpoint: the same batches,
+    precision and class weights.
+
+    Args:
+        run: of `trained.load_run`.
+        options: of evaluate.py, checked.
+        notice: told what is odd about the data, and of memory that ran out, a line each.
+        checking: called with (done, total) files while the data set is checked.
+        progress: called with (done, total) batches.
+
+    Raises:
+        SegFitError: if there is no such split, the data set is broken, or results cannot be written.
+    """
+    source, class_weights = _split(run, options.split, notice, checking)
+    out = EvaluationFolder(_out(options, run.folder, options.split), run.classes)
+    workers = min(workers_of(run.config, run.device), len(source))
+    left_out, without = _noting(notice)
+    batches = make_held_out_batches(run.config, source, run.device, workers, None, without)
+    task = _task(run, options, class_weights)
+    taker = _predictions(run, options, out, source.id, lambda index: source.read(index)[0])
+    facts = {**_facts(run, options), "split": options.split, "images": len(source)}
+    result = _pass(run, task, batches, taker, facts, progress, notice)
+    facts |= {"images": len(source) - len(left_out), "left_out": left_out}
+    out.save_scores(result)
+    panels, captions = taker.worst_panels(source)
+    out.save_worst(panels, captions)
+    worst = [(source.id(index), score) for index, score, _ in taker.worst()]
+    facts |= {"status": "finished", "seconds": result.seconds}
+    out.write_metrics(
+        {
+            **facts,
+            "scores": result.scores,
+            "per_class": result.per_class,
+            "confusion": result.confusion,
+            "worst": [{"id": name, "miou": score} for name, score in worst],
+        }
+    )
+    return Evaluation(result, facts, out.path, worst)
+
+
+def _split(
+    run: TrainedRun, split: str, notice: Notice, checking: Progress | None
+) -> tuple[Source, list[float] | None]:
+    """Return a checked split and the class weights that training had."""
+    data, loss = run.config.data, run.config.loss
+    if data.name == "folder" and not Path(data.root).expanduser().is_dir():
+        raise SegFitError(
+            f"{data.root}: the run's data set is not there. Say where it lies now: root=…"
+        )
+    sources = make_sources(data)
+    if split not in sources:
+        raise SegFitError(
+            f"split={split}: the run's data have no such split. There are: {', '.join(sources)}."
+        )
+    known = "class_weights" in run.recorded
+    counted = {"train"} if loss.class_weights == "balanced" and not known else set()
+    report = check_sources(
+        {name: source for name, source in sources.items() if name in {split, *counted}},
+        check=data.check,
+        skip=data.on_bad_sample == "skip",
+        needs={split: 1},
+        progress=checking,
+    )
+    for line in report.notices:
+        notice(line)
+    if known:
+        return sources[split], recorded_class_weights(run)
+    return sources[split], class_weights_of(run.config, sources["train"], report)
+
+
+# ------------------------------------------------------------------- images without masks
+
+
+def predict_folder(
+    run: TrainedRun,
+    options: DictConfig,
+    progress: Progress | None = None,
+    notice: Notice = lambda _: None,
+) -> Evaluation:
+    """Predict the masks of a folder of images, at their original sizes (upright, as EXIF says).
+
+    Args:
+        run: of `trained.load_run`.
+        options: of evaluate.py, checked; `images` is the folder.
+        progress: called with (done, total) batches.
+        notice: told of images that `data.on_bad_sample=skip` leaves out, and of memory that ran out.
+
+    Raises:
+        SegFitError: if there is no image, one is unreadable, or results cannot be written.
+    """
+    config = run.config
+    dataset = PredictDataset(
+        options.images,
+        size_of(config.image_size),
+        config.data.fit,
+        image_mode=config.data.get("image_mode") or "rgb",
+        window=config.data.get("window"),
+    )
+    path = _out(options, run.folder, f"images-{dataset.folder.resolve().name}")
+    if path.resolve().is_relative_to(dataset.folder.resolve()):
+        raise SegFitError(
+            f"out={path} lies in images={options.images}: next time its pictures would be predicted too. "
+            "Choose a folder outside."
+        )
+    out = EvaluationFolder(path, run.classes)
+    workers = min(workers_of(config, run.device), len(dataset))
+    left_out, without = _noting(notice)
+    loader = eval_loader(
+        dataset,
+        held_out_batch_size(config),
+        run.device,
+        loader_options(config, workers),
+        make_skipping(config, without),
+    )
+    batches = HeldOutBatches(DevicePrefetcher(loader, run.device), len(loader))
+    taker = _predictions(
+        run, options, out, dataset.id, lambda index: dataset.reader(dataset.file(index))
+    )
+    facts = {**_facts(run, options), "folder": str(dataset.folder), "images": len(dataset)}
+    result = _pass(run, _task(run, options, None), batches, taker, facts, progress, notice)
+    facts |= {"images": len(dataset) - len(left_out), "left_out": left_out}
+    facts |= {"status": "finished", "seconds": result.seconds}
+    out.write_metrics(facts)
+    return Evaluation(None, facts, out.path, [])
+
+
+# --------------------------------------------------------------------------- both of them
+
+
+def _predictions(
+    run: TrainedRun,
+    options: DictConfig,
+    out: EvaluationFolder,
+    name: Callable[[int], str],
+    image: Callable[[int], Picture],
+) -> Predictions:
+    return Predictions(
+        out, name, image, len(run.classes), saves=options.save_masks, kept=options.worst
+    )
+
+
+def _task(
+    run: TrainedRun, options: DictConfig, class_weights: list[float] | None
+) -> SegmentationTask:
+    predictor = make_predictor(run.config, overlap=options.overlap, flip=options.flip)
+    return make_task(run.config, run.device, class_weights=class_weights, predictor=predictor)
+
+
+def _pass(
+    run: TrainedRun,
+    task: SegmentationTask,
+    batches: HeldOutBatches,
+    taker: Predictions,
+    facts: dict[str, Any],
+    progress: Progress | None,
+    notice: Notice,
+) -> EvalResult:
+    def between(done: int) -> None:
+        if progress is not None:
+            progress(done, len(batches))
+
+    def lowered(size: int, told: str) -> None:
+        facts["batch_size"] = size
+        notice(told)
+
+    taker.out.write_metrics({**facts, "status": "running"})
+    try:
+        task = replace(task, on_prediction=taker)
+        result = evaluate(run.model, task, batches, run.precision, between, lowered=lowered)
+        taker.out.finish_predictions()
+    finally:
+        taker.out.close()
+    return result
+
+
+def _noting(notice: Notice) -> tuple[list[str], Notice]:
+    """Return the list of what will be told, and who tells it."""
+    told: list[str] = []
+
+    def note(line: str) -> None:
+        told.append(line)
+        notice(line)
+
+    return told, note
+
+
+def _out(options: DictConfig, run: Path, name: str) -> Path:
+    """Return where results go: as given, or below the run, whatever links lie there."""
+    if options.out is not None:
+        return Path(options.out).expanduser()
+    out = run / "evaluation" / name
+    if not out.resolve().is_relative_to(run.resolve()):
+        raise SegFitError(f"{out}: refused, a link leads out of the run folder. Give out=…")
+    return out
+
+
+def _facts(run: TrainedRun, options: DictConfig) -> dict[str, Any]:
+    classes = run.classes
+    return {
+        "run": os.fspath(run.folder.absolute()),
+        "checkpoint": options.checkpoint,
+        "epoch": run.epoch,
+        "device": device_name(run.device),
+        "precision": run.precision.name,
+        "batch_size": held_out_batch_size(run.config),
+        "classes": {
+            "names": classes.names,
+            "colors": classes.colors,
+            "background": classes.background,
+        },
+        "options": plain(options),
+    }

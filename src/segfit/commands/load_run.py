@@ -1,0 +1,168 @@
+"""A trained model from its run folder alone: nothing of today's conf, nothing of the folder executed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from segfit.assembly.data import make_classes
+from segfit.assembly.state import make_device, to_device
+from segfit.config.check import plain
+from segfit.engine.checkpoint import Checkpoints, load_checkpoint
+from segfit.engine.precision import Precision
+from segfit.engine.seeding import seed_everything
+from segfit.errors import SegFitError
+from segfit.models.build import make_model
+from segfit.runs import folder as runs
+from segfit.runs.untrusted import read_json
+from segfit.tasks.segmentation.classes import Classes
+
+Notice = Callable[[str], None]
+
+_PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run folder makes when nothing else is asked.
+
+    Args:
+        folder: the run's.
+        config: the run's own, but for what evaluate.py's options say.
+        recorded: the run's metrics.json; empty where the run wrote none.
+        model: with the checkpoint's weights, on the device, in eval mode.
+        device: where it runs.
+        precision: of forward passes.
+        epoch: 0-based epoch of the checkpoint, or None.
+    """
+
+    folder: Path
+    config: DictConfig
+    recorded: dict[str, Any]
+    model: nn.Module
+    device: torch.device
+    precision: Precision
+    epoch: int | None
+
+    @property
+    def classes(self) -> Classes:
+        """Names, colours and background."""
+        return make_classes(self.config.data)
+
+
+def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> TrainedRun:
+    """Rebuild a run's model from its folder alone.
+
+    The folder may come from a stranger: its config is read as plain values into the schema, its checkpoint as
+    tensors; nothing of it is imported, resolved or executed.
+
+    Args:
+        options: of evaluate.py, checked.
+        config: the run's, by `runs.load_config`; becomes the result's.
+        notice: told what fell back, a line each.
+
+    Raises:
+        SegFitError: if the checkpoint is missing, damaged or refused, or does not fit the config.
+    """
+    folder = Path(options.run).expanduser()
+    recorded = _recorded(folder)
+    _apply(options, config, recorded, notice)
+    seed_everything(config.seed, config.deterministic)
+    device, precision = make_device(options.device, config.precision, notice)
+    path, weights, epoch = _weights(folder, options.checkpoint)
+    try:
+        model, _ = make_model(make_classes(config.data), plain(config.model), pretrained=False)
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SegFitError(
+            f"{path} does not fit the model in {folder / runs.CONFIG} ({reason}). Was one of the two replaced?"
+        ) from error
+    model = to_device(model, device, config.channels_last).eval()
+    return TrainedRun(folder, config, recorded, model, device, precision, epoch)
+
+
+def _apply(
+    options: DictConfig, config: DictConfig, recorded: dict[str, Any], notice: Notice
+) -> None:
+    """Change in a run's config what evaluate.py's options say, and no more."""
+    if options.root is not None:
+        if config.data.name != "folder":
+            raise SegFitError(
+                f"root={options.root}: the run's data ({config.data.name}) are built in, they have no root."
+            )
+        config.data.root = options.root
+    ran = recorded.get("precision")
+    if options.precision is not None:
+        config.precision.name = options.precision.name
+    elif ran in _PRECISIONS:
+        config.precision.name = ran
+    config.batch_size = options.batch_size or config.batch_size
+    config.loader.workers = options.workers
+    config.loader.persistent = False  # there is one pass
+    config.augmentation.name = "none"
+    if options.sliding_window:
+        config.data.fit = "crop"
+    if config.data.fit == "crop" and options.batch_size not in (None, 1):
+        notice(
+            f"batch_size={options.batch_size}: a sliding window takes images one by one, at their own sizes."
+        )
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return a run's metrics.json, which a run that was killed lacks."""
+    path = folder / runs.METRICS
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
+
+
+def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | None]:
+    """Return a checkpoint's file, the weights that validation saw, and the epoch."""
+    checkpoints = Checkpoints(runs.checkpoints(folder))
+    path = checkpoints.best if which == "best" else checkpoints.last
+    if which == "best" and not path.exists() and checkpoints.last.exists():
+        raise SegFitError(
+            f"{path}: there is no best checkpoint yet, no validation was finished. Take checkpoint=last."
+        )
+    content = load_checkpoint(path)
+    weights = content.get("ema") or content["model"]
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
+        raise SegFitError(
+            f"{path}: not a checkpoint of SegFit, its weights are no tensors by name."
+        )
+    progress = content.get("progress")
+    if isinstance(progress, dict) and isinstance(progress.get("epoch"), int):
+        # Between epochs, what counts is the one that is over.
+        return path, weights, max(progress["epoch"] - (progress.get("image") == 0), 0)
+    epoch = content.get("epoch")
+    return path, weights, epoch if isinstance(epoch, int) else None
+
+
+def recorded_class_weights(run: TrainedRun) -> list[float] | None:
+    """Return the class weights that the run's loss had, as its metrics.json says; None: all alike.
+
+    Raises:
+        SegFitError: if they are none.
+    """
+    weights = run.recorded["class_weights"]
+    if weights is None:
+        return None
+    count = len(run.classes)
+    if (
+        not isinstance(weights, list)
+        or len(weights) != count
+        or not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
+    ):
+        raise SegFitError(
+            f"{run.folder / runs.METRICS}: class_weights must be null or {count} numbers of at least 0."
+        )
+    return [float(weight) for weight in weights]

@@ -1,0 +1,76 @@
+"""A checked config → a training that ran and is written down; by one process, or several of torchrun's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from segfit.assembly.training import Training, make_training, metrics_of
+from segfit.engine.distributed import World
+from segfit.engine.events import EndLog, Listener, Listeners
+from segfit.engine.torchrun import joined
+from segfit.report import session
+from segfit.report.console import console_report
+from segfit.runs import folder as runs
+
+
+def train(config: DictConfig, overrides: Sequence[str], folder: Path) -> EndLog:
+    """Train; the last state is saved, whatever the reason to stop.
+
+    Args:
+        config: checked.
+        overrides: what was typed.
+        folder: the run's; of several processes, the main one's counts.
+
+    Raises:
+        SegFitError: if the training cannot be built, or not go on.
+    """
+    with joined(config.device) as world:
+        folder = world.gather(folder)[0]
+        if world.is_main:
+            return _lead(config, overrides, folder, world)
+        training = make_training(config, folder, world.post, world=world)
+        return _unwritten_end(training, folder, world) or training.fit.run(
+            Listeners(), training.facts
+        )
+
+
+def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: World) -> EndLog:
+    """Train, tell and write."""
+    console, checking, notices = console_report(), session.PreflightProgress(), list[str]()
+    told: list[Listener] = [console]
+
+    def notice(message: str) -> None:
+        notices.append(message)
+        for listener in told:
+            listener.notice(message)
+
+    try:
+        training = make_training(config, folder, notice, checking, world)
+    finally:
+        checking.close()
+    runs.save_config(config, overrides, folder)
+    report = session.RunReport(folder, console, notices)
+    told.append(report.log)
+    if config.report.tensorboard:
+        step = training.fit.state.progress.update if config.resume is not None else None
+        report.add_tensorboard(training.classes, OmegaConf.to_yaml(config), training.hparams, step)
+    report.add_others(world.posted)
+    listener = report.listener
+    try:
+        end = _unwritten_end(training, folder, world)
+        if end is not None:
+            listener.notice("this run is over; what it did not come to write is written now.")
+            listener.end(end)
+        else:
+            end = training.fit.run(listener, training.facts)
+    finally:
+        listener.close()  # an exception must leave no hidden cursor and no unwritten line
+    report.conclude(end, config.monitor, metrics_of(training, end, config))
+    return end
+
+
+def _unwritten_end(training: Training, folder: Path, world: World) -> EndLog | None:
+    """Return how a run ended that was killed between its last save and its metrics.json, None for others."""
+    unwritten = world.gather(not (folder / runs.METRICS).exists())[0]  # as the main process sees it
+    return training.fit.ended() if unwritten else None

@@ -1,0 +1,1 @@
+"""The schema of every config, and what can be wrong with one."""

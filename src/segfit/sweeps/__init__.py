@@ -1,0 +1,1 @@
+"""Sweeps: a process for each job, and the leader board."""

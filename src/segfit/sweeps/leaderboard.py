@@ -1,0 +1,224 @@
+"""The jobs of a sweep, best first.
+
+Imports neither torch nor NumPy: the parent process of a sweep only waits and has to stay light.
+"""
+
+import contextlib
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from segfit.errors import SegFitError
+from segfit.report.text import duration, number, one_line, score_label, shown_path, stdout_console
+from segfit.runs.untrusted import read_json, read_yaml
+
+_REASON_LENGTH = 60
+_NUMBER_LENGTH = 8
+_FIGURES = ("updates", "images_per_second", "peak_memory_gib", "seconds")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job of a sweep.
+
+    Args:
+        job: number of the job.
+        path: its folder.
+        overrides: option → value, as given on the command line.
+        status: why it ended well ("finished", "max_steps", "patience"), that it was stopped
+            ("interrupted", "terminated"), or how it failed ("crash", "oom", "config", "unfinished", …).
+        failed: whether it has no result that is to be compared.
+        message: one line about a failure.
+        monitor: name of the monitored score.
+        scores: of the best validation; without those that are undefined.
+        figures: updates, images_per_second, peak_memory_gib, seconds; those that are known.
+        best_epoch: 0-based, or None.
+    """
+
+    job: int
+    path: Path
+    overrides: Mapping[str, str]
+    status: str
+    failed: bool
+    message: str = ""
+    monitor: str = "miou"
+    scores: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The monitored score, or None."""
+        return self.scores.get(self.monitor)
+
+
+def collect(sweep_dir: Path) -> list[Row]:
+    """Read what the jobs of a sweep left behind, best first and failed ones last.
+
+    Of each folder `<sweep_dir>/<number>` it reads `overrides.yaml`, `metrics.json` and `error.json`. A job
+    with neither result nor error was killed, or runs still: "unfinished".
+
+    Args:
+        sweep_dir: the sweep's folder.
+    """
+    folders = [path for path in sweep_dir.iterdir() if path.is_dir() and path.name.isdigit()]
+    rows = [_read_job(folder) for folder in sorted(folders, key=lambda path: int(path.name))]
+    return sorted(rows, key=_rank)
+
+
+def _rank(row: Row) -> tuple[bool, bool, float, int]:
+    score = row.score
+    return row.failed, score is None, -(score or 0.0), row.job
+
+
+def _read_job(folder: Path) -> Row:
+    try:
+        metrics, error = _read(folder / "metrics.json"), _read(folder / "error.json")
+    except SegFitError as problem:
+        # One job's torn file must not cost the others their place.
+        metrics, error = None, {"kind": "unreadable", "message": f"{problem}"}
+    if error is not None:
+        status, message = str(error.get("kind", "crash")), one_line(str(error.get("message", "")))
+    elif metrics is not None:
+        status, message = str(metrics.get("status", "finished")), ""
+    else:
+        status, message = "unfinished", "killed, or still running"
+    metrics = metrics or {}
+    epoch = metrics.get("best_epoch")
+    return Row(
+        job=int(folder.name),
+        path=folder,
+        overrides=_read_overrides(folder / "overrides.yaml"),
+        status=status,
+        failed=error is not None or not metrics,
+        message=message,
+        monitor=str(metrics.get("monitor", "miou")),
+        scores=_numbers(metrics.get("best")),
+        figures=_numbers({key: metrics.get(key) for key in _FIGURES}),
+        best_epoch=epoch if isinstance(epoch, int) else None,
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    if not isinstance(values, dict):
+        return {}
+    return {key: value for key, value in values.items() if isinstance(value, (int, float))}
+
+
+def _read_overrides(path: Path) -> dict[str, str]:
+    try:
+        items = read_yaml(path)
+    except (FileNotFoundError, SegFitError):  # the job is shown without its overrides
+        return {}
+    pairs = (str(item).partition("=") for item in (items if isinstance(items, list) else []))
+    return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Print the rows in their order: what differs between the jobs, scores, speed, memory.
+
+    Args:
+        rows: of `collect`.
+        console: where to print; None: stdout.
+    """
+    console = console or stdout_console()
+    varied = _varied(rows)
+    shared = [f"{key}={rows[0].overrides[key]}" for key in _keys(rows) if key not in varied]
+    monitor = next((row.monitor for row in rows if not row.failed), "miou")
+    other = "macro_f1" if monitor != "macro_f1" else "miou"
+
+    title = "Leader board" + (f" ({escape(' '.join(shared))})" if shared else "")
+    table = Table(title=title, title_justify="left")
+    table.add_column("job", justify="right")
+    for key in varied:
+        table.add_column(escape(key), overflow="fold")
+    for name in (monitor, other):
+        table.add_column(score_label(name), justify="right", no_wrap=True)
+    for label in ("img/s", "GiB", "time"):
+        table.add_column(label, justify="right", no_wrap=True)
+    table.add_column("end", overflow="fold")
+    for place, row in enumerate(rows):
+        cells = (
+            str(row.job),
+            *(escape(_short(row.overrides.get(key, ""))) for key in varied),
+            number(row.scores.get(monitor)),
+            number(row.scores.get(other)),
+            number(row.figures.get("images_per_second"), ".1f"),
+            number(row.figures.get("peak_memory_gib"), ".2f"),
+            duration(row.figures.get("seconds", float("nan"))),
+            escape(_ending(row)),
+        )
+        best = place == 0 and row.score is not None and not row.failed
+        table.add_row(*cells, style="red" if row.failed else "bold green" if best else None)
+    console.print(table)
+
+
+def _short(value: str) -> str:
+    """Return a number with four digits, as a search draws them with sixteen; anything else as it is."""
+    with contextlib.suppress(ValueError):
+        return format(float(value), ".4g") if len(value) > _NUMBER_LENGTH else value
+    return value
+
+
+def _ending(row: Row) -> str:
+    message = row.message
+    if len(message) > _REASON_LENGTH:
+        message = message[: _REASON_LENGTH - 1] + "…"
+    return f"{row.status}: {message}" if message else row.status
+
+
+def _keys(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row.overrides))
+
+
+def _varied(rows: Sequence[Row]) -> list[str]:
+    """Return the options that not all jobs have in common; all of them if there is one job."""
+    keys = _keys(rows)
+    if len(rows) < 2:
+        return keys
+    return [key for key in keys if len({row.overrides.get(key) for row in rows}) > 1]
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write one line a job: its overrides, status, best scores ("best_<score>") and figures.
+
+    Args:
+        rows: of `collect`; their order is kept.
+        path: the file.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    options = _keys(rows)
+    scores = list(dict.fromkeys(name for row in rows for name in row.scores))
+    header = [
+        *("job", *options, "status", "monitored", "best_epoch"),
+        *(f"best_{name}" for name in scores),
+        *(*_FIGURES, "message", "path"),
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for row in rows:
+            writer.writerow(
+                [
+                    *(row.job, *(row.overrides.get(key, "") for key in options)),
+                    *(row.status, row.monitor, row.best_epoch),
+                    *(row.scores.get(name) for name in scores),
+                    *(row.figures.get(name) for name in _FIGURES),
+                    *(row.message, shown_path(row.path)),
+                ]
+            )

@@ -1,0 +1,207 @@
+"""What the device does while something runs: utilisation, memory, temperature and power, once a second.
+
+On an NVIDIA card NVML is asked, which knows the card whichever process uses it. Without NVML the figures are those of
+the processor, by psutil.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from segfit.system.hardware import GIB, available_cores, nvml, visible_handles
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reading; None is what the machine does not tell.
+
+    Args:
+        seconds: since the monitor was started.
+        utilisation: percent of the time that the card was busy lately; without one, that the cores were which
+            this process may use, since the last reading.
+        memory_gib: memory of the card in use, by all processes; without a card, the machine's.
+        temperature: of the card, °C; without one, the processor's hottest sensor.
+        power_w: that the card draws, watts.
+        cpu: beside a card, percent of the time that those cores were busy.
+    """
+
+    seconds: float
+    utilisation: float | None
+    memory_gib: float | None
+    temperature: float | None
+    power_w: float | None
+    cpu: float | None
+
+
+READINGS = tuple(field.name for field in fields(Sample))[1:]
+
+
+@dataclass(frozen=True)
+class Means:
+    """Samples summed up: mean and peak of every reading that there is."""
+
+    mean: dict[str, float]
+    peak: dict[str, float]
+
+
+def summed_up(samples: Sequence[Sample]) -> Means:
+    """Return mean and peak of each reading; one that no sample has is left out."""
+    columns = {
+        name: [value for sample in samples if (value := getattr(sample, name)) is not None]
+        for name in READINGS
+    }
+    there = {name: values for name, values in columns.items() if values}
+    return Means(
+        mean={name: sum(values) / len(values) for name, values in there.items()},
+        peak={name: max(values) for name, values in there.items()},
+    )
+
+
+class Probe:
+    """Reads the first visible card, or the processor where NVML does not answer; a context, as NVML is.
+
+    Attributes:
+        source: who is asked: "NVML" or "psutil".
+        name: of what is watched.
+        total_gib: its memory.
+    """
+
+    def __init__(self) -> None:
+        self.source, self.name = "psutil", "CPU"
+        self.total_gib = psutil.virtual_memory().total / GIB
+        self._library: Any = None
+        self._handle: Any = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Probe:
+        _cpu_percent()  # psutil measures from one call to the next
+        library = self._stack.enter_context(nvml())
+        with contextlib.suppress(Exception):  # a card that fell off the bus, no permission
+            self._watch_card(library)
+        return self
+
+    def _watch_card(self, library: Any) -> None:
+        handles = visible_handles(library) if library is not None else []
+        if handles:
+            name = str(library.nvmlDeviceGetName(handles[0]))
+            total = library.nvmlDeviceGetMemoryInfo(handles[0]).total / GIB
+            self._library, self._handle = library, handles[0]
+            self.source, self.name, self.total_gib = "NVML", name, total
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def read(self, seconds: float) -> Sample:
+        """Return a sample that was taken now, `seconds` after the start."""
+        cpu = _cpu_percent()
+        if self._library is None:
+            used = psutil.virtual_memory()
+            memory = (used.total - used.available) / GIB
+            return Sample(seconds, cpu, memory, _cpu_temperature(), None, None)
+        library, handle = self._library, self._handle
+        return Sample(
+            seconds=seconds,
+            utilisation=_asked(lambda: library.nvmlDeviceGetUtilizationRates(handle).gpu),
+            memory_gib=_asked(lambda: library.nvmlDeviceGetMemoryInfo(handle).used / GIB),
+            temperature=_asked(
+                lambda: library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU)
+            ),
+            power_w=_asked(lambda: library.nvmlDeviceGetPowerUsage(handle) / 1000),  # mW
+            cpu=cpu,
+        )
+
+
+class Monitor(AbstractContextManager["Monitor"]):
+    """Takes samples in a thread of its own while it is entered, or between `start` and `close`.
+
+    Args:
+        interval: seconds between two.
+        probe: what is read; None: this machine.
+    """
+
+    def __init__(self, interval: float = 1.0, probe: Probe | None = None) -> None:
+        self.interval = interval
+        self.probe = probe or Probe()
+        self._samples: list[Sample] = []
+        self._fresh = 0  # index of the first sample that `fresh` has not given
+        self._start = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+
+    def start(self) -> None:
+        """Begin; once."""
+        self.probe.__enter__()
+        self._start = time.monotonic()
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; called again, or before `start`, nothing."""
+        if self._thread.is_alive():
+            self._over.set()
+            self._thread.join()
+            self.probe.__exit__(None, None, None)
+
+    def __enter__(self) -> Monitor:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All samples so far."""
+        return list(self._samples)
+
+    def fresh(self) -> list[Sample]:
+        """Return the samples since the last call."""
+        samples = self._samples[self._fresh :]
+        self._fresh += len(samples)
+        return samples
+
+    def _watch(self) -> None:
+        due = self.interval
+        while not self._over.wait(max(0.0, due - (time.monotonic() - self._start))):
+            self._samples.append(self.probe.read(time.monotonic() - self._start))
+            due += self.interval
+
+
+def _asked(question: Callable[[], Any]) -> float | None:
+    """Return NVML's answer; None where this card or driver does not know it."""
+    with contextlib.suppress(Exception):  # pynvml's errors; whatever it is, watching goes on
+        return float(question())
+    return None
+
+
+def _cpu_percent() -> float:
+    """Return how busy the cores of this process were since the last call, in percent."""
+    by_core = psutil.cpu_percent(percpu=True)
+    own = [by_core[core] for core in available_cores() if core < len(by_core)] or by_core
+    return float(sum(own) / len(own))
+
+
+def _cpu_temperature() -> float | None:
+    if not hasattr(psutil, "sensors_temperatures"):  # Windows, macOS
+        return None
+    sensors = psutil.sensors_temperatures()
+    readings = [entry.current for group in sensors.values() for entry in group if entry.current]
+    return max(readings) if readings else None

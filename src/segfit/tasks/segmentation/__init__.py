@@ -1,0 +1,1 @@
+"""Semantic segmentation: images and masks in, a class for each pixel out."""

@@ -1,0 +1,224 @@
+"""Augmentation of whole batches on the device, with each operation only where it strikes.
+
+What strikes is drawn on the host, so the host knows how many images each operation gets and never asks
+the device. Flips, rotation and zoom are one warp. Kornia filters; its `augmentation` classes draw from
+the global generator, warp once an operation, and read from the device to check values.
+"""
+
+import torch
+from kornia.filters import filter2d_separable
+from torch import Tensor
+from torch.nn import functional as F
+
+from segfit.tasks.segmentation.augmentation.params import AugmentationOptions, Draws, draw
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
+
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as in torchvision
+
+
+class KorniaGpu(AugmentationOptions):
+    """Augments a batch and its masks; options and their meaning: `AugmentationOptions`."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Return augmented images and masks on their device; the arguments stay as they are.
+
+        The same seed gives the same result on every device up to rounding, but for the noise, which the
+        device's own generator makes: the host would be too slow.
+
+        Args:
+            images: `(B, 3, H, W)` float32 RGB in [0, 1].
+            masks: `(B, H, W)` int64 class indices and `IGNORE_INDEX`.
+            seed: decides everything.
+
+        Returns:
+            The same shapes, dtypes and ranges; what came from outside the frame is `fill` and
+            `IGNORE_INDEX`. An image that no operation strikes is the same to the last bit.
+        """
+        drawn = draw(self, len(images), seed)
+        images, masks = images.clone(), masks.clone()
+        chosen = _to_device(_choose(drawn), images.device)
+        if "color_jitter" in chosen:
+            index, factors = chosen["color_jitter"]
+            *linear, hue = factors.unbind(1)
+            recolored = jitter(images[index], *linear)
+            # The dearest operation, and grey data sets switch it off.
+            recolored = shift_hue(recolored, hue) if self.hue else recolored
+            images.index_copy_(0, index, recolored)
+        for name, dim in (("hflip", -1), ("vflip", -2)):
+            if name in chosen:
+                index, _ = chosen[name]
+                images.index_copy_(0, index, images[index].flip(dim))
+                masks.index_copy_(0, index, masks[index].flip(dim))
+        if "affine" in chosen:
+            index, moves = chosen["affine"]
+            matrices, shifts = moves[:, :4].view(-1, 2, 2), moves[:, 4:]
+            warped = warp(images[index], masks[index], matrices, shifts, self._fill(images))
+            images.index_copy_(0, index, warped[0])
+            masks.index_copy_(0, index, warped[1])
+        if "blur" in chosen:
+            index, sigma = chosen["blur"]
+            radius = self.blur_radius(*masks.shape[1:])
+            images.index_copy_(0, index, blur(images[index], sigma, radius))
+        if "noise" in chosen:
+            index, _ = chosen["noise"]
+            generator = torch.Generator(images.device).manual_seed(drawn.noise_seed)
+            noise = torch.empty_like(images[index]).normal_(0, self.noise_std, generator=generator)
+            images.index_copy_(0, index, noise.add_(images[index]).clamp_(0, 1))
+        return images, masks
+
+    def _fill(self, images: Tensor) -> Tensor:
+        # One scalar a kernel: a tensor made from the list would be a blocking copy to the device.
+        fill = torch.empty(1, 3, 1, 1, dtype=images.dtype, device=images.device)
+        for channel, value in enumerate(self.fill):
+            fill[:, channel].fill_(value)
+        return fill
+
+
+# ------------------------------------------------------------------------ what strikes, and whom
+
+
+def _choose(drawn: Draws) -> dict[str, Tensor]:
+    """Return operation → `(n, 1 + k)` float32 on the host: index of each struck image, k parameters.
+
+    Operations that strike no image are left out. Flips of images that are warped go into the warp.
+    """
+    nothing: list[Tensor] = []
+    parameters = {
+        "hflip": (drawn.hflip & ~drawn.affine, nothing),
+        "vflip": (drawn.vflip & ~drawn.affine, nothing),
+        "affine": (drawn.affine, [*_inverse_matrices(drawn), drawn.shift_x, drawn.shift_y]),
+        "color_jitter": (
+            drawn.color_jitter,
+            [drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue],
+        ),
+        "blur": (drawn.blur, [drawn.sigma]),
+        "noise": (drawn.noise, nothing),
+    }
+    numbers = torch.arange(len(drawn.hflip), dtype=torch.float32)
+    return {
+        name: torch.stack([numbers, *values], 1)[strikes]
+        for name, (strikes, values) in parameters.items()
+        if strikes.any()
+    }
+
+
+def _inverse_matrices(drawn: Draws) -> Tensor:
+    """Return `(4, B)`: rows of the 2×2 matrices that lead from an output pixel back to its source."""
+    angle = drawn.angle.deg2rad()
+    cos, sin = angle.cos() / drawn.zoom, angle.sin() / drawn.zoom
+    # The source is read mirrored: that is a flip before the rotation.
+    x, y = 1.0 - 2.0 * drawn.hflip, 1.0 - 2.0 * drawn.vflip
+    return torch.stack([x * cos, x * sin, -y * sin, y * cos])
+
+
+def _to_device(tables: dict[str, Tensor], device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return operation → (index `(n,)` int64, parameters `(n, k)`) on the device, by one copy."""
+    if not tables:
+        return {}
+    packed = torch.cat([table.flatten() for table in tables.values()])
+    if device.type == "cuda":
+        packed = packed.pin_memory()  # else the copy would block
+    parts = packed.to(device, non_blocking=True).split([table.numel() for table in tables.values()])
+    result = {}
+    for (name, table), part in zip(tables.items(), parts, strict=True):
+        rows = part.view_as(table)
+        result[name] = rows[:, 0].long(), rows[:, 1:]
+    return result
+
+
+# ------------------------------------------------------------------------------- the operations
+
+
+def warp(
+    images: Tensor, masks: Tensor, matrices: Tensor, shifts: Tensor, fill: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return images (bilinear) and masks (nearest), each read through its matrix, then shifted.
+
+    Args:
+        images: `(B, 3, H, W)` float in [0, 1].
+        masks: `(B, H, W)` int64.
+        matrices: `(B, 2, 2)` from output (x, y) to source (x, y), in pixels from the centre.
+        shifts: `(B, 2)`, (x, y) by which the output is shifted, in widths and heights of the image.
+        fill: `(1, 3, 1, 1)`, the colour outside the frame; masks get `IGNORE_INDEX` there.
+    """
+    height, width = masks.shape[1:]
+    # Not affine_grid: its matrix product runs in TF32 where that is allowed, half a pixel off.
+    x = torch.arange(width, device=images.device) - (width - 1) / 2
+    y = torch.arange(height, device=images.device) - (height - 1) / 2
+    x = x - width * shifts[:, 0].view(-1, 1, 1)
+    y = y.view(-1, 1) - height * shifts[:, 1].view(-1, 1, 1)
+    source = matrices.view(-1, 1, 1, 2, 2)
+    grid_x = (source[..., 0, 0] * x + source[..., 0, 1] * y) * (2 / width)
+    grid_y = (source[..., 1, 0] * x + source[..., 1, 1] * y) * (2 / height)
+    grid = torch.stack((grid_x, grid_y), 3)
+    warped = F.grid_sample(images - fill, grid, mode="bilinear", align_corners=False)
+    # Shifted by one, so that the 0 that grid_sample pads with is no class.
+    shifted = (masks + 1).to(images.dtype).unsqueeze(1)
+    labels = F.grid_sample(shifted, grid, mode="nearest", align_corners=False).squeeze(1).long() - 1
+    return warped.add_(fill).clamp_(0, 1), labels.masked_fill_(labels < 0, IGNORE_INDEX)
+
+
+def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Return images with changed colours, as torchvision's `adjust_*`, one after the other.
+
+    Args:
+        images: `(B, 3, H, W)` float in [0, 1].
+        brightness: `(B,)` factors; 0 is black.
+        contrast: `(B,)` factors; 0 is the image's mean grey.
+        saturation: `(B,)` factors; 0 is grey.
+    """
+    images = (images * brightness.view(-1, 1, 1, 1)).clamp_(0, 1)
+    mean = luma(images).mean((1, 2, 3), keepdim=True)
+    images = torch.lerp(mean, images, contrast.view(-1, 1, 1, 1)).clamp_(0, 1)
+    return torch.lerp(luma(images), images, saturation.view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def luma(images: Tensor) -> Tensor:
+    """Return the grey value `(B, 1, H, W)` of images `(B, 3, H, W)`."""
+    red, green, blue = images.split(1, 1)
+    return torch.add(red * LUMA[0], green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Return images with the hue of HSV shifted; a third of the time of kornia's to HSV and back.
+
+    Value and chroma (the largest channel, and what the smallest is below it) stay, so only the place on
+    the colour circle is computed, and channels follow from it as in
+    https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative.
+
+    Args:
+        images: `(B, 3, H, W)` float in [0, 1].
+        turns: `(B,)`, in turns of the colour circle.
+    """
+    red, green, blue = images.unbind(1)
+    value = images.amax(1)
+    chroma = value - images.amin(1)
+    divisor = chroma.masked_fill(chroma == 0, 1)  # grey has no hue: any will do
+    sextant = torch.where(
+        (red >= green) & (red >= blue),
+        (green - blue) / divisor,
+        torch.where(green >= blue, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+    )
+    sextant += 6 * turns.view(-1, 1, 1)
+    result = torch.empty_like(images)
+    for channel, offset in enumerate((5, 3, 1)):
+        distance = (sextant + offset).remainder_(6)
+        missing = torch.minimum(distance, 4 - distance).clamp_(0, 1)
+        torch.addcmul(value, chroma, missing, value=-1, out=result[:, channel])
+    return result
+
+
+def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Return images under a Gaussian, reflected at the border.
+
+    Args:
+        images: `(B, 3, H, W)` float.
+        sigma: `(B, 1)` in pixels.
+        radius: taps on either side, < H and < W.
+    """
+    # Not gaussian_blur2d: it reads sigma from the device to check that it is positive.
+    taps = torch.arange(-radius, radius + 1, device=images.device)
+    kernels = torch.softmax(-0.5 * (taps / sigma) ** 2, 1)
+    blurred: Tensor = filter2d_separable(images, kernels, kernels, border_type="reflect")
+    return blurred.clamp_(0, 1)

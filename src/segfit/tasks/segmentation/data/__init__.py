@@ -1,0 +1,1 @@
+"""Images with masks: files, masks, splits and samples."""

@@ -1,0 +1,252 @@
+"""Images and masks in folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segfit.data.images import Decoded, ImageReader, resize_image
+from segfit.data.splits import SplitRule, split_names
+from segfit.errors import SegFitError
+from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.data.inspection import ItemReport
+from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
+from segfit.tasks.segmentation.data.masks import MaskReader, ValueMap
+
+
+class FolderSource:
+    """A `Source` of image files with masks from a `MaskReader`.
+
+    Args:
+        classes: the classes.
+        names: relative names without suffix, in the order of the indices.
+        listing: where images and masks are, and what listing them found.
+        values: what the mask's values mean.
+        image_reader: how image files become RGB.
+        options: everything that a report on an item depends on, as text.
+        label_map_is_set: whether somebody said what the mask values mean.
+    """
+
+    def __init__(
+        self,
+        classes: Classes,
+        names: Sequence[str],
+        listing: Listing,
+        values: ValueMap,
+        image_reader: ImageReader,
+        options: str,
+        label_map_is_set: bool,
+    ) -> None:
+        self.classes = classes
+        self.names = list(names)
+        self.images = [listing.images[name] for name in names]
+        self.masks: MaskReader = listing.masks
+        self.values = values
+        self.image_reader = image_reader
+        self.problems = tuple(listing.problems)
+        self.notices = tuple(listing.notices)
+        self.options = options
+        self.label_map_is_set = label_map_is_set
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def id(self, index: int) -> str:
+        """Return the image's name relative to its folder, without suffix, with / between folders."""
+        return self.names[index]
+
+    def files(self, index: int) -> list[Path]:
+        """Return the image file, then those of the mask."""
+        return [self.images[index], *self.masks.files(self.names[index])]
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the image (H, W, 3) uint8 RGB and the mask (H, W) uint8.
+
+        Raises:
+            SegFitError: if a file is unreadable, sizes differ, or a mask value is no class.
+        """
+        decoded, values = self._read_files(index)
+        image = decoded.pixels
+        if image.shape[:2] != values.shape:
+            raise SegFitError(f"{self._mask_path(index)}: {_sizes(image, values)}.")
+        mask, unknown = self._map(values)
+        if unknown:
+            raise SegFitError(
+                f"{self._mask_path(index)}: mask values {unknown[:16]} are no class "
+                f"(data.num_classes={len(self.classes)}) and not ignored."
+            )
+        return image, mask
+
+    def inspect(self, index: int) -> ItemReport:
+        """Read an item and report; never raises for what is wrong with the files.
+
+        Raises:
+            SegFitError: if memory ran out.
+        """
+        try:
+            (image, orientation, frames), values = self._read_files(index)
+        except SegFitError as error:
+            return ItemReport(unreadable=str(error))
+        except MemoryError as error:  # no fault of the file's, and nothing to remember
+            where = ", ".join(map(str, self.files(index)))
+            raise SegFitError(
+                f"{where}: memory ran out while this was read. Cut large images into tiles."
+            ) from error
+        if image.shape[:2] != values.shape:
+            return ItemReport(size=_sizes(image, values), orientation=orientation, frames=frames)
+        mask, unknown = self._map(values)
+        counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
+        return ItemReport(
+            values=unknown[:16],
+            only_0_255=bool((values == 255).any())
+            and bool(((values == 0) | (values == 255)).all()),
+            orientation=orientation,
+            frames=frames,
+            pixels=[int(count) for count in counts[: len(self.classes)]],
+            ignored=int(counts[IGNORE_INDEX]),
+        )
+
+    def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:
+        decoded = self.image_reader.read(self.images[index])
+        height, width = decoded.pixels.shape[:2]
+        values = self.masks.read(self.names[index], (height, width))
+        if self.masks.resizes_images and values.shape != (height, width):
+            writable = np.require(decoded.pixels, requirements=["W"])
+            tensor = torch.from_numpy(writable).permute(2, 0, 1)
+            resized = resize_image(tensor, (values.shape[0], values.shape[1]))
+            pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+            decoded = decoded._replace(pixels=pixels)
+        return decoded, values
+
+    def _map(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
+        return self.values.apply(values) if self.masks.remaps else (values, [])
+
+    def _mask_path(self, index: int) -> Path:
+        return self.files(index)[1]
+
+
+def _sizes(image: NDArray[Any], mask: NDArray[Any]) -> str:
+    return (
+        f"image {image.shape[1]}×{image.shape[0]}, mask {mask.shape[1]}×{mask.shape[0]} "
+        "(width × height)"
+    )
+
+
+def folder_sources(
+    root: str | Path,
+    *,
+    classes: Classes,
+    images: str = "images",
+    masks: str = "masks",
+    mask_format: str = "png",
+    ignore_index: int | None = 255,
+    label_map: Mapping[int, int] | None = None,
+    image_mode: str = "rgb",
+    window: Sequence[float] | None = None,
+    split: SplitRule | None = None,
+) -> dict[str, FolderSource]:
+    """Return the splits of a data set in folders: "train", "val" and perhaps "test".
+
+    Layouts, in this order: `root/<split>/<images>` + `root/<split>/<masks>`; `root/<images>/<split>` +
+    `root/<masks>/<split>`; `root/<images>` + `root/<masks>`, divided by `split`, as is the train folder
+    where there is no val folder. An image and its mask have one relative name but for the suffix.
+
+    Args:
+        root: the folder of the data set.
+        classes: what is predicted.
+        images: folder of the images.
+        masks: folder of the masks, or the CSV file of "rle".
+        mask_format: "png" (index or palette files), "parts" (CelebAMask-HQ) or "rle" (UW-Madison).
+        ignore_index: mask value that counts nowhere (format "png").
+        label_map: mask value → class or `ignore_index` (format "png"); the rest is unknown.
+        image_mode: "rgb" or "gray".
+        window: percentiles of each image that become black and white ("gray").
+        split: how images without folders of their own are divided; None: `SplitRule()`.
+
+    Raises:
+        SegFitError: with every problem that keeps the folders from being a data set. What single files
+            lack is the pre-flight's to tell.
+    """
+    root = Path(root).expanduser()
+    values, problems = _checked_options(
+        classes, mask_format, ignore_index, label_map, window, image_mode
+    )
+    layout, found = find_layout(root, images, masks, mask_format)
+    if problems or found:
+        raise SegFitError(problems + found)
+    listings: dict[str, Listing] = {}
+    for part, (image_folder, mask_path) in layout.items():
+        try:
+            listings[part] = list_pairs(image_folder, mask_path, mask_format, classes.names)
+        except SegFitError as error:
+            problems += error.problems
+    if problems:
+        raise SegFitError(list(dict.fromkeys(problems)))
+    members = _divide(listings, split or SplitRule())
+    options = repr(
+        (classes.names, mask_format, ignore_index, label_map and sorted(label_map.items()))
+    )
+    reader = ImageReader(image_mode, (window[0], window[1]) if window else None)
+    return {
+        part: FolderSource(classes, names, listing, values, reader, options, label_map is not None)
+        for part, (names, listing) in members.items()
+    }
+
+
+def _checked_options(
+    classes: Classes,
+    mask_format: str,
+    ignore_index: int | None,
+    label_map: Mapping[int, int] | None,
+    window: Sequence[float] | None,
+    image_mode: str,
+) -> tuple[ValueMap, list[str]]:
+    problems = []
+    if label_map is not None and mask_format != "png":
+        problems.append(
+            f"data.label_map has no meaning for data.mask_format={mask_format}: data.class_names says "
+            "what each part is."
+        )
+    if window is not None:
+        if len(window) != 2 or not 0 <= window[0] < window[1] <= 100:
+            problems.append(
+                f"data.window={list(window)} must be two percentiles, low and high, e.g. [1, 99]."
+            )
+        if image_mode != "gray":
+            problems.append(
+                "data.window scales grey images: it needs data.image_mode=gray, or null here."
+            )
+    try:
+        values = ValueMap(len(classes), ignore_index, label_map)
+    except SegFitError as error:
+        problems += error.problems
+        values = ValueMap(len(classes), ignore_index, None)
+    return values, problems
+
+
+def _divide(
+    listings: Mapping[str, Listing], rule: SplitRule
+) -> dict[str, tuple[list[str], Listing]]:
+    """Return split → names and where they are listed: train gives what has no folder of its own."""
+    whole = listings.get("", listings.get("train"))
+    assert whole is not None  # find_layout saw to it
+    rule = replace(
+        rule,
+        val=0.0 if "val" in listings else rule.val,
+        test=0.0 if "test" in listings else rule.test,
+    )
+    if rule.val or rule.test:
+        divided = split_names(sorted(whole.images), rule)
+    else:
+        divided = {"train": sorted(whole.images)}
+    members = {part: (names, whole) for part, names in divided.items()}
+    for part in ("val", "test"):
+        if part in listings:
+            members[part] = (sorted(listings[part].images), listings[part])
+    return members

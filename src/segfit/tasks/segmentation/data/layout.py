@@ -1,0 +1,263 @@
+"""Where the images and masks of a data set are, and which belongs to which."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segfit.data.images import IMAGE_SUFFIXES
+from segfit.errors import SegFitError, printable
+from segfit.tasks.segmentation.data.masks import MASK_SUFFIXES, FolderMasks, MaskReader
+from segfit.tasks.segmentation.data.parts import PartMasks, find_parts, image_key
+from segfit.tasks.segmentation.data.rle import RleMasks, read_table, table_id
+
+SPLITS = ("train", "val", "test")
+SHOWN = 5  # files named per problem
+
+
+@dataclass
+class Listing:
+    """Pairs of images and masks.
+
+    Args:
+        images: relative name without suffix → image file; only images that have a mask.
+        masks: reads the masks by the same names.
+        problems: files without a partner, and the like, each message complete.
+        notices: what is odd, but no mistake.
+    """
+
+    images: dict[str, Path]
+    masks: MaskReader
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def some(items: Sequence[object], limit: int = SHOWN) -> str:
+    """Return "a, b, c and 4 more"."""
+    text = ", ".join(str(item) for item in items[:limit])
+    return f"{text} and {len(items) - limit} more" if len(items) > limit else text
+
+
+def find_layout(
+    root: Path, images: str, masks: str, mask_format: str
+) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Return split → (image folder, mask folder or CSV), and the problems; "" where all is in one."""
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        hint = "" if root.is_absolute() else f" (looked in {Path.cwd()})"
+        return {}, [f"data.root={root} {what}{hint}. Give the folder that holds {images}/."]
+    layout: dict[str, tuple[Path, Path]] = {}
+    for part in SPLITS:
+        if (root / part / images).is_dir():
+            layout[part] = (root / part / images, root / part / masks)
+        elif (root / images / part).is_dir():
+            layout[part] = (root / images / part, root / masks / part)
+    problems = [
+        f"{root / part}: no folder '{images}' in it. A split holds {images}/ and {masks}, or set "
+        "data.images to what its image folder is called."
+        for part in SPLITS
+        if part not in layout and (root / part).is_dir() and Path(images).parts[:1] != (part,)
+    ]
+    if not layout:
+        layout = {"": (root / images, root / masks)}
+    elif "train" not in layout:
+        problems.append(f"{root}: there is {' and '.join(layout)}, but no train folder.")
+    for part, (image_folder, mask_path) in layout.items():
+        if mask_format != "png" and not mask_path.exists():
+            # One table, or one folder of parts, serves all splits.
+            layout[part] = (image_folder, root / masks)
+    if not problems:
+        for image_folder, mask_path in layout.values():
+            problems += _missing(root, image_folder, mask_path, mask_format)
+    return layout, list(dict.fromkeys(problems))
+
+
+def _missing(root: Path, image_folder: Path, mask_path: Path, mask_format: str) -> list[str]:
+    entries = sorted(p.name for p in root.iterdir() if not p.name.startswith("."))
+    if not entries:
+        return [f"data.root={root} is empty."]
+    there = f"{root} holds {some(entries)}"
+    problems = []
+    if not image_folder.is_dir():
+        problems.append(
+            f"{image_folder}: no such folder (data.images). {there}. There should be images/ and masks/ "
+            "in it, or in train/, val/ and test/."
+        )
+    if mask_format == "rle" and not mask_path.is_file():
+        problems.append(f"{mask_path}: no such file (data.masks names the CSV). {there}.")
+    elif mask_format != "rle" and not mask_path.is_dir():
+        problems.append(f"{mask_path}: no such folder (data.masks). {there}.")
+    return problems
+
+
+def list_files(folder: Path, suffixes: Collection[str], skip: Path | None = None) -> list[Path]:
+    """Return the files below `folder` whose suffix (any case) is one of `suffixes`, sorted.
+
+    Links to folders are followed, once; hidden files (such as macOS's `._name`) are left out.
+
+    Args:
+        folder: where to look.
+        suffixes: lower case, with the dot; empty: any.
+        skip: a folder below that is left out.
+    """
+    files: list[Path] = []
+    seen: set[str] = set()
+    for current, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen or (skip is not None and Path(current) == skip):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [
+            Path(current, name)
+            for name in names
+            if not name.startswith(".")
+            and (not suffixes or os.path.splitext(name)[1].lower() in suffixes)  # noqa: PTH122
+        ]
+    return sorted(files, key=str)
+
+
+def relative_name(file: Path, folder: Path) -> str:
+    """Return the name below `folder` without suffix, / between folders, composed Unicode.
+
+    macOS and archives made there write "é" as two characters; names pair all the same. Bytes that are no UTF-8 are
+    spelt out (\\udce9), for a name is printed, logged and used for new files.
+    """
+    # Text, not paths: a tenth of the time, for sets of 100,000s of files.
+    above = 0 if str(folder) == "." else len(str(folder))
+    name = os.path.splitext(str(file)[above:].lstrip(os.sep))[0]  # noqa: PTH122
+    name = name.replace(os.sep, "/")
+    return name if name.isascii() else unicodedata.normalize("NFC", printable(name))
+
+
+def _by_name(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return name → file, and one message if two files share a name."""
+    named: dict[str, Path] = {}
+    twice = []
+    for file in files:
+        name = relative_name(file, folder)
+        if name in named:
+            twice.append(f"{named[name].name} and {file.name}")
+        named.setdefault(name, file)
+    if not twice:
+        return named, []
+    return named, [
+        f"{folder}: {len(twice)} names stand for two files: {some(twice)}. Keep one of each."
+    ]
+
+
+def list_pairs(
+    image_folder: Path, mask_path: Path, mask_format: str, class_names: Sequence[str]
+) -> Listing:
+    """Return the images that have a mask, and what has no partner.
+
+    Raises:
+        SegFitError: if there is no image, or none has a mask, or the table cannot be read.
+    """
+    files = list_files(image_folder, IMAGE_SUFFIXES, skip=mask_path)
+    if not files:
+        other = sorted({p.suffix for p in list_files(image_folder, ())})
+        found = f"; it holds files of type {some(other)}" if other else ""
+        raise SegFitError(
+            f"{image_folder}: no image in it ({' '.join(s[1:] for s in IMAGE_SUFFIXES)}){found}."
+        )
+    images, problems = _by_name(files, image_folder)
+    pair = {"png": _pair_files, "parts": _pair_parts, "rle": _pair_rows}[mask_format]
+    listing = pair(images, mask_path, class_names)
+    listing.problems[:0] = problems
+    orphans = sorted(images.keys() - listing.images.keys())
+    if not listing.images:
+        example = relative_example(images[orphans[0]], image_folder)
+        raise SegFitError(
+            f"{mask_path}: no image of {image_folder} has a mask here. {_wanted(mask_format, example)}"
+            + "".join(f" {text}" for text in listing.problems + listing.notices)
+        )
+    if orphans:
+        names = [relative_example(images[name], image_folder) for name in orphans]
+        listing.problems.append(
+            f"{image_folder}: {len(orphans)} of {len(images)} images have no mask in {mask_path}: "
+            f"{some(names)}. {_wanted(mask_format, names[0])}"
+        )
+    return listing
+
+
+def relative_example(file: Path, folder: Path) -> str:
+    """Return the file's name below `folder`, suffix included."""
+    return file.relative_to(folder).as_posix()
+
+
+def _wanted(mask_format: str, example: str) -> str:
+    name = Path(example).with_suffix("").as_posix()
+    if mask_format == "parts":
+        return f"The mask of {example} would be files named {image_key(Path(name).name)}_<class name>.png."
+    if mask_format == "rle":
+        return (
+            f"The rows of {example} would have the id {' or '.join(dict.fromkeys(table_id(name)))}."
+        )
+    return f"The mask of {example} would be {name}.png: the same name but for the suffix."
+
+
+def _pair_files(
+    images: Mapping[str, Path],
+    folder: Path,
+    class_names: Sequence[str],  # noqa: ARG001
+) -> Listing:
+    masks, problems = _by_name(list_files(folder, MASK_SUFFIXES), folder)
+    paired = {name: path for name, path in images.items() if name in masks}
+    notices = []
+    orphans = [relative_example(masks[n], folder) for n in sorted(masks.keys() - images.keys())]
+    if orphans:
+        notices.append(
+            f"{folder}: {len(orphans)} of {len(masks)} masks have no image and are not used: "
+            f"{some(orphans)}."
+        )
+    missing = len(paired) < len(images)
+    files = list_files(folder, ()) if missing else []
+    others = [p for p in files if p.suffix.lower() not in MASK_SUFFIXES]
+    if others:
+        problems.append(
+            f"{folder}: {len(others)} files are no masks ({some(sorted({p.suffix for p in others}))}): "
+            f"masks must be {' '.join(s[1:] for s in MASK_SUFFIXES)}, since JPEG changes indices."
+        )
+    return Listing(paired, FolderMasks({n: masks[n] for n in paired}), problems, notices)
+
+
+def _pair_parts(images: Mapping[str, Path], folder: Path, class_names: Sequence[str]) -> Listing:
+    found, others = find_parts(list_files(folder, MASK_SUFFIXES), class_names)
+    keys = {name: image_key(name.rsplit("/", 1)[-1]) for name in images}
+    paired = {name: path for name, path in images.items() if keys[name] in found}
+    notices = []
+    if others:
+        names = [f"{part} ({count} files)" for part, count in sorted(others.items())]
+        notices.append(
+            f"{folder}: parts that are none of data.class_names count as "
+            f"{class_names[0]}: {some(names, 20)}."
+        )
+    orphans = sorted(found.keys() - set(keys.values()))
+    if orphans:
+        notices.append(
+            f"{folder}: parts of {len(orphans)} images that are not there are not used: {some(orphans)}."
+        )
+    return Listing(paired, PartMasks({n: found[keys[n]] for n in paired}), [], notices)
+
+
+def _pair_rows(images: Mapping[str, Path], path: Path, class_names: Sequence[str]) -> Listing:
+    table = read_table(path, class_names)
+    ids = {}
+    for name in images:
+        match = next((i for i in table_id(name) if i in table), None)
+        if match is not None:
+            ids[name] = match
+    notices = []
+    orphans = sorted(table.keys() - set(ids.values()))
+    if orphans:
+        notices.append(
+            f"{path}: {len(orphans)} of {len(table)} ids have no image and are not used: {some(orphans)}."
+        )
+    paired = {name: image for name, image in images.items() if name in ids}
+    rows = {i: table[i] for i in ids.values()}
+    return Listing(paired, RleMasks(path, rows, ids), [], notices)

@@ -1,0 +1,179 @@
+"""Mask files → class indices, and what their values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from segfit.data.images import count_frames, open_image, upright
+from segfit.errors import SegFitError
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
+
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+UNKNOWN = -1
+# How Pillow calls grey values of 2 and 4 bits → what it multiplies them by
+_SHALLOW = {"L;2": 85, "L;4": 17}
+
+
+class MaskReader(Protocol):
+    """Where masks come from: one file an image, one file a part, or a table of run-lengths."""
+
+    @property
+    def resizes_images(self) -> bool:
+        """Whether images are brought to the size of their masks."""
+
+    @property
+    def remaps(self) -> bool:
+        """Whether values are those of files, and need a `ValueMap`."""
+
+    def files(self, name: str) -> list[Path]:
+        """Return the files that hold the mask of the image `name` (relative, without suffix)."""
+
+    def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:
+        """Return the mask (H, W) of integers; `size` (H, W) is that of the image.
+
+        Raises:
+            SegFitError: if it is unreadable.
+        """
+
+
+def read_index_mask(path: Path) -> NDArray[Any]:
+    """Return the values (H, W) of a mask file: palette files by index, grey ones of 1, 2, 4, 8 or 16 bits.
+
+    An EXIF orientation is applied, as to images.
+
+    Raises:
+        SegFitError: if the file is unreadable, coloured, or holds several frames: then no value is an index.
+    """
+    with open_image(path) as image:
+        frames = count_frames(image)
+        if frames > 1:
+            raise SegFitError(
+                f"{path}: holds {frames} frames; a mask has one. Save the right one as an 8-bit grey PNG."
+            )
+        return np.ascontiguousarray(upright(_values(image, path), image)[0])
+
+
+def _values(image: Image.Image, path: Path) -> NDArray[Any]:
+    """Return the values (H, W) of an open mask file, not yet upright."""
+    mode, raw = image.mode, _raw_mode(image)
+    if mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if mode == "L" and raw in _SHALLOW:  # Pillow stretches them to 0 … 255
+        return np.asarray(image) // _SHALLOW[raw]
+    if mode in ("P", "L", "I") or mode.startswith("I;16"):
+        return np.asarray(image)
+    if ";16" in raw:  # Pillow keeps the upper 8 bits alone: every index would be 0
+        raise SegFitError(
+            f"{path}: a mask of 16 bits cannot have colours or transparency. Save it as an 8-bit grey PNG."
+        )
+    if mode in ("LA", "PA"):
+        return np.asarray(image)[..., 0]
+    if mode in ("RGB", "RGBA"):
+        values = np.asarray(image)[..., :3]
+        if (values == values[..., :1]).all():
+            return values[..., 0]
+        colors = len(np.unique(values.reshape(-1, 3), axis=0))
+        raise SegFitError(
+            f"{path}: a colour picture ({colors} colours), not a mask of class indices. Save one "
+            "index a pixel: an 8-bit grey or palette PNG."
+        )
+    raise SegFitError(f"{path}: a mask cannot be of mode {mode}. Save it as an 8-bit grey PNG.")
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return how a file that is not loaded yet packs its pixels, in Pillow's words, "" where it does not say."""
+    arguments = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+@dataclass(frozen=True)
+class FolderMasks:
+    """One mask file an image, with the same relative name.
+
+    Args:
+        paths: relative name without suffix → file.
+    """
+
+    paths: Mapping[str, Path]
+    resizes_images: bool = field(default=False, init=False)
+    remaps: bool = field(default=True, init=False)
+
+    def files(self, name: str) -> list[Path]:
+        """Return the one file."""
+        return [self.paths[name]]
+
+    def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:  # noqa: ARG002
+        """Return the file's values (H, W), whatever `size` is.
+
+        Raises:
+            SegFitError: as `read_index_mask`.
+        """
+        return read_index_mask(self.paths[name])
+
+
+class ValueMap:
+    """The file's values → class indices and `IGNORE_INDEX`.
+
+    A value that `label_map` names becomes what it says; else `ignore_index` is ignored; else, without
+    a `label_map`, a value below `num_classes` is a class. Everything else is unknown.
+
+    Args:
+        num_classes: classes; 2-255.
+        ignore_index: file value that counts nowhere, or None.
+        label_map: file value → class, or → `ignore_index` or 255 for "ignored".
+
+    Raises:
+        SegFitError: if `label_map` leads to something that is neither a class nor ignored.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore_index: int | None, label_map: Mapping[int, int] | None
+    ) -> None:
+        self.num_classes = num_classes
+        self.table = np.full(65536, UNKNOWN, np.int16)
+        if label_map is None:
+            self.table[:num_classes] = np.arange(num_classes)
+        if ignore_index is not None:
+            self.table[ignore_index] = IGNORE_INDEX
+        ignored = {IGNORE_INDEX, ignore_index}
+        wrong = []
+        for value, target in (label_map or {}).items():
+            if not 0 <= value <= 65535:
+                wrong.append(f"data.label_map: {value} is no mask value; they are 0 to 65535.")
+            elif 0 <= target < num_classes:
+                self.table[value] = target
+            elif target in ignored:
+                self.table[value] = IGNORE_INDEX
+            else:
+                wrong.append(
+                    f"data.label_map: {value} → {target} is no class (0 to {num_classes - 1}, "
+                    f"data.num_classes={num_classes}) and not ignored ({IGNORE_INDEX})."
+                )
+        if wrong:
+            raise SegFitError(wrong)
+
+    def apply(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
+        """Return the mask (H, W) uint8, unknown values ignored, and the unknown values, sorted."""
+        if values.dtype.itemsize > 2 or values.dtype.kind == "i":
+            outside = (values < 0) | (values > 65535)
+            if outside.any():
+                unknown = [int(v) for v in np.unique(values[outside])]
+                mask, more = self.apply(np.where(outside, 0, values).astype(np.uint16))
+                mask[outside] = IGNORE_INDEX
+                return mask, sorted(unknown + more)
+            values = values.astype(np.uint16)
+        mapped = self.table[values]
+        if mapped.size and mapped.min() < 0:
+            unknown = [int(v) for v in np.unique(values[mapped < 0])]
+            mapped[mapped < 0] = IGNORE_INDEX
+            return mapped.astype(np.uint8), unknown
+        return mapped.astype(np.uint8), []

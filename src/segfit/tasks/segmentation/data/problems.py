@@ -1,0 +1,129 @@
+"""What the pre-flight found, in words: a message a kind, with a few of the files and a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segfit.data.source import Source
+from segfit.tasks.segmentation.data.inspection import Inspectable, ItemReport
+from segfit.tasks.segmentation.data.layout import some
+
+Finding: TypeAlias = tuple[int, ItemReport]
+
+
+def describe(
+    sources: Mapping[str, Inspectable], findings: Mapping[str, list[Finding]], *, skip: bool
+) -> tuple[list[str], list[str]]:
+    """Return (problems, notices); kinds are gathered over all splits.
+
+    Args:
+        sources: split → source.
+        findings: split → what was found.
+        skip: files that cannot be read are but a notice, as long as others can.
+    """
+    items = [
+        (source, index, report)
+        for split, source in sources.items()
+        for index, report in findings[split]
+    ]
+    unreadable = list(dict.fromkeys(r.unreadable for _, _, r in items if r.unreadable))
+    problems, notices = [], _notices(items)
+    if skip and unreadable:
+        problems = [
+            f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to put in their place."
+            for split, found in findings.items()
+            if found and all(report.unreadable for _, report in found)
+        ]
+        notices.append(
+            f"data.on_bad_sample=skip does without {_count(unreadable, 'image')}: {some(unreadable)}"
+        )
+    if problems or not skip:
+        problems += unreadable[:5]
+        if len(unreadable) > 5:
+            problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
+    sizes = [_size(s.files(i)[0].as_posix(), r) for s, i, r in items if r.size]
+    if sizes:
+        problems.append(
+            f"{_count(sizes, 'image')} and mask of different size: {some(sizes)}. Resize the masks "
+            "(nearest neighbour) or find the right ones."
+        )
+    problems += _values(items)
+    return problems, notices
+
+
+def _size(path: str, report: ItemReport) -> str:
+    turned = report.orientation >= 5
+    hint = "; the image is turned by its EXIF orientation, its mask is not" if turned else ""
+    return f"{path} ({report.size}{hint})"
+
+
+def _values(items: Iterable[tuple[Inspectable, int, ItemReport]]) -> list[str]:
+    """Return what is wrong with mask values: 0/255 masks first, they explain the rest."""
+    items = [item for item in items if item[2].pixels]
+    problems = []
+    black_white = [item for item in items if item[2].only_0_255]
+    unset = any(not source.label_map_is_set for source, _, _ in items)
+    # One mask may hold 0 and 255 by chance; a set in which no mask has a class but 0 cannot be meant.
+    others = any(not r.only_0_255 and (any(r.pixels[1:]) or r.values) for _, _, r in items)
+    zero_one = bool(black_white) and unset and not others
+    if zero_one:
+        paths = [source.files(index)[1] for source, index, _ in black_white]
+        problems.append(
+            f"{_count(paths, 'mask')} with nothing but 0 and 255 (black and white pictures), so class 1 "
+            f"would never occur and 255 would be ignored or unknown: {some(paths)}. "
+            "Say what they mean: 'data.label_map={0: 0, 255: 1}'."
+        )
+    wrong = [item for item in items if item[2].values and not (zero_one and item[2].only_0_255)]
+    if wrong:
+        names = [f"{s.files(i)[1]} ({some(r.values, 8)})" for s, i, r in wrong]
+        classes = len(wrong[0][2].pixels)
+        problems.append(
+            f"{_count(names, 'mask')} with values that are no class (data.num_classes={classes}, so 0 to "
+            f"{classes - 1}), not ignored, and not in data.label_map: {some(names)}. Raise "
+            "data.num_classes, set data.ignore_index, or name the values in data.label_map."
+        )
+    return problems
+
+
+def _notices(items: Iterable[tuple[Inspectable, int, ItemReport]]) -> list[str]:
+    items = list(items)
+    notices = []
+    turned = [source.files(index)[0] for source, index, r in items if r.orientation != 1]
+    if turned:
+        notices.append(
+            f"{_count(turned, 'image')} turned or mirrored by EXIF orientation, which is applied; the masks "
+            f"must be upright: {some(turned)}."
+        )
+    several = [f"{s.files(i)[0]} ({r.frames})" for s, i, r in items if r.frames > 1]
+    if several:
+        notices.append(
+            f"{_count(several, 'image')} with several frames or pages, of which the first is used: {some(several)}."
+        )
+    empty = [s.files(i)[1] for s, i, r in items if r.ignored and not any(r.pixels)]
+    if empty:
+        notices.append(f"{_count(empty, 'mask')} with every pixel ignored: {some(empty)}.")
+    return notices
+
+
+def describe_classes(
+    sources: Mapping[str, Source], pixels: Mapping[str, NDArray[np.int64]], *, whole: bool
+) -> list[str]:
+    """Return notices about classes that never occur in train; `whole`: every item was counted."""
+    if "train" not in sources or not pixels["train"].any():
+        return []
+    names = sources["train"].classes.names
+    absent = [name for name, count in zip(names, pixels["train"], strict=True) if count == 0]
+    if not absent:
+        return []
+    where = "the training masks" if whole else "the training masks that were looked at"
+    return [
+        f"No pixel of {some(absent, 20)} in {where}: the model cannot learn what it never sees."
+    ]
+
+
+def _count(items: Sequence[object], what: str) -> str:
+    return f"{len(items)} {what}{'s' if len(items) != 1 else ''}"

@@ -1,0 +1,235 @@
+"""What evaluate.py leaves: masks, overlays, tables and pictures in one folder."""
+
+import csv
+import io
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+
+from segfit.engine.events import EvalResult, Panel
+from segfit.errors import SegFitError
+from segfit.report.summary import score_table, write_metrics
+from segfit.report.text import duration, number, score_label, shown_path
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.pictures import Picture, overlay, worst_cases_image
+from segfit.tasks.segmentation.plots import confusion_figure
+
+KIND = "evaluation"
+METRICS, PER_CLASS, CONFUSION, WORST = (
+    "metrics.json",
+    "per_class.csv",
+    "confusion.png",
+    "worst.png",
+)
+MASKS, OVERLAYS = "masks", "overlays"
+_THREADS = 4
+_JPEG_QUALITY = 90
+
+
+class EvaluationFolder:
+    """The folder of one evaluation. Files of an earlier one are replaced, never those of somebody else.
+
+    Every file is written beside its place and then renamed, so a link that lies in the folder is replaced, not
+    followed; a sub-folder that leads elsewhere is refused. So a folder from a stranger can't aim a write.
+
+    Args:
+        path: made if need be.
+        classes: names and colours.
+
+    Raises:
+        SegFitError: if the folder holds files under our names that evaluate.py did not write, or can't be made.
+    """
+
+    def __init__(self, path: Path, classes: Classes) -> None:
+        self.path, self.classes = path, classes
+        self._palette = np.zeros((256, 3), np.uint8)
+        self._palette[: len(classes)] = classes.colors
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._pending: deque[Future[None]] = deque()
+        self._names = itertools.count()
+        self._refuse_foreign()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SegFitError(f"out={path}: cannot be made ({error.strerror}).") from error
+
+    def _refuse_foreign(self) -> None:
+        ours = (METRICS, PER_CLASS, CONFUSION, WORST, MASKS, OVERLAYS)
+        there = [name for name in ours if os.path.lexists(self.path / name)]
+        if there and not _is_evaluation(self.path / METRICS):
+            raise SegFitError(
+                f"out={self.path}: {', '.join(there)} in it would be replaced, and evaluate.py did not write "
+                f"{'it' if len(there) == 1 else 'them'}. Choose another folder."
+            )
+
+    def write_metrics(self, values: Mapping[str, Any]) -> None:
+        """Write metrics.json; written first, it marks the folder as an evaluation's.
+
+        Raises:
+            SegFitError: if it cannot be written.
+        """
+        try:
+            write_metrics(self.path / METRICS, {"kind": KIND, **values})
+        except OSError as error:
+            raise _unwritable(self.path / METRICS, error) from error
+
+    def save_prediction(self, name: str, mask: Picture, image: Callable[[], Picture]) -> None:
+        """Write `masks/<name>.png` and `overlays/<name>.jpg`, in threads: encoding lets go of Python's lock.
+
+        Args:
+            name: the image's id; folders in it are kept.
+            mask: (H, W) uint8 class indices.
+            image: gives the image (H, W, 3) uint8 RGB.
+
+        Raises:
+            SegFitError: if an earlier one could not be written, or a name leads out of the folder.
+        """
+        files = self._file(MASKS, f"{name}.png"), self._file(OVERLAYS, f"{name}.jpg")
+        self._pending.append(self._pool.submit(self._encode, *files, mask, image))
+        if len(self._pending) > 2 * _THREADS:  # no more pictures in memory than that
+            self._pending.popleft().result()
+
+    def finish_predictions(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            SegFitError: if something could not be.
+        """
+        while self._pending:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Let go of the threads; what has not been begun is dropped."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def save_scores(self, result: EvalResult) -> None:
+        """Write per_class.csv and confusion.png.
+
+        Raises:
+            SegFitError: if they cannot be written.
+        """
+        table = io.StringIO(newline="")
+        writer = csv.writer(table)
+        writer.writerow(["class", *result.per_class, "pixels"])
+        for name, pixels in zip(self.classes.names, result.confusion.sum(1), strict=True):
+            scores = [result.per_class[measure][name] for measure in result.per_class]
+            writer.writerow([name, *("" if score is None else score for score in scores), pixels])
+        self._write(self.path / PER_CLASS, table.getvalue().encode())
+        figure = io.BytesIO()
+        confusion_figure(result.confusion, self.classes).savefig(figure, format="png")
+        self._write(self.path / CONFUSION, figure.getvalue())
+
+    def save_worst(self, panels: Sequence[Panel], captions: Sequence[str]) -> None:
+        """Write worst.png; without panels, nothing.
+
+        Raises:
+            SegFitError: if it cannot be written.
+        """
+        if panels:
+            picture = Image.fromarray(worst_cases_image(panels, self.classes, captions))
+            self._write(self.path / WORST, _encoded(picture, "PNG"))
+
+    def _encode(
+        self, mask_file: Path, overlay_file: Path, mask: Picture, image: Callable[[], Picture]
+    ) -> None:
+        indices = Image.fromarray(mask)
+        indices.putpalette(self._palette.tobytes())
+        self._write(mask_file, _encoded(indices, "PNG"))
+        blended = Image.fromarray(overlay(image(), mask, self.classes))
+        self._write(overlay_file, _encoded(blended, "JPEG", quality=_JPEG_QUALITY))
+
+    def _file(self, folder: str, name: str) -> Path:
+        """Return where a prediction goes; its folder exists and lies within ours."""
+        relative = PurePosixPath(name)
+        path = self.path / folder / relative
+        if relative.is_absolute() or ".." in relative.parts:
+            raise SegFitError(f"{name}: refused, the name leads out of {self.path / folder}.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if not path.parent.resolve().is_relative_to(self.path.resolve()):
+            raise SegFitError(
+                f"{path.parent}: refused, it is a link that leads out of {self.path}."
+            )
+        return path
+
+    def _write(self, path: Path, content: bytes) -> None:
+        partial = path.with_name(f".{os.getpid()}-{next(self._names)}.partial")
+        try:
+            try:
+                with partial.open("xb") as file:
+                    file.write(content)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _is_evaluation(metrics: Path) -> bool:
+    try:
+        values = json.loads(metrics.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("kind") == KIND
+
+
+def _unwritable(path: Path, error: OSError) -> SegFitError:
+    return SegFitError(f"cannot write {path}: {error.strerror or error}.")
+
+
+def print_evaluation(
+    result: EvalResult | None,
+    classes: Classes,
+    facts: Mapping[str, Any],
+    worst: Sequence[tuple[str, float]],
+    out: Path,
+    console: Console,
+) -> None:
+    """Print what was evaluated, the scores, and where everything lies.
+
+    Args:
+        result: scores; None for images without masks.
+        classes: names and colours.
+        facts: run, checkpoint, epoch, precision, device, images, split or folder, seconds.
+        worst: (id, mean IoU) of the worst images.
+        out: the folder of all files.
+        console: where to print.
+    """
+
+    def line(text: str) -> None:
+        # Neither wrapped nor coloured by content: what is copied is what was meant.
+        console.print(escape(text), soft_wrap=True, highlight=False)
+
+    epoch = "" if facts["epoch"] is None else f" of epoch {facts['epoch'] + 1}"
+    what = facts["folder"] if result is None else facts["split"]
+    line(f"run         {shown_path(Path(facts['run']))}, {facts['checkpoint']} checkpoint{epoch}")
+    line(f"images      {facts['images']} of {what}, {duration(facts['seconds'])}")
+    line(f"ran in      {facts['precision']} on {facts['device']}")
+    if result is not None:
+        console.print(score_table(result, classes))
+        scores = ("loss", "miou", "macro_f1", "foreground_f1")
+        line(", ".join(f"{score_label(name)} {number(result.scores[name])}" for name in scores))
+        for name, score in worst[:3]:
+            line(f"worst       {name}: mIoU {score:.3f}")
+    line("")
+    for name in (METRICS, PER_CLASS, CONFUSION, WORST, MASKS, OVERLAYS):
+        if (out / name).exists():
+            line(shown_path(out / name))

@@ -1,0 +1,367 @@
+"""Segmentation losses that add up: the loss of an accumulated window is the loss of one big batch.
+
+A mean over pixels or images can't be averaged over micro-batches of different content. So every loss
+here is a weighted sum of terms, each a numerator (a sum over this batch) divided by a total that the
+caller sums over the whole window first:
+
+    totals = sum(loss.totals(targets) for targets in window)
+    for logits, targets in window:
+        loss(logits, targets, totals).backward()
+
+Targets are hard, `(B, H, W)` int64 with `IGNORE_INDEX`, or soft, `(B, C, H, W)` float that sums to 1 over
+classes; an ignored pixel is 0 in every class of a soft target. Hard targets and their one-hot form give
+the same loss. Nothing here waits for the device.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segfit.errors import SegFitError
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
+
+EPSILON = 1e-7  # keeps divisors and bases of powers away from 0; no smoothing to speak of
+
+
+def is_soft(targets: Tensor) -> bool:
+    """Tell soft targets `(B, C, H, W)` from hard ones `(B, H, W)`."""
+    return targets.ndim == 4
+
+
+def valid_pixels(targets: Tensor) -> Tensor:
+    """Return `(B, H, W)` bool: the pixels that count."""
+    return targets.sum(1) > 0 if is_soft(targets) else targets != IGNORE_INDEX
+
+
+def per_class(targets: Tensor, num_classes: int) -> Tensor:
+    """Return `(B, C, H, W)`: soft targets as they are, hard ones as a bool one-hot.
+
+    bool, for a quarter of the memory that autograd would keep of a float one-hot.
+    """
+    if is_soft(targets):
+        return targets
+    classes = torch.arange(num_classes, device=targets.device)
+    return targets.unsqueeze(1) == classes.view(1, -1, 1, 1)
+
+
+class Term(nn.Module, ABC):
+    """One summand of a loss: a numerator, and the total that it is divided by."""
+
+    @abstractmethod
+    def total(self, targets: Tensor) -> Tensor:
+        """Return what the numerator of `targets` is divided by: `()` float32, ≥ 0."""
+
+    @abstractmethod
+    def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over this batch, `()`, from logits `(B, C, H, W)` float32 or float64."""
+
+
+# ------------------------------------------------------------------------------- pixel terms
+
+
+class PixelTerm(Term):
+    """A weighted mean over pixels; like torch's, it is divided by the weights of the valid pixels.
+
+    A pixel weighs Σ_c weight_c · target_c.
+
+    Args:
+        class_weights: `(C,)`, one a class.
+    """
+
+    class_weights: Tensor
+
+    def __init__(self, class_weights: Sequence[float]) -> None:
+        super().__init__()
+        self.alike = all(weight == 1 for weight in class_weights)
+        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+
+    def pixel_weights(self, targets: Tensor) -> Tensor:
+        """Return `(B, H, W)` float32; 0 where ignored."""
+        if is_soft(targets):
+            return (targets.float() * self.class_weights.view(1, -1, 1, 1)).sum(1)
+        ignored = targets == IGNORE_INDEX
+        return self.class_weights[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+
+    def total(self, targets: Tensor) -> Tensor:
+        """Return the sum of the pixels' weights."""
+        if self.alike and not is_soft(targets):
+            return valid_pixels(targets).sum().float()  # several times faster on a CPU
+        return self.pixel_weights(targets).sum()
+
+
+class CrossEntropy(PixelTerm):
+    """Cross-entropy with class weights and label smoothing, as `torch.nn.functional.cross_entropy`.
+
+    Args:
+        class_weights: `(C,)`, one a class.
+        label_smoothing: share of every target that is spread evenly over the classes.
+    """
+
+    def __init__(self, class_weights: Sequence[float], label_smoothing: float = 0.0) -> None:
+        super().__init__(class_weights)
+        self.label_smoothing = label_smoothing
+
+    def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the weighted sum over valid pixels."""
+        weights = self.class_weights.to(logits.dtype)
+        if not is_soft(targets):
+            # Not reduction="sum": on CUDA it adds in any order, and deterministic mode refuses it.
+            return F.cross_entropy(
+                logits,
+                targets,
+                weights,
+                ignore_index=IGNORE_INDEX,
+                label_smoothing=self.label_smoothing,
+                reduction="none",
+            ).sum()
+        # Smoothed here, because torch would smooth ignored pixels (all 0) into counting ones.
+        share = self.label_smoothing
+        smoothed = targets * (1 - share) + targets.sum(1, keepdim=True) * (share / logits.shape[1])
+        return -(smoothed * logits.log_softmax(1) * weights.view(1, -1, 1, 1)).sum()
+
+
+class Focal(PixelTerm):
+    """Focal loss, -w (1 - p)^gamma log p (Lin et al., arXiv 1708.02002); gamma = 0: cross-entropy.
+
+    A soft target takes the mean of its classes' losses, weighted by the target.
+
+    Args:
+        class_weights: `(C,)`, one a class.
+        gamma: how much well classified pixels are discounted.
+    """
+
+    def __init__(self, class_weights: Sequence[float], gamma: float) -> None:
+        super().__init__(class_weights)
+        self.gamma = gamma
+
+    def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the weighted sum over valid pixels."""
+        if is_soft(targets):
+            entropy = -logits.log_softmax(1)
+            weights = targets * self.class_weights.view(1, -1, 1, 1)
+        else:
+            entropy = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
+            weights = self.pixel_weights(targets)
+        # Clamped, because the slope of x^gamma at 0 is infinite for gamma < 1.
+        misses = (-torch.expm1(-entropy)).clamp_min(EPSILON)
+        return (weights * misses**self.gamma * entropy).sum()
+
+
+# ------------------------------------------------------------------------------ region terms
+
+
+class RegionTerm(Term):
+    """A loss of whole regions: a mean over images of the mean over classes in the image's truth.
+
+    A class that is absent from an image's ground truth has no region to overlap with; probability that
+    is wasted on it still costs, since the classes that are there miss it. An image without a valid
+    pixel does not count. Classes are not weighted: a region loss weighs them equally by itself.
+    """
+
+    def total(self, targets: Tensor) -> Tensor:
+        """Return the number of images with a valid pixel."""
+        return valid_pixels(targets).flatten(1).any(1).sum().float()
+
+    def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over images."""
+        truth = per_class(targets, logits.shape[1]).flatten(2)
+        valid = valid_pixels(targets).flatten(1).unsqueeze(1)
+        present = truth.any(2) if truth.dtype == torch.bool else truth.amax(2) > 0
+        losses = self.region_losses(logits.softmax(1).flatten(2), truth, valid)
+        # An image with no class at all has a sum of 0: any divisor will do.
+        means = (losses * present).sum(1) / present.sum(1).clamp_min(1)
+        return means.sum()
+
+    @abstractmethod
+    def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """Return one loss a class of an image, `(B, C)`, finite also for absent classes.
+
+        Args:
+            probabilities: `(B, C, N)` float over the N pixels of an image.
+            truth: `(B, C, N)` bool or float in [0, 1]; 0 at ignored pixels.
+            valid: `(B, 1, N)` bool.
+        """
+
+
+class Tversky(RegionTerm):
+    """1 - TP / (TP + alpha·FP + beta·FN) with soft counts (Salehi et al., arXiv 1706.05721).
+
+    alpha = beta = 0.5 is the Dice loss, 1 - 2·Σpt / (Σp + Σt). Not smoothed: only classes with at least
+    a pixel count, so that the divisor can't vanish, and a perfect prediction costs exactly 0.
+
+    Args:
+        alpha: weight of false positives.
+        beta: weight of false negatives.
+    """
+
+    def __init__(self, alpha: float = 0.5, beta: float = 0.5) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.beta = beta
+
+    def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """Return `(B, C)` in [0, 1]."""
+        hits = (probabilities * truth).sum(2)
+        false_positives = (probabilities * valid).sum(2) - hits
+        misses = truth.sum(2) - hits
+        divisor = hits + self.alpha * false_positives + self.beta * misses
+        return 1 - hits / divisor.clamp_min(EPSILON)
+
+
+class Lovasz(RegionTerm):
+    """Lovász-Softmax, the convex extension of the Jaccard loss (Berman et al., arXiv 1705.08790).
+
+    For soft targets the counts along the sorted errors are sums of shares: the same for one-hot targets,
+    0 only where the prediction equals the target. (Their running sums are floats, which PyTorch does
+    not add up deterministically on CUDA.)
+    """
+
+    def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """Return `(B, C)` in [0, 1]."""
+        # An ignored pixel has error 0: it comes last, after all that decide, and adds nothing.
+        errors = (truth.to(probabilities.dtype) - probabilities).abs() * valid
+        errors, order = errors.sort(dim=2, descending=True)
+        return (errors * jaccard_slopes(truth.gather(2, order))).sum(2)
+
+
+def jaccard_slopes(truth: Tensor) -> Tensor:
+    """Return by how much each pixel raises the Jaccard loss if it joins the errors before it.
+
+    Args:
+        truth: `(B, C, N)` bool or float in [0, 1], sorted by descending error.
+
+    Returns:
+        `(B, C, N)` float, ≥ 0; sums to 1 over N where the class is present.
+    """
+    hits = truth.cumsum(2)  # int64 for bool: exact, and deterministic on CUDA
+    pixels = torch.arange(1, truth.shape[2] + 1, device=truth.device)
+    intersection = hits[..., -1:] - hits
+    union = intersection + pixels
+    share = truth.to(torch.get_default_dtype() if truth.dtype == torch.bool else truth.dtype)
+    # The difference of 1 - intersection / union from one pixel to the next, worked out: taking it
+    # numerically would leave two digits of fp32 in a large image.
+    return (share * union + intersection * (1 - share)) / (
+        union * (union - 1 + share).clamp_min(EPSILON)
+    )
+
+
+# --------------------------------------------------------------------------------- the losses
+
+
+class SegmentationLoss(nn.Module):
+    """Σ_k weight_k · numerator_k / total_k over K terms.
+
+    Args:
+        terms: name → term.
+        weights: one a term.
+    """
+
+    weights: Tensor
+
+    def __init__(self, terms: Mapping[str, Term], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.names = tuple(terms)
+        self._terms = tuple(terms.values())
+        self.terms = nn.ModuleDict(terms)  # so that .to(device) reaches them
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+
+    @torch.no_grad()
+    def totals(self, targets: Tensor) -> Tensor:
+        """Return `(K,)` float32: what each term is divided by; sum it over an accumulation window.
+
+        Args:
+            targets: hard `(B, H, W)` int64 or soft `(B, C, H, W)` float.
+        """
+        return torch.stack([term.total(targets) for term in self._terms])
+
+    def forward(self, logits: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
+        """Return the loss, `()` float32 (float64 for float64 logits).
+
+        Computed in fp32 also under autocast: sums over pixels overflow fp16. A term whose total is 0
+        (nothing valid in the window) adds 0 and has no gradient.
+
+        Args:
+            logits: `(B, C, H, W)`, any float type.
+            targets: hard `(B, H, W)` int64 or soft `(B, C, H, W)` float.
+            totals: `(K,)` float32 of the whole window.
+        """
+        # No operation of the terms is one that autocast would lower again.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        numerators = torch.stack([term.numerator(logits, targets) for term in self._terms])
+        # Divided by 1 rather than 0: where() alone would let NaN through in backward.
+        means = numerators / torch.where(totals > 0, totals, torch.ones_like(totals))
+        return (self.weights * torch.where(totals > 0, means, torch.zeros_like(means))).sum()
+
+
+def segmentation_loss(
+    name: str,
+    *,
+    num_classes: int,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+    region_weight: float = 0.5,
+    focal_gamma: float = 2.0,
+    tversky_alpha: float = 0.3,
+    tversky_beta: float = 0.7,
+) -> SegmentationLoss:
+    """Return a loss by name.
+
+    Args:
+        name: ce, dice, dice_ce, focal, tversky, lovasz or lovasz_ce.
+        num_classes: C.
+        class_weights: one a class, for cross-entropy and focal; None: all 1.
+        label_smoothing: of the cross-entropy.
+        region_weight: share of dice or lovasz in dice_ce or lovasz_ce; cross-entropy has the rest.
+        focal_gamma: focusing of focal.
+        tversky_alpha: weight of false positives of tversky.
+        tversky_beta: weight of false negatives of tversky.
+
+    Raises:
+        SegFitError: if there is no such loss, or `class_weights` are not one a class.
+    """
+    weights = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]
+    if len(weights) != num_classes:
+        raise SegFitError(
+            f"loss.class_weights has {len(weights)} numbers for {num_classes} classes: "
+            "give one a class, or 'balanced'."
+        )
+    terms: dict[str, Term] = {
+        "ce": CrossEntropy(weights, label_smoothing),
+        "dice": Tversky(),
+        "focal": Focal(weights, focal_gamma),
+        "tversky": Tversky(tversky_alpha, tversky_beta),
+        "lovasz": Lovasz(),
+    }
+    if name in terms:
+        return SegmentationLoss({name: terms[name]}, [1.0])
+    region = name.removesuffix("_ce")
+    if name not in ("dice_ce", "lovasz_ce"):
+        raise SegFitError(
+            f"loss.name={name} is unknown: use one of {', '.join(terms)}, dice_ce, lovasz_ce."
+        )
+    return SegmentationLoss(
+        {region: terms[region], "ce": terms["ce"]}, [region_weight, 1 - region_weight]
+    )
+
+
+def balanced_weights(class_pixels: Tensor, power: float = 0.5) -> list[float]:
+    """Return class weights that lift rare classes: a power of the inverse pixel share.
+
+    Scaled so that the mean weight of a pixel is 1, which keeps the learning rate's meaning. A class
+    without pixels has weight 1: nothing is known about it.
+
+    Args:
+        class_pixels: `(C,)` int64, pixels of each class in the training data.
+        power: 0: all weigh the same; 0.5: the inverse square root; 1: each class weighs the same in sum.
+    """
+    pixels = class_pixels.double()
+    share = pixels / pixels.sum().clamp_min(1)
+    present = pixels > 0
+    # Where absent, 1 stands in for an infinite weight, and adds nothing to the mean.
+    raw = torch.where(present, share, torch.ones_like(share)) ** -power
+    weights = torch.where(present, raw / (raw * share).sum(), torch.ones_like(raw))
+    result: list[float] = weights.tolist()
+    return result

@@ -1,0 +1,188 @@
+"""Masks in class colours, and panels that show an image with its mask, prediction and errors."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from segfit.engine.events import Panel
+from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+
+Picture = NDArray[np.uint8]
+
+_LONGEST = 384  # longest side of a picture in a panel, pixels
+_SHORTEST_LONGEST = 224  # below it the picture is enlarged
+_NARROWEST = 112  # room for the title of a picture
+_GAP = 10
+_LINE = 24  # height of a line of text
+_PAINT = 0.6  # share of the class colour in a panel
+_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+_WRONG = (235, 20, 40)
+_LEGEND_LIMIT = 40  # with more classes, the legend names only those that are in the picture
+_TITLES = ("image", "ground truth", "prediction", "errors")
+
+
+def colorize(mask: Picture, classes: Classes) -> Picture:
+    """Paint a mask in class colours; ignored pixels become grey diagonal stripes.
+
+    Args:
+        mask: `(H, W)` uint8 class indices and `IGNORE_INDEX`.
+        classes: whose colours.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB.
+    """
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(classes)] = classes.colors
+    painted = colors[mask]
+    ignored = mask == IGNORE_INDEX
+    painted[ignored] = _stripes(*mask.shape)[ignored]
+    return painted
+
+
+def overlay(image: Picture, mask: Picture, classes: Classes, alpha: float = 0.5) -> Picture:
+    """Blend a mask into its image: the background stays as it is, ignored pixels are striped.
+
+    Args:
+        image: `(H, W, 3)` uint8 RGB.
+        mask: `(H, W)` uint8 class indices and `IGNORE_INDEX`.
+        classes: colours, and the background (None: every class is painted).
+        alpha: share (0-1) of the class colour.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB.
+    """
+    blended = (image * (1 - alpha) + colorize(mask, classes) * alpha).round().astype(np.uint8)
+    if classes.background is not None:
+        untouched = mask == classes.background
+        blended[untouched] = image[untouched]
+    return blended
+
+
+def panel_image(panel: Panel, classes: Classes) -> Picture:
+    """Draw image, ground truth, prediction and errors side by side, above a legend of the classes.
+
+    Small images are enlarged and large ones reduced. Errors are red on the image in grey.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB.
+    """
+    row = _row(panel, classes)
+    return np.vstack([row, _legend([panel], classes, row.shape[1])])
+
+
+def worst_cases_image(
+    panels: Sequence[Panel], classes: Classes, captions: Sequence[str]
+) -> Picture:
+    """Draw one captioned row a panel, as `panel_image` does, and one legend below.
+
+    Args:
+        panels: at least one.
+        classes: names and colours.
+        captions: one a panel, such as "street_012: mIoU 0.31".
+
+    Returns:
+        `(H, W, 3)` uint8 RGB.
+
+    Raises:
+        ValueError: if there is no panel, or not one caption a panel.
+    """
+    if not panels or len(panels) != len(captions):
+        raise ValueError(f"{len(panels)} panels with {len(captions)} captions")
+    rows = [_row(panel, classes, caption) for panel, caption in zip(panels, captions, strict=True)]
+    width = max(row.shape[1] for row in rows)
+    rows = [
+        np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
+    ]
+    return np.vstack([*rows, _legend(panels, classes, width)])
+
+
+def _row(panel: Panel, classes: Classes, caption: str = "") -> Picture:
+    """Draw the four pictures of a panel with their titles, below a caption if there is one."""
+    tiles = _tiles(panel, classes)
+    height, width = tiles[0].shape[:2]
+    slot = max(width, _NARROWEST) + _GAP
+    top = _GAP + _LINE * (2 if caption else 1)
+    canvas = Image.new("RGB", (slot * len(tiles) + _GAP, top + height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    if caption:
+        draw.text((_GAP, _GAP), caption, _INK, _font(15, bold=True))
+    for index, (tile, title) in enumerate(zip(tiles, _TITLES, strict=True)):
+        left = _GAP + index * slot
+        draw.text((left, top - _LINE + 2), title, _INK, _font(14))
+        canvas.paste(Image.fromarray(tile), (left, top))
+    return np.asarray(canvas)
+
+
+def _tiles(panel: Panel, classes: Classes) -> list[Picture]:
+    """Return image, ground truth, prediction and errors, `(h, w, 3)` each, at the size of a tile."""
+    height, width = panel.mask.shape
+    longest = max(height, width)
+    scale = float(np.clip(longest, _SHORTEST_LONGEST, _LONGEST)) / longest
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+
+    image = np.asarray(Image.fromarray(panel.image).resize(size, Image.Resampling.BILINEAR))
+    mask, prediction = (
+        np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
+        for indices in (panel.mask, panel.prediction)
+    )
+    gray = image.mean(2, keepdims=True).astype(np.uint8).repeat(3, axis=2)
+    ignored = mask == IGNORE_INDEX
+    errors = gray // 2 + 100
+    errors[(mask != prediction) & ~ignored] = _WRONG
+    errors[ignored] = _stripes(*mask.shape)[ignored]
+    return [
+        image,
+        overlay(image, mask, classes, _PAINT),
+        overlay(image, prediction, classes, _PAINT),
+        errors,
+    ]
+
+
+def _legend(panels: Sequence[Panel], classes: Classes, width: int) -> Picture:
+    """Draw the colour of every class with its name, in as many lines as the width asks for."""
+    shown = {int(index) for panel in panels for index in np.unique(panel.mask)}
+    shown |= {int(index) for panel in panels for index in np.unique(panel.prediction)}
+    if len(classes) <= _LEGEND_LIMIT:
+        shown |= set(range(len(classes)))
+
+    font, swatch = _font(14), 14
+    entries = [(index, classes.names[index]) for index in sorted(shown) if index < len(classes)]
+    entries += [(IGNORE_INDEX, "ignored")] * (IGNORE_INDEX in shown)
+    places, x, y = [], _GAP, _GAP
+    for _, name in entries:
+        needed = swatch + 6 + round(font.getlength(name)) + 2 * _GAP
+        if x > _GAP and x + needed > width:
+            x, y = _GAP, y + _LINE
+        places.append((x, y))
+        x += needed
+
+    canvas = Image.new("RGB", (width, y + _LINE + _GAP), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for (index, name), (x, y) in zip(entries, places, strict=True):
+        color = colorize(np.full((swatch, swatch), index, np.uint8), classes)
+        canvas.paste(Image.fromarray(color), (x, y + 2))
+        draw.rectangle((x - 1, y + 1, x + swatch, y + swatch + 2), outline=(120, 120, 120))
+        draw.text((x + swatch + 6, y), name, _INK, font)
+    return np.asarray(canvas)
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # matplotlib brings DejaVu Sans along, which has the letters that class names are written in;
+    # Pillow's own font has few beyond English.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def _stripes(height: int, width: int) -> Picture:
+    """Return `(H, W, 3)` diagonal stripes in two greys, their width in proportion to the picture."""
+    period = max(4, min(height, width) // 16)
+    rows, columns = np.ogrid[:height, :width]
+    light = (rows + columns) % period < period // 2
+    return np.where(light[..., None], np.uint8(170), np.uint8(110)).repeat(3, axis=2)

@@ -1,0 +1,75 @@
+"""Figures by matplotlib, without pyplot: no global state, no window, no backend to choose."""
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from segfit.tasks.segmentation.classes import Classes
+
+_FEW, _MANY = 12, 40  # classes up to which cells have a decimal, or a number at all
+
+
+def confusion_figure(confusion: NDArray[np.int64], classes: Classes) -> Figure:
+    """Draw a confusion matrix: each row is a class of the ground truth, in percent of its pixels.
+
+    Rows without a pixel are grey. Save it by `figure.savefig(path)`.
+
+    Args:
+        confusion: `(C, C)` pixels, rows ground truth, columns prediction.
+        classes: C names.
+    """
+    count = len(classes)
+    pixels = confusion.sum(1, keepdims=True)
+    percent = np.where(pixels > 0, 100 * confusion / np.maximum(pixels, 1), np.nan)
+
+    side = float(np.clip(0.42 * count + 2.2, 4.4, 20))
+    figure = Figure(figsize=(side + 0.8, side), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    colors = matplotlib.colormaps["Blues"].with_extremes(bad="#dddddd")
+    image = axes.imshow(percent, cmap=colors, vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8, pad=0.02)
+    _label(axes, classes)
+    if count <= _MANY:
+        _annotate(axes, percent)
+    return figure
+
+
+def figure_to_array(figure: Figure) -> NDArray[np.uint8]:
+    """Render a figure: `(H, W, 3)` uint8 RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _label(axes: Axes, classes: Classes) -> None:
+    count = len(classes)
+    size = 10 if count <= _FEW else 9 if count <= _MANY else 6
+    axes.set(xlabel="prediction", ylabel="ground truth")
+    axes.set_yticks(range(count), classes.names, size=size)
+    axes.set_xticks(
+        range(count), classes.names, size=size, rotation=45, ha="right", rotation_mode="anchor"
+    )
+    axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(count - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="#eeeeee", linewidth=0.8)
+    axes.tick_params(which="minor", length=0)
+
+
+def _annotate(axes: Axes, percent: NDArray[np.float64]) -> None:
+    few = len(percent) <= _FEW
+    spec, size = (".1f", 9) if few else (".0f", 8)
+    for (row, column), value in np.ndenumerate(percent):
+        # Cells that would read 0 stay empty: in a large matrix the errors have to stand out.
+        if not np.isnan(value) and float(format(value, spec)) > 0:
+            axes.text(
+                column,
+                row,
+                format(value, spec),
+                ha="center",
+                va="center",
+                size=size,
+                color="white" if value > 55 else "black",
+            )

@@ -1,0 +1,194 @@
+"""Semantic segmentation: what a batch of images and masks means to the loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segfit.engine.distributed import ALONE, World
+from segfit.engine.events import EvalResult, Panel
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.inference import Forward, Predictor, classes_at
+from segfit.tasks.segmentation.losses import SegmentationLoss
+from segfit.tasks.segmentation.metrics import SegmentationMetrics, scores_of
+
+Batch = dict[str, Tensor]
+Augment = Callable[..., tuple[Tensor, Tensor]]
+OnPrediction = Callable[[int, Tensor, Tensor | None], None]
+
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """Images (B, 3, H, W) uint8 and masks (B, H, W) uint8 in, scores out.
+
+    Args:
+        classes: names, colours and background.
+        criterion: the loss, on the device of the batches.
+        mean: of RGB in 0-1, three numbers.
+        std: of RGB in 0-1, three numbers.
+        augment: (images (B, 3, H, W) float in 0-1, masks (B, H, W) int64, seed=) → the same, or None.
+        mix: (images, masks, seed=) → (images, targets), or None.
+        predictor: how held-out images become logits.
+        channels_last: memory format of the model's input.
+        panels: index of a held-out sample → its name, for those that are kept for the eye.
+        on_prediction: called with (index, prediction (H, W) int64, mask (H, W) uint8) for every held-out image,
+            both at its own size and on the device; the mask is None where the batch has none.
+        world: the processes whose counts make up the scores.
+    """
+
+    classes: Classes
+    criterion: SegmentationLoss
+    mean: Sequence[float]
+    std: Sequence[float]
+    augment: Augment | None = None
+    mix: Augment | None = None
+    predictor: Predictor = field(default_factory=Predictor)
+    channels_last: bool = True
+    panels: Mapping[int, str] = field(default_factory=dict)
+    on_prediction: OnPrediction | None = None
+    world: World = ALONE
+
+    def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        """Return normalised images (B, 3, H, W) float32 and targets, augmented by `seed`."""
+        images = batch["image"].float().div_(255)
+        targets = batch["mask"].long()
+        if self.augment is not None:
+            images, targets = self.augment(images, targets, seed=seed)
+        if self.mix is not None:
+            images, targets = self.mix(images, targets, seed=seed + 1)
+        return self.normalise(images), targets
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in 0-1 as the model wants them."""
+        mean, std = (_channels(tuple(values), images.device) for values in (self.mean, self.std))
+        images = (images - mean) / std
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=layout)
+
+    def totals(self, targets: Tensor) -> Tensor:
+        """Return the denominators of the loss's K terms, (K,) float32."""
+        return self.criterion.totals(targets)
+
+    def loss(self, logits: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
+        """Return the loss (); reductions run in fp32 whatever the forward pass ran in."""
+        value: Tensor = self.criterion(logits.float(), targets, totals)
+        return value
+
+    def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+        """Cut images and targets into pieces of at most `size`, as equal as can be: batch norm hates single images."""
+        count = -(-len(inputs) // size)
+        return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+
+    def meter(self) -> "SegmentationMeter":
+        """Return a fresh collector of scores."""
+        return SegmentationMeter(self)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What one process counted; the sums over all of them decide the scores."""
+
+    confusion: NDArray[np.int64]  # (C, C), rows ground truth
+    loss: float  # sum over images
+    images: int
+    panels: dict[int, Panel]
+
+
+class SegmentationMeter:
+    """Counts predictions at the masks' own sizes; see docs/metrics.md."""
+
+    def __init__(self, task: SegmentationTask) -> None:
+        self.task = task
+        self.metrics = SegmentationMetrics(task.classes)
+        self.loss: Tensor | None = None
+        self.images = 0
+        self.panels: dict[int, Panel] = {}
+
+    def update(self, forward: Forward, batch: Batch) -> None:
+        """Predict and count a batch of `EvalDataset`; one of `PredictDataset`, without masks, is only predicted.
+
+        If it raises, nothing of the batch is counted; `on_prediction` may have been called.
+        """
+        confusion, loss, images = self.metrics.confusion.clone(), self.loss, self.images
+        try:
+            self._update(forward, batch)
+        except Exception:
+            self.metrics.confusion, self.loss, self.images = confusion, loss, images
+            raise
+
+    def _update(self, forward: Forward, batch: Batch) -> None:
+        images = self.task.normalise(batch["image"].float().div_(255))
+        logits = self.task.predictor(forward, images)
+        self.metrics.to(logits.device)
+        where = torch.cat([batch["content"], batch["shape"], batch["index"][:, None]], dim=1)
+        places = where.tolist()  # synchronises, once a batch: sizes differ from image to image
+        for row, (top, left, height, width, *shape, index) in enumerate(places):
+            area = (..., slice(top, top + height), slice(left, left + width))
+            content = logits[row][area]
+            prediction = classes_at(content, *shape)
+            mask = batch["mask"][row, : shape[0], : shape[1]] if "mask" in batch else None
+            if mask is not None:
+                self.metrics.update(prediction[None], mask[None])
+                self._add_loss(content, mask)
+                if index in self.task.panels:
+                    self._add_panel(index, batch["image"][row][area], content, mask)
+            if self.task.on_prediction is not None:
+                self.task.on_prediction(index, prediction, mask)
+
+    def result(self) -> EvalResult:
+        """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size.
+
+        Every process of the world has to call, and gets the result of all their images. Every score of batches
+        without masks is NaN.
+        """
+        counts = _Counts(
+            confusion=self.metrics.confusion.cpu().numpy(),
+            loss=float(self.loss) if self.loss is not None else 0.0,
+            images=self.images,
+            panels=self.panels,
+        )
+        every = self.task.world.gather(counts)
+        images = sum(one.images for one in every)
+        scores = scores_of(np.sum([one.confusion for one in every], axis=0), self.task.classes)
+        panels = {index: panel for one in every for index, panel in one.panels.items()}
+        loss = sum(one.loss for one in every) / images if images else float("nan")
+        return EvalResult(
+            scores={"loss": loss, **scores.scores},
+            per_class=scores.per_class,
+            confusion=scores.confusion,
+            panels=[panels[index] for index in sorted(panels)],
+        )
+
+    def _add_loss(self, logits: Tensor, mask: Tensor) -> None:
+        targets = _resized(mask, logits.shape[-2:]).long()[None]
+        loss = self.task.loss(logits[None], targets, self.task.totals(targets))
+        self.loss = loss if self.loss is None else self.loss + loss
+        self.images += 1
+
+    def _add_panel(self, index: int, image: Tensor, logits: Tensor, mask: Tensor) -> None:
+        self.panels[index] = Panel(
+            name=self.task.panels[index],
+            image=image.permute(1, 2, 0).cpu().numpy(),
+            mask=_resized(mask, logits.shape[-2:]).cpu().numpy(),
+            prediction=logits.argmax(0).to(torch.uint8).cpu().numpy(),
+        )
+
+
+def _resized(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a mask (H, W) uint8 at another size, by nearest neighbour."""
+    if tuple(mask.shape) == tuple(size):
+        return mask
+    return F.interpolate(mask[None, None], tuple(size), mode="nearest-exact")[0, 0]
+
+
+@lru_cache(maxsize=16)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one number a channel, (C, 1, 1) float32, made once: every copy to CUDA makes the host wait."""
+    # Whoever asks first may be in inference mode; a tensor made there could not serve training.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)

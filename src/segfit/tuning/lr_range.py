@@ -1,0 +1,254 @@
+"""A training with a rising learning rate, and a training that is as it was before."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segfit.assembly.training import Training
+from segfit.data.batches import TrainBatches
+from segfit.engine.fit import Fit
+from segfit.engine.seeding import derive_seed
+from segfit.engine.step import make_update
+from segfit.errors import SegFitError
+from segfit.tuning.measure import windows
+
+LEAST_UPDATES = 20  # fewer make no curve
+_LEAST_POINTS = 5
+_TIMED = 3  # updates after the first, to know how long one takes
+
+
+@dataclass
+class Sweep:
+    """What a range test saw, an entry an update.
+
+    Args:
+        rates: learning rate.
+        losses: of the update's window.
+        smoothed: their running mean, corrected for its start at 0: it lags behind, and decides when to stop.
+        diverged: whether the sweep ended because the loss did.
+        images: that an update was made from: the effective batch.
+        smoothing: weight (0-1) of the past in the running mean.
+    """
+
+    rates: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    smoothed: list[float] = field(default_factory=list)
+    diverged: bool = False
+    images: int = 0
+    smoothing: float = 0.9
+
+    def curve(self) -> NDArray[np.float64]:
+        """Return the loss smoothed from both sides, an entry an update.
+
+        The mean of the running means of past and future, both corrected for their start: lagging behind, the fall
+        would seem to come at rates that are too large. Losses past the lowest are cut off at the largest before it,
+        so that a divergence does not reach back.
+        """
+        highest = max(self.losses[: int(np.argmin(self.smoothed)) + 1])
+        losses = np.minimum(self.losses, highest)
+        past, future = (
+            running_mean(losses, self.smoothing),
+            running_mean(losses[::-1], self.smoothing),
+        )
+        return (past + future[::-1]) / 2
+
+    def steepest(self) -> int | None:
+        """Return the update at which the smoothed loss falls fastest over the logarithm of the rate.
+
+        The slope is that of a straight line through a tenth of the updates, centred, so that one batch decides
+        nothing. Only what lies before the lowest smoothed loss counts. None if the loss falls by no more than twice
+        what it fluctuates.
+        """
+        smoothed = self.curve()
+        lowest = int(np.argmin(smoothed))
+        noise = float(np.std(np.array(self.losses)[: lowest + 1] - smoothed[: lowest + 1]))
+        half = max(2, len(smoothed) // 20)
+        if lowest < half or smoothed[: lowest + 1].max() - smoothed[lowest] <= 2 * noise:
+            return None
+        logs = np.log(np.array(self.rates))
+        slopes = {
+            center: float(np.polyfit(logs[part], smoothed[part], 1)[0])
+            for center in range(half, lowest + 1)
+            for part in [slice(center - half, center + half + 1)]
+        }
+        return min(slopes, key=lambda center: slopes[center])
+
+
+def running_mean(values: NDArray[np.float64], smoothing: float) -> NDArray[np.float64]:
+    """Return the exponential running mean of values (N,), corrected for its start at 0."""
+    mean, means = 0.0, []
+    for count, value in enumerate(values, start=1):
+        mean = smoothing * mean + (1 - smoothing) * float(value)
+        means.append(mean / (1 - smoothing**count))
+    return np.array(means)
+
+
+class ExponentialSweep:
+    """A scheduler whose rate rises by a constant factor an update.
+
+    Args:
+        optimizer: whose groups keep their rates' ratios.
+        first: rate of the first update.
+        last: rate of the last one.
+        updates: from the first to the last.
+        done: updates that the training has made before.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        first: float,
+        last: float,
+        updates: int,
+        done: int,
+    ) -> None:
+        self.optimizer = optimizer
+        self.first, self.last, self.updates, self.done = first, last, updates, done
+        self.step_update(done)
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the learning rates for the update after `num_updates`."""
+        share = (num_updates - self.done) / (self.updates - 1)
+        self.rate = self.first * (self.last / self.first) ** share
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * group.get("lr_scale", 1.0)
+
+
+def range_test(
+    training: Training,
+    *,
+    first: float,
+    last: float,
+    updates: int,
+    smoothing: float,
+    divergence: float,
+    progress: Callable[[int], None] | None = None,
+) -> Sweep:
+    """Train while the learning rate rises; `training` is changed by it, see `restored`.
+
+    Args:
+        training: as train.py builds it; its accumulation, clipping, precision and averages are in force.
+        first: rate of the first update.
+        last: rate of the last.
+        updates: at the most.
+        smoothing: weight (0-1) of the past in the running mean.
+        divergence: the sweep ends where the smoothed loss is so many times its smallest, or not finite.
+        progress: called with the updates made.
+
+    Raises:
+        SegFitError: if the loss diverges before there is a curve.
+    """
+    fit = training.fit
+    state = fit.state
+    schedule = ExponentialSweep(
+        state.optimizer, first=first, last=last, updates=updates, done=state.progress.update
+    )
+    state.scheduler = schedule
+    sweep, mean = Sweep(smoothing=smoothing), 0.0
+    for done, images, loss, rate in _updates(fit, schedule, updates):
+        sweep.images = images
+        mean = smoothing * mean + (1 - smoothing) * loss
+        smooth = mean / (1 - smoothing**done)
+        if not math.isfinite(smooth) or smooth > divergence * min([smooth, *sweep.smoothed]):
+            sweep.diverged = True
+            break
+        sweep.rates.append(rate)
+        sweep.losses.append(loss)
+        sweep.smoothed.append(smooth)
+        if progress is not None:
+            progress(done)
+    if len(sweep.rates) < _LEAST_POINTS:
+        raise SegFitError(
+            f"benchmark.first={first:g}: the loss diverges within {_LEAST_POINTS} updates. Lower it."
+        )
+    return sweep
+
+
+def _updates(
+    fit: Fit, schedule: ExponentialSweep, updates: int
+) -> Iterator[tuple[int, int, float, float]]:
+    """Make updates of whole windows; yield their number from 1, images, loss and rate."""
+    fit.state.model.train()
+    whole = min(fit.options.accumulate, fit.train.batches_per_epoch())
+    full = (window for window in windows(fit) if len(window) == whole)
+    for number, window in enumerate(islice(full, updates), start=1):
+        rate = schedule.rate
+        seeds = [derive_seed(fit.options.seed, number, part) for part in range(len(window))]
+        loss, _ = make_update(fit.state, fit.task, window, seeds, fit.options.clip_grad_norm)
+        images = sum(len(batch["image"]) for batch in window)
+        yield number, images, float(loss), rate  # synchronises: the next depends on it
+
+
+def updates_within(training: Training, seconds: float) -> int:
+    """Return how many updates a sweep can make in a time; `training` stays as it was."""
+    with restored(training):
+        state = training.fit.state
+        schedule = ExponentialSweep(
+            state.optimizer, first=1e-9, last=1e-8, updates=2, done=state.progress.update
+        )
+        times = [time.perf_counter() for _ in _updates(training.fit, schedule, 1 + _TIMED)]
+    return max(LEAST_UPDATES, int(seconds * _TIMED / (times[-1] - times[0])))
+
+
+@contextmanager
+def restored(training: Training) -> Iterator[None]:
+    """Leave all that changes while training as it was, bit for bit.
+
+    Model with all its buffers, optimizer, scaler, average, scheduler, progress, the generators of random numbers and
+    where the sampler stands. Copies are kept on the host.
+    """
+    fit = training.fit
+    state, sampler = fit.state, _sampler(fit)
+    modules = [module for module in (state.model, state.ema and state.ema.module) if module]
+    kept = _on_host(state.state_dict())
+    buffers = [_on_host(dict(module.named_buffers())) for module in modules]
+    modes = [{name: part.training for name, part in module.named_modules()} for module in modules]
+    scheduler, position = state.scheduler, copy.copy(vars(sampler))
+    try:
+        yield
+    finally:
+        state.scheduler = scheduler
+        rates = [dict(group) for group in kept["optimizer"]["param_groups"]]
+        state.optimizer.zero_grad(set_to_none=True)
+        state.load_state_dict(kept)
+        for group, before in zip(state.optimizer.param_groups, rates, strict=True):
+            group["lr"] = before[
+                "lr"
+            ]  # load_state_dict asks the scheduler, which may differ by rounding
+        for module, values, mode in zip(modules, buffers, modes, strict=True):
+            _restore(module, values, mode)
+        vars(sampler).update(position)
+
+
+def _sampler(fit: Fit) -> Any:
+    assert isinstance(fit.train, TrainBatches)  # the only kind that the builders make
+    return fit.train.sampler
+
+
+def _restore(module: torch.nn.Module, buffers: dict[str, Tensor], mode: dict[str, bool]) -> None:
+    for name, buffer in module.named_buffers():  # those too that a state dict leaves out
+        buffer.copy_(buffers[name])
+    for name, part in module.named_modules():
+        part.training = mode[name]
+
+
+def _on_host(value: Any) -> Any:
+    """Return a copy of nested plain values and tensors, on the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_host(item) for item in value)
+    return copy.deepcopy(value)

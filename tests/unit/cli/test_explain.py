@@ -1,0 +1,79 @@
+"""What Hydra could not compose, in the person's words."""
+
+import pytest
+
+from segfit.cli import main as cli
+from segfit.cli.explain import explain
+from segfit.config import benchmark as config_benchmark
+from segfit.errors import SegFitError
+from tests.unit.composing import composed
+
+
+def explained(*arguments: str) -> list[str]:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        composed(*arguments)
+    return explain(caught.value, cli.CONF, "train", list(arguments))
+
+
+def test_every_wrong_override_is_told() -> None:
+    # benchmark=optimize may have added local.yaml to this working copy
+    recipes = sorted(["auto", *(path.stem for path in (cli.CONF / "hardware").glob("*.yaml"))])
+    assert explained(
+        "modle=cnn", "optimizer.weight_deacy=0", "hardware=8g", "lr=fast", "epochs=ten"
+    ) == [
+        f"hardware=8g: no such choice. Did you mean '8gb'? There are: {', '.join(recipes)}.",
+        "modle: there is no such key. Did you mean 'model'?",
+        "optimizer.weight_deacy: there is no such key. Did you mean 'optimizer.weight_decay'?",
+        "lr=fast: must be a number.",
+        "epochs=ten: must be a whole number.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("compile=maybe", "compile=maybe: must be true or false."),
+        ("epochs=3.0", "epochs=3.0: must be a whole number."),
+        ("epochs=true", "epochs=true: must be a whole number."),
+        ("lr=null", "lr=null: must not be null."),
+        ("monitor=[miou]", "monitor=[miou]: must be text."),
+        ("precision=3", "precision=3: no such choice. There are: auto, bf16, fp16, fp32."),
+        ("=3", "=3: not understood. what is before the = is missing"),
+        ("~wramup", "wramup: there is no such key."),
+    ],
+)
+def test_in_the_words_of_a_person(argument: str, problem: str) -> None:
+    assert explained(argument) == [problem]
+
+
+def test_what_hydra_itself_stumbles_over_is_told() -> None:
+    (problem,) = explained("epochs=" + "1" * 5000)
+    assert "not understood" in problem
+    (problem,) = explained("hardware.tuned_for.device=x")
+    assert problem.startswith("hardware.tuned_for.device")
+
+
+def test_a_choice_that_is_missing_is_all_that_is_told() -> None:
+    config_benchmark.register()
+    arguments = ["hardware=cpu", "lr=1", "data.train_size=4"]
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        composed(*arguments, name="benchmark")
+    (problem,) = explain(caught.value, cli.CONF, "benchmark", arguments)
+    assert "You must specify 'benchmark'" in problem
+    assert "plan" in problem.split()
+    assert "plan_schema" not in problem
+
+
+def test_keys_are_looked_up_in_the_chosen_group() -> None:
+    (problem,) = explained("model.base_chanels=8", "model=cnn")
+    assert "Did you mean 'model.base_channels'?" in problem
+
+
+def test_a_message_of_ours_is_kept() -> None:
+    error = ValueError("outer")
+    error.__cause__ = SegFitError(["one", "two"])
+    assert explain(error, cli.CONF, "train", []) == ["one", "two"]
+
+
+def test_a_bug_is_not_explained_away() -> None:
+    assert explain(ValueError("a bug"), cli.CONF, "train", ["lr=fast"]) == []

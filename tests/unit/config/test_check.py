@@ -1,0 +1,108 @@
+"""Whatever is wrong with values is told, all at once."""
+
+import pytest
+
+from segfit.config.check import check, size_of
+from segfit.errors import SegFitError
+from tests.unit.composing import composed
+
+FOLDER = ("data=folder", "data.root=x", "data.num_classes=3")
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(SegFitError) as caught:
+        check(composed("hardware=cpu", *overrides))
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["batch_size=0"], "batch_size=0: must be at least 1"),
+        (["lr=0"], "lr=0.0: must be more than 0"),
+        (["augmentation.hflip=1.5"], "must be at most 1"),
+        (["model=cnn", "model.dropout=1"], "must be less than 1"),
+        (["device=gpu"], "must be one of auto, cpu, cuda"),
+        (["monitor=mioo"], "Did you mean 'miou'?"),
+        (["data=folder", "data.num_classes=3"], "data.root has no value"),
+        (["lr=inf"], "lr=inf: must be a finite number"),
+        (["optimizer.weight_decay=nan"], "must be a finite number"),
+        (["data.std=[1,1,inf]"], "must be a finite number"),
+        (["seed=99999999999"], "must be at most 4294967295"),
+        (["~lr"], "lr: cannot be taken out"),
+        (["model.name=cnn"], "model.name=cnn: cannot be set; choose by model=…"),
+        (["data.name=folder"], "data.name=folder: cannot be set"),
+        (["image_size=16"], "image_size=16"),
+        (["image_size=20000"], "at most 16384"),
+        (["image_size={64: 64, 65: 65}"], "image_size={64: 64, 65: 65}"),
+        (["image_size=[64,64,64]"], "image_size=[64, 64, 64]"),
+        (["image_size=large"], "image_size=large"),
+        (["augmentation.scale=[1.2,0.8]"], "must be [low, high]"),
+        (["augmentation.mixup=0.7", "augmentation.cutmix=0.7"], "at most 1 together"),
+        (["data.mean=[0.5]"], "three numbers"),
+        (["optimizer.betas=[0.9]"], "two or three numbers"),
+        (["data.class_names=[a,b]"], "2 entries for num_classes=4"),
+        (["data.class_names=[a,b,a,c]"], "a stands for more than one class"),
+        (["data.class_names=[a,b,'',c]"], "'' is no name"),
+        (["data.class_colors=[[0,0,0],[1,1,1],[2,2,2],[3,3,300]]"], "no RGB triple"),
+        (["data.background=4"], "below num_classes=4"),
+        (["loss.class_weights=balancd"], "Did you mean 'balanced'?"),
+        (["loss.class_weights=[1,2]"], "must be 4 numbers"),
+        (["loss.class_weights=[true,1,1,1]"], "must be 4 numbers"),
+        (["loss.class_weights=[0,0,0,0]"], "nothing would be learnt"),
+        (
+            ["loss=tversky", "loss.tversky_alpha=0", "loss.tversky_beta=0"],
+            "0 whatever is predicted",
+        ),
+        (["loss.class_weights=3"], "none, balanced or a list"),
+        (["data.num_classes=5", "data.class_names=null", "data.class_colors=null"], "always has 4"),
+        (["patience=50", "epochs=10"], "can never stop"),
+        ([*FOLDER, "data.label_map={0:0,7:3}"], "7 → 3 is neither a class"),
+        ([*FOLDER, "data.label_map={0:liver}"], "two whole numbers"),
+        ([*FOLDER, "data.label_map={0:true}"], "two whole numbers"),
+        ([*FOLDER, "data.label_map={-1:0}"], "-1 is no mask value"),
+        ([*FOLDER, "data.label_map={0:1}", "data.mask_format=parts"], "needs data.mask_format=png"),
+        ([*FOLDER[::2], "data.root="], "data.root is empty"),
+        ([*FOLDER[::2], r"data.root='a\${b}'"], "data.root=a${b}: must not hold ${"),
+        ([*FOLDER, "data.label_map=3"], "must be {mask value: class, …}"),
+        ([*FOLDER, "data.split.group='('"], "no valid regular expression"),
+        ([*FOLDER, "data.split.val=0.6", "data.split.test=0.5"], "leave something to train on"),
+        ([*FOLDER, "data.window=[1,99]"], "data.window needs data.image_mode=gray"),
+    ],
+)
+def test_one_problem(overrides: list[str], part: str) -> None:
+    (problem,) = problems(*overrides)
+    assert part in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["run=x", "export=a.pt2", "images=b"], "export writes the model alone"),
+        (["run="], "run is empty"),
+        (["run=x", "images="], "images is empty"),
+    ],
+)
+def test_what_evaluation_is_told_has_to_agree(overrides: list[str], part: str) -> None:
+    with pytest.raises(SegFitError, match=part):
+        check(composed(*overrides, name="evaluate"))
+
+
+def test_all_problems_at_once() -> None:
+    found = problems("batch_size=0", "lr=-1", "device=gpu", "augmentation.blur=2")
+    assert [problem.split("=")[0] for problem in found] == [
+        "augmentation.blur", "batch_size", "lr", "device",
+    ]  # fmt: skip
+
+
+def test_a_problem_explains_the_option() -> None:
+    assert "(Peak learning rate.)" in problems("lr=0")[0]
+
+
+def test_good_values_pass() -> None:
+    check(composed("hardware=8gb", *FOLDER, "data.label_map={0:0,9:255}", "image_size=[64,96]"))
+
+
+@pytest.mark.parametrize(("given", "size"), [(64, (64, 64)), ([48, 96], (48, 96))])
+def test_size_of(given: int | list[int], size: tuple[int, int]) -> None:
+    assert size_of(given) == size

@@ -1,0 +1,120 @@
+"""Every file of conf composes, the recipes are the published ones, no option is undocumented or dead."""
+
+import ast
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from segfit.cli import main as cli
+from segfit.config import benchmark as config_benchmark
+from segfit.config import schema as config
+from segfit.config.check import check
+from tests.unit.composing import composed
+
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}"
+    for path in cli.CONF.glob("*/*.yaml")
+    if path.parent.name != "hydra" and path.stem != "local"
+)
+SOURCE = Path(config.__file__).parents[1]
+SCHEMAS = [item for item in vars(config).values() if isinstance(item, type) and is_dataclass(item)]
+
+# tier → model, batch, px, epochs, lr, scheduler, accumulate, workers, as published
+RECIPES = {
+    "24gb": ("b5", 32, 288, 100, 3e-4, "cosine", 1, None),
+    "12gb": ("b4", 8, 288, 100, 3e-4, "cosine", 1, None),
+    "8gb": ("b2", 4, 256, 100, 3e-4, "cosine", 1, None),
+    "4gb": ("b0", 2, 224, 50, 2e-4, "none", 4, None),
+    "cpu": ("b0", 1, 224, 5, 3e-4, "none", 1, 4),
+}
+
+
+def test_conf_is_found() -> None:
+    assert len(CHOICES) > 30
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes(choice: str) -> None:
+    config_benchmark.register()
+    name = "benchmark" if choice.startswith("benchmark=") else "train"
+    hardware = () if choice.startswith("hardware=") else ("hardware=8gb",)
+    run = composed(choice, *hardware, name=name)
+    if OmegaConf.get_type(run.data) is config.FolderConfig:
+        run.data.root = "somewhere"
+    if OmegaConf.is_missing(run.data, "num_classes"):
+        run.data.num_classes = 3
+    check(run)
+
+
+@pytest.mark.parametrize("tier", RECIPES)
+def test_recipes_are_the_published_ones(tier: str) -> None:
+    run = composed(f"hardware={tier}")
+    assert run.hardware.name == tier
+    assert RECIPES[tier] == (
+        run.model.variant,
+        run.batch_size,
+        run.image_size,
+        run.epochs,
+        run.lr,
+        run.scheduler.name,
+        run.accumulate,
+        run.loader.workers,
+    )
+
+
+def test_auto_is_the_recipe_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "detect_tier", lambda: "12gb")
+    assert composed() == composed("hardware=12gb")
+    assert composed().model.variant == "b4"
+
+
+def test_the_command_line_wins_over_experiment_and_recipe() -> None:
+    run = composed("experiment=b4_288", "model=cnn", "hardware=4gb", "image_size=64")
+    assert (run.model.name, run.hardware.name, run.image_size) == ("cnn", "4gb", 64)
+
+
+def test_an_experiment_wins_over_the_recipe() -> None:
+    run = composed("experiment=demo")
+    assert (run.model.name, run.hardware.name, run.scheduler.name) == ("cnn", "cpu", "cosine")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "expected"),
+    [("b0_224", ("b0", 224)), ("b2_256", ("b2", 256)), ("b4_288", ("b4", 288))],
+)
+def test_the_progression(experiment: str, expected: tuple[str, int]) -> None:
+    run = composed(f"experiment={experiment}")
+    assert (run.model.variant, run.image_size) == expected
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_every_option_has_help(schema: Any) -> None:
+    inherited = {
+        item.name for base in schema.__mro__[1:] if is_dataclass(base) for item in fields(base)
+    }
+    for item in fields(schema):
+        nested = isinstance(item.type, str) and "Config" in item.type
+        if nested or item.name in inherited:  # a sub-class only fixes another default
+            continue
+        assert item.metadata.get("help", "").endswith((".", "…", "]")), item.name
+
+
+def test_no_option_is_dead() -> None:
+    read: set[str] = set()
+    for path in [*SOURCE.rglob("*.py"), *SOURCE.parents[1].glob("*.py")]:
+        if path.name == "config.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)
+            elif isinstance(node, ast.arg):
+                read.add(node.arg)  # _call(f, **section) fills parameters of these names
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                read.add(node.target.id)
+    options = {item.name for schema in SCHEMAS for item in fields(schema)}
+    assert options - read == set()

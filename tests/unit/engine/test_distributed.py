@@ -1,0 +1,185 @@
+"""What processes that train together agree on, with two real ones; and what one alone does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed import TCPStore
+
+from segfit.engine.distributed import ALONE
+
+ROOT = Path(__file__).parents[3]
+
+# What each process finds is printed as JSON.
+TOGETHER = """
+import json, sys
+import numpy as np
+import torch
+from torch import nn
+from segfit.data.cache_ram import RamStore
+from segfit.engine.torchrun import joined
+
+def kept():
+    store = RamStore(1)
+    store.put(0, np.full((2, 2, 3), 7, np.uint8), np.zeros((2, 2), np.uint8))
+    return store
+
+found = {}
+with joined("cpu") as world:
+    rank = world.rank
+    found["sum"] = world.sum(torch.tensor([1.0, 10.0 * rank])).tolist()
+    found["max"] = world.max(rank, -rank, 5)
+    found["gather"] = world.gather({"rank": rank})
+    store = world.once_a_machine(kept)
+    store.blocks[0].content[0] += rank  # of the one memory that both see
+    world.gather(None)
+    found["shared"] = int(store.get(0)[0][0, 0, 0])
+    if rank == 1:
+        world.post("a line")
+        world.post("Zeile zwei: ×")
+    world.gather(None)
+    found["posted"] = [world.posted(), world.posted()] if world.is_main else None
+
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[1].weight.fill_(rank)  # the main process's count
+        model[0].running_mean.fill_(1.0 + 2 * rank)
+    forward = world.wrap(model, model)
+    model.eval()
+    inputs = torch.tensor([[1.0, 0.0]]) * (1 + rank)
+    with world.no_sync(forward):
+        forward(inputs).sum().backward()
+    found["own"] = model[1].weight.grad.tolist()
+    forward(inputs).sum().backward()
+    found["common"] = model[1].weight.grad.tolist()
+    found["weight"] = model[1].weight.tolist()
+    with torch.no_grad():
+        model[0].running_mean.fill_(1.0 + 2 * rank)
+    world.average_buffers(model)
+    found["mean"] = model[0].running_mean.tolist()
+print(json.dumps(found))
+"""
+
+FAILING = """
+import os, signal, sys
+from segfit.engine.torchrun import joined
+from segfit.errors import SegFitError
+
+who, what = int(sys.argv[1]), sys.argv[2]
+try:
+    with joined("cpu") as world:
+        if who in (world.rank, 2) and what == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if who in (world.rank, 2):
+            raise {"input": SegFitError("a bad file"), "bug": ZeroDivisionError("a bug")}[what]
+        world.max(0)
+except Exception as error:
+    assert error.__cause__ is not error  # whoever follows the causes would never end
+    told = str(error).partition(" without a word")[0]
+    print(type(error).__name__, getattr(error, "exit_code", None), told, sep="|")
+    sys.exit(3)
+"""
+
+
+def run_two(script: str, *arguments: str) -> "list[tuple[int, str, str]]":
+    """Run a script in two processes as torchrun would start them; return exit code and outputs, by rank."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
+    environment = {**os.environ, **common, **agent, **place}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            cwd=ROOT,
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    return [(process.returncode, *told) for process, told in zip(processes, outputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict]:
+    results = run_two(TOGETHER)
+    assert [code for code, _, _ in results] == [0, 0], results
+    return [json.loads(told) for _, told, _ in results]
+
+
+def test_all_processes_get_the_same_of_all(found):
+    for one in found:
+        assert one["sum"] == [2.0, 10.0]
+        assert one["max"] == [1, 0, 5]
+        assert one["gather"] == [{"rank": 0}, {"rank": 1}]
+
+
+def test_what_one_process_keeps_in_memory_is_everybodys(found):
+    assert [one["shared"] for one in found] == [8, 8]
+
+
+def test_lines_reach_the_main_process_once(found):
+    assert found[0]["posted"] == [["a line", "Zeile zwei: ×"], []]
+
+
+def test_gradients_are_averaged_but_where_they_are_accumulated(found):
+    assert [one["weight"] for one in found] == [[[0.0, 0.0]]] * 2
+    # Batch norm in evaluation: (inputs - 1) of the main process's mean, which came with its weights.
+    assert [one["own"][0] for one in found] == [
+        pytest.approx([0.0, -1.0], abs=1e-4),
+        pytest.approx([1.0, -1.0], abs=1e-4),
+    ]
+    for one in found:  # twice the passes of each, averaged over the two
+        assert one["common"][0] == pytest.approx([1.0, -2.0], abs=1e-4)
+
+
+def test_buffers_are_averaged(found):
+    assert [one["mean"] for one in found] == [[2.0, 2.0]] * 2
+
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("who", "what", "first", "second"),
+    [
+        slow("0", "input", (3, "SegFitError|2|a bad file"), (2, "")),
+        slow("1", "input", (3, "PeerError|2|process 1 of 2 ended: a bad file"), (2, "")),
+        slow("2", "input", (3, "SegFitError|2|a bad file"), (2, "")),
+        (
+            "1",
+            "bug",
+            (3, "PeerError|1|process 1 of 2 ended: ZeroDivisionError: a bug"),
+            (3, "ZeroDivisionError|None|a bug"),
+        ),
+        slow("2", "bug", (3, "ZeroDivisionError|None|a bug"), (1, "")),
+        slow("1", "killed", (3, "PeerError|1|another process of this training is gone"), (-9, "")),
+    ],
+)
+def test_a_failure_ends_all_and_is_told_once(who, what, first, second):
+    results = run_two(FAILING, who, what)
+    assert [(code, told.strip()) for code, told, _ in results] == [first, second], results
+    assert "Traceback" not in "".join(errors for _, _, errors in results)
+
+
+def test_alone_nothing_is_shared():
+    tensor, model = torch.ones(2), nn.BatchNorm1d(2)
+    assert ALONE.is_main
+    assert ALONE.sum(tensor) is tensor
+    assert ALONE.max(3, 4) == (3, 4)
+    assert ALONE.gather("x") == ["x"]
+    assert ALONE.once_a_machine(lambda: 5) == 5
+    assert ALONE.posted() == []
+    assert ALONE.wrap(model, model) is model
+    before = model.state_dict()
+    ALONE.average_buffers(model)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())

@@ -1,0 +1,156 @@
+"""Parameter groups and learning-rate curves."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from segfit.engine.optim import make_optimizer, make_scheduler
+from segfit.errors import SegFitError
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, 2, 1)
+        self.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+
+    def head_parameters(self) -> set[str]:
+        return {"head.weight", "head.bias"}
+
+
+def optimizer(model: nn.Module | None = None, **options) -> torch.optim.Optimizer:
+    defaults = {
+        "name": "adamw",
+        "lr": 0.1,
+        "weight_decay": 0.01,
+        "momentum": 0.9,
+        "betas": None,
+        "head_lr_factor": 10.0,
+    }
+    return make_optimizer(model or Model(), **{**defaults, **options})
+
+
+def scheduler(of: torch.optim.Optimizer, **options):
+    defaults = {
+        "name": "none",
+        "updates_per_epoch": 10,
+        "epochs": 10,
+        "warmup": 0.0,
+        "warmup_factor": 0.01,
+        "min_factor": 0.0,
+        "poly_power": 0.9,
+        "step_epochs": 3.0,
+        "step_gamma": 0.1,
+    }
+    return make_scheduler(of, **{**defaults, **options})
+
+
+def curve(**options) -> list[float]:
+    """Return the learning rate of each of 100 updates."""
+    of = optimizer(nn.Linear(2, 2), head_lr_factor=1.0)
+    schedule = scheduler(of, **options)
+    rates = []
+    for update in range(100):
+        rates.append(of.param_groups[0]["lr"])
+        schedule.step_update(update + 1)
+    return rates
+
+
+def group_of(of: torch.optim.Optimizer, parameter: nn.Parameter) -> dict:
+    (group,) = [g for g in of.param_groups if any(p is parameter for p in g["params"])]
+    return group
+
+
+def test_biases_and_norms_have_no_decay_and_new_layers_learn_faster():
+    model = Model()
+    of = optimizer(model)
+    scheduler(of)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = group_of(of, parameter)
+        assert group["weight_decay"] == (0.01 if parameter.ndim > 1 else 0.0), name
+        assert group["lr"] == pytest.approx(1.0 if name.startswith("head") else 0.1), name
+
+
+def test_frozen_parameters_are_left_out():
+    model = Model()
+    held = [parameter for group in optimizer(model).param_groups for parameter in group["params"]]
+    assert len(held) == 6
+    assert all(parameter is not model.frozen for parameter in held)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "momentum"])
+def test_torchs_own_optimizers_are_fused(name):
+    of = optimizer(name=name)
+    assert all(group["fused"] for group in of.param_groups)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "nadamw", "adan", "lion", "adafactor"])
+def test_optimizers_by_name_lower_a_loss(name):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    inputs = torch.randn(16, 4)
+    of = optimizer(model, name=name, lr=0.02, weight_decay=0.0)
+    losses = []
+    for _ in range(30):
+        loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        of.step()
+        of.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_betas_reach_the_optimizer():
+    assert optimizer(betas=[0.8, 0.95]).param_groups[0]["betas"] == (0.8, 0.95)
+
+
+def test_an_unknown_optimizer_names_the_nearest():
+    with pytest.raises(SegFitError, match=r"optimizer\.name=lammb.*Did you mean 'lamb'\?"):
+        optimizer(name="lammb")
+
+
+def test_an_optimizer_that_cannot_be_made_here_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SegFitError, match=r"optimizer\.name=fusedadam does not work"):
+        optimizer(name="fusedadam")  # needs APEX
+
+
+def test_none_keeps_the_rate():
+    assert curve(name="none") == [pytest.approx(0.1)] * 100
+
+
+def test_cosine_falls_from_the_peak_to_the_floor():
+    rates = curve(name="cosine", min_factor=0.1)
+    expected = [0.01 + 0.09 * (1 + math.cos(math.pi * t / 100)) / 2 for t in range(100)]
+    assert rates == pytest.approx(expected)
+
+
+def test_poly_follows_its_power():
+    rates = curve(name="poly", poly_power=0.9)
+    assert rates == pytest.approx([0.1 * (1 - t / 100) ** 0.9 for t in range(100)])
+
+
+def test_step_drops_every_step_epochs():
+    rates = curve(name="step", step_epochs=3, step_gamma=0.5)
+    assert rates == pytest.approx([0.1 * 0.5 ** (t // 30) for t in range(100)])
+
+
+@pytest.mark.parametrize("name", ["none", "cosine", "poly", "step"])
+def test_warm_up_rises_linearly_and_then_the_curve_goes_on(name):
+    rates = curve(name=name, warmup=0.2, warmup_factor=0.1)
+    assert rates[:20] == pytest.approx([0.01 + 0.09 * t / 20 for t in range(20)])
+    assert rates[20:] == pytest.approx(curve(name=name)[20:])
+
+
+def test_new_layers_stay_ahead_all_along_the_curve():
+    of = optimizer()
+    schedule = scheduler(of, name="cosine", warmup=0.1)
+    for update in range(1, 100):
+        schedule.step_update(update)
+        rates = sorted({group["lr"] for group in of.param_groups})
+        assert rates[1] == pytest.approx(10 * rates[0])

@@ -1,0 +1,135 @@
+"""The sampler, on this machine and on a stand-in for NVIDIA's library."""
+
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from segfit.system import hardware
+from segfit.system.monitor import Monitor, Probe, Sample, summed_up
+from tests.unit.system.test_hardware import FakeNvml
+
+
+class Card(FakeNvml):
+    """A card of 8 GiB under load, in NVML's own units; it does not tell what `silent` names."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self, *silent: str) -> None:
+        super().__init__(8.0)
+        self.silent = silent
+
+    def _answer(self, name: str, value: object) -> object:
+        if name in self.silent:
+            raise RuntimeError("Not Supported")
+        assert self.open, "asked before nvmlInit or after nvmlShutdown"
+        return value
+
+    def lose(self, handle: int) -> None:
+        raise RuntimeError("GPU is lost")
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return "NVIDIA Stand-in"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=8 * hardware.GIB, used=6 * hardware.GIB)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> object:  # noqa: N802
+        return self._answer("utilisation", SimpleNamespace(gpu=87, memory=12))
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> object:  # noqa: N802
+        assert sensor == self.NVML_TEMPERATURE_GPU
+        return self._answer("temperature", 71)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> object:  # noqa: N802
+        return self._answer("power_w", 123456)
+
+
+@pytest.fixture
+def plug_in(monkeypatch):
+    def plug_in(card):
+        monkeypatch.setitem(sys.modules, "pynvml", card)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        return card
+
+    return plug_in
+
+
+def test_a_card_is_read_in_percent_gib_degrees_and_watts(plug_in):
+    card = plug_in(Card())
+    with Probe() as probe:
+        assert (probe.source, probe.name, probe.total_gib) == ("NVML", "NVIDIA Stand-in", 8.0)
+        sample = probe.read(2.5)
+    assert sample.cpu is not None
+    assert sample == Sample(2.5, 87.0, 6.0, 71.0, 123.456, sample.cpu)
+    assert not card.open
+
+
+@pytest.mark.parametrize("silent", ["utilisation", "temperature", "power_w"])
+def test_what_a_card_does_not_tell_is_none_and_the_rest_stays(plug_in, silent):
+    plug_in(Card(silent))
+    with Probe() as probe:
+        sample = probe.read(0.0)
+    told = {"utilisation": 87.0, "temperature": 71.0, "power_w": 123.456, silent: None}
+    assert {name: getattr(sample, name) for name in told} == told
+    assert silent not in summed_up([sample]).mean
+
+
+def test_a_hidden_card_is_not_watched(plug_in, monkeypatch):
+    plug_in(Card())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with Probe() as probe:
+        assert probe.source == "psutil"
+
+
+@pytest.mark.parametrize("library", [None, FakeNvml(8.0, broken=True), FakeNvml()])
+def test_without_nvml_the_processor_is_watched(plug_in, library):
+    plug_in(library)
+    with Probe() as probe:
+        sample = probe.read(0.0)
+        assert (probe.source, probe.name) == ("psutil", "CPU")
+        assert 0 < sample.memory_gib <= probe.total_gib
+    assert 0 <= sample.utilisation <= 100
+    assert (sample.power_w, sample.cpu) == (None, None)
+
+
+def test_a_card_that_is_lost_is_not_watched(plug_in, monkeypatch):
+    card = plug_in(Card())
+    monkeypatch.setattr(card, "nvmlDeviceGetName", card.lose)
+    with Probe() as probe:
+        assert (probe.source, probe.name) == ("psutil", "CPU")
+        assert probe.read(0.0).memory_gib > 0
+    assert not card.open
+
+
+def test_the_monitor_samples_beside_and_leaves_no_thread(plug_in):
+    card = plug_in(Card())
+    monitor = Monitor(interval=0.01)
+    with monitor:
+        assert "monitor" in {thread.name for thread in threading.enumerate()}
+        while len(monitor.samples) < 3:
+            time.sleep(0.005)
+        first = monitor.fresh()
+        assert len(first) >= 3
+        while not (second := monitor.fresh()):
+            time.sleep(0.005)
+    assert "monitor" not in {thread.name for thread in threading.enumerate()}
+    assert not card.open
+    seconds = [sample.seconds for sample in first + second]
+    assert seconds == sorted(set(seconds))
+    assert monitor.samples[: len(seconds)] == first + second
+    monitor.close()
+
+
+def test_a_monitor_that_never_started_can_be_closed():
+    Monitor().close()
+
+
+def test_samples_are_summed_up_by_reading():
+    samples = [Sample(1, 50, 2, None, 100, None), Sample(2, 100, 4, 60, None, None)]
+    means = summed_up(samples)
+    assert means.mean == {"utilisation": 75, "memory_gib": 3, "temperature": 60, "power_w": 100}
+    assert means.peak == {"utilisation": 100, "memory_gib": 4, "temperature": 60, "power_w": 100}
+    assert summed_up([]).mean == {}

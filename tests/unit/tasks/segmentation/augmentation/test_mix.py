@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torch import Tensor
+
+from segfit.errors import SegFitError
+from segfit.tasks.segmentation.augmentation.mix import Mix
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
+
+CLASSES = 4
+COUNT = 6
+
+
+def batch(count: int = COUNT) -> tuple[Tensor, Tensor]:
+    """Image i is all i; its mask is all i % CLASSES, but for a row of its own that is ignored."""
+    images = torch.arange(float(count)).view(-1, 1, 1, 1).expand(-1, 3, 12, 16).clone()
+    masks = (torch.arange(count) % CLASSES).view(-1, 1, 1).expand(-1, 12, 16).clone()
+    for index in range(count):
+        masks[index, index] = IGNORE_INDEX
+    return images, masks
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixup_blends_images_and_labels_alike(seed: int) -> None:
+    images, masks = batch()
+    mixed, targets = Mix(num_classes=CLASSES, mixup=1.0)(images, masks, seed=seed)
+    assert targets.shape == (COUNT, CLASSES, 12, 16)
+    valid = targets.sum(1) > 0
+    torch.testing.assert_close(targets.sum(1)[valid], torch.ones(int(valid.sum())))
+    for index in range(COUNT):
+        ignored = (~valid[index]).all(1).nonzero().flatten().tolist()
+        assert len(ignored) == 2  # its own row and its partner's
+        assert index in ignored
+        partner = next(row for row in ignored if row != index)
+        share = (mixed[index, 0, 0, 0] - partner) / (index - partner)
+        assert 0 <= share <= 1
+        expected = torch.zeros(CLASSES)
+        expected[index % CLASSES] += share
+        expected[partner % CLASSES] += 1 - share
+        torch.testing.assert_close(targets[index, :, -1, -1], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cutmix_pastes_image_and_labels_alike(seed: int) -> None:
+    images, masks = batch()
+    mixed, targets = Mix(num_classes=CLASSES, cutmix=1.0)(images, masks, seed=seed)
+    assert targets.shape == masks.shape
+    origin = mixed[:, 0].long()
+    own = torch.arange(COUNT).view(-1, 1, 1)
+    # Every pixel brings the label that it had in the image that it comes from.
+    rows, columns = torch.meshgrid(torch.arange(12), torch.arange(16), indexing="ij")
+    assert torch.equal(targets, masks[origin, rows, columns])
+    pasted = origin != own
+    assert (pasted == pasted[0]).all()  # one rectangle for all
+    inside = pasted[0].nonzero()
+    assert pasted[0].sum() == (inside.amax(0) - inside.amin(0) + 1).prod() > 0
+
+
+@pytest.mark.parametrize("options", [{"mixup": 1.0}, {"cutmix": 1.0}])
+def test_arguments_and_global_generators_are_left_alone(options: dict[str, float]) -> None:
+    images, masks = batch()
+    before, state = (images.clone(), masks.clone()), torch.get_rng_state()
+    mix = Mix(num_classes=CLASSES, **options)
+    first, again = mix(images, masks, seed=1), mix(images, masks, seed=1)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert torch.equal(images, before[0])
+    assert torch.equal(masks, before[1])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert any(not torch.equal(mix(images, masks, seed=s)[0], first[0]) for s in range(2, 6))
+
+
+def test_a_single_image_stays_as_it_is() -> None:
+    images, masks = batch(1)
+    mixed, targets = Mix(num_classes=CLASSES, mixup=0.5, cutmix=0.5)(images, masks, seed=0)
+    assert torch.equal(mixed, images)
+    assert torch.equal(targets, masks)
+
+
+def test_each_kind_strikes_as_often_as_asked() -> None:
+    images, masks = batch()
+    mix = Mix(num_classes=CLASSES, mixup=0.2, cutmix=0.5, cutmix_alpha=50.0)
+    results = [mix(images, masks, seed=seed) for seed in range(400)]
+    soft = sum(targets.ndim == 4 for _, targets in results) / 400
+    untouched = sum(torch.equal(mixed, images) for mixed, _ in results) / 400
+    assert soft == pytest.approx(0.2, abs=0.06)
+    assert untouched == pytest.approx(0.3, abs=0.06)
+
+
+def test_more_than_one_kind_a_batch_is_refused() -> None:
+    with pytest.raises(SegFitError, match="lower either"):
+        Mix(num_classes=CLASSES, mixup=0.6, cutmix=0.6)

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from segfit.errors import SegFitError
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from segfit.tasks.segmentation.data.masks import ValueMap, read_index_mask
+from tests.unit.data.files import noise, save
+
+INDICES = noise(5, 6, high=4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_grey_masks_are_read_by_value(tmp_path, suffix):
+    path = save(tmp_path / f"m.{suffix}", INDICES)
+    np.testing.assert_array_equal(read_index_mask(path), INDICES)
+
+
+def test_palette_masks_are_read_by_index(tmp_path):
+    image = Image.fromarray(INDICES, "P")
+    image.putpalette([200, 0, 0, 0, 0, 0, 9, 9, 9, 0, 50, 0])
+    image.save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_index_mask(tmp_path / "m.png"), INDICES)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_deep_masks_keep_their_values(tmp_path, dtype):
+    values = np.array([[0, 1, 300, 65535]]).astype(dtype)
+    path = save(tmp_path / "m.tif", values)
+    np.testing.assert_array_equal(read_index_mask(path), values)
+
+
+def test_one_bit_masks_are_0_and_1(tmp_path):
+    path = save(tmp_path / "m.png", (INDICES > 1).astype(np.uint8) * 255, "1")
+    np.testing.assert_array_equal(read_index_mask(path), INDICES > 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_equal_channels_are_a_mask(tmp_path, mode):
+    path = save(tmp_path / "m.png", INDICES, mode)
+    np.testing.assert_array_equal(read_index_mask(path), INDICES)
+
+
+def test_a_coloured_mask_is_refused(tmp_path):
+    path = save(tmp_path / "m.png", noise(5, 6, 3))
+    with pytest.raises(SegFitError, match=r"m\.png: a colour picture \(30 colours\)"):
+        read_index_mask(path)
+
+
+@pytest.mark.parametrize(
+    ("ignore_index", "label_map", "expected", "unknown"),
+    [
+        (255, None, [0, 1, 255, 255, 255], [2, 300]),
+        (None, None, [0, 1, 255, 255, 255], [2, 255, 300]),
+        (0, None, [255, 1, 255, 255, 255], [2, 255, 300]),
+        (300, None, [0, 1, 255, 255, 255], [2, 255]),
+        (255, {0: 0, 255: 1}, [0, 255, 255, 1, 255], [1, 2, 300]),
+        (255, {0: 1, 1: 255, 2: 0, 300: 0}, [1, 255, 0, 255, 0], []),
+        (7, {0: 0, 1: 1, 2: 7, 255: 7, 300: 1}, [0, 1, 255, 255, 1], []),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_values_become_classes_or_ignored_or_unknown(
+    ignore_index, label_map, expected, unknown, dtype
+):
+    values = np.array([[0, 1, 2, 255, 300]]).astype(dtype)
+    mask, strange = ValueMap(2, ignore_index, label_map).apply(values)
+    assert mask.dtype == np.uint8
+    assert mask[0].tolist() == expected
+    assert strange == unknown
+
+
+def test_values_that_no_16_bit_file_holds_are_unknown():
+    mask, unknown = ValueMap(2, 255, None).apply(np.array([[1, -1, 70000]], np.int32))
+    assert mask[0].tolist() == [1, IGNORE_INDEX, IGNORE_INDEX]
+    assert unknown == [-1, 70000]
+
+
+def test_a_label_map_to_nowhere_is_told_in_full():
+    with pytest.raises(SegFitError) as error:
+        ValueMap(2, 255, {0: 2, -4: 1, 1: 1})
+    assert len(error.value.problems) == 2
+    assert "0 → 2 is no class (0 to 1" in str(error.value)
+    assert "-4 is no mask value" in str(error.value)

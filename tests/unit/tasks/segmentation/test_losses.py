@@ -1,0 +1,365 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from segfit.errors import SegFitError
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
+
+NAMES = ("ce", "dice", "dice_ce", "focal", "tversky", "lovasz", "lovasz_ce")
+CLASSES = 4
+WEIGHTS = (0.5, 1.0, 2.0, 1.5)
+
+
+def make(name: str, **options: object) -> SegmentationLoss:
+    return segmentation_loss(name, num_classes=CLASSES, **options)  # type: ignore[arg-type]
+
+
+def value(loss: SegmentationLoss, logits: Tensor, targets: Tensor) -> Tensor:
+    return loss(logits, targets, loss.totals(targets))
+
+
+def batch(images: int = 6, side: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits and hard targets: some pixels ignored, one image wholly, one class in few images."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(images, CLASSES, side, side + 2, generator=generator)
+    targets = torch.randint(0, CLASSES - 1, (images, side, side + 2), generator=generator)
+    targets[0, :2] = CLASSES - 1
+    targets[torch.rand(targets.shape, generator=generator) < 0.2] = IGNORE_INDEX
+    targets[2] = IGNORE_INDEX
+    return logits, targets
+
+
+def one_hot(targets: Tensor) -> Tensor:
+    return (targets.unsqueeze(1) == torch.arange(CLASSES).view(1, -1, 1, 1)).float()
+
+
+def soft(targets: Tensor, seed: int = 1) -> Tensor:
+    """Random shares of classes, 0 where ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.rand(len(targets), CLASSES, *targets.shape[1:], generator=generator) ** 3
+    return shares / shares.sum(1, keepdim=True) * (targets != IGNORE_INDEX).unsqueeze(1)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_torchs(weights: tuple[float, ...] | None, smoothing: float) -> None:
+    logits, targets = batch()
+    torch_weights = None if weights is None else torch.tensor(weights)
+    expected = F.cross_entropy(
+        logits, targets, torch_weights, ignore_index=IGNORE_INDEX, label_smoothing=smoothing
+    )
+    loss = make("ce", class_weights=weights, label_smoothing=smoothing)
+    torch.testing.assert_close(value(loss, logits, targets), expected)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_add_up_to_the_big_batch(name: str, kind: str) -> None:
+    logits, hard = batch()
+    targets = hard if kind == "hard" else soft(hard)
+    loss = make(name, class_weights=WEIGHTS, label_smoothing=0.1, tversky_alpha=0.2)
+
+    whole = logits.clone().requires_grad_()
+    expected = value(loss, whole, targets)
+    expected.backward()
+
+    parts = logits.clone().requires_grad_()
+    splits = (slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 6))  # the third has nothing valid
+    totals = torch.stack([loss.totals(targets[split]) for split in splits]).sum(0)
+    accumulated = torch.zeros(())
+    for split in splits:
+        part = loss(parts[split], targets[split], totals)
+        part.backward()
+        accumulated += part.detach()
+
+    torch.testing.assert_close(accumulated, expected.detach())
+    torch.testing.assert_close(parts.grad, whole.grad)
+    assert whole.grad is not None
+    assert whole.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_hot_targets_equal_hard_ones(name: str) -> None:
+    logits, targets = batch()
+    loss = make(name, class_weights=WEIGHTS, label_smoothing=0.1)
+    gradients = []
+    for kind in (targets, one_hot(targets)):
+        leaf = logits.clone().requires_grad_()
+        result = value(loss, leaf, kind)
+        result.backward()
+        gradients.append((result.detach(), leaf.grad))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(loss.totals(targets), loss.totals(one_hot(targets)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ignored_pixels_get_no_gradient(name: str) -> None:
+    logits, targets = batch()
+    for kind in (targets, soft(targets)):
+        leaf = logits.clone().requires_grad_()
+        value(make(name, label_smoothing=0.1), leaf, kind).backward()
+        assert leaf.grad is not None
+        ignored = (targets == IGNORE_INDEX).unsqueeze(1).expand_as(leaf.grad)
+        assert not leaf.grad[ignored].any()
+
+
+@pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
+def test_perfect_prediction_costs_nothing(name: str) -> None:
+    _, targets = batch()
+    assert value(make(name), 60 * one_hot(targets), targets) < 1e-6
+    worst = one_hot(targets).roll(1, dims=1)
+    assert value(make(name), 60 * worst, targets) > 0.99
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_valid_is_zero_loss_and_zero_gradient(name: str) -> None:
+    targets = torch.full((2, 5, 5), IGNORE_INDEX)
+    for kind in (targets, one_hot(targets)):
+        logits = torch.randn(2, CLASSES, 5, 5).requires_grad_()
+        result = value(make(name, label_smoothing=0.1), logits, kind)
+        result.backward()
+        assert result.item() == 0
+        assert logits.grad is not None
+        assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("name", [*NAMES, "focal_half"])
+def test_gradients_are_those_of_the_function(name: str, kind: str) -> None:
+    logits, hard = batch(images=3, side=2)
+    targets = hard if kind == "hard" else soft(hard).double()
+    gamma = 0.5 if name == "focal_half" else 2.0
+    loss = make(
+        name.split("_half")[0], class_weights=WEIGHTS, label_smoothing=0.1, focal_gamma=gamma
+    ).double()
+    totals = loss.totals(targets)
+    assert torch.autograd.gradcheck(
+        lambda leaf: loss(leaf, targets, totals), logits.double().requires_grad_()
+    )
+
+
+def test_focal_without_focusing_is_cross_entropy() -> None:
+    logits, targets = batch()
+    for kind in (targets, soft(targets)):
+        focal = value(make("focal", focal_gamma=0.0, class_weights=WEIGHTS), logits, kind)
+        ce = value(make("ce", class_weights=WEIGHTS), logits, kind)
+        torch.testing.assert_close(focal, ce)
+
+
+def test_focal_discounts_what_is_already_right() -> None:
+    _, targets = batch()
+    sure = 4 * one_hot(targets)
+    ratio = value(make("focal"), sure, targets) / value(make("ce"), sure, targets)
+    miss = 1 - sure.softmax(1).max()
+    torch.testing.assert_close(ratio, miss**2)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.5), (0.3, 0.7)])
+def test_tversky_by_hand(alpha: float, beta: float) -> None:
+    logits, targets = batch()
+    probabilities = logits.softmax(1).numpy()
+    images = []
+    for p, t in zip(probabilities, targets.numpy(), strict=True):
+        valid = t != IGNORE_INDEX
+        classes = []
+        for c in np.unique(t[valid]):
+            tp = p[c][t == c].sum()
+            fp, fn = p[c][valid & (t != c)].sum(), (1 - p[c][t == c]).sum()
+            classes.append(1 - tp / (tp + alpha * fp + beta * fn))
+        if classes:
+            images.append(np.mean(classes))
+    result = value(make("tversky", tversky_alpha=alpha, tversky_beta=beta), logits, targets)
+    assert result.item() == pytest.approx(np.mean(images), abs=1e-6)
+    if alpha == beta:
+        torch.testing.assert_close(value(make("dice"), logits, targets), result)
+
+
+def test_lovasz_by_brute_force() -> None:
+    """The Lovász extension by its definition: Jaccard losses of the growing set of worst pixels."""
+    logits, targets = batch(images=3, side=4)
+    images = []
+    for p, t in zip(logits.softmax(1).double().numpy(), targets.numpy(), strict=True):
+        valid = t != IGNORE_INDEX
+        p, t = p[:, valid], t[valid]
+        classes = []
+        for c in np.unique(t):
+            truth = t == c
+            errors = np.where(truth, 1 - p[c], p[c])
+            worst_first = np.argsort(-errors)
+            extension = previous = 0.0
+            for k in range(len(t)):
+                wrong = np.isin(np.arange(len(t)), worst_first[: k + 1])
+                predicted = truth ^ wrong
+                jaccard = 1 - (truth & predicted).sum() / (truth | predicted).sum()
+                extension += errors[worst_first[k]] * (jaccard - previous)
+                previous = jaccard
+            classes.append(extension)
+        if classes:
+            images.append(np.mean(classes))
+    assert value(make("lovasz"), logits, targets).item() == pytest.approx(np.mean(images), abs=1e-6)
+
+
+def test_lovasz_of_soft_targets_is_zero_only_at_the_target() -> None:
+    _, hard = batch()
+    targets = soft(hard)
+    right = targets.clamp_min(1e-12).log()
+    assert value(make("lovasz"), right, targets) < 1e-5
+    assert value(make("lovasz"), right + torch.randn_like(right), targets) > 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_waits_for_the_device(name: str) -> None:
+    """The meta device has no data, so that whatever reads a value or a count from it fails."""
+    logits, hard = batch()
+    loss = make(name, class_weights=WEIGHTS, label_smoothing=0.1).to("meta")
+    for targets in (hard, soft(hard)):
+        leaf = logits.to("meta").requires_grad_()
+        value(loss, leaf, targets.to("meta")).backward()
+        assert leaf.grad is not None
+        assert leaf.grad.shape == logits.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_logits_of_a_large_image_do_not_overflow(name: str) -> None:
+    targets = torch.zeros(1, 512, 512, dtype=torch.int64)  # 262144 pixels; fp16 ends at 65504
+    targets[:, :256] = 1
+    logits = torch.randn(1, CLASSES, 512, 512, generator=torch.Generator().manual_seed(0))
+    loss = make(name)
+    expected = value(loss, logits.half().float(), targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = value(loss, logits.half(), targets)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected)
+
+
+EXTREME = 6e4  # close to the largest number of fp16
+
+
+def extreme(
+    dtype: torch.dtype, *, classes: int, side: int, batch: int = 4
+) -> tuple[Tensor, Tensor]:
+    """Logits as far apart as half precision has them, right and wrong; hard targets, some ignored."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, classes, (batch, side, side), generator=generator)
+    logits = torch.randint(-1, 2, (batch, classes, side, side), generator=generator) * EXTREME
+    logits[1] = torch.randn(
+        classes, side, side, generator=generator
+    )  # an image as they usually are
+    targets[torch.rand(targets.shape, generator=generator) < 0.1] = IGNORE_INDEX
+    return logits.to(dtype), targets
+
+
+def loss_and_gradient(
+    loss: SegmentationLoss, logits: Tensor, targets: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    logits = logits.clone().requires_grad_()
+    found = value(loss, logits, targets)
+    (found * scale).backward()
+    assert logits.grad is not None
+    return found.detach(), logits.grad.double() / scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_logits_of_512_pixels_are_as_exact_as_in_float64(
+    name: str, dtype: torch.dtype
+) -> None:
+    loss = make(name, class_weights=WEIGHTS)
+    logits, targets = extreme(dtype, classes=CLASSES, side=512)
+    # As training does: without the scaler's factor most of the gradient is too small for fp16.
+    found, gradient = loss_and_gradient(loss, logits, targets, scale=65536)
+    expected, exact = loss_and_gradient(loss, logits.double(), targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    assert gradient.isfinite().all()
+    rounding = torch.finfo(dtype).eps * exact.abs().max().item()
+    torch.testing.assert_close(gradient, exact, rtol=0.02, atol=rounding)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_logits_of_many_classes_and_of_shares(name: str) -> None:
+    loss = segmentation_loss(name, num_classes=150)
+    logits, hard = extreme(torch.float16, classes=150, side=32)
+    ones = (hard.unsqueeze(1) == torch.arange(150).view(1, -1, 1, 1)).float()
+    mixed = 0.3 * ones + 0.7 * ones.roll(1, 0)  # MixUp
+    mixed = mixed * (mixed.sum(1, keepdim=True) > 0.99)
+    for targets in (hard, mixed):
+        found, gradient = loss_and_gradient(loss, logits, targets)
+        expected, _ = loss_and_gradient(
+            loss, logits.double(), targets.double() if targets.ndim == 4 else targets
+        )
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("only", [0, IGNORE_INDEX], ids=["one class", "all ignored"])
+def test_extreme_logits_where_one_value_is_all_there_is(name: str, only: int) -> None:
+    logits, targets = extreme(torch.float16, classes=CLASSES, side=32)
+    found, gradient = loss_and_gradient(make(name), logits, torch.full_like(targets, only))
+    assert found.isfinite()
+    assert gradient.isfinite().all()
+    if only == IGNORE_INDEX:
+        assert found == 0
+        assert not gradient.any()
+
+
+class Precisions(TorchDispatchMode):
+    """Notes the type of every floating result but those of conversions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point() and "copy" not in str(func):
+            self.seen.add(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_lowers_nothing_of_a_loss(name: str, dtype: torch.dtype, kind: str) -> None:
+    logits, hard = batch()
+    logits, targets = logits.to(dtype), hard if kind == "hard" else soft(hard)
+    loss = make(name, class_weights=WEIGHTS, label_smoothing=0.1)
+    expected = value(loss, logits, targets)
+    with torch.autocast("cpu", dtype), Precisions() as precisions:
+        found = value(loss, logits, targets)
+    assert precisions.seen == {torch.float32}
+    assert torch.equal(found, expected)
+
+
+def test_combined_losses_mix_their_terms() -> None:
+    logits, targets = batch()
+    mixed = value(make("dice_ce", region_weight=0.2), logits, targets)
+    dice, ce = (value(make(name), logits, targets) for name in ("dice", "ce"))
+    torch.testing.assert_close(mixed, 0.2 * dice + 0.8 * ce)
+
+
+@pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
+def test_rare_classes_weigh_more_and_the_mean_pixel_weighs_one(power: float) -> None:
+    pixels = torch.tensor([900, 0, 90, 10])
+    weights = torch.tensor(balanced_weights(pixels, power))
+    assert weights[3] > weights[2] > weights[0]
+    assert weights[1] == 1
+    assert weights[3] / weights[0] == pytest.approx(90**power, rel=1e-6)
+    assert (weights * pixels).sum() / pixels.sum() == pytest.approx(1, rel=1e-6)
+
+
+def test_balanced_weights_without_pixels_or_power_are_one() -> None:
+    assert balanced_weights(torch.zeros(3, dtype=torch.int64)) == [1, 1, 1]
+    assert balanced_weights(torch.tensor([5, 0, 3]), 0.0) == [1, 1, 1]
+
+
+def test_wrong_options_are_told() -> None:
+    with pytest.raises(SegFitError, match="3 numbers for 4 classes"):
+        make("ce", class_weights=[1, 2, 3])
+    with pytest.raises(SegFitError, match="unknown"):
+        make("hinge")

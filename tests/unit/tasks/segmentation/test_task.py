@@ -1,0 +1,207 @@
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.data.collate import collate
+from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset
+from segfit.tasks.segmentation.losses import segmentation_loss
+from segfit.tasks.segmentation.metrics import scores_of
+from segfit.tasks.segmentation.task import SegmentationTask
+from tests.unit.data.files import noise, save
+
+CLASSES = Classes(("background", "a", "b"), background=0)
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def task_of(**options) -> SegmentationTask:
+    criterion = segmentation_loss("dice_ce", num_classes=3)
+    return SegmentationTask(CLASSES, criterion, MEAN, STD, **options)
+
+
+class Images:
+    """A source of differently sized images with ignored pixels."""
+
+    classes = CLASSES
+    sizes = ((40, 52), (33, 61), (64, 40), (50, 50), (35, 35))
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def id(self, index):
+        return f"image_{index}"
+
+    def files(self, index):
+        return []
+
+    def read(self, index):
+        mask = noise(*self.sizes[index], seed=index, high=3)
+        mask[:5] = IGNORE_INDEX
+        return noise(*self.sizes[index], 3, seed=index), mask
+
+
+def model(images: torch.Tensor) -> torch.Tensor:
+    """Answer in half the resolution, as a network might."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 3, 2, 2, generator=generator)
+    return torch.nn.functional.conv2d(images, weight, stride=2).repeat_interleave(2, -1).repeat_interleave(2, -2)  # fmt: skip
+
+
+def per_pixel(images: torch.Tensor) -> torch.Tensor:
+    return images - images.mean(1, keepdim=True)
+
+
+def evaluate(task, fit, batch_size, source=None, model=model):
+    dataset = EvalDataset(source or Images(), (32, 48), fit)
+    meter = task.meter()
+    for start in range(0, len(dataset), batch_size):
+        stop = min(start + batch_size, len(dataset))
+        meter.update(model, collate([dataset[index] for index in range(start, stop)]))
+    return meter.result()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_prepare_normalises_and_leaves_the_batch_alone(channels_last):
+    image = torch.from_numpy(noise(2, 3, 8, 6))
+    mask = torch.from_numpy(noise(2, 8, 6, high=3))
+    before = image.clone()
+    inputs, targets = task_of(channels_last=channels_last).prepare(
+        {"image": image, "mask": mask}, seed=0
+    )
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (MEAN, STD))
+    np.testing.assert_allclose(inputs, (image.numpy() / np.float32(255) - mean) / std, rtol=1e-5)
+    assert targets.dtype == torch.int64
+    assert torch.equal(targets, mask.long())
+    assert torch.equal(image, before)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert inputs.is_contiguous(memory_format=layout)
+
+
+def test_prepare_augments_in_0_to_1_then_mixes_with_another_seed():
+    seen = []
+
+    def step(images, masks, *, seed):
+        seen.append((float(images.max()), seed))
+        return images, masks
+
+    image = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    batch = {"image": image, "mask": torch.zeros(1, 4, 4, dtype=torch.uint8)}
+    task_of(augment=step, mix=step).prepare(batch, seed=7)
+    assert seen == [(1.0, 7), (1.0, 8)]
+
+
+def test_normalising_in_inference_mode_first_does_not_harm_training():
+    task = replace(
+        task_of(), mean=(0.123, 0.456, 0.789)
+    )  # numbers that no other test has asked for
+    with torch.inference_mode():
+        task.normalise(torch.rand(1, 3, 4, 4))
+    images = torch.rand(1, 3, 4, 4, requires_grad=True)
+    task.normalise(images).sum().backward()
+    assert images.grad is not None
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_scores_do_not_depend_on_the_batch_size(fit):
+    results = [evaluate(task_of(), fit, size) for size in (1, 2, 5)]
+    for other in results[1:]:
+        assert np.array_equal(other.confusion, results[0].confusion)
+        assert other.scores == pytest.approx(results[0].scores, abs=1e-6)
+
+
+def test_images_of_other_sizes_in_the_batch_change_nothing():
+    # "crop" leaves images at their sizes, so that collate has to pad them; this model sees no neighbours.
+    one, all_at_once = (evaluate(task_of(), "crop", size, model=per_pixel) for size in (1, 5))
+    assert np.array_equal(one.confusion, all_at_once.confusion)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_predictions_have_the_size_of_the_mask_and_give_the_scores(fit):
+    source, confusion = Images(), np.zeros((3, 3), np.int64)
+
+    def take(index, prediction, mask):
+        truth = source.read(index)[1]
+        assert prediction.shape == truth.shape
+        assert np.array_equal(mask.numpy(), truth)
+        valid = truth != IGNORE_INDEX
+        np.add.at(confusion, (truth[valid], prediction.numpy()[valid]), 1)
+
+    result = evaluate(task_of(on_prediction=take), fit, 2)
+    assert np.array_equal(result.confusion, confusion)
+    expected = scores_of(confusion, CLASSES).scores
+    assert {name: result.scores[name] for name in expected} == pytest.approx(expected)
+
+
+def test_loss_is_the_mean_over_images_of_their_own_loss():
+    source = Images()
+    single = []
+    for index in range(len(source)):
+        dataset = EvalDataset(source, (32, 48), "pad")
+        meter = task_of().meter()
+        meter.update(model, collate([dataset[index]]))
+        single.append(meter.result().scores["loss"])
+    assert evaluate(task_of(), "pad", 5).scores["loss"] == pytest.approx(np.mean(single), abs=1e-6)
+
+
+def test_an_image_without_a_valid_pixel_leaves_the_loss_finite():
+    class Ignored(Images):
+        def read(self, index):
+            image, mask = super().read(index)
+            return image, np.full_like(mask, IGNORE_INDEX) if index == 1 else mask
+
+    assert np.isfinite(evaluate(task_of(), "stretch", 2, Ignored()).scores["loss"])
+
+
+def test_panels_show_the_picture_without_its_padding():
+    result = evaluate(task_of(panels={3: "three", 0: "zero"}), "pad", 2)
+    assert [panel.name for panel in result.panels] == ["zero", "three"]
+    for panel, inner in zip(result.panels, [(32, 42), (32, 32)], strict=True):
+        assert panel.image.shape == (*inner, 3)
+        assert panel.mask.shape == panel.prediction.shape == inner
+
+
+def test_images_without_masks_are_predicted_and_score_nothing(tmp_path):
+    for index, size in enumerate(Images.sizes):
+        save(tmp_path / f"{index}.png", noise(*size, 3, seed=index))
+    dataset = PredictDataset(tmp_path, (32, 48), "pad")
+    predicted, scored = {}, {}
+    meter = task_of(on_prediction=lambda i, p, m: predicted.update({i: (p, m)})).meter()
+    meter.update(model, collate([dataset[index] for index in range(len(dataset))]))
+    evaluate(task_of(on_prediction=lambda i, p, m: scored.update({i: p})), "pad", 5)
+    assert all(mask is None for _, mask in predicted.values())
+    assert all(torch.equal(predicted[index][0], scored[index]) for index in range(len(Images())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(np.isnan(value) for value in meter.result().scores.values())
+
+
+def test_a_batch_that_fails_half_way_is_not_counted_at_all():
+    dataset = EvalDataset(Images(), (32, 48), "stretch")
+    batch = collate([dataset[index] for index in range(5)])
+    expected = evaluate(task_of(), "stretch", 5)
+    calls = []
+
+    def fail_once(index, prediction, mask):
+        calls.append(index)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    meter = task_of(on_prediction=fail_once).meter()
+    with pytest.raises(torch.OutOfMemoryError):
+        meter.update(model, batch)
+    meter.update(model, batch)
+    assert meter.result().scores == expected.scores
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "expected"), [(8, 4, [4, 4]), (5, 4, [3, 2]), (7, 3, [3, 2, 2]), (3, 8, [3])]
+)
+def test_pieces_are_as_equal_as_can_be(images, size, expected):
+    inputs = torch.arange(images)
+    pieces = task_of().split(inputs, inputs + 10, size)
+    assert [len(part) for part, _ in pieces] == expected
+    assert torch.equal(torch.cat([part for part, _ in pieces]), inputs)
+    assert all(torch.equal(part + 10, targets) for part, targets in pieces)

@@ -1,0 +1,195 @@
+"""A range test leaves nothing behind; its suggestion is where the loss falls fastest."""
+
+import copy
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from segfit.assembly.training import Training, make_training
+from segfit.engine.step import make_update
+from segfit.errors import SegFitError
+from segfit.tuning.lr_range import Sweep, range_test, restored, running_mean, updates_within
+from segfit.tuning.measure import windows
+from tests.integration.training import compose_run
+
+SWEEP: dict[str, Any] = {
+    "first": 1e-6,
+    "last": 10.0,
+    "updates": 12,
+    "smoothing": 0.9,
+    "divergence": 4.0,
+}
+
+
+def build(tmp_path, *overrides: str) -> Training:
+    config = compose_run(
+        "scheduler=cosine", "scheduler.warmup=0.2", "ema_decay=0.9", "accumulate=2", "batch_size=2",
+        "image_size=32", "augmentation=kornia_gpu", "augmentation.cutmix=0.5", "optimizer.head_lr_factor=3",
+        *overrides,
+    )  # fmt: skip
+    training = make_training(config, tmp_path, lambda _: None)
+    state = training.fit.state
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    state.model.register_buffer("scratch", torch.ones(2), persistent=False)
+    return training
+
+
+def advance(training: Training, updates: int) -> list[float]:
+    """Train, drawing from every generator and moving the sampler; return the losses."""
+    fit, losses = training.fit, []
+    for number, window in zip(range(updates), windows(fit), strict=False):
+        loss, _ = make_update(fit.state, fit.task, window, [number, number], 1.0)
+        fit.state.model.get_buffer("scratch").add_(1)
+        losses.append(float(loss) + random.random() + np.random.rand() + float(torch.rand(())))
+    fit.state.progress.image += 2 * updates
+    return losses
+
+
+def everything(training: Training) -> dict[str, Any]:
+    state, sampler = training.fit.state, training.fit.train.sampler
+    return copy.deepcopy(
+        {
+            "state": state.state_dict(),  # model, average, optimizer, scaler, progress, generators
+            "buffers": dict(state.model.named_buffers()),
+            "averaged buffers": dict(state.ema.module.named_buffers()),
+            "gradients": [parameter.grad for parameter in state.model.parameters()],
+            "modes": [module.training for module in state.model.modules()],
+            "averaged modes": [module.training for module in state.ema.module.modules()],
+            "sampler": vars(sampler),
+            "scheduler": {k: v for k, v in vars(state.scheduler).items() if k != "optimizer"},
+        }
+    )
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Say whether nested values are equal, tensors bit for bit."""
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and a == b
+
+
+@pytest.mark.parametrize("updates_before", [0, 3])
+def test_everything_is_as_it_was_bit_for_bit(tmp_path, updates_before):
+    training = build(tmp_path)
+    advance(training, updates_before)
+    training.fit.state.model.eval()
+    before, scheduler = everything(training), training.fit.state.scheduler
+    assert bool(before["state"]["optimizer"]["state"]) == (updates_before > 0)
+
+    with restored(training):
+        sweep = range_test(training, **SWEEP)
+        advance(training, 2)
+        training.fit.train.epoch(7, 3)
+        during = everything(training)
+    assert len(sweep.rates) > 5
+    for part in ("state", "buffers", "averaged buffers", "modes", "sampler", "scheduler"):
+        assert not equal(during[part], before[part]), part
+    for part in ("model", "ema", "optimizer", "scaler", "progress", "random"):
+        assert not equal(during["state"][part], before["state"][part]), part
+
+    after = everything(training)
+    for part in before:
+        assert equal(after[part], before[part]), part
+    assert training.fit.state.scheduler is scheduler
+
+
+def test_training_goes_on_as_if_nothing_had_happened(tmp_path):
+    losses = []
+    for disturbed in (False, True):
+        training = build(tmp_path)
+        advance(training, 2)
+        if disturbed:
+            with restored(training):
+                range_test(training, **SWEEP)
+            assert updates_within(training, 0.001) == 20
+        losses.append(advance(training, 3))
+    assert losses[0] == losses[1]
+
+
+def test_an_interrupted_sweep_is_undone_too(tmp_path):
+    training = build(tmp_path)
+    before = everything(training)
+
+    def interrupt(done: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), restored(training):
+        range_test(training, **SWEEP, progress=interrupt)
+    assert equal(everything(training), before)
+
+
+def test_rates_rise_by_a_factor_and_keep_the_groups_ratio(tmp_path, monkeypatch):
+    training = build(tmp_path)
+    groups = training.fit.state.optimizer.param_groups
+    groups[0]["lr_scale"], seen = 3.0, []
+
+    def progress(_: int) -> None:
+        seen.append([group["lr"] for group in groups])
+
+    sweep = range_test(
+        training, **{**SWEEP, "divergence": 1e9, "updates": 8, "last": 1e-3}, progress=progress
+    )
+    assert sweep.rates == pytest.approx([1e-6 * 10 ** (3 * step / 7) for step in range(8)])
+    assert not sweep.diverged
+    assert sweep.images == 4  # 2 × 2
+    # What the groups have after an update is for the next one.
+    assert [rates[0] for rates in seen[:-1]] == pytest.approx(
+        [3 * rate for rate in sweep.rates[1:]]
+    )
+    assert [rates[1] for rates in seen[:-1]] == pytest.approx(sweep.rates[1:])
+
+
+def test_the_mean_is_corrected_for_its_start(tmp_path):
+    sweep = range_test(build(tmp_path), **{**SWEEP, "updates": 6, "last": 1e-5})
+    assert sweep.smoothed[0] == pytest.approx(sweep.losses[0])
+    weights = np.array([0.9**age for age in range(5, -1, -1)])
+    assert sweep.smoothed[5] == pytest.approx(float(weights @ sweep.losses / weights.sum()))
+
+
+def test_divergence_ends_the_sweep(tmp_path):
+    training = build(tmp_path, "optimizer=sgd", "clip_grad_norm=null", "augmentation=none")
+    training.fit.state.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    sweep = range_test(training, **{**SWEEP, "first": 1e-3, "last": 1e9, "updates": 40})
+    assert sweep.diverged
+    assert 5 <= len(sweep.rates) < 40
+    assert max(sweep.smoothed) <= 4 * min(sweep.smoothed) or math.isfinite(max(sweep.smoothed))
+    with pytest.raises(SegFitError, match=r"benchmark\.first=1e\+10: the loss diverges"):
+        range_test(training, **{**SWEEP, "first": 1e10, "last": 1e20, "updates": 10})
+
+
+def curve(falls_at: float, noise: float, drop: float = 1.0) -> Sweep:
+    """Return a sweep whose loss falls by `drop` around a rate and explodes past 0.1."""
+    rates = np.geomspace(1e-6, 1, 100)
+    losses = 2 - drop / (1 + falls_at / rates) + 50 * np.maximum(0, np.log10(rates / 0.1))
+    losses += noise * np.random.default_rng(0).standard_normal(100)
+    return Sweep(rates.tolist(), losses.tolist(), running_mean(losses, 0.9).tolist())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("rate", [1e-4, 3e-3])
+def test_the_steepest_fall_is_found_in_noise(rate, noise):
+    sweep = curve(rate, noise)
+    steepest = sweep.steepest()
+    assert steepest is not None
+    assert rate / 3 < sweep.rates[steepest] < rate * 3
+
+
+def test_noise_alone_is_no_fall():
+    assert curve(1e-3, 0.3, drop=0.05).steepest() is None
+    numbers = np.random.default_rng(1).standard_normal(100)
+    flat = Sweep(
+        np.geomspace(1e-6, 1, 100).tolist(), numbers.tolist(), running_mean(numbers, 0.9).tolist()
+    )
+    assert flat.steepest() is None
+    rising = Sweep([1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert rising.steepest() is None
