@@ -62,7 +62,7 @@ def benchmark(
 def outcome(rate: float, compiled: str = "no") -> Outcome:
     """Return what a trial in a child process tells of a training at `rate` images a second."""
     speed = {
-        "images_per_second": rate,
+        "samples_per_second": rate,
         "ms_median": 1e3 / rate,
         "ms_p5": 900 / rate,
         "ms_p95": 1100 / rate,

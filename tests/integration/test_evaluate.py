@@ -212,7 +212,7 @@ def test_where_memory_runs_out_smaller_batches_give_the_same(place, tmp_path, mo
 
     monkeypatch.setattr(torch.nn.Module, "__call__", at_most_two)
     found = evaluate(place, batch_size=5, out=str(tmp_path / "pieces"))
-    assert "out of memory in validation with 5 images at once" in capsys.readouterr().out
+    assert "out of memory in validation with 5 samples at once" in capsys.readouterr().out
     assert found.result.scores == pytest.approx(expected.result.scores, abs=1e-6)
     assert found.facts["batch_size"] == 2
     assert expected.facts["batch_size"] == 5

@@ -121,7 +121,7 @@ def test_a_single_image_that_does_not_fit_ends_with_the_next_lever(tmp_path, mon
         return forward(self, images)
 
     monkeypatch.setattr(CNN, "forward", failing)
-    with pytest.raises(Exception, match=r"micro-batch of a single image\. Lower image_size"):
+    with pytest.raises(Exception, match=r"micro-batch of a single sample\. Lower image_size"):
         train(tmp_path, *EXACT)
 
 

@@ -79,7 +79,7 @@ def ok(batch: int, *, device: str = "cpu", speed: float = 10.0) -> Outcome:
         "device": device,
         "peak_bytes": (1 + batch) * GIB,
         "limit_bytes": 100 * GIB,
-        "images_per_second": speed,
+        "samples_per_second": speed,
     }
     return Outcome(ok=True, values=values, seconds=1.5)
 

@@ -210,7 +210,7 @@ def test_a_search_decides_where_the_forecast_does_not(
             "device": "cpu",
             "peak_bytes": config.batch_size,
             "limit_bytes": 2,
-            "images_per_second": 1.0,
+            "samples_per_second": 1.0,
         }
         return Outcome(ok=True, values=values)
 

@@ -215,9 +215,9 @@ def images_of(monkeypatch) -> list[list[int]]:
             ("batch_size=2", "accumulate=2"),
             "other micro-batches (batch_size was 4, is 2) of the same",
         ),
-        (("batch_size=2",), "another effective batch (batch_size was 4, is 2; images_per_update"),
-        (("batch_size=8",), "another effective batch (batch_size was 4, is 8; images_per_update"),
-        (("accumulate=2",), "another effective batch (images_per_update was 4, is 8)"),
+        (("batch_size=2",), "another effective batch (batch_size was 4, is 2; samples_per_update"),
+        (("batch_size=8",), "another effective batch (batch_size was 4, is 8; samples_per_update"),
+        (("accumulate=2",), "another effective batch (samples_per_update was 4, is 8)"),
     ],
 )
 def test_with_another_batch_size_every_image_of_the_epoch_is_seen_once(

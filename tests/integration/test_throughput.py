@@ -39,8 +39,8 @@ def test_what_is_measured_is_written_down(tmp_path: Path) -> None:
     costs = results["values"]["gflops_per_image"]
     assert 2.5 < costs["training"] / costs["inference"] < 3.5
     for row, speed in zip(rows, results["values"]["speeds"], strict=True):
-        assert speed["images_per_second"] == row["img/s"]
-        gflops = costs[speed["pass"]] * speed["images_per_second"]
+        assert speed["samples_per_second"] == row["img/s"]
+        gflops = costs[speed["pass"]] * speed["samples_per_second"]
         assert row["TFLOP/s"] == pytest.approx(gflops / 1e3)
         assert row["peak %"] == pytest.approx(
             100 * row["TFLOP/s"] / results["values"]["peak"]["teraflops"]

@@ -164,7 +164,7 @@ def test_a_run_of_one_process_goes_on_in_two(tmp_path):
     """With a single held-out image, of which one process has none."""
     run = tmp_path / "run"
     train(run, *SMALL, "accumulate=1", "data.val_size=1", "max_steps=2")
-    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["image"] == 8
+    assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["sample"] == 8
     code, output = torchrun(tmp_path, f"resume={run}", "max_steps=null")
     assert code == 0, output
     assert "going on with another effective batch" in output

@@ -19,7 +19,7 @@ def about(config: DictConfig, state: TrainingState) -> dict[str, Any]:
     """Return what a checkpoint says of the training that made it, as plain values."""
     return {
         "config": flat(plain(config)),
-        "images_per_update": config.batch_size * config.accumulate * state.world.size,
+        "samples_per_update": config.batch_size * config.accumulate * state.world.size,
         "batch_size": config.batch_size,
         "world_size": state.world.size,
         "device": device_name(state.device),
@@ -70,10 +70,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changed = [key for key in keys if before.get(key) != now[key]]
     sizes = "; ".join(
         f"{key} was {before.get(key)}, is {now[key]}"
-        for key in (*changed, "images_per_update")
+        for key in (*changed, "samples_per_update")
         if before.get(key) != now[key]
     )
-    if before.get("images_per_update") != now["images_per_update"]:
+    if before.get("samples_per_update") != now["samples_per_update"]:
         lines.append(
             f"going on with another effective batch ({sizes}): no image of the epoch is missed or seen twice and the "
             f"learning rate goes on from the same share of the training, but the curve is another one."

@@ -42,12 +42,12 @@ class TrainBatches:
             self.sampler.step
         )
 
-    def epoch(self, epoch: int, start_image: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch on the device, from its `start_image`th image on."""
-        left = self.batches_left(start_image)
+    def epoch(self, epoch: int, start_sample: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch on the device, from its `start_sample`th image on."""
+        left = self.batches_left(start_sample)
         if left <= 0:
             return iter(())
-        self.sampler.set_epoch(epoch, start_image=start_image)
+        self.sampler.set_epoch(epoch, start_sample=start_sample)
         return islice(iter(self.batches), left)
 
     def names(self, batch: Batch) -> list[str]:

@@ -69,29 +69,29 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.shuffle = shuffle
         self.rank = rank
         self.epoch = 0
-        self.start_image = 0
+        self.start_sample = 0
 
-    def set_epoch(self, epoch: int, *, start_image: int = 0) -> None:
+    def set_epoch(self, epoch: int, *, start_sample: int = 0) -> None:
         """Choose the epoch that the next `__iter__` gives, and where in it.
 
         Args:
             epoch: 0-based.
-            start_image: images, of all processes, that are left out, in the epoch's order. It counts images rather
+            start_sample: images, of all processes, that are left out, in the epoch's order. It counts images rather
                 than batches, so that a run can go on with batches of another size.
         """
         self.epoch = epoch
-        self.start_image = start_image
+        self.start_sample = start_sample
 
     def __len__(self) -> int:
         """Return the batches that the next `__iter__` gives."""
-        return max(self.length - self.start_image, 0) // self.step
+        return max(self.length - self.start_sample, 0) // self.step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.length)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         # Copied: the loader draws batches ahead, while the next epoch may already be set.
-        epoch, first = self.epoch, self.start_image + self.rank * self.size
+        epoch, first = self.epoch, self.start_sample + self.rank * self.size
         for batch in range(len(self)):
             start = first + batch * self.step
             indices = order[start : start + self.size].tolist()

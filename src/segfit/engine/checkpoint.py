@@ -12,7 +12,7 @@ import torch
 
 from segfit.errors import SegFitError
 
-FORMAT = 2
+FORMAT = 3
 
 
 class DamagedCheckpointError(SegFitError):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segfit.engine.events import EvalResult
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import Precision
-from segfit.engine.task import Batch, Forward, Meter, Task
+from segfit.engine.task import Batch, Forward, Meter, Task, count_samples, device_of
 from segfit.errors import SegFitError
 
 
@@ -56,7 +56,7 @@ def evaluate(
                 smaller = _count(meter, forward, batch, largest)
                 if smaller != largest:
                     told = (
-                        f"out of memory in validation with {len(batch['image'])} images at once: going on with "
+                        f"out of memory in validation with {count_samples(batch)} samples at once: going on with "
                         f"{smaller}. The scores stay the same."
                     )
                     largest = smaller
@@ -83,19 +83,19 @@ def _count(meter: Meter, forward: Forward, batch: Batch, largest: int) -> int:
                 raise
             said = str(error).partition("\n")[0]
         # Outside of the `except`, where the traceback no longer holds the pass's tensors.
-        largest = len(piece["image"]) // 2
+        largest = count_samples(piece) // 2
         if largest == 0:
             raise SegFitError(
-                "out of memory in validation with a single image. Lower image_size, choose a smaller model, or take "
+                "out of memory in validation with a single sample. Lower image_size, choose a smaller model, or take "
                 f"device=cpu. The error was: {said}"
             )
-        release_memory(piece["image"].device)
+        release_memory(device_of(piece))
         waiting = [small for one in (piece, *waiting) for small in _pieces(one, largest)]
     return largest
 
 
 def _pieces(batch: Batch, largest: int) -> list[Batch]:
-    count = len(batch["image"])
+    count = count_samples(batch)
     if not 0 < largest < count:
         return [batch]
     starts = range(0, count, largest)

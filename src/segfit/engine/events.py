@@ -45,7 +45,7 @@ class StepLog:
         grad_norm: mean norm of the gradient before clipping.
         loss_scale: GradScaler's scale; 1.0 where there is none.
         skipped: updates that GradScaler skipped, since a gradient overflowed in fp16.
-        images_per_second: training images by wall-clock.
+        samples_per_second: training samples by wall-clock.
         data_wait: share (0-1) of the wall-clock time that the loop waited for data.
         memory_gib: peak memory: CUDA allocator's, or the process's resident set on the CPU.
     """
@@ -56,7 +56,7 @@ class StepLog:
     lr: float
     grad_norm: float
     loss_scale: float
-    images_per_second: float
+    samples_per_second: float
     data_wait: float
     memory_gib: float
     skipped: int = 0
@@ -106,7 +106,7 @@ class EpochLog:
     update: int
     loss: float
     lr: float
-    images_per_second: float
+    samples_per_second: float
     data_wait: float
     memory_gib: float
     seconds: float

@@ -16,7 +16,7 @@ from segfit.engine.recovery import Recovery
 from segfit.engine.saving import Saver
 from segfit.engine.signals import StopSignal
 from segfit.engine.state import TrainingState
-from segfit.engine.task import Batch, Task, TrainingData
+from segfit.engine.task import Batch, Task, TrainingData, count_samples
 from segfit.engine.updating import Updater
 from segfit.errors import SegFitError
 from segfit.system.phases import phase
@@ -99,7 +99,7 @@ class Fit:
             facts: what really runs, for the listeners.
 
         Raises:
-            SegFitError: if nothing is left to train, too many updates were not finite, a single image does not fit,
+            SegFitError: if nothing is left to train, too many updates were not finite, a single sample does not fit,
                 or the last state could not be saved.
         """
         self._refuse_if_over()
@@ -155,7 +155,7 @@ class Fit:
     def _tell_start(self, facts: Mapping[str, str]) -> None:
         state, progress, accumulate = self.state, self.state.progress, self.options.accumulate
         an_epoch = math.ceil(self.train.batches_per_epoch() / accumulate)
-        left = math.ceil(max(self.train.batches_left(progress.image), 0) / accumulate)
+        left = math.ceil(max(self.train.batches_left(progress.sample), 0) / accumulate)
         # If batches had always been of this size.
         made = an_epoch - left + progress.epoch * an_epoch
         state.schedule_offset = made - progress.update
@@ -201,15 +201,15 @@ class Fit:
         with phase("logging"):
             self.teller.tell_epoch(seconds, self.result, is_best)
 
-        if self.train.batches_left(progress.image) <= 0:
-            progress.epoch, progress.image = progress.epoch + 1, 0
+        if self.train.batches_left(progress.sample) <= 0:
+            progress.epoch, progress.sample = progress.epoch + 1, 0
             progress.loss_sum, progress.loss_count = 0.0, 0
         self._save()
 
     def _train_epoch(self) -> None:
         progress, options, world = self.state.progress, self.options, self.state.world
         window = self.teller.open()
-        batches = iter(self.train.epoch(progress.epoch, progress.image))
+        batches = iter(self.train.epoch(progress.epoch, progress.sample))
         while not self._out_of_steps():
             waiting = time.perf_counter()
             with phase("data"), self._saving_before_it_ends(window):
@@ -218,13 +218,13 @@ class Fit:
                 break
             waited = time.perf_counter() - waiting
 
-            images = sum(len(batch["image"]) for batch in micro_batches) * world.size
+            samples = sum(count_samples(batch) for batch in micro_batches) * world.size
             update = self.updater.update(micro_batches)
             if update is not None:
                 scaled = self.state.scaler.is_enabled()
-                window.add(*update, images, waited, scaled=scaled)
+                window.add(*update, samples, waited, scaled=scaled)
 
-            progress.image += images
+            progress.sample += samples
             window = self._log(window)
             self._stop_or_save(window)
         with phase("logging"):

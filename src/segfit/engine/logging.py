@@ -22,19 +22,19 @@ class Window:
     norm: Tensor
     updates: int
     skipped: Tensor
-    images: int = 0
+    samples: int = 0
     waited: float = 0.0
     start: float = field(default_factory=time.perf_counter)
 
     def add(
-        self, loss: Tensor, norm: Tensor, images: int, waited: float, *, scaled: bool = False
+        self, loss: Tensor, norm: Tensor, samples: int, waited: float, *, scaled: bool = False
     ) -> None:
         """Count an update.
 
         Args:
             loss: this process's share of it, () on the device.
             norm: of the gradient, () on the device.
-            images: of all processes.
+            samples: of all processes.
             waited: seconds that the loop waited for them.
             scaled: an overflown gradient is the scaler's business, which skipped the update.
         """
@@ -44,7 +44,7 @@ class Window:
         self.loss += loss
         self.norm += norm
         self.updates += 1
-        self.images += images
+        self.samples += samples
         self.waited += waited
 
 
@@ -56,15 +56,15 @@ class Teller:
 
     Attributes:
         listener: who is told.
-        total_images: images trained on in this session.
+        total_samples: samples trained on in this session.
         total_seconds: seconds that they took, without validation.
     """
 
     def __init__(self, state: TrainingState) -> None:
         self.state = state
         self.listener: Listener = Listeners()
-        self.total_images, self.total_seconds = 0, 0.0
-        self._images, self._waited = 0, 0.0  # of the epoch
+        self.total_samples, self.total_seconds = 0, 0.0
+        self._samples, self._waited = 0, 0.0  # of the epoch
         # Updates that were told of: what is made again after a roll-back is not told again.
         self._told, self._told_epoch = -1, -1
 
@@ -91,8 +91,8 @@ class Teller:
         )
 
     def begin_epoch(self) -> None:
-        """Count images and waiting from here on; an epoch that a roll-back cut short counts from its new start."""
-        self._images, self._waited = 0, 0.0
+        """Count samples and waiting from here on; an epoch that a roll-back cut short counts from its new start."""
+        self._samples, self._waited = 0, 0.0
 
     def notice(self, message: str) -> None:
         """Tell what the person should know."""
@@ -151,11 +151,11 @@ class Teller:
             grad_norm=progress.window_norm / window.updates,
             loss_scale=scale,
             skipped=skipped,
-            images_per_second=window.images / seconds,
+            samples_per_second=window.samples / seconds,
             data_wait=window.waited / seconds,
             memory_gib=peak_memory_gib(self.state.device),
         )
-        self._images += window.images
+        self._samples += window.samples
         self._waited += window.waited
         progress.loss_sum += progress.window_loss
         progress.loss_count += window.updates
@@ -173,14 +173,14 @@ class Teller:
             update=progress.update,
             loss=progress.loss_sum / max(progress.loss_count, 1),
             lr=self._lr(),
-            images_per_second=self._images / training_seconds,
+            samples_per_second=self._samples / training_seconds,
             data_wait=self._waited / training_seconds,
             memory_gib=peak_memory_gib(self.state.device),
             seconds=training_seconds + (result.seconds if result else 0.0),
             result=result,
             is_best=is_best,
         )
-        self.total_images += self._images
+        self.total_samples += self._samples
         self.total_seconds += training_seconds
         if progress.update > self._told_epoch:
             self._told_epoch = progress.update

@@ -76,7 +76,7 @@ class Recovery:
     def is_left_out(self) -> bool:
         """Say whether the update at the present position was found not to be finite before."""
         progress = self.state.progress
-        return [progress.epoch, progress.image] in progress.left_out
+        return [progress.epoch, progress.sample] in progress.left_out
 
     def leave_out(self, window: Sequence[Batch], names: Sequence[Sequence[str]], found: str) -> str:
         """Save the batch of an update that is not finite and remember to leave it out; return a line for the person.
@@ -93,7 +93,7 @@ class Recovery:
         """
         progress, world = self.state.progress, self.state.world
         self._culprit_found = True
-        progress.left_out.append([progress.epoch, progress.image])
+        progress.left_out.append([progress.epoch, progress.sample])
         rank = f"-rank{world.rank}" if world.size > 1 else ""
         path = self.bad_batches / f"update-{progress.update + 1:06d}{rank}.pt"
         try:

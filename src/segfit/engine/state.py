@@ -37,12 +37,12 @@ class Progress:
 
     Args:
         epoch: 0-based epoch that is running.
-        image: images of it that are done, of all processes, in the epoch's order.
+        sample: samples of it that are done, of all processes, in the epoch's order.
         update: updates made so far, over all epochs.
         micro_batch: largest number of samples that one forward pass may take; 0 is no limit. Lowered when
             the device runs out of memory.
         held_out_batch: the same of validation.
-        left_out: [epoch, image] of the updates that were left out, since their loss or gradient is not finite.
+        left_out: [epoch, sample] of the updates that were left out, since their loss or gradient is not finite.
         loss_sum: sum of the losses of the epoch's updates that were logged.
         loss_count: how many they are.
         window_loss: sum of the losses since the last log; so a resumed run logs what the unbroken one does.
@@ -58,7 +58,7 @@ class Progress:
     """
 
     epoch: int = 0
-    image: int = 0
+    sample: int = 0
     update: int = 0
     micro_batch: int = 0
     held_out_batch: int = 0
@@ -74,7 +74,7 @@ class Progress:
     left_out: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        counts = [self.epoch, self.image, self.update, self.micro_batch, self.held_out_batch]
+        counts = [self.epoch, self.sample, self.update, self.micro_batch, self.held_out_batch]
         counts += [self.loss_count, self.window_updates, self.stale, self.best_epoch or 0]
         counts += [number for position in self.left_out for number in position]
         sums = [self.loss_sum, self.window_loss, self.window_norm, self.best_score or 0.0]
@@ -132,7 +132,7 @@ class TrainingState:
             self.forward = self.world.wrap(self.model, self.forward)
 
     def average_buffers(self) -> None:
-        """Let all processes validate and save the same statistics of batch norm, whose images differ."""
+        """Let all processes validate and save the same statistics of batch norm, whose samples differ."""
         for model in [self.model, *([self.ema.module] if self.ema is not None else [])]:
             self.world.average_buffers(model)
 

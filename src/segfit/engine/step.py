@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from segfit.engine.non_finite import NotFinite, describe
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.state import TrainingState
-from segfit.engine.task import Batch, Task
+from segfit.engine.task import Batch, Task, count_samples
 from segfit.errors import SegFitError
 from segfit.system.phases import phase
 
@@ -124,7 +124,7 @@ def _told_what_takes_it(window: Sequence[Batch]) -> Iterator[None]:
             raise
         said = str(error).partition("\n")[0]
         raise SegFitError(
-            f"out of memory before the forward pass, with {len(window)} × {len(window[0]['image'])} images to augment "
+            f"out of memory before the forward pass, with {len(window)} × {count_samples(window[0])} samples to augment "
             f"on the device. Lower batch_size or accumulate, or take augmentation=cpu. The error was: {said}"
         ) from None
 
@@ -265,7 +265,7 @@ def halve_micro_batch(state: TrainingState, largest: int, said: str = "") -> str
     now = min(state.progress.micro_batch or largest, largest)
     if now <= 1:
         raise SegFitError(
-            "out of memory with a micro-batch of a single image. Lower image_size, choose a smaller model, "
+            "out of memory with a micro-batch of a single sample. Lower image_size, choose a smaller model, "
             "or set model.checkpointing=true (SegFormer)."
             + (f" The error was: {said}" if said else "")
         )

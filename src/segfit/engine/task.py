@@ -3,12 +3,23 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from segfit.engine.events import EvalResult
 
 Batch = dict[str, Tensor]
 Forward = Callable[[Tensor], Tensor]
+
+
+def count_samples(batch: Batch) -> int:
+    """Return the number of samples of a batch: the first dimension of each of its tensors."""
+    return len(next(iter(batch.values())))
+
+
+def device_of(batch: Batch) -> torch.device:
+    """Return where a batch lies."""
+    return next(iter(batch.values())).device
 
 
 class Meter(Protocol):
@@ -46,17 +57,17 @@ class Task(Protocol):
 class TrainingData(Protocol):
     """Training batches by epoch; what comes is a function of (epoch, position) alone.
 
-    Positions count the images of all processes, so that a run can go on with batches of another size.
+    Positions count the samples of all processes, so that a run can go on with batches of another size.
     """
 
     def batches_per_epoch(self) -> int:
         """Return the number of micro-batches an epoch."""
 
-    def batches_left(self, image: int) -> int:
-        """Return the number of micro-batches that an epoch has from its `image`th image on; 0 or less: it is over."""
+    def batches_left(self, sample: int) -> int:
+        """Return the number of micro-batches that an epoch has from its `sample`th sample on; 0 or less: it is over."""
 
-    def epoch(self, epoch: int, start_image: int) -> Iterable[Batch]:
-        """Yield the batches of an epoch on the device, from its `start_image`th image on."""
+    def epoch(self, epoch: int, start_sample: int) -> Iterable[Batch]:
+        """Yield the batches of an epoch on the device, from its `start_sample`th sample on."""
 
     def names(self, batch: Batch) -> list[str]:
         """Return a name of each sample of a batch, for messages; may read the device."""

@@ -11,7 +11,7 @@ from segfit.engine.recovery import Recovery
 from segfit.engine.seeding import derive_seed
 from segfit.engine.state import TrainingState
 from segfit.engine.step import PartlyUpdated, count_update, halve_micro_batch, make_update
-from segfit.engine.task import Batch, Task
+from segfit.engine.task import Batch, Task, count_samples
 
 
 class Updater:
@@ -51,7 +51,7 @@ class Updater:
 
         Raises:
             NotFinite: if the weights are not to be used any more.
-            SegFitError: if a single image does not fit, or too many updates were left out.
+            SegFitError: if a single sample does not fit, or too many updates were left out.
         """
         if self.recovery.is_left_out():
             count_update(self.state)
@@ -89,7 +89,7 @@ class Updater:
                 if not is_out_of_memory(error):
                     raise
             # Outside of the `except`, where the traceback no longer holds the pass's tensors.
-            largest = max(len(batch["image"]) for batch in window)
+            largest = max(count_samples(batch) for batch in window)
             self.notice(halve_micro_batch(self.state, largest, said))
             self.state.renew_forward()
             if spoilt:
@@ -106,11 +106,11 @@ class Updater:
             raise NotFinite("norm of the weights is not finite")
 
     def _seeds(self, window: list[Batch]) -> list[int]:
-        """Return a seed for each micro-batch, a function of the position of its first image."""
+        """Return a seed for each micro-batch, a function of the position of its first sample."""
         progress, world, seeds = self.state.progress, self.state.world, []
-        position = progress.image
+        position = progress.sample
         for batch in window:
-            size = len(batch["image"])
+            size = count_samples(batch)
             first = position + world.rank * size
             seeds.append(derive_seed(self.seed, progress.epoch, first // size))
             position += world.size * size

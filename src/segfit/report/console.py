@@ -102,7 +102,7 @@ class LiveReport:
         self._update = log.update
         self._fields |= {
             "loss": f"loss {log.loss:.4f}",
-            "speed": f"{log.images_per_second:.1f} img/s",
+            "speed": f"{log.samples_per_second:.1f} img/s",
             "memory": f"{log.memory_gib:.1f} GiB",
             "wait": f"wait {log.data_wait:.0%}",
         }
@@ -125,7 +125,7 @@ class LiveReport:
             number(scores.get("miou")),
             number(scores.get("macro_f1")),
             f"{log.lr:.2e}",
-            f"{log.images_per_second:.1f}",
+            f"{log.samples_per_second:.1f}",
             f"{log.data_wait:.0%}",
             f"{log.memory_gib:.2f} GiB",
             duration(log.seconds),

@@ -82,7 +82,7 @@ class LineReport:
         self._emit(
             f"epoch {log.epoch + 1}/{self._info.epochs} update {log.update}/"
             f"{self._info.total_updates} loss {log.loss:.4f} lr {log.lr:.3g} "
-            f"grad {log.grad_norm:.3g}{scale} {log.images_per_second:.1f} img/s "
+            f"grad {log.grad_norm:.3g}{scale} {log.samples_per_second:.1f} img/s "
             f"wait {log.data_wait:.0%} {log.memory_gib:.2f} GiB "
             f"ETA {duration(self._eta.seconds(log.update))}"
         )
@@ -100,7 +100,7 @@ class LineReport:
             )
         self._emit(
             f"epoch {log.epoch + 1}/{self._info.epochs} done: loss {log.loss:.4f}{scores} "
-            f"lr {log.lr:.3g} {log.images_per_second:.1f} img/s wait {log.data_wait:.0%} "
+            f"lr {log.lr:.3g} {log.samples_per_second:.1f} img/s wait {log.data_wait:.0%} "
             f"{log.memory_gib:.2f} GiB {duration(log.seconds)}" + (" new best" * log.is_best)
         )
 

@@ -150,7 +150,7 @@ class TensorBoardReport:
                 "train/grad_norm": log.grad_norm,
                 "train/loss_scale": log.loss_scale,
                 "train/scaler_skips": log.skipped,
-                "speed/images_per_second": log.images_per_second,
+                "speed/samples_per_second": log.samples_per_second,
                 "speed/data_wait_percent": 100 * log.data_wait,
                 "memory/peak_gib": log.memory_gib,
             }

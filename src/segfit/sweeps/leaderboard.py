@@ -20,7 +20,7 @@ from segfit.runs.untrusted import read_json, read_yaml
 
 _REASON_LENGTH = 60
 _NUMBER_LENGTH = 8
-_FIGURES = ("updates", "images_per_second", "peak_memory_gib", "seconds")
+_FIGURES = ("updates", "samples_per_second", "peak_memory_gib", "seconds")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
         message: one line about a failure.
         monitor: name of the monitored score.
         scores: of the best validation; without those that are undefined.
-        figures: updates, images_per_second, peak_memory_gib, seconds; those that are known.
+        figures: updates, samples_per_second, peak_memory_gib, seconds; those that are known.
         best_epoch: 0-based, or None.
     """
 
@@ -156,7 +156,7 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
             *(escape(_short(row.overrides.get(key, ""))) for key in varied),
             number(row.scores.get(monitor)),
             number(row.scores.get(other)),
-            number(row.figures.get("images_per_second"), ".1f"),
+            number(row.figures.get("samples_per_second"), ".1f"),
             number(row.figures.get("peak_memory_gib"), ".2f"),
             duration(row.figures.get("seconds", float("nan"))),
             escape(_ending(row)),

@@ -40,7 +40,7 @@ class Attempt:
     @property
     def rate(self) -> float | None:
         """Images a second."""
-        return None if self.speed is None else self.speed.images_per_second
+        return None if self.speed is None else self.speed.samples_per_second
 
 
 class Attempts:

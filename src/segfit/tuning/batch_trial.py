@@ -109,7 +109,7 @@ def fits(
 
     Returns:
         "device": "cpu" or "cuda"; "peak_bytes": of tensors that torch allocated; "limit_bytes";
-        "images_per_second": of training, whatever it took to load the batch left out.
+        "samples_per_second": of training, whatever it took to load the batch left out.
 
     Raises:
         RuntimeError, MemoryError: as `is_out_of_memory` knows them.
@@ -129,7 +129,7 @@ def fits(
         "device": device.type,
         "peak_bytes": peak.bytes,
         "limit_bytes": limit,
-        "images_per_second": speed.images_per_second,
+        "samples_per_second": speed.samples_per_second,
     }
 
 

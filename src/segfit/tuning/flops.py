@@ -13,6 +13,7 @@ from segfit.assembly.training import Training
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
+from segfit.engine.task import count_samples
 from segfit.tuning.measure import first_held_out, first_window
 
 # Name as CUDA tells it, without "NVIDIA" and "GeForce" → dense TFLOP/s in fp32, TF32 and the halves (accumulating in
@@ -65,7 +66,7 @@ def update_flops(training: Training) -> float:
     window = first_window(fit)
     with _counter() as counter:
         make_update(state, fit.task, window, [0] * len(window), fit.options.clip_grad_norm)
-    images = sum(len(batch["image"]) for batch in window)
+    images = sum(count_samples(batch) for batch in window)
     return float(counter.get_total_flops()) / images
 
 
@@ -75,7 +76,7 @@ def inference_flops(training: Training) -> float:
     batch = first_held_out(fit)
     with _counter() as counter:
         evaluate(fit.state.evaluated(), fit.task, [batch], fit.state.precision)
-    return float(counter.get_total_flops()) / len(batch["image"])
+    return float(counter.get_total_flops()) / count_samples(batch)
 
 
 def peak(device: torch.device, precision: Precision) -> Peak:

@@ -68,9 +68,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     if not outcome.ok:
         raise SegFitError([f"the lowest rung cannot be trained: {outcome.message}"])
     first = Speed(**outcome.values["speed"])
-    steps = [Step(lowest, first, first.images_per_second, True, outcome.values["facts"])]
+    steps = [Step(lowest, first, first.samples_per_second, True, outcome.values["facts"])]
     left_out: list[Rung] = []
-    best = first.images_per_second
+    best = first.samples_per_second
     for done, rung in enumerate(above, start=1):
         bench.progress(rung.name, done, total)
         tried, outcome = _climb(config, changes, rung)
@@ -80,10 +80,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             bench.notice(f"{tried.name}: left out, {missing}.")
             continue
         speed = Speed(**outcome.values["speed"])
-        kept = speed.images_per_second > best
+        kept = speed.samples_per_second > best
         steps.append(Step(tried, speed, best, kept, outcome.values["facts"]))
         if kept:
-            best = speed.images_per_second
+            best = speed.samples_per_second
             changes.update(tried.changes)
     return _findings(config, machine, steps, left_out)
 
@@ -146,11 +146,11 @@ def _refused(rung: Rung, outcome: Outcome) -> str:
 def _findings(
     config: DictConfig, machine: Machine, steps: Sequence[Step], left_out: Sequence[Rung]
 ) -> Findings:
-    first = steps[0].speed.images_per_second
+    first = steps[0].speed.samples_per_second
     kept = [step for step in steps if step.kept]
     best = kept[-1]
     changes = {key: value for step in kept[1:] for key, value in step.rung.changes.items()}
-    rate = best.speed.images_per_second
+    rate = best.speed.samples_per_second
     title = f"{steps[0].facts['model']}, {steps[0].facts['image size']}, batch {config.batch_size}"
     headline = f"Nothing is faster than the naive {first:.1f} images/s here."
     if changes:
@@ -182,13 +182,13 @@ def _findings(
             "overrides": typed(changes),
         },
         figures={"ladder": figure(steps, left_out, f"{title}\n{device_name(device)}")},
-        scalars={f"ladder/{step.rung.name}": step.speed.images_per_second for step in steps},
+        scalars={f"ladder/{step.rung.name}": step.speed.samples_per_second for step in steps},
     )
 
 
 def _row(step: Step, first: float) -> list[str | float | int | bool | None]:
     speed, lowest = step.speed, step.rung.name == "naive"
-    rate = speed.images_per_second
+    rate = speed.samples_per_second
     return [
         step.rung.name,
         rate,
@@ -206,12 +206,12 @@ def figure(steps: Sequence[Step], left_out: Sequence[Rung], title: str) -> Figur
     count = len(steps) + len(left_out)
     drawing = Figure(figsize=(9, 0.45 * count + 1.3), dpi=100, layout="constrained")
     axes = drawing.add_subplot()
-    first = steps[0].speed.images_per_second
-    rates = [step.speed.images_per_second for step in steps]
+    first = steps[0].speed.samples_per_second
+    rates = [step.speed.samples_per_second for step in steps]
     colors = ["#3a7ca5" if step.kept else "#c8c8c8" for step in steps]
     axes.barh(range(len(steps)), rates, color=colors)
     for place, step in enumerate(steps):
-        rate = step.speed.images_per_second
+        rate = step.speed.samples_per_second
         label = f"{rate:.1f}" if place == 0 else f"{rate:.1f}   {rate / first:.2f}× naive"
         change = "" if place == 0 else f", {rate / step.before:.2f}× before"
         axes.text(rate, place, f" {label}{change}{'' if step.kept else ', not kept'}", va="center")

@@ -117,7 +117,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         except SegFitError as error:
             bench.notice(f"{typed(setting.changes())}: left out, {' '.join(error.problems)}")
             continue
-        measured.append(Fed(setting, speed.images_per_second, models[setting.augmentation]))
+        measured.append(Fed(setting, speed.samples_per_second, models[setting.augmentation]))
     if not measured:
         raise SegFitError("no setting of the data side could be measured; see the lines above.")
     return _findings(config, measured)
@@ -165,7 +165,7 @@ def _model_speed(config: DictConfig, bench: Bench) -> float:
             warmup=config.benchmark.warmup,
             resident=True,
         )
-    return speed.images_per_second
+    return speed.samples_per_second
 
 
 def _data_speed(config: DictConfig) -> Speed:

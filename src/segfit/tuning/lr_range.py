@@ -19,6 +19,7 @@ from segfit.data.batches import TrainBatches
 from segfit.engine.fit import Fit
 from segfit.engine.seeding import derive_seed
 from segfit.engine.step import make_update
+from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
 from segfit.tuning.measure import windows
 
@@ -186,7 +187,7 @@ def _updates(
         rate = schedule.rate
         seeds = [derive_seed(fit.options.seed, number, part) for part in range(len(window))]
         loss, _ = make_update(fit.state, fit.task, window, seeds, fit.options.clip_grad_norm)
-        images = sum(len(batch["image"]) for batch in window)
+        images = sum(count_samples(batch) for batch in window)
         yield number, images, float(loss), rate  # synchronises: the next depends on it
 
 

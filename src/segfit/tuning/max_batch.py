@@ -32,7 +32,7 @@ class Tried:
         verdict: "fits", or why not.
         peak_gib: peak of allocated bytes; None if the process did not live to tell.
         limit_gib: what it had to stay below.
-        images_per_second: of training, on a batch that is there already.
+        samples_per_second: of training, on a batch that is there already.
         seconds: that the trial took, its process's start included.
     """
 
@@ -41,7 +41,7 @@ class Tried:
     verdict: str
     peak_gib: float | None = None
     limit_gib: float | None = None
-    images_per_second: float | None = None
+    samples_per_second: float | None = None
     seconds: float = 0.0
 
 
@@ -144,8 +144,8 @@ class Trials:
         """Return a trial that fits only because the driver lends host memory as one that does not."""
         if not tried.fits or outcome.values["device"] != "cuda":
             return tried  # times of a CPU that others use too would decide by chance
-        speed = tried.images_per_second or 0.0
-        fastest = max((other.images_per_second or 0.0) for other in [tried, *self._smaller(tried)])
+        speed = tried.samples_per_second or 0.0
+        fastest = max((other.samples_per_second or 0.0) for other in [tried, *self._smaller(tried)])
         if speed * self.options.slowdown >= fastest:
             return tried
         verdict = f"{fastest / speed:.1f} times slower an image than smaller batches: spilled into host memory"
@@ -175,7 +175,7 @@ def _tried(batch: int, outcome: Outcome) -> Tried:
         verdict="fits" if fits_in else OVER_BUDGET,
         peak_gib=values["peak_bytes"] / GIB,
         limit_gib=values["limit_bytes"] / GIB,
-        images_per_second=values["images_per_second"],
+        samples_per_second=values["samples_per_second"],
         seconds=outcome.seconds,
     )
 
@@ -187,7 +187,7 @@ def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Find
             item.verdict,
             item.peak_gib,
             item.limit_gib,
-            item.images_per_second,
+            item.samples_per_second,
             item.seconds,
         )
         for item in trials.tried
@@ -213,7 +213,7 @@ def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Find
     scalars = {"max_batch/batch_size": float(answer)}
     if best is not None:
         scalars["max_batch/peak_gib"] = best.peak_gib or 0.0
-        scalars["max_batch/images_per_second"] = best.images_per_second or 0.0
+        scalars["max_batch/samples_per_second"] = best.samples_per_second or 0.0
     return Findings(
         headline=_headline(config, trials, best, cap),
         tables=[table],

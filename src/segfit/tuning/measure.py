@@ -20,7 +20,7 @@ from segfit.engine.evaluate import evaluate
 from segfit.engine.fit import Fit
 from segfit.engine.seeding import derive_seed
 from segfit.engine.step import make_update
-from segfit.engine.task import Batch
+from segfit.engine.task import Batch, count_samples
 from segfit.system.hardware import peak_memory_gib
 
 LEAST_STEPS = 3  # however slow a step is
@@ -36,7 +36,7 @@ class Speed:
     """One measurement.
 
     Args:
-        images_per_second: by wall-clock, from an idle device to an idle device.
+        samples_per_second: by wall-clock, from an idle device to an idle device.
         ms_median: of a step, milliseconds. A step is an update (all its micro-batches), or a held-out batch.
         ms_p5: its 5th percentile.
         ms_p95: its 95th percentile.
@@ -46,7 +46,7 @@ class Speed:
         data_wait: share (0-1) of the wall-clock time that the host waited for data.
     """
 
-    images_per_second: float
+    samples_per_second: float
     ms_median: float
     ms_p5: float
     ms_p95: float
@@ -100,7 +100,7 @@ class Stopwatch:
         seconds = self._end - self._start
         low, median, high = np.percentile(self._milliseconds(), [5, 50, 95]).tolist()
         return Speed(
-            images_per_second=self._images / seconds,
+            samples_per_second=self._images / seconds,
             ms_median=median,
             ms_p5=low,
             ms_p95=high,
@@ -232,7 +232,7 @@ def _copied(batch: Batch) -> Batch:
 
 
 def _images(batch: Batch) -> int:
-    return len(batch["image"])
+    return count_samples(batch)
 
 
 # ----------------------------------------------------------------- the same, in a process of its own

@@ -86,7 +86,7 @@ def findings_of(config: DictConfig, made: Sequence[Attempt], result: Result) -> 
     if Path(result.out) == LOCAL:
         written += ". Use it: python train.py hardware=local"
     composed = made[0].rate
-    scalars = {"optimize/images_per_second": result.fastest or 0.0}
+    scalars = {"optimize/samples_per_second": result.fastest or 0.0}
     if result.gain is not None:
         scalars["optimize/gain"] = result.gain
     return Findings(
@@ -113,7 +113,7 @@ def _row(item: Attempt, composed: float | None) -> list[Cell]:
     speed = item.speed
     if speed is None:
         return [item.setting.name, None, None, item.verdict, None, None, None]
-    rate = speed.images_per_second
+    rate = speed.samples_per_second
     return [
         item.setting.name,
         rate,

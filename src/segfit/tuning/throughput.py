@@ -88,12 +88,12 @@ def _findings(
     device = "GPU" if state.device.type == "cuda" else "CPU"
     rows, values, scalars = [], [], {}
     for (name, batches), speed in speeds.items():
-        teraflops = flops[name] * speed.images_per_second / 1e12
+        teraflops = flops[name] * speed.samples_per_second / 1e12
         share = teraflops / most.teraflops
         rows.append(_row(name, batches, speed, teraflops, share))
         extra = {"teraflops": teraflops, "share_of_peak": share}
         values.append({"pass": name, "batches": batches, **asdict(speed), **extra})
-        scalars[f"throughput/{name} {batches}"] = speed.images_per_second
+        scalars[f"throughput/{name} {batches}"] = speed.samples_per_second
     table = Table(
         "throughput",
         f"{training.facts['model']}, batch {training.facts['batch']}, {training.facts['image size']}, "
@@ -103,11 +103,11 @@ def _findings(
         emphasis=len(rows) - 1,
     )
     real, resident = speeds["training", REAL], speeds["training", RESIDENT]
-    teraflops = flops["training"] * real.images_per_second / 1e12
+    teraflops = flops["training"] * real.samples_per_second / 1e12
     return Findings(
         headline=(
-            f"Training: {real.images_per_second:.1f} images/s, {real.ms_median:.1f} ms an update; "
-            f"{100 * real.images_per_second / resident.images_per_second:.0f} % of what a resident batch reaches. "
+            f"Training: {real.samples_per_second:.1f} images/s, {real.ms_median:.1f} ms an update; "
+            f"{100 * real.samples_per_second / resident.samples_per_second:.0f} % of what a resident batch reaches. "
             f"{teraflops:.3f} TFLOP/s, {100 * teraflops / most.teraflops:.0f} % of the {most.teraflops:.3f} that "
             f"this {device} does in {state.precision.name} ({most.source})."
         ),
@@ -129,7 +129,7 @@ def _row(
     return [
         name,
         batches,
-        speed.images_per_second,
+        speed.samples_per_second,
         speed.ms_median,
         speed.ms_p5,
         speed.ms_p95,

@@ -25,12 +25,12 @@ class Damaged(ShapesSource):
         return super().read(index)
 
 
-def training(source, told, workers=0, epoch=0, start_image=0):
+def training(source, told, workers=0, epoch=0, start_sample=0):
     sampler = EpochSampler(len(source), 4, seed=3)
     dataset = TrainDataset(source, SIZE, "crop")
     options = LoaderOptions(workers, prefetch=2)
     batches = train_loader(dataset, sampler, CPU, options, Skipping(told.append))
-    sampler.set_epoch(epoch, start_image=start_image)
+    sampler.set_epoch(epoch, start_sample=start_sample)
     return batches
 
 
@@ -64,7 +64,7 @@ def test_in_training_another_image_takes_the_place(workers):
 def test_the_place_is_taken_by_index_and_seed_alone():
     source = Damaged(*range(0, 12, 2))
     whole = list(training(source, []))
-    rest = list(training(source, [], workers=1, start_image=4))
+    rest = list(training(source, [], workers=1, start_sample=4))
     for one, other in zip(whole[1:], rest, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert indices(whole) != indices(training(source, [], epoch=1))

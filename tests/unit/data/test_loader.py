@@ -76,10 +76,10 @@ def test_an_epoch_can_be_left_and_resumed_with_persistent_workers(epochs):
     sampler = EpochSampler(len(SOURCE), 3, seed=5)
     batches = loader(1, sampler)
     assert same([next(iter(batches))], epochs[0][:1])
-    sampler.set_epoch(1, start_image=3)
+    sampler.set_epoch(1, start_sample=3)
     assert same(list(batches), epochs[1][1:])
     sampler.batch_size = 1
-    sampler.set_epoch(0, start_image=3)
+    sampler.set_epoch(0, start_sample=3)
     images = torch.cat([batch["image"] for batch in batches])
     assert torch.equal(images[:6], torch.cat([batch["image"] for batch in epochs[0][1:]]))
 

@@ -40,12 +40,12 @@ def test_no_epoch_disturbs_another():
 def test_it_can_start_at_any_batch():
     whole = batches(epoch=2)
     for start in range(6):
-        assert batches(epoch=2, start_image=4 * start) == whole[start:]
+        assert batches(epoch=2, start_sample=4 * start) == whole[start:]
 
 
 def test_it_goes_on_with_another_batch_size_where_it_stopped():
     whole = batches(size=4, epoch=1)
-    rest = batches(size=2, epoch=1, start_image=8)
+    rest = batches(size=2, epoch=1, start_sample=8)
     assert flat(rest) == flat(whole[2:])
     assert [len(batch) for batch in rest] == [2] * 6
 
@@ -66,8 +66,8 @@ def test_an_incomplete_batch_is_dropped_unless_it_is_all_there_is(length, size, 
 
 
 def test_nothing_is_left_after_the_last_batch():
-    assert batches(3, 4, start_image=3) == []
-    assert batches(10, 4, start_image=8) == []
+    assert batches(3, 4, start_sample=3) == []
+    assert batches(10, 4, start_sample=8) == []
 
 
 def test_order_without_shuffling():
@@ -93,11 +93,11 @@ def test_seeds_of_an_image_do_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_processes_share_each_batch_of_their_sizes_together(world):
-    whole = batches(20, 2 * world, epoch=1, start_image=2 * world)
+    whole = batches(20, 2 * world, epoch=1, start_sample=2 * world)
     shares = []
     for rank in range(world):
         sampler = EpochSampler(20, 2, 0, rank=rank, world_size=world)
-        sampler.set_epoch(1, start_image=2 * world)
+        sampler.set_epoch(1, start_sample=2 * world)
         shares.append(list(sampler))
     assert [flat(parts) for parts in zip(*shares, strict=True)] == whole
 

@@ -121,8 +121,8 @@ class Points:
     def batches_left(self, image: int) -> int:
         return self.batches - image // self.size
 
-    def epoch(self, epoch: int, start_image: int) -> Iterator[Batch]:
-        for batch in range(start_image // self.size, self.batches):
+    def epoch(self, epoch: int, start_sample: int) -> Iterator[Batch]:
+        for batch in range(start_sample // self.size, self.batches):
             made = points(self.size, 100 * epoch + batch)
             if (epoch, batch) in self.bad:
                 made["target"][0] = math.nan

@@ -136,7 +136,7 @@ def test_where_both_are_damaged_it_says_so(saved):
 def test_a_refused_checkpoint_does_not_fall_back(saved, tmp_path):
     saved.save_last(STATE)
     proof = tmp_path / "executed"
-    torch.save({"format": 2, "model": Payload(proof)}, saved.last)
+    torch.save({"format": 3, "model": Payload(proof)}, saved.last)
     with pytest.raises(SegFitError, match="refused"):
         saved.load_last()
     assert not proof.exists()
@@ -226,7 +226,7 @@ def test_killed_between_two_renames_leaves_the_one_before(saved, monkeypatch):
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_a_checkpoint_that_carries_code_is_refused_unrun(tmp_path, how):
     path, proof = tmp_path / "last.pt", tmp_path / "executed"
-    content = {"format": 2, "model": Payload(proof)}
+    content = {"format": 3, "model": Payload(proof)}
     if how == "torch":
         torch.save(content, path)
     else:

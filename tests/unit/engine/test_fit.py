@@ -155,8 +155,8 @@ def test_a_signal_ends_the_training_after_the_update_and_saves(tmp_path, number,
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_data_that_end_the_training_cost_no_update(tmp_path, log_every):
     class Broken(Points):
-        def epoch(self, epoch, start_image):
-            for number, batch in enumerate(super().epoch(epoch, start_image)):
+        def epoch(self, epoch, start_sample):
+            for number, batch in enumerate(super().epoch(epoch, start_sample)):
                 if (epoch, number) == (1, 2):
                     raise SegFitError("a.png: unreadable")
                 yield batch
@@ -269,7 +269,7 @@ def test_images_that_a_roll_back_made_again_count_once(tmp_path):
     fit = make_fit(tmp_path / "checkpoints", train=Points(bad=[(1, 3)]), log_every=1)
     run(fit)
     assert fit.state.progress.left_out == [[1, 6]]
-    assert fit.teller.total_images == 8 + 6 + 8
+    assert fit.teller.total_samples == 8 + 6 + 8
 
 
 class Failing(Points):
@@ -279,8 +279,10 @@ class Failing(Points):
         super().__init__()
         self.error = error
 
-    def epoch(self, epoch: int, start_image: int):
-        for number, batch in enumerate(super().epoch(epoch, start_image), start_image // self.size):
+    def epoch(self, epoch: int, start_sample: int):
+        for number, batch in enumerate(
+            super().epoch(epoch, start_sample), start_sample // self.size
+        ):
             if (epoch, number) == (2, 1):
                 raise self.error
             yield batch

@@ -193,7 +193,7 @@ def test_memory_that_augmentation_lacks_is_told_as_that(tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     fit, heard = make_fit(tmp_path, task=Hungry()), Recorder()
-    with pytest.raises(SegFitError, match=r"1 × 2 images to augment.*augmentation=cpu.*CUDA out"):
+    with pytest.raises(SegFitError, match=r"1 × 2 samples to augment.*augmentation=cpu.*CUDA out"):
         fit.run(heard, {})
     assert heard.notices == []
 
@@ -202,7 +202,7 @@ def test_a_single_image_that_does_not_fit_says_what_to_change(tmp_path):
     fit = make_fit(tmp_path)
     fit.state.forward = SmallMemory(fit.state.model, 0)
     heard = Recorder()
-    with pytest.raises(SegFitError, match=r"single image\. Lower image_size") as error:
+    with pytest.raises(SegFitError, match=r"single sample\. Lower image_size") as error:
         fit.run(heard, {})
     assert len(error.value.problems) == 1
     assert len(heard.notices) == 1  # 2 → 1 was tried

@@ -45,7 +45,7 @@ def test_scalars_are_there_by_update(tmp_path):
         "train/grad_norm": (8, 1.25),
         "train/loss_scale": (8, 1.0),
         "train/scaler_skips": (8, 0.0),
-        "speed/images_per_second": (8, 45.3),
+        "speed/samples_per_second": (8, 45.3),
         "speed/data_wait_percent": (8, 2.0),
         "memory/peak_gib": (8, 3.25),
         "epoch/seconds": (8, 75.0),

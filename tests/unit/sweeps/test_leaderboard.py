@@ -31,7 +31,7 @@ def sweep(tmp_path):
                 "best": {"miou": score, "macro_f1": 0.9, "foreground_f1": None, "loss": 0.25},
                 "best_epoch": 4,
                 "updates": 100,
-                "images_per_second": 45.25,
+                "samples_per_second": 45.25,
                 "peak_memory_gib": 3.5,
                 "seconds": 185.0,
                 "facts": {"device": "cpu"},
@@ -95,7 +95,7 @@ def test_the_csv_has_a_line_a_job_and_a_column_an_option(sweep, monkeypatch):
     assert len(rows) == 6
     best = rows[0]
     assert (best["batch_size"], best["loss"], best["best_loss"]) == ("16", "dice", "0.25")
-    assert (best["best_miou"], best["best_epoch"], best["images_per_second"]) == (
+    assert (best["best_miou"], best["best_epoch"], best["samples_per_second"]) == (
         "0.72",
         "4",
         "45.25",

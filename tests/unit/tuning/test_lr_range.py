@@ -46,7 +46,7 @@ def advance(training: Training, updates: int) -> list[float]:
         loss, _ = make_update(fit.state, fit.task, window, [number, number], 1.0)
         fit.state.model.get_buffer("scratch").add_(1)
         losses.append(float(loss) + random.random() + np.random.rand() + float(torch.rand(())))
-    fit.state.progress.image += 2 * updates
+    fit.state.progress.sample += 2 * updates
     return losses
 
 

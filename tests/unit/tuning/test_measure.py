@@ -31,7 +31,7 @@ def training(tmp_path: Path) -> Training:
 
 def sound(speed: Speed) -> bool:
     return (
-        speed.images_per_second > 0
+        speed.samples_per_second > 0
         and 0 < speed.ms_p5 <= speed.ms_median <= speed.ms_p95
         and 0 <= speed.data_wait < 1
         and speed.peak_gib > 0
@@ -53,7 +53,7 @@ def test_a_step_is_a_whole_update(training: Training) -> None:
     counted = [len(window) for window in watch.over(measure.windows(training.fit), lambda _: 6)]
     assert counted == [2, 2, 2]
     speed = watch.speed()
-    seconds = LEAST_STEPS * 6 / speed.images_per_second
+    seconds = LEAST_STEPS * 6 / speed.samples_per_second
     assert seconds >= speed.steps * speed.ms_p5 / 1e3
 
 
