@@ -41,8 +41,9 @@ def benchmark(config: DictConfig) -> None:
 def measure(config: DictConfig, folder: Path) -> None:
     """Run the mode's module and report what it found."""
     # torch and friends only when work starts
-    from segfit.report.benchmark import BenchmarkProgress, print_findings, write_findings
+    from segfit.report.benchmark import BenchmarkProgress, write_findings
     from segfit.report.console import console_report
+    from segfit.report.tables import print_findings
     from segfit.report.text import stdout_console
     from segfit.tuning.bench import Bench
 
@@ -62,7 +63,7 @@ def measure(config: DictConfig, folder: Path) -> None:
         machine=machine(),
         config=plain(config),
     )
-    print_findings(findings, folder, console)
+    print_findings(findings, [folder], console)
 
 
 if __name__ == "__main__":

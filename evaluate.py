@@ -30,8 +30,8 @@ def evaluate(options: DictConfig) -> None:
     from segfit.commands import load_run as trained  # torch and friends only when work starts
     from segfit.report.console import console_report
     from segfit.report.session import PreflightProgress
+    from segfit.report.tables import print_findings
     from segfit.report.text import stdout_console
-    from segfit.tasks.segmentation.files import print_evaluation
 
     console = stdout_console()
     notice, checking = console_report(console).notice, PreflightProgress()
@@ -56,7 +56,9 @@ def evaluate(options: DictConfig) -> None:
     finally:
         checking.close()
         bar.stop()
-    print_evaluation(done.result, run.classes, done.facts, done.worst, done.out, console)
+    for label, text in done.about().items():
+        console.print(f"{label:11} {text}", markup=False, soft_wrap=True)
+    print_findings(done.result, done.written, console)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from segfit.cli import main as cli
 from segfit.config import benchmark as config_benchmark
 from segfit.config.check import check, plain
+from segfit.engine.findings import Findings
 from segfit.report.benchmark import write_findings
-from segfit.report.findings import Findings
 from segfit.tuning.bench import Bench
 from segfit.tuning.trial import Outcome
 from tests.integration.training import ROOT, TINY, one_thread

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from segfit.config import benchmark as config_benchmark
 from segfit.config.check import check
+from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
-from segfit.report.findings import Findings
 from segfit.tuning import diagnose, samples
 from segfit.tuning.bench import Bench
 from tests.integration.training import command, finished, one_thread
@@ -86,7 +86,7 @@ def test_a_slow_disk_is_named_and_the_cache_helps_as_predicted(tmp_path):
     assert waiting[0][1] >= 160  # four images an update, 40 ms each
     assert sum(row[2] for row in found.tables[0].rows) == pytest.approx(100, abs=1)
     assert {table.name for table in found.tables} == {"phases", "sample", "changes"}
-    assert len(found.figures["phases"].axes[0].get_yticklabels()) == 2
+    assert len(found.figures["phases"]().axes[0].get_yticklabels()) == 2
     assert (tmp_path / "run" / "tensorboard").is_dir()
     assert (tmp_path / "changed" / "checkpoints" / "last.pt").exists()
 

@@ -110,7 +110,7 @@ def test_scores_equal_numpy_on_the_saved_masks(place, evaluated):
     )
     with (evaluated[0] / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["iou"]) for row in rows] == pytest.approx(iou)
+    assert [float(row["IoU"]) for row in rows] == pytest.approx(iou)
     assert [int(row["pixels"]) for row in rows] == confusion.sum(1).tolist()
 
 
@@ -141,7 +141,7 @@ def test_the_worst_images_are_named_and_shown(place, evaluated):
     ranked = sorted(scores, key=lambda name: scores[name])
     assert [case["id"] for case in worst] == ranked[:2]
     assert [case["miou"] for case in worst] == pytest.approx([scores[name] for name in ranked[:2]])
-    for picture in ("worst.png", "confusion.png"):
+    for picture in ("worst.png", "confusion_matrix.png"):
         assert min(Image.open(folder / picture).size) > 100
         assert str(Path("run 1/evaluation/val") / picture) in printed
     assert ranked[0] in printed
@@ -173,7 +173,7 @@ def test_the_last_checkpoint_gives_the_last_scores(place, tmp_path):
     recorded = read_json(place / "run 1/metrics.json")
     assert done.result.scores == pytest.approx(recorded["last"], abs=1e-6)
     assert done.facts["epoch"] == 2
-    written = {"confusion.png", "metrics.json", "per_class.csv"}
+    written = {"confusion_matrix.png", "metrics.json", "per_class.csv"}
     assert {path.name for path in out.iterdir()} == written
 
 
@@ -183,7 +183,7 @@ def test_windows_and_mirror_images_at_full_resolution(place, tmp_path):
     )
     assert done.facts["batch_size"] == 1
     truths = ground_truth(place).values()
-    assert done.result.confusion.sum() == sum((truth != 255).sum() for truth in truths)
+    assert done.result.values["confusion"].sum() == sum((truth != 255).sum() for truth in truths)
     assert done.result.scores["miou"] > 0.2
 
 

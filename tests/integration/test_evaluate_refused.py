@@ -142,11 +142,11 @@ def test_links_in_a_strangers_folder_are_replaced_not_followed(place, stranger):
     victim.write_text("precious")
     out.mkdir(parents=True)
     (out / "metrics.json").write_text('{"kind": "evaluation"}')
-    for name in ("confusion.png", "worst.png", "per_class.csv"):
+    for name in ("confusion_matrix.png", "worst.png", "per_class.csv"):
         (out / name).symlink_to(victim)
     evaluate(place, run=str(stranger))
     assert victim.read_text() == "precious"
-    assert not (out / "confusion.png").is_symlink()
+    assert not (out / "confusion_matrix.png").is_symlink()
 
     shutil.rmtree(out / "masks")
     (out / "masks").symlink_to(stranger.parent, target_is_directory=True)

@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig
+from PIL import Image
 
 from segfit.assembly import state as build_state
 from segfit.assembly.training import make_training
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.plots import figure_to_array
 from segfit.tuning import ladder
 from segfit.tuning.measure import measure_training
 from segfit.tuning.trial import JOBS, Outcome
@@ -147,9 +148,7 @@ def test_real_trainings_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         rows = list(csv.DictReader(file))
     assert rows[0]["rung"] == "naive"
     assert all(float(row["img/s"]) > 0 for row in rows)
-    assert (tmp_path / "ladder.png").stat().st_size > 5000
-    picture = figure_to_array(done.findings.figures["ladder"])
-    assert picture.std() > 10
+    assert np.asarray(Image.open(tmp_path / "ladder.png")).std() > 10
     assert set(done.findings.scalars) == {f"ladder/{row['rung']}" for row in rows}
 
 

@@ -4,9 +4,10 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from segfit.tasks.segmentation.plots import figure_to_array
 from segfit.tuning import loader
 from segfit.tuning.loader import Fed, Setting, choose, grid, worker_counts
 from tests.integration.benchmarking import benchmark, compose_benchmark
@@ -102,5 +103,5 @@ def test_a_real_measurement(tmp_path: Path) -> None:
     assert typed.startswith("augmentation=")
     assert typed in done.findings.headline
     assert len(results["values"]["settings"]) == 8
-    assert figure_to_array(done.findings.figures["loader"]).std() > 10
+    assert np.asarray(Image.open(tmp_path / "loader.png")).std() > 10
     assert done.told[-1][1:] == (9, 10)  # two places and eight settings

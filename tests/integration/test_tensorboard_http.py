@@ -18,7 +18,7 @@ def write_run(log_dir: Path, batch_size: int, resumed: bool = False) -> None:
     def report(resume_step: int | None = None) -> TensorBoardReport:
         hparams = {"model": "segformer_b0", "batch_size": batch_size, "lr": 3e-4}
         config = f"batch_size: {batch_size}\n"
-        return TensorBoardReport(log_dir, events.CLASSES, config, hparams, resume_step)
+        return TensorBoardReport(log_dir, config, hparams, resume_step)
 
     board = report()
     events.train(board, last=7 if resumed else 8)

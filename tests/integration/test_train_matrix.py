@@ -117,7 +117,8 @@ def test_the_models_between_the_recipes_train(tmp_path, variant):
 def test_images_larger_than_the_window_train_by_crops_and_are_scored_whole(tmp_path):
     trained = train(tmp_path, "data.fit=crop", "data.resolution=96", *TWO_STEPS)
     assert_trained(trained, 2)
-    panel = trained.heard.epochs[-1].result.panels[0]
+    draw = next(iter(trained.heard.epochs[-1].result.panels.values()))
+    panel = draw.args[0]
     assert panel.prediction.shape == panel.mask.shape == (96, 96)
 
 
@@ -130,7 +131,7 @@ def test_limits_and_accumulation_count_as_told(tmp_path):
     trained = train(tmp_path, "limit_train_batches=5", "limit_val_batches=1", "accumulate=2")
     assert trained.heard.steps == [1, 2, 3, 4, 5, 6]
     assert trained.heard.infos[0].updates_per_epoch == 3
-    assert int(trained.heard.epochs[-1].result.confusion.sum()) == 4 * 64 * 64
+    assert int(trained.heard.epochs[-1].result.values["confusion"].sum()) == 4 * 64 * 64
 
 
 def test_training_learns(tmp_path):

@@ -24,14 +24,16 @@ from segfit.data.loader import eval_loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.source import Source
 from segfit.engine.evaluate import evaluate
-from segfit.engine.events import EvalResult
+from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
+from segfit.report.text import duration, scores_text, shown_path
 from segfit.system.hardware import device_name
 from segfit.tasks.segmentation.data.dataset import PredictDataset
 from segfit.tasks.segmentation.data.preflight import check_sources
 from segfit.tasks.segmentation.files import EvaluationFolder
 from segfit.tasks.segmentation.pictures import Picture
 from segfit.tasks.segmentation.predictions import Predictions
+from segfit.tasks.segmentation.score_table import SCORE_COLUMNS
 from segfit.tasks.segmentation.task import SegmentationTask
 
 Progress = Callable[[int, int], None]
@@ -42,16 +44,26 @@ class Evaluation:
     """What came out.
 
     Args:
-        result: scores; None for images without masks.
+        result: scores, tables and figures; empty for images without masks.
         facts: what was evaluated and how, as in metrics.json.
-        out: the folder of all files.
-        worst: (id, mean IoU) of the images with the lowest, the worst first.
+        written: the files and folders that were written.
     """
 
-    result: EvalResult | None
+    result: Findings
     facts: dict[str, Any]
-    out: Path
-    worst: Sequence[tuple[str, float]]
+    written: Sequence[Path]
+
+    def about(self) -> dict[str, str]:
+        """Return label → text: what was evaluated and how."""
+        facts = self.facts
+        epoch = "" if facts["epoch"] is None else f" of epoch {facts['epoch'] + 1}"
+        what, took = facts.get("split") or facts["folder"], duration(facts["seconds"])
+        run = shown_path(Path(facts["run"]))
+        return {
+            "run": f"{run}, {facts['checkpoint']} checkpoint{epoch}",
+            "images": f"{facts['images']} of {what}, {took}",
+            "ran in": f"{facts['precision']} on {facts['device']}",
+        }
 
 
 # ----------------------------------------------------------------------- scores of a split
@@ -89,21 +101,26 @@ def evaluate_split(
     facts = {**_facts(run, options), "split": options.split, "images": len(source)}
     result = _pass(run, task, batches, taker, facts, progress, notice)
     facts |= {"images": len(source) - len(left_out), "left_out": left_out}
-    out.save_scores(result)
-    panels, captions = taker.worst_panels(source)
-    out.save_worst(panels, captions)
     worst = [(source.id(index), score) for index, score, _ in taker.worst()]
+    if worst:
+        columns = Column("image"), Column("mIoU", ".3f")
+        result = replace(
+            result, tables=[*result.tables, Table("worst", "Worst images", columns, worst)]
+        )
+    shown = {"loss": "loss", **SCORE_COLUMNS}
+    result = replace(result, headline=scores_text(result.scores, shown))
+    out.save_findings(result)
+    out.save_worst(*taker.worst_panels(source))
     facts |= {"status": "finished", "seconds": result.seconds}
     out.write_metrics(
         {
             **facts,
             "scores": result.scores,
-            "per_class": result.per_class,
-            "confusion": result.confusion,
+            **result.values,
             "worst": [{"id": name, "miou": score} for name, score in worst],
         }
     )
-    return Evaluation(result, facts, out.path, worst)
+    return Evaluation(result, facts, out.written())
 
 
 def _split(
@@ -189,7 +206,7 @@ def predict_folder(
     facts |= {"images": len(dataset) - len(left_out), "left_out": left_out}
     facts |= {"status": "finished", "seconds": result.seconds}
     out.write_metrics(facts)
-    return Evaluation(None, facts, out.path, [])
+    return Evaluation(Findings(), facts, out.written())
 
 
 # --------------------------------------------------------------------------- both of them
@@ -222,7 +239,7 @@ def _pass(
     facts: dict[str, Any],
     progress: Progress | None,
     notice: Notice,
-) -> EvalResult:
+) -> Findings:
     def between(done: int) -> None:
         if progress is not None:
             progress(done, len(batches))

@@ -54,7 +54,7 @@ def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: Wor
     told.append(report.log)
     if config.report.tensorboard:
         step = training.fit.state.progress.update if config.resume is not None else None
-        report.add_tensorboard(training.classes, OmegaConf.to_yaml(config), training.hparams, step)
+        report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, step)
     report.add_others(world.posted)
     listener = report.listener
     try:

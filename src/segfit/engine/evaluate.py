@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from segfit.engine.events import EvalResult
+from segfit.engine.findings import Findings
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import Precision
 from segfit.engine.task import Batch, Forward, Meter, Task, count_samples, device_of
@@ -23,7 +23,7 @@ def evaluate(
     *,
     largest: int = 0,
     lowered: Callable[[int, str], None] | None = None,
-) -> EvalResult:
+) -> Findings:
     """Return the scores of `model`; its mode is restored.
 
     Where memory runs out, a batch is done again in halves, and those that follow in pieces of that size.

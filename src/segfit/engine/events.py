@@ -5,11 +5,10 @@ reading of the device comes in `log`, `validation` and `epoch`, which the loop s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from segfit.engine.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -63,42 +62,6 @@ class StepLog:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One validation image for the eye.
-
-    Args:
-        name: the sample's id.
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) uint8 ground truth, 255 ignored.
-        prediction: (H, W) uint8.
-    """
-
-    name: str
-    image: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
-    prediction: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Scores of one pass over held-out data.
-
-    Args:
-        scores: name → number; what `metrics.json` holds (loss, miou, macro_f1, …).
-        per_class: score name (iou, f1, accuracy) → class name → number, None for an absent class.
-        confusion: (num_classes, num_classes) int64, rows ground truth, columns prediction.
-        panels: a few images with mask and prediction.
-        seconds: wall-clock time of the pass.
-    """
-
-    scores: dict[str, float]
-    per_class: dict[str, dict[str, float | None]]
-    confusion: NDArray[np.int64]
-    panels: list[Panel] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
 class EpochLog:
     """One finished epoch; `result` is None where no validation was due."""
 
@@ -110,7 +73,7 @@ class EpochLog:
     data_wait: float
     memory_gib: float
     seconds: float
-    result: EvalResult | None
+    result: Findings | None
     is_best: bool
 
 
@@ -121,7 +84,7 @@ class EndLog:
     Args:
         reason: "finished", "max_steps", "patience", "interrupted" (Ctrl-C) or "terminated" (SIGTERM).
         updates: updates made, over all sessions of the run.
-        best_scores: `EvalResult.scores` of the best validation; empty if there was none.
+        best_scores: `Findings.scores` of the best validation; empty if there was none.
         best_epoch: 0-based epoch of it, or None.
         seconds: wall-clock time of this session.
     """

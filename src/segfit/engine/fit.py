@@ -9,7 +9,8 @@ from itertools import islice
 
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.evaluate import evaluate
-from segfit.engine.events import EndLog, EvalResult, Listener
+from segfit.engine.events import EndLog, Listener
+from segfit.engine.findings import Findings
 from segfit.engine.logging import Teller, Window
 from segfit.engine.non_finite import NotFinite
 from segfit.engine.recovery import Recovery
@@ -89,7 +90,7 @@ class Fit:
         self.saver = Saver(
             state, checkpoints, options.every_steps, options.every_minutes, self.teller.notice
         )
-        self.result: EvalResult | None = None
+        self.result: Findings | None = None
 
     def run(self, listener: Listener, facts: Mapping[str, str]) -> EndLog:
         """Train; return how it ended. The last state is saved, whatever the reason.
@@ -252,7 +253,7 @@ class Fit:
                 return self.teller.tell(window)
         return window
 
-    def _validate(self) -> EvalResult:
+    def _validate(self) -> Findings:
         state = self.state
 
         def between(done: int) -> None:
@@ -277,7 +278,7 @@ class Fit:
                 lowered=lowered,
             )
 
-    def _record(self, result: EvalResult | None) -> bool:
+    def _record(self, result: Findings | None) -> bool:
         """Remember a validation; return whether it is the best so far, saving it if so."""
         if result is None:
             return False

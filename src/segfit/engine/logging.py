@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from segfit.engine.events import EpochLog, EvalResult, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.events import EpochLog, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.findings import Findings
 from segfit.engine.non_finite import NotFinite, describe
 from segfit.engine.state import TrainingState
 from segfit.engine.step import scale_of
@@ -165,7 +166,7 @@ class Teller:
             self.listener.log(log)
         return self.open()
 
-    def tell_epoch(self, training_seconds: float, result: EvalResult | None, is_best: bool) -> None:
+    def tell_epoch(self, training_seconds: float, result: Findings | None, is_best: bool) -> None:
         """Tell that an epoch is over, and how long its training took."""
         progress = self.state.progress
         log = EpochLog(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.events import EvalResult
+from segfit.engine.findings import Findings
 from segfit.engine.non_finite import NotFinite, are_finite
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
@@ -82,7 +82,7 @@ class Saver:
         if self.state.world.max(int(self.unsaved is not None)) == (1,):
             self.save_in_the_end()
 
-    def save_best(self, result: EvalResult) -> bool:
+    def save_best(self, result: Findings) -> bool:
         """Save the weights that were validated; return whether that went well."""
         world, progress, failed = self.state.world, self.state.progress, False
         if world.is_main:

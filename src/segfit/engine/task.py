@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from segfit.engine.events import EvalResult
+from segfit.engine.findings import Findings
 
 Batch = dict[str, Tensor]
 Forward = Callable[[Tensor], Tensor]
@@ -28,7 +28,7 @@ class Meter(Protocol):
     def update(self, forward: Forward, batch: Batch) -> None:
         """Predict a batch and count it; if it raises, nothing of the batch is counted."""
 
-    def result(self) -> EvalResult:
+    def result(self) -> Findings:
         """Read the device and return the scores."""
 
 

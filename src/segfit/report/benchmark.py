@@ -1,8 +1,5 @@
-"""A benchmark's findings on screen and on disk."""
+"""What a benchmark shows while it measures, and what it leaves on disk."""
 
-import csv
-import json
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +7,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table as Grid
 
+from segfit.engine.findings import Findings
 from segfit.report.events_file import write_events
-from segfit.report.findings import Cell, Column, Findings, Table
-from segfit.report.text import ABSENT, shown_path
+from segfit.report.files import files_of, json_text, write_json
 
 
 class BenchmarkProgress:
@@ -48,14 +44,6 @@ class BenchmarkProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def print_findings(findings: Findings, folder: Path, console: Console) -> None:
-    """Print the tables, where everything lies, and the headline last."""
-    for table in findings.tables:
-        console.print(_grid(table))
-    console.print(f"Written to {shown_path(folder)}", markup=False)
-    console.print(findings.headline, markup=False, style="bold")
 
 
 def write_findings(
@@ -93,48 +81,13 @@ def write_findings(
         },
         "config": config,
     }
-    text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    for table in findings.tables:
-        _write_csv(table, folder / f"{table.name}.csv")
-    for name, figure in findings.figures.items():
-        figure.savefig(folder / f"{name}.png")
-    indented = "\n".join("    " + line for line in text.splitlines())
-    write_events(folder, indented, findings.scalars, findings.figures)
-
-
-def _finite(value: Any) -> Any:
-    """Return plain values without NaN and infinities, which JSON lacks: they become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _write_csv(table: Table, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([column.name for column in table.columns])
-        writer.writerows([["" if cell is None else cell for cell in row] for row in table.rows])
-
-
-def _grid(table: Table) -> Grid:
-    grid = Grid(title=table.title, title_justify="left")
-    for index, column in enumerate(table.columns):
-        words = any(isinstance(row[index], str) for row in table.rows)
-        grid.add_column(column.name, justify="left" if words else "right")
-    for number, row in enumerate(table.rows):
-        cells = [_cell(*pair) for pair in zip(row, table.columns, strict=True)]
-        grid.add_row(*cells, style="bold" if number == table.emphasis else None)
-    return grid
-
-
-def _cell(value: Cell, column: Column) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ABSENT
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else format(value, column.spec)
+    write_json(folder / "results.json", results)
+    files = dict(files_of(findings))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    images = {
+        name.removesuffix(".png"): content
+        for name, content in files.items()
+        if name.endswith(".png")
+    }
+    write_events(folder, json_text(results), findings.scalars, images)

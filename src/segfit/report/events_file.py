@@ -1,54 +1,53 @@
-"""A TensorBoard file without torch, whose import takes longer than a remembered answer."""
-
-from __future__ import annotations
+"""A TensorBoard file without torch, whose import takes longer than a remembered answer of `benchmark=plan`."""
 
 import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any
 
 
 def write_events(
-    folder: Path, text: str, scalars: Mapping[str, float], figures: Mapping[str, Figure]
+    folder: Path, text: str, scalars: Mapping[str, float | None], images: Mapping[str, bytes]
 ) -> None:
-    """Write one event file into `folder`: a text called "results", numbers and pictures, all at step 0."""
+    """Write one event file into `folder`, all at step 0.
+
+    Args:
+        folder: exists.
+        text: shown as "results", as code.
+        scalars: tag → number; None is left out.
+        images: tag → encoded image.
+    """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.text.metadata import create_summary_metadata
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.util.tensor_util import make_tensor_proto
 
-    values = [_text("results", text)]
-    values += [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-    values += [Summary.Value(tag=name, image=_image(item)) for name, item in figures.items()]
+    indented = "\n".join("    " + line for line in text.splitlines())
+    results = Summary.Value(
+        tag="results/text_summary",
+        metadata=create_summary_metadata(display_name=None, description=None),
+        tensor=make_tensor_proto([indented]),
+    )
+    values = [
+        Summary.Value(tag=tag, simple_value=value)
+        for tag, value in scalars.items()
+        if value is not None
+    ]
+    values += [Summary.Value(tag=tag, image=image_of(content)) for tag, content in images.items()]
     writer = EventFileWriter(str(folder))
-    writer.add_event(Event(wall_time=time.time(), summary=Summary(value=values)))
+    writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[results, *values])))
     writer.close()
 
 
-def _text(tag: str, text: str) -> Any:
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-    from tensorboard.plugins.text.metadata import create_summary_metadata
-
-    tensor = TensorProto(
-        dtype="DT_STRING",
-        string_val=[text.encode()],
-        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
-    )
-    metadata = create_summary_metadata(display_name=None, description=None)
-    return Summary.Value(tag=f"{tag}/text_summary", metadata=metadata, tensor=tensor)
-
-
-def _image(figure: Figure) -> Any:
+def image_of(content: bytes) -> Any:
+    """Return TensorBoard's image of an encoded one."""
+    from PIL import Image
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    width, height = (round(side * figure.dpi) for side in figure.get_size_inches())
+    with Image.open(io.BytesIO(content)) as image:
+        width, height, channels = *image.size, len(image.getbands())
     return Summary.Image(
-        height=height, width=width, colorspace=4, encoded_image_string=png.getvalue()
+        height=height, width=width, colorspace=channels, encoded_image_string=content
     )

@@ -9,11 +9,11 @@ from rich.progress import Progress
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.errors import SegFitError
+from segfit.report.files import write_json
 from segfit.report.lines import LogFile
 from segfit.report.scores_file import ScoresFile
-from segfit.report.summary import print_summary, write_metrics
+from segfit.report.summary import print_summary
 from segfit.system.monitor import Monitor
-from segfit.tasks.segmentation.classes import Classes
 
 
 class PreflightProgress:
@@ -98,7 +98,6 @@ class RunReport:
 
     def add_tensorboard(
         self,
-        classes: Classes,
         config_text: str,
         hparams: Mapping[str, str | float | bool],
         resume_step: int | None,
@@ -116,7 +115,7 @@ class RunReport:
             return
         try:
             report = TensorBoardReport(
-                folder, classes, config_text, hparams, resume_step, Monitor(), notify=notify
+                folder, config_text, hparams, resume_step, Monitor(), notify=notify
             )
         except SegFitError as error:
             for problem in error.problems:
@@ -142,7 +141,7 @@ class RunReport:
         """
         path = self.run / "metrics.json"
         try:
-            write_metrics(path, metrics)
+            write_json(path, metrics)
         except OSError as error:
             raise SegFitError(f"cannot write {path}: {error.strerror}.") from error
         best = Checkpoints(self.run / "checkpoints").best

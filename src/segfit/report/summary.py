@@ -1,19 +1,12 @@
-"""What the person is left with: a table of scores, what to type next, `metrics.json`."""
+"""What the person is left with: how it ended, the best score, what to type next."""
 
-import json
-import math
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
-from segfit.engine.events import EndLog, EvalResult
+from segfit.engine.events import EndLog
 from segfit.report.lines import REASONS
 from segfit.report.text import (
     duration,
@@ -23,50 +16,8 @@ from segfit.report.text import (
     shown_path,
     stdout_console,
 )
-from segfit.system.files import replace_text
-from segfit.tasks.segmentation.classes import Classes
 
-_MEASURES = {"iou": "IoU", "f1": "F1", "accuracy": "accuracy"}
 _RESUMABLE = {"interrupted", "terminated"}
-
-
-def score_table(result: EvalResult, classes: Classes) -> Table:
-    """Return IoU, F1 and accuracy of every class, their macro means, and the share of pixels.
-
-    A class that is not in the ground truth has no score ("–") and counts in no mean.
-
-    Args:
-        result: of one pass over held-out data.
-        classes: names and colours; with a background, the means over the foreground are shown too.
-    """
-    pixel_accuracy = number(result.scores.get("pixel_accuracy"))
-    table = Table(caption=f"pixel accuracy {pixel_accuracy}", caption_justify="left")
-    table.add_column("class")
-    for title in _MEASURES.values():
-        table.add_column(title, justify="right")
-    table.add_column("pixels", justify="right")
-
-    truth = result.confusion.sum(1)
-    shares = truth / max(int(truth.sum()), 1)
-    for name, color, share in zip(classes.names, classes.colors, shares, strict=True):
-        swatch = Text("■ ", style="rgb({},{},{})".format(*color))
-        scores = [number(result.per_class[measure].get(name)) for measure in _MEASURES]
-        table.add_row(swatch + Text(name, style="default"), *scores, f"{share:.1%}")
-    table.add_section()
-    table.add_row("macro mean", *_means(result, classes.names), style="bold")
-    if classes.background is not None:
-        names = [name for i, name in enumerate(classes.names) if i != classes.background]
-        table.add_row("foreground mean", *_means(result, names), style="bold")
-    return table
-
-
-def _means(result: EvalResult, names: "list[str] | tuple[str, ...]") -> list[str]:
-    means = []
-    for measure in _MEASURES:
-        values = [result.per_class[measure].get(name) for name in names]
-        present = [value for value in values if value is not None]
-        means.append(number(float(np.mean(present)) if present else None))
-    return means
 
 
 def print_summary(
@@ -131,31 +82,3 @@ def next_commands(
     if checkpoint is not None:
         commands.append(f"python evaluate.py {hydra_override('run', run)}")
     return commands
-
-
-def write_metrics(path: Path, payload: Mapping[str, Any]) -> None:
-    """Write strict JSON, all or nothing; NaN and infinity, which JSON lacks, become null.
-
-    Args:
-        path: the file; its folder exists.
-        payload: numbers (NumPy's and 0-d tensors too), strings, paths, lists, mappings.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    text = json.dumps(_jsonable(payload), indent=2, ensure_ascii=False, allow_nan=False)
-    replace_text(path, text + "\n")
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # NumPy arrays and scalars, tensors
-        return _jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +20,17 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
-from segfit.engine.events import EndLog, EpochLog, EvalResult, RunInfo, StepLog
+from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
+from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
+from segfit.report.events_file import image_of
+from segfit.report.files import png
 from segfit.report.text import one_line
 from segfit.system.monitor import Monitor, summed_up
-from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.pictures import panel_image
-from segfit.tasks.segmentation.plots import confusion_figure, figure_to_array
 
 _LOGGER = logging.getLogger(__name__)
 _COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be resumed
 _PICTURE_SHARE = 0.02  # of the wall-clock time may go into drawing, while the device is idle
-_ENCODING: dict[str, dict[str, int]] = {
-    "jpeg": {"quality": 92, "subsampling": 0},
-    "png": {"compress_level": 3},
-}
 
 
 def _leave_failures_to_the_report() -> None:
@@ -64,7 +61,6 @@ class TensorBoardReport:
 
     Args:
         log_dir: the run's folder for event files.
-        classes: names and colours.
         config_text: the composed config, YAML.
         hparams: what the HPARAMS tab has columns for. Runs that are to be compared need the same keys:
             TensorBoard takes the columns from one of them.
@@ -80,7 +76,6 @@ class TensorBoardReport:
     def __init__(
         self,
         log_dir: Path,
-        classes: Classes,
         config_text: str,
         hparams: Mapping[str, float | str | bool],
         resume_step: int | None = None,
@@ -88,7 +83,6 @@ class TensorBoardReport:
         notify: Callable[[str], None] = _LOGGER.warning,
     ) -> None:
         self._log_dir = log_dir
-        self._classes = classes
         self._config_text = config_text
         # torch writes a bool as a number.
         self._hparams = {
@@ -99,7 +93,7 @@ class TensorBoardReport:
         self._monitor = monitor
         self._failed = False
         self._best_told: dict[str, float] = {}
-        self._undrawn: tuple[EvalResult, int] | None = None
+        self._undrawn: tuple[Findings, int] | None = None
         self._begun, self._drawing = time.monotonic(), 0.0
         self._session_step = 0 if resume_step is None else resume_step + 1
         self._resume_step = resume_step
@@ -205,22 +199,21 @@ class TensorBoardReport:
         samples = self._monitor.fresh() if self._monitor is not None else []
         return {f"device/{name}": value for name, value in summed_up(samples).mean.items()}
 
-    def _validation(self, result: EvalResult, update: int) -> None:
+    def _validation(self, result: Findings, update: int) -> None:
         self._scalars({f"val/{name}": value for name, value in result.scores.items()}, update)
-        ious = result.per_class.get("iou", {})
-        self._scalars({f"val_iou/{name}": value for name, value in ious.items()}, update)
+        self._scalars(result.scalars, update)
         self._undrawn = (result, update)
         if self._drawing <= _PICTURE_SHARE * (time.monotonic() - self._begun):
             self._draw(result, update)
 
-    def _draw(self, result: EvalResult, update: int) -> None:
+    def _draw(self, result: Findings, update: int) -> None:
         if self._failed:
             return
         start = time.monotonic()
-        for panel in result.panels:
-            self._image(f"panel/{panel.name}", panel_image(panel, self._classes), update, "jpeg")
-        figure = confusion_figure(result.confusion, self._classes)
-        self._image("confusion_matrix", figure_to_array(figure), update, "png")
+        for name, picture in result.panels.items():
+            self._image(f"panel/{name}", partial(_jpeg, picture), update)
+        for name, figure in result.figures.items():
+            self._image(name, partial(png, figure), update)
         self._drawing += time.monotonic() - start
         self._undrawn = None
 
@@ -240,20 +233,10 @@ class TensorBoardReport:
             if value is not None and self._is_new(tag, update):
                 self._writer.add_scalar(tag, value, update)
 
-    def _image(self, tag: str, image: NDArray[np.uint8], update: int, kind: str) -> None:
-        # add_image always writes PNG, which takes a photograph 30 times as long as JPEG.
+    def _image(self, tag: str, encoded: Callable[[], bytes], update: int) -> None:
         if self._is_new(tag, update):
-            encoded = io.BytesIO()
-            Image.fromarray(image).save(encoded, kind, **_ENCODING[kind])
-            height, width, channels = image.shape
-            content = Summary.Image(
-                height=height,
-                width=width,
-                colorspace=channels,
-                encoded_image_string=encoded.getvalue(),
-            )
-            summary = Summary(value=[Summary.Value(tag=tag, image=content)])
-            self._add(summary, update)
+            value = Summary.Value(tag=tag, image=image_of(encoded()))
+            self._add(Summary(value=[value]), update)
 
     def _is_new(self, tag: str, update: int) -> bool:
         return update != self._resume_step or tag not in self._known
@@ -262,6 +245,13 @@ class TensorBoardReport:
         # SummaryWriter has no public way to write a summary as it is: add_hparams would open a second
         # run for the row, add_image would encode the picture its own way.
         self._writer._get_file_writer().add_summary(summary, update)
+
+
+def _jpeg(picture: Callable[[], NDArray[np.uint8]]) -> bytes:
+    # add_image always writes PNG, which takes a photograph 30 times as long.
+    encoded = io.BytesIO()
+    Image.fromarray(picture()).save(encoded, "jpeg", quality=92, subsampling=0)
+    return encoded.getvalue()
 
 
 def _markdown_table(facts: Mapping[str, str]) -> str:

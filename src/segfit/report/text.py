@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -31,6 +32,17 @@ def stdout_console() -> Console:
 def score_label(name: str) -> str:
     """Return what a score is called on screen: "mIoU" for "miou"."""
     return SCORE_LABELS.get(name, name.replace("_", " "))
+
+
+def scores_text(scores: Mapping[str, float], columns: Mapping[str, str]) -> str:
+    """Return the scores that have a column: "mIoU 0.7312, macro F1 0.8404".
+
+    Args:
+        scores: name → number.
+        columns: score name → label, in their order.
+    """
+    known = [name for name in columns if name in scores]
+    return ", ".join(f"{columns[name]} {number(scores[name])}" for name in known)
 
 
 def number(value: float | None, spec: str = ".4f") -> str:

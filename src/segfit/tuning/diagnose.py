@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.training import make_training
 from segfit.config.check import size_of
+from segfit.engine.findings import Findings
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
-from segfit.report.findings import Findings
 from segfit.report.lines import LineReport
 from segfit.report.session import RunReport
 from segfit.system.cores import available_cores
@@ -115,9 +115,7 @@ def recorded(config: DictConfig, bench: Bench, folder: Path, seconds: float) -> 
     silent = LineReport(lambda _: None)
     report = RunReport(folder, silent, [])
     if config.report.tensorboard:
-        report.add_tensorboard(
-            training.classes, OmegaConf.to_yaml(config), training.hparams, resume_step=None
-        )
+        report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, resume_step=None)
     with Monitor(min(1.0, seconds / 10)) as monitor:
         timeline = record(
             training.fit,

@@ -3,10 +3,11 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from matplotlib.figure import Figure
 
-from segfit.report.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.monitor import Means
 from segfit.tuning.facts import ARITHMETIC, Facts
 from segfit.tuning.timeline import OUTSIDE, Timeline
@@ -72,7 +73,7 @@ class Diagnosis:
             headline=self.headline(),
             tables=tables,
             values=self._values(),
-            figures={"phases": phases_figure(bars)},
+            figures={"phases": partial(phases_figure, bars)},
             scalars={f"phase/{name}": share for name, share in self.timeline.by_phase().items()},
         )
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.data import make_sources, workers_of
+from segfit.engine.findings import Column, Findings, Table
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
-from segfit.report.findings import Column, Findings, Table
 from segfit.system.cores import available_cores
 from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
@@ -181,7 +182,7 @@ def _findings(
             "gain": rate / first,
             "overrides": typed(changes),
         },
-        figures={"ladder": figure(steps, left_out, f"{title}\n{device_name(device)}")},
+        figures={"ladder": partial(figure, steps, left_out, f"{title}\n{device_name(device)}")},
         scalars={f"ladder/{step.rung.name}": step.speed.samples_per_second for step in steps},
     )
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from matplotlib.figure import Figure
@@ -10,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.data import cached_sources, make_sources, make_train_batches
 from segfit.assembly.training import make_training
+from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
-from segfit.report.findings import Column, Findings, Table
 from segfit.system.cores import available_cores
 from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
@@ -222,7 +223,7 @@ def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
             "chosen": best.setting.changes(),
             "overrides": typed(best.setting.changes()),
         },
-        figures={"loader": figure(measured, device_name(device))},
+        figures={"loader": partial(figure, measured, device_name(device))},
         scalars={f"loader/{typed(fed.setting.changes())}": fed.data for fed in measured},
     )
 

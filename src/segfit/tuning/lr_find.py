@@ -1,5 +1,6 @@
 """benchmark=lr_find: the learning-rate range test (Smith, arXiv 1506.01186)."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.assembly.training import make_training
+from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
-from segfit.report.findings import Column, Findings, Table
 from segfit.tuning.bench import Bench
 from segfit.tuning.lr_range import Sweep, range_test, restored, updates_within
 from segfit.tuning.throughput import told_if_out_of_memory
@@ -78,7 +79,7 @@ def _findings(config: DictConfig, sweep: Sweep, facts: dict[str, str]) -> Findin
             "smoothed": curve.tolist(),
             "facts": facts,
         },
-        figures={"lr_find": _figure(config, sweep, rate)},
+        figures={"lr_find": partial(_figure, config, sweep, rate)},
         scalars={} if rate is None else {"lr_find/lr": rate},
     )
 

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import psutil
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.assembly.data import check_data, make_sources
+from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
-from segfit.report.findings import Column, Findings, Table
 from segfit.system.hardware import GIB, resolve_device, visible_cards
 from segfit.tuning.batch_search import extrapolated, largest_that_fits
 from segfit.tuning.batch_trial import by_size, trial_config
@@ -224,7 +225,7 @@ def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Find
             "images": cap,
             "trials": [asdict(item) for item in trials.tried],
         },
-        figures={"max_batch": _figure(trials.tried, answer)} if best is not None else {},
+        figures={"max_batch": partial(_figure, trials.tried, answer)} if best is not None else {},
         scalars=scalars,
     )
 

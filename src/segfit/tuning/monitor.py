@@ -5,12 +5,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, fields
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.report.findings import Column, Findings, Table
+from segfit.engine.findings import Column, Findings, Table
 from segfit.system.monitor import READINGS, Means, Monitor, Probe, Sample, summed_up
 from segfit.tuning.bench import Bench
 
@@ -94,7 +95,7 @@ def found(samples: Sequence[Sample], probe: Probe, folder: Path) -> Findings:
             "peak": means.peak,
             "samples": [asdict(sample) for sample in samples],
         },
-        figures={"samples": _figure(samples, means)},
+        figures={"samples": partial(_figure, samples, means)},
         scalars={f"mean/{name}": value for name, value in means.mean.items()}
         | {f"peak/{name}": value for name, value in means.peak.items()},
     )

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from segfit.assembly.data import check_data, make_sources, workers_of
 from segfit.assembly.tuned import tuned_for
+from segfit.engine.findings import Findings
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
-from segfit.report.findings import Findings
 from segfit.system.cores import free_memory
 from segfit.system.hardware import GIB, resolve_device
 from segfit.tuning import local_recipe

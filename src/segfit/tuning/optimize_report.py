@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.report.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.tuning.attempts import KEPT, Attempt
 from segfit.tuning.local_recipe import LOCAL
 
@@ -104,7 +105,7 @@ def findings_of(config: DictConfig, made: Sequence[Attempt], result: Result) -> 
             "gain": result.gain,
             "trials": [{**asdict(item), "facts": dict(item.facts or {})} for item in made],
         },
-        figures={"optimize": figure(made, f"{title}\n{device}")},
+        figures={"optimize": partial(figure, made, f"{title}\n{device}")},
         scalars=scalars,
     )
 

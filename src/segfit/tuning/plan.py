@@ -7,7 +7,7 @@ import math
 from omegaconf import DictConfig
 
 from segfit.config.check import size_of
-from segfit.report.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.hardware import GIB
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.curve import PARTS, Forecast

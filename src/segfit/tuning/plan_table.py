@@ -9,7 +9,7 @@ from itertools import product
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.config.schema import SCHEMAS
-from segfit.report.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.hardware import GIB
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, planned_precision

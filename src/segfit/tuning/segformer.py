@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from segfit.assembly.training import Training, make_training
 from segfit.config.check import size_of
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.fit import Fit
 from segfit.engine.step import make_update
 from segfit.errors import SegFitError
-from segfit.report.findings import Cell, Column, Findings, Table
 from segfit.system.hardware import GIB
 from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.bench import Bench

@@ -8,9 +8,9 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.training import Training, make_training
+from segfit.engine.findings import Column, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.errors import SegFitError
-from segfit.report.findings import Column, Findings, Table
 from segfit.tuning.bench import Bench
 from segfit.tuning.flops import Peak, inference_flops, peak, update_flops
 from segfit.tuning.measure import Speed, inference_speed, train_speed

@@ -1,29 +1,31 @@
 """A synthetic training to listen to."""
 
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from segfit.engine.events import EndLog, EpochLog, EvalResult, Listener, Panel, RunInfo, StepLog
-from segfit.tasks.segmentation.classes import Classes
+from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
+from segfit.engine.findings import Column, Findings, Table
 
-CLASSES = Classes(("background", "liver", "kidney"), background=0)
 UPDATES_PER_EPOCH = 4
 
 
-def panel(name: str = "case_1", size: tuple[int, int] = (40, 60)) -> Panel:
-    """Return a noise image whose left half is liver, with an ignored top row and a shifted prediction."""
-    height, width = size
-    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    mask = np.zeros(size, np.uint8)
-    mask[:, : width // 2] = 1
-    prediction = np.roll(mask, 5, axis=1)
-    mask[: height // 4] = 255
-    return Panel(name, image, mask, prediction)
+def figure() -> Figure:
+    """Draw a line."""
+    drawn = Figure(figsize=(3, 2))
+    drawn.add_subplot().plot([1, 3, 2])
+    return drawn
 
 
-def result(miou: float = 0.5) -> EvalResult:
-    """Return a validation in which the kidney is absent from the ground truth."""
-    per_class = {"background": 0.9, "liver": miou, "kidney": None}
-    return EvalResult(
+def picture() -> NDArray[np.uint8]:
+    """Draw noise."""
+    return np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+
+
+def result(miou: float = 0.5) -> Findings:
+    """Return a validation with a score that is undefined and one that is absent."""
+    rows = [["[liver]", miou, 1234567], ["kidney", None, 0]]
+    return Findings(
         scores={
             "loss": 1 - miou,
             "miou": miou,
@@ -31,9 +33,20 @@ def result(miou: float = 0.5) -> EvalResult:
             "pixel_accuracy": 0.95,
             "foreground_f1": float("nan"),
         },
-        per_class={measure: dict(per_class) for measure in ("iou", "f1", "accuracy")},
-        confusion=np.array([[90, 10, 0], [20, 60, 20], [0, 0, 0]], np.int64),
-        panels=[panel()],
+        tables=[
+            Table(
+                "per_class",
+                "",
+                [Column("class"), Column("IoU", ".4f"), Column("pixels", ",")],
+                rows,
+                totals=[["mean", miou, ""]],
+                colors=[(255, 0, 0), (0, 255, 0)],
+                caption="pixel accuracy 0.9500",
+            )
+        ],
+        figures={"confusion_matrix": figure},
+        scalars={"val_iou/liver": miou, "val_iou/kidney": None},
+        panels={"case_1": picture},
         seconds=1.5,
     )
 

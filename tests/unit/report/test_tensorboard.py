@@ -16,7 +16,7 @@ HPARAMS = {"model": "segformer_b0", "lr": 3e-4, "batch_size": 4, "fast": True}
 
 def report(log_dir, resume_step=None, **options):
     return TensorBoardReport(
-        log_dir, events.CLASSES, "lr: 0.1\nmodel: {name: x}\n", HPARAMS, resume_step, **options
+        log_dir, "lr: 0.1\nmodel: {name: x}\n", HPARAMS, resume_step, **options
     )
 
 

@@ -45,7 +45,7 @@ def test_the_watch_lasts_as_long_as_asked_and_is_written_down(tmp_path):
     assert [row[0] for row in findings.tables[0].rows] == [
         "utilisation, %", "memory, GiB", "temperature, °C", "CPU, %",
     ]  # fmt: skip
-    assert len(findings.figures["samples"].axes) == 4
+    assert len(findings.figures["samples"]().axes) == 4
     assert told[0][0].startswith("Stand-in: ")
     assert told[0][2] == 5
 

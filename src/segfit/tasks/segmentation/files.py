@@ -1,6 +1,5 @@
 """What evaluate.py leaves: masks, overlays, tables and pictures in one folder."""
 
-import csv
 import io
 import itertools
 import json
@@ -13,25 +12,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.markup import escape
 
-from segfit.engine.events import EvalResult, Panel
+from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
-from segfit.report.summary import score_table, write_metrics
-from segfit.report.text import duration, number, score_label, shown_path
+from segfit.report.files import files_of, write_json
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.pictures import Picture, overlay, worst_cases_image
-from segfit.tasks.segmentation.plots import confusion_figure
+from segfit.tasks.segmentation.pictures import Panel, Picture, overlay, worst_cases_image
 
 KIND = "evaluation"
-METRICS, PER_CLASS, CONFUSION, WORST = (
-    "metrics.json",
-    "per_class.csv",
-    "confusion.png",
-    "worst.png",
-)
-MASKS, OVERLAYS = "masks", "overlays"
+METRICS, WORST, MASKS, OVERLAYS = "metrics.json", "worst.png", "masks", "overlays"
+# What is written, in the order in which it is shown.
+OURS = (METRICS, "per_class.csv", "confusion_matrix.png", "worst.csv", WORST, MASKS, OVERLAYS)
 _THREADS = 4
 _JPEG_QUALITY = 90
 
@@ -64,8 +55,7 @@ class EvaluationFolder:
             raise SegFitError(f"out={path}: cannot be made ({error.strerror}).") from error
 
     def _refuse_foreign(self) -> None:
-        ours = (METRICS, PER_CLASS, CONFUSION, WORST, MASKS, OVERLAYS)
-        there = [name for name in ours if os.path.lexists(self.path / name)]
+        there = [name for name in OURS if os.path.lexists(self.path / name)]
         if there and not _is_evaluation(self.path / METRICS):
             raise SegFitError(
                 f"out={self.path}: {', '.join(there)} in it would be replaced, and evaluate.py did not write "
@@ -79,9 +69,13 @@ class EvaluationFolder:
             SegFitError: if it cannot be written.
         """
         try:
-            write_metrics(self.path / METRICS, {"kind": KIND, **values})
+            write_json(self.path / METRICS, {"kind": KIND, **values})
         except OSError as error:
             raise _unwritable(self.path / METRICS, error) from error
+
+    def written(self) -> list[Path]:
+        """Return the files and folders that are there."""
+        return [self.path / name for name in OURS if (self.path / name).exists()]
 
     def save_prediction(self, name: str, mask: Picture, image: Callable[[], Picture]) -> None:
         """Write `masks/<name>.png` and `overlays/<name>.jpg`, in threads: encoding lets go of Python's lock.
@@ -112,22 +106,14 @@ class EvaluationFolder:
         """Let go of the threads; what has not been begun is dropped."""
         self._pool.shutdown(cancel_futures=True)
 
-    def save_scores(self, result: EvalResult) -> None:
-        """Write per_class.csv and confusion.png.
+    def save_findings(self, findings: Findings) -> None:
+        """Write a CSV file a table and a PNG file a figure.
 
         Raises:
             SegFitError: if they cannot be written.
         """
-        table = io.StringIO(newline="")
-        writer = csv.writer(table)
-        writer.writerow(["class", *result.per_class, "pixels"])
-        for name, pixels in zip(self.classes.names, result.confusion.sum(1), strict=True):
-            scores = [result.per_class[measure][name] for measure in result.per_class]
-            writer.writerow([name, *("" if score is None else score for score in scores), pixels])
-        self._write(self.path / PER_CLASS, table.getvalue().encode())
-        figure = io.BytesIO()
-        confusion_figure(result.confusion, self.classes).savefig(figure, format="png")
-        self._write(self.path / CONFUSION, figure.getvalue())
+        for name, content in files_of(findings):
+            self._write(self.path / name, content)
 
     def save_worst(self, panels: Sequence[Panel], captions: Sequence[str]) -> None:
         """Write worst.png; without panels, nothing.
@@ -193,43 +179,3 @@ def _is_evaluation(metrics: Path) -> bool:
 
 def _unwritable(path: Path, error: OSError) -> SegFitError:
     return SegFitError(f"cannot write {path}: {error.strerror or error}.")
-
-
-def print_evaluation(
-    result: EvalResult | None,
-    classes: Classes,
-    facts: Mapping[str, Any],
-    worst: Sequence[tuple[str, float]],
-    out: Path,
-    console: Console,
-) -> None:
-    """Print what was evaluated, the scores, and where everything lies.
-
-    Args:
-        result: scores; None for images without masks.
-        classes: names and colours.
-        facts: run, checkpoint, epoch, precision, device, images, split or folder, seconds.
-        worst: (id, mean IoU) of the worst images.
-        out: the folder of all files.
-        console: where to print.
-    """
-
-    def line(text: str) -> None:
-        # Neither wrapped nor coloured by content: what is copied is what was meant.
-        console.print(escape(text), soft_wrap=True, highlight=False)
-
-    epoch = "" if facts["epoch"] is None else f" of epoch {facts['epoch'] + 1}"
-    what = facts["folder"] if result is None else facts["split"]
-    line(f"run         {shown_path(Path(facts['run']))}, {facts['checkpoint']} checkpoint{epoch}")
-    line(f"images      {facts['images']} of {what}, {duration(facts['seconds'])}")
-    line(f"ran in      {facts['precision']} on {facts['device']}")
-    if result is not None:
-        console.print(score_table(result, classes))
-        scores = ("loss", "miou", "macro_f1", "foreground_f1")
-        line(", ".join(f"{score_label(name)} {number(result.scores[name])}" for name in scores))
-        for name, score in worst[:3]:
-            line(f"worst       {name}: mIoU {score:.3f}")
-    line("")
-    for name in (METRICS, PER_CLASS, CONFUSION, WORST, MASKS, OVERLAYS):
-        if (out / name).exists():
-            line(shown_path(out / name))

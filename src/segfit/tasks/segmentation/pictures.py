@@ -1,6 +1,7 @@
 """Masks in class colours, and panels that show an image with its mask, prediction and errors."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from segfit.engine.events import Panel
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 
 Picture = NDArray[np.uint8]
@@ -24,6 +24,23 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _WRONG = (235, 20, 40)
 _LEGEND_LIMIT = 40  # with more classes, the legend names only those that are in the picture
 _TITLES = ("image", "ground truth", "prediction", "errors")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A held-out image beside its mask and prediction.
+
+    Args:
+        name: the sample's id.
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) uint8 ground truth, 255 ignored.
+        prediction: (H, W) uint8.
+    """
+
+    name: str
+    image: Picture
+    mask: Picture
+    prediction: Picture
 
 
 def colorize(mask: Picture, classes: Classes) -> Picture:

@@ -3,7 +3,6 @@
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -35,13 +34,6 @@ def confusion_figure(confusion: NDArray[np.int64], classes: Classes) -> Figure:
     if count <= _MANY:
         _annotate(axes, percent)
     return figure
-
-
-def figure_to_array(figure: Figure) -> NDArray[np.uint8]:
-    """Render a figure: `(H, W, 3)` uint8 RGB."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _label(axes: Axes, classes: Classes) -> None:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from segfit.data.source import Source
-from segfit.engine.events import Panel
 from segfit.tasks.segmentation.files import EvaluationFolder
 from segfit.tasks.segmentation.metrics import image_scores
-from segfit.tasks.segmentation.pictures import Picture
+from segfit.tasks.segmentation.pictures import Panel, Picture
 
 
 class Predictions:

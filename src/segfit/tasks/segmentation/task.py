@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segfit.engine.distributed import ALONE, World
-from segfit.engine.events import EvalResult, Panel
+from segfit.engine.findings import Findings
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.inference import Forward, Predictor, classes_at
 from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.metrics import SegmentationMetrics, scores_of
+from segfit.tasks.segmentation.pictures import Panel, panel_image
+from segfit.tasks.segmentation.plots import confusion_figure
+from segfit.tasks.segmentation.score_table import score_table
 
 Batch = dict[str, Tensor]
 Augment = Callable[..., tuple[Tensor, Tensor]]
@@ -140,7 +143,7 @@ class SegmentationMeter:
             if self.task.on_prediction is not None:
                 self.task.on_prediction(index, prediction, mask)
 
-    def result(self) -> EvalResult:
+    def result(self) -> Findings:
         """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size.
 
         Every process of the world has to call, and gets the result of all their images. Every score of batches
@@ -154,14 +157,20 @@ class SegmentationMeter:
         )
         every = self.task.world.gather(counts)
         images = sum(one.images for one in every)
-        scores = scores_of(np.sum([one.confusion for one in every], axis=0), self.task.classes)
+        classes = self.task.classes
+        found = scores_of(np.sum([one.confusion for one in every], axis=0), classes)
         panels = {index: panel for one in every for index, panel in one.panels.items()}
         loss = sum(one.loss for one in every) / images if images else float("nan")
-        return EvalResult(
-            scores={"loss": loss, **scores.scores},
-            per_class=scores.per_class,
-            confusion=scores.confusion,
-            panels=[panels[index] for index in sorted(panels)],
+        return Findings(
+            scores={"loss": loss, **found.scores},
+            tables=[score_table(found, classes)],
+            values={"per_class": found.per_class, "confusion": found.confusion},
+            figures={"confusion_matrix": partial(confusion_figure, found.confusion, classes)},
+            scalars={f"val_iou/{name}": iou for name, iou in found.per_class["iou"].items()},
+            panels={
+                panel.name: partial(panel_image, panel, classes)
+                for _, panel in sorted(panels.items())
+            },
         )
 
     def _add_loss(self, logits: Tensor, mask: Tensor) -> None:

@@ -1,10 +1,27 @@
 import numpy as np
 import pytest
 
-from segfit.engine.events import Panel
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.pictures import colorize, overlay, panel_image, worst_cases_image
-from tests.unit.report.events import CLASSES, panel
+from segfit.tasks.segmentation.pictures import (
+    Panel,
+    colorize,
+    overlay,
+    panel_image,
+    worst_cases_image,
+)
+
+CLASSES = Classes(("background", "liver", "kidney"), background=0)
+
+
+def panel(name: str = "case_1", size: tuple[int, int] = (40, 60)) -> Panel:
+    """Return a noise image whose left half is liver, with an ignored top row and a shifted prediction."""
+    height, width = size
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros(size, np.uint8)
+    mask[:, : width // 2] = 1
+    prediction = np.roll(mask, 5, axis=1)
+    mask[: height // 4] = 255
+    return Panel(name, image, mask, prediction)
 
 
 def test_colorize_paints_classes_and_stripes_what_is_ignored():

@@ -108,14 +108,14 @@ def test_normalising_in_inference_mode_first_does_not_harm_training():
 def test_scores_do_not_depend_on_the_batch_size(fit):
     results = [evaluate(task_of(), fit, size) for size in (1, 2, 5)]
     for other in results[1:]:
-        assert np.array_equal(other.confusion, results[0].confusion)
+        assert np.array_equal(other.values["confusion"], results[0].values["confusion"])
         assert other.scores == pytest.approx(results[0].scores, abs=1e-6)
 
 
 def test_images_of_other_sizes_in_the_batch_change_nothing():
     # "crop" leaves images at their sizes, so that collate has to pad them; this model sees no neighbours.
     one, all_at_once = (evaluate(task_of(), "crop", size, model=per_pixel) for size in (1, 5))
-    assert np.array_equal(one.confusion, all_at_once.confusion)
+    assert np.array_equal(one.values["confusion"], all_at_once.values["confusion"])
 
 
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
@@ -130,7 +130,7 @@ def test_predictions_have_the_size_of_the_mask_and_give_the_scores(fit):
         np.add.at(confusion, (truth[valid], prediction.numpy()[valid]), 1)
 
     result = evaluate(task_of(on_prediction=take), fit, 2)
-    assert np.array_equal(result.confusion, confusion)
+    assert np.array_equal(result.values["confusion"], confusion)
     expected = scores_of(confusion, CLASSES).scores
     assert {name: result.scores[name] for name in expected} == pytest.approx(expected)
 
@@ -157,8 +157,9 @@ def test_an_image_without_a_valid_pixel_leaves_the_loss_finite():
 
 def test_panels_show_the_picture_without_its_padding():
     result = evaluate(task_of(panels={3: "three", 0: "zero"}), "pad", 2)
-    assert [panel.name for panel in result.panels] == ["zero", "three"]
-    for panel, inner in zip(result.panels, [(32, 42), (32, 32)], strict=True):
+    assert list(result.panels) == ["zero", "three"]
+    for draw, inner in zip(result.panels.values(), [(32, 42), (32, 32)], strict=True):
+        panel = draw.args[0]
         assert panel.image.shape == (*inner, 3)
         assert panel.mask.shape == panel.prediction.shape == inner
 

@@ -1,0 +1,70 @@
+"""What was found as files: JSON, CSV, PNG."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segfit.engine.findings import Findings, Table
+from segfit.system.files import replace_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write strict JSON, all or nothing; NaN and infinity, which JSON lacks, become null.
+
+    Args:
+        path: the file; its folder exists.
+        values: numbers (NumPy's and 0-d tensors too), strings, paths, lists, arrays, mappings.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    replace_text(path, json_text(values) + "\n")
+
+
+def json_text(values: Mapping[str, Any]) -> str:
+    """Return what `write_json` writes."""
+    return json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars, tensors
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def files_of(findings: Findings) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and content of a CSV file a table and a PNG file a figure."""
+    for table in findings.tables:
+        yield f"{table.name}.csv", _csv(table).encode()
+    for name, draw in findings.figures.items():
+        yield f"{name}.png", png(draw)
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([column.name for column in table.columns])
+    writer.writerows(table.rows)  # None becomes an empty cell
+    return text.getvalue()
+
+
+def png(draw: "Callable[[], Figure]") -> bytes:
+    """Draw a figure and render it."""
+    content = io.BytesIO()
+    draw().savefig(content, format="png")
+    return content.getvalue()
