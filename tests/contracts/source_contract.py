@@ -25,21 +25,6 @@ class SourceContract(ABC):
         assert {"train", "val"} <= set(sources) <= {"train", "val", "test"}
         assert all(len(source) > 0 for source in sources.values())
 
-    def test_gives_uint8_images_with_masks_of_their_size(self, sources):
-        for source in sources.values():
-            image, mask = source.read(0)
-            assert image.dtype == np.uint8
-            assert mask.dtype == np.uint8
-            assert image.shape == (*mask.shape, 3)
-            assert image.flags.c_contiguous
-            assert image.max() > image.min()
-
-    def test_masks_hold_classes_or_ignore_and_some_foreground(self, sources):
-        source = sources["train"]
-        seen = {int(v) for i in range(len(source)) for v in np.unique(source.read(i)[1])}
-        assert seen <= {*range(len(source.classes)), IGNORE_INDEX}
-        assert len(seen - {IGNORE_INDEX}) >= 2
-
     def test_is_deterministic(self, sources, tmp_path):
         again = self.make_sources(tmp_path)
         for split, source in sources.items():
@@ -74,3 +59,22 @@ class SourceContract(ABC):
         assert copy.id(0) == source.id(0)
         for first, second in zip(source.read(0), copy.read(0), strict=True):
             np.testing.assert_array_equal(first, second)
+
+
+class LabelledSourceContract(SourceContract):
+    """Images with masks."""
+
+    def test_gives_uint8_images_with_masks_of_their_size(self, sources):
+        for source in sources.values():
+            image, mask = source.read(0)
+            assert image.dtype == np.uint8
+            assert mask.dtype == np.uint8
+            assert image.shape == (*mask.shape, 3)
+            assert image.flags.c_contiguous
+            assert image.max() > image.min()
+
+    def test_masks_hold_classes_or_ignore_and_some_foreground(self, sources):
+        source = sources["train"]
+        seen = {int(v) for i in range(len(source)) for v in np.unique(source.read(i)[1])}
+        assert seen <= {*range(len(source.classes)), IGNORE_INDEX}
+        assert len(seen - {IGNORE_INDEX}) >= 2

@@ -36,7 +36,7 @@ def test_a_cache_changes_no_loss_and_no_score(tmp_path, plain, cache, workers):
     assert cached.end.best_scores == plain.end.best_scores
     assert same(cached.model.state_dict(), plain.model.state_dict())
     (line,) = [line for line in cached.notices if "data.cache" in line]
-    assert line.startswith(f"data.cache={cache}: 30 images, 30 of them decoded now")
+    assert line.startswith(f"data.cache={cache}: 30 samples, 30 of them decoded now")
 
 
 def test_a_run_may_go_on_with_another_cache(tmp_path):
@@ -52,7 +52,7 @@ def test_the_command_line_tells_what_is_kept_and_evaluation_needs_none(tmp_path)
     assert code == 0
     assert f"below {tmp_path / 'cache' / 'decoded'}" in output.replace("\n", "")
     run = the_run(tmp_path)
-    assert "data.cache=disk: 30 images" in (run / "train.log").read_text()
+    assert "data.cache=disk: 30 samples" in (run / "train.log").read_text()
     for path in (tmp_path / "cache").rglob("*.*"):
         if path.is_file():
             path.unlink()

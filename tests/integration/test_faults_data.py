@@ -68,13 +68,11 @@ def test_a_run_goes_on_without_bad_images_names_each_once_and_writes_nothing_the
     assert done.end.updates == 3 * 4
     for name in ("train/images/003", "train/masks/011"):
         assert len(told(done.notices, name)) == 1
-    assert (
-        sum("val/images/002.png" in line and "counts nowhere" in line for line in done.notices) == 1
-    )
-    summary = [line for line in done.notices if "does without 3 images" in line]
+    assert sum("val/images/002.png" in line and "is left out" in line for line in done.notices) == 1
+    summary = [line for line in done.notices if "leaves out 3 images" in line]
     assert len(summary) == (check == "full")
     assert listing(root) == before
-    kept = [line for line in done.notices if "21 images, 18 of them decoded now, 3 that" in line]
+    kept = [line for line in done.notices if "21 samples, 18 of them decoded now, 3 that" in line]
     assert len(kept) == (cache != "none")
 
 
@@ -133,7 +131,7 @@ def test_odd_names_and_bad_images_pass_through_train_resume_and_evaluate_that_wr
     quoted = str(root).replace("\\", "\\\\").replace('"', '\\"')
     cache = ("data.cache=disk", f"data.cache_dir={tmp_path / 'cache'}", "hydra.run.dir='run ü 1'")
     output = run_cli(tmp_path, "train.py", *OPTIONS, *cache, f'data.root="{quoted}"', "epochs=1")
-    assert output.count("another image takes its place") == 1
+    assert output.count("another sample takes its place") == 1
     assert "udce9.png: unreadable" in output
     run_cli(tmp_path, "train.py", "resume='run ü 1'", "epochs=2")
     output = run_cli(tmp_path, "evaluate.py", "run='run ü 1'")
@@ -143,16 +141,16 @@ def test_odd_names_and_bad_images_pass_through_train_resume_and_evaluate_that_wr
         tmp_path, "evaluate.py", "run='run ü 1'", f'images="{quoted}"', "out=predicted"
     )
     assert listing(root) == before
-    assert "counts nowhere" in told_too
+    assert "is left out" in told_too
     assert json.loads((tmp_path / "predicted/metrics.json").read_text())["images"] == 4
 
     run = tmp_path / "run ü 1"
-    assert "another image takes its place" in (run / "train.log").read_text()
+    assert "another sample takes its place" in (run / "train.log").read_text()
     metrics = json.loads((run / "evaluation/val/metrics.json").read_text())
     assert metrics["images"] == 4
     (line,) = metrics["left_out"]
     assert f"{NAMES[0]}.png: unreadable" in line
-    assert "counts nowhere" in output
+    assert "is left out" in output
     recorded = json.loads((run / "metrics.json").read_text())["best"]
     assert metrics["scores"] == pytest.approx(recorded, abs=1e-6)
     masks = run / "evaluation/val/masks"
@@ -223,12 +221,15 @@ def test_a_worker_that_crashes_in_a_decoder_ends_the_run_with_the_file_that_did_
 SMALL_SHARED_MEMORY = """if True:
     import torch
     from segfit.tasks.segmentation.data.dataset import TrainDataset
+    from segfit.tasks.segmentation.data.collate import collate
     from segfit.data.loader import LoaderOptions, train_loader
     from segfit.data.sampler import EpochSampler
     from segfit.tasks.segmentation.data.shapes import ShapesSource
     from segfit.errors import SegFitError
     dataset = TrainDataset(ShapesSource(64, resolution=32), (256, 256), "stretch")
-    batches = train_loader(dataset, EpochSampler(64, 8, 0), torch.device("cpu"), LoaderOptions(1))
+    batches = train_loader(
+        dataset, collate, EpochSampler(64, 8, 0), torch.device("cpu"), LoaderOptions(1)
+    )
     try:
         print(len(list(batches)))
     except SegFitError as error:

@@ -149,7 +149,7 @@ def test_a_poisoned_image_is_named_saved_and_left_out(tmp_path, monkeypatch):
     for told, path in zip(out, saved, strict=True):
         (batch,) = torch.load(path, weights_only=True)["batches"]
         assert f"saved as {path}" in told
-        assert "shape_000005" in batch["names"]
+        assert "train_0005" in batch["names"]
         assert all(name in told for name in batch["names"])
         assert 5 in batch["index"].tolist()
 

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "tuning": {"assembly", "tasks", *BELOW_TASKS, *COMPOSING, "system"},
 }
 # Arrows from the time when there was one task.
-ARROWS = {("data", "tasks"), ("models", "tasks"), ("report", "tasks")}
+ARROWS = {("models", "tasks"), ("report", "tasks")}
 WITHOUT_TORCH = ("cli", "config", "errors", "runs", "sweeps", "system")
 HEAVY = {"torch", "torchvision", "timm", "transformers", "kornia", "torchmetrics", "matplotlib"}
 

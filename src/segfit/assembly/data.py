@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from segfit.assembly.augmentation import make_cpu_augment
 from segfit.config.check import plain, size_of
 from segfit.data.bad_samples import Skipping
-from segfit.data.batches import HeldOutBatches, TrainBatches
-from segfit.data.cache_build import CacheOptions, cache_sources
+from segfit.data.batches import TrainBatches
+from segfit.data.cache import CacheOptions, cache_sources
 from segfit.data.loader import LoaderOptions, eval_loader, train_loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
@@ -20,7 +20,9 @@ from segfit.errors import SegFitError
 from segfit.system.cores import choose_workers
 from segfit.system.torchrun_env import launched
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
+from segfit.tasks.segmentation.data.collate import collate
+from segfit.tasks.segmentation.data.dataset import EvalDataset, LabelledSource, TrainDataset
+from segfit.tasks.segmentation.data.fitted import fitted_sources
 from segfit.tasks.segmentation.data.preflight import PreflightReport, check_sources
 
 # Keys of data that no pixel of a sample depends on; files and names of images are told apart by themselves.
@@ -37,7 +39,7 @@ def make_classes(data: DictConfig) -> Classes:
     return Classes(tuple(names), colors, data.background)
 
 
-def make_sources(data: DictConfig) -> dict[str, Source]:
+def make_sources(data: DictConfig) -> dict[str, LabelledSource]:
     """Return the splits of a data config: train, val and perhaps test.
 
     Raises:
@@ -65,7 +67,7 @@ def make_sources(data: DictConfig) -> dict[str, Source]:
         ignore_index=data.ignore_index,
         label_map=plain(data.label_map) if data.label_map else None,
         image_mode=data.image_mode,
-        window=tuple(data.window) if data.window is not None else None,
+        intensity_window=tuple(data.window) if data.window is not None else None,
         split=SplitRule(**plain(data.split)),
     )
     return dict(folders)
@@ -73,7 +75,7 @@ def make_sources(data: DictConfig) -> dict[str, Source]:
 
 def check_data(
     config: DictConfig,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, LabelledSource],
     progress: Callable[[int, int], None] | None = None,
 ) -> PreflightReport:
     """Check the splits of a config that is to be trained.
@@ -116,14 +118,13 @@ def cached_sources(
     reading = {key: value for key, value in plain(data).items() if key not in _NOT_READING}
     options = CacheOptions(
         where=data.cache,
-        size=size_of(config.image_size),
-        fit=data.fit,
         reading=repr(sorted(reading.items())),
         label=Path(data.get("root") or data.name).expanduser().resolve().name,
         folder=Path(data.cache_dir) if data.cache_dir else None,
         skip=data.on_bad_sample == "skip",
     )
-    cached, line = cache_sources(used, options, progress)
+    fitted = fitted_sources(used, size_of(config.image_size), data.fit)
+    cached, line = cache_sources(fitted, options, progress)
     return dict(cached), line
 
 
@@ -159,7 +160,7 @@ def make_train_batches(
         len(source), config.batch_size, config.seed, rank=world.rank, world_size=world.size
     )
     options = loader_options(config, workers)
-    loader = train_loader(dataset, sampler, device, options, make_skipping(config, notice))
+    loader = train_loader(dataset, collate, sampler, device, options, make_skipping(config, notice))
     batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
     return TrainBatches(sampler, batches, source, config.limit_train_batches)
 
@@ -172,7 +173,7 @@ def make_held_out_batches(
     limit: int | None,
     notice: Callable[[str], None] = lambda _: None,
     world: World = ALONE,
-) -> HeldOutBatches:
+) -> DevicePrefetcher:
     """Return a source's images in order, in batches of a config; of several processes, each one's share of them.
 
     Args:
@@ -186,14 +187,14 @@ def make_held_out_batches(
     """
     loader = eval_loader(
         EvalDataset(source, size_of(config.image_size), config.data.fit),
+        collate,
         held_out_batch_size(config),
         device,
         loader_options(config, workers),
         make_skipping(config, notice, share=world.size > 1),
         range(world.rank, held_out_images(config, source, limit), world.size),
     )
-    batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
-    return HeldOutBatches(batches, len(loader))
+    return DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
 
 
 def held_out_images(config: DictConfig, source: Source, limit: int | None) -> int:

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from segfit.assembly.augmentation import make_gpu_augment, make_mix
 from segfit.assembly.data import make_classes
 from segfit.config.check import plain, size_of
-from segfit.data.source import Source
 from segfit.engine.distributed import ALONE, World
+from segfit.tasks.segmentation.data.dataset import LabelledSource
 from segfit.tasks.segmentation.data.preflight import PreflightReport, count_class_pixels
 from segfit.tasks.segmentation.inference import Predictor
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
@@ -27,7 +27,7 @@ def make_loss(config: DictConfig, class_weights: list[float] | None) -> Segmenta
 
 
 def class_weights_of(
-    config: DictConfig, source: Source, preflight: PreflightReport
+    config: DictConfig, source: LabelledSource, preflight: PreflightReport
 ) -> list[float] | None:
     """Return the class weights of a config; "balanced" counts the training pixels."""
     wanted = config.loss.class_weights

@@ -19,16 +19,15 @@ from segfit.assembly.data import (
 from segfit.assembly.task import class_weights_of, make_predictor, make_task
 from segfit.commands.load_run import Notice, TrainedRun, recorded_class_weights
 from segfit.config.check import plain, size_of
-from segfit.data.batches import HeldOutBatches
 from segfit.data.loader import eval_loader
 from segfit.data.prefetch import DevicePrefetcher
-from segfit.data.source import Source
 from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.report.text import duration, scores_text, shown_path
 from segfit.system.hardware import device_name
-from segfit.tasks.segmentation.data.dataset import PredictDataset
+from segfit.tasks.segmentation.data.collate import collate
+from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
 from segfit.tasks.segmentation.data.preflight import check_sources
 from segfit.tasks.segmentation.files import EvaluationFolder
 from segfit.tasks.segmentation.pictures import Picture
@@ -125,7 +124,7 @@ def evaluate_split(
 
 def _split(
     run: TrainedRun, split: str, notice: Notice, checking: Progress | None
-) -> tuple[Source, list[float] | None]:
+) -> tuple[LabelledSource, list[float] | None]:
     """Return a checked split and the class weights that training had."""
     data, loss = run.config.data, run.config.loss
     if data.name == "folder" and not Path(data.root).expanduser().is_dir():
@@ -179,7 +178,7 @@ def predict_folder(
         size_of(config.image_size),
         config.data.fit,
         image_mode=config.data.get("image_mode") or "rgb",
-        window=config.data.get("window"),
+        intensity_window=tuple(config.data.window) if config.data.get("window") else None,
     )
     path = _out(options, run.folder, f"images-{dataset.folder.resolve().name}")
     if path.resolve().is_relative_to(dataset.folder.resolve()):
@@ -192,12 +191,13 @@ def predict_folder(
     left_out, without = _noting(notice)
     loader = eval_loader(
         dataset,
+        collate,
         held_out_batch_size(config),
         run.device,
         loader_options(config, workers),
         make_skipping(config, without),
     )
-    batches = HeldOutBatches(DevicePrefetcher(loader, run.device), len(loader))
+    batches = DevicePrefetcher(loader, run.device)
     taker = _predictions(
         run, options, out, dataset.id, lambda index: dataset.reader(dataset.file(index))
     )
@@ -234,7 +234,7 @@ def _task(
 def _pass(
     run: TrainedRun,
     task: SegmentationTask,
-    batches: HeldOutBatches,
+    batches: DevicePrefetcher,
     taker: Predictions,
     facts: dict[str, Any],
     progress: Progress | None,

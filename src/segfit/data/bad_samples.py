@@ -1,6 +1,6 @@
 """Samples that cannot be made: named, and replaced or left out where `data.on_bad_sample=skip` says so.
 
-Errors are handed over as values. One that is raised through torch's loader leaves a cycle that holds the workers, and
+Errors are returned as values. One that is raised through torch's loader leaves a cycle that holds the workers, and
 each of them then takes 5 s to end.
 """
 
@@ -14,20 +14,21 @@ from typing import Any, NamedTuple, Protocol
 
 from torch.utils.data import Dataset
 
-from segfit.data.watching import SHARED_MEMORY_FULL, Watch
+from segfit.data.collate import Collate
+from segfit.data.worker_deaths import SHARED_MEMORY_FULL, CurrentSamples
 from segfit.errors import SegFitError
 
-_ATTEMPTS = 100  # other images that are tried in the place of one
+_ATTEMPTS = 100  # other samples that are tried in the place of one
 
 
 class Samples(Protocol):
     """A dataset as loaders take it."""
 
     def __len__(self) -> int:
-        """Return the number of images."""
+        """Return the number of samples."""
 
     def where(self, index: int) -> str:
-        """Return the files behind an image, for messages."""
+        """Return the files behind a sample, for messages."""
 
     def __getitem__(self, key: Any) -> Any:
         """Return the sample for an index, or for (index, seed)."""
@@ -38,7 +39,7 @@ class Made(NamedTuple):
 
     Args:
         content: the sample or batch; None: there is none.
-        skipped: what is wrong with images that were replaced or left out, one message an image.
+        skipped: what is wrong with samples that were replaced or left out, one message a sample.
         problems: what ends the run.
     """
 
@@ -48,23 +49,23 @@ class Made(NamedTuple):
 
 
 class Skipping:
-    """Tells which images a run does without, each once.
+    """Logs the samples that a run skips, each once.
 
     Args:
-        notice: told a line each.
-        share: other processes have the rest of the images, so that it is no error if none of these can be read.
+        notice: called with a line each.
+        share: other processes have the rest of the samples, so that it is no error if none of these can be read.
     """
 
     def __init__(self, notice: Callable[[str], None], *, share: bool = False) -> None:
         self.notice = notice
         self.share = share
-        self.told: set[str] = set()
+        self.logged: set[str] = set()
 
-    def tell(self, messages: Sequence[str]) -> None:
-        """Tell what was not told yet."""
+    def log(self, messages: Sequence[str]) -> None:
+        """Log what was not logged yet."""
         for message in messages:
-            if message not in self.told:
-                self.told.add(message)
+            if message not in self.logged:
+                self.logged.add(message)
                 self.notice(message)
 
 
@@ -73,14 +74,14 @@ class GuardedDataset(Dataset[Made]):
 
     Args:
         dataset: makes the samples.
-        skip: a training sample that cannot be read, asked for by (index, seed), is replaced by that of another image,
+        skip: a training sample that cannot be read, asked for by (index, seed), is replaced by another one,
             which index and seed alone decide; one for evaluation, asked for by index, is left out. False: it is a
             problem, as anything else that goes wrong always is.
-        watch: told what is read, by workers.
+        current: where workers record what they read.
     """
 
-    def __init__(self, dataset: Samples, *, skip: bool, watch: Watch | None) -> None:
-        self.dataset, self.skip, self.watch = dataset, skip, watch
+    def __init__(self, dataset: Samples, *, skip: bool, current: CurrentSamples | None) -> None:
+        self.dataset, self.skip, self.current = dataset, skip, current
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -94,20 +95,20 @@ class GuardedDataset(Dataset[Made]):
             except SegFitError as error:
                 if not self.skip:
                     return Made(None, [], error.problems)
-                skipped.append(_without(" ".join(error.problems), key))
+                skipped.append(_skipped(" ".join(error.problems), key))
             except Exception as error:
                 return Made(None, [], [_unexpected(self.dataset.where(_index(one)), error)])
         if isinstance(key, tuple):
             problem = (
-                f"data.on_bad_sample=skip: {len(skipped)} images were tried, and none can be read."
+                f"data.on_bad_sample=skip: {len(skipped)} samples were tried, and none can be read."
             )
             return Made(None, [], [problem, *skipped[:5]])
         return Made(None, skipped, [])
 
     def _make(self, key: Any) -> Any:
-        if self.watch is None:
+        if self.current is None:
             return self.dataset[key]
-        with self.watch.reading(_index(key)):
+        with self.current.reading(_index(key)):
             return self.dataset[key]
 
     def _candidates(self, key: Any) -> Iterator[Any]:
@@ -129,7 +130,7 @@ class GuardedCollate:
         collate: samples → batch.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
+    def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
     def __call__(self, made: Sequence[Made]) -> Made:
@@ -151,13 +152,13 @@ def _index(key: Any) -> int:
     return int(key[0] if isinstance(key, tuple) else key)
 
 
-def _without(problem: str, key: Any) -> str:
-    instead = "another image takes its place" if isinstance(key, tuple) else "it counts nowhere"
+def _skipped(problem: str, key: Any) -> str:
+    instead = "another sample takes its place" if isinstance(key, tuple) else "it is left out"
     return f"{problem} data.on_bad_sample=skip: {instead}."
 
 
 def _unexpected(where: str, error: Exception) -> str:
-    """Return one line about an error that nobody foresaw, with the place in the code."""
+    """Return one line about an unexpected error, with the place in the code."""
     if isinstance(error, MemoryError):
         return f"{where}: memory ran out while this was read. Set loader.workers lower, or cut large images into tiles."
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,21 +1,21 @@
-"""Epochs of training batches, and passes over held-out ones, as the loop asks for them."""
+"""Epochs of training batches, as the loop asks for them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
+from segfit.data.collate import Batch
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
-from segfit.tasks.segmentation.data.collate import Batch
 
 
 class TrainBatches:
     """Training batches by epoch and position.
 
     Args:
-        sampler: decides which images make which batch.
+        sampler: decides which samples make which batch.
         batches: those batches on the device, as `sampler` was last set.
-        source: the images' names.
+        source: the samples' names.
         limit: batches an epoch at the most, or None.
     """
 
@@ -36,14 +36,13 @@ class TrainBatches:
         """Return the number of micro-batches an epoch."""
         return self._per_epoch
 
-    def batches_left(self, image: int) -> int:
-        """Return the number of micro-batches that an epoch has from its `image`th image on."""
-        return min(self.sampler.length - image, self._per_epoch * self.sampler.step - image) // (
-            self.sampler.step
-        )
+    def batches_left(self, sample: int) -> int:
+        """Return the number of micro-batches that an epoch has from its `sample`th sample on."""
+        step = self.sampler.step
+        return (min(self.sampler.length, self._per_epoch * step) - sample) // step
 
     def epoch(self, epoch: int, start_sample: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch on the device, from its `start_sample`th image on."""
+        """Yield the batches of an epoch on the device, from its `start_sample`th sample on."""
         left = self.batches_left(start_sample)
         if left <= 0:
             return iter(())
@@ -51,29 +50,9 @@ class TrainBatches:
         return islice(iter(self.batches), left)
 
     def names(self, batch: Batch) -> list[str]:
-        """Return the file of each image of a batch; its id where there is none."""
-        indices = batch["index"].tolist()  # synchronises; only where something went wrong
-        files = [self.source.files(index) for index in indices]
-        return [
-            str(paths[0]) if paths else self.source.id(index)
-            for index, paths in zip(indices, files, strict=True)
-        ]
-
-
-class HeldOutBatches:
-    """Held-out batches in order, again and again.
-
-    Args:
-        batches: on the device.
-        length: how many there are.
-    """
-
-    def __init__(self, batches: Iterable[Batch], length: int) -> None:
-        self.batches = batches
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(iter(self.batches), self.length)
+        """Return the file of each sample of a batch; its id where there is none."""
+        names = []
+        for index in batch["index"].tolist():  # synchronises; only where something went wrong
+            files = self.source.files(index)
+            names.append(str(files[0]) if files else self.source.id(index))
+        return names

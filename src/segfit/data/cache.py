@@ -1,99 +1,214 @@
-"""Decoded images, kept: after the first time no epoch opens an image file.
-
-What is kept is what a sample starts from: where every image is first fitted to one size (`stretch`, `pad`), the
-fitted one, which saves the resizing too and most of the space of large pictures; else (`crop`) the image as it
-was read. Batches are the same, bit for bit.
-"""
+"""Decoded samples, kept: after the first time no epoch opens a file. Batches are the same, bit for bit."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-import numpy as np
+from torch.utils.data import Dataset
 
 from segfit.data.cache_disk import DiskStore
 from segfit.data.cache_ram import RamStore
-from segfit.data.source import Image, Mask, Source
-from segfit.tasks.segmentation.data.dataset import fit_image, fit_pair, read_pair
+from segfit.data.loader import item_loader
+from segfit.data.preflight import default_cache_dir, spread
+from segfit.data.source import Arrays, Source, SourceView, where
+from segfit.errors import SegFitError
+from segfit.system.cores import choose_workers
 
 Store: TypeAlias = DiskStore | RamStore
 
-
-class _Wrapped:
-    """What a source of another source's items has in common with it.
-
-    Args:
-        source: whose items they are.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.classes = source.classes
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def id(self, index: int) -> str:
-        """Return the source's name of the image."""
-        return self.source.id(index)
-
-    def files(self, index: int) -> list[Path]:
-        """Return the source's files."""
-        return self.source.files(index)
+_VERSION = 2  # raise it when the same files give other arrays
+_PROBES = 8  # samples of a split whose sizes are taken for the others'
+_BATCH = 8  # samples that a worker makes at a time
+_FEW = 64  # samples that are made before a worker would have started
 
 
-class FittedSource(_Wrapped):
-    """A `Source` whose images are fitted to one size already: fitting them again changes nothing.
+@dataclass(frozen=True)
+class CacheOptions:
+    """What is kept, and where.
 
     Args:
-        source: where they come from.
-        size: (h, w) in pixels.
-        fit: "stretch" or "pad".
-        whole_masks: masks keep their original size, as `EvalDataset` needs them; else they are fitted too.
+        where: "ram" or "disk".
+        reading: everything but the files that arrays depend on, as text.
+        label: what the data set is called, for the names of its folders.
+        folder: where "disk" keeps it; None: `default_cache_dir()`.
+        skip: a sample that cannot be read is not kept; False: it is an error.
     """
 
-    def __init__(
-        self, source: Source, size: tuple[int, int], fit: str, *, whole_masks: bool = False
-    ) -> None:
-        super().__init__(source)
-        self.size, self.fit, self.whole_masks = size, fit, whole_masks
+    where: str
+    reading: str
+    label: str
+    folder: Path | None = None
+    skip: bool = False
 
-    def read(self, index: int) -> tuple[Image, Mask]:
-        """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8.
-
-        Raises:
-            SegFitError: if a file cannot be read; it is named.
-        """
-        image, mask = read_pair(self.source, index)
-        if self.whole_masks:
-            image, _ = fit_image(image, self.size, self.fit)
-        else:
-            image, mask = fit_pair(image, mask, self.size, self.fit)
-        return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), mask.contiguous().numpy()
+    @property
+    def root(self) -> Path:
+        """The folder of everything that "disk" keeps."""
+        return (self.folder or default_cache_dir()).expanduser() / "decoded"
 
 
-class CachedSource(_Wrapped):
+class CachedSource(SourceView):
     """A `Source` that reads from a store.
 
     Args:
-        source: asked for what the store has lost.
-        store: holds the source's items by index.
+        source: read where the store has lost a sample.
+        store: holds the source's samples by index.
     """
 
     def __init__(self, source: Source, store: Store) -> None:
         super().__init__(source)
         self.store = store
 
-    def read(self, index: int) -> tuple[Image, Mask]:
+    def read(self, index: int) -> Arrays:
         """Return what `source.read` does; the arrays may be read-only.
 
         Raises:
-            SegFitError: if the store has lost the item and its files cannot be read.
+            SegFitError: if the store has lost the sample and its files cannot be read.
         """
         found = self.store.get(index)
         if found is None:
             found = self.source.read(index)
             if isinstance(self.store, DiskStore):
-                self.store.mend(index, *found)
+                with contextlib.suppress(SegFitError):
+                    self.store.put(index, found)
         return found
+
+
+def cache_sources(
+    sources: Mapping[str, tuple[Source, str]],
+    options: CacheOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, CachedSource], str]:
+    """Decode what is not kept yet; return sources that read what is, and a line about it.
+
+    Args:
+        sources: split → (source, what is done to its samples, for the name of its folder).
+        options: what is kept, and where.
+        progress: called with (done, total) samples while they are decoded.
+
+    Raises:
+        SegFitError: if a sample cannot be read, or memory or disk have no room or refuse to be written to.
+    """
+    cached = {split: _cached(source, kind, options) for split, (source, kind) in sources.items()}
+    missing = [(source, source.store.missing()) for source in cached.values()]
+    total = sum(len(source) for source in cached.values())
+    new = sum(len(indices) for _, indices in missing)
+    done = total - new
+    unreadable = 0
+    for items in _build(missing, skip=options.skip):
+        done += len(items)
+        unreadable += sum(not item.readable for item in items)
+        if progress is not None:
+            progress(done, total)
+    size = sum(source.store.nbytes() for source in cached.values()) / 2**20
+    place = "of memory" if options.where == "ram" else f"below {options.root}"
+    made = f"{new - unreadable} of them decoded now" if new else "all of them decoded before"
+    made += f", {unreadable} that cannot be read" if unreadable else ""
+    return cached, f"data.cache={options.where}: {total} samples, {made}, {size:.0f} MiB {place}."
+
+
+def _cached(source: Source, kind: str, options: CacheOptions) -> CachedSource:
+    if options.where == "ram":
+        return CachedSource(source, RamStore(len(source)))
+    reading = f"{kind}\0{options.reading}"
+    label = re.sub(r"[^\w.-]", "_", options.label)[:64]
+    folder = options.root / f"{label}-{kind}-{_digest(4, reading)}"
+    versions = "\0".join(version(name) for name in ("torch", "torchvision", "pillow", "numpy"))
+    names = [_name(source, index, reading, versions) for index in range(len(source))]
+    return CachedSource(source, DiskStore(folder, names))
+
+
+def _name(source: Source, index: int, reading: str, versions: str) -> str:
+    """Return what a sample is, "-", and the state of its files and of the libraries that decode them."""
+    paths = [path if path.is_absolute() else path.absolute() for path in source.files(index)]
+    state = [str(_VERSION), versions]
+    for path in paths:
+        try:
+            stat = path.stat()
+            state.append(f"{os.fsencode(path)!r}\0{stat.st_size}\0{stat.st_mtime_ns}")
+        except OSError:  # reading it will raise
+            state.append(f"{os.fsencode(path)!r}\0gone")
+    first = os.fsencode(paths[0]) if paths else b""
+    return f"{_digest(12, reading, source.id(index), repr(first))}-{_digest(8, *state)}"
+
+
+def _digest(size: int, *parts: str) -> str:
+    text = "\0".join(parts).encode(errors="surrogateescape")
+    return hashlib.blake2b(text, digest_size=size).hexdigest()
+
+
+class _Item(NamedTuple):
+    """What a worker did with a sample.
+
+    Args:
+        number: its index.
+        arrays: where the worker cannot store them itself.
+        readable: whether it could be read.
+    """
+
+    number: int
+    arrays: Arrays | None = None
+    readable: bool = True
+
+
+class _Items(Dataset[_Item]):
+    """Reads a source's samples and stores them, in a worker where the store is shared by all processes."""
+
+    def __init__(self, source: CachedSource, *, skip: bool) -> None:
+        self.source, self.store, self.skip = source.source, source.store, skip
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, index: int) -> str:
+        """Return the files behind a sample, for messages."""
+        return where(self.source, index)
+
+    def __getitem__(self, index: int) -> _Item:
+        if self.store.has(index):  # another run made it meanwhile
+            return _Item(index)
+        arrays = _read(self.source, index, skip=self.skip)
+        if arrays is None:
+            return _Item(index, readable=False)
+        if isinstance(self.store, RamStore):
+            return _Item(index, arrays)
+        self.store.put(index, arrays)
+        return _Item(index)
+
+
+def _read(source: Source, index: int, *, skip: bool) -> Arrays | None:
+    """Return a sample's arrays; None where they cannot be read and are to be skipped."""
+    try:
+        return source.read(index)
+    except SegFitError:
+        if not skip:
+            raise
+        return None
+
+
+def _build(
+    missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool
+) -> Iterator[list[_Item]]:
+    """Make what is missing; yield the samples that were made since the last time."""
+    need = 0  # bytes; a tenth more than a few samples say, for sizes differ
+    for source, indices in missing:
+        probes = {indices[place] for place in spread(len(indices), _PROBES)}
+        read = [_read(source.source, index, skip=skip) for index in probes]
+        sizes = [sum(array.nbytes for array in arrays) for arrays in read if arrays is not None]
+        need += round(1.1 * sum(sizes) * len(indices) / max(len(sizes), 1))
+    for source, indices in missing:
+        if indices:
+            source.store.check_room(need)
+            workers = choose_workers(None) if len(indices) > _FEW else 0
+            for items in item_loader(_Items(source, skip=skip), indices, _BATCH, workers):
+                for item in items:
+                    if item.arrays is not None:
+                        source.store.put(item.number, item.arrays)
+                yield items

@@ -1,4 +1,4 @@
-"""Decoded images and masks in memory that this process and its workers share."""
+"""Samples in memory that this process and its workers share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segfit.data.source import Image, Mask
+from segfit.data.packing import pack, unpack
+from segfit.data.source import Arrays
 from segfit.errors import SegFitError
 from segfit.system.cores import free_memory
 
@@ -29,8 +30,8 @@ class Block(Protocol):
 class MemoryFile:
     """Memory without a name in any file system: gone with its last process, however that ends.
 
-    /dev/shm would do too, but containers keep it small (Docker: 64 MiB), and what a killed run leaves in it
-    stays until the machine restarts. Linux alone has this.
+    Containers keep /dev/shm small (Docker: 64 MiB), and what a killed run leaves in it stays until the machine
+    restarts. Only Linux has this.
     """
 
     def __init__(self, size: int) -> None:
@@ -77,7 +78,7 @@ def make_block(size: int) -> Block:
     Raises:
         SegFitError: if they are not free.
     """
-    check_room(size, "the next images need")
+    check_room(size, "the next samples need")
     return MemoryFile(size) if hasattr(os, "memfd_create") else SharedTensor(size)
 
 
@@ -92,64 +93,52 @@ def check_room(size: int, what: str) -> None:
 
 
 class RamStore:
-    """Items in shared memory, made anew by every run.
+    """Samples in shared memory, decoded again by every run.
 
     Args:
-        length: number of items.
+        length: number of samples.
     """
 
     def __init__(self, length: int) -> None:
         self.blocks: list[Block] = []
-        # block (-1: none), offset, image height and width, mask height and width
-        self.places = np.full((length, 6), -1, np.int64)
+        self.places = np.full((length, 3), -1, np.int64)  # block (-1: none), first byte, bytes
         self._used = 0
 
     def missing(self) -> list[int]:
-        """Return the items that are not there yet."""
-        return [int(index) for index in np.flatnonzero(self._absent())]
+        """Return the samples that are not there yet."""
+        return [int(index) for index in np.flatnonzero(self.places[:, 0] < 0)]
 
     def has(self, index: int) -> bool:
-        """Say whether an item is there."""
+        """Return whether a sample is there."""
         return bool(self.places[index, 0] >= 0)
 
-    def get(self, index: int) -> tuple[Image, Mask] | None:
-        """Return image (H, W, 3) and mask (h, w), both uint8 and read-only; None: not there."""
-        block, start, height, width, mask_height, mask_width = self.places[index].tolist()
+    def get(self, index: int) -> Arrays | None:
+        """Return the arrays of a sample, read-only; None if they are not there."""
+        block, start, size = self.places[index].tolist()
         if block < 0:
             return None
-        content = self.blocks[block].content
-        middle = start + 3 * height * width
-        image = content[start:middle].reshape(height, width, 3)
-        mask = content[middle : middle + mask_height * mask_width].reshape(mask_height, mask_width)
-        image.flags.writeable = mask.flags.writeable = False
-        return image, mask
+        content = self.blocks[block].content[start : start + size]
+        content.flags.writeable = False
+        return unpack(content)
 
-    def put(self, index: int, image: Image, mask: Mask) -> None:
-        """Keep an item; only before workers were started: what is put later, they do not see.
+    def put(self, index: int, arrays: Arrays) -> None:
+        """Keep a sample. Workers that were started before do not see it.
 
         Raises:
             SegFitError: if memory runs out.
         """
-        size = image.size + mask.size
-        if not self.blocks or self._used + size > len(self.blocks[-1].content):
-            self.blocks.append(make_block(max(size, _BLOCK)))
+        packed = pack(arrays)
+        if not self.blocks or self._used + len(packed) > len(self.blocks[-1].content):
+            self.blocks.append(make_block(max(len(packed), _BLOCK)))
             self._used = 0
-        content, middle = self.blocks[-1].content, self._used + image.size
-        content[self._used : middle] = image.reshape(-1)
-        content[middle : self._used + size] = mask.reshape(-1)
-        self.places[index] = (
-            len(self.blocks) - 1, self._used, *image.shape[:2], *mask.shape,
-        )  # fmt: skip
-        self._used += size
+        self.blocks[-1].content[self._used : self._used + len(packed)] = packed
+        self.places[index] = len(self.blocks) - 1, self._used, len(packed)
+        self._used += len(packed)
 
     def nbytes(self) -> int:
-        """Return the bytes of all items."""
-        _, _, height, width, mask_height, mask_width = self.places[~self._absent()].T
-        return int((3 * height * width + mask_height * mask_width).sum())
+        """Return the bytes of all samples."""
+        return int(self.places[self.places[:, 0] >= 0, 2].sum())
 
     def check_room(self, size: int) -> None:
         """Raise a SegFitError if there is no memory for `size` bytes."""
-        check_room(size, "the images need about")
-
-    def _absent(self) -> NDArray[np.bool_]:
-        return np.asarray(self.places[:, 0] < 0)
+        check_room(size, "the samples need about")

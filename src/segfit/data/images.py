@@ -66,15 +66,15 @@ class ImageReader:
 
     EXIF orientation is applied, alpha is dropped, palettes and CMYK are converted. Grey files deeper
     than 8 bits are scaled from 0 … 65535 to 0 … 255 (float files from their own minimum and maximum),
-    or by `window`.
+    or by `intensity_window`.
 
     Args:
         mode: "rgb", or "gray": one channel (the luminance of colour files), repeated to three.
-        window: two percentiles (0-100) of each grey image that become 0 and 255; needs "gray".
+        intensity_window: two percentiles (0-100) of each grey image that become 0 and 255; needs "gray".
     """
 
     mode: str = "rgb"
-    window: tuple[float, float] | None = None
+    intensity_window: tuple[float, float] | None = None
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
         """Return the image (H, W, 3) uint8, C-contiguous.
@@ -111,12 +111,12 @@ class ImageReader:
             decoded = _decode_jpeg(data, _AS_RGB)
             return np.asarray(decoded.permute(1, 2, 0), dtype=np.uint8)
         if image.mode in _DEEP_MODES:
-            return scale_gray(np.asarray(image), self.window)
+            return scale_gray(np.asarray(image), self.intensity_window)
         if self.mode == "rgb":
             return np.asarray(_to_rgb(image))
         # Most 8-bit grey files that were saved as RGB have equal channels: their luminance is the value.
         gray = np.asarray(image if image.mode == "L" else _to_rgb(image).convert("L"))
-        return scale_gray(gray, self.window) if self.window else gray
+        return scale_gray(gray, self.intensity_window) if self.intensity_window else gray
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -139,12 +139,14 @@ def count_frames(image: Image.Image) -> int:
     return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
 
 
-def scale_gray(values: NDArray[Any], window: tuple[float, float] | None) -> NDArray[np.uint8]:
+def scale_gray(
+    values: NDArray[Any], intensity_window: tuple[float, float] | None
+) -> NDArray[np.uint8]:
     """Return grey values (H, W) of any type as uint8.
 
     Args:
         values: (H, W), bool, integer or float; not-a-number counts as the minimum, infinity as the extremes.
-        window: percentiles that become 0 and 255. Where both are one value (a mostly black image),
+        intensity_window: percentiles that become 0 and 255. Where both are one value (a mostly black image),
             minimum and maximum take their place. None: 0 … 65535 of integers becomes 0 … 255; for
             floats, and integers outside that range, minimum … maximum does.
     """
@@ -152,7 +154,9 @@ def scale_gray(values: NDArray[Any], window: tuple[float, float] | None) -> NDAr
         # A table of all values is five times as fast as sorting and scaling every pixel.
         levels = np.arange(65536, dtype=np.float32)
         counts = np.bincount(values.ravel().astype(np.uint16), minlength=65536)
-        low, high = (0.0, 65535.0) if window is None else _histogram_window(counts, window)
+        low, high = 0.0, 65535.0
+        if intensity_window is not None:
+            low, high = _histogram_percentiles(counts, intensity_window)
         return _stretch(levels, low, high)[values.astype(np.uint16)]
     finite = values[np.isfinite(values)]
     if finite.size == 0:
@@ -161,17 +165,18 @@ def scale_gray(values: NDArray[Any], window: tuple[float, float] | None) -> NDAr
     numbers = np.nan_to_num(
         values.astype(np.float32), nan=least, neginf=least, posinf=most, copy=False
     )
-    limits = (0.0, 100.0) if window is None else window
-    low, high = np.percentile(numbers, limits, method="inverted_cdf")
+    low, high = np.percentile(numbers, intensity_window or (0.0, 100.0), method="inverted_cdf")
     if high <= low:
         low, high = numbers.min(), numbers.max()
     return _stretch(numbers, float(low), float(high))
 
 
-def _histogram_window(counts: NDArray[Any], window: tuple[float, float]) -> tuple[float, float]:
+def _histogram_percentiles(
+    counts: NDArray[Any], percentiles: tuple[float, float]
+) -> tuple[float, float]:
     """Return the percentiles of a histogram by the inverted distribution function."""
     total = counts.cumsum()
-    ranks = np.maximum(np.ceil(np.array(window) / 100 * total[-1]), 1)
+    ranks = np.maximum(np.ceil(np.array(percentiles) / 100 * total[-1]), 1)
     low, high = np.searchsorted(total, ranks)
     if high <= low:
         present = np.flatnonzero(counts)
@@ -187,7 +192,7 @@ def _stretch(numbers: NDArray[Any], low: float, high: float) -> NDArray[np.uint8
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open a file by its header and give any failure, there or in the body, one clear message.
+    """Open a file by its header; any failure, there or in the body, becomes one message with the file's name.
 
     Raises:
         SegFitError: if the file is missing, unreadable, truncated or unreasonably large.
@@ -218,7 +223,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def reason(error: Exception) -> str:
-    """Return the first words of a decoder's complaint, without its C++ source path or our path."""
+    """Return the first line of a decoder's message, without its C++ source path or our path."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if text.startswith("cannot identify image file"):
         return "not an image"
@@ -233,10 +238,3 @@ def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     return interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return a uint8 mask (H, W) resized to `size` = (h, w) by nearest-exact: no new values."""
-    if tuple(mask.shape) == size:
-        return mask
-    return interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]

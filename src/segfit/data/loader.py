@@ -1,4 +1,4 @@
-"""Datasets → pinned batches, by worker processes, without a draw from anybody's random numbers."""
+"""Datasets → pinned batches, by worker processes, without a draw from the global random generators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -18,11 +18,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from segfit.data.bad_samples import GuardedCollate, GuardedDataset, Made, Samples, Skipping
+from segfit.data.collate import Collate
 from segfit.data.sampler import EpochSampler
-from segfit.data.watching import SHARED_MEMORY_FULL, Watch, dead_workers
+from segfit.data.worker_deaths import SHARED_MEMORY_FULL, CurrentSamples, explain_dead_workers
 from segfit.errors import SegFitError
 from segfit.system.cores import one_blas_thread
-from segfit.tasks.segmentation.data.collate import collate
 
 
 @dataclass(frozen=True)
@@ -43,48 +43,49 @@ class LoaderOptions:
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose failures are told in the words of this project.
+    """A DataLoader that raises a SegFitError, with the files at fault, whatever goes wrong.
 
     Iterating again while an iterator is unfinished is fine: what the workers had ready is dropped.
 
     Args:
         samples: makes the samples.
         collate: samples → batch.
-        skipping: told which images cannot be read, and are done without; None: they are an error.
+        skipping: logs samples that cannot be read, and are skipped; None: they are an error.
         how: DataLoader's own arguments.
     """
 
     def __init__(
         self,
         samples: Samples,
-        collate: Callable[[Sequence[Any]], Any],
+        collate: Collate,
         skipping: Skipping | None = None,
         **how: Any,
     ) -> None:
         try:
-            self.watch = Watch(how["num_workers"]) if how.get("num_workers") else None
+            workers = how.get("num_workers")
+            self.current = CurrentSamples(workers) if workers else None
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
         self.samples = samples
         self.skipping = skipping
-        guarded = GuardedDataset(samples, skip=skipping is not None, watch=self.watch)
+        guarded = GuardedDataset(samples, skip=skipping is not None, current=self.current)
         super().__init__(guarded, collate_fn=GuardedCollate(collate), **how)
 
     def check_worker_number_rationality(self) -> None:
-        """Say nothing: how many workers there are was chosen (`choose_workers`), or somebody asked for them."""
+        """Log no warning: the number of workers was chosen by `choose_workers`, or asked for."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield batches.
 
         Raises:
-            SegFitError: if a sample cannot be made, and the run does not do without; if no sample at all can be
-                read, by no other process either; or if a worker was killed.
+            SegFitError: if a sample cannot be made and is not to be skipped; if no sample at all can be read, and no
+                other process has more of them; or if a worker was killed.
         """
         skipped: list[str] = []
         nothing = True
         for made in self._made():
             if self.skipping is not None:
-                self.skipping.tell(made.skipped)
+                self.skipping.log(made.skipped)
             if made.content is None:
                 skipped += made.skipped
                 continue
@@ -93,7 +94,7 @@ class Loader(DataLoader[Any]):
         alone = self.skipping is None or not self.skipping.share
         if alone and nothing and skipped:
             raise SegFitError(
-                ["data.on_bad_sample=skip: none of the images can be read.", *skipped[:5]]
+                ["data.on_bad_sample=skip: none of the samples can be read.", *skipped[:5]]
             )
 
     def _made(self) -> Iterator[Made]:
@@ -108,7 +109,7 @@ class Loader(DataLoader[Any]):
                     break
                 yield made
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            # All but the first: the worker was killed in the midst of handing a batch over.
+            # All but the first: the worker was killed while it handed a batch over.
             problems = self._explained(error, iterator)
             if not problems:
                 raise
@@ -121,8 +122,8 @@ class Loader(DataLoader[Any]):
     def _started(self) -> Iterator[Made]:
         """Start or restart the workers.
 
-        torch handles SIGCHLD by raising, in the midst of whatever the main process does, even a half-made
-        update. Without, it notices a worker's death when it waits for it, at most 5 s later.
+        torch's handler of SIGCHLD raises whatever the main process is doing, even half-way through an update.
+        Without it, a worker's death is noticed when its batch is due, at most 5 s later.
         """
         if (
             not hasattr(signal, "SIGCHLD")
@@ -138,30 +139,30 @@ class Loader(DataLoader[Any]):
         return iterator
 
     def _explained(self, error: Exception, iterator: Any) -> list[str]:
-        """Return what an error of torch's means, or nothing."""
+        """Return what an error of torch's means; empty where that is unknown."""
         text = str(error)
         if text.startswith("Too many open files"):
             return [
                 "too many open files: each batch that waits takes some. Set loader.workers and loader.prefetch lower, "
                 "or raise the limit (ulimit -n)."
             ]
-        told = text.startswith("DataLoader worker")
-        if self.watch is None or not (told or isinstance(error, (OSError, EOFError))):
+        died = text.startswith("DataLoader worker")
+        if self.current is None or not (died or isinstance(error, (OSError, EOFError))):
             return []
         processes = getattr(iterator or self._iterator, "_workers", [])
-        if not told:
+        if not died:
             ends = {process.sentinel: process for process in processes}
             for end in multiprocessing.connection.wait(list(ends), timeout=1.0):
                 ends[cast(int, end)].join(1.0)  # its files are closed a moment before it has ended
-        dead = dead_workers(processes, self.watch, self.samples.where)
-        return dead or ([f"{text.rstrip('.')}."] if told else [])
+        dead = explain_dead_workers(processes, self.current, self.samples.where)
+        return dead or ([f"{text.rstrip('.')}."] if died else [])
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Let workers be born with the signals blocked that `init_worker` takes care of.
+    """Start workers with the signals blocked that `init_worker` handles.
 
-    torch lets a worker die of a SIGTERM that comes before that. This process gets what came meanwhile afterwards.
+    A SIGTERM that comes before that would kill a worker. This process gets what came meanwhile afterwards.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -175,48 +176,48 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def init_worker(worker: int) -> None:  # noqa: ARG001
-    """Prepare a worker process: one thread, and signals are the main process's to handle.
+    """Prepare a worker process: one thread, and signals are left to the main process.
 
-    Ctrl-C, and Slurm's SIGTERM and SIGUSR, reach every process of the job. A worker that died of it would take the
-    main process down before its checkpoint is written.
+    Ctrl-C, and Slurm's SIGTERM and SIGUSR, reach every process of the job. A worker that died of one would end the
+    main process before its checkpoint is written.
     """
     torch.set_num_threads(1)
     for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):  # only the first is on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    sys.excepthook = _pass_over_lost_connections
+    sys.excepthook = _ignore_lost_connections
     parent = multiprocessing.parent_process()
     if parent is not None and sys.platform == "linux":
         # The handler is for the moment in which a second signal finds the waiting thread unblocked.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_wait_for_sigterm, args=(parent.pid,), daemon=True).start()
     # A spawned worker does not inherit it. After the signals: OpenBLAS starts a thread here, which would take
     # the SIGTERM that ends this worker if it did not inherit that the signal is blocked.
     one_blas_thread()
 
 
 def init_worker_beside_model(worker: int) -> None:
-    """Prepare a worker that shares the cores with the model: it takes what the model leaves.
+    """Prepare a worker that shares the cores with the model: at a low priority, it takes what the model leaves.
 
     At equal priority a worker takes the core of one of the model's threads, and the others wait for that
-    thread in every operation. See `choose_workers` for what it is worth.
+    thread in every operation. `choose_workers` has figures.
     """
     init_worker(worker)
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)
 
 
-def _pass_over_lost_connections(
+def _ignore_lost_connections(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """Show no traceback of the thread that hands batches over, where the main process was killed meanwhile."""
+    """Print no traceback of the thread that hands batches over if the main process was killed meanwhile."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)
 
 
-def _obey(parent: int | None) -> None:
-    """End this process at a SIGTERM from `parent`, as multiprocessing sends it; pass over others'."""
+def _wait_for_sigterm(parent: int | None) -> None:
+    """End this process at a SIGTERM from `parent`, as multiprocessing sends it; ignore those from others."""
     if sys.platform == "linux":  # only there is the sender known
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
@@ -225,7 +226,7 @@ def _obey(parent: int | None) -> None:
 
 def _loader(
     samples: Samples,
-    collate: Callable[[Sequence[Any]], Any],
+    collate: Collate,
     device: torch.device,
     options: LoaderOptions,
     skipping: Skipping | None,
@@ -250,6 +251,7 @@ def _loader(
 
 def train_loader(
     samples: Samples,
+    collate: Collate,
     sampler: EpochSampler,
     device: torch.device,
     options: LoaderOptions = LoaderOptions(),
@@ -259,11 +261,12 @@ def train_loader(
 
     Args:
         samples: a dataset that gets (index, seed).
+        collate: samples → batch.
         sampler: gives the batches; it stays in this process, so that it can be set between iterations
             though the workers persist.
         device: where batches will go; only those for CUDA are pinned.
         options: who makes them.
-        skipping: told which images cannot be read; others take their places, so that batches keep their size.
+        skipping: logs samples that cannot be read; others take their places, so that batches keep their size.
             None: they are an error.
     """
     return _loader(samples, collate, device, options, skipping, batch_sampler=sampler)
@@ -271,6 +274,7 @@ def train_loader(
 
 def eval_loader(
     samples: Samples,
+    collate: Collate,
     batch_size: int,
     device: torch.device,
     options: LoaderOptions = LoaderOptions(),
@@ -281,10 +285,11 @@ def eval_loader(
 
     Args:
         samples: a dataset that gets an index.
-        batch_size: images a batch.
+        collate: samples → batch.
+        batch_size: samples a batch.
         device: as `train_loader`.
         options: as `train_loader`.
-        skipping: told which images cannot be read, and are left out of their batches; None: they are an error.
+        skipping: logs samples that cannot be read, and are left out of their batches; None: they are an error.
         indices: of those samples alone; None: all.
     """
     how: dict[str, Any] = {"sampler": indices, "batch_size": batch_size}

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
+from segfit.data.collate import Batch
 from segfit.system.phases import phase
-from segfit.tasks.segmentation.data.collate import Batch
+
+
+class Batches(Protocol):
+    """A loader: batches of host tensors, again and again."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches."""
 
 
 class DevicePrefetcher:
@@ -20,20 +31,20 @@ class DevicePrefetcher:
     Args:
         loader: gives batches of host tensors.
         device: where they go; on the CPU they pass through.
-        non_blocking: False makes the host wait for each copy, in the stream that the device works on, as plain loops
-            do: to compare.
+        non_blocking: False makes the host wait for each copy, in the stream that the device works on, for comparison.
 
     Attributes:
-        wait_seconds: wall-clock time spent waiting for the loader since somebody set this to 0.
+        wait_seconds: wall-clock time spent waiting for the loader since this was last set to 0.
     """
 
-    def __init__(
-        self, loader: Iterable[Batch], device: torch.device, *, non_blocking: bool = True
-    ) -> None:
+    def __init__(self, loader: Batches, device: torch.device, *, non_blocking: bool = True) -> None:
         self.loader = loader
         self.device = device
         self.non_blocking = non_blocking
         self.wait_seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._timed()
@@ -66,6 +77,6 @@ class DevicePrefetcher:
             # The device, not the host, waits: work that is queued from here on comes after the copy.
             current.wait_stream(stream)
             for tensor in moved.values():
-                # The allocator must not hand this memory to the next copy before `current` is through.
+                # The allocator must not hand this memory to the next copy before `current` is done with it.
                 tensor.record_stream(current)
             yield moved

@@ -1,4 +1,4 @@
-"""Which images make which batch: a pure function, so that a run can go on where it stopped."""
+"""Which samples make which batch: a pure function, so that a run can go on where it stopped."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-_MASK64 = (1 << 64) - 1
+_UINT64 = (1 << 64) - 1
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Return the seed (0 … 2^63 - 1) of everything random about an image in an epoch.
+    """Return the seed (0 … 2^63 - 1) of everything random about a sample in an epoch.
 
     SplitMix64 (Steele et al., OOPSLA 2014) over the three numbers: neighbours share no pattern.
     """
     state = 0
     for number in (seed, epoch, index):
-        state = _mix((state ^ (number & _MASK64)) + 0x9E3779B97F4A7C15 & _MASK64)
+        state = _mix((state ^ (number & _UINT64)) + 0x9E3779B97F4A7C15 & _UINT64)
     return state >> 1
 
 
 def _mix(state: int) -> int:
-    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK64
-    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK64
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _UINT64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _UINT64
     return state ^ (state >> 31)
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (index, seed), a pure function of (length, batch size, seed, epoch, first image).
+    """Batches of (index, seed), a pure function of (length, batch size, seed, epoch, first sample).
 
-    Every image occurs at most once an epoch. An incomplete last batch is dropped, since batch norm
+    Every sample occurs at most once an epoch. An incomplete last batch is dropped, since batch norm
     hates small ones and a step of another shape is slow; a data set smaller than a batch makes
-    batches of all it has. Batches of a single image thus occur only if there is but one image, or if
+    batches of all it has. Batches of a single sample thus occur only if there is but one sample, or if
     `batch_size` is 1.
 
-    Several processes cut every batch of batch_size × world_size images into equal shares, so that together they
+    Several processes cut every batch of batch_size × world_size samples into equal shares, so that together they
     see what one process would with batches of that size.
 
     Args:
-        length: images of the data set.
-        batch_size: images a batch of one process.
+        length: samples of the data set.
+        batch_size: samples a batch of one process.
         seed: the run's seed.
         shuffle: a new order every epoch; False keeps the order of the indices.
         rank: 0-based number of this process.
@@ -76,7 +76,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
         Args:
             epoch: 0-based.
-            start_sample: images, of all processes, that are left out, in the epoch's order. It counts images rather
+            start_sample: samples, of all processes, that are left out, in the epoch's order. It counts samples rather
                 than batches, so that a run can go on with batches of another size.
         """
         self.epoch = epoch

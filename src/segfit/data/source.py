@@ -1,36 +1,74 @@
-"""What a data set is to the rest of the house."""
+"""A data set, as everything that makes batches sees it."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
-from segfit.tasks.segmentation.classes import Classes
+from segfit.errors import SegFitError
 
-Image = NDArray[np.uint8]
-Mask = NDArray[np.uint8]
+Arrays: TypeAlias = tuple[NDArray[Any], ...]
 
 
 class Source(Protocol):
-    """Images with masks, by index; deterministic, picklable, safe in many processes."""
-
-    classes: Classes
+    """Samples by index, each a tuple of NumPy arrays; deterministic, picklable, safe in many processes."""
 
     def __len__(self) -> int:
-        """Return the number of images."""
+        """Return the number of samples."""
 
     def id(self, index: int) -> str:
         """Return a unique name without suffix, relative, with / between its parts."""
 
     def files(self, index: int) -> list[Path]:
-        """Return the files behind an item, for messages; empty for synthetic data."""
+        """Return the files behind a sample, for messages; empty for synthetic data."""
 
-    def read(self, index: int) -> tuple[Image, Mask]:
-        """Return an image (H, W, 3) uint8 RGB and its mask (H, W) uint8.
-
-        The mask holds class indices 0 … len(classes) - 1 and `IGNORE_INDEX`.
+    def read(self, index: int) -> Arrays:
+        """Return the arrays of a sample; the task says which, and their dtypes and shapes.
 
         Raises:
-            SegFitError: if a file is unreadable or its values are none of the classes.
+            SegFitError: if a file is unreadable, or its content makes no sense.
         """
+
+
+class SourceView:
+    """The samples of another source; a subclass says how they are read.
+
+    Args:
+        source: has the samples.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def id(self, index: int) -> str:
+        """Return the source's name of the sample."""
+        return self.source.id(index)
+
+    def files(self, index: int) -> list[Path]:
+        """Return the source's files."""
+        return self.source.files(index)
+
+
+def where(source: Source, index: int) -> str:
+    """Return the files behind a sample, or its name where there is none, for messages."""
+    return ", ".join(map(str, source.files(index))) or source.id(index)
+
+
+def read_arrays(source: Source, index: int) -> Arrays:
+    """Return `source.read(index)`.
+
+    Raises:
+        SegFitError: whatever is wrong with the files; they are named.
+        MemoryError: if memory ran out, which is no fault of theirs.
+    """
+    try:
+        return source.read(index)
+    except (SegFitError, MemoryError):
+        raise
+    except Exception as error:
+        raise SegFitError(
+            f"{where(source, index)}: cannot be read: {type(error).__name__}: {error}"
+        ) from error

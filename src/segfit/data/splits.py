@@ -1,4 +1,4 @@
-"""Which image goes to train, val and test: by name and seed, never by the order of the file system."""
+"""Which sample goes to train, val and test: by name and seed, never by the order of the file system."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from segfit.errors import SegFitError
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How images without folders of their own are divided.
+    """How samples without folders of their own are divided.
 
     Args:
         val: share (0-1) of the groups held out for validation; at least one group where > 0.
         test: share held out for testing; at least one group where > 0.
         seed: another seed, another split.
-        group: regular expression searched in an image's relative name (no suffix, / between folders);
-            images whose first group (or match, if it has no group) agrees stay together. None: every
-            image is its own group.
+        group: regular expression searched in a sample's relative name (no suffix, / between folders);
+            samples whose first group (or match, if it has no group) agrees stay together. None: every
+            sample is its own group.
     """
 
     val: float = 0.2
@@ -33,7 +33,7 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
     """Return split → sorted names; every name in one split, every group in one split.
 
     Groups are ordered by a hash of seed and group, so the result depends on nothing but the set of
-    names, and a few added images leave nearly all others where they were.
+    names, and a few added samples leave nearly all others where they were.
 
     Raises:
         SegFitError: if the expression is invalid or misses a name, or there are too few groups.
@@ -44,11 +44,11 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
     parts = [part for part in ("val", "test") if getattr(rule, part) > 0]
     counts = {part: max(1, round(getattr(rule, part) * len(groups))) for part in parts}
     if sum(counts.values()) >= len(groups):
-        what = "images" if rule.group is None else f"groups (data.split.group={rule.group})"
+        what = "samples" if rule.group is None else f"groups (data.split.group={rule.group})"
         shares = ", ".join(f"data.split.{part}={getattr(rule, part):g}" for part in parts)
         raise SegFitError(
             f"{len(groups)} {what} cannot be split into train and {' and '.join(parts)} ({shares}): "
-            f"at least {len(parts) + 1} are needed. Add images, or take smaller shares."
+            f"at least {len(parts) + 1} are needed. Add some, or take smaller shares."
         )
     order = sorted(groups, key=lambda group: _rank(rule.seed, group))
     result: dict[str, list[str]] = {}
@@ -81,6 +81,6 @@ def _groups(names: Sequence[str], expression: str | None) -> list[str]:
     if missed:
         raise SegFitError(
             f"data.split.group={expression} matches nothing in {len(missed)} of {len(names)} names, "
-            f"e.g. {', '.join(missed[:3])}. Every image needs a group."
+            f"e.g. {', '.join(missed[:3])}. Every sample needs a group."
         )
     return [(m.group(1) or "") if pattern.groups else m.group(0) for m in matches if m is not None]

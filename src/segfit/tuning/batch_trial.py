@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from segfit.assembly.data import make_held_out_batches, make_sources
 from segfit.assembly.training import make_training
 from segfit.data.images import open_image
-from segfit.data.source import Image, Mask, Source
+from segfit.data.source import Arrays, Source
 from segfit.engine.evaluate import evaluate
 from segfit.errors import SegFitError
 from segfit.system.hardware import GIB, resolve_device
@@ -70,7 +70,6 @@ class Selection:
     def __init__(self, source: Source, indices: list[int]) -> None:
         self.source = source
         self.indices = indices
-        self.classes = source.classes
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -83,8 +82,8 @@ class Selection:
         """Return the image's files."""
         return self.source.files(self.indices[index])
 
-    def read(self, index: int) -> tuple[Image, Mask]:
-        """Return image and mask."""
+    def read(self, index: int) -> Arrays:
+        """Return the source's arrays."""
         return self.source.read(self.indices[index])
 
 

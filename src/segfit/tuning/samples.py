@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from segfit.data.source import Image, Mask, Source
+from segfit.data.source import Arrays, Source, SourceView
 from segfit.tasks.segmentation.data.dataset import Sample, TrainDataset
 from segfit.tuning.facts import Costs
 
@@ -18,7 +18,7 @@ SAMPLES = 32
 _SECONDS = 3.0  # at most, however slow a sample is; one is measured in any case
 
 
-class SlowSource:
+class SlowSource(SourceView):
     """A source that waits before every read, as a slow disk would.
 
     Args:
@@ -27,19 +27,10 @@ class SlowSource:
     """
 
     def __init__(self, source: Source, seconds: float) -> None:
-        self.source = source
+        super().__init__(source)
         self.seconds = seconds
-        self.classes = source.classes
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "source":  # while it is unpickled in a worker
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-    def read(self, index: int) -> tuple[Image, Mask]:
+    def read(self, index: int) -> Arrays:
         """Wait and read."""
         time.sleep(self.seconds)
         return self.source.read(index)

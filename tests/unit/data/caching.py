@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from segfit.data.cache_build import CacheOptions
+from segfit.data import cache
+from segfit.data.cache import CacheOptions
 from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.fitted import fitted_sources
 from segfit.tasks.segmentation.data.folder import folder_sources
 from tests.unit.data.files import names, noise, save
 
@@ -12,7 +14,12 @@ SIZE = (24, 20)
 
 
 def options(folder, where="disk", fit="crop", reading=""):
-    return CacheOptions(where, SIZE, fit, reading, "set", folder)
+    return CacheOptions(where, reading, "set", folder), fit
+
+
+def cache_sources(sources, how, progress=None):
+    options, fit = how
+    return cache.cache_sources(fitted_sources(sources, SIZE, fit), options, progress)
 
 
 def folders(root, count=6):

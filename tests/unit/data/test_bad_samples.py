@@ -7,6 +7,7 @@ from segfit.data.bad_samples import Skipping
 from segfit.data.loader import LoaderOptions, eval_loader, train_loader
 from segfit.data.sampler import EpochSampler
 from segfit.errors import SegFitError
+from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
 from segfit.tasks.segmentation.data.shapes import ShapesSource
 
@@ -29,7 +30,7 @@ def training(source, told, workers=0, epoch=0, start_sample=0):
     sampler = EpochSampler(len(source), 4, seed=3)
     dataset = TrainDataset(source, SIZE, "crop")
     options = LoaderOptions(workers, prefetch=2)
-    batches = train_loader(dataset, sampler, CPU, options, Skipping(told.append))
+    batches = train_loader(dataset, collate, sampler, CPU, options, Skipping(told.append))
     sampler.set_epoch(epoch, start_sample=start_sample)
     return batches
 
@@ -37,7 +38,7 @@ def training(source, told, workers=0, epoch=0, start_sample=0):
 def evaluation(source, told, workers=0, batch_size=4, *, share=False):
     dataset = EvalDataset(source, SIZE, "stretch")
     skipping = Skipping(told.append, share=share)
-    return eval_loader(dataset, batch_size, CPU, LoaderOptions(workers), skipping)
+    return eval_loader(dataset, collate, batch_size, CPU, LoaderOptions(workers), skipping)
 
 
 def indices(batches):
@@ -54,7 +55,7 @@ def test_in_training_another_image_takes_the_place(workers):
     for seen, planned in zip(chain(*found), chain(*plain), strict=True):
         assert seen == planned or (planned in (2, 7) and seen not in (2, 7))
     assert sorted(told) == [
-        f"{index}.png: unreadable. Replace it. data.on_bad_sample=skip: another image takes its place."
+        f"{index}.png: unreadable. Replace it. data.on_bad_sample=skip: another sample takes its place."
         for index in (2, 7)
     ]
     indices(batches)  # the same epoch again
@@ -76,7 +77,7 @@ def test_in_evaluation_it_counts_nowhere(workers):
     told = []
     assert indices(evaluation(Damaged(1, 4, 5, 6, 7), told, workers)) == [[0, 2, 3], [8, 9, 10, 11]]
     assert len(told) == 5
-    assert told[0] == "1.png: unreadable. Replace it. data.on_bad_sample=skip: it counts nowhere."
+    assert told[0] == "1.png: unreadable. Replace it. data.on_bad_sample=skip: it is left out."
 
 
 @pytest.mark.parametrize("start", [training, evaluation])
@@ -99,5 +100,5 @@ def test_one_good_image_is_found_among_few():
 
 @pytest.mark.parametrize("start", [training, evaluation])
 def test_lack_of_memory_is_no_bad_image(start):
-    with pytest.raises(SegFitError, match=r"shape_000005: memory ran out"):
+    with pytest.raises(SegFitError, match=r"train_0005: memory ran out"):
         list(start(Damaged(5, error=MemoryError), []))

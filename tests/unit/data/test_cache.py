@@ -1,20 +1,32 @@
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.multiprocessing import get_context
 
 from segfit.data import cache_ram
-from segfit.data.cache import CachedSource, FittedSource
-from segfit.data.cache_build import cache_sources
+from segfit.data.cache import CachedSource
+from segfit.data.cache_disk import DiskStore
 from segfit.data.cache_ram import RamStore, SharedTensor
 from segfit.data.loader import LoaderOptions, train_loader
 from segfit.data.sampler import EpochSampler
+from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
+from segfit.tasks.segmentation.data.fitted import FittedSource
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.shapes import ShapesSource, shapes_sources
 from tests.contracts.source_contract import SourceContract
-from tests.unit.data.caching import CLASSES, SIZE, counted, decoded, equal, folders, options
+from tests.unit.data.caching import (
+    CLASSES,
+    SIZE,
+    cache_sources,
+    counted,
+    decoded,
+    equal,
+    folders,
+    options,
+)
 from tests.unit.data.files import names, noise, save, write_pairs
 
 
@@ -77,13 +89,10 @@ def test_workers_read_it_however_they_are_started(tmp_path, monkeypatch, where, 
     sources = shapes_sources(8, 1, 1, resolution=32, data_seed=0)
     cached, _ = cache_sources(sources, options(tmp_path, where))
     sampler = EpochSampler(8, 4, seed=1)
-    plain = list(
-        train_loader(TrainDataset(sources["train"], SIZE, "crop"), sampler, torch.device("cpu"))
-    )
+    plain, kept = (TrainDataset(splits["train"], SIZE, "crop") for splits in (sources, cached))
+    plain = list(train_loader(plain, collate, sampler, torch.device("cpu")))
     monkeypatch.setattr(ShapesSource, "read", None)  # a forked worker has nothing else to read
-    loader = train_loader(
-        TrainDataset(cached["train"], SIZE, "crop"), sampler, torch.device("cpu"), LoaderOptions(1)
-    )
+    loader = train_loader(kept, collate, sampler, torch.device("cpu"), LoaderOptions(1))
     loader.multiprocessing_context = get_context(method)
     for first, second in zip(plain, loader, strict=True):
         assert torch.equal(first["image"], second["image"])
@@ -103,7 +112,7 @@ def test_what_is_read_cannot_change_what_is_kept(tmp_path):
 def test_a_second_run_decodes_nothing(tmp_path):
     sources = folders(tmp_path)
     _, line = cache_sources(sources, options(tmp_path))
-    assert line.startswith("data.cache=disk: 12 images, 12 of them decoded now, 0 MiB below")
+    assert line.startswith("data.cache=disk: 12 samples, 12 of them decoded now, 0 MiB below")
     assert str(tmp_path / "decoded") in line
     calls, told = counted(sources["train"]), []
     cached, line = cache_sources(sources, options(tmp_path), lambda *now: told.append(now))
@@ -160,13 +169,32 @@ def test_memory_is_taken_in_as_many_blocks_as_it_needs(monkeypatch):
     pairs = [(noise(30 + i, 40, 3, seed=i), noise(9, 9 + i, seed=i)) for i in range(5)]
     pairs[3] = (noise(80, 90, 3), noise(80, 90))  # larger than a block
     for index, pair in enumerate(pairs):
-        store.put(index, *pair)
+        store.put(index, pair)
     assert len(store.blocks) > 2
     assert store.missing() == []
     assert all(equal(store.get(index), pair) for index, pair in enumerate(pairs))
-    assert store.nbytes() == sum(image.size + mask.size for image, mask in pairs)
+    pixels = sum(image.size + mask.size for image, mask in pairs)
+    assert pixels <= store.nbytes() <= pixels + 5 * 3 * 64
     copy = pickle.loads(pickle.dumps(store))
     assert all(equal(copy.get(index), pair) for index, pair in enumerate(pairs))
+
+
+@pytest.mark.parametrize("where", ["ram", "disk"])
+def test_arrays_of_any_kind_are_kept(tmp_path, where):
+    store = RamStore(2) if where == "ram" else DiskStore(tmp_path, ["a-1", "b-1"])
+    series = np.arange(12, dtype=np.float64).reshape(2, 6)[:, ::2]
+    items = [
+        (series, np.array(3, np.int16), np.zeros((0, 4), np.float32)),
+        (noise(5, 7, 3, dtype="uint16"),),
+    ]
+    for index, arrays in enumerate(items):
+        store.put(index, arrays)
+    for index, arrays in enumerate(items):
+        found = store.get(index)
+        assert [array.dtype for array in found] == [array.dtype for array in arrays]
+        assert [array.shape for array in found] == [array.shape for array in arrays]
+        assert equal(found, arrays)
+        assert all(array.flags.aligned for array in found)
 
 
 def test_progress_counts_every_image_once(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageOps
 
 from segfit.data import images
-from segfit.data.images import ImageReader, resize_image, resize_mask
+from segfit.data.images import ImageReader, resize_image
 from segfit.errors import SegFitError
 from tests.unit.data.files import noise, save
 
@@ -156,18 +156,3 @@ def test_resizing_an_image_is_antialiased():
     assert small.dtype == torch.uint8
     assert small.shape == (3, 8, 16)
     assert small[..., 2:-2].float().sub(100).abs().max() <= 1
-
-
-def test_resizing_a_mask_makes_no_new_values():
-    mask = torch.from_numpy(noise(31, 17)) // 85 * 85
-    small = resize_mask(mask, (13, 40))
-    assert small.shape == (13, 40)
-    assert set(small.unique().tolist()) <= set(mask.unique().tolist())
-
-
-def test_image_and_mask_stay_aligned_when_resized():
-    mask = torch.zeros(60, 60, dtype=torch.uint8)
-    mask[20:40, 10:50] = 255
-    image = mask.expand(3, -1, -1)
-    small, labels = resize_image(image, (24, 30))[0], resize_mask(mask, (24, 30))
-    assert torch.equal(small > 127, labels > 127)

@@ -18,6 +18,7 @@ from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.shapes import ShapesSource
@@ -34,7 +35,9 @@ def jitter(image, mask, *, seed):
 
 def loader(workers, sampler, dataset=None, **options):
     dataset = dataset or TrainDataset(SOURCE, (16, 16), "crop", jitter)
-    return train_loader(dataset, sampler, CPU, LoaderOptions(workers, prefetch=2, **options))
+    return train_loader(
+        dataset, collate, sampler, CPU, LoaderOptions(workers, prefetch=2, **options)
+    )
 
 
 def same(first, second):
@@ -89,12 +92,12 @@ def test_loading_draws_no_global_random_number(workers):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(loader(workers, EpochSampler(len(SOURCE), 3, seed=5), persistent=False))
-    list(eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), 4, CPU, LoaderOptions(workers)))
+    list(eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), collate, 4, CPU, LoaderOptions(workers)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluation_sees_every_image_once_in_order():
-    batches = eval_loader(EvalDataset(SOURCE, (16, 16), "stretch"), 4, CPU)
+    batches = eval_loader(EvalDataset(SOURCE, (16, 16), "stretch"), collate, 4, CPU)
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -105,7 +108,9 @@ def test_a_file_that_breaks_later_is_named_without_a_traceback(tmp_path, workers
     path = source.files(0)[0]
     path.write_bytes(b"damaged")
     with pytest.raises(SegFitError) as error:
-        list(eval_loader(EvalDataset(source, (8, 8), "pad"), 2, CPU, LoaderOptions(workers)))
+        list(
+            eval_loader(EvalDataset(source, (8, 8), "pad"), collate, 2, CPU, LoaderOptions(workers))
+        )
     assert error.value.problems == [
         f"{path}: unreadable (not an image). Replace the file or delete it."
     ]
@@ -131,7 +136,7 @@ def test_workers_end_with_the_error(error, persistent):
     gc.disable()  # which ends them too, but seconds later
     try:
         dataset = EvalDataset(Broken(error, 40, resolution=32), (8, 8), "pad")
-        batches = eval_loader(dataset, 2, CPU, options)
+        batches = eval_loader(dataset, collate, 2, CPU, options)
         with contextlib.suppress(SegFitError):
             list(batches)
         assert [child for child in multiprocessing.active_children() if child not in others] == []
@@ -152,17 +157,17 @@ def test_whatever_goes_wrong_is_one_message_with_the_images_name(workers):
         return error.value.problems
 
     (read,) = problems(TrainDataset(Broken(KeyError("gone"), 10), (8, 8), "pad"))[:1]
-    assert read == "shape_000000: cannot be read: KeyError: 'gone'"
+    assert read == "train_0000: cannot be read: KeyError: 'gone'"
     (memory,) = problems(TrainDataset(Broken(MemoryError(), 10), (8, 8), "pad"))[:1]
-    assert memory.startswith("shape_000000: memory ran out while this was read.")
+    assert memory.startswith("train_0000: memory ran out while this was read.")
     (augmented,) = problems(TrainDataset(SOURCE, (8, 8), "pad", broken_augmentation))[:1]
     assert augmented.startswith(
-        "shape_000000: no sample can be made of this: ZeroDivisionError: no way (test_loader.py:"
+        "train_0000: no sample can be made of this: ZeroDivisionError: no way (test_loader.py:"
     )
 
 
 def test_many_workers_are_nobodys_business_but_the_persons(recwarn):
-    eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), 4, CPU, LoaderOptions(500))
+    eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), collate, 4, CPU, LoaderOptions(500))
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -176,7 +181,7 @@ class Killed(ShapesSource):
 
 def test_a_killed_worker_is_explained_and_disturbs_nothing_before_its_batch_is_due():
     dataset = EvalDataset(Killed(4, resolution=32), (8, 8), "pad")
-    batches = iter(eval_loader(dataset, 2, CPU, LoaderOptions(1)))
+    batches = iter(eval_loader(dataset, collate, 2, CPU, LoaderOptions(1)))
     handler = signal.getsignal(signal.SIGCHLD)
     next(batches)
     for _ in range(50):  # the main process is at work when the worker dies
@@ -185,7 +190,7 @@ def test_a_killed_worker_is_explained_and_disturbs_nothing_before_its_batch_is_d
         next(batches)
     (problem,) = error.value.problems
     assert re.fullmatch(
-        r"shape_000002: the data worker \(pid \d+\) that read this was killed by SIGKILL\. Most likely memory ran "
+        r"train_0002: the data worker \(pid \d+\) that read this was killed by SIGKILL\. Most likely memory ran "
         r"out.*loader\.workers.*",
         problem,
     )
@@ -204,7 +209,7 @@ class Signalled(ShapesSource):
 
 def test_workers_survive_the_signals_that_the_main_process_handles():
     dataset = EvalDataset(Signalled(4, resolution=32), (8, 8), "pad")
-    assert len(list(eval_loader(dataset, 2, CPU, LoaderOptions(1)))) == 2
+    assert len(list(eval_loader(dataset, collate, 2, CPU, LoaderOptions(1)))) == 2
 
 
 def signalled_at_birth(worker):
@@ -215,7 +220,7 @@ def signalled_at_birth(worker):
 
 def test_workers_survive_them_from_the_moment_they_are_born():
     """torch's own handler, in force until `init_worker`, would end the worker and the training with it."""
-    batches = eval_loader(EvalDataset(SOURCE, (8, 8), "pad"), 4, CPU, LoaderOptions(1))
+    batches = eval_loader(EvalDataset(SOURCE, (8, 8), "pad"), collate, 4, CPU, LoaderOptions(1))
     batches.worker_init_fn = signalled_at_birth
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     assert sum(len(batch["image"]) for batch in batches) == len(SOURCE)
@@ -235,7 +240,7 @@ class Resetting:
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()], ids=repr)
 def test_a_worker_killed_while_it_hands_a_batch_over_is_explained(error):
-    batches = eval_loader(EvalDataset(SOURCE, (8, 8), "pad"), 1, CPU, LoaderOptions(1, 2))
+    batches = eval_loader(EvalDataset(SOURCE, (8, 8), "pad"), collate, 1, CPU, LoaderOptions(1, 2))
     iterator = iter(batches)
     next(iterator)
     made = batches._iterator
@@ -253,7 +258,7 @@ class Priority(ShapesSource):
 @pytest.mark.skipif(not hasattr(os, "nice"), reason="no priorities here")
 def test_workers_leave_the_cores_to_a_model_on_the_cpu():
     dataset = EvalDataset(Priority(2, resolution=32), (8, 8), "pad")
-    (batch,) = eval_loader(dataset, 2, CPU, LoaderOptions(1))
+    (batch,) = eval_loader(dataset, collate, 2, CPU, LoaderOptions(1))
     assert batch["mask"].unique().tolist() == [min(19, os.nice(0) + 10)]
 
 

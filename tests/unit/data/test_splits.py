@@ -54,7 +54,7 @@ def test_no_test_share_means_no_test_split():
         (SplitRule(group="(["), "is not a regular expression"),
         (SplitRule(group="x"), r"matches nothing in 30 of 30 names, e\.g\. 000, 001, 002\."),
         (SplitRule(group="^0"), "1 groups .* cannot be split"),
-        (SplitRule(val=0.6, test=0.5), "30 images cannot be split into train and val and test"),
+        (SplitRule(val=0.6, test=0.5), "30 samples cannot be split into train and val and test"),
     ],
 )
 def test_what_cannot_be_split_is_told(rule, message):

@@ -26,7 +26,7 @@ from segfit.engine.torchrun import joined
 
 def kept():
     store = RamStore(1)
-    store.put(0, np.full((2, 2, 3), 7, np.uint8), np.zeros((2, 2), np.uint8))
+    store.put(0, (np.full((2, 2, 3), 7, np.uint8),))
     return store
 
 found = {}
@@ -36,7 +36,7 @@ with joined("cpu") as world:
     found["max"] = world.max(rank, -rank, 5)
     found["gather"] = world.gather({"rank": rank})
     store = world.once_a_machine(kept)
-    store.blocks[0].content[0] += rank  # of the one memory that both see
+    store.blocks[0].content[64] += rank  # the first pixel of the one memory that both see
     world.gather(None)
     found["shared"] = int(store.get(0)[0][0, 0, 0])
     if rank == 1:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from segfit.data.source import Source
+from segfit.tasks.segmentation.data.dataset import LabelledSource
 from segfit.tasks.segmentation.files import EvaluationFolder
 from segfit.tasks.segmentation.metrics import image_scores
 from segfit.tasks.segmentation.pictures import Panel, Picture
@@ -68,7 +68,7 @@ class Predictions:
         ranked = sorted(self._heap, key=lambda item: item[:2], reverse=True)
         return [(-index, -score, prediction) for score, index, prediction in ranked]
 
-    def worst_panels(self, source: Source) -> tuple[list[Panel], list[str]]:
+    def worst_panels(self, source: LabelledSource) -> tuple[list[Panel], list[str]]:
         """Return the worst images beside their masks, and a caption each."""
         panels, captions = [], []
         for index, score, prediction in self.worst():

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
-from segfit.data.preflight_cache import default_cache_dir
+from segfit.data.preflight import default_cache_dir
 from segfit.tuning.memory.curve import RECORDED, Forecast
 
 _PACKAGE = Path(__file__).parents[2]

@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from segfit.data.images import IMAGE_SUFFIXES, ImageReader, resize_image, resize_mask
-from segfit.data.source import Image, Mask, Source
+from segfit.data.images import IMAGE_SUFFIXES, ImageReader, resize_image
+from segfit.data.source import Source, read_arrays, where
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.layout import list_files, relative_name
+from segfit.tasks.segmentation.data.masks import resize_mask
 
+Image: TypeAlias = NDArray[np.uint8]
+Mask: TypeAlias = NDArray[np.uint8]
 Sample: TypeAlias = dict[str, Any]
 # (image (3, h, w) uint8, mask (h, w) uint8, seed=int) → the same
 Augment: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 FITS = ("stretch", "pad", "crop")
+
+
+class LabelledSource(Source, Protocol):
+    """Images with masks, and what the mask values mean."""
+
+    classes: Classes
+
+    def read(self, index: int) -> tuple[Image, Mask]:
+        """Return an image (H, W, 3) uint8 RGB and its mask (H, W) uint8.
+
+        The mask holds class indices 0 … len(classes) - 1 and `IGNORE_INDEX`.
+
+        Raises:
+            SegFitError: if a file is unreadable or its values are none of the classes.
+        """
 
 
 class TrainDataset(Dataset[Sample]):
@@ -103,7 +122,7 @@ class EvalDataset(Dataset[Sample]):
             SegFitError: if a file cannot be read; it is named.
         """
         image, mask = read_pair(self.source, index)
-        # The mask tells the original size: a cache may hand out an image that is fitted already.
+        # The mask has the original size: an image from a cache may be fitted already.
         content = place_image(mask.shape[0], mask.shape[1], self.size, self.fit)
         return {
             "image": fit_image(image, self.size, self.fit)[0].contiguous(),
@@ -121,7 +140,7 @@ class PredictDataset(Dataset[Sample]):
         size: (h, w) in pixels that the model sees.
         fit: as `EvalDataset`.
         image_mode: "rgb" or "gray", as in training.
-        window: percentiles of "gray", as in training.
+        intensity_window: percentiles of "gray", as in training.
 
     Raises:
         SegFitError: if there is no such folder or no image in it.
@@ -134,7 +153,7 @@ class PredictDataset(Dataset[Sample]):
         fit: str,
         *,
         image_mode: str = "rgb",
-        window: Sequence[float] | None = None,
+        intensity_window: tuple[float, float] | None = None,
     ) -> None:
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
@@ -144,7 +163,7 @@ class PredictDataset(Dataset[Sample]):
             kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
             raise SegFitError(f"images={folder}: no image in it ({kinds}).")
         self.size, self.fit = size, _known(fit)
-        self.reader = ImageReader(image_mode, (window[0], window[1]) if window else None)
+        self.reader = ImageReader(image_mode, intensity_window)
         self.paths = paths
         names = [relative_name(path, self.folder) for path in paths]
         # a.jpg and a.png: the suffix goes into the name, so that no prediction overwrites another.
@@ -265,20 +284,8 @@ def read_pair(source: Source, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         SegFitError: whatever is wrong with the files; they are named.
         MemoryError: if memory ran out, which is no fault of theirs.
     """
-    try:
-        image, mask = source.read(index)
-    except (SegFitError, MemoryError):
-        raise
-    except Exception as error:
-        raise SegFitError(
-            f"{where(source, index)}: cannot be read: {type(error).__name__}: {error}"
-        ) from error
+    image, mask = read_arrays(source, index)
     return _tensor(image), torch.from_numpy(np.require(mask, requirements=["W"]))
-
-
-def where(source: Source, index: int) -> str:
-    """Return the files behind an item, or its name where there is none, for messages."""
-    return ", ".join(map(str, source.files(index))) or source.id(index)
 
 
 def _tensor(pixels: Image | Mask) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from segfit.data.images import Decoded, ImageReader, resize_image
+from segfit.data.source import where
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -30,7 +31,7 @@ class FolderSource:
         values: what the mask's values mean.
         image_reader: how image files become RGB.
         options: everything that a report on an item depends on, as text.
-        label_map_is_set: whether somebody said what the mask values mean.
+        label_map_is_set: whether the config says what the mask values mean.
     """
 
     def __init__(
@@ -83,7 +84,11 @@ class FolderSource:
             )
         return image, mask
 
-    def inspect(self, index: int) -> ItemReport:
+    def inspect(self, index: int) -> str:
+        """Return `report(index)` as JSON, as it is remembered."""
+        return self.report(index).to_json()
+
+    def report(self, index: int) -> ItemReport:
         """Read an item and report; never raises for what is wrong with the files.
 
         Raises:
@@ -94,21 +99,20 @@ class FolderSource:
         except SegFitError as error:
             return ItemReport(unreadable=str(error))
         except MemoryError as error:  # no fault of the file's, and nothing to remember
-            where = ", ".join(map(str, self.files(index)))
             raise SegFitError(
-                f"{where}: memory ran out while this was read. Cut large images into tiles."
+                f"{where(self, index)}: memory ran out while this was read. Cut large images into tiles."
             ) from error
         if image.shape[:2] != values.shape:
             return ItemReport(size=_sizes(image, values), orientation=orientation, frames=frames)
         mask, unknown = self._map(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
+        white = values == 255
         return ItemReport(
             values=unknown[:16],
-            only_0_255=bool((values == 255).any())
-            and bool(((values == 0) | (values == 255)).all()),
+            only_0_255=bool(white.any() and (white | (values == 0)).all()),
             orientation=orientation,
             frames=frames,
-            pixels=[int(count) for count in counts[: len(self.classes)]],
+            pixels=counts[: len(self.classes)].tolist(),
             ignored=int(counts[IGNORE_INDEX]),
         )
 
@@ -148,7 +152,7 @@ def folder_sources(
     ignore_index: int | None = 255,
     label_map: Mapping[int, int] | None = None,
     image_mode: str = "rgb",
-    window: Sequence[float] | None = None,
+    intensity_window: tuple[float, float] | None = None,
     split: SplitRule | None = None,
 ) -> dict[str, FolderSource]:
     """Return the splits of a data set in folders: "train", "val" and perhaps "test".
@@ -166,68 +170,33 @@ def folder_sources(
         ignore_index: mask value that counts nowhere (format "png").
         label_map: mask value → class or `ignore_index` (format "png"); the rest is unknown.
         image_mode: "rgb" or "gray".
-        window: percentiles of each image that become black and white ("gray").
+        intensity_window: percentiles of each image that become black and white ("gray").
         split: how images without folders of their own are divided; None: `SplitRule()`.
 
     Raises:
-        SegFitError: with every problem that keeps the folders from being a data set. What single files
-            lack is the pre-flight's to tell.
+        SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
+            wrong with single files.
     """
     root = Path(root).expanduser()
-    values, problems = _checked_options(
-        classes, mask_format, ignore_index, label_map, window, image_mode
-    )
-    layout, found = find_layout(root, images, masks, mask_format)
-    if problems or found:
-        raise SegFitError(problems + found)
+    layout, problems = find_layout(root, images, masks, mask_format)
     listings: dict[str, Listing] = {}
-    for part, (image_folder, mask_path) in layout.items():
-        try:
-            listings[part] = list_pairs(image_folder, mask_path, mask_format, classes.names)
-        except SegFitError as error:
-            problems += error.problems
+    if not problems:
+        for part, (image_folder, mask_path) in layout.items():
+            try:
+                listings[part] = list_pairs(image_folder, mask_path, mask_format, classes.names)
+            except SegFitError as error:
+                problems += error.problems
     if problems:
         raise SegFitError(list(dict.fromkeys(problems)))
-    members = _divide(listings, split or SplitRule())
+    values = ValueMap(len(classes), ignore_index, label_map)
     options = repr(
         (classes.names, mask_format, ignore_index, label_map and sorted(label_map.items()))
     )
-    reader = ImageReader(image_mode, (window[0], window[1]) if window else None)
+    reader = ImageReader(image_mode, intensity_window)
     return {
         part: FolderSource(classes, names, listing, values, reader, options, label_map is not None)
-        for part, (names, listing) in members.items()
+        for part, (names, listing) in _divide(listings, split or SplitRule()).items()
     }
-
-
-def _checked_options(
-    classes: Classes,
-    mask_format: str,
-    ignore_index: int | None,
-    label_map: Mapping[int, int] | None,
-    window: Sequence[float] | None,
-    image_mode: str,
-) -> tuple[ValueMap, list[str]]:
-    problems = []
-    if label_map is not None and mask_format != "png":
-        problems.append(
-            f"data.label_map has no meaning for data.mask_format={mask_format}: data.class_names says "
-            "what each part is."
-        )
-    if window is not None:
-        if len(window) != 2 or not 0 <= window[0] < window[1] <= 100:
-            problems.append(
-                f"data.window={list(window)} must be two percentiles, low and high, e.g. [1, 99]."
-            )
-        if image_mode != "gray":
-            problems.append(
-                "data.window scales grey images: it needs data.image_mode=gray, or null here."
-            )
-    try:
-        values = ValueMap(len(classes), ignore_index, label_map)
-    except SegFitError as error:
-        problems += error.problems
-        values = ValueMap(len(classes), ignore_index, None)
-    return values, problems
 
 
 def _divide(
@@ -235,7 +204,7 @@ def _divide(
 ) -> dict[str, tuple[list[str], Listing]]:
     """Return split → names and where they are listed: train gives what has no folder of its own."""
     whole = listings.get("", listings.get("train"))
-    assert whole is not None  # find_layout saw to it
+    assert whole is not None  # as find_layout made sure
     rule = replace(
         rule,
         val=0.0 if "val" in listings else rule.val,

@@ -1,16 +1,14 @@
-"""What a look at one image and its mask found: made by sources, remembered and told by the pre-flight."""
+"""What a look at one image and its mask found: made by sources, remembered and worded by the pre-flight."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
 class ItemReport:
-    """Findings on one item; plain numbers and text, so that they can be stored as JSON.
+    """What was found about one item; plain numbers and text, so that they can be stored as JSON.
 
     Args:
         unreadable: the message of what could not be read, or "".
@@ -42,26 +40,3 @@ class ItemReport:
     def from_json(cls, text: str) -> ItemReport:
         """Return the report that `to_json` wrote."""
         return cls(**json.loads(text))
-
-
-@runtime_checkable
-class Inspectable(Protocol):
-    """A source of files, which the pre-flight can look at one by one.
-
-    `problems` and `notices` are what listing the folders found; `options` is everything but the files
-    that a report depends on.
-    """
-
-    problems: tuple[str, ...]
-    notices: tuple[str, ...]
-    options: str
-    label_map_is_set: bool
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-
-    def files(self, index: int) -> list[Path]:
-        """Return the files behind an item, the image first."""
-
-    def inspect(self, index: int) -> ItemReport:
-        """Read an item and report; never raises for what is wrong with the files."""

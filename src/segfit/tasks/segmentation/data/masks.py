@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
+from torch.nn.functional import interpolate
 
 from segfit.data.images import count_frames, open_image, upright
 from segfit.errors import SegFitError
@@ -129,37 +131,19 @@ class ValueMap:
     Args:
         num_classes: classes; 2-255.
         ignore_index: file value that counts nowhere, or None.
-        label_map: file value → class, or → `ignore_index` or 255 for "ignored".
-
-    Raises:
-        SegFitError: if `label_map` leads to something that is neither a class nor ignored.
+        label_map: file value → class; → anything else: ignored.
     """
 
     def __init__(
         self, num_classes: int, ignore_index: int | None, label_map: Mapping[int, int] | None
     ) -> None:
-        self.num_classes = num_classes
         self.table = np.full(65536, UNKNOWN, np.int16)
         if label_map is None:
             self.table[:num_classes] = np.arange(num_classes)
         if ignore_index is not None:
             self.table[ignore_index] = IGNORE_INDEX
-        ignored = {IGNORE_INDEX, ignore_index}
-        wrong = []
         for value, target in (label_map or {}).items():
-            if not 0 <= value <= 65535:
-                wrong.append(f"data.label_map: {value} is no mask value; they are 0 to 65535.")
-            elif 0 <= target < num_classes:
-                self.table[value] = target
-            elif target in ignored:
-                self.table[value] = IGNORE_INDEX
-            else:
-                wrong.append(
-                    f"data.label_map: {value} → {target} is no class (0 to {num_classes - 1}, "
-                    f"data.num_classes={num_classes}) and not ignored ({IGNORE_INDEX})."
-                )
-        if wrong:
-            raise SegFitError(wrong)
+            self.table[value] = target if target < num_classes else IGNORE_INDEX
 
     def apply(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
         """Return the mask (H, W) uint8, unknown values ignored, and the unknown values, sorted."""
@@ -177,3 +161,10 @@ class ValueMap:
             mapped[mapped < 0] = IGNORE_INDEX
             return mapped.astype(np.uint8), unknown
         return mapped.astype(np.uint8), []
+
+
+def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return a uint8 mask (H, W) resized to `size` = (h, w) by nearest-exact: no new values."""
+    if tuple(mask.shape) == size:
+        return mask
+    return interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]

@@ -1,29 +1,23 @@
-"""A data set is looked at before the first step, and everything that is wrong is told at once."""
+"""A data set is checked before the first step, and everything that is wrong with it is reported at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.data.preflight_cache import ReportCache, default_cache_dir, report_key
-from segfit.data.source import Source
+from segfit.data.preflight import Progress, inspect_sources, spread
 from segfit.errors import SegFitError, printable
-from segfit.system.cores import available_cores
-from segfit.tasks.segmentation.classes import IGNORE_INDEX
-from segfit.tasks.segmentation.data.dataset import read_pair
-from segfit.tasks.segmentation.data.inspection import Inspectable, ItemReport
-from segfit.tasks.segmentation.data.problems import Finding, describe, describe_classes
+from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.data.dataset import LabelledSource, read_pair
+from segfit.tasks.segmentation.data.folder import FolderSource
+from segfit.tasks.segmentation.data.inspection import ItemReport
+from segfit.tasks.segmentation.data.problems import Report, describe_classes, describe_reports
 
-SAMPLE = 100  # items of each split that check="sample" opens
 SYNTHETIC_SAMPLE = 200  # items of a source without files that are drawn to count classes
-_CHUNK = 256  # items between two saves of what was found
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class PreflightReport:
 
 
 def check_sources(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, LabelledSource],
     *,
     check: str = "full",
     skip: bool = False,
@@ -54,9 +48,9 @@ def check_sources(
     Args:
         sources: split → source.
         check: "full" opens every file, "sample" a hundred of each split, spread evenly, "off" none.
-        skip: files that cannot be read are told of, but no problem, as long as there are others in their split.
-        cache_dir: where findings are remembered until files change; None: `default_cache_dir()`.
-        progress: called with (done, total) items while files are opened; cached ones count as done.
+        skip: files that cannot be read are a notice and no problem, as long as there are others in their split.
+        cache_dir: where reports are remembered until files change; None: `default_cache_dir()`.
+        progress: called with (done, total) items while files are opened; remembered ones count as done.
         needs: split → images it has to have at least.
 
     Raises:
@@ -73,27 +67,32 @@ def check_sources(
         if problems:
             raise SegFitError(problems)
         return PreflightReport([], {})
-    files = {split: s for split, s in sources.items() if isinstance(s, Inspectable)}
-    notices: list[str] = []
-    for source in files.values():
-        problems += [p for p in source.problems if p not in problems]
-        notices += [n for n in source.notices if n not in notices]
-    findings = _inspect(files, check, cache_dir or default_cache_dir(), progress)
-    wrong, odd = describe(files, findings, skip=skip)
+    folders = {split: s for split, s in sources.items() if isinstance(s, FolderSource)}
+    # Splits of one folder share a listing.
+    problems += dict.fromkeys(p for source in folders.values() for p in source.problems)
+    notices = list(dict.fromkeys(n for source in folders.values() for n in source.notices))
+    reports = {
+        split: [(index, ItemReport.from_json(text)) for index, text in found]
+        for split, found in inspect_sources(folders, check, cache_dir, progress).items()
+    }
+    wrong, odd = describe_reports(folders, reports, skip=skip)
     if problems or wrong:
         raise SegFitError(problems + wrong)
     pixels = {
-        split: _sum_pixels(findings[split], len(source.classes))
-        if split in findings
+        split: _sum_pixels(reports[split], source.classes)
+        if split in reports
         else count_class_pixels(source, SYNTHETIC_SAMPLE, skip=skip)
         for split, source in sources.items()
     }
-    whole = all(len(found) == len(sources[split]) for split, found in findings.items())
-    odd += describe_classes(sources, pixels, whole=whole)
+    if "train" in sources:
+        whole = len(reports.get("train", ())) in (0, len(sources["train"]))
+        odd += describe_classes(sources["train"].classes, pixels["train"], whole=whole)
     return PreflightReport([printable(notice) for notice in notices + odd], pixels)
 
 
-def count_class_pixels(source: Source, limit: int, *, skip: bool = False) -> NDArray[np.int64]:
+def count_class_pixels(
+    source: LabelledSource, limit: int, *, skip: bool = False
+) -> NDArray[np.int64]:
     """Return (num_classes,) int64: pixels of each class in at most `limit` items, spread evenly.
 
     Raises:
@@ -111,65 +110,6 @@ def count_class_pixels(source: Source, limit: int, *, skip: bool = False) -> NDA
     return counts[: len(source.classes)]
 
 
-def spread(length: int, limit: int) -> list[int]:
-    """Return at most `limit` different indices below `length`, evenly spread."""
-    if length <= limit:
-        return list(range(length))
-    return [index * length // limit for index in range(limit)]
-
-
-def _sum_pixels(findings: Sequence[Finding], num_classes: int) -> NDArray[np.int64]:
-    total = np.zeros(num_classes, np.int64)
-    for _, report in findings:
-        total += np.array(report.pixels or [0] * num_classes, np.int64)
-    return total
-
-
-def _inspect(
-    sources: Mapping[str, Inspectable],
-    check: str,
-    cache_dir: Path,
-    progress: Progress | None,
-) -> dict[str, list[Finding]]:
-    """Return split → (index, report) by index, from the cache where the files are unchanged."""
-    items = [
-        (split, index)
-        for split, source in sources.items()
-        for index in spread(len(source), len(source) if check == "full" else SAMPLE)
-    ]
-    keys = {item: _key(sources[item[0]], item[1]) for item in items}
-    cache = ReportCache(cache_dir)
-    known = cache.get(key for key in keys.values() if key)
-    reports = {item: known[key] for item, key in keys.items() if key in known}
-    pending = [item for item in items if item not in reports]
-    try:
-        for found in _look(sources, pending):
-            reports.update(found)
-            cache.put({key: report for item, report in found.items() if (key := keys[item])})
-            if progress is not None:
-                progress(len(reports), len(items))
-    finally:
-        cache.close()
-    return {
-        split: [(index, reports[part, index]) for part, index in items if part == split]
-        for split in sources
-    }
-
-
-def _look(
-    sources: Mapping[str, Inspectable], items: Sequence[tuple[str, int]]
-) -> Iterator[dict[tuple[str, int], ItemReport]]:
-    """Inspect in threads (decoders let go of the interpreter's lock), a chunk at a time."""
-    with ThreadPoolExecutor(min(32, max(2, available_cores()))) as pool:
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            found = pool.map(lambda item: sources[item[0]].inspect(item[1]), chunk)
-            yield dict(zip(chunk, found, strict=True))
-
-
-def _key(source: Inspectable, index: int) -> bytes:
-    """Return the cache key, or b"" where a file has gone: then nothing is remembered."""
-    try:
-        return report_key(source.files(index), source.options)
-    except OSError:
-        return b""
+def _sum_pixels(reports: Sequence[Report], classes: Classes) -> NDArray[np.int64]:
+    found = (np.array(report.pixels, np.int64) for _, report in reports if report.pixels)
+    return sum(found, np.zeros(len(classes), np.int64))

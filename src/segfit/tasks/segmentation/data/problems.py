@@ -8,38 +8,40 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.data.source import Source
-from segfit.tasks.segmentation.data.inspection import Inspectable, ItemReport
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.folder import FolderSource
+from segfit.tasks.segmentation.data.inspection import ItemReport
 from segfit.tasks.segmentation.data.layout import some
 
-Finding: TypeAlias = tuple[int, ItemReport]
+Report: TypeAlias = tuple[int, ItemReport]  # index, what was found
+Item: TypeAlias = tuple[FolderSource, int, ItemReport]
 
 
-def describe(
-    sources: Mapping[str, Inspectable], findings: Mapping[str, list[Finding]], *, skip: bool
+def describe_reports(
+    sources: Mapping[str, FolderSource], reports: Mapping[str, list[Report]], *, skip: bool
 ) -> tuple[list[str], list[str]]:
     """Return (problems, notices); kinds are gathered over all splits.
 
     Args:
         sources: split → source.
-        findings: split → what was found.
-        skip: files that cannot be read are but a notice, as long as others can.
+        reports: split → what was found.
+        skip: files that cannot be read are only a notice, as long as others can.
     """
     items = [
         (source, index, report)
         for split, source in sources.items()
-        for index, report in findings[split]
+        for index, report in reports[split]
     ]
     unreadable = list(dict.fromkeys(r.unreadable for _, _, r in items if r.unreadable))
     problems, notices = [], _notices(items)
     if skip and unreadable:
         problems = [
-            f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to put in their place."
-            for split, found in findings.items()
+            f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to take their place."
+            for split, found in reports.items()
             if found and all(report.unreadable for _, report in found)
         ]
         notices.append(
-            f"data.on_bad_sample=skip does without {_count(unreadable, 'image')}: {some(unreadable)}"
+            f"data.on_bad_sample=skip leaves out {_count(unreadable, 'image')}: {some(unreadable)}"
         )
     if problems or not skip:
         problems += unreadable[:5]
@@ -61,7 +63,7 @@ def _size(path: str, report: ItemReport) -> str:
     return f"{path} ({report.size}{hint})"
 
 
-def _values(items: Iterable[tuple[Inspectable, int, ItemReport]]) -> list[str]:
+def _values(items: Iterable[Item]) -> list[str]:
     """Return what is wrong with mask values: 0/255 masks first, they explain the rest."""
     items = [item for item in items if item[2].pixels]
     problems = []
@@ -89,8 +91,7 @@ def _values(items: Iterable[tuple[Inspectable, int, ItemReport]]) -> list[str]:
     return problems
 
 
-def _notices(items: Iterable[tuple[Inspectable, int, ItemReport]]) -> list[str]:
-    items = list(items)
+def _notices(items: Sequence[Item]) -> list[str]:
     notices = []
     turned = [source.files(index)[0] for source, index, r in items if r.orientation != 1]
     if turned:
@@ -109,15 +110,16 @@ def _notices(items: Iterable[tuple[Inspectable, int, ItemReport]]) -> list[str]:
     return notices
 
 
-def describe_classes(
-    sources: Mapping[str, Source], pixels: Mapping[str, NDArray[np.int64]], *, whole: bool
-) -> list[str]:
-    """Return notices about classes that never occur in train; `whole`: every item was counted."""
-    if "train" not in sources or not pixels["train"].any():
-        return []
-    names = sources["train"].classes.names
-    absent = [name for name, count in zip(names, pixels["train"], strict=True) if count == 0]
-    if not absent:
+def describe_classes(classes: Classes, pixels: NDArray[np.int64], *, whole: bool) -> list[str]:
+    """Return notices about classes that never occur in training.
+
+    Args:
+        classes: the classes.
+        pixels: (num_classes,) int64, how often each occurs.
+        whole: whether every item was counted.
+    """
+    absent = [name for name, count in zip(classes.names, pixels, strict=True) if count == 0]
+    if not absent or len(absent) == len(classes):
         return []
     where = "the training masks" if whole else "the training masks that were looked at"
     return [

@@ -152,7 +152,9 @@ def test_prediction_reads_images_without_masks(tmp_path):
     save(tmp_path / "in" / "b é.jpg", noise(30, 20, 3))
     save(tmp_path / "in" / "sub" / "a.png", noise(8, 9, high=60000, dtype="uint16"))
     (tmp_path / "in" / "notes.txt").write_text("x")
-    dataset = PredictDataset(tmp_path / "in", (16, 16), "pad", image_mode="gray", window=[1, 99])
+    dataset = PredictDataset(
+        tmp_path / "in", (16, 16), "pad", image_mode="gray", intensity_window=(1, 99)
+    )
     assert [dataset.id(i) for i in range(len(dataset))] == ["b é", "sub/a"]
     assert dataset.file(1).name == "a.png"
     batch = collate([dataset[0], dataset[1]])

@@ -8,7 +8,7 @@ from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.folder import folder_sources
-from tests.contracts.source_contract import SourceContract
+from tests.contracts.source_contract import LabelledSourceContract
 from tests.unit.data.files import names, noise, save, write_pairs
 
 CLASSES = Classes(("background", "cell", "wall"))
@@ -22,13 +22,13 @@ def sizes(found):
     return {split: len(source) for split, source in found.items()}
 
 
-class TestFolderContract(SourceContract):
+class TestFolderContract(LabelledSourceContract):
     def make_sources(self, folder):
         write_pairs(folder, [f"day {day}/ünï {i}" for day in range(2) for i in range(4)])
         return sources(folder, split=SplitRule(val=0.25, test=0.25))
 
 
-class TestSplitFoldersContract(SourceContract):
+class TestSplitFoldersContract(LabelledSourceContract):
     def make_sources(self, folder):
         for split in ("train", "val", "test"):
             write_pairs(folder / split, ["a", "b"], suffix=".JPG")
@@ -183,12 +183,7 @@ def test_reading_refuses_what_the_preflight_would(tmp_path, image, mask, message
             {},
             ["1 files are no masks (.jpg)", "JPEG changes indices"],
         ),
-        (lambda r: write_pairs(r, ["a"]), {}, ["1 images cannot be split into train and val"]),
-        (
-            lambda r: write_pairs(r, names(3)),
-            {"window": [99, 1], "label_map": {0: 5}},
-            ["data.window=[99, 1] must be", "needs data.image_mode=gray", "0 → 5 is no class"],
-        ),
+        (lambda r: write_pairs(r, ["a"]), {}, ["1 samples cannot be split into train and val"]),
     ],
 )
 def test_what_is_no_data_set_is_told_in_full(tmp_path, prepare, options, messages):

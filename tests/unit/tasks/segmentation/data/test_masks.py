@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from segfit.data.images import resize_image
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
-from segfit.tasks.segmentation.data.masks import ValueMap, read_index_mask
+from segfit.tasks.segmentation.data.masks import ValueMap, read_index_mask, resize_mask
 from tests.unit.data.files import noise, save
 
 INDICES = noise(5, 6, high=4)
@@ -76,9 +78,16 @@ def test_values_that_no_16_bit_file_holds_are_unknown():
     assert unknown == [-1, 70000]
 
 
-def test_a_label_map_to_nowhere_is_told_in_full():
-    with pytest.raises(SegFitError) as error:
-        ValueMap(2, 255, {0: 2, -4: 1, 1: 1})
-    assert len(error.value.problems) == 2
-    assert "0 → 2 is no class (0 to 1" in str(error.value)
-    assert "-4 is no mask value" in str(error.value)
+def test_resizing_a_mask_makes_no_new_values():
+    mask = torch.from_numpy(noise(31, 17)) // 85 * 85
+    small = resize_mask(mask, (13, 40))
+    assert small.shape == (13, 40)
+    assert set(small.unique().tolist()) <= set(mask.unique().tolist())
+
+
+def test_image_and_mask_stay_aligned_when_resized():
+    mask = torch.zeros(60, 60, dtype=torch.uint8)
+    mask[20:40, 10:50] = 255
+    image = mask.expand(3, -1, -1)
+    small, labels = resize_image(image, (24, 30))[0], resize_mask(mask, (24, 30))
+    assert torch.equal(small > 127, labels > 127)

@@ -5,7 +5,7 @@ from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.folder import folder_sources
-from tests.contracts.source_contract import SourceContract
+from tests.contracts.source_contract import LabelledSourceContract
 from tests.unit.data.files import noise, save
 
 CLASSES = Classes(("background", "skin", "l_eye", "neck", "neck_l"))
@@ -40,7 +40,7 @@ def sources(folder):
     )
 
 
-class TestPartsContract(SourceContract):
+class TestPartsContract(LabelledSourceContract):
     def make_sources(self, folder):
         return sources(write(folder))
 
@@ -76,12 +76,4 @@ def test_parts_of_different_size_are_refused(tmp_path):
         save(tmp_path / "anno" / "0" / f"{i:05d}_neck.png", part(0, 0, size=9))
     with pytest.raises(SegFitError, match=r"neck\.png: 9×9 pixels, but .*skin\.png has 8×8"):
         sources(tmp_path)["train"].read(0)
-    assert "All parts" in sources(tmp_path)["train"].inspect(0).unreadable
-
-
-def test_label_map_has_no_meaning_here(tmp_path):
-    with pytest.raises(SegFitError, match=r"has no meaning for data\.mask_format=parts"):
-        folder_sources(
-            write(tmp_path), classes=CLASSES, images="CelebA-HQ-img", masks="anno",
-            mask_format="parts", label_map={0: 0},
-        )  # fmt: skip
+    assert "All parts" in sources(tmp_path)["train"].report(0).unreadable

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segfit.data.preflight_cache import default_cache_dir
+from segfit.data.preflight import default_cache_dir, spread
 from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.folder import FolderSource, folder_sources
-from segfit.tasks.segmentation.data.preflight import check_sources, count_class_pixels, spread
+from segfit.tasks.segmentation.data.preflight import check_sources, count_class_pixels
 from segfit.tasks.segmentation.data.shapes import shapes_sources
 from tests.unit.data.files import names, noise, save, write_pairs
 
@@ -208,7 +208,7 @@ def test_what_cannot_be_read_is_a_notice_where_the_run_does_without(data, check)
         (data / "images" / f"{name}.png").write_bytes(b"no picture")
     report = check(skip=True)
     (notice,) = report.notices
-    assert notice.startswith("data.on_bad_sample=skip does without 2 images: ")
+    assert notice.startswith("data.on_bad_sample=skip leaves out 2 images: ")
     assert "001.png: unreadable" in notice
     assert report.class_pixels["train"].sum() == (8 - 2) * 12 * 16
     save(data / "masks" / "002.png", noise(5, 5, high=3))

@@ -6,7 +6,7 @@ from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.rle import table_id
-from tests.contracts.source_contract import SourceContract
+from tests.contracts.source_contract import LabelledSourceContract
 from tests.unit.data.files import noise, save
 
 CLASSES = Classes(("background", "large_bowel", "small_bowel", "stomach"))
@@ -33,13 +33,13 @@ def sources(folder, **options):
         folder,
         **{
             "classes": CLASSES, "images": "train", "masks": "train.csv", "mask_format": "rle",
-            "image_mode": "gray", "window": [1, 99],
+            "image_mode": "gray", "intensity_window": (1, 99),
             "split": SplitRule(val=0.3, group=r"(case\d+)_"), **options,
         },
     )  # fmt: skip
 
 
-class TestRleContract(SourceContract):
+class TestRleContract(LabelledSourceContract):
     def make_sources(self, folder):
         return sources(write(folder, {"stomach": "1 2 8 3"}))
 

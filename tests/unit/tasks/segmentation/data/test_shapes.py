@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from segfit.tasks.segmentation.data.shapes import ShapesSource, shapes_sources
-from tests.contracts.source_contract import SourceContract
+from tests.contracts.source_contract import LabelledSourceContract
 
 
-class TestShapesContract(SourceContract):
+class TestShapesContract(LabelledSourceContract):
     def make_sources(self, folder):
         return shapes_sources(6, 2, 2, resolution=64, data_seed=3)
 
@@ -20,10 +20,7 @@ def drawn():
 def test_an_image_depends_on_seed_and_number_alone():
     few, many = shapes_sources(2, 1, 1, 64, 0), shapes_sources(9, 5, 1, 64, 0)
     np.testing.assert_array_equal(few["val"].read(0)[0], many["val"].read(0)[0])
-    np.testing.assert_array_equal(
-        ShapesSource(5, resolution=64).read(4)[0],
-        ShapesSource(1, start=4, resolution=64).read(0)[0],
-    )
+    assert few["val"].id(0) == "val_0000"
     other = shapes_sources(2, 1, 1, 64, 1)
     assert (other["val"].read(0)[0] != few["val"].read(0)[0]).mean() > 0.5
 

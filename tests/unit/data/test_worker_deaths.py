@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from segfit.data.loader import LoaderOptions, eval_loader
-from segfit.data.watching import Watch, dead_workers
+from segfit.data.worker_deaths import CurrentSamples, explain_dead_workers
+from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import EvalDataset
 from segfit.tasks.segmentation.data.shapes import ShapesSource
 
@@ -25,11 +26,11 @@ def ended(target, *arguments):
 
 
 def explained(process, read=None):
-    class Noted(Watch):
+    class Noted(CurrentSamples):
         def index_of(self, worker, pid):
             return None if read is None else 7
 
-    (problem,) = dead_workers([process], Noted(1), lambda index: f"{read} {index}")
+    (problem,) = explain_dead_workers([process], Noted(1), lambda index: f"{read} {index}")
     return problem.replace(str(process.pid), "N")
 
 
@@ -39,7 +40,7 @@ def explained(process, read=None):
         (signal.SIGKILL, "Most likely memory ran out"),
         (signal.SIGBUS, "Shared memory (/dev/shm) is too small"),
         (signal.SIGSEGV, "A decoder crashed"),
-        (signal.SIGTERM, "Somebody sent it."),
+        (signal.SIGTERM, "Another process sent it."),
     ],
 )
 def test_a_signal_is_named_with_what_it_means(number, meaning):
@@ -48,41 +49,41 @@ def test_a_signal_is_named_with_what_it_means(number, meaning):
     assert problem.startswith(start + meaning)
 
 
-def test_an_exit_and_an_idle_worker_are_told_too():
+def test_an_exit_and_an_idle_worker_are_explained_too():
     assert explained(ended(os._exit, 3)) == (
-        "the data worker (pid N), between two images, ended with exit code 3. What it printed says why."
+        "the data worker (pid N), between two samples, ended with exit code 3. What it printed says why."
     )
 
 
-def test_workers_that_live_are_not_told_of():
+def test_workers_that_live_are_not_explained():
     class Living:
         pid = 1
 
         def is_alive(self):
             return True
 
-    assert dead_workers([Living()], Watch(1), str) == []
+    assert explain_dead_workers([Living()], CurrentSamples(1), str) == []
 
 
 class Noting(ShapesSource):
-    """Gives what the watch knows while an image is read."""
+    """Returns what is recorded while an image is read."""
 
-    watch: Watch
+    current: CurrentSamples
 
     def read(self, index):
         image, mask = super().read(index)
-        mask[:] = self.watch.index_of(0, os.getpid())
+        mask[:] = self.current.index_of(0, os.getpid())
         return image, mask
 
 
 def test_the_main_process_sees_what_a_worker_reads_and_when_it_is_done():
     source = Noting(3, resolution=32)
     batches = eval_loader(
-        EvalDataset(source, (32, 32), "crop"), 1, torch.device("cpu"), LoaderOptions(1)
+        EvalDataset(source, (32, 32), "crop"), collate, 1, torch.device("cpu"), LoaderOptions(1)
     )
-    source.watch = batches.watch
+    source.current = batches.current
     masks = [int(batch["mask"].unique()) for batch in batches]
     assert masks == [0, 1, 2]
     (process,) = batches._iterator._workers
-    assert batches.watch.index_of(0, process.pid) is None
-    assert batches.watch.index_of(0, process.pid + 1) is None
+    assert batches.current.index_of(0, process.pid) is None
+    assert batches.current.index_of(0, process.pid + 1) is None

@@ -1,0 +1,177 @@
+"""A look at every sample before the first step, remembered until its files change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from segfit.system.cores import available_cores
+
+SAMPLE = 100  # samples of each split that check="sample" opens
+# Part of every key: raise it when a report holds something new, and old ones are forgotten.
+_VERSION = 2
+_LOOK_UP = 500  # keys a query; SQLite takes 999 variables at least
+_CHUNK = 256  # samples between two saves of reports
+
+Progress = Callable[[int, int], None]
+
+
+class Inspectable(Protocol):
+    """A source of files that can be inspected one by one.
+
+    `options` is everything but the files that a report depends on.
+    """
+
+    options: str
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def files(self, index: int) -> list[Path]:
+        """Return the files behind a sample."""
+
+    def inspect(self, index: int) -> str:
+        """Read a sample and return a report, as text; never raises for what is wrong with the files."""
+
+
+def inspect_sources(
+    sources: Mapping[str, Inspectable],
+    check: str,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, list[tuple[int, str]]]:
+    """Return split → (index, report) by index; reports on unchanged files come from the cache.
+
+    Args:
+        sources: split → source.
+        check: "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
+        cache_dir: where reports are remembered; None: `default_cache_dir()`.
+        progress: called with (done, total) samples while files are opened; remembered ones count as done.
+    """
+    items = [
+        (split, index)
+        for split, source in sources.items()
+        for index in spread(len(source), len(source) if check == "full" else SAMPLE)
+    ]
+    keys = {item: _key(sources[item[0]], item[1]) for item in items}
+    with contextlib.closing(ReportCache(cache_dir or default_cache_dir())) as cache:
+        known = cache.get(key for key in keys.values() if key)
+        reports = {item: known[key] for item, key in keys.items() if key in known}
+        for found in _inspect(sources, [item for item in items if item not in reports]):
+            reports.update(found)
+            cache.put({key: report for item, report in found.items() if (key := keys[item])})
+            if progress is not None:
+                progress(len(reports), len(items))
+    return {
+        split: [(index, reports[part, index]) for part, index in items if part == split]
+        for split in sources
+    }
+
+
+def _inspect(
+    sources: Mapping[str, Inspectable], items: Sequence[tuple[str, int]]
+) -> Iterator[dict[tuple[str, int], str]]:
+    """Inspect in threads (decoders release the interpreter's lock), a chunk at a time."""
+    with ThreadPoolExecutor(min(32, max(2, available_cores()))) as pool:
+        for start in range(0, len(items), _CHUNK):
+            chunk = items[start : start + _CHUNK]
+            found = pool.map(lambda item: sources[item[0]].inspect(item[1]), chunk)
+            yield dict(zip(chunk, found, strict=True))
+
+
+def spread(length: int, limit: int) -> list[int]:
+    """Return at most `limit` different indices below `length`, evenly spread."""
+    if length <= limit:
+        return list(range(length))
+    return [index * length // limit for index in range(limit)]
+
+
+def default_cache_dir() -> Path:
+    """Return `$XDG_CACHE_HOME/segfit`, or `~/.cache/segfit`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "segfit"
+
+
+def _key(source: Inspectable, index: int) -> bytes:
+    """Return what a report depends on: path, size and time of change of each file, and the options.
+
+    b"" where a file is gone: then nothing is remembered.
+    """
+    digest = hashlib.blake2b(f"{_VERSION}\0{source.options}".encode(), digest_size=16)
+    for file in source.files(index):
+        try:
+            stat = file.stat()
+        except OSError:
+            return b""
+        path = os.fsencode(file if file.is_absolute() else file.absolute())
+        digest.update(path + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.digest()
+
+
+class ReportCache:
+    """Reports by key in an SQLite file, which several runs may share.
+
+    A cache that cannot be read or written (no space, no rights, a file that is no database) is as good as an empty
+    one, and never an error.
+
+    Args:
+        folder: where `preflight.sqlite3` lies; made if need be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.connection: sqlite3.Connection | None = None
+        path = folder / "preflight.sqlite3"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._open(path)
+        except sqlite3.OperationalError:  # locked, or no rights: left alone
+            self.close()
+        except (sqlite3.DatabaseError, OSError):  # no database: replaced
+            self.close()
+            with contextlib.suppress(sqlite3.Error, OSError):
+                path.unlink(missing_ok=True)
+                self._open(path)
+
+    def _open(self, path: Path) -> None:
+        self.connection = sqlite3.connect(path, timeout=10)
+        self.connection.execute(
+            "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
+        )
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, str]:
+        """Return the reports that are known."""
+        found: dict[bytes, str] = {}
+        wanted = list(keys)
+        if self.connection is None:
+            return found
+        with contextlib.suppress(sqlite3.Error):
+            for start in range(0, len(wanted), _LOOK_UP):
+                some = wanted[start : start + _LOOK_UP]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT key, report FROM reports WHERE key IN ({marks})"
+                found.update(self.connection.execute(query, some))
+        return found
+
+    def put(self, reports: Mapping[bytes, str]) -> None:
+        """Remember reports; they are safe from a kill once this returns."""
+        if self.connection is None or not reports:
+            return
+        try:
+            with self.connection:
+                self.connection.executemany(
+                    "INSERT OR REPLACE INTO reports VALUES (?, ?)", list(reports.items())
+                )
+        except sqlite3.Error:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
