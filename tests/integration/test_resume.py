@@ -92,7 +92,7 @@ def test_whatever_ends_it_it_ends_as_if_nothing_had_been(tmp_path, unbroken):
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert "last.pt: damaged" in output
-    assert "Going on from the one before it, previous.pt" in output
+    assert "Resuming from the one before it, previous.pt" in output
     assert "resuming at update 14" in output
     assert "Traceback" not in output
     assert updates_of(run) == 20
@@ -275,7 +275,7 @@ def test_a_damaged_checkpoint_of_the_last_validation_falls_back_to_before_it(tmp
     assert before["epoch"] == 3  # its validation was still to come
     flip_a_bit(tmp_path / "checkpoints/last.pt")
     again = resume(tmp_path)
-    assert any("Going on from the one before it, previous.pt" in told for told in again.notices)
+    assert any("Resuming from the one before it, previous.pt" in told for told in again.notices)
     assert again.end.best_scores == whole.end.best_scores
     assert same(again.model.state_dict(), whole.model.state_dict())
     assert same(weights_of(tmp_path / "checkpoints/best.pt"), best)

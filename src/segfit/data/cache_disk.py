@@ -7,8 +7,6 @@ import errno
 import os
 import shutil
 import struct
-import time
-import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +17,13 @@ from numpy.typing import NDArray
 from segfit.data.packing import pack, unpack
 from segfit.data.source import Arrays
 from segfit.errors import SegFitError
+from segfit.system.files import atomic_write
 
 _HEADER = struct.Struct("<8s48sI4x")  # magic and version, the sample's name, CRC-32 of the arrays
 _MAGIC = b"SEGFIT\x00\x02"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _GIB = 1 << 30
 _RESERVE = _GIB // 4  # bytes that stay free for checkpoints
-_ABANDONED = 3600  # seconds after which nobody writes a file any more
 
 
 class DiskStore:
@@ -48,18 +46,16 @@ class DiskStore:
         self.names = list(names)
 
     def missing(self) -> list[int]:
-        """Return the samples that have no file yet; remove outdated files, and what killed writers left."""
+        """Return the samples that have no file yet; remove outdated files, and partial ones of killed writers."""
         wanted = {name.partition("-")[0]: name for name in self.names}
         found = set()
         for path in self.folder.glob("??/*"):
+            outdated = wanted.get(path.name.partition("-")[0], path.name) != path.name
+            if not outdated and not path.name.startswith("."):
+                found.add(path.name)
+                continue
             with contextlib.suppress(OSError):  # another run may have removed it
-                if path.suffix == ".tmp":
-                    if time.time() - path.stat().st_mtime > _ABANDONED:
-                        path.unlink()
-                elif wanted.get(path.name.partition("-")[0], path.name) != path.name:
-                    path.unlink()
-                else:
-                    found.add(path.name)
+                path.unlink()
         return [index for index, name in enumerate(self.names) if name not in found]
 
     def has(self, index: int) -> bool:
@@ -87,15 +83,19 @@ class DiskStore:
         path = self._path(index)
         content = np.concatenate([np.zeros(_HEADER.size, np.uint8), pack(arrays)])
         content[: _HEADER.size] = np.frombuffer(self._header(index, content), np.uint8)
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content.data)
-            part.replace(path)
+            try:
+                self._write(path, content)
+            except FileNotFoundError:  # a run that started meanwhile removed the partial file
+                self._write(path, content)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
             raise SegFitError(_cannot_write(self.folder, error)) from error
+
+    def _write(self, path: Path, content: NDArray[np.uint8]) -> None:
+        with atomic_write(
+            path, sync=False
+        ) as file:  # the checksum says whether it reached the disk
+            file.write(content.data)
 
     def nbytes(self) -> int:
         """Return the bytes of all samples that are there."""

@@ -1,7 +1,5 @@
-"""Checkpoints that are either whole or not there."""
+"""Checkpoints that are whole or not there."""
 
-import contextlib
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +9,7 @@ from typing import IO, Any, cast
 import torch
 
 from segfit.errors import SegFitError
+from segfit.system.files import atomic_write, remove_partials
 
 FORMAT = 3
 
@@ -22,7 +21,7 @@ class DamagedCheckpointError(SegFitError):
 class Checkpoints:
     """The checkpoints of one run.
 
-    `last.pt` to go on from, `previous.pt` the one before it, `best.pt` to evaluate.
+    `last.pt` to resume from, `previous.pt` the one before it, `best.pt` to evaluate.
 
     Args:
         folder: where they lie; made when the first one is saved.
@@ -37,7 +36,7 @@ class Checkpoints:
         self._last_is_damaged = False
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Save all that training needs to go on; what was last becomes previous, but where it is damaged.
+        """Save all that training needs to resume; a whole `last.pt` becomes `previous.pt`.
 
         Raises:
             SegFitError: if it cannot be written; what was there is untouched.
@@ -56,14 +55,14 @@ class Checkpoints:
         save_atomically(content, self.best)
 
     def exist(self) -> bool:
-        """Say whether there is something to go on from."""
+        """Return whether there is a checkpoint to resume from."""
         return self.last.exists() or self.previous.exists()
 
     def load_last(self) -> tuple[dict[str, Any], str | None]:
-        """Return the last state that is whole, and a line about what was wrong with the newer one.
+        """Return the newest whole state, and a line about what was wrong with a newer one, if anything.
 
         Raises:
-            SegFitError: if there is none, or the last one is foreign or refused.
+            SegFitError: if there is none, or the newest is no checkpoint of ours.
         """
         try:
             if self.last.exists() or not self.previous.exists():
@@ -75,58 +74,46 @@ class Checkpoints:
             reason = str(error)
             self._last_is_damaged = True
         return load_checkpoint(self.previous), (
-            f"{reason} Going on from the one before it, {self.previous.name}."
+            f"{reason} Resuming from the one before it, {self.previous.name}."
         )
 
 
-def save_atomically(content: dict[str, Any], path: Path, before: Path | None = None) -> None:
+def save_atomically(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
     """Write a checkpoint so that `path` holds the old one or the whole new one, whatever happens.
 
     Args:
         content: tensors and plain values.
         path: the file.
-        before: takes over the old file; for a moment there is only that one then. None: the old one is replaced.
+        previous: what the old file is renamed to; None: it is replaced.
 
     Raises:
         SegFitError: if it cannot be written (disk full, read-only); the old one is untouched.
     """
+    remove_partials(path)
     try:
-        write_whole(content, path, before)
+        write_tensors(content, path, previous)
     except OSError as error:
         raise SegFitError(
             f"cannot save {path}: {error.args[-1]}. The checkpoint before it is kept."
         ) from error
 
 
-def write_whole(content: dict[str, Any], path: Path, before: Path | None = None) -> None:
-    """Write tensors and plain values as `save_atomically` does.
+def write_tensors(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+    """Write tensors and plain values by `atomic_write`.
 
     Raises:
         OSError: if they cannot be written; its last argument says why.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     failed: list[OSError] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with atomic_write(path, previous=previous) as file:
             torch.save(content, cast(IO[bytes], _Noting(file, failed)))
-            file.flush()
-            os.fsync(file.fileno())  # the name must not be on disk before the content is
-        if before is not None and path.exists():
-            path.replace(before)
-        partial.replace(path)
     except RuntimeError as error:
         raise (failed[0] if failed else OSError(str(error))) from error
-    finally:
-        # Nothing is left of a failure, of a second Ctrl-C, or of an earlier process that was killed meanwhile.
-        for leftover in path.parent.glob(f".{path.name}.*.partial"):
-            with contextlib.suppress(OSError):
-                leftover.unlink()
-    _sync_folder(path.parent)
 
 
 class _Noting:
-    """A file that notes why it could not be written: torch's own error only says where in the file that was."""
+    """A file that keeps the error of a write: torch raises a RuntimeError that only says where in the file it was."""
 
     def __init__(self, file: IO[bytes], failed: list[OSError]) -> None:
         self.file, self.failed = file, failed
@@ -144,19 +131,8 @@ class _Noting:
         self.file.flush()
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows cannot open a folder; NTFS journals the rename
-    with contextlib.suppress(OSError):  # some network file systems know no fsync of a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; tensors and plain values only, so that a stranger's file cannot run code.
+    """Read a checkpoint; tensors and plain values only, so that an untrusted file cannot run code.
 
     Raises:
         DamagedCheckpointError: if it is not whole.

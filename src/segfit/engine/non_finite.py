@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from segfit.engine.checkpoint import write_whole
+from segfit.engine.checkpoint import write_tensors
 from segfit.engine.task import Batch
 
 
@@ -63,4 +63,4 @@ def save_window(
         {"names": list(known), **{key: tensor.cpu() for key, tensor in batch.items()}}
         for batch, known in zip(window, names, strict=True)
     ]
-    write_whole({"found": found, "batches": batches}, path)
+    write_tensors({"found": found, "batches": batches}, path)

@@ -1,21 +1,72 @@
-"""Text files that are whole or not there."""
+"""Files that are whole or not there."""
 
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic_write(
+    path: Path, *, previous: Path | None = None, sync: bool = True
+) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` when the block ends without an exception.
+
+    Until then, and after a failure or a SIGKILL, `path` holds what it held before. A killed process leaves a
+    partial file beside it; see `remove_partials`.
+
+    Args:
+        path: the file; its folder is made if it does not exist.
+        previous: what the old file is renamed to; None: it is replaced.
+        sync: flush to the disk before renaming, so that a power cut cannot leave an empty file.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Short enough for any file system, and not that of another thread or process.
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    partial = path.with_name(f".{path.name[:50]}.{writer}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if sync:
+        _sync_folder(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file, all or nothing: a process that is killed meanwhile leaves the old one.
+    """Write a text file as `atomic_write` does.
 
     Raises:
         OSError: if it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # the name must not get to the disk before the content
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what killed processes left of a file that only one process writes at a time."""
+    for partial in path.parent.glob(f".{path.name[:50]}.*.partial"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # Windows cannot open a folder; NTFS journals the rename
+    with contextlib.suppress(OSError):  # some network file systems cannot fsync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

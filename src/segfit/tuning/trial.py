@@ -26,6 +26,7 @@ from segfit.config.check import plain
 from segfit.config.schema import RunConfig
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
+from segfit.system.files import replace_text
 
 # Name → module:function, called in the child as function(config, **arguments); returns plain values.
 JOBS: dict[str, str] = {
@@ -161,7 +162,7 @@ def main(folder: Path) -> None:
     """Do what the request in `folder` asks, and leave the result beside it."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
-    _leave(_do(request, folder), folder)
+    replace_text(folder / _RESULT, json.dumps(_do(request, folder)))
 
 
 def _end_with_parent() -> None:
@@ -190,12 +191,6 @@ def _do(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _told(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _leave(result: dict[str, Any], folder: Path) -> None:
-    partial = folder / f".{_RESULT}"
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    partial.replace(folder / _RESULT)
 
 
 if __name__ == "__main__":

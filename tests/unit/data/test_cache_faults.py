@@ -5,6 +5,7 @@ import pickle
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 from torch.multiprocessing import get_context
@@ -115,19 +116,39 @@ def test_two_runs_may_fill_it_at_once(tmp_path):
     assert "all of them decoded before" in line
     for index in range(0, 200, 7):
         assert equal(cached["train"].store.get(index), ShapesSource(200, resolution=32).read(index))
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not partials(tmp_path)
 
 
-def test_what_a_killed_writer_left_is_removed_an_hour_later(tmp_path):
+def partials(folder):
+    return list(folder.rglob("*.partial"))
+
+
+def test_the_next_run_removes_what_a_killed_writer_left(tmp_path):
     cached, _ = cache_sources(folders(tmp_path), options(tmp_path))
     place = cached["train"].store._path(0)
-    written, abandoned = (place.with_name(f"{place.name}.{name}.tmp") for name in "ab")
-    for part, age in ((written, 60), (abandoned, 3700)):
-        part.write_bytes(b"half")
-        os.utime(part, (time.time() - age,) * 2)
+    place.with_name(f".{place.name}.123-4.partial").write_bytes(b"half")
     assert cached["train"].store.missing() == []
-    assert written.exists()
-    assert not abandoned.exists()
+    assert not partials(tmp_path)
+
+
+def test_a_file_that_another_run_takes_for_a_killed_writers_is_written_again(tmp_path, monkeypatch):
+    cached, _ = cache_sources(folders(tmp_path), options(tmp_path))
+    store = cached["train"].store
+    image, mask = store.get(0)
+    store._path(0).unlink()
+    replace, removed = Path.replace, []
+
+    def remove_first(path, target):
+        if not removed:
+            removed.append(path)
+            path.unlink()
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", remove_first)
+    store.put(0, (image, mask))
+    assert equal(store.get(0), (image, mask))
+    assert removed
+    assert not partials(tmp_path)
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
@@ -154,7 +175,7 @@ def test_a_disk_that_fills_up_is_told_and_what_is_made_stays(tmp_path, monkeypat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(error.value.problems) == 1
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not partials(tmp_path)
     sources["train"].resolution = 32
     assert "all of them" in cache_sources(sources, options(tmp_path))[1]
 

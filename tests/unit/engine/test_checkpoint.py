@@ -71,7 +71,7 @@ def test_ctrl_c_while_saving_keeps_the_old_one_and_leaves_nothing(saved, monkeyp
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next_save(saved):
-    (saved.last.parent / ".last.pt.12345.partial").write_bytes(b"half")
+    (saved.last.parent / ".last.pt.12345-6.partial").write_bytes(b"half")
     saved.save_last(STATE)
     assert files(saved) == ["last.pt", "previous.pt"]
 
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, damage):
     content, told = saved.load_last()
     assert content["progress"] == {"epoch": 3}
     assert str(saved.last) in told
-    assert "Going on from the one before it, previous.pt" in told
+    assert "Resuming from the one before it, previous.pt" in told
 
 
 def test_the_next_save_keeps_the_one_before_rather_than_the_damaged_one(saved):

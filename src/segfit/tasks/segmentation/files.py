@@ -1,7 +1,6 @@
 """What evaluate.py leaves: masks, overlays, tables and pictures in one folder."""
 
 import io
-import itertools
 import json
 import os
 from collections import deque
@@ -16,6 +15,7 @@ from PIL import Image
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.files import files_of, write_json
+from segfit.system.files import atomic_write
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.pictures import Panel, Picture, overlay, worst_cases_image
 
@@ -29,9 +29,6 @@ _JPEG_QUALITY = 90
 
 class EvaluationFolder:
     """The folder of one evaluation. Files of an earlier one are replaced, never those of somebody else.
-
-    Every file is written beside its place and then renamed, so a link that lies in the folder is replaced, not
-    followed; a sub-folder that leads elsewhere is refused. So a folder from a stranger can't aim a write.
 
     Args:
         path: made if need be.
@@ -47,7 +44,6 @@ class EvaluationFolder:
         self._palette[: len(classes)] = classes.colors
         self._pool = ThreadPoolExecutor(_THREADS)
         self._pending: deque[Future[None]] = deque()
-        self._names = itertools.count()
         self._refuse_foreign()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -135,30 +131,17 @@ class EvaluationFolder:
         self._write(overlay_file, _encoded(blended, "JPEG", quality=_JPEG_QUALITY))
 
     def _file(self, folder: str, name: str) -> Path:
-        """Return where a prediction goes; its folder exists and lies within ours."""
+        """Return where a prediction goes."""
         relative = PurePosixPath(name)
         path = self.path / folder / relative
         if relative.is_absolute() or ".." in relative.parts:
             raise SegFitError(f"{name}: refused, the name leads out of {self.path / folder}.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        if not path.parent.resolve().is_relative_to(self.path.resolve()):
-            raise SegFitError(
-                f"{path.parent}: refused, it is a link that leads out of {self.path}."
-            )
         return path
 
     def _write(self, path: Path, content: bytes) -> None:
-        partial = path.with_name(f".{os.getpid()}-{next(self._names)}.partial")
         try:
-            try:
-                with partial.open("xb") as file:
-                    file.write(content)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with atomic_write(path, sync=False) as file:
+                file.write(content)
         except OSError as error:
             raise _unwritable(path, error) from error
 

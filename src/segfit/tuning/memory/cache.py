@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +14,7 @@ from omegaconf import DictConfig
 
 from segfit.config.check import plain
 from segfit.data.preflight import default_cache_dir
+from segfit.system.files import replace_text
 from segfit.tuning.memory.curve import RECORDED, Forecast
 
 _PACKAGE = Path(__file__).parents[2]
@@ -55,15 +54,7 @@ def save(name: str, forecast: Forecast, folder: Path | None = None) -> None:
     """Remember a forecast; whoever reads meanwhile sees all of it or nothing. No space or no rights: forget it."""
     path = _path(name, folder)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(forecast.to_json(), file)
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_text(path, json.dumps(forecast.to_json()))
 
 
 def _path(name: str, folder: Path | None) -> Path:
