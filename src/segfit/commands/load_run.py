@@ -142,7 +142,7 @@ def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | N
     progress = content.get("progress")
     if isinstance(progress, dict) and isinstance(progress.get("epoch"), int):
         # Between epochs, what counts is the one that is over.
-        return path, weights, max(progress["epoch"] - (progress.get("image") == 0), 0)
+        return path, weights, max(progress["epoch"] - (progress.get("sample") == 0), 0)
     epoch = content.get("epoch")
     return path, weights, epoch if isinstance(epoch, int) else None
 
