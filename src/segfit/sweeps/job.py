@@ -21,8 +21,8 @@ from segfit.errors import SegFitError
 from segfit.runs import lock as locks
 from segfit.runs.folder import CONFIG, METRICS, OVERRIDES
 from segfit.runs.untrusted import read_json, read_yaml
+from segfit.system.cores import available_cores
 from segfit.system.files import replace_text
-from segfit.system.hardware import available_cores
 
 ERROR = "error.json"
 OUTPUT = "output.log"
@@ -207,7 +207,7 @@ def _threads(launcher: Any) -> dict[str, str]:
     at_a_time = launcher.get("n_jobs", 1)
     if at_a_time == 1:
         return {}
-    cores = len(available_cores())
+    cores = available_cores()
     share = cores // at_a_time if at_a_time > 0 else 1
     return {"OMP_NUM_THREADS": str(max(1, share))}
 

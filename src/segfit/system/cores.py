@@ -1,4 +1,4 @@
-"""How many processes and threads it pays to start on this machine, and what memory is left for them."""
+"""The cores and the memory that this process may use, and how many workers to start on them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def available_cores(cgroup: Path = _CGROUP) -> int:
-    """Return the cores that this process may use: its affinity, and a container's quota, at least 1."""
+def core_ids() -> list[int]:
+    """Return the logical cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def available_cores(cgroup: Path = _CGROUP) -> int:
+    """Return how many cores this process may use, by its affinity and a container's quota; at least 1."""
+    cores = len(core_ids())
     quota = _cgroup_quota(cgroup)
     return max(1, min(cores, int(quota + 0.5)) if quota else cores)
 
@@ -43,10 +46,12 @@ def _cgroup_quota(cgroup: Path) -> float | None:
 def one_blas_thread() -> None:
     """Let NumPy's own OpenBLAS use one thread, in this process and those that are forked from now on.
 
-    Its threads spin while they wait. Beside torch's threads or another worker's they took the cores from
-    whoever had work: drawing shapes for a small CNN on 2 cores, 36 images/s became 83 with a worker, and 44
-    became 103 without one. Nothing happens with other BLAS libraries.
+    Its threads spin while they wait, and take cores from torch's threads and from other workers. Drawing shapes
+    for a small CNN on 2 cores: 83 images/s instead of 36 with a worker, 103 instead of 44 without one. Other
+    BLAS libraries are left as they are.
     """
+    import numpy as np  # here, since the parent process of a sweep counts cores but needs no NumPy
+
     libraries = Path(np.__file__).parents[1] / "numpy.libs"
     for path in libraries.glob("libscipy_openblas*"):
         with contextlib.suppress(OSError, AttributeError):
@@ -54,7 +59,7 @@ def one_blas_thread() -> None:
 
 
 def free_memory(cgroup: Path = _CGROUP) -> int:
-    """Return the bytes that may still be taken without swapping: the machine's, or a container's if fewer."""
+    """Return the bytes that can be allocated without swapping: the machine's, or a container's if fewer."""
     machine = int(psutil.virtual_memory().available)
     # cgroup v2, then v1
     for limit, usage, cache in (
@@ -68,7 +73,7 @@ def free_memory(cgroup: Path = _CGROUP) -> int:
         except (OSError, ValueError):
             continue
         if most.isdigit():  # not "max": no limit
-            # Pages of files count as used, but are given up when somebody needs them.
+            # Cached pages of files count as used, but are freed when memory is needed.
             files = int(stat[stat.index(cache) + 1]) if cache in stat else 0
             return max(0, min(machine, int(most) - used + files))
     return machine
@@ -83,30 +88,30 @@ def choose_workers(
     prefetch: int = 4,
     shared_memory: Path = Path("/dev/shm"),
 ) -> int:
-    """Return how many processes read images; 0: the main process does it itself.
+    """Return how many data workers to start; 0: the main process loads the samples.
 
     Args:
-        requested: somebody's wish, which is granted; None: by the machine.
+        requested: what the config says; None: chosen by the machine.
         device_type: "cuda" leaves the cores to the workers. On "cpu" the model needs them too, and workers
-            run at a low priority: a CNN at 96 px on camvid and 2 cores, 2 workers 108 images/s, none 101;
-            2 of equal priority 98 (1: 86, none 87), so that is what not to do.
-        kept: samples come from a cache, and no worker augments them: a fraction of a millisecond each, less
-            than handing them over costs; beside a model on the CPU nobody is started for that.
-        batch_bytes: size of a batch; what workers have ready lies in shared memory, which containers
-            keep small (Docker: 64 MiB), and a full one kills workers.
+            run at a low priority: a CNN at 96 px on camvid and 2 cores trains 108 images/s with 2 workers
+            and 101 without; at equal priority it is 98 with 2 and 86 with 1.
+        kept: samples come from a cache and are not augmented by workers. That takes a fraction of a
+            millisecond each, less than sending them between processes, so on "cpu" no worker is started.
+        batch_bytes: size of a batch. Prefetched batches are in shared memory, which is small in containers
+            (Docker: 64 MiB), and workers are killed when it is full.
         prefetch: batches that each worker keeps ready.
         shared_memory: where that memory is mounted on Linux.
     """
     if requested is not None:
         return requested
     cores = available_cores()
-    # Starting a process by spawn costs seconds and a whole interpreter with torch in memory.
+    # A spawned process takes seconds to start, and memory for another interpreter with torch.
     most = 16 if sys.platform.startswith("linux") else 4
     workers = min(most, cores)
     if cores == 1 or (kept and device_type == "cpu"):
-        workers = 0  # it would compete with the only process that does the work
+        workers = 0  # they would compete with the training itself
     if batch_bytes and shared_memory.is_dir():
         free = shutil.disk_usage(shared_memory).free
-        # Twice: what the main process holds is freed only when it lets go of it.
+        # Twice: the main process holds batches too.
         workers = min(workers, int(free // (2 * prefetch * batch_bytes)))
     return workers

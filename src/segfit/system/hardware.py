@@ -1,4 +1,4 @@
-"""What this machine is. Imports torch only where it has to: the tier is found without it."""
+"""What this machine has: cards, processor, driver. The hardware tier is found without importing torch."""
 
 import contextlib
 import os
@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from segfit.system.cores import available_cores
+
 if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
 
-# A card is sold as 8 GB but reports a little less; laptop parts and the 10 GB 3080 round down to a tier.
+# A card that is sold as 8 GB reports a little less; the 10 GB 3080 counts as 12gb.
 _TIERS = ((20.0, "24gb"), (9.5, "12gb"), (6.5, "8gb"), (0.0, "4gb"))
 
 
 @contextlib.contextmanager
 def nvml() -> Iterator[Any]:
-    """Yield the started pynvml module, or None where NVIDIA's management library does not answer."""
+    """Yield the initialised pynvml module, or None where NVIDIA's management library is not available."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no driver, no library, an old one: whatever it is, there is no card to see
+    except Exception:  # no driver, no library, an old one: no card can be found
         yield None
         return
     try:
@@ -38,7 +40,7 @@ def nvml() -> Iterator[Any]:
 
 
 def visible_handles(library: Any) -> list[Any]:
-    """Return NVML's handles of the cards that CUDA_VISIBLE_DEVICES leaves to this process, in its order."""
+    """Return NVML's handles of the cards in CUDA_VISIBLE_DEVICES, in its order."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is not None and wanted.strip() in ("", "-1"):
         return []
@@ -54,7 +56,7 @@ def visible_handles(library: Any) -> list[Any]:
 
 
 def visible_cards() -> list[float]:
-    """Return the memory in GiB of every NVIDIA card that CUDA_VISIBLE_DEVICES leaves to this process."""
+    """Return the memory in GiB of each NVIDIA card that CUDA_VISIBLE_DEVICES allows."""
     with nvml() as library:
         if library is None:
             return []
@@ -76,7 +78,7 @@ def tier_of(vram_gib: float) -> str:
 
 
 def resolve_device(requested: str) -> "tuple[torch.device, str | None]":
-    """Return the device for "auto", "cpu" or "cuda", and a line that says what fell back, if anything."""
+    """Return the device for "auto", "cpu" or "cuda", and a message if it falls back to the CPU."""
     import torch
 
     if requested == "cpu":
@@ -94,12 +96,12 @@ def _why_no_cuda() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this build of torch is for the CPU only"
     if visible_cards():
-        return f"the driver does not serve torch {torch.__version__} (CUDA {torch.version.cuda}): update it"
+        return f"the driver is too old for torch {torch.__version__} (CUDA {torch.version.cuda}): update it"
     return "torch finds no CUDA card"
 
 
 def device_name(device: "torch.device") -> str:
-    """Return what the person calls the device."""
+    """Return the device's name and memory, for people."""
     import torch
 
     if device.type == "cuda":
@@ -109,15 +111,15 @@ def device_name(device: "torch.device") -> str:
 
 
 def _cpu_label() -> str:
-    return f"CPU ({cpu_name()}), {len(available_cores())} cores, {psutil.virtual_memory().total / GIB:.0f} GiB"
+    return f"CPU ({cpu_name()}), {available_cores()} cores, {psutil.virtual_memory().total / GIB:.0f} GiB"
 
 
 def machine() -> dict[str, Any]:
-    """Return what measurements depend on: devices, driver, versions; plain values."""
+    """Return what measurements depend on, as plain values: device, driver, versions."""
     return {
         **_torch_facts(),
         "cpu": cpu_name(),
-        "cores": len(available_cores()),
+        "cores": available_cores(),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
         "os": platform.platform(),
         "python": platform.python_version(),
@@ -126,9 +128,7 @@ def machine() -> dict[str, Any]:
 
 
 def _torch_facts() -> dict[str, Any]:
-    if (
-        "torch" not in sys.modules and not visible_cards()
-    ):  # what needed no torch so far ran on no card
+    if "torch" not in sys.modules and not visible_cards():  # nothing ran on a card
         return {"device": _cpu_label(), "torch": metadata.version("torch"), "cuda": None}
     import torch
 
@@ -158,7 +158,7 @@ def cpu_name() -> str:
 
 
 def cpu_vendor() -> str | None:
-    """Return the processor's vendor as it names itself ("GenuineIntel", "AuthenticAMD"), or None."""
+    """Return the processor's vendor string ("GenuineIntel", "AuthenticAMD"), or None."""
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
         for line in file:
             if line.startswith("vendor_id"):
@@ -167,15 +167,8 @@ def cpu_vendor() -> str | None:
     return next((name for name in known if name in platform.processor()), None)
 
 
-def available_cores() -> list[int]:
-    """Return the logical cores that this process may use."""
-    if sys.platform == "linux":
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def cpu_has_bf16() -> bool:
-    """Say whether the CPU multiplies bf16 natively (AMX or AVX512-BF16)."""
+    """Return whether the CPU has native bf16 multiplication (AMX or AVX512-BF16)."""
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
         for line in file:
             if line.startswith("flags"):
@@ -184,7 +177,7 @@ def cpu_has_bf16() -> bool:
 
 
 def peak_memory_gib(device: "torch.device") -> float:
-    """Return the peak of allocated CUDA memory, or of this process's resident set, in GiB."""
+    """Return the peak of allocated CUDA memory, or of this process's resident memory, in GiB."""
     import torch
 
     if device.type == "cuda":
@@ -198,10 +191,10 @@ def peak_memory_gib(device: "torch.device") -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory in the process instead of giving it back after each large tensor.
+    """Let glibc keep freed memory instead of returning it to the system after each large tensor.
 
-    A training step on the CPU frees and takes the same tens of megabytes again and again; page faults on them cost
-    more than the arithmetic of small layers. Nothing happens with other C libraries.
+    A training step on the CPU frees and allocates the same tens of megabytes again and again, and the page faults
+    take longer than the arithmetic of small layers. Other C libraries are left as they are.
     """
     if sys.platform != "linux":
         return

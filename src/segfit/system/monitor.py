@@ -1,7 +1,7 @@
-"""What the device does while something runs: utilisation, memory, temperature and power, once a second.
+"""Utilisation, memory, temperature and power of the device, once a second.
 
-On an NVIDIA card NVML is asked, which knows the card whichever process uses it. Without NVML the figures are those of
-the processor, by psutil.
+The readings of an NVIDIA card are NVML's, which cover all processes on it. Without NVML they are the processor's, by
+psutil.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from typing import Any
 
 import psutil
 
-from segfit.system.hardware import GIB, available_cores, nvml, visible_handles
+from segfit.system.cores import core_ids
+from segfit.system.hardware import GIB, nvml, visible_handles
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One reading; None is what the machine does not tell.
+    """One reading; None: not available on this machine.
 
     Args:
         seconds: since the monitor was started.
-        utilisation: percent of the time that the card was busy lately; without one, that the cores were which
-            this process may use, since the last reading.
+        utilisation: percent of the time that the card was busy; without a card, that this process's cores
+            were busy since the last reading.
         memory_gib: memory of the card in use, by all processes; without a card, the machine's.
         temperature: of the card, °C; without one, the processor's hottest sensor.
         power_w: that the card draws, watts.
-        cpu: beside a card, percent of the time that those cores were busy.
+        cpu: with a card, percent of the time that this process's cores were busy.
     """
 
     seconds: float
@@ -47,14 +48,14 @@ READINGS = tuple(field.name for field in fields(Sample))[1:]
 
 @dataclass(frozen=True)
 class Means:
-    """Samples summed up: mean and peak of every reading that there is."""
+    """Mean and peak of each reading."""
 
     mean: dict[str, float]
     peak: dict[str, float]
 
 
 def summed_up(samples: Sequence[Sample]) -> Means:
-    """Return mean and peak of each reading; one that no sample has is left out."""
+    """Return mean and peak of each reading that at least one sample has."""
     columns = {
         name: [value for sample in samples if (value := getattr(sample, name)) is not None]
         for name in READINGS
@@ -67,11 +68,11 @@ def summed_up(samples: Sequence[Sample]) -> Means:
 
 
 class Probe:
-    """Reads the first visible card, or the processor where NVML does not answer; a context, as NVML is.
+    """Context manager that reads the first visible card, or the processor without NVML.
 
     Attributes:
-        source: who is asked: "NVML" or "psutil".
-        name: of what is watched.
+        source: "NVML" or "psutil".
+        name: of the device.
         total_gib: its memory.
     """
 
@@ -106,7 +107,7 @@ class Probe:
         self._stack.close()
 
     def read(self, seconds: float) -> Sample:
-        """Return a sample that was taken now, `seconds` after the start."""
+        """Return a sample of now, `seconds` after the start."""
         cpu = _cpu_percent()
         if self._library is None:
             used = psutil.virtual_memory()
@@ -126,10 +127,10 @@ class Probe:
 
 
 class Monitor(AbstractContextManager["Monitor"]):
-    """Takes samples in a thread of its own while it is entered, or between `start` and `close`.
+    """Takes samples in a thread while it is entered, or between `start` and `close`.
 
     Args:
-        interval: seconds between two.
+        interval: seconds between two samples.
         probe: what is read; None: this machine.
     """
 
@@ -137,19 +138,19 @@ class Monitor(AbstractContextManager["Monitor"]):
         self.interval = interval
         self.probe = probe or Probe()
         self._samples: list[Sample] = []
-        self._fresh = 0  # index of the first sample that `fresh` has not given
+        self._fresh = 0  # index of the first sample that `fresh` has not returned
         self._start = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
 
     def start(self) -> None:
-        """Begin; once."""
+        """Start the thread; can be called once."""
         self.probe.__enter__()
         self._start = time.monotonic()
         self._thread.start()
 
     def close(self) -> None:
-        """End; called again, or before `start`, nothing."""
+        """Stop the thread. Does nothing if it does not run."""
         if self._thread.is_alive():
             self._over.set()
             self._thread.join()
@@ -186,8 +187,8 @@ class Monitor(AbstractContextManager["Monitor"]):
 
 
 def _asked(question: Callable[[], Any]) -> float | None:
-    """Return NVML's answer; None where this card or driver does not know it."""
-    with contextlib.suppress(Exception):  # pynvml's errors; whatever it is, watching goes on
+    """Return NVML's answer; None where this card or driver has none."""
+    with contextlib.suppress(Exception):  # any of pynvml's errors
         return float(question())
     return None
 
@@ -195,7 +196,7 @@ def _asked(question: Callable[[], Any]) -> float | None:
 def _cpu_percent() -> float:
     """Return how busy the cores of this process were since the last call, in percent."""
     by_core = psutil.cpu_percent(percpu=True)
-    own = [by_core[core] for core in available_cores() if core < len(by_core)] or by_core
+    own = [by_core[core] for core in core_ids() if core < len(by_core)] or by_core
     return float(sum(own) / len(own))
 
 

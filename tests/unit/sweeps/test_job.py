@@ -67,6 +67,6 @@ def test_what_a_failed_job_left_is_kept(tmp_path):
 
 @pytest.mark.parametrize(("at_a_time", "threads"), [(2, "4"), (3, "2"), (16, "1"), (-1, "1")])
 def test_jobs_side_by_side_share_the_cores(at_a_time, threads, monkeypatch):
-    monkeypatch.setattr(sweep_jobs, "available_cores", lambda: list(range(8)))
+    monkeypatch.setattr(sweep_jobs, "available_cores", lambda: 8)
     assert sweep_jobs._threads({"n_jobs": at_a_time}) == {"OMP_NUM_THREADS": threads}
     assert sweep_jobs._threads({"n_jobs": 1}) == sweep_jobs._threads({}) == {}
