@@ -171,7 +171,7 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
 
 def discard_if_empty(run: Path) -> None:
     """Remove a run folder in which nothing was written, after wrong input."""
-    if {entry.name for entry in run.glob("*")} <= {locks.LOCK}:
+    if {entry.name for entry in run.glob("*")} <= {locks.LOCK, locks.OWNER}:
         locks.release(run)
     with contextlib.suppress(OSError):
         run.rmdir()
