@@ -3,7 +3,7 @@
     python docs/benchmarks/augmentation.py [--device cuda] [--batch 32] [--side 256] [--threads 2]
 
 Prints milliseconds an image: median and quartiles of some rounds, all contestants taking turns, and how many times
-as long as `segfit kornia_gpu` each one took, round by round.
+as long as `segfit kornia-gpu` each one took, round by round.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FILL = {tv_tensors.Image: 0.5, tv_tensors.Mask: 255}
 
 def options() -> dict[str, object]:
     """Return the config's defaults as keyword arguments of the pipelines."""
-    config = AugmentationConfig(name="kornia_gpu")
+    config = AugmentationConfig(name="kornia-gpu")
     own = KorniaGpu.__dataclass_fields__.keys() & vars(config).keys()
     return {name: getattr(config, name) for name in own}
 
@@ -117,7 +117,7 @@ def main() -> None:
     ours, worker = KorniaGpu(**options()), CpuAugment(**options())  # type: ignore[arg-type]
     seeds = iter(range(10**9))
     contestants: dict[str, Callable[[], object]] = {
-        "segfit kornia_gpu": lambda: ours(images, masks, seed=next(seeds)),
+        "segfit kornia-gpu": lambda: ours(images, masks, seed=next(seeds)),
         "kornia nn.Sequential": naive(images, masks),
         "kornia AugmentationSequential": sequential(images, masks),
         "torchvision v2, float": torchvision_v2(images, masks),
@@ -136,7 +136,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, kornia {kornia.__version__}, {args}")
     print(f"torchvision {torchvision.__version__}; ms/image, and times as long (quartiles)")
     counted = {name: values[WARM:] for name, values in times.items()}
-    ours_took = counted["segfit kornia_gpu"]
+    ours_took = counted["segfit kornia-gpu"]
     for name, values in counted.items():
         ratios = [value / own for value, own in zip(values, ours_took, strict=True)]
         print(f"{name:30s} {spread(values):22s} {spread(ratios)}")

@@ -99,7 +99,7 @@ RUNS = st.builds(
 )
 _CHOICES = st.tuples(
     st.sampled_from([f"loss={name}" for name in LOSSES]),
-    st.sampled_from(["augmentation=cpu", "augmentation=kornia_gpu", "augmentation=none"]),
+    st.sampled_from(["augmentation=cpu", "augmentation=kornia-gpu", "augmentation=none"]),
 )
 SHAPES = st.builds(
     composition, st.sampled_from(sorted(MODELS)), st.just("shapes"), _CHOICES, st.none()

@@ -23,7 +23,7 @@ CASES = {
     "cnn": ["model=cnn", "model.base_channels=8"],
     "cnn_accumulated": ["model=cnn", "model.base_channels=8", "batch_size=2", "accumulate=2"],
     "cnn_lovasz_kornia": [
-        *("model=cnn", "model.base_channels=8", "loss=lovasz_ce", "augmentation=kornia_gpu"),
+        *("model=cnn", "model.base_channels=8", "loss=lovasz_ce", "augmentation=kornia-gpu"),
         *("augmentation.mixup=0", "optimizer=sgd", "lr=0.02", "scheduler=poly"),
     ],
     "segformer_b0": ["model=segformer_b0", "model.weights=null", "scheduler=cosine"],

@@ -21,7 +21,7 @@ RANDOM = (
 )
 
 
-@pytest.mark.parametrize("augmentation", ["cpu", "kornia_gpu"])
+@pytest.mark.parametrize("augmentation", ["cpu", "kornia-gpu"])
 def test_one_seed_gives_the_same_weights_and_scores_bit_for_bit(tmp_path, augmentation):
     options = (*RANDOM, f"augmentation={augmentation}")
     a = train(tmp_path / "a", *options, "seed=1")

@@ -139,7 +139,7 @@ def test_cpu_augmentation_is_named(tmp_path, alone):
     everything = [f"augmentation.{name}=1" for name in ("affine", "color_jitter", "blur", "noise")]
     found = diagnosed(tmp_path, "augmentation=cpu", *everything, "batch_size=16", "image_size=128")
     assert found.values["bottleneck"] == "CPU augmentation"
-    assert found.values["change"] == {"augmentation": "kornia_gpu"}
+    assert found.values["change"] == {"augmentation": "kornia-gpu"}
 
 
 @pytest.mark.slow

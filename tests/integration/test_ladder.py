@@ -39,7 +39,7 @@ class Scripted:
         on = {
             "workers": config.loader.workers > 0,
             "cache": config.data.cache != "none",
-            "kornia": config.augmentation.name == "kornia_gpu",
+            "kornia": config.augmentation.name == "kornia-gpu",
             "channels_last": config.channels_last,
             "compile": config.compile,
             "batch": config.batch_size > 4,
@@ -79,7 +79,7 @@ def test_a_rung_that_is_slower_is_shown_and_left_off(tmp_path: Path, scripted: A
     typed = results["values"]["overrides"]
     assert "loader.workers" not in typed
     assert "batch_size=16" in typed
-    assert "augmentation=kornia_gpu" in typed
+    assert "augmentation=kornia-gpu" in typed
     assert typed in done.findings.headline
 
 
@@ -140,7 +140,7 @@ def test_real_trainings_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     done = benchmark(tmp_path, "ladder", *QUICK, "benchmark.workers=1", "benchmark.cache=ram")
     assert seen[0][0] == "fp32"
     assert seen[0][1]["batch"] == "4"
-    assert {facts["augmentation"] for _, facts in seen} == {"cpu", "kornia_gpu"}
+    assert {facts["augmentation"] for _, facts in seen} == {"cpu", "kornia-gpu"}
     assert {facts["workers"] for _, facts in seen} == {"0", "1"}
     missing = {row["rung"]: row["left out because"] for row in done.table("left-out")}
     assert "no compiler" in missing["compile"]

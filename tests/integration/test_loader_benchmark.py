@@ -53,7 +53,7 @@ def test_the_smallest_that_outruns_is_chosen() -> None:
 
 
 def test_the_faster_model_is_fed() -> None:
-    on_device = fed(500, model=80.0, place="kornia_gpu")
+    on_device = fed(500, model=80.0, place="kornia-gpu")
     in_workers = fed(150, model=100.0, workers=8, prefetch=4)
     assert choose([on_device, in_workers]) == in_workers
     starved = fed(90, model=100.0, workers=8, prefetch=4)

@@ -118,7 +118,7 @@ def test_the_answer_is_that_of_an_exhaustive_scan(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "model",
     [
-        ("model=cnn", "model.base_channels=8", "augmentation=kornia_gpu", "precision=bf16"),
+        ("model=cnn", "model.base_channels=8", "augmentation=kornia-gpu", "precision=bf16"),
         ("model=segformer_b0", "augmentation=none", "ema_decay=0.9"),
         ("model=timm_unet", "model.encoder=resnet18", "augmentation.mixup=0.5"),
     ],
@@ -238,7 +238,7 @@ def test_a_killed_process_is_survived(tmp_path, monkeypatch):
 
 def test_a_trial_is_the_dearest_that_may_happen():
     config = compose_benchmark(
-        "max_batch", "model=segformer_b0", "augmentation=kornia_gpu", "augmentation.hflip=0",
+        "max_batch", "model=segformer_b0", "augmentation=kornia-gpu", "augmentation.hflip=0",
         "augmentation.cutmix=0.3", "loss.class_weights=balanced", base=(),
     )  # fmt: skip
     dearest = trial_config(config, 7)

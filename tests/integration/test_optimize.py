@@ -78,7 +78,7 @@ def composed_local(folder: Path, *overrides: str) -> DictConfig:
 def test_what_is_faster_is_kept_and_composes(tmp_path: Path, run: Any) -> None:
     script = Scripted(
         {1: 10.0, 2: 14.0, 4: 16.0, 8: 15.0},
-        augmentation={"kornia_gpu": 1.2},
+        augmentation={"kornia-gpu": 1.2},
         cache={"disk": 0.8},
         channels_last={False: 0.9},
         precision={"fp32": 0.7},
@@ -87,15 +87,15 @@ def test_what_is_faster_is_kept_and_composes(tmp_path: Path, run: Any) -> None:
     verdicts = {row["setting"]: row["verdict"] for row in done.table("trials")}
     assert verdicts["batch_size=4 × 2"] == "kept"
     assert verdicts["batch_size=2 × 4"] == attempts.SURPASSED
-    assert verdicts["augmentation=kornia_gpu"] == "kept"
+    assert verdicts["augmentation=kornia-gpu"] == "kept"
     for slower in ("data.cache=disk", "channels_last=false", "precision=fp32"):
         assert verdicts[slower] == "not faster"
     values = json.loads((tmp_path / "results.json").read_text())["values"]
     assert values["gain"] == pytest.approx(1.92)
-    assert values["changes"] == "batch_size=4 accumulate=2 augmentation=kornia_gpu"
+    assert values["changes"] == "batch_size=4 accumulate=2 augmentation=kornia-gpu"
     local = composed_local(tmp_path)
     assert (local.batch_size, local.accumulate, local.image_size) == (4, 2, 64)
-    assert (local.model.name, local.augmentation.name) == ("cnn", "kornia_gpu")
+    assert (local.model.name, local.augmentation.name) == ("cnn", "kornia-gpu")
     assert (local.data.cache, local.channels_last, local.loader.workers) == ("none", True, 0)
     assert (local.hardware.name, local.epochs) == ("local", 2)
     assert composed_local(tmp_path, "batch_size=2").batch_size == 2  # the command line wins

@@ -163,12 +163,12 @@ def test_what_costs_memory_costs_it_in_the_forecast():
 
 
 def test_augmentation_on_the_device_is_counted():
-    config = composed(*CNN, "augmentation=kornia_gpu")
+    config = composed(*CNN, "augmentation=kornia-gpu")
     images_and_masks = 3 * 4 + 8
     assert 2 * images_and_masks < augmentation_bytes(config) < 12 * images_and_masks
     config.augmentation.name = "none"
     plain = predicted(config, "bf16", "cuda")
-    config.augmentation.name = "kornia_gpu"
+    config.augmentation.name = "kornia-gpu"
     assert predicted(config, "bf16", "cuda").train.peak(8) >= plain.train.peak(8)
 
 

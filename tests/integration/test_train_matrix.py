@@ -33,7 +33,7 @@ def assert_trained(trained: Trained, updates: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("augmentation", ["none", "cpu", "kornia_gpu"])
+@pytest.mark.parametrize("augmentation", ["none", "cpu", "kornia-gpu"])
 @pytest.mark.parametrize("model", ["cnn", "segformer_b0", "timm_unet"])
 def test_models_augmentations_and_precisions_train(tmp_path, model, augmentation, precision):
     trained = train(

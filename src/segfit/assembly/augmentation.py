@@ -27,7 +27,7 @@ def make_cpu_augment(config: DictConfig) -> CpuAugment | None:
 
 def make_gpu_augment(config: DictConfig) -> KorniaGpu | None:
     """Return what the device does to each batch, or None if the config augments elsewhere."""
-    if config.augmentation.name != "kornia_gpu":
+    if config.augmentation.name != "kornia-gpu":
         return None
     from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
 

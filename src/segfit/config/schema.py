@@ -146,7 +146,7 @@ class AugmentationConfig:
     Each operation strikes an image with its probability; 0 switches it off.
     """
 
-    name: str = option(REQUIRED, "Where it runs.", choices=("none", "cpu", "kornia_gpu"))
+    name: str = option(REQUIRED, "Where it runs.", choices=("none", "cpu", "kornia-gpu"))
     hflip: float = option(0.5, "Probability of a left-right flip.", ge=0, le=1)
     vflip: float = option(0.0, "Probability of an upside-down flip.", ge=0, le=1)
     affine: float = option(0.7, "Probability of rotation and scale.", ge=0, le=1)

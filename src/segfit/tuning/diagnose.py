@@ -196,7 +196,7 @@ def settings(config: DictConfig) -> Iterator[Trial]:
     device, _ = resolve_device(config.device)
     native = native_precisions(device)
     if config.augmentation.name == "cpu":
-        yield Trial("CPU augmentation", {"augmentation": "kornia_gpu"}, 0.0, images)
+        yield Trial("CPU augmentation", {"augmentation": "kornia-gpu"}, 0.0, images)
     if "fast" in config.model and not config.model.fast:
         yield Trial("the stock model", {"model.fast": "true"}, 0.0, images)
     if config.precision.name == "fp32" and native[0] != "fp32":

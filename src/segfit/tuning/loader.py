@@ -21,7 +21,7 @@ from segfit.tuning.rungs import typed
 from segfit.tuning.throughput import told_if_out_of_memory
 
 SECONDS = 5.0
-ON_DEVICE = "kornia_gpu"
+ON_DEVICE = "kornia-gpu"
 _CACHES = ("none", "disk", "ram")  # from the smallest to what takes most
 _COLUMNS = (
     Column("augmentation"),
@@ -40,7 +40,7 @@ class Setting:
     """One way to feed a training.
 
     Args:
-        augmentation: `augmentation.name`: "none", "cpu" (in the workers) or "kornia_gpu" (on the device).
+        augmentation: `augmentation.name`: "none", "cpu" (in the workers) or "kornia-gpu" (on the device).
         cache: `data.cache`.
         workers: `loader.workers`.
         prefetch: `loader.prefetch`; None where there are no workers.

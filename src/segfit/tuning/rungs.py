@@ -131,7 +131,7 @@ def _augmentation(config: DictConfig) -> Rung:
     name = "augmentation on the device"
     if config.augmentation.name == "none":
         return Rung(name, missing="augmentation=none: there is nothing to move")
-    return Rung(name, {"augmentation.name": "kornia_gpu"})
+    return Rung(name, {"augmentation.name": "kornia-gpu"})
 
 
 def _fast(config: DictConfig) -> Rung:

@@ -110,7 +110,7 @@ def layout_setting(config: DictConfig) -> Setting:
 
 def feeding_settings(config: DictConfig) -> Iterator[Setting]:
     """Yield the other place of augmentation, and a cache of decoded images where there is none."""
-    places = {"cpu": "kornia_gpu", "kornia_gpu": "cpu"}
+    places = {"cpu": "kornia-gpu", "kornia-gpu": "cpu"}
     if config.augmentation.name in places:
         other = places[config.augmentation.name]
         yield Setting(f"augmentation={other}", {"augmentation.name": other})

@@ -209,7 +209,7 @@ def _tried(facts: Facts, trial: Trial) -> Change:
     if facts.in_step:
         host += trial.resident - facts.resident
     loader = times * facts.loader
-    if trial.change.get("augmentation") == "kornia_gpu" and facts.costs.total > 0:
+    if trial.change.get("augmentation") == "kornia-gpu" and facts.costs.total > 0:
         loader *= 1 - facts.costs.augment / facts.costs.total
     one = _predicted(
         facts,

@@ -29,7 +29,7 @@ SWEEP: dict[str, Any] = {
 def build(tmp_path, *overrides: str) -> Training:
     config = compose_run(
         "scheduler=cosine", "scheduler.warmup=0.2", "ema_decay=0.9", "accumulate=2", "batch_size=2",
-        "image_size=32", "augmentation=kornia_gpu", "augmentation.cutmix=0.5", "optimizer.head_lr_factor=3",
+        "image_size=32", "augmentation=kornia-gpu", "augmentation.cutmix=0.5", "optimizer.head_lr_factor=3",
         *overrides,
     )  # fmt: skip
     training = make_training(config, tmp_path, lambda _: None)

@@ -21,7 +21,7 @@ def by_name(config: DictConfig, machine: Machine) -> dict[str, Rung]:
 
 
 def test_the_lowest_rung_switches_everything_off() -> None:
-    changes = naive(composed("augmentation=kornia_gpu")).changes
+    changes = naive(composed("augmentation=kornia-gpu")).changes
     assert changes["precision.name"] == "fp32"
     assert changes["augmentation.name"] == "cpu"
     assert changes["loader.workers"] == 0
@@ -35,7 +35,7 @@ def test_the_lowest_rung_switches_everything_off() -> None:
 
 
 def test_every_rung_undoes_something_of_the_lowest_or_raises_the_batch() -> None:
-    config = composed("augmentation=kornia_gpu")
+    config = composed("augmentation=kornia-gpu")
     lowest = naive(config).changes
     changed = {key for rung in rungs(config, CARD) for key in rung.changes}
     assert changed == {*lowest, "batch_size"}
@@ -103,5 +103,5 @@ def test_a_halved_batch_keeps_the_effective_one() -> None:
 
 
 def test_changes_as_they_are_typed() -> None:
-    changes = {"precision.name": "bf16", "augmentation.name": "kornia_gpu", "model.fast": True}
-    assert typed(changes) == "precision=bf16 augmentation=kornia_gpu model.fast=true"
+    changes = {"precision.name": "bf16", "augmentation.name": "kornia-gpu", "model.fast": True}
+    assert typed(changes) == "precision=bf16 augmentation=kornia-gpu model.fast=true"

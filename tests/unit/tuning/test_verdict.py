@@ -85,7 +85,7 @@ def test_what_starves_a_card_is_told_apart(costs, bottleneck, change):
 def test_augmentation_is_named_where_every_core_augments_already():
     kept = Costs(decode=0.1 * MS, augment=90 * MS)
     facts = replace(starved(augment=90, decode=10), cores=8, cached=kept)
-    on_the_card = Trial("CPU augmentation", {"augmentation": "kornia_gpu"}, 55 * MS, 16)
+    on_the_card = Trial("CPU augmentation", {"augmentation": "kornia-gpu"}, 55 * MS, 16)
     found = verdict(replace(facts, trials=[on_the_card]))
     assert found.bottleneck == "CPU augmentation"
     # the loader's 200 ms become 20, the card's 50 become 55: now the card sets the pace

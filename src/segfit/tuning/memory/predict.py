@@ -45,7 +45,7 @@ def predict(
     fixed, each = extra(small, large)
     height, width = size_of(config.image_size)
     moments = list(result.train.moments)
-    if config.augmentation.name == "kornia_gpu":
+    if config.augmentation.name == "kornia-gpu":
         now = augmentation_bytes(config) * height * width
         moments.append(idle(small).plus(config.accumulate * fixed, config.accumulate * each + now))
     # On a card the next window's images and masks are copied ahead, as uint8.
@@ -80,7 +80,7 @@ def augmentation_bytes(config: DictConfig) -> float:
         # What is switched off stays off.
         dearest.augmentation[name] = 1.0 if config.augmentation[name] > 0 else 0.0
     augment = make_gpu_augment(dearest)
-    assert augment is not None  # asked for with augmentation=kornia_gpu only
+    assert augment is not None  # asked for with augmentation=kornia-gpu only
     images, masks = torch.rand(2, 3, _PROBE, _PROBE), torch.zeros(2, _PROBE, _PROBE).long()
     with Recorder("cpu", block=1, scratch=no_scratch) as recorder:
         results = augment(images, masks, seed=0)
