@@ -23,6 +23,11 @@ def train(
         (["model=cmn"], ["model=cmn: no such choice. Did you mean 'cnn'?"]),
         (["batchsize=4"], ["Did you mean 'batch_size'?"]),
         (["weight_decay=0"], ["Did you mean 'optimizer.weight_decay'?"]),
+        (
+            ["imgsz=640", "optimizer.learning_rate=1"],
+            ["imgsz: there is no such key. In SegFit it is image_size.", "In SegFit it is lr."],
+        ),
+        (["device=0"], ["must be one of auto, cpu, cuda.", "CUDA_VISIBLE_DEVICES=0 python"]),
         (["device=cdua"], ["must be one of auto, cpu, cuda. Did you mean 'cuda'?"]),
         (["batch_size=many"], ["batch_size=many"]),
         (["+foo=1"], ["foo: there is no such key"]),

@@ -1,7 +1,7 @@
-"""Why Hydra could not compose a command line, in one list and in the person's words.
+"""Why Hydra could not compose a command line: one plain message for each wrong argument.
 
-Hydra stops at the first thing it cannot compose. Here each override is composed by itself, so that all
-that are wrong are told at once, each with the nearest name that is right.
+Hydra stops at the first error. Here each override is composed by itself, so that all errors are listed at once, each
+with the nearest valid name.
 """
 
 import re
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segfit.config.check import check
 from segfit.errors import SegFitError, nearest
 
-# What OmegaConf and Python say of a value → what a person says; the first that is found.
+# What OmegaConf and Python say of a value → plain English; the first that is found.
 _PLAINER = {
     "is not a valid bool": "must be true or false.",
     "could not be converted to Integer": "must be a whole number.",
@@ -28,17 +28,36 @@ _PLAINER = {
     "Cannot convert '$VALUE_TYPE' to string": "must be text.",
     "is not Optional": "must not be null.",
 }
-# Where Hydra reads the command line and the files. It is not careful there: `lr=3` with `=3` for it is a ValueError.
+# Our keys → what other libraries call them.
+_FOREIGN = {
+    "image_size": "imgsz img_size crop_size",
+    "batch_size": "batch train_batch_size per_device_train_batch_size",
+    "lr": "lr0 learning_rate base_lr max_lr",
+    "epochs": "max_epochs num_epochs num_train_epochs n_epochs",
+    "max_steps": "max_iters max_iterations",
+    "accumulate": "gradient_accumulation_steps accumulate_grad_batches grad_accum",
+    "loader.workers": "workers num_workers dataloader_num_workers",
+    "precision": "amp fp16 bf16 mixed_precision",
+    "model.weights": "weights pretrained",
+    "optimizer.weight_decay": "wd",
+    "hydra.run.dir": "output_dir save_dir out_dir project",
+    "val_every": "val_interval eval_interval check_val_every_n_epoch",
+    "patience": "early_stopping_patience early_stopping",
+    "clip_grad_norm": "gradient_clip_val max_grad_norm",
+    "seed": "random_seed manual_seed",
+}
+_OURS = {word: key for key, words in _FOREIGN.items() for word in words.split()}
+# Where Hydra reads the command line and the files. It can raise anything there: `=3` is a ValueError.
 _COMPOSING = ("config_loader_impl.py", "defaults_list.py", "overrides_parser.py")
 
 
 def explain(error: BaseException, conf: Path, config_name: str, arguments: list[str]) -> list[str]:
-    """Return what is wrong with the input, or [] if the error is none of the person's making.
+    """Return what is wrong with the input, or [] if the error is a bug.
 
     Args:
-        error: what Hydra or the entry point raised.
-        conf: the folder of the primary config.
-        config_name: the primary config.
+        error: raised by Hydra or by the entry point.
+        conf: folder of the primary config.
+        config_name: name of the primary config.
         arguments: the command line without the program's name.
     """
     for cause in _chain(error):
@@ -53,7 +72,7 @@ def explain(error: BaseException, conf: Path, config_name: str, arguments: list[
 
 
 def _of_hydras_own(error: BaseException) -> bool:
-    """Say whether an error was raised by Hydra itself, rather than by what it called of ours."""
+    """Return whether Hydra itself raised the error, rather than code of ours that it called."""
     files = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
     known = [parts for parts in files if "hydra" in parts or "segfit" in parts]
     return bool(known) and "hydra" in known[-1]
@@ -71,17 +90,10 @@ def _composing(error: BaseException) -> bool:
 
 
 def _plain(message: str) -> str:
-    """Drop the hints that only Hydra's own users know what to do with."""
-    kept = [
-        line.strip()
-        for line in message.splitlines()
-        if line.strip()
-        and not line.endswith("_schema")
-        and not line.strip().startswith(
-            ("object_type=", "reference_type=", "To append", "Set the env")
-        )
-    ]
-    return "\n".join(kept)
+    """Drop the hints that are about Hydra's internals."""
+    noise = ("object_type=", "reference_type=", "To append", "Set the env")
+    lines = [line.strip() for line in message.splitlines() if not line.endswith("_schema")]
+    return "\n".join(line for line in lines if line and not line.startswith(noise))
 
 
 def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> list[str]:
@@ -96,7 +108,7 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
         try:
             override = OverridesParser.create().parse_override(text)
             if not override.key_or_group:
-                raise ValueError("what is before the = is missing")
+                raise ValueError("There is no key before the =.")
             parsed.append(override)
         except Exception as error:
             problems.append(f"{text}: not understood. {_plain(str(error)).splitlines()[0]}")
@@ -118,7 +130,7 @@ def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
         problems += _fitting(config_name, lines, good)
         config = _composed(config_name, good)
     if config is None:
-        return problems  # not even without the values: none of them is to blame
+        return problems  # the choices alone do not compose, so no value is at fault
     values = [o for o in overrides if o not in groups]
     plain = [o for o in values if _can_be_set(config, o)]
     good += [o.input_line or "" for o in plain]
@@ -130,7 +142,7 @@ def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
 
 
 def _fitting(config_name: str, lines: list[str], good: list[str]) -> list[str]:
-    """Add to `good` the overrides that compose with those that are there; return what is wrong with the others."""
+    """Extend `good` with the overrides that compose together with it; return what is wrong with the others."""
     problems = []
     for line in lines:
         others = _without(good, line.split("=")[0])
@@ -153,7 +165,7 @@ def _composed(config_name: str, good: list[str]) -> DictConfig | None:
 
 
 def _can_be_set(config: DictConfig, override: Override) -> bool:
-    """Say whether a value can be given to a config, as composing would: a fraction of the time of composing."""
+    """Return whether composing would accept a value, without composing: that takes much longer."""
     if override.type is not OverrideType.CHANGE or override.is_sweep_override() or override.package:
         return False
     try:
@@ -174,7 +186,7 @@ def _wrong_values(config_name: str, good: list[str]) -> list[str]:
 
 
 def _lines(override: Override) -> list[str]:
-    """Return an override as text; a sweep as one text a value."""
+    """Return an override as text: one line, or one for each value of a sweep."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     key = override.get_key_element()
@@ -205,7 +217,7 @@ def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> s
         choices = [choice for choice in choices if not choice.endswith("_schema")]
         if value not in choices and not value.startswith(("[", "{")):
             if line == "hardware=local":
-                return f"{line}: not there yet. `python benchmark.py benchmark=optimize` makes it."
+                return f"{line}: does not exist yet. `python benchmark.py benchmark=optimize` writes it."
             return (
                 f"{line}: no such choice.{nearest(value, choices)} There are: {', '.join(choices)}."
             )
@@ -213,9 +225,8 @@ def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> s
         known = [*_groups(), *_keys(compose(config_name, good))]
     except Exception:
         known = _groups()
-    if not key.startswith("+") and name not in known and name.split(".")[0] not in ("hydra",):
-        near = nearest(name, known) or _nearest_leaf(name, known)
-        return f"{name}: there is no such key.{near}"
+    if not key.startswith("+") and name not in known and name.split(".")[0] != "hydra":
+        return f"{name}: there is no such key.{_right_key(name, known)}"
     causes = [_plain(str(cause)) for cause in _chain(error)]
     for theirs, plain in _PLAINER.items():
         if any(theirs in cause for cause in causes):
@@ -224,11 +235,15 @@ def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> s
     return f"{line}: {re.sub(r' *full_key: .*', '', text).strip()}"
 
 
-def _nearest_leaf(name: str, known: list[str]) -> str:
-    """Look for the key's last part anywhere: `weight_decay` finds `optimizer.weight_decay`."""
+def _right_key(name: str, known: list[str]) -> str:
     leaf = name.split(".")[-1]
-    same = [key for key in known if key.split(".")[-1] == leaf]
-    return f" Did you mean '{same[0]}'?" if same else ""
+    ours = _OURS.get(leaf, "")
+    if ours in known or ours.startswith("hydra."):
+        return f" In SegFit it is {ours}."
+    same = [
+        key for key in known if key.split(".")[-1] == leaf
+    ]  # weight_decay → optimizer.weight_decay
+    return nearest(name, known) or (f" Did you mean '{same[0]}'?" if same else "")
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""What Hydra could not compose, in the person's words."""
+"""What Hydra could not compose, in plain words."""
 
 import pytest
 
 from segfit.cli import main as cli
+from segfit.cli.explain import _OURS as OURS
 from segfit.cli.explain import explain
 from segfit.config import benchmark as config_benchmark
 from segfit.errors import SegFitError
@@ -15,7 +16,7 @@ def explained(*arguments: str) -> list[str]:
     return explain(caught.value, cli.CONF, "train", list(arguments))
 
 
-def test_every_wrong_override_is_told() -> None:
+def test_every_wrong_override_is_listed() -> None:
     # benchmark=optimize may have added local.yaml to this working copy
     recipes = sorted(["auto", *(path.stem for path in (cli.CONF / "hardware").glob("*.yaml"))])
     assert explained(
@@ -38,7 +39,7 @@ def test_every_wrong_override_is_told() -> None:
         ("lr=null", "lr=null: must not be null."),
         ("monitor=[miou]", "monitor=[miou]: must be text."),
         ("precision=3", "precision=3: no such choice. There are: auto, bf16, fp16, fp32."),
-        ("=3", "=3: not understood. what is before the = is missing"),
+        ("=3", "=3: not understood. There is no key before the =."),
         ("~wramup", "wramup: there is no such key."),
     ],
 )
@@ -46,14 +47,14 @@ def test_in_the_words_of_a_person(argument: str, problem: str) -> None:
     assert explained(argument) == [problem]
 
 
-def test_what_hydra_itself_stumbles_over_is_told() -> None:
+def test_what_hydra_itself_stumbles_over_is_explained() -> None:
     (problem,) = explained("epochs=" + "1" * 5000)
     assert "not understood" in problem
     (problem,) = explained("hardware.tuned_for.device=x")
     assert problem.startswith("hardware.tuned_for.device")
 
 
-def test_a_choice_that_is_missing_is_all_that_is_told() -> None:
+def test_a_choice_that_is_missing_is_all_that_is_listed() -> None:
     config_benchmark.register()
     arguments = ["hardware=cpu", "lr=1", "data.train_size=4"]
     with pytest.raises(Exception) as caught:  # noqa: PT011
@@ -62,6 +63,35 @@ def test_a_choice_that_is_missing_is_all_that_is_told() -> None:
     assert "You must specify 'benchmark'" in problem
     assert "plan" in problem.split()
     assert "plan_schema" not in problem
+
+
+def test_the_old_spelling_of_a_choice_is_corrected() -> None:
+    (problem,) = explained("augmentation=kornia_gpu")
+    assert problem.startswith(
+        "augmentation=kornia_gpu: no such choice. Did you mean 'kornia-gpu'? There are: "
+    )
+
+
+def test_words_of_other_libraries_are_answered_with_ours() -> None:
+    assert {
+        **dict.fromkeys(("imgsz", "img_size"), "image_size"),
+        **dict.fromkeys(("lr0", "learning_rate"), "lr"),
+        **dict.fromkeys(("max_epochs", "num_epochs"), "epochs"),
+        **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches"), "accumulate"),
+        **dict.fromkeys(("workers", "num_workers"), "loader.workers"),
+        **dict.fromkeys(("weights", "pretrained"), "model.weights"),
+        **dict.fromkeys(("output_dir", "save_dir", "project"), "hydra.run.dir"),
+        **{"batch": "batch_size", "amp": "precision", "wd": "optimizer.weight_decay"},
+        **{"val_interval": "val_every", "early_stopping_patience": "patience"},
+    }.items() <= OURS.items()
+    assert explained(*(f"{word}=1" for word in OURS)) == [
+        f"{word}: there is no such key. In SegFit it is {ours}." for word, ours in OURS.items()
+    ]
+
+
+def test_a_word_of_another_library_is_answered_only_where_our_key_exists() -> None:
+    (problem,) = explained("weights=x.pt", "model=cnn")
+    assert problem == "weights: there is no such key."
 
 
 def test_keys_are_looked_up_in_the_chosen_group() -> None:
