@@ -1,4 +1,9 @@
-"""Ask about a training before or beside it: python benchmark.py benchmark=plan hardware=8gb model=segformer_b4"""
+"""Measure or predict something about a training: memory, speed, learning rate. Takes whatever train.py takes.
+
+python benchmark.py benchmark=plan hardware=8gb model=segformer_b4     # will it fit? needs no GPU
+python benchmark.py benchmark=diagnose data=folder data.root=my_data data.num_classes=3
+python benchmark.py benchmark=optimize         # the fastest setting here, written as hardware=local
+"""
 
 import shlex
 import sys

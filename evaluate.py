@@ -1,4 +1,9 @@
-"""Score a run, or predict new images: python evaluate.py run=outputs/… [split=test | images=photos/ out=results/]"""
+"""Score a run, predict new images, or export the model.
+
+python evaluate.py run=outputs/2030-01-31/12-00-00 split=test
+python evaluate.py run=outputs/2030-01-31/12-00-00 images=photos out=results
+python evaluate.py run=outputs/2030-01-31/12-00-00 export=model.pt2
+"""
 
 from pathlib import Path
 

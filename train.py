@@ -1,4 +1,9 @@
-"""Train a segmentation model: python train.py hardware=8gb model=segformer_b2 data=folder data.root=…"""
+"""Train a model.
+
+python train.py experiment=demo                # a first run, offline, on any machine
+python train.py hardware=8gb model=segformer_b2 data=folder data.root=my_data data.num_classes=3
+python train.py -m batch_size=2,4,8            # one run for each value, and a leader board
+"""
 
 from pathlib import Path
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from segfit.cli import help as help_page
 from segfit.cli.explain import explain
 from segfit.config import schema
 from segfit.errors import SegFitError
@@ -35,6 +36,7 @@ def setup() -> None:
     """Register schemas, resolvers and `hardware=auto`; must run before hydra.main composes."""
     schema.register()
     _alias_detected_hardware()
+    OmegaConf.register_new_resolver("help_page", help_page.page, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("benchmark_dir", benchmark_dir, use_cache=True, replace=True)
@@ -128,6 +130,8 @@ def run(
         _refuse_under_torchrun(no_torchrun)
     if no_sweep and _sweeping():
         fail([f"{_sweeping()[0]}: {no_sweep}"])  # before Hydra makes the sweep's folders
+    if config_name == "benchmark":
+        help_page.choose_mode()
     sweep_jobs.obey_ctrl_c()
     if config_name == "train":
         _resume_sweep()
