@@ -1,4 +1,4 @@
-"""Every file of conf composes, the recipes are the published ones, no option is undocumented or dead."""
+"""The recipes are the published ones, and no option is undocumented or dead."""
 
 import ast
 from dataclasses import fields, is_dataclass
@@ -6,19 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from segfit.cli import main as cli
-from segfit.config import benchmark as config_benchmark
 from segfit.config import schema as config
-from segfit.config.check import check
 from tests.unit.composing import composed
 
-CHOICES = sorted(
-    f"{path.parent.name}={path.stem}"
-    for path in cli.CONF.glob("*/*.yaml")
-    if path.parent.name != "hydra" and path.stem != "local"
-)
 SOURCE = Path(config.__file__).parents[1]
 SCHEMAS = [item for item in vars(config).values() if isinstance(item, type) and is_dataclass(item)]
 
@@ -30,23 +22,6 @@ RECIPES = {
     "4gb": ("b0", 2, 224, 50, 2e-4, "none", 4, None),
     "cpu": ("b0", 1, 224, 5, 3e-4, "none", 1, 4),
 }
-
-
-def test_conf_is_found() -> None:
-    assert len(CHOICES) > 30
-
-
-@pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_composes(choice: str) -> None:
-    config_benchmark.register()
-    name = "benchmark" if choice.startswith("benchmark=") else "train"
-    hardware = () if choice.startswith("hardware=") else ("hardware=8gb",)
-    run = composed(choice, *hardware, name=name)
-    if OmegaConf.get_type(run.data) is config.FolderConfig:
-        run.data.root = "somewhere"
-    if OmegaConf.is_missing(run.data, "num_classes"):
-        run.data.num_classes = 3
-    check(run)
 
 
 @pytest.mark.parametrize("tier", RECIPES)
