@@ -114,7 +114,9 @@ def test_what_does_not_fit_is_told_and_left_out(tmp_path, monkeypatch):
     with one_thread():
         found = diagnose.run(config, Bench(tmp_path, notices.append, lambda *_: None))
     assert "batch_size=8: does not fit into memory." in notices
-    assert not any("batch_size" in trial["change"] for trial in found.values["facts"]["trials"])
+    assert not any(
+        "batch_size" in one["change"]["options"] for one in found.values["facts"]["tried"]
+    )
     most[0] = 3
     with one_thread(), pytest.raises(SegFitError, match="batch_size=4 does not fit into memory"):
         diagnose.run(config, Bench(tmp_path, notices.append, lambda *_: None))

@@ -5,15 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from omegaconf import DictConfig
-from PIL import Image
 
 from segfit.assembly import state as build_state
 from segfit.assembly.training import make_training
 from segfit.errors import SegFitError
-from segfit.tuning import ladder
+from segfit.tasks.segmentation.plots import figure_to_array
+from segfit.tuning import climb, ladder
 from segfit.tuning.measure import measure_training
 from segfit.tuning.trial import JOBS, Outcome
 from tests.integration.benchmarking import benchmark, outcome
@@ -56,7 +55,7 @@ class Scripted:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
     def start(**faster: Any) -> Scripted:
         script = Scripted(**faster)
-        monkeypatch.setattr(ladder, "run_trial", script)
+        monkeypatch.setattr(climb, "run_trial", script)
         monkeypatch.setattr(ladder, "native_precisions", lambda device: ["fp32"])
         return script
 
@@ -107,7 +106,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, scripted: Any) -> N
 
 def test_a_training_that_cannot_start_is_an_error(tmp_path: Path, monkeypatch: Any) -> None:
     broken = Outcome(ok=False, reason="input", message="data.root=x: no such folder")
-    monkeypatch.setattr(ladder, "run_trial", lambda config, **how: broken)
+    monkeypatch.setattr(climb, "run_trial", lambda config, **how: broken)
     with pytest.raises(SegFitError, match=r"lowest rung.*no such folder"):
         benchmark(tmp_path, "ladder")
 
@@ -117,7 +116,7 @@ def test_nothing_helps(tmp_path: Path, scripted: Any) -> None:
     scripted(**dict.fromkeys(names, 0.9))
     done = benchmark(tmp_path, "ladder", "benchmark.workers=1")
     assert [row["kept"] for row in done.table("ladder")] == [True] + [False] * 6
-    assert done.findings.headline == "Nothing is faster than the naive 10.0 images/s here."
+    assert done.findings.headline == "Nothing is faster than the naive 10.0 samples/s here."
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["values"]["gain"], results["values"]["overrides"]) == (1.0, "")
 
@@ -133,7 +132,7 @@ def test_real_trainings_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return Outcome(ok=True, values=values)
 
     reason = "compile=true: torch.compile failed, running eager (no compiler)."
-    monkeypatch.setattr(ladder, "run_trial", in_process)
+    monkeypatch.setattr(climb, "run_trial", in_process)
     monkeypatch.setattr(
         build_state, "compiled_or_eager", lambda model, example, precision: (model, reason)
     )
@@ -147,8 +146,10 @@ def test_real_trainings_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with (tmp_path / "ladder.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["rung"] == "naive"
-    assert all(float(row["img/s"]) > 0 for row in rows)
-    assert np.asarray(Image.open(tmp_path / "ladder.png")).std() > 10
+    assert all(float(row["samples/s"]) > 0 for row in rows)
+    assert (tmp_path / "ladder.png").stat().st_size > 5000
+    picture = figure_to_array(done.findings.figures["ladder"])
+    assert picture.std() > 10
     assert set(done.findings.scalars) == {f"ladder/{row['rung']}" for row in rows}
 
 

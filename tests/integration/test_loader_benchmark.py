@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from segfit.tuning import loader
-from segfit.tuning.loader import Fed, Setting, choose, grid, worker_counts
+from segfit.tuning.loader import Fed, choose, feeding, grid, worker_counts
 from tests.integration.benchmarking import benchmark, compose_benchmark
 
 
@@ -21,7 +21,7 @@ def fed(
     workers: int = 1,
     prefetch: int | None = None,
 ) -> Fed:
-    return Fed(Setting(place, cache, workers, prefetch), data, model)
+    return Fed(feeding(place, cache, workers, prefetch), data, model)
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,15 @@ def test_worker_counts(count: int, expected: list[int]) -> None:
 
 def test_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "available_cores", lambda: 2)
-    settings = list(grid(compose_benchmark("loader")))
+    settings = [change.options for change in grid(compose_benchmark("loader"))]
     # two places × two caches × (no worker, and two counts × two prefetches)
-    assert len(settings) == len(set(settings)) == 2 * 2 * (1 + 2 * 2)
-    assert {setting.prefetch for setting in settings if setting.workers == 0} == {None}
-    without = grid(compose_benchmark("loader", "augmentation=none", "benchmark.workers=[3]"))
-    assert {(setting.augmentation, setting.workers) for setting in without} == {("none", 3)}
+    assert len(settings) == len({str(options) for options in settings}) == 2 * 2 * (1 + 2 * 2)
+    assert not any(
+        "loader.prefetch" in options for options in settings if not options["loader.workers"]
+    )
+    without = list(grid(compose_benchmark("loader", "augmentation=none", "benchmark.workers=[3]")))
+    assert {change.typed.partition(" data.")[0] for change in without} == {"augmentation=none"}
+    assert {change.options["loader.workers"] for change in without} == {3}
 
 
 def test_the_smallest_that_outruns_is_chosen() -> None:
@@ -90,10 +93,10 @@ def test_a_real_measurement(tmp_path: Path) -> None:
     )
     rows = done.table("loader")
     assert len(rows) == 2 * 2 * 2
-    assert all(row["img/s"] > 0 for row in rows)
+    assert all(row["samples/s"] > 0 for row in rows)
     for row in rows:
         assert row["outruns"] == (row["workers"] > 0 and row["× model"] > 1)
-        assert 0 < row["training img/s"] <= row["img/s"]
+        assert 0 < row["training samples/s"] <= row["samples/s"]
     with (tmp_path / "loader.csv").open() as file:
         assert [row["cache"] for row in csv.DictReader(file)] == ["none"] * 2 + ["ram"] * 2 + [
             "none"

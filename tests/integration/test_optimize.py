@@ -14,7 +14,7 @@ from segfit.assembly.training import make_training
 from segfit.cli import main as cli
 from segfit.cli.explain import explain
 from segfit.errors import SegFitError
-from segfit.tuning import attempts, max_batch, optimize
+from segfit.tuning import climb, max_batch, optimize
 from segfit.tuning.local_recipe import MARK
 from segfit.tuning.measure import measure_training
 from segfit.tuning.trial import Outcome
@@ -60,7 +60,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "hardware").mkdir()
 
     def start(script: Any, *overrides: str) -> Benchmarked:
-        monkeypatch.setattr(optimize, "run_trial", script)
+        monkeypatch.setattr(climb, "run_trial", script)
         out = tmp_path / "hardware" / "local.yaml"
         return benchmark(tmp_path, "optimize", f"benchmark.out={out}", *overrides)
 
@@ -86,7 +86,7 @@ def test_what_is_faster_is_kept_and_composes(tmp_path: Path, run: Any) -> None:
     done = run(script, "batch_size=1", "augmentation=cpu")
     verdicts = {row["setting"]: row["verdict"] for row in done.table("trials")}
     assert verdicts["batch_size=4 × 2"] == "kept"
-    assert verdicts["batch_size=2 × 4"] == attempts.SURPASSED
+    assert verdicts["batch_size=2 × 4"] == optimize.SURPASSED
     assert verdicts["augmentation=kornia-gpu"] == "kept"
     for slower in ("data.cache=disk", "channels_last=false", "precision=fp32"):
         assert verdicts[slower] == "not faster"
@@ -150,7 +150,7 @@ def test_the_time_is_kept(run: Any) -> None:
 
     done = run(slow, "batch_size=1", "seconds=0.001", "benchmark.budget_minutes=0.03")
     verdicts = [row["verdict"] for row in done.table("trials")]
-    assert attempts.NO_TIME in verdicts
+    assert climb.NO_TIME in verdicts
     assert len(script.tried) < 6
     assert max(limits) <= 1.8
     assert (done.findings.values["gain"] or 0) >= 1
@@ -229,13 +229,13 @@ def test_real_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def in_process(config: DictConfig, *, job: str, timeout_s: float, **how: Any) -> Outcome:
         return Outcome(ok=True, values=measure_training(config, **how))
 
-    monkeypatch.setattr(optimize, "run_trial", in_process)
+    monkeypatch.setattr(climb, "run_trial", in_process)
     out = tmp_path / "local.yaml"
     quick = ("seconds=0.05", "benchmark.warmup=1", "report.panels=0", "batch_size=1")
     done = benchmark(tmp_path, "optimize", f"benchmark.out={out}", *quick)
     rows = done.table("trials")
     assert rows[0]["setting"] == "as composed"
-    assert all(row["img/s"] > 0 for row in rows)
+    assert all(row["samples/s"] > 0 for row in rows)
     written = yaml.safe_load(out.read_text())
     assert written["batch_size"] * written["accumulate"] in (1, 8)
     assert written["hardware"]["tuned_for"]["image_size"] == "64 × 64"

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,17 @@ from segfit.system.hardware import resolve_device
 from segfit.system.monitor import Means, Monitor, summed_up
 from segfit.tasks.segmentation.data.dataset import TrainDataset
 from segfit.tuning.bench import Bench
+from segfit.tuning.change import Change, changed
 from segfit.tuning.diagnosis import Applied, Diagnosis
-from segfit.tuning.facts import Costs, Facts, Trial
+from segfit.tuning.facts import Costs, Facts, Resident
 from segfit.tuning.measure import measure_training
 from segfit.tuning.samples import SlowSource, measure_costs
 from segfit.tuning.timeline import Timeline, record
-from segfit.tuning.verdict import WORTH, Change, typed, verdict
+from segfit.tuning.verdict import WORTH, verdict
 
 SECONDS = 20.0
 _ENDLESS = 1_000_000  # epochs
 _DOUBLINGS = 3  # of the batch
-_GROUPS = (
-    "augmentation",
-    "precision",
-)  # typed as group=choice; their files differ in the name alone
 _PROBE_SHARE = 0.2  # of `seconds`, for each trial of another setting
 _RAM_SHARE = 0.5  # of the free memory that decoded images may take
 
@@ -45,40 +42,39 @@ _RAM_SHARE = 0.5  # of the free memory that decoded images may take
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Record the training, try what might be faster, and say what is; apply=true trains again with it."""
     seconds = config.seconds or SECONDS
-    tell = _Steps(bench, len(list(settings(config))) + 3 + config.benchmark.apply)
-    tell("the training as it is")
+    total = len(list(settings(config))) + 3 + config.benchmark.apply
+    names: list[str] = []
+
+    def measuring(what: str) -> None:
+        bench.progress(what, min(len(names), total - 1), total)
+        names.append(what)
+
+    measuring("the training as it is")
     now = recorded(config, bench, bench.folder / "run", seconds)
-    tell("its arithmetic alone")
+    measuring("its arithmetic alone")
     arithmetic = resident(config, {}, seconds)
     if arithmetic is None:
         raise SegFitError(
             f"batch_size={config.batch_size} does not fit into memory: set batch_size lower and accumulate higher. "
             f"benchmark=max_batch finds the largest that fits."
         )
-    tried = try_settings(config, bench, seconds, arithmetic, now.images, tell)
+    tried = try_settings(config, bench, seconds, arithmetic, now.samples, measuring)
     facts = facts_of(now, arithmetic, tried)
     found = verdict(facts)
     applied = None
     if config.benchmark.apply and found.best is not None:
-        tell(f"the training with {found.best.overrides}")
-        applied = apply(config, bench, seconds, found.best, now.timeline)
+        measuring(f"the training with {found.best.change.typed}")
+        with_change = changed(config, found.best.change.options)
+        after = recorded(with_change, bench, bench.folder / "changed", seconds).timeline
+        before = now.timeline
+        gain = (after.samples / after.update) / (before.samples / before.update)
+        applied = Applied(after, gain)
     return Diagnosis(facts, now.timeline, now.means, found, applied, overrides()).findings()
-
-
-class _Steps:
-    """Counts what is measured."""
-
-    def __init__(self, bench: Bench, total: int) -> None:
-        self.bench, self.total, self.done = bench, total, 0
-
-    def __call__(self, what: str) -> None:
-        self.bench.progress(what, self.done, self.total)
-        self.done = min(self.done + 1, self.total - 1)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A training that was recorded, and is let go of: what is tried next needs its memory.
+    """What was recorded of a training. It keeps none of its tensors: what is tried next needs the memory.
 
     Args:
         config: of it.
@@ -86,7 +82,7 @@ class Recorded:
         means: what the monitor saw meanwhile.
         costs: of a sample.
         copied: seconds to copy one.
-        images: of the data set.
+        samples: of the data set.
         workers: that read them.
         cuda: whether the device is a CUDA card.
     """
@@ -96,7 +92,7 @@ class Recorded:
     means: Means
     costs: Costs
     copied: float
-    images: int
+    samples: int
     workers: int
     cuda: bool
 
@@ -130,18 +126,18 @@ def recorded(config: DictConfig, bench: Bench, folder: Path, seconds: float) -> 
         summed_up(monitor.samples),
         costs,
         copied,
-        images=len(dataset),
+        samples=len(dataset),
         workers=loader.num_workers,
         cuda=training.fit.state.device.type == "cuda",
     )
 
 
-def resident(config: DictConfig, change: Mapping[str, str], seconds: float) -> float | None:
-    """Return the median seconds of an update whose batch lies on the device, with a change; None: it does not fit."""
+def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> float | None:
+    """Return the median seconds of an update whose batch lies on the device, with changed options; None: it does not fit."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    alone = changed(config, {**change, "loader.workers": 0, "data.check": "off", "resume": None})
+    alone = changed(config, {**options, "loader.workers": 0, "data.check": "off", "resume": None})
     try:
         speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
     except (RuntimeError, MemoryError) as error:
@@ -151,18 +147,8 @@ def resident(config: DictConfig, change: Mapping[str, str], seconds: float) -> f
     return float(speed["speed"]["ms_median"]) / 1000
 
 
-def apply(
-    config: DictConfig, bench: Bench, seconds: float, change: Change, before: Timeline
-) -> Applied:
-    """Train again with a change; return what came of it."""
-    folder = bench.folder / "changed"
-    after = recorded(changed(config, change.change), bench, folder, seconds).timeline
-    gain = (after.images / after.update) / (before.images / before.update)
-    return Applied(after, gain)
-
-
-def facts_of(now: Recorded, arithmetic: float, trials: list[Trial]) -> Facts:
-    """Return what the verdict is made from."""
+def facts_of(now: Recorded, arithmetic: float, tried: list[Resident]) -> Facts:
+    """Return the facts from which the verdict is made."""
     config, timeline, costs = now.config, now.timeline, now.costs
     per_update = {name: value / timeline.updates for name, value in timeline.phases.items()}
     restart = timeline.restarts / timeline.updates if now.workers else 0.0
@@ -170,7 +156,7 @@ def facts_of(now: Recorded, arithmetic: float, trials: list[Trial]) -> Facts:
     cached = Costs(decode=now.copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
     return Facts(
         cuda=now.cuda,
-        images=round(timeline.images),
+        samples=round(timeline.samples),
         update=timeline.update,
         phases=per_update,
         resident=arithmetic,
@@ -186,25 +172,24 @@ def facts_of(now: Recorded, arithmetic: float, trials: list[Trial]) -> Facts:
         persistent=config.loader.persistent,
         log_every=config.report.log_every,
         cache=_where_cached(now),
-        trials=trials,
+        tried=tried,
     )
 
 
-def settings(config: DictConfig) -> Iterator[Trial]:
-    """Yield the settings of the arithmetic that may be faster than a config's, but for the batch; not yet measured."""
-    images = config.batch_size * config.accumulate
+def settings(config: DictConfig) -> Iterator[Change]:
+    """Yield changes of the arithmetic that may be faster, except for the batch; each named by what it removes."""
     device, _ = resolve_device(config.device)
     native = native_precisions(device)
     if config.augmentation.name == "cpu":
-        yield Trial("CPU augmentation", {"augmentation": "kornia-gpu"}, 0.0, images)
+        yield Change("CPU augmentation", {"augmentation": "kornia-gpu"})
     if "fast" in config.model and not config.model.fast:
-        yield Trial("the stock model", {"model.fast": "true"}, 0.0, images)
+        yield Change("the stock model", {"model.fast": True})
     if config.precision.name == "fp32" and native[0] != "fp32":
-        yield Trial("full precision", {"precision": native[0]}, 0.0, images)
+        yield Change("full precision", {"precision": native[0]})
     if not config.channels_last:
-        yield Trial("channels before pixels", {"channels_last": "true"}, 0.0, images)
+        yield Change("channels before pixels", {"channels_last": True})
     if device.type == "cuda" and not config.compile:
-        yield Trial("many small kernels", {"compile": "true"}, 0.0, images)
+        yield Change("many small kernels", {"compile": True})
 
 
 def try_settings(
@@ -213,66 +198,59 @@ def try_settings(
     seconds: float,
     arithmetic: float,
     length: int,
-    tell: Callable[[str], None],
-) -> list[Trial]:
+    measuring: Callable[[str], None],
+) -> list[Resident]:
     """Measure every setting's arithmetic; a batch is doubled as long as that pays.
 
     Args:
         config: of the training.
-        bench: told what does not fit.
+        bench: its notices name what does not fit.
         seconds: of the whole recording.
         arithmetic: seconds an update of the config itself.
-        length: images of the data set.
-        tell: told what is measured.
+        length: samples of the data set.
+        measuring: called with what is measured next.
     """
-    tried: list[Trial] = []
+    tried: list[Resident] = []
 
-    def measure(trial: Trial) -> Trial | None:
-        tell(f"the arithmetic with {typed(trial.change)}")
-        taken = resident(config, trial.change, seconds)
+    def measure(change: Change) -> Resident | None:
+        measuring(f"the arithmetic with {change.typed}")
+        taken = resident(config, change.options, seconds)
         if taken is None:
-            bench.notice(f"{typed(trial.change)}: does not fit into memory.")
+            bench.notice(f"{change.typed}: does not fit into memory.")
             return None
-        tried.append(replace(trial, resident=taken))
+        new = changed(config, change.options)
+        tried.append(Resident(change, taken, new.batch_size * new.accumulate))
         return tried[-1]
 
-    for trial in settings(config):
-        measure(trial)
-    pace = arithmetic / (config.batch_size * config.accumulate)  # seconds an image
-    for trial in larger_batches(config, length):
-        measured = measure(trial)
-        if measured is None or pace < WORTH * measured.resident / measured.images:
+    for change in settings(config):
+        measure(change)
+    pace = arithmetic / (config.batch_size * config.accumulate)  # seconds a sample
+    for change in larger_batches(config, length):
+        measured = measure(change)
+        if measured is None or pace < WORTH * measured.seconds / measured.samples:
             break
-        pace = measured.resident / measured.images
+        pace = measured.seconds / measured.samples
     return tried
 
 
-def larger_batches(config: DictConfig, length: int) -> Iterator[Trial]:
-    """Yield a config with a batch of 2, 4, 8 times the size, and less accumulation in return where there is some.
+def larger_batches(config: DictConfig, length: int) -> Iterator[Change]:
+    """Yield a batch of 2, 4, 8 times the size, with less accumulation in return if there is some.
 
     Args:
         config: of the training.
-        length: images of the data set, which no batch exceeds.
+        length: samples of the data set; no batch is larger.
     """
     batch, accumulate = config.batch_size, config.accumulate
     for _ in range(_DOUBLINGS):
         if 2 * batch > length:
             return
-        batch, change, remark = 2 * batch, {"batch_size": str(2 * batch)}, ""
+        batch, options, remark = 2 * batch, {"batch_size": 2 * batch}, ""
         if accumulate % 2 == 0:
             accumulate //= 2
-            change["accumulate"] = str(accumulate)
+            options["accumulate"] = accumulate
         else:
             remark = "the effective batch grows: lr may have to follow"
-        yield Trial("too small a batch", change, 0.0, batch * accumulate, remark)
-
-
-def changed(config: DictConfig, change: Mapping[str, Any]) -> DictConfig:
-    """Return a copy of a config with options set; groups (augmentation, precision) by the name of their choice."""
-    copy = config.copy()
-    for key, value in change.items():
-        OmegaConf.update(copy, f"{key}.name" if key in _GROUPS else key, value)
-    return copy
+        yield Change("too small a batch", options, remark)
 
 
 def overrides() -> list[str]:
@@ -286,5 +264,5 @@ def overrides() -> list[str]:
 def _where_cached(now: Recorded) -> str:
     """Return "ram" where decoded images leave half of the free memory, else "disk"."""
     height, width = size_of(now.config.image_size)
-    needed = 4 * height * width * now.images
+    needed = 4 * height * width * now.samples
     return "ram" if needed < _RAM_SHARE * psutil.virtual_memory().available else "disk"

@@ -1,4 +1,4 @@
-"""A diagnosis as the person reads it: one sentence, tables, a bar."""
+"""The findings of benchmark=diagnose: one sentence, tables, a bar."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.monitor import Means
 from segfit.tuning.facts import ARITHMETIC, Facts
 from segfit.tuning.timeline import OUTSIDE, Timeline
-from segfit.tuning.verdict import Change, Verdict
+from segfit.tuning.verdict import Prediction, Verdict
 
 ORDER = ("data", "copy", *ARITHMETIC, "logging", "host", *OUTSIDE)
 _LABELS = {
@@ -34,7 +34,7 @@ class Applied:
 
     Args:
         timeline: of the training with it.
-        gain: images per second, new / old.
+        gain: samples per second, new / old.
     """
 
     timeline: Timeline
@@ -65,9 +65,9 @@ class Diagnosis:
         """Return tables, figure and sentence."""
         bars = {"as it is": self.timeline}
         if self.applied is not None and self.verdict.best is not None:
-            bars[self.verdict.best.overrides] = self.applied.timeline
+            bars[self.verdict.best.change.typed] = self.applied.timeline
         tables = [self._phases(), self._sample()]
-        if self.verdict.changes:
+        if self.verdict.predictions:
             tables.append(self._changes())
         return Findings(
             headline=self.headline(),
@@ -92,9 +92,9 @@ class Diagnosis:
         if best is None:
             sentences.append(f"Bottleneck: {name}. Nothing that was tried makes it faster.")
         else:
-            sentences.append(f"Bottleneck: {name}. Use {best.overrides}: {self._promise(best)}")
-            if best.remark:
-                sentences.append(f"({best.remark})")
+            sentences.append(f"Bottleneck: {name}. Use {best.change.typed}: {self._promise(best)}")
+            if best.change.remark:
+                sentences.append(f"({best.change.remark})")
         for phase in OUTSIDE:
             if shares.get(phase, 0.0) > _NOTABLE:
                 option = "val_every" if phase == "validation" else "checkpoint.every_minutes"
@@ -105,15 +105,13 @@ class Diagnosis:
             sentences.append(f"\n{self.command(best)}")
         return " ".join(sentences)
 
-    def command(self, best: Change) -> str:
+    def command(self, best: Prediction) -> str:
         """Return what trains with the change."""
-        kept = [
-            text for text in self.overrides if text.split("=")[0].lstrip("+~") not in best.change
-        ]
-        changes = [f"{key}={value}" for key, value in best.change.items()]
-        return shlex.join(["python", "train.py", *kept, *changes])
+        new = best.change.options
+        kept = [text for text in self.overrides if text.split("=")[0].lstrip("+~") not in new]
+        return shlex.join(["python", "train.py", *kept, *best.change.overrides])
 
-    def _promise(self, best: Change) -> str:
+    def _promise(self, best: Prediction) -> str:
         if self.applied is None:
             return f"predicted {best.gain:.2f}x."
         return f"predicted {best.gain:.2f}x, measured {self.applied.gain:.2f}x."
@@ -130,10 +128,10 @@ class Diagnosis:
                 rows[-1].append(1000 * timeline.device[name] / timeline.updates if there else None)
         if timeline.device:
             columns.append(Column("device ms", ".2f"))
-        rate = timeline.images / timeline.update
+        rate = timeline.samples / timeline.update
         title = (
-            f"{timeline.updates} updates of {timeline.images:g} images, {timeline.epochs} epochs begun: "
-            f"{1000 * timeline.update:.1f} ms an update, {rate:.1f} img/s without validation and saving"
+            f"{timeline.updates} updates of {timeline.samples:g} samples, {timeline.epochs} epochs begun: "
+            f"{1000 * timeline.update:.1f} ms an update, {rate:.1f} samples/s without validation and saving"
         )
         return Table("phases", title, columns, rows)
 
@@ -158,8 +156,8 @@ class Diagnosis:
             Column("remark"),
         )
         rows = [
-            (change.bottleneck, change.overrides, change.gain, change.remark or None)
-            for change in self.verdict.changes
+            (one.change.name, one.change.typed, one.gain, one.change.remark or None)
+            for one in self.verdict.predictions
         ]
         emphasis = 0 if self.verdict.best is not None else None
         return Table("changes", "what might help", columns, rows, emphasis)
@@ -168,7 +166,7 @@ class Diagnosis:
         best = self.verdict.best
         return {
             "bottleneck": self.verdict.bottleneck,
-            "change": dict(best.change) if best is not None else None,
+            "change": best and dict(text.split("=", 1) for text in best.change.overrides),
             "command": self.command(best) if best is not None else None,
             "predicted_gain": best.gain if best is not None else None,
             "measured_gain": self.applied.gain if self.applied is not None else None,
@@ -180,24 +178,24 @@ class Diagnosis:
 
 
 def phases_figure(timelines: Mapping[str, Timeline]) -> Figure:
-    """Draw a stacked bar of milliseconds an image for each timeline, by phase."""
+    """Draw a stacked bar of milliseconds per sample for each timeline, by phase."""
     figure = Figure(figsize=(9, 1.8 + 0.7 * len(timelines)), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     labels = list(timelines)[::-1]
     starts = [0.0] * len(labels)
     for name, color in zip(ORDER, _COLORS, strict=True):
-        widths = [_ms_an_image(timelines[label], name) for label in labels]
+        widths = [_ms_a_sample(timelines[label], name) for label in labels]
         axes.barh(labels, widths, left=starts, color=color, label=_label(name), height=0.6)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    axes.set_xlabel("ms an image")
+    axes.set_xlabel("ms a sample")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return figure
 
 
-def _ms_an_image(timeline: Timeline, name: str) -> float:
+def _ms_a_sample(timeline: Timeline, name: str) -> float:
     seconds = timeline.by_phase().get(name, 0.0) * timeline.seconds
-    return 1000 * seconds / (timeline.updates * timeline.images)
+    return 1000 * seconds / (timeline.updates * timeline.samples)
 
 
 def _label(name: str) -> str:

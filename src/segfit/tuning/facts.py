@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from segfit.tuning.change import Change
+
 ARITHMETIC = ("augmentation", "forward", "backward", "optimizer")  # phases
 RARELY = 20  # updates between two readings of the device that cost nothing
 
@@ -30,22 +32,18 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What the arithmetic of a batch took under another setting, without data.
+class Resident:
+    """What an update takes on a resident batch with a change.
 
     Args:
-        bottleneck: what this setting cures.
-        change: option → value.
-        resident: seconds an update.
-        images: of an update.
-        remark: what else it changes; empty: nothing.
+        change: named by the bottleneck that it removes.
+        seconds: of an update.
+        samples: of an update.
     """
 
-    bottleneck: str
-    change: Mapping[str, str]
-    resident: float
-    images: int
-    remark: str = ""
+    change: Change
+    seconds: float
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Facts:
 
     Args:
         cuda: whether the device is a CUDA card.
-        images: of an update.
+        samples: of an update.
         update: wall-clock, without validation and checkpoints.
         phases: name → time on the host's clock: data, copy, augmentation, forward, backward, optimizer, logging.
         resident: of the arithmetic alone, with a batch that lies on the device.
@@ -70,11 +68,11 @@ class Facts:
         persistent: whether workers are kept between epochs.
         log_every: updates between two readings of the device.
         cache: where decoded images would be kept: "ram" or "disk".
-        trials: of other settings of the arithmetic.
+        tried: other settings of the arithmetic.
     """
 
     cuda: bool
-    images: int
+    samples: int
     update: float
     phases: Mapping[str, float]
     resident: float
@@ -90,7 +88,7 @@ class Facts:
     persistent: bool = True
     log_every: int = 20
     cache: str = "ram"
-    trials: Sequence[Trial] = ()
+    tried: Sequence[Resident] = ()
 
     def phase(self, name: str) -> float:
         """Seconds of a phase; 0 if it never came."""
@@ -118,10 +116,10 @@ class Facts:
 
     @property
     def loader(self) -> float:
-        """What the data side takes for the images of an update."""
+        """What the data side takes for the samples of an update."""
         waited = self.phase("data") - self.restart
         if self.workers == 0:
             return max(waited, 0.0)
         if waited > 0.1 * self.update:  # the loop waits, so the data side sets the pace
             return self.update - self.restart
-        return min(self.images * self.costs.total / self.workers, self.update - self.restart)
+        return min(self.samples * self.costs.total / self.workers, self.update - self.restart)

@@ -12,6 +12,7 @@ from segfit.assembly.tuned import model_choice
 from segfit.config.check import plain
 from segfit.errors import SegFitError
 from segfit.system.files import replace_text
+from segfit.tuning.change import GROUPS
 
 LOCAL = Path(__file__).parents[3] / "conf" / "hardware" / "local.yaml"
 MARK = "# Written by benchmark=optimize"
@@ -20,7 +21,7 @@ MARK = "# Written by benchmark=optimize"
 _TOP = (
     "batch_size", "accumulate", "image_size", "epochs", "lr", "channels_last", "compile",
 )  # fmt: skip
-_GROUPS = ("augmentation", "precision", "scheduler")
+_GROUPS = (*GROUPS, "scheduler")
 
 
 def writable(path: Path) -> None:

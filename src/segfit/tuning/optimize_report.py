@@ -1,20 +1,19 @@
-"""How the findings of benchmark=optimize are told."""
+"""The findings of benchmark=optimize."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.engine.findings import Cell, Column, Findings, Table
-from segfit.tuning.attempts import KEPT, Attempt
+from segfit.tuning.climb import Step, bars
 from segfit.tuning.local_recipe import LOCAL
 
 _COLUMNS = (
     Column("setting"),
-    Column("img/s", ".1f"),
+    Column("samples/s", ".1f"),
     Column("× composed", ".2f"),
     Column("verdict"),
     Column("ms", ".1f"),
@@ -29,8 +28,8 @@ class Result:
 
     Args:
         changes: of the composed recipe, as they are typed.
-        composed: images a second of the composed recipe; None: it does not fit.
-        fastest: images a second of the result; None: time ran out.
+        composed: samples per second of the composed recipe; None: it does not fit.
+        fastest: samples per second of the result; None: time ran out.
         composed_batch: effective batch of the composed recipe.
         effective: that of the result.
         fitting: the largest micro-batch, up to the effective batch, that fits.
@@ -58,7 +57,7 @@ class Result:
         """Return what was measured, in a line."""
         if not self.changes:
             return "Nothing was found that is faster than the composed recipe."
-        now = "not measured to the end" if self.fastest is None else f"{self.fastest:.1f} images/s"
+        now = "not measured to the end" if self.fastest is None else f"{self.fastest:.1f} samples/s"
         if self.gain is None:
             return (
                 f"The composed recipe does not fit, or was not measured; {now} with {self.changes}"
@@ -69,7 +68,7 @@ class Result:
         )
 
     def remarks(self) -> list[str]:
-        """Return what else the person has to know, a line each."""
+        """Return what else the user has to know, a line each."""
         if self.effective == self.composed_batch:
             return []
         return [
@@ -78,15 +77,19 @@ class Result:
         ]
 
 
-def findings_of(config: DictConfig, made: Sequence[Attempt], result: Result) -> Findings:
+def findings_of(config: DictConfig, steps: Sequence[Step], result: Result) -> Findings:
     """Return the table, the figure and the headline."""
-    facts: Mapping[str, str] = next((item.facts for item in made if item.facts), {})
+    facts: Mapping[str, str] = next((step.facts for step in steps if step.facts), {})
     title = f"{facts.get('model', config.model.name)}, {facts.get('image size', '')}"
     device = result.tuned_for["device"]
     written = f"Written to {result.out}"
     if Path(result.out) == LOCAL:
         written += ". Use it: python train.py hardware=local"
-    composed = made[0].rate
+    composed = steps[0].rate
+    labels = [
+        " ".join([*([] if step.rate is None else [f"{step.rate:.1f} "]), step.verdict])
+        for step in steps
+    ]
     scalars = {"optimize/samples_per_second": result.fastest or 0.0}
     if result.gain is not None:
         scalars["optimize/gain"] = result.gain
@@ -97,50 +100,19 @@ def findings_of(config: DictConfig, made: Sequence[Attempt], result: Result) -> 
                 "trials",
                 f"{title}: each on top of those that were kept above it",
                 _COLUMNS,
-                [_row(item, composed) for item in made],
+                [_row(step, composed) for step in steps],
             )
         ],
         values={
             **asdict(result),
             "gain": result.gain,
-            "trials": [{**asdict(item), "facts": dict(item.facts or {})} for item in made],
+            "trials": [{**asdict(step), "facts": dict(step.facts)} for step in steps],
         },
-        figures={"optimize": partial(figure, made, f"{title}\n{device}")},
+        figures={"optimize": partial(bars, steps, labels, f"{title}\n{device}")},
         scalars=scalars,
     )
 
 
-def _row(item: Attempt, composed: float | None) -> list[Cell]:
-    speed = item.speed
-    if speed is None:
-        return [item.setting.name, None, None, item.verdict, None, None, None]
-    rate = speed.samples_per_second
-    return [
-        item.setting.name,
-        rate,
-        rate / composed if composed else None,
-        item.verdict,
-        speed.ms_median,
-        100 * speed.data_wait,
-        speed.peak_gib,
-    ]
-
-
-def figure(made: Sequence[Attempt], title: str) -> Figure:
-    """Draw a bar a trial: images a second, what was kept in blue."""
-    drawing = Figure(figsize=(9, 0.4 * len(made) + 1.3), dpi=100, layout="constrained")
-    axes = drawing.add_subplot()
-    rates = [item.rate or 0.0 for item in made]
-    colors = ["#3a7ca5" if item.verdict == KEPT else "#c8c8c8" for item in made]
-    axes.barh(range(len(made)), rates, color=colors)
-    for place, item in enumerate(made):
-        words = item.verdict if len(item.verdict) <= 60 else f"{item.verdict[:59]}…"
-        label = words if item.rate is None else f"{item.rate:.1f}   {words}"
-        axes.text(rates[place], place, f" {label}", va="center")
-    axes.set_yticks(range(len(made)), [item.setting.name for item in made])
-    axes.set_ylim(len(made) - 0.5, -0.5)
-    axes.set_xlim(0, 1.5 * max([*rates, 1e-9]))  # room for the words beside the longest bar
-    axes.set_xlabel("images a second in training")
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    return drawing
+def _row(step: Step, composed: float | None) -> list[Cell]:
+    times = step.rate / composed if step.rate is not None and composed else None
+    return [step.change.name, step.rate, times, step.verdict, *step.cells()]

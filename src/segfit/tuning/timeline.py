@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
-from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.events import EpochLog, Listener, Listeners
 from segfit.engine.fit import Fit
 from segfit.errors import SegFitError
 from segfit.system.phases import Recorder, Span
@@ -20,7 +20,7 @@ class Timeline:
 
     Args:
         updates: made in that time.
-        images: of an update, on average.
+        samples: of an update, on average.
         seconds: all of it, wall-clock.
         phases: name → seconds on the host's clock, all updates together; a copy is no part of the wait for data.
         device: name → seconds on the device's clock, from the first of a phase to its last; empty on the CPU.
@@ -29,7 +29,7 @@ class Timeline:
     """
 
     updates: int
-    images: float
+    samples: float
     seconds: float
     phases: dict[str, float]
     device: dict[str, float]
@@ -56,77 +56,60 @@ def record(
 
     Args:
         fit: as train.py builds it; trained by this.
-        listener: hears the training, as in train.py.
-        batch_size: images of a micro-batch.
+        listener: of the training, as in train.py.
+        batch_size: samples of a micro-batch.
         seconds: to record; the training is stopped after them.
         warmup: updates before that.
 
     Raises:
-        KeyboardInterrupt: if the person stopped it.
+        KeyboardInterrupt: if the user stopped it.
         SegFitError: if it ended by itself before anything was recorded.
     """
-    watch = _Watch(fit, seconds, warmup)
+    recording = _Recording(fit, seconds, warmup)  # type: ignore[abstract]  # the rest does nothing
     try:
-        end = fit.run(Listeners(listener, watch), {})
+        end = fit.run(Listeners(listener, recording), {})
     finally:
-        watch.close()
+        recording.close()
         listener.close()
     if end.reason in ("interrupted", "terminated"):
         raise KeyboardInterrupt
-    return watch.timeline(batch_size)
+    return recording.timeline(batch_size)
 
 
-class _Watch:
-    """A `Listener` that starts and ends the recording at ends of updates, and then ends the training."""
+class _Recording(Listener):
+    """A listener that starts and ends the recording at ends of updates, and then ends the training."""
 
     def __init__(self, fit: Fit, seconds: float, warmup: int) -> None:
         self.fit = fit
         self.length, self.warmup = seconds, warmup
         self.recorder = Recorder(cuda=fit.state.device.type == "cuda")
-        self.recording = ExitStack()
+        self.context = ExitStack()
         self.made = 0  # updates of this training
         self.begun: int | None = None  # how many of them before the recording
         self.seconds, self.spans = 0.0, 0  # of the recording, at the end of the last update
         self.epochs: list[float] = []  # when they began
 
-    def step(self, epoch: int, update: int) -> None:
+    def step(self, _epoch: int, _update: int) -> None:
         """Look at the clock."""
-        del epoch, update
         self.made += 1
         if self.begun is None:
             if self.made > self.warmup:
                 self.begun = self.made
-                self.recording.enter_context(self.recorder)
+                self.context.enter_context(self.recorder)
             return
         self.seconds, self.spans = self.recorder.seconds(), len(self.recorder)
         if self.seconds >= self.length and self.made - self.begun >= LEAST_UPDATES:
             self.close()
             self.fit.stop.reason = "measured"
 
-    def epoch(self, log: EpochLog) -> None:
+    def epoch(self, _log: EpochLog) -> None:
         """Remember when the next one begins."""
-        del log
         if self.begun is not None:
             self.epochs.append(self.recorder.seconds())
 
-    def start(self, info: RunInfo) -> None:
-        """Nothing to do."""
-
-    def notice(self, message: str) -> None:
-        """Nothing to do."""
-
-    def log(self, log: StepLog) -> None:
-        """Nothing to do."""
-
-    def validating(self, done: int, total: int) -> None:
-        """Nothing to do."""
-
-    def end(self, log: EndLog) -> None:
-        """Nothing to do."""
-
     def close(self) -> None:
         """End the recording."""
-        self.recording.close()
+        self.context.close()
 
     def timeline(self, batch_size: int) -> Timeline:
         """Sum up what was recorded."""
@@ -143,7 +126,7 @@ class _Watch:
         micro_batches = sum(span.name == "copy" for span in spans)
         return Timeline(
             updates=updates,
-            images=micro_batches * batch_size / updates,
+            samples=micro_batches * batch_size / updates,
             seconds=self.seconds,
             phases=dict(phases),
             device=_on_device(spans),

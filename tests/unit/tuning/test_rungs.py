@@ -3,12 +3,13 @@
 import pytest
 from omegaconf import DictConfig
 
-from segfit.tuning.rungs import Machine, Rung, naive, rungs, typed, with_batch
+from segfit.tuning.change import Change
+from segfit.tuning.rungs import Machine, naive, rungs, with_batch
 from tests.integration.benchmarking import compose_benchmark
 
-CPU = Machine("cpu", ("bf16", "fp32"), workers=2, images=367)
-OLD_CPU = Machine("cpu", ("fp32",), workers=0, images=367)
-CARD = Machine("cuda", ("fp16", "fp32"), workers=8, images=367)
+CPU = Machine("cpu", ("bf16", "fp32"), workers=2, samples=367)
+OLD_CPU = Machine("cpu", ("fp32",), workers=0, samples=367)
+CARD = Machine("cuda", ("fp16", "fp32"), workers=8, samples=367)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -16,28 +17,28 @@ def composed(*overrides: str) -> DictConfig:
     return compose_benchmark("ladder", *overrides, base=base)
 
 
-def by_name(config: DictConfig, machine: Machine) -> dict[str, Rung]:
+def by_name(config: DictConfig, machine: Machine) -> dict[str, Change]:
     return {rung.name: rung for rung in rungs(config, machine)}
 
 
 def test_the_lowest_rung_switches_everything_off() -> None:
-    changes = naive(composed("augmentation=kornia-gpu")).changes
-    assert changes["precision.name"] == "fp32"
-    assert changes["augmentation.name"] == "cpu"
-    assert changes["loader.workers"] == 0
+    options = naive(composed("augmentation=kornia-gpu")).options
+    assert options["precision"] == "fp32"
+    assert options["augmentation"] == "cpu"
+    assert options["loader.workers"] == 0
     for key in ("pin_memory", "persistent", "non_blocking"):
-        assert changes[f"loader.{key}"] is False
+        assert options[f"loader.{key}"] is False
     for key in ("model.fast", "channels_last", "compile"):
-        assert changes[key] is False
-    assert "batch_size" not in changes
-    assert "model.fast" not in naive(composed("model=cnn")).changes
-    assert "augmentation.name" not in naive(composed("augmentation=none")).changes
+        assert options[key] is False
+    assert "batch_size" not in options
+    assert "model.fast" not in naive(composed("model=cnn")).options
+    assert "augmentation" not in naive(composed("augmentation=none")).options
 
 
 def test_every_rung_undoes_something_of_the_lowest_or_raises_the_batch() -> None:
     config = composed("augmentation=kornia-gpu")
-    lowest = naive(config).changes
-    changed = {key for rung in rungs(config, CARD) for key in rung.changes}
+    lowest = naive(config).options
+    changed = {key for rung in rungs(config, CARD) for key in rung.options}
     assert changed == {*lowest, "batch_size"}
 
 
@@ -57,12 +58,12 @@ def test_the_published_order() -> None:
 
 def test_only_a_card_pins_and_overlaps() -> None:
     name = "pinned memory, copies beside the step"
-    assert by_name(composed(), CARD)[name].changes == {
+    assert by_name(composed(), CARD)[name].options == {
         "loader.pin_memory": True,
         "loader.non_blocking": True,
     }
     assert "no card" in by_name(composed(), CPU)[name].missing
-    assert by_name(composed(), CPU)["2 data workers"].changes == {
+    assert by_name(composed(), CPU)["2 data workers"].options == {
         "loader.workers": 2,
         "loader.persistent": True,
     }
@@ -84,7 +85,7 @@ def test_what_a_machine_or_model_lacks_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "images", "expected"),
+    ("overrides", "samples", "expected"),
     [
         ([], 367, {"batch_size": 8}),
         ([], 5, {"batch_size": 5}),
@@ -93,15 +94,15 @@ def test_what_a_machine_or_model_lacks_is_named() -> None:
         (["accumulate=8"], 367, {"batch_size": 8, "accumulate": 2}),
     ],
 )
-def test_the_larger_batch(overrides: list[str], images: int, expected: dict[str, int]) -> None:
-    machine = Machine("cpu", ("fp32",), workers=1, images=images)
-    assert rungs(composed(*overrides), machine)[1].changes == expected
+def test_the_larger_batch(overrides: list[str], samples: int, expected: dict[str, int]) -> None:
+    machine = Machine("cpu", ("fp32",), workers=1, samples=samples)
+    assert rungs(composed(*overrides), machine)[1].options == expected
 
 
 def test_a_halved_batch_keeps_the_effective_one() -> None:
-    assert with_batch(composed("accumulate=8"), 4).changes == {"batch_size": 4, "accumulate": 4}
+    assert with_batch(composed("accumulate=8"), 4).options == {"batch_size": 4, "accumulate": 4}
 
 
 def test_changes_as_they_are_typed() -> None:
-    changes = {"precision.name": "bf16", "augmentation.name": "kornia-gpu", "model.fast": True}
-    assert typed(changes) == "precision=bf16 augmentation=kornia-gpu model.fast=true"
+    change = Change("", {"precision": "bf16", "model.fast": True, "image_size": [64, 96]})
+    assert change.typed == "precision=bf16 model.fast=true image_size=[64,96]"

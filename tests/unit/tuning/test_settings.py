@@ -2,7 +2,8 @@
 
 import pytest
 
-from segfit.tuning.settings import Setting, best_micro_batch, micro_batches, worker_settings
+from segfit.tuning.change import Change
+from segfit.tuning.settings import best_micro_batch, micro_batches, worker_changes
 
 
 @pytest.mark.parametrize(
@@ -36,14 +37,14 @@ def test_micro_batches_divide_the_effective_batch(
         ({}, 2, None, [2, 1]),
     ],
 )
-def test_micro_batches_are_tried_while_images_a_second_rise(
+def test_micro_batches_are_tried_while_samples_per_second_rise(
     rates: dict[int, float], start: int, best: tuple[int, float] | None, tried: list[int]
 ) -> None:
     asked: list[int] = []
 
-    def attempt(setting: Setting) -> float | None:
-        asked.append(setting.changes["batch_size"])
-        assert setting.changes["batch_size"] * setting.changes["accumulate"] == 8
+    def attempt(change: Change) -> float | None:
+        asked.append(change.options["batch_size"])
+        assert change.options["batch_size"] * change.options["accumulate"] == 8
         return rates.get(asked[-1])
 
     assert best_micro_batch([1, 2, 4, 8], start, 8, attempt) == best
@@ -51,6 +52,6 @@ def test_micro_batches_are_tried_while_images_a_second_rise(
 
 
 def test_workers_that_run_already_are_not_tried() -> None:
-    numbers = [setting.changes["loader.workers"] for setting in worker_settings(4, 4)]
+    numbers = [change.options["loader.workers"] for change in worker_changes(4, 4)]
     assert numbers == [2, 0]
-    assert [s.changes["loader.workers"] for s in worker_settings(4, 1)] == [1, 0]
+    assert [change.options["loader.workers"] for change in worker_changes(4, 1)] == [1, 0]

@@ -28,7 +28,7 @@ def test_turns_of_epochs_are_what_first_batches_take_more_and_ends_take_at_all()
 
 def test_shares_add_up_and_updates_are_without_validation():
     timeline = Timeline(
-        updates=10, images=4, seconds=10.0, phases={"data": 2.0, "forward": 3.0, "validation": 4.0},
+        updates=10, samples=4, seconds=10.0, phases={"data": 2.0, "forward": 3.0, "validation": 4.0},
         device={}, restarts=0.0, epochs=1,
     )  # fmt: skip
     shares = timeline.by_phase()

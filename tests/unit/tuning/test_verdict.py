@@ -1,17 +1,19 @@
 """What holds a training up, from recorded facts: the cases of a CUDA card, and of the CPU alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from segfit.tuning.facts import Costs, Facts, Trial
-from segfit.tuning.verdict import changes, seconds, verdict
+from segfit.tuning.change import Change
+from segfit.tuning.facts import Costs, Facts, Resident
+from segfit.tuning.verdict import predictions, seconds, verdict
 
 MS = 1e-3
 # A card that computes 50 ms an update; the host needs 20 of them to queue it; 8 workers of 16 cores are fast enough.
 CARD = Facts(
     cuda=True,
-    images=16,
+    samples=16,
     update=51 * MS,
     phases={
         "data": 0.2 * MS,
@@ -32,7 +34,7 @@ CARD = Facts(
 # The same network without a card: two cores do everything, in one process.
 CPU = Facts(
     cuda=False,
-    images=4,
+    samples=4,
     update=340 * MS,
     phases={"data": 40 * MS, "augmentation": 5 * MS, "forward": 90 * MS, "backward": 190 * MS, "optimizer": 10 * MS},
     resident=295 * MS,
@@ -42,6 +44,12 @@ CPU = Facts(
     cores=2,
     threads=2,
 )  # fmt: skip
+
+
+def tried(
+    bottleneck: str, options: dict[str, Any], resident: float, samples: int, remark: str = ""
+) -> Resident:
+    return Resident(Change(bottleneck, options, remark), resident, samples)
 
 
 def with_phases(facts: Facts, **phases: float) -> Facts:
@@ -62,7 +70,7 @@ def starved(**costs: float) -> Facts:
 def test_a_card_that_is_fed_is_bound_by_the_model():
     found = verdict(CARD)
     assert (found.bottleneck, found.best) == ("the model's own arithmetic", None)
-    assert all(change.gain < 1.05 for change in found.changes)
+    assert all(one.gain < 1.05 for one in found.predictions)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +86,15 @@ def test_what_starves_a_card_is_told_apart(costs, bottleneck, change):
     facts = replace(facts, cached=Costs(decode=0.1 * MS, augment=facts.costs.augment))
     found = verdict(facts)
     assert found.bottleneck == bottleneck
-    assert change in found.best.change
+    assert change in found.best.change.options
     assert found.best.gain > 1.5
 
 
 def test_augmentation_is_named_where_every_core_augments_already():
     kept = Costs(decode=0.1 * MS, augment=90 * MS)
     facts = replace(starved(augment=90, decode=10), cores=8, cached=kept)
-    on_the_card = Trial("CPU augmentation", {"augmentation": "kornia-gpu"}, 55 * MS, 16)
-    found = verdict(replace(facts, trials=[on_the_card]))
+    on_the_card = tried("CPU augmentation", {"augmentation": "kornia-gpu"}, 55 * MS, 16)
+    found = verdict(replace(facts, tried=[on_the_card]))
     assert found.bottleneck == "CPU augmentation"
     # the loader's 200 ms become 20, the card's 50 become 55: now the card sets the pace
     assert found.best.gain == pytest.approx(200 / 55)
@@ -95,7 +103,7 @@ def test_augmentation_is_named_where_every_core_augments_already():
 def test_a_card_gets_no_more_workers_than_have_cores():
     facts = replace(starved(augment=90, decode=10), cached=None, cores=12)
     best = verdict(facts).best
-    assert best.overrides == "loader.workers=12"
+    assert best.change.typed == "loader.workers=12"
     assert best.gain == pytest.approx(12 / 8)
 
 
@@ -103,7 +111,7 @@ def test_pageable_memory_is_named():
     facts = replace(with_phases(CARD, copy=25, logging=0), pin_memory=False, update=80 * MS)
     found = verdict(facts)
     assert found.bottleneck == "no pinned memory"
-    assert found.best.overrides == "loader.pin_memory=true"
+    assert found.best.change.typed == "loader.pin_memory=true"
     assert found.best.gain == pytest.approx(80 / 54.8)
 
 
@@ -117,14 +125,14 @@ def test_blocking_copies_are_named():
     )
     found = verdict(facts)
     assert found.bottleneck == "blocking copies"
-    assert found.best.overrides == "loader.non_blocking=true"
+    assert found.best.change.typed == "loader.non_blocking=true"
     assert found.best.gain == pytest.approx(75 / 50)
 
 
 def test_copies_of_pinned_memory_that_do_not_block_are_never_named():
     facts = with_phases(CARD, copy=30)
     assert {"no pinned memory", "blocking copies"}.isdisjoint(
-        change.bottleneck for change in changes(facts)
+        one.change.name for one in predictions(facts)
     )
 
 
@@ -135,7 +143,7 @@ def test_reading_the_device_all_the_time_is_named(log_every):
     )
     found = verdict(facts)
     assert "reads the device" in found.bottleneck
-    assert found.best.overrides == "report.log_every=20"
+    assert found.best.change.typed == "report.log_every=20"
     assert found.best.gain > 1.2
 
 
@@ -146,44 +154,42 @@ def test_workers_that_start_anew_every_epoch_are_named(facts):
     )
     found = verdict(restarted)
     assert found.bottleneck == "workers restarted every epoch"
-    assert found.best.overrides == "loader.persistent=true"
+    assert found.best.change.typed == "loader.persistent=true"
     undisturbed = restarted.update - 400 * MS + restarted.refill
     assert found.best.gain == pytest.approx(restarted.update / undisturbed, rel=0.03)
-    kept = [change.bottleneck for change in changes(replace(restarted, persistent=True))]
+    kept = [one.change.name for one in predictions(replace(restarted, persistent=True))]
     assert "workers restarted every epoch" not in kept
 
 
 def test_a_tiny_batch_is_named_where_a_larger_one_takes_no_longer():
     trials = [
-        Trial("too small a batch", {"batch_size": "32"}, 52 * MS, 32, "another effective batch"),
-        Trial("too small a batch", {"batch_size": "64"}, 60 * MS, 64, "another effective batch"),
+        tried("too small a batch", {"batch_size": 32}, 52 * MS, 32, "another effective batch"),
+        tried("too small a batch", {"batch_size": 64}, 60 * MS, 64, "another effective batch"),
     ]
     found = verdict(
-        replace(CARD, workers=16, cores=32, trials=trials, cached=None, costs=Costs(decode=1 * MS))
+        replace(CARD, workers=16, cores=32, tried=trials, cached=None, costs=Costs(decode=1 * MS))
     )
-    assert found.best.overrides == "batch_size=64"
+    assert found.best.change.typed == "batch_size=64"
     assert found.best.gain == pytest.approx(4 * 51 / 60)
 
 
 def test_what_changes_the_learning_has_to_gain_clearly_more():
-    free = Trial("the stock model", {"model.fast": "true"}, 30 * MS, 16)
-    larger = Trial(
-        "too small a batch", {"batch_size": "32"}, 55 * MS, 32, "another effective batch"
-    )
-    facts = replace(CARD, trials=[larger, free], costs=Costs(decode=1 * MS))
-    assert verdict(facts).best.overrides == "model.fast=true"
-    free_too = replace(larger, change={"batch_size": "32", "accumulate": "1"}, remark="")
+    free = tried("the stock model", {"model.fast": True}, 30 * MS, 16)
+    larger = tried("too small a batch", {"batch_size": 32}, 55 * MS, 32, "another effective batch")
+    facts = replace(CARD, tried=[larger, free], costs=Costs(decode=1 * MS))
+    assert verdict(facts).best.change.typed == "model.fast=true"
+    free_too = replace(larger, change=Change("", {"batch_size": 32, "accumulate": 1}))
     assert (
-        verdict(replace(facts, trials=[free_too, free])).best.overrides
+        verdict(replace(facts, tried=[free_too, free])).best.change.typed
         == "batch_size=32 accumulate=1"
     )
 
 
 def test_a_faster_model_does_not_help_a_starved_card():
-    fast = Trial("the stock model", {"model.fast": "true"}, 10 * MS, 16)
-    facts = replace(starved(decode=100), trials=[fast])
+    fast = tried("the stock model", {"model.fast": True}, 10 * MS, 16)
+    facts = replace(starved(decode=100), tried=[fast])
     assert next(
-        c for c in changes(facts) if c.bottleneck == "the stock model"
+        one for one in predictions(facts) if one.change.name == "the stock model"
     ).gain == pytest.approx(1)
 
 
@@ -191,7 +197,7 @@ def test_a_faster_model_does_not_help_a_starved_card():
 
 
 def test_on_the_cpu_workers_that_decode_promise_nothing_where_every_core_computes():
-    found = {change.bottleneck: change.gain for change in changes(CPU)}
+    found = {one.change.name: one.gain for one in predictions(CPU)}
     assert found["too few workers"] <= 1.01
     assert found["image decoding"] == pytest.approx(340 / (300 + 40 * 0.11))
 
@@ -200,7 +206,7 @@ def test_on_the_cpu_a_spare_core_may_read():
     best = verdict(
         replace(CPU, threads=1, phases={**CPU.phases, "data": 100 * MS}, cached=None)
     ).best
-    assert best.overrides == "loader.workers=1"
+    assert best.change.typed == "loader.workers=1"
     assert best.gain == pytest.approx(340 / 240)
 
 
@@ -210,10 +216,10 @@ def test_on_the_cpu_workers_help_against_waiting():
         CPU, costs=costs, cached=None, update=700 * MS, phases={**CPU.phases, "data": 400 * MS}
     )
     best = verdict(facts).best
-    assert best.bottleneck == "too few workers"
+    assert best.change.name == "too few workers"
     assert best.gain == pytest.approx(700 / 304, rel=0.05)
     cached = verdict(replace(facts, cached=Costs(decode=0.1 * MS))).best
-    assert cached.change == {"data.cache": "ram"}
+    assert cached.change.options == {"data.cache": "ram"}
 
 
 def test_on_the_cpu_workers_may_take_the_cores_from_the_arithmetic():
@@ -224,31 +230,31 @@ def test_on_the_cpu_workers_may_take_the_cores_from_the_arithmetic():
         "backward": 500 * MS,
         "optimizer": 30 * MS,
     }
-    larger = Trial("too small a batch", {"batch_size": "32"}, 300 * MS, 32)
-    facts = replace(CPU, workers=2, update=941 * MS, phases=disturbed, trials=[larger])
+    larger = tried("too small a batch", {"batch_size": 32}, 300 * MS, 32)
+    facts = replace(CPU, workers=2, update=941 * MS, phases=disturbed, tried=[larger])
     found = verdict(facts)
-    assert found.best.overrides == "loader.workers=0"
+    assert found.best.change.typed == "loader.workers=0"
     assert found.best.gain == pytest.approx(941 / (295 + 40), rel=0.01)
     assert "loader.workers" not in {
         key
-        for change in changes(replace(facts, cores=4))
-        for key in change.change
-        if change.change[key] == "0"
+        for one in predictions(replace(facts, cores=4))
+        for key in one.change.options
+        if one.change.options[key] == 0
     }
 
 
 def test_on_the_cpu_workers_disturb_a_larger_batch_by_as_much_an_image():
     disturbed = {**CPU.phases, "data": 1 * MS, "forward": 190 * MS}
-    larger = Trial("too small a batch", {"batch_size": "8"}, 500 * MS, 8, "another effective batch")
-    facts = replace(CPU, workers=1, update=396 * MS, phases=disturbed, trials=[larger])
-    found = next(change for change in changes(facts) if change.bottleneck == "too small a batch")
+    larger = tried("too small a batch", {"batch_size": 8}, 500 * MS, 8, "another effective batch")
+    facts = replace(CPU, workers=1, update=396 * MS, phases=disturbed, tried=[larger])
+    found = next(one for one in predictions(facts) if one.change.name == "too small a batch")
     # 100 ms that the worker takes from an update's arithmetic become 200
     assert found.gain == pytest.approx(2 * 396 / (395 + 205 + 100))
 
 
 def test_on_the_cpu_faster_arithmetic_shortens_the_update_by_as_much():
-    fast = Trial("the stock model", {"model.fast": "true"}, 100 * MS, 4)
-    found = verdict(replace(CPU, trials=[fast]))
+    fast = tried("the stock model", {"model.fast": True}, 100 * MS, 4)
+    found = verdict(replace(CPU, tried=[fast]))
     assert found.bottleneck == "the stock model"
     assert found.best.gain == pytest.approx(340 / (340 - 195))
 
@@ -256,7 +262,7 @@ def test_on_the_cpu_faster_arithmetic_shortens_the_update_by_as_much():
 def test_on_the_cpu_nothing_is_said_of_pinned_memory():
     facts = replace(CPU, pin_memory=False, non_blocking=False)
     assert {"loader.pin_memory", "loader.non_blocking"}.isdisjoint(
-        key for change in changes(facts) for key in change.change
+        key for one in predictions(facts) for key in one.change.options
     )
 
 

@@ -1,0 +1,61 @@
+"""A change of a training's options: what it is called, how it is typed, and the config that it makes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+GROUPS = ("augmentation", "precision")  # typed as group=choice; their files differ only in the name
+
+
+@dataclass(frozen=True)
+class Change:
+    """New values of some options.
+
+    Args:
+        name: for tables and figures.
+        options: option → value; of a group in `GROUPS`, the name of the choice.
+        remark: what else it changes; empty if nothing.
+        missing: why this machine or model has no such change; empty if it has.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    remark: str = ""
+    missing: str = ""
+
+    @property
+    def overrides(self) -> list[str]:
+        """The options as command-line overrides."""
+        return [f"{key}={_text(value)}" for key, value in self.options.items()]
+
+    @property
+    def typed(self) -> str:
+        """The overrides as one line."""
+        return " ".join(self.overrides)
+
+
+def changed(config: DictConfig, options: Mapping[str, Any]) -> DictConfig:
+    """Return a copy of a config with new values of options."""
+    copy = config.copy()
+    for key, value in options.items():
+        OmegaConf.update(copy, _path(key), value)
+    return copy
+
+
+def differing(config: DictConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that have another value in a config."""
+    return {
+        key: value
+        for key, value in options.items()
+        if OmegaConf.select(config, _path(key)) != value
+    }
+
+
+def _path(key: str) -> str:
+    return f"{key}.name" if key in GROUPS else key
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

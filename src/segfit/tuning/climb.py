@@ -1,0 +1,211 @@
+"""Measures changes of a training, each on top of those that were kept, and keeps what makes it faster."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from segfit.engine.findings import Cell
+from segfit.tuning.bench import Bench
+from segfit.tuning.change import Change, changed, differing
+from segfit.tuning.measure import Speed
+from segfit.tuning.trial import run_trial
+
+KEPT, NOT_FASTER, NO_TIME, OUT_OF_MEMORY = "kept", "not faster", "no time left", "out of memory"
+
+
+@dataclass
+class Step:
+    """A change that was tried on top of those that were kept before it.
+
+    Args:
+        change: what was tried.
+        verdict: "kept", or why not.
+        before: samples per second without it; None if that was not measured.
+        speed: with it; None if it was not measured to the end.
+        facts: of the training that was measured.
+    """
+
+    change: Change
+    verdict: str
+    before: float | None = None
+    speed: Speed | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float | None:
+        """Samples per second."""
+        return None if self.speed is None else self.speed.samples_per_second
+
+    def cells(self) -> list[Cell]:
+        """Return median milliseconds, percent of waiting for data and peak GiB, for a table."""
+        if self.speed is None:
+            return [None, None, None]
+        return [self.speed.ms_median, 100 * self.speed.data_wait, self.speed.peak_gib]
+
+
+class Climb:
+    """Tries changes of a config. Each measurement runs in a process of its own.
+
+    Args:
+        config: checked, of benchmark.py; where the climb starts.
+        bench: its progress gets the name of each change.
+        seconds: of a measurement.
+        least_gain: a change is kept if it is more than so many times as fast as what was kept before.
+        total: steps that are expected, for the progress.
+        patience: seconds after which a measurement is killed.
+        deadline: by `time.monotonic`; what still runs then is killed.
+
+    Attributes:
+        steps: what was tried, in order.
+        kept: options that were kept, where they differ from `config`.
+        best: samples per second with them; None if nothing was measured.
+        longest: seconds that the longest measurement took, its process's start included.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        bench: Bench,
+        *,
+        seconds: float,
+        least_gain: float = 1.0,
+        total: int,
+        patience: float = math.inf,
+        deadline: float = math.inf,
+    ) -> None:
+        self.start_config = config
+        self.bench = bench
+        self.seconds = seconds
+        self.least_gain = least_gain
+        self.total = total
+        self.patience = patience
+        self.deadline = deadline
+        self.steps: list[Step] = []
+        self.kept: dict[str, Any] = {}
+        self.best: float | None = None
+        self.longest = 0.0
+
+    def config(self) -> DictConfig:
+        """Return the config with the options that are kept."""
+        return changed(self.start_config, self.kept)
+
+    def left(self) -> float:
+        """Return the seconds left for trying changes; enough for two longer measurements is put aside."""
+        return self.deadline - time.monotonic() - 2 * (self.longest + self.seconds)
+
+    def measure_start(self, change: Change) -> Step:
+        """Measure the config as it is, under the name of `change`."""
+        step = self._measured(change, {}, self.seconds, min(self.left(), self.patience))
+        self.steps.append(step)
+        if step.speed is not None:
+            step.verdict, self.best = KEPT, step.rate
+        return step
+
+    def attempt(self, *changes: Change) -> float | None:
+        """Measure a change on top of what is kept: of several, the first that fits into memory.
+
+        Returns:
+            Samples per second; None if it cannot be trained, or there is no time for it.
+        """
+        now = self.config()
+        for change in changes:
+            if self.best is not None and not differing(now, change.options):
+                return self.best
+            if self.left() < self.longest:
+                step = Step(change, NO_TIME)
+                break
+            options = {**self.kept, **change.options}
+            step = self._measured(change, options, self.seconds, min(self.left(), self.patience))
+            if step.verdict != OUT_OF_MEMORY:
+                break
+        self.steps.append(step)
+        return step.rate
+
+    def keep(self, change: Change, rate: float) -> None:
+        """Measure all that follows on top of this change."""
+        self.kept = differing(self.start_config, {**self.kept, **change.options})
+        self.best = rate
+        for step in self.steps:
+            if step.change == change and step.speed is not None:
+                step.verdict = KEPT
+
+    def climb(self, changes: Iterable[Change]) -> bool:
+        """Try changes one after the other and keep each that is faster; return whether one was."""
+        return sum(map(self.step, changes)) > 0
+
+    def step(self, *changes: Change) -> bool:
+        """`attempt` changes and keep what was measured if it is faster; return whether it was."""
+        rate = self.attempt(*changes)
+        if rate is None or rate <= self.least_gain * (self.best or 0.0):
+            return False
+        self.keep(self.steps[-1].change, rate)
+        return True
+
+    def compare(self) -> tuple[float | None, float | None]:
+        """Measure the start and what was kept once more, for longer, right after each other.
+
+        The fastest of many measurements was also a lucky one, and machines that others use change within minutes.
+
+        Returns:
+            Samples per second of both; None if one does not fit, or time ran out.
+        """
+        start = self.steps[0]
+        if start.speed is None or not self.kept:
+            return start.rate, self.best
+        rates = []
+        for name, options in ((start.change.name, {}), ("result", self.kept)):
+            change = Change(f"{name}, once more", options)
+            left = self.deadline - time.monotonic()
+            step = self._measured(change, options, 2 * self.seconds, left)
+            if step.speed is not None:
+                step.verdict = "to compare"
+            self.steps.append(step)
+            rates.append(step.rate)
+        return rates[0], rates[1]
+
+    def _measured(
+        self, change: Change, options: Mapping[str, Any], seconds: float, timeout_s: float
+    ) -> Step:
+        done = len(self.steps)
+        self.bench.progress(change.name, done, max(self.total, done + 1))
+        start = time.monotonic()
+        outcome = run_trial(
+            changed(self.start_config, options),
+            job="train_speed",
+            timeout_s=max(timeout_s, 1.0),
+            seconds=seconds,
+            warmup=self.start_config.benchmark.warmup,
+        )
+        if not outcome.ok:
+            verdict = OUT_OF_MEMORY if outcome.reason == "oom" else outcome.message
+            return Step(change, verdict, self.best)
+        self.longest = max(self.longest, time.monotonic() - start)
+        facts = outcome.values["facts"]
+        if change.options.get("compile") and facts["compiled"] == "no":
+            notices = [line for line in outcome.values["notices"] if line.startswith("compile=")]
+            return Step(change, " ".join(notices).rstrip(".") or "torch.compile failed", self.best)
+        return Step(change, NOT_FASTER, self.best, Speed(**outcome.values["speed"]), facts)
+
+
+def bars(steps: Sequence[Step], labels: Sequence[str], title: str) -> Figure:
+    """Draw a bar per step: samples per second, in blue if it was kept, and beside it its label."""
+    figure = Figure(figsize=(9, 0.45 * len(steps) + 1.3), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    rates = [step.rate or 0.0 for step in steps]
+    colors = ["#3a7ca5" if step.verdict == KEPT else "#c8c8c8" for step in steps]
+    axes.barh(range(len(steps)), rates, color=colors)
+    for place, (rate, label) in enumerate(zip(rates, labels, strict=True)):
+        text = label if len(label) <= 80 else f"{label[:79]}…"
+        axes.text(rate, place, f" {text}", va="center", color="black" if rate else "#777777")
+    axes.set_yticks(range(len(steps)), [step.change.name for step in steps])
+    axes.set_ylim(len(steps) - 0.5, -0.5)
+    axes.set_xlim(0, 1.7 * max([*rates, 1e-9]))  # room for the label of the longest bar
+    axes.set_xlabel("training samples per second")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
