@@ -11,7 +11,9 @@ from tests.integration.training import TINY
 ANY_MODEL = tuple(text for text in TINY if not text.startswith("model"))
 
 
-def test_both_are_measured_and_agree(tmp_path: Path) -> None:
+def test_both_are_measured_and_nothing_else_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = benchmark(
         tmp_path,
         "segformer",
@@ -22,6 +24,7 @@ def test_both_are_measured_and_agree(tmp_path: Path) -> None:
         "benchmark.rounds=3",
         base=ANY_MODEL,
     )
+    assert not [text for text in capfd.readouterr() if "profiler" in text or "ERROR" in text]
     speeds = done.table("speed")
     assert [(row["precision"], row["pass"]) for row in speeds] == [
         ("fp32", "training"),
@@ -32,9 +35,7 @@ def test_both_are_measured_and_agree(tmp_path: Path) -> None:
     for row in speeds:
         assert row["times faster"] == pytest.approx(row["stock ms"] / row["fast ms"])
         assert 0 < row["p5"] <= row["p95"]
-    for row in done.table("memory-and-parity"):
-        assert row["logits differ by"] < 1e-4
-        assert row["gradients differ by"] < 1e-4
+    for row in done.table("memory"):
         # weights, gradients and AdamW's state of 3.7 M parameters alone take 16 bytes each
         assert 0 < row["of the step alone"] < 1.5
         assert 0.05 < min(row["fast peak GiB"], row["stock peak GiB"]) < 0.5

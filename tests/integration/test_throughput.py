@@ -9,7 +9,7 @@ import torch
 
 from segfit.errors import SegFitError
 from segfit.tuning import flops
-from segfit.tuning.throughput import told_if_out_of_memory
+from segfit.tuning.measure import explain_out_of_memory
 from tests.integration.benchmarking import benchmark, compose_benchmark
 
 
@@ -29,17 +29,17 @@ def test_what_is_measured_is_written_down(tmp_path: Path) -> None:
         ("training", "loaded"),
     ]
     for row in rows:
-        assert row["img/s"] > 0
+        assert row["samples/s"] > 0
         assert 0 < row["p5"] <= row["ms"] <= row["p95"]
         assert 0 <= row["wait %"] < 100
         assert row["GiB"] > 0
     # memory of a process only grows: whatever is measured first must be what needs less
     assert [row["GiB"] for row in rows] == sorted(row["GiB"] for row in rows)
     results = json.loads((tmp_path / "results.json").read_text())
-    costs = results["values"]["gflops_per_image"]
+    costs = results["values"]["gflops_per_sample"]
     assert 2.5 < costs["training"] / costs["inference"] < 3.5
     for row, speed in zip(rows, results["values"]["speeds"], strict=True):
-        assert speed["samples_per_second"] == row["img/s"]
+        assert speed["samples_per_second"] == row["samples/s"]
         gflops = costs[speed["pass"]] * speed["samples_per_second"]
         assert row["TFLOP/s"] == pytest.approx(gflops / 1e3)
         assert row["peak %"] == pytest.approx(
@@ -54,7 +54,7 @@ def test_what_is_measured_is_written_down(tmp_path: Path) -> None:
 def test_out_of_memory_is_told_in_words() -> None:
     config = compose_benchmark("throughput", "batch_size=7")
     needed = pytest.raises(SegFitError, match=r"batch_size=7.*benchmark=max_batch")
-    with needed, told_if_out_of_memory(config):
+    with needed, explain_out_of_memory(config):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    with pytest.raises(ZeroDivisionError), told_if_out_of_memory(config):
+    with pytest.raises(ZeroDivisionError), explain_out_of_memory(config):
         raise ZeroDivisionError

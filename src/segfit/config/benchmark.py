@@ -172,11 +172,9 @@ class SegformerModeConfig(ModeConfig):
     precisions: list[str] | None = option(
         None, "Precisions; null: that of the group.", choices=("fp32", "fp16", "bf16")
     )
-    rounds: int = option(9, "Steps of each of the two, by turns; the median is told.", ge=3)
-    stock_channels_last: bool = option(
-        False, "Give transformers' model channels_last memory, too; its own default is not to."
+    rounds: int = option(
+        5, "Alternating rounds of three steps with each of the two; shown are medians.", ge=3
     )
-    memory: bool = option(True, "Also record the peak of allocated bytes (two more steps each).")
 
 
 MODES: dict[str, type[ModeConfig]] = {

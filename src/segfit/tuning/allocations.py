@@ -1,5 +1,6 @@
 """The peak of the bytes that torch allocates, in a piece of work."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ def recorded_peak(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device)
         return
+    # Without it Kineto prints "USDT: … profiler_start", and an ERROR where there is no CUDA driver.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         yield peak
     peak.bytes = _peak_of(record)

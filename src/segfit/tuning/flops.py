@@ -16,7 +16,7 @@ from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
 from segfit.tuning.measure import first_held_out, first_window
 
-# Name as CUDA tells it, without "NVIDIA" and "GeForce" → dense TFLOP/s in fp32, TF32 and the halves (accumulating in
+# Name as CUDA gives it, without "NVIDIA" and "GeForce" → dense TFLOP/s in fp32, TF32 and the halves (accumulating in
 # fp32), from NVIDIA's data sheets and architecture white papers; None where the card has no such units.
 _CARDS: dict[str, tuple[float, float | None, float]] = {
     r"H200|H100 80GB HBM3": (67.0, 494.7, 989.4),
@@ -42,7 +42,7 @@ _SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakRate:
     """The arithmetic that a device can do.
 
     Args:
@@ -55,7 +55,7 @@ class Peak:
 
 
 def update_flops(training: Training) -> float:
-    """Return the floating-point operations of one update, an image: forward, backward, augmentation on the device.
+    """Return the floating-point operations of one update, a sample: forward, backward, augmentation on the device.
 
     Counted by torch's `FlopCounterMode` on a real update, which changes the weights: products and convolutions, a
     multiply-add as two, element-wise work as none. What activation checkpointing recomputes is counted again.
@@ -66,12 +66,12 @@ def update_flops(training: Training) -> float:
     window = first_window(fit)
     with _counter() as counter:
         make_update(state, fit.task, window, [0] * len(window), fit.options.clip_grad_norm)
-    images = sum(count_samples(batch) for batch in window)
-    return float(counter.get_total_flops()) / images
+    samples = sum(count_samples(batch) for batch in window)
+    return float(counter.get_total_flops()) / samples
 
 
 def inference_flops(training: Training) -> float:
-    """Return the floating-point operations of evaluating a held-out image, as `update_flops` counts them."""
+    """Return the floating-point operations of evaluating a held-out sample, as `update_flops` counts them."""
     fit = training.fit
     batch = first_held_out(fit)
     with _counter() as counter:
@@ -79,7 +79,7 @@ def inference_flops(training: Training) -> float:
     return float(counter.get_total_flops()) / count_samples(batch)
 
 
-def peak(device: torch.device, precision: Precision) -> Peak:
+def peak_rate(device: torch.device, precision: Precision) -> PeakRate:
     """Return what the device can do in a precision: a known card's data sheet, else a large matrix product, measured.
 
     Waits for the device.
@@ -87,17 +87,17 @@ def peak(device: torch.device, precision: Precision) -> Peak:
     if device.type == "cuda":
         known = data_sheet(torch.cuda.get_device_name(device), precision.name, tf32=_tf32())
         if known is not None:
-            return Peak(known, "data sheet")
+            return PeakRate(known, "data sheet")
     side = _SIDES[device.type]
     source = f"a {side} × {side} matrix product, measured"
-    return Peak(_measured_peak(device, precision.dtype, side), source)
+    return PeakRate(_measured_peak(device, precision.dtype, side), source)
 
 
 def data_sheet(name: str, precision: str, *, tf32: bool) -> float | None:
     """Return a CUDA card's dense TFLOP/s by its name, or None for one that is not in the table (laptop parts, MIG).
 
     Args:
-        name: as CUDA tells it.
+        name: as CUDA gives it.
         precision: "fp32", "bf16" or "fp16".
         tf32: fp32 products may use TF32.
     """

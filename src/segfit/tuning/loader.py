@@ -18,8 +18,7 @@ from segfit.system.cores import available_cores
 from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, changed
-from segfit.tuning.measure import Speed, data_speed, train_speed
-from segfit.tuning.throughput import told_if_out_of_memory
+from segfit.tuning.measure import Speed, data_speed, explain_out_of_memory, train_speed
 
 SECONDS = 5.0
 _OPTIONS = ("augmentation", "data.cache", "loader.workers", "loader.prefetch")
@@ -145,7 +144,7 @@ def choose(measured: Sequence[Fed]) -> Fed:
 
 
 def _model_speed(config: DictConfig, bench: Bench) -> float:
-    with told_if_out_of_memory(config):
+    with explain_out_of_memory(config):
         training = make_training(config, bench.folder, bench.notice)
         speed = train_speed(
             training,

@@ -12,8 +12,8 @@ from segfit.assembly.training import make_training
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.tuning.bench import Bench
-from segfit.tuning.lr_range import Sweep, range_test, restored, updates_within
-from segfit.tuning.throughput import told_if_out_of_memory
+from segfit.tuning.lr_range import RangeTest, lr_range_test, restored, updates_within
+from segfit.tuning.measure import explain_out_of_memory
 
 _NOTHING_SUGGESTED = (
     "The loss never clearly falls in this sweep: its fall is no larger than what it fluctuates from batch to batch. "
@@ -30,10 +30,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         )
     training = make_training(config, bench.folder, bench.notice)
     updates = options.updates
-    with told_if_out_of_memory(config), restored(training):
+    with explain_out_of_memory(config), restored(training):
         if config.seconds is not None:
             updates = updates_within(training, config.seconds)
-        sweep = range_test(
+        test = lr_range_test(
             training,
             first=options.first,
             last=options.last,
@@ -42,24 +42,24 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             divergence=options.divergence,
             progress=lambda done: bench.progress("the sweep", done, updates),
         )
-    return _findings(config, sweep, dict(training.facts))
+    return _findings(config, test, dict(training.facts))
 
 
-def _findings(config: DictConfig, sweep: Sweep, facts: dict[str, str]) -> Findings:
-    rates = np.array(sweep.rates)
-    curve, steepest = sweep.curve(), sweep.steepest()
+def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Findings:
+    rates = np.array(test.rates)
+    curve, steepest = test.curve(), test.steepest()
     minimum = int(np.argmin(curve))
-    effective = sweep.images
+    effective = test.samples
     rows: list[tuple[str, float | None, float | None]] = [
         (where, None, None) if at is None else (where, float(rates[at]), float(curve[at]))
         for where, at in (("steepest fall", steepest), ("lowest loss", minimum))
     ]
     rows.append(("a tenth of that", float(rates[minimum] / 10), None))
-    rows.append(("diverged" if sweep.diverged else "end, not diverged", float(rates[-1]), None))
+    rows.append(("diverged" if test.diverged else "end, not diverged", float(rates[-1]), None))
     rows.append(("lr of the config", float(config.lr), None))
     rate = None if steepest is None else _two_digits(float(rates[steepest]))
     return Findings(
-        headline=_headline(config, sweep, rate),
+        headline=_headline(config, test, rate),
         tables=[
             Table(
                 name="rates",
@@ -73,13 +73,13 @@ def _findings(config: DictConfig, sweep: Sweep, facts: dict[str, str]) -> Findin
             "lr": rate,
             "override": None if rate is None else f"lr={rate:g}",
             "effective_batch": effective,
-            "diverged": sweep.diverged,
-            "rates": sweep.rates,
-            "losses": sweep.losses,
+            "diverged": test.diverged,
+            "rates": test.rates,
+            "losses": test.losses,
             "smoothed": curve.tolist(),
             "facts": facts,
         },
-        figures={"lr_find": partial(_figure, config, sweep, rate)},
+        figures={"lr_find": partial(_figure, config, test, rate)},
         scalars={} if rate is None else {"lr_find/lr": rate},
     )
 
@@ -88,23 +88,23 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.1e}")  # more would be a precision that the test does not have
 
 
-def _headline(config: DictConfig, sweep: Sweep, rate: float | None) -> str:
+def _headline(config: DictConfig, test: RangeTest, rate: float | None) -> str:
     if rate is None:
         return _NOTHING_SUGGESTED
     line = (
-        f"lr={rate:g}: there the loss falls fastest. It holds for an effective batch of {sweep.images} "
+        f"lr={rate:g}: there the loss falls fastest. It holds for an effective batch of {test.samples} "
         f"(batch_size={config.batch_size}, accumulate={config.accumulate}), {config.optimizer.name} and this model. "
         f"Type: lr={rate:g}"
     )
-    if not sweep.diverged:
-        line += f"\nNothing diverged up to lr={sweep.rates[-1]:g}: benchmark.last may be raised."
+    if not test.diverged:
+        line += f"\nNothing diverged up to lr={test.rates[-1]:g}: benchmark.last may be raised."
     return line
 
 
-def _figure(config: DictConfig, sweep: Sweep, rate: float | None) -> Figure:
+def _figure(config: DictConfig, test: RangeTest, rate: float | None) -> Figure:
     """Draw the loss over the learning rate: each update's, smoothed, and what is suggested."""
-    rates, losses = np.array(sweep.rates), np.array(sweep.losses)
-    smoothed = sweep.curve()
+    rates, losses = np.array(test.rates), np.array(test.losses)
+    smoothed = test.curve()
     figure = Figure(figsize=(7, 4.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.plot(rates, losses, ".", color="0.7", markersize=4, label="an update")
@@ -119,7 +119,7 @@ def _figure(config: DictConfig, sweep: Sweep, rate: float | None) -> Figure:
     axes.set(
         xlabel="learning rate",
         ylabel="training loss",
-        title=f"{config.model.name}, {config.optimizer.name}, effective batch {sweep.images}",
+        title=f"{config.model.name}, {config.optimizer.name}, effective batch {test.samples}",
     )
     axes.legend()
     return figure

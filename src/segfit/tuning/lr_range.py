@@ -1,4 +1,4 @@
-"""A training with a rising learning rate, and a training that is as it was before."""
+"""The LR range test, and a context that leaves a training as it was."""
 
 import copy
 import math
@@ -29,15 +29,15 @@ _TIMED = 3  # updates after the first, to know how long one takes
 
 
 @dataclass
-class Sweep:
-    """What a range test saw, an entry an update.
+class RangeTest:
+    """The results of an LR range test, an entry an update.
 
     Args:
         rates: learning rate.
         losses: of the update's window.
         smoothed: their running mean, corrected for its start at 0: it lags behind, and decides when to stop.
         diverged: whether the sweep ended because the loss did.
-        images: that an update was made from: the effective batch.
+        samples: of an update: the effective batch.
         smoothing: weight (0-1) of the past in the running mean.
     """
 
@@ -45,7 +45,7 @@ class Sweep:
     losses: list[float] = field(default_factory=list)
     smoothed: list[float] = field(default_factory=list)
     diverged: bool = False
-    images: int = 0
+    samples: int = 0
     smoothing: float = 0.9
 
     def curve(self) -> NDArray[np.float64]:
@@ -57,10 +57,7 @@ class Sweep:
         """
         highest = max(self.losses[: int(np.argmin(self.smoothed)) + 1])
         losses = np.minimum(self.losses, highest)
-        past, future = (
-            running_mean(losses, self.smoothing),
-            running_mean(losses[::-1], self.smoothing),
-        )
+        past, future = (running_mean(one, self.smoothing) for one in (losses, losses[::-1]))
         return (past + future[::-1]) / 2
 
     def steepest(self) -> int | None:
@@ -94,7 +91,7 @@ def running_mean(values: NDArray[np.float64], smoothing: float) -> NDArray[np.fl
     return np.array(means)
 
 
-class ExponentialSweep:
+class ExponentialRamp:
     """A scheduler whose rate rises by a constant factor an update.
 
     Args:
@@ -126,7 +123,7 @@ class ExponentialSweep:
             group["lr"] = self.rate * group.get("lr_scale", 1.0)
 
 
-def range_test(
+def lr_range_test(
     training: Training,
     *,
     first: float,
@@ -135,7 +132,7 @@ def range_test(
     smoothing: float,
     divergence: float,
     progress: Callable[[int], None] | None = None,
-) -> Sweep:
+) -> RangeTest:
     """Train while the learning rate rises; `training` is changed by it, see `restored`.
 
     Args:
@@ -152,34 +149,34 @@ def range_test(
     """
     fit = training.fit
     state = fit.state
-    schedule = ExponentialSweep(
+    schedule = ExponentialRamp(
         state.optimizer, first=first, last=last, updates=updates, done=state.progress.update
     )
     state.scheduler = schedule
-    sweep, mean = Sweep(smoothing=smoothing), 0.0
-    for done, images, loss, rate in _updates(fit, schedule, updates):
-        sweep.images = images
+    test, mean = RangeTest(smoothing=smoothing), 0.0
+    for done, samples, loss, rate in _updates(fit, schedule, updates):
+        test.samples = samples
         mean = smoothing * mean + (1 - smoothing) * loss
         smooth = mean / (1 - smoothing**done)
-        if not math.isfinite(smooth) or smooth > divergence * min([smooth, *sweep.smoothed]):
-            sweep.diverged = True
+        if not math.isfinite(smooth) or smooth > divergence * min([smooth, *test.smoothed]):
+            test.diverged = True
             break
-        sweep.rates.append(rate)
-        sweep.losses.append(loss)
-        sweep.smoothed.append(smooth)
+        test.rates.append(rate)
+        test.losses.append(loss)
+        test.smoothed.append(smooth)
         if progress is not None:
             progress(done)
-    if len(sweep.rates) < _LEAST_POINTS:
+    if len(test.rates) < _LEAST_POINTS:
         raise SegFitError(
             f"benchmark.first={first:g}: the loss diverges within {_LEAST_POINTS} updates. Lower it."
         )
-    return sweep
+    return test
 
 
 def _updates(
-    fit: Fit, schedule: ExponentialSweep, updates: int
+    fit: Fit, schedule: ExponentialRamp, updates: int
 ) -> Iterator[tuple[int, int, float, float]]:
-    """Make updates of whole windows; yield their number from 1, images, loss and rate."""
+    """Make updates of whole windows; yield their number from 1, samples, loss and rate."""
     fit.state.model.train()
     whole = min(fit.options.accumulate, fit.train.batches_per_epoch())
     full = (window for window in windows(fit) if len(window) == whole)
@@ -187,15 +184,15 @@ def _updates(
         rate = schedule.rate
         seeds = [derive_seed(fit.options.seed, number, part) for part in range(len(window))]
         loss, _ = make_update(fit.state, fit.task, window, seeds, fit.options.clip_grad_norm)
-        images = sum(count_samples(batch) for batch in window)
-        yield number, images, float(loss), rate  # synchronises: the next depends on it
+        samples = sum(count_samples(batch) for batch in window)
+        yield number, samples, float(loss), rate  # synchronises: the next depends on it
 
 
 def updates_within(training: Training, seconds: float) -> int:
     """Return how many updates a sweep can make in a time; `training` stays as it was."""
     with restored(training):
         state = training.fit.state
-        schedule = ExponentialSweep(
+        schedule = ExponentialRamp(
             state.optimizer, first=1e-9, last=1e-8, updates=2, done=state.progress.update
         )
         times = [time.perf_counter() for _ in _updates(training.fit, schedule, 1 + _TIMED)]
@@ -224,9 +221,8 @@ def restored(training: Training) -> Iterator[None]:
         state.optimizer.zero_grad(set_to_none=True)
         state.load_state_dict(kept)
         for group, before in zip(state.optimizer.param_groups, rates, strict=True):
-            group["lr"] = before[
-                "lr"
-            ]  # load_state_dict asks the scheduler, which may differ by rounding
+            # load_state_dict asks the scheduler, whose rate may differ by rounding
+            group["lr"] = before["lr"]
         for module, values, mode in zip(modules, buffers, modes, strict=True):
             _restore(module, values, mode)
         vars(sampler).update(position)

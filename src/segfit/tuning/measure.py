@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice, repeat
 from pathlib import Path
@@ -18,9 +18,11 @@ from segfit.assembly.training import Training, make_training
 from segfit.data.batches import TrainBatches
 from segfit.engine.evaluate import evaluate
 from segfit.engine.fit import Fit
+from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.seeding import derive_seed
 from segfit.engine.step import make_update
 from segfit.engine.task import Batch, count_samples
+from segfit.errors import SegFitError
 from segfit.system.hardware import peak_memory_gib
 
 LEAST_STEPS = 3  # however slow a step is
@@ -73,14 +75,14 @@ class Stopwatch:
         self.warmup = warmup
         self._marks: list[Any] = []
         self._start = self._end = self._waited = 0.0
-        self._images = 0
+        self._samples = 0
 
-    def over(self, items: Iterable[T], images: Callable[[T], int]) -> Iterator[T]:
+    def over(self, items: Iterable[T], samples: Callable[[T], int]) -> Iterator[T]:
         """Yield items, first those of the warm-up; a step ends when the loop comes back for the next.
 
         Args:
             items: enough of them.
-            images: how many of them an item holds.
+            samples: how many of them an item holds.
         """
         items = iter(items)
         yield from islice(items, self.warmup)
@@ -89,7 +91,7 @@ class Stopwatch:
             asked = time.perf_counter()
             item = next(items)
             self._waited += time.perf_counter() - asked
-            self._images += images(item)
+            self._samples += samples(item)
             yield item
             self._mark()
         self._synchronize()
@@ -100,7 +102,7 @@ class Stopwatch:
         seconds = self._end - self._start
         low, median, high = np.percentile(self._milliseconds(), [5, 50, 95]).tolist()
         return Speed(
-            samples_per_second=self._images / seconds,
+            samples_per_second=self._samples / seconds,
             ms_median=median,
             ms_p5=low,
             ms_p95=high,
@@ -153,7 +155,7 @@ def train_speed(training: Training, *, seconds: float, warmup: int, resident: bo
     numbers = count()
     watch = Stopwatch(fit.state.device, seconds=seconds, warmup=warmup)
     items = repeat(first_window(fit)) if resident else windows(fit)
-    for window in watch.over(items, lambda window: sum(map(_images, window))):
+    for window in watch.over(items, lambda window: sum(map(count_samples, window))):
         seeds = [derive_seed(fit.options.seed, 0, next(numbers)) for _ in window]
         make_update(fit.state, fit.task, window, seeds, fit.options.clip_grad_norm)
     return watch.speed()
@@ -171,7 +173,7 @@ def inference_speed(training: Training, *, seconds: float, warmup: int, resident
     else:
         batches = chain.from_iterable(fit.held_out() for _ in count())
     model = fit.state.evaluated()
-    evaluate(model, fit.task, watch.over(batches, _images), fit.state.precision)
+    evaluate(model, fit.task, watch.over(batches, count_samples), fit.state.precision)
     return watch.speed()
 
 
@@ -181,9 +183,23 @@ def data_speed(
     """Return how fast training batches come to the device while nothing is done with them."""
     epochs = (batches.epoch(epoch, 0) for epoch in count())
     watch = Stopwatch(device, seconds=seconds, warmup=warmup)
-    for _ in watch.over(chain.from_iterable(epochs), _images):
+    for _ in watch.over(chain.from_iterable(epochs), count_samples):
         pass
     return watch.speed()
+
+
+@contextmanager
+def explain_out_of_memory(config: DictConfig) -> Iterator[None]:
+    """Raise a SegFitError with what to do when memory runs out: a measurement does not retry with less."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SegFitError(
+            f"out of memory with batch_size={config.batch_size}: nothing was measured. Lower it; "
+            f"benchmark=max_batch finds the largest that fits."
+        ) from error
 
 
 def windows(fit: Fit) -> Iterator[list[Batch]]:
@@ -229,10 +245,6 @@ def _wait_for_workers() -> None:
 
 def _copied(batch: Batch) -> Batch:
     return {key: tensor.clone() for key, tensor in batch.items()}
-
-
-def _images(batch: Batch) -> int:
-    return count_samples(batch)
 
 
 # ----------------------------------------------------------------- the same, in a process of its own

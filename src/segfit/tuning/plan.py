@@ -16,7 +16,6 @@ from segfit.tuning.plan_levers import Lever, levers
 from segfit.tuning.plan_table import compare, is_comparison, model_label
 
 LABELS = {"average": "moving average of the weights", "optimizer": "optimizer state"}
-BEYOND = 4096  # no batch is larger
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -43,14 +42,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             "plan/train_gib": forecast.train.peak(batch) / GIB,
             "plan/val_gib": forecast.val.peak(forecast.val_batch(batch)) / GIB,
             "plan/needed_gib": card.needed(forecast.peak(batch)) / GIB,
-            "plan/largest_batch": largest(forecast, card),
+            "plan/largest_batch": card.largest(forecast),
         },
     )
-
-
-def largest(forecast: Forecast, card: Card) -> int:
-    """Return the largest micro-batch that fits a card; 0: none does."""
-    return int(min(forecast.largest(card.budget), BEYOND))
 
 
 def _parts_table(forecast: Forecast, batch: int, card: Card) -> Table:
@@ -75,7 +69,7 @@ def _parts_table(forecast: Forecast, batch: int, card: Card) -> Table:
 
 
 def _batches_table(forecast: Forecast, batch: int, card: Card) -> Table:
-    most = largest(forecast, card)
+    most = card.largest(forecast)
     powers = [2**exponent for exponent in range(int(math.log2(max(2 * most, batch, 8))) + 1)]
     batches = sorted({*powers, batch, *([most] if most else [])})
     rows: list[list[Cell]] = [
@@ -116,7 +110,7 @@ def _levers_table(found: list[Lever], card: Card) -> Table:
 
 def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Lever]) -> str:
     height, width = size_of(config.image_size)
-    batch, most = int(config.batch_size), largest(forecast, card)
+    batch, most = int(config.batch_size), card.largest(forecast)
     needed = card.needed(forecast.peak(batch)) / GIB
     what = (
         f"{model_label(config)}, {width} × {height}, {planned_precision(config, card.device_type)}, "
@@ -127,7 +121,7 @@ def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Le
     helps = next((lever for lever in found if lever.fits), None)
     remedy = f"Add {helps.change}" if helps else "Choose a smaller model"
     if most == 0:
-        return f"{what}: it does NOT fit, nor does a single image. {remedy}."
+        return f"{what}: it does NOT fit, nor does a single sample. {remedy}."
     return f"{what}: it does NOT fit; the largest batch that fits is {most}. {remedy}."
 
 
@@ -151,6 +145,6 @@ def _values(
         "val_parts": forecast.val.at(val_batch),
         "needed_bytes": card.needed(forecast.peak(batch)),
         "fits": forecast.peak(batch) <= card.budget,
-        "largest_batch": largest(forecast, card),
+        "largest_batch": card.largest(forecast),
         "levers": [vars(lever) for lever in found],
     }

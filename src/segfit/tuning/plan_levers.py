@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from segfit.config.check import size_of
+from segfit.tuning.change import Change, changed
 from segfit.tuning.memory.curve import Forecast
 from segfit.tuning.memory.planner import Card, forecast_of, planned_precision
 
@@ -19,7 +19,7 @@ TRIES = 3  # image sizes that are recorded until one fits
 
 @dataclass(frozen=True)
 class Lever:
-    """A change of the config.
+    """A change of the config and what it does to memory.
 
     Args:
         change: as it is typed.
@@ -44,51 +44,42 @@ def levers(
     kinds = (_smaller_batch, _lower_precision, _checkpointing, _smaller_images)
     for done, kind in enumerate(kinds):
         progress("looking for what helps", done, len(kinds))
-        found += kind(config, card, forecast)
+        found += [_lever(config, card, change) for change in kind(config, card, forecast)]
     return found
 
 
-def _smaller_batch(config: DictConfig, card: Card, _: Forecast) -> Iterator[Lever]:
-    changed = copy.deepcopy(config)
-    changed.accumulate = max(config.accumulate, 2)  # gradients stay alive between micro-batches
-    forecast = forecast_of(changed, card.device_type)
-    batch = min(forecast.largest(card.budget), config.batch_size - 1)
-    if batch < 1:
-        return
-    images = config.batch_size * config.accumulate
-    batch = next((size for size in range(int(batch), 0, -1) if images % size == 0), 1)
-    changed.accumulate = math.ceil(images / batch)
-    forecast = forecast_of(changed, card.device_type)
-    while batch > 1 and forecast.peak(batch) > card.budget:  # a longer window keeps more images
-        batch -= 1
-        changed.accumulate = math.ceil(images / batch)
-        forecast = forecast_of(changed, card.device_type)
-    effect = f"the effective batch stays {images}; a little slower"
-    yield _lever(
-        f"batch_size={batch} accumulate={changed.accumulate}", effect, forecast, batch, card
+def _smaller_batch(config: DictConfig, card: Card, _: Forecast) -> Iterator[Change]:
+    # gradients stay alive between micro-batches
+    two = changed(config, {"accumulate": max(config.accumulate, 2)})
+    largest = int(
+        min(forecast_of(two, card.device_type).largest(card.budget), config.batch_size - 1)
     )
-
-
-def _lower_precision(config: DictConfig, card: Card, _: Forecast) -> Iterator[Lever]:
-    if card.device_type != "cuda" or planned_precision(config, "cuda") != "fp32":
+    if largest < 1:
         return
-    forecast = forecast_of(config, "cuda", precision="bf16")
-    yield _lever(
-        "precision=auto", "16-bit products; faster, too", forecast, config.batch_size, card
-    )
+    samples = config.batch_size * config.accumulate
+    batch = next((size for size in range(largest, 0, -1) if samples % size == 0), 1)
+    effect = f"the effective batch stays {samples}; a little slower"
+    while True:
+        options = {"batch_size": batch, "accumulate": math.ceil(samples / batch)}
+        change = Change("smaller batch", options, effect)
+        if batch == 1 or _lever(config, card, change).fits:
+            break
+        batch -= 1  # a longer window keeps more samples
+    yield change
 
 
-def _checkpointing(config: DictConfig, card: Card, _: Forecast) -> Iterator[Lever]:
-    if config.model.get("checkpointing", True):
-        return
-    changed = copy.deepcopy(config)
-    changed.model.checkpointing = True
-    forecast = forecast_of(changed, card.device_type)
-    effect = "recomputes activations: about 30 % slower"
-    yield _lever("model.checkpointing=true", effect, forecast, config.batch_size, card)
+def _lower_precision(config: DictConfig, card: Card, _: Forecast) -> Iterator[Change]:
+    if card.device_type == "cuda" and planned_precision(config, "cuda") == "fp32":
+        yield Change("precision", {"precision": "auto"}, "16-bit products; faster, too")
 
 
-def _smaller_images(config: DictConfig, card: Card, forecast: Forecast) -> Iterator[Lever]:
+def _checkpointing(config: DictConfig, _card: Card, _: Forecast) -> Iterator[Change]:
+    if not config.model.get("checkpointing", True):
+        effect = "recomputes activations: about 30 % slower"
+        yield Change("checkpointing", {"model.checkpointing": True}, effect)
+
+
+def _smaller_images(config: DictConfig, card: Card, forecast: Forecast) -> Iterator[Change]:
     """Yield the largest size that fits: guessed by area, then recorded."""
     height, width = size_of(config.image_size)
     fixed = forecast.peak(0)
@@ -100,22 +91,17 @@ def _smaller_images(config: DictConfig, card: Card, forecast: Forecast) -> Itera
     for _ in range(TRIES):
         if min(rows, columns) < 2 * STEP:
             return
-        changed = copy.deepcopy(config)
-        changed.image_size = rows if rows == columns else [rows, columns]
-        lever = _lever(
-            f"image_size={changed.image_size}".replace(" ", ""),
-            "small things are lost",
-            forecast_of(changed, card.device_type),
-            config.batch_size,
-            card,
-        )
-        if lever.fits:
-            yield lever
+        size = rows if rows == columns else [rows, columns]
+        change = Change("smaller images", {"image_size": size}, "small things are lost")
+        if _lever(config, card, change).fits:
+            yield change
             return
         rows, columns = rows - STEP, columns - STEP
 
 
-def _lever(change: str, effect: str, forecast: Forecast, batch: int, card: Card) -> Lever:
-    peak = forecast.peak(batch)
-    largest = int(min(forecast.largest(card.budget), 4096))
-    return Lever(change, effect, card.needed(peak), peak <= card.budget, largest)
+def _lever(config: DictConfig, card: Card, change: Change) -> Lever:
+    new = changed(config, change.options)
+    forecast = forecast_of(new, card.device_type)
+    peak = forecast.peak(new.batch_size)
+    needed, largest = card.needed(peak), card.largest(forecast)
+    return Lever(change.typed, change.remark, needed, peak <= card.budget, largest)

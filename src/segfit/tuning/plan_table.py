@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from itertools import product
 
@@ -16,7 +15,7 @@ from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, pla
 
 
 def is_comparison(config: DictConfig) -> bool:
-    """Tell whether the plan is asked for several things at once."""
+    """Return whether the plan is about several models, sizes or cards."""
     plan = config.benchmark
     return any(value is not None for value in (plan.models, plan.sizes, plan.tiers))
 
@@ -36,7 +35,7 @@ def compare(config: DictConfig, bench: Bench) -> Findings:
             working=lambda what=what, done=done: bench.progress(what, done, len(variants)),  # type: ignore[misc]
         )
         grows = forecast.peak(16) - forecast.peak(15)
-        most = [int(min(forecast.largest(card.budget), 4096)) for card in cards]
+        most = [card.largest(forecast) for card in cards]
         shown = size if isinstance(size, int) else "×".join(map(str, size))
         rows.append([label, shown, forecast.peak(1) / GIB, grows / GIB, *most])
     columns = [
@@ -47,7 +46,7 @@ def compare(config: DictConfig, bench: Bench) -> Findings:
         *(Column(card.name) for card in cards),
     ]
     precision = planned_precision(config, kind)
-    title = f"Largest micro-batch that fits, {precision}, predicted (0: not a single image)"
+    title = f"Largest micro-batch that fits, {precision}, predicted (0: not a single sample)"
     return Findings(
         headline=f"Largest micro-batches of {len(rows)} settings on {', '.join(card.name for card in cards)}: "
         f"predicted for {precision}, a margin of {MARGIN:.0%} and {cards[0].context / GIB:g} GiB of context left free.",
@@ -76,7 +75,7 @@ def _cards(config: DictConfig) -> list[Card]:
 def _variants(config: DictConfig) -> Iterator[DictConfig]:
     plan = config.benchmark
     for model, size in product(plan.models or [None], plan.sizes or [None]):
-        variant = copy.deepcopy(config)
+        variant = config.copy()
         if model is not None:
             variant.model = _model(config.model, model)
         if size is not None:
@@ -88,7 +87,7 @@ def _model(composed: DictConfig, wanted: str) -> DictConfig:
     """Return the options of a model by its short name; those that were composed stay where they apply."""
     name = "segformer" if wanted.startswith("b") else wanted
     if composed.name == name:
-        options = copy.deepcopy(composed)
+        options = composed.copy()
     else:
         options = OmegaConf.structured(SCHEMAS["model"][name])
     if name == "segformer":

@@ -1,7 +1,6 @@
 """benchmark=throughput: how fast this composition trains and predicts, with its data and without."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -9,11 +8,9 @@ from omegaconf import DictConfig
 
 from segfit.assembly.training import Training, make_training
 from segfit.engine.findings import Column, Findings, Table
-from segfit.engine.out_of_memory import is_out_of_memory
-from segfit.errors import SegFitError
 from segfit.tuning.bench import Bench
-from segfit.tuning.flops import Peak, inference_flops, peak, update_flops
-from segfit.tuning.measure import Speed, inference_speed, train_speed
+from segfit.tuning.flops import PeakRate, inference_flops, peak_rate, update_flops
+from segfit.tuning.measure import Speed, explain_out_of_memory, inference_speed, train_speed
 
 SECONDS = 10.0
 RESIDENT, REAL = "resident", "loaded"
@@ -28,7 +25,7 @@ _MEASUREMENTS: tuple[tuple[str, Callable[..., Speed], bool], ...] = (
 _COLUMNS = (
     Column("pass"),
     Column("batches"),
-    Column("img/s", ".1f"),
+    Column("samples/s", ".1f"),
     Column("ms", ".1f"),
     Column("p5", ".1f"),
     Column("p95", ".1f"),
@@ -46,7 +43,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         SegFitError: if a step does not fit into memory.
     """
     total = len(_MEASUREMENTS) + 1
-    with told_if_out_of_memory(config):
+    with explain_out_of_memory(config):
         training = make_training(config, bench.folder, bench.notice)
         speeds: dict[tuple[str, str], Speed] = {}
         for done, (name, measure, resident) in enumerate(_MEASUREMENTS):
@@ -60,29 +57,15 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             )
         bench.progress("arithmetic", total - 1, total)
         flops = {"inference": inference_flops(training), "training": update_flops(training)}
-    most = peak(training.fit.state.device, training.fit.state.precision)
+    most = peak_rate(training.fit.state.device, training.fit.state.precision)
     return _findings(training, speeds, flops, most)
-
-
-@contextmanager
-def told_if_out_of_memory(config: DictConfig) -> Iterator[None]:
-    """Say what to do when memory runs out: a measurement does not go on with less."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SegFitError(
-            f"out of memory with batch_size={config.batch_size}: nothing was measured. Lower it; "
-            f"benchmark=max_batch finds the largest that fits."
-        ) from error
 
 
 def _findings(
     training: Training,
     speeds: dict[tuple[str, str], Speed],
     flops: dict[str, float],
-    most: Peak,
+    most: PeakRate,
 ) -> Findings:
     state = training.fit.state
     device = "GPU" if state.device.type == "cuda" else "CPU"
@@ -106,7 +89,7 @@ def _findings(
     teraflops = flops["training"] * real.samples_per_second / 1e12
     return Findings(
         headline=(
-            f"Training: {real.samples_per_second:.1f} images/s, {real.ms_median:.1f} ms an update; "
+            f"Training: {real.samples_per_second:.1f} samples/s, {real.ms_median:.1f} ms an update; "
             f"{100 * real.samples_per_second / resident.samples_per_second:.0f} % of what a resident batch reaches. "
             f"{teraflops:.3f} TFLOP/s, {100 * teraflops / most.teraflops:.0f} % of the {most.teraflops:.3f} that "
             f"this {device} does in {state.precision.name} ({most.source})."
@@ -114,7 +97,7 @@ def _findings(
         tables=[table],
         values={
             "speeds": values,
-            "gflops_per_image": {name: value / 1e9 for name, value in flops.items()},
+            "gflops_per_sample": {name: value / 1e9 for name, value in flops.items()},
             "peak": asdict(most),
             "facts": training.facts,
             "threads": torch.get_num_threads(),

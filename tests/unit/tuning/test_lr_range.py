@@ -13,7 +13,7 @@ from torch import Tensor
 from segfit.assembly.training import Training, make_training
 from segfit.engine.step import make_update
 from segfit.errors import SegFitError
-from segfit.tuning.lr_range import Sweep, range_test, restored, running_mean, updates_within
+from segfit.tuning.lr_range import RangeTest, lr_range_test, restored, running_mean, updates_within
 from segfit.tuning.measure import windows
 from tests.integration.training import compose_run
 
@@ -86,7 +86,7 @@ def test_everything_is_as_it_was_bit_for_bit(tmp_path, updates_before):
     assert bool(before["state"]["optimizer"]["state"]) == (updates_before > 0)
 
     with restored(training):
-        sweep = range_test(training, **SWEEP)
+        sweep = lr_range_test(training, **SWEEP)
         advance(training, 2)
         training.fit.train.epoch(7, 3)
         during = everything(training)
@@ -109,7 +109,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path):
         advance(training, 2)
         if disturbed:
             with restored(training):
-                range_test(training, **SWEEP)
+                lr_range_test(training, **SWEEP)
             assert updates_within(training, 0.001) == 20
         losses.append(advance(training, 3))
     assert losses[0] == losses[1]
@@ -124,7 +124,7 @@ def test_an_interrupted_sweep_is_undone_too(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), restored(training):
-        range_test(training, **SWEEP, progress=interrupt)
+        lr_range_test(training, **SWEEP, progress=interrupt)
     assert equal(everything(training), before)
 
 
@@ -136,12 +136,12 @@ def test_rates_rise_by_a_factor_and_keep_the_groups_ratio(tmp_path, monkeypatch)
     def progress(_: int) -> None:
         seen.append([group["lr"] for group in groups])
 
-    sweep = range_test(
+    sweep = lr_range_test(
         training, **{**SWEEP, "divergence": 1e9, "updates": 8, "last": 1e-3}, progress=progress
     )
     assert sweep.rates == pytest.approx([1e-6 * 10 ** (3 * step / 7) for step in range(8)])
     assert not sweep.diverged
-    assert sweep.images == 4  # 2 × 2
+    assert sweep.samples == 4  # 2 × 2
     # What the groups have after an update is for the next one.
     assert [rates[0] for rates in seen[:-1]] == pytest.approx(
         [3 * rate for rate in sweep.rates[1:]]
@@ -150,7 +150,7 @@ def test_rates_rise_by_a_factor_and_keep_the_groups_ratio(tmp_path, monkeypatch)
 
 
 def test_the_mean_is_corrected_for_its_start(tmp_path):
-    sweep = range_test(build(tmp_path), **{**SWEEP, "updates": 6, "last": 1e-5})
+    sweep = lr_range_test(build(tmp_path), **{**SWEEP, "updates": 6, "last": 1e-5})
     assert sweep.smoothed[0] == pytest.approx(sweep.losses[0])
     weights = np.array([0.9**age for age in range(5, -1, -1)])
     assert sweep.smoothed[5] == pytest.approx(float(weights @ sweep.losses / weights.sum()))
@@ -159,20 +159,20 @@ def test_the_mean_is_corrected_for_its_start(tmp_path):
 def test_divergence_ends_the_sweep(tmp_path):
     training = build(tmp_path, "optimizer=sgd", "clip_grad_norm=null", "augmentation=none")
     training.fit.state.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    sweep = range_test(training, **{**SWEEP, "first": 1e-3, "last": 1e9, "updates": 40})
+    sweep = lr_range_test(training, **{**SWEEP, "first": 1e-3, "last": 1e9, "updates": 40})
     assert sweep.diverged
     assert 5 <= len(sweep.rates) < 40
     assert max(sweep.smoothed) <= 4 * min(sweep.smoothed) or math.isfinite(max(sweep.smoothed))
     with pytest.raises(SegFitError, match=r"benchmark\.first=1e\+10: the loss diverges"):
-        range_test(training, **{**SWEEP, "first": 1e10, "last": 1e20, "updates": 10})
+        lr_range_test(training, **{**SWEEP, "first": 1e10, "last": 1e20, "updates": 10})
 
 
-def curve(falls_at: float, noise: float, drop: float = 1.0) -> Sweep:
+def curve(falls_at: float, noise: float, drop: float = 1.0) -> RangeTest:
     """Return a sweep whose loss falls by `drop` around a rate and explodes past 0.1."""
     rates = np.geomspace(1e-6, 1, 100)
     losses = 2 - drop / (1 + falls_at / rates) + 50 * np.maximum(0, np.log10(rates / 0.1))
     losses += noise * np.random.default_rng(0).standard_normal(100)
-    return Sweep(rates.tolist(), losses.tolist(), running_mean(losses, 0.9).tolist())
+    return RangeTest(rates.tolist(), losses.tolist(), running_mean(losses, 0.9).tolist())
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
@@ -187,9 +187,9 @@ def test_the_steepest_fall_is_found_in_noise(rate, noise):
 def test_noise_alone_is_no_fall():
     assert curve(1e-3, 0.3, drop=0.05).steepest() is None
     numbers = np.random.default_rng(1).standard_normal(100)
-    flat = Sweep(
+    flat = RangeTest(
         np.geomspace(1e-6, 1, 100).tolist(), numbers.tolist(), running_mean(numbers, 0.9).tolist()
     )
     assert flat.steepest() is None
-    rising = Sweep([1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    rising = RangeTest([1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert rising.steepest() is None

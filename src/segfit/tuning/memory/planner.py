@@ -13,6 +13,7 @@ from segfit.system.hardware import GIB, cpu_has_bf16, visible_cards
 from segfit.tuning.memory import cache
 from segfit.tuning.memory.curve import Forecast
 
+LARGEST = 4096  # no batch is larger
 MARGIN = 0.10  # how far off a forecast may be, and what the allocator loses to gaps between blocks
 # Of a CUDA process besides tensors: context, kernels and handles of cuBLAS and cuDNN. Assumed, not measured.
 CONTEXT = 0.6 * GIB
@@ -34,7 +35,7 @@ class Card:
 
     @property
     def name(self) -> str:
-        """What the person calls it."""
+        """Its name in tables."""
         return f"{self.gib:.3g} GB" if self.device_type == "cuda" else f"{self.gib:.0f} GiB of RAM"
 
     @property
@@ -46,6 +47,10 @@ class Card:
     def budget(self) -> float:
         """Bytes that a forecast may come to: context and margin are left free."""
         return (self.gib * GIB - self.context) / (1 + MARGIN)
+
+    def largest(self, forecast: Forecast) -> int:
+        """Return the largest micro-batch that fits; 0: none does."""
+        return int(min(forecast.largest(self.budget), LARGEST))
 
     def needed(self, peak: float) -> float:
         """Return the bytes that a forecast of `peak` bytes asks of the card, margin included."""
