@@ -15,14 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from segfit.cli import main as cli
-from segfit.config import benchmark as config_benchmark
 from segfit.config.check import check, plain
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.system.hardware import machine
 
 cli.setup()
-config_benchmark.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")

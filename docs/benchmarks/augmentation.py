@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segfit.config.schema import AugmentationConfig
 from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
 from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
+from segfit.tasks.segmentation.schema import AugmentationConfig
 
 ROUNDS, WARM = 22, 2
 BILINEAR = v2.InterpolationMode.BILINEAR

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from segfit.config import schema
+from segfit.tasks.segmentation import schema
 from tests.fuzz.keys import COMMANDS, Composition, Key, keys
 from tests.fuzz.text import as_override
 
@@ -175,7 +175,7 @@ def of_another_type(key: Key) -> SearchStrategy[Any]:
 
 EVALUATION = Composition(
     ("run=x",),
-    tuple(key for key in keys(schema.EvaluateConfig) if "precision" not in key.path),
+    tuple(key for key in keys(schema.Evaluate) if "precision" not in key.path),
     "evaluate",
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from segfit.config import benchmark as config_benchmark
-from segfit.config import schema
+from segfit.tasks.segmentation import schema
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def composition(model: str, data: str, others: tuple[str, ...], mode: str | None
     choices += FOLDER if data == "folder" else ()
     shared = [
         key
-        for key in keys(schema.RunConfig)
-        if not key.path.startswith(("model.", "data.", "hardware.")) and key.path != "loss.name"
+        for key in keys(schema.Run)
+        if not key.path.startswith(("task.", "model.", "data.", "hardware."))
+        and key.path != "loss.name"
     ]
     every = (*shared, *keys(MODELS[model], "model."), *keys(DATA[data], "data."))
     if mode is None:

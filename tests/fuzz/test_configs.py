@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from segfit.assembly.training import make_training
 from segfit.cli import main as cli
 from segfit.cli.explain import explain
-from segfit.config import benchmark as config_benchmark
 from segfit.config.check import check
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
@@ -28,7 +27,6 @@ from tests.unit.engine.fakes import Recorder
 @pytest.fixture(scope="module", autouse=True)
 def _set_up():
     cli.setup()
-    config_benchmark.register()
     gc.freeze()  # composing makes very many objects; looking at all that stand takes a third of its time
     yield
     gc.unfreeze()

@@ -9,7 +9,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from segfit.cli import main as cli
-from segfit.config import benchmark as config_benchmark
 from segfit.config.check import check, plain
 from segfit.engine.findings import Findings
 from segfit.report.benchmark import write_findings
@@ -38,7 +37,6 @@ def compose_benchmark(mode: str, *overrides: str, base: tuple[str, ...] = TINY) 
     """Compose and check what `benchmark.py` would of these overrides; the last one of a key wins."""
     last = {text.split("=")[0]: text for text in (*base, *overrides)}
     cli.setup()
-    config_benchmark.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("benchmark", [f"benchmark={mode}", *last.values()])
     check(config)

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from segfit.commands import evaluate as evaluation
 from segfit.commands import load_run as trained
 from segfit.config.check import check
-from segfit.config.schema import EvaluateConfig
 from segfit.runs import folder as runs
+from segfit.tasks.segmentation.schema import Evaluate
 from tests.unit.data.files import save
 
 COLORS = [[0, 0, 0], [200, 30, 30], [30, 200, 30]]
@@ -36,7 +36,7 @@ def write_data(root: Path) -> None:
 def evaluate(place: Path, **values):
     """Evaluate in this process, as evaluate.py does."""
     given = {"run": str(place / "run 1"), "root": str(place / "data"), "workers": 0, **values}
-    options = OmegaConf.merge(OmegaConf.structured(EvaluateConfig), given)
+    options = OmegaConf.merge(OmegaConf.structured(Evaluate), given)
     check(options)
     run = trained.load_run(options, runs.load_config(Path(options.run)), print)
     if options.images is not None:

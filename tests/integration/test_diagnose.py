@@ -7,7 +7,6 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from segfit.config import benchmark as config_benchmark
 from segfit.config.check import check
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
@@ -39,7 +38,6 @@ FED = (
 
 
 def composed_with(*overrides: str) -> DictConfig:
-    config_benchmark.register()
     base = [text for text in FED if "model=segformer_b0" not in overrides or "model" not in text]
     last = {text.split("=")[0]: text for text in (*base, *overrides)}
     config = composed("benchmark=diagnose", *last.values(), name="benchmark")

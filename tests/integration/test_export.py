@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from segfit.commands import load_run as trained
 from segfit.commands.export import Deployed, export_run
-from segfit.config.schema import EvaluateConfig
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
+from segfit.tasks.segmentation.schema import Evaluate
 from tests.integration.training import TINY, train
 
 READER = """
@@ -27,7 +27,7 @@ print(extra["classes.json"])
 
 
 def load(run: Path) -> trained.TrainedRun:
-    options = OmegaConf.structured(EvaluateConfig(run=str(run)))
+    options = OmegaConf.structured(Evaluate(run=str(run)))
     return trained.load_run(options, runs.load_config(run), lambda _: None)
 
 

@@ -15,10 +15,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from segfit.commands import load_run as trained
-from segfit.config.schema import EvaluateConfig
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
+from segfit.tasks.segmentation.schema import Evaluate
 from tests.integration.training import (
     PATIENCE,
     TINY,
@@ -248,7 +248,7 @@ def test_a_hostile_checkpoint_is_neither_resumed_nor_evaluated(name, stranger, t
     PICKLES[name](stranger, marker)
     with pytest.raises(SegFitError, match="refused"):
         resume(stranger, "max_steps=9")
-    options = OmegaConf.merge(OmegaConf.structured(EvaluateConfig), {"run": str(stranger)})
+    options = OmegaConf.merge(OmegaConf.structured(Evaluate), {"run": str(stranger)})
     with pytest.raises(SegFitError, match="refused"):
         trained.load_run(options, runs.load_config(stranger), print)
     assert not marker.exists()

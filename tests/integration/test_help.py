@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from segfit.config import benchmark as config_benchmark
 from tests.unit.composing import composed
 from tests.unit.test_readme import parsed, single_runs
 
@@ -69,7 +68,6 @@ def examples(script: str) -> list[str]:
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "benchmark.py"])
 def test_the_examples_compose(script: str) -> None:
-    config_benchmark.register()
     assert len(examples(script)) == 3
     for line in examples(script):
         command = parsed(line)

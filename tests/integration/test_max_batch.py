@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from segfit.assembly.data import make_sources
 from segfit.errors import SegFitError
 from segfit.system.hardware import GIB
+from segfit.tasks.segmentation.assembly import make_sources
 from segfit.tuning import max_batch, trial
 from segfit.tuning.batch_trial import by_size, fits, trial_config
 from segfit.tuning.bench import Bench
@@ -262,5 +262,5 @@ def test_the_largest_held_out_images_are_found(tmp_path):
     config = compose_benchmark(
         "max_batch", "data=folder", f"data.root={tmp_path}", "data.num_classes=2", base=()
     )
-    assert by_size(make_sources(config.data)["val"]) == [1, 2, 0]
-    assert by_size(make_sources(compose_benchmark("max_batch").data)["val"]) == list(range(6))
+    assert by_size(make_sources(config)["val"]) == [1, 2, 0]
+    assert by_size(make_sources(compose_benchmark("max_batch"))["val"]) == list(range(6))

@@ -11,11 +11,11 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.state import make_state
-from segfit.assembly.task import make_task
-from segfit.config.check import size_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
+from segfit.tasks.segmentation.assembly import make_task
+from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.memory.affine import forecast
 from segfit.tuning.memory.curve import Forecast

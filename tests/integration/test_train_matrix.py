@@ -68,7 +68,7 @@ def test_losses_train_with_hard_and_mixed_targets(tmp_path, loss, mix):
         *TWO_STEPS,
     )
     assert_trained(trained, 2)
-    assert len(trained.training.class_weights) == 4
+    assert len(trained.training.statistics["class_weights"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"system"},
     "engine": {"system"},
     "report": {"engine", "system"},
-    "tasks": {*BELOW_TASKS, "system"},
-    "config": {"system"},
+    "tasks": {*BELOW_TASKS, "config", "system"},
+    "config": {"system", "tasks"},
     "runs": {"config", "system"},
     "sweeps": {"runs", "report.text", "system"},
     "cli": {"config", "runs", "sweeps", "engine.out_of_memory", "system"},
@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "tuning": {"assembly", "tasks", *BELOW_TASKS, *COMPOSING, "system"},
 }
 # Arrows from the time when there was one task.
-ARROWS = {("models", "tasks"), ("report", "tasks")}
+ARROWS = {("report", "tasks")}
 WITHOUT_TORCH = ("cli", "config", "errors", "runs", "sweeps", "system")
 HEAVY = {"torch", "torchvision", "timm", "transformers", "kornia", "torchmetrics", "matplotlib"}
 

@@ -9,7 +9,6 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from segfit.cli import main as cli
-from segfit.config import benchmark as config_benchmark
 from tests.unit.composing import composed
 
 LAUNCHERS = sorted((cli.CONF / "hydra" / "launcher").glob("*.yaml"))
@@ -83,7 +82,6 @@ def test_there_are_commands() -> None:
     ids=lambda item: str(item).replace("/", "_"),
 )
 def test_commands_compose(name: str, arguments: list[str]) -> None:
-    config_benchmark.register()
     for overrides in single_runs(arguments):
         assert composed(*overrides, name=name)
 

@@ -1,4 +1,4 @@
-"""Config → classes, sources and batches."""
+"""Config → sources and batches."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.augmentation import make_cpu_augment
-from segfit.config.check import plain, size_of
+from segfit.assembly.task import Preflight, assembly_of
 from segfit.data.bad_samples import Skipping
 from segfit.data.batches import TrainBatches
 from segfit.data.cache import CacheOptions, cache_sources
@@ -19,65 +18,13 @@ from segfit.engine.distributed import ALONE, World
 from segfit.errors import SegFitError
 from segfit.system.cores import choose_workers
 from segfit.system.torchrun_env import launched
-from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.collate import collate
-from segfit.tasks.segmentation.data.dataset import EvalDataset, LabelledSource, TrainDataset
-from segfit.tasks.segmentation.data.fitted import fitted_sources
-from segfit.tasks.segmentation.data.preflight import PreflightReport, check_sources
-
-# Keys of data that no pixel of a sample depends on; files and names of images are told apart by themselves.
-_NOT_READING = {
-    "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
-    "train_size", "val_size", "test_size", "root", "images", "split",
-}  # fmt: skip
-
-
-def make_classes(data: DictConfig) -> Classes:
-    """Return the classes that a data config describes."""
-    names = data.class_names or [f"class_{index}" for index in range(data.num_classes)]
-    colors = tuple(tuple(color) for color in data.class_colors or [])
-    return Classes(tuple(names), colors, data.background)
-
-
-def make_sources(data: DictConfig) -> dict[str, LabelledSource]:
-    """Return the splits of a data config: train, val and perhaps test.
-
-    Raises:
-        SegFitError: if the folder is not laid out as the config says.
-    """
-    classes = make_classes(data)
-    if data.name == "shapes":
-        from segfit.tasks.segmentation.data.shapes import shapes_sources
-
-        shapes = shapes_sources(
-            data.train_size, data.val_size, data.test_size, data.resolution, data.data_seed
-        )
-        for source in shapes.values():
-            source.classes = classes
-        return dict(shapes)
-    from segfit.data.splits import SplitRule
-    from segfit.tasks.segmentation.data.folder import folder_sources
-
-    folders = folder_sources(
-        data.root,
-        classes=classes,
-        images=data.images,
-        masks=data.masks,
-        mask_format=data.mask_format,
-        ignore_index=data.ignore_index,
-        label_map=plain(data.label_map) if data.label_map else None,
-        image_mode=data.image_mode,
-        intensity_window=tuple(data.window) if data.window is not None else None,
-        split=SplitRule(**plain(data.split)),
-    )
-    return dict(folders)
 
 
 def check_data(
     config: DictConfig,
-    sources: Mapping[str, LabelledSource],
+    sources: Mapping[str, Source],
     progress: Callable[[int, int], None] | None = None,
-) -> PreflightReport:
+) -> Preflight:
     """Check the splits of a config that is to be trained.
 
     Args:
@@ -88,13 +35,7 @@ def check_data(
     Raises:
         SegFitError: with every problem of the data set.
     """
-    return check_sources(
-        sources,
-        check=config.data.check,
-        skip=config.data.on_bad_sample == "skip",
-        needs={"train": 1, "val": 1},
-        progress=progress,
-    )
+    return assembly_of(config).check_sources(config, sources, {"train": 1, "val": 1}, progress)
 
 
 def cached_sources(
@@ -115,7 +56,8 @@ def cached_sources(
     data, used = config.data, {split: sources[split] for split in ("train", "val")}
     if data.cache == "none":
         return used, None
-    reading = {key: value for key, value in plain(data).items() if key not in _NOT_READING}
+    assembly = assembly_of(config)
+    reading = assembly.reading_options(config)
     options = CacheOptions(
         where=data.cache,
         reading=repr(sorted(reading.items())),
@@ -123,8 +65,7 @@ def cached_sources(
         folder=Path(data.cache_dir) if data.cache_dir else None,
         skip=data.on_bad_sample == "skip",
     )
-    fitted = fitted_sources(used, size_of(config.image_size), data.fit)
-    cached, line = cache_sources(fitted, options, progress)
+    cached, line = cache_sources(assembly.cached_forms(config, used), options, progress)
     return dict(cached), line
 
 
@@ -154,13 +95,14 @@ def make_train_batches(
             f"{world.size} processes train together, but train has {len(source)} images, and each needs one at least. "
             f"Start fewer (--nproc_per_node)."
         )
-    augment = make_cpu_augment(config)
-    dataset = TrainDataset(source, size_of(config.image_size), config.data.fit, augment)
+    assembly = assembly_of(config)
+    dataset = assembly.make_train_dataset(config, source)
     sampler = EpochSampler(
         len(source), config.batch_size, config.seed, rank=world.rank, world_size=world.size
     )
     options = loader_options(config, workers)
-    loader = train_loader(dataset, collate, sampler, device, options, make_skipping(config, notice))
+    skipping = make_skipping(config, notice)
+    loader = train_loader(dataset, assembly.collate, sampler, device, options, skipping)
     batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
     return TrainBatches(sampler, batches, source, config.limit_train_batches)
 
@@ -185,10 +127,11 @@ def make_held_out_batches(
         notice: told of images that `data.on_bad_sample=skip` leaves out.
         world: whose processes share the images; none is seen twice.
     """
+    assembly = assembly_of(config)
     loader = eval_loader(
-        EvalDataset(source, size_of(config.image_size), config.data.fit),
-        collate,
-        held_out_batch_size(config),
+        assembly.make_held_out_dataset(config, source),
+        assembly.collate,
+        assembly.held_out_batch_size(config),
         device,
         loader_options(config, workers),
         make_skipping(config, notice, share=world.size > 1),
@@ -199,7 +142,11 @@ def make_held_out_batches(
 
 def held_out_images(config: DictConfig, source: Source, limit: int | None) -> int:
     """Return how many of a source's images are held-out ones, if there are `limit` batches of them at the most."""
-    return len(source) if limit is None else min(len(source), limit * held_out_batch_size(config))
+    return (
+        len(source)
+        if limit is None
+        else min(len(source), limit * assembly_of(config).held_out_batch_size(config))
+    )
 
 
 def make_skipping(
@@ -215,23 +162,18 @@ def loader_options(config: DictConfig, workers: int) -> LoaderOptions:
     return LoaderOptions(workers, loader.prefetch, loader.pin_memory, loader.persistent)
 
 
-def held_out_batch_size(config: DictConfig) -> int:
-    """Return the images of a validation batch: whole images of any size one by one for sliding windows."""
-    return 1 if config.data.fit == "crop" else int(config.batch_size)
-
-
 def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False) -> int:
     """Return how many processes read images for a config on this machine; `cached`: by `cached_sources`.
 
     Processes that train together on a machine share its cores and its shared memory.
     """
-    height, width = size_of(config.image_size)
+    assembly = assembly_of(config)
     sharing = launched().local_size
     workers = choose_workers(
         config.loader.workers,
         device_type=device.type,
-        kept=cached and config.data.cache != "none" and config.augmentation.name != "cpu",
-        batch_bytes=sharing * config.batch_size * 4 * height * width,
+        kept=cached and config.data.cache != "none" and not assembly.augments_in_workers(config),
+        batch_bytes=sharing * assembly.batch_bytes(config),
         prefetch=config.loader.prefetch,
     )
     return workers if config.loader.workers is not None else -(-workers // sharing)

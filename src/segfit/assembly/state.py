@@ -7,13 +7,12 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from segfit.assembly.data import make_classes
-from segfit.config.check import plain, size_of
+from segfit.assembly.task import assembly_of
+from segfit.config.check import plain
 from segfit.engine.compiling import compiled_or_eager
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
 from segfit.engine.state import TrainingState
-from segfit.models.build import make_model
 from segfit.system.hardware import keep_freed_memory, resolve_device
 
 Notice = Callable[[str], None]
@@ -58,15 +57,14 @@ def make_state(
     if config.hardware.vram_gb is not None and device.type == "cpu":
         notice(f"hardware={config.hardware.name}: no CUDA card here; running on the CPU.")
     resuming = config.resume is not None
-    options = plain(config.model)
-    model, weights = make_model(make_classes(config.data), options, pretrained=not resuming)
+    assembly = assembly_of(config)
+    model, weights = assembly.make_network(config, pretrained=not resuming)
     if weights.alarming and not resuming:
         notice(weights.message)
     model = to_device(model, device, config.channels_last)
     forward: Callable[..., Any] = model
     if config.compile:
-        height, width = size_of(config.image_size)
-        example = torch.zeros(config.batch_size, 3, height, width, device=device)
+        example = assembly.example_input(config, config.batch_size, device)
         forward, reason = compiled_or_eager(model, example, precision)
         if reason:
             notice(reason)

@@ -1,82 +1,118 @@
-"""Config → loss, augmentation on the device and predictor: what a batch means."""
+"""What a task package offers, and where the rest of the program gets it from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
-from segfit.assembly.augmentation import make_gpu_augment, make_mix
-from segfit.assembly.data import make_classes
-from segfit.config.check import plain, size_of
+from segfit.data.source import Source
 from segfit.engine.distributed import ALONE, World
-from segfit.tasks.segmentation.data.dataset import LabelledSource
-from segfit.tasks.segmentation.data.preflight import PreflightReport, count_class_pixels
-from segfit.tasks.segmentation.inference import Predictor
-from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
-from segfit.tasks.segmentation.task import SegmentationTask
+from segfit.engine.task import Batch, Task
+from segfit.models.build import Weights
 
 
-def make_loss(config: DictConfig, class_weights: list[float] | None) -> SegmentationLoss:
-    """Return the loss of a config with the class weights that were worked out for it."""
-    options = plain(config.loss)
-    for key in ("class_weights", "balance"):
-        options.pop(key, None)
-    return segmentation_loss(
-        num_classes=config.data.num_classes, class_weights=class_weights, **options
-    )
+class Preflight(Protocol):
+    """What a look at the data found that does not keep a training from starting.
 
-
-def class_weights_of(
-    config: DictConfig, source: LabelledSource, preflight: PreflightReport
-) -> list[float] | None:
-    """Return the class weights of a config; "balanced" counts the training pixels."""
-    wanted = config.loss.class_weights
-    if wanted == "none":
-        return None
-    if wanted != "balanced":
-        return [float(weight) for weight in wanted]
-    pixels = preflight.class_pixels.get("train")
-    if pixels is None:
-        pixels = count_class_pixels(source, 200, skip=config.data.on_bad_sample == "skip")
-    return balanced_weights(torch.from_numpy(pixels), config.loss.balance)
-
-
-def make_task(
-    config: DictConfig,
-    device: torch.device,
-    *,
-    class_weights: list[float] | None = None,
-    panels: Mapping[int, str] | None = None,
-    predictor: Predictor | None = None,
-    world: World = ALONE,
-) -> SegmentationTask:
-    """Return what a batch means under a config.
-
-    Args:
-        config: a run's.
-        device: where batches lie.
-        class_weights: of the loss.
-        panels: index of a held-out sample → name, for those to show.
-        predictor: how held-out images become logits; None: as data.fit says.
-        world: whose processes share the held-out images.
+    Attributes:
+        notices: lines for the log.
     """
-    return SegmentationTask(
-        classes=make_classes(config.data),
-        criterion=make_loss(config, class_weights).to(device),
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        augment=make_gpu_augment(config),
-        mix=make_mix(config),
-        predictor=predictor or make_predictor(config),
-        channels_last=config.channels_last,
-        panels=panels or {},
-        world=world,
-    )
+
+    @property
+    def notices(self) -> list[str]: ...  # noqa: D102
 
 
-def make_predictor(
-    config: DictConfig, *, sliding: bool = False, overlap: float = 0.5, flip: bool = False
-) -> Predictor:
-    """Return how images become logits: whole, or in windows of image_size."""
-    window = size_of(config.image_size) if sliding or config.data.fit == "crop" else None
-    return Predictor(window, overlap, flip)
+class TaskAssembly(Protocol):
+    """The `assembly` module of a task: a config → its objects. `segfit.tasks.segmentation.assembly` is the example.
+
+    Together with the `schema` module this is all that the rest of the program asks of a task.
+    """
+
+    # Data -------------------------------------------------------------------------------------
+
+    def make_sources(self, config: DictConfig) -> dict[str, Source]:
+        """Return the splits: train, val and perhaps test."""
+
+    def check_sources(
+        self,
+        config: DictConfig,
+        sources: Mapping[str, Source],
+        needs: Mapping[str, int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Preflight:
+        """Look at the files of some splits; raise a SegFitError with every problem."""
+
+    def make_train_dataset(self, config: DictConfig, source: Source) -> Any:
+        """Return a dataset: (index, seed) → a sample to train on."""
+
+    def make_held_out_dataset(self, config: DictConfig, source: Source) -> Any:
+        """Return a dataset: index → a sample to score."""
+
+    def make_predict_dataset(self, config: DictConfig, folder: str) -> Any:
+        """Return a dataset: index → a sample of a folder to predict, without a target."""
+
+    def collate(self, samples: Any) -> Batch:
+        """Return samples as one batch; the first dimension of each of its tensors counts them."""
+
+    def held_out_batch_size(self, config: DictConfig) -> int:
+        """Return the samples of a validation batch."""
+
+    def batch_bytes(self, config: DictConfig) -> int:
+        """Return the size of a training batch as workers return it."""
+
+    def augments_in_workers(self, config: DictConfig) -> bool:
+        """Say whether data workers have work even where samples are cached."""
+
+    def cached_forms(self, config: DictConfig, sources: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what `data.cache` keeps of some splits."""
+
+    def reading_options(self, config: DictConfig) -> dict[str, Any]:
+        """Return the options that the samples depend on, besides the files."""
+
+    # Model, task ------------------------------------------------------------------------------
+
+    def make_network(self, config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
+        """Return the model, and which weights it has."""
+
+    def example_input(self, config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
+        """Return what the model gets of a training batch, in its memory format."""
+
+    def make_statistics(
+        self, config: DictConfig, sources: Mapping[str, Source], report: Any
+    ) -> dict[str, Any]:
+        """Return what the task takes from the training data, as plain values; metrics.json keeps them."""
+
+    def make_task(
+        self,
+        config: DictConfig,
+        device: torch.device,
+        statistics: Mapping[str, Any] | None = None,
+        *,
+        panels: Mapping[int, str] | None = None,
+        world: World = ALONE,
+    ) -> Task:
+        """Return what a batch means."""
+
+    def recorded_statistics(
+        self, config: DictConfig, recorded: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """Return what a run's metrics.json holds of `make_statistics`, None for nothing; raise a SegFitError for else."""
+
+    def statistics_need_train(self, config: DictConfig) -> bool:
+        """Say whether `make_statistics` looks at the training data."""
+
+    # Report -----------------------------------------------------------------------------------
+
+    def facts(self, config: DictConfig) -> dict[str, str]:
+        """Return what really runs, label → text, that only this task knows."""
+
+    def hparams(self, config: DictConfig) -> dict[str, str | float | bool]:
+        """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
+
+
+def assembly_of(config: DictConfig) -> TaskAssembly:
+    """Return the `assembly` module of a config's task."""
+    return cast(TaskAssembly, import_module(f"segfit.tasks.{config.task.name}.assembly"))

@@ -14,17 +14,16 @@ from segfit.assembly.data import (
     cached_sources,
     check_data,
     held_out_images,
-    make_classes,
     make_held_out_batches,
-    make_sources,
     make_train_batches,
     workers_of,
 )
 from segfit.assembly.resuming import about, flat, resume
 from segfit.assembly.state import Notice, make_device, make_state
-from segfit.assembly.task import class_weights_of, make_task
+from segfit.assembly.task import assembly_of
 from segfit.assembly.tuned import stale
-from segfit.config.check import plain, size_of
+from segfit.config.check import plain
+from segfit.config.tasks import monitor_mode
 from segfit.data.source import Source
 from segfit.engine.agreement import refuse_differences
 from segfit.engine.checkpoint import Checkpoints
@@ -36,7 +35,6 @@ from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState
 from segfit.runs import folder as runs
 from segfit.system.hardware import device_name, peak_memory_gib
-from segfit.tasks.segmentation.classes import Classes
 
 
 @dataclass
@@ -46,16 +44,14 @@ class Training:
     Args:
         fit: the loop with all it needs.
         facts: label → text of what really runs.
-        classes: of the data.
         hparams: what sweeps are compared by, the same keys in every run.
-        class_weights: of the loss, as they were worked out; None: all alike.
+        statistics: what the task took from the training data.
     """
 
     fit: Fit
     facts: dict[str, str]
-    classes: Classes
     hparams: dict[str, str | float | bool]
-    class_weights: list[float] | None
+    statistics: dict[str, Any]
 
 
 def make_training(
@@ -79,7 +75,8 @@ def make_training(
         SegFitError: with every problem of the data set, or what else cannot be built.
     """
     refuse_differences(world, flat(plain(config)))
-    sources = make_sources(config.data)
+    assembly = assembly_of(config)
+    sources = assembly.make_sources(config)
     report = world.once_a_machine(partial(check_data, config, sources, progress))
     for line in report.notices:
         notice(line)
@@ -102,24 +99,19 @@ def make_training(
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
     state, weights = make_state(config, device, precision, updates, notice)
-    facts = _facts(config, sources, state, weights, workers, world)
     state.world, state.forward = world, world.wrap(state.model, state.forward)
+    facts = _facts(config, sources, state, weights, train.sampler.size, workers)
     if not world.is_main:  # dropout is to differ; the weights are equal by now
         seed_everything(derive_seed(config.seed, world.rank), config.deterministic)
     checkpoints = Checkpoints(runs.checkpoints(run), about(config, state))
     if config.resume is not None:
         resume(state, checkpoints, notice)
-    class_weights = class_weights_of(config, sources["train"], report)
-    task = make_task(
-        config,
-        device,
-        class_weights=class_weights,
-        panels=_panels(config, sources["val"]),
-        world=world,
-    )
+    statistics = assembly.make_statistics(config, sources, report)
+    panels = _panels(config, sources["val"])
+    task = assembly.make_task(config, device, statistics, panels=panels, world=world)
     fit = Fit(state, task, train, lambda: held_out, len(held_out), checkpoints, _options(config))
     hparams = {**_hparams(config, precision), "processes": world.size}
-    return Training(fit, facts, make_classes(config.data), hparams, class_weights)
+    return Training(fit, facts, hparams, statistics)
 
 
 def _panels(config: DictConfig, source: Source) -> dict[int, str]:
@@ -131,9 +123,21 @@ def _panels(config: DictConfig, source: Source) -> dict[int, str]:
 
 
 def _options(config: DictConfig) -> FitOptions:
-    names = set(FitOptions.__dataclass_fields__)
-    values = {**plain(config), **plain(config.checkpoint), **plain(config.report)}
-    return FitOptions(**{name: value for name, value in values.items() if name in names})
+    return FitOptions(
+        epochs=config.epochs,
+        accumulate=config.accumulate,
+        seed=config.seed,
+        clip_grad_norm=config.clip_grad_norm,
+        val_every=config.val_every,
+        monitor=config.monitor,
+        monitor_mode=monitor_mode(config),
+        patience=config.patience,
+        max_steps=config.max_steps,
+        max_left_out=config.max_left_out,
+        log_every=config.report.log_every,
+        every_minutes=config.checkpoint.every_minutes,
+        every_steps=config.checkpoint.every_steps,
+    )
 
 
 def _facts(
@@ -141,20 +145,20 @@ def _facts(
     sources: Mapping[str, Source],
     state: TrainingState,
     weights: str,
+    batch_size: int,
     workers: int,
-    world: World,
 ) -> dict[str, str]:
-    height, width = size_of(config.image_size)
+    world = state.world
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     variant = config.model.get("variant") or config.model.get("encoder") or ""
     sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
-    factors = [str(config.batch_size)]
+    factors = [str(batch_size)]
     if config.accumulate > 1:
         factors.append(f"{config.accumulate} accumulated")
     if world.size > 1:
         factors.append(f"{world.size} processes")
     batch = " × ".join(factors)
-    effective = config.batch_size * config.accumulate * world.size
+    effective = batch_size * config.accumulate * world.size
     return {
         "device": device_name(state.device),
         "recipe": config.hardware.name,
@@ -163,30 +167,26 @@ def _facts(
             "  ", " "
         ),
         "weights": weights,
-        "data": f"{config.data.name}: {sizes} images, {config.data.num_classes} classes",
-        "image size": f"{width} × {height} ({config.data.fit})",
+        "data": f"{config.data.name}: {sizes}",
         "batch": f"{batch} = {effective}" if len(factors) > 1 else batch,
-        "augmentation": config.augmentation.name,
+        **assembly_of(config).facts(config),
         "workers": str(workers),
-        "compiled": "yes" if state.forward is not state.model else "no",
+        "compiled": "no" if world.unwrap(state.forward) is state.model else "yes",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
     }
 
 
 def _hparams(config: DictConfig, precision: Precision) -> dict[str, str | float | bool]:
-    height, width = size_of(config.image_size)
     return {
         "model": config.model.get("variant") or config.model.get("encoder") or config.model.name,
         "hardware": config.hardware.name,
         "batch_size": config.batch_size,
         "accumulate": config.accumulate,
-        "image_size": f"{height}x{width}",
         "epochs": config.epochs,
         "lr": config.lr,
         "optimizer": config.optimizer.name,
         "scheduler": config.scheduler.name,
-        "loss": config.loss.name,
-        "augmentation": config.augmentation.name,
+        **assembly_of(config).hparams(config),
         "precision": precision.name,
         "seed": config.seed,
     }
@@ -198,6 +198,7 @@ def metrics_of(training: Training, end: EndLog, config: DictConfig) -> dict[str,
     return {
         "status": end.reason,
         "monitor": config.monitor,
+        "monitor_mode": monitor_mode(config),
         "best": end.best_scores,
         "best_epoch": end.best_epoch,
         "last": fit.result.scores if fit.result is not None else {},
@@ -206,6 +207,6 @@ def metrics_of(training: Training, end: EndLog, config: DictConfig) -> dict[str,
         "peak_memory_gib": peak_memory_gib(fit.state.device),
         "seconds": end.seconds,
         "precision": fit.state.precision.name,
-        "class_weights": training.class_weights,
+        **training.statistics,
         "facts": training.facts,
     }

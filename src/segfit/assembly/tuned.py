@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.config.check import plain, size_of
-from segfit.config.schema import SCHEMAS
+from segfit.assembly.task import assembly_of
+from segfit.config.check import plain
+from segfit.config.tasks import schema_of
 from segfit.system.hardware import device_name, driver_version
 
 # Keys of models that change neither how fast they are, nor what fits, or that are measured themselves.
@@ -17,15 +18,15 @@ def tuned_for(config: DictConfig, device: torch.device) -> dict[str, str | None]
     """Return what a setting that is measured now, with this config, holds for.
 
     Returns:
-        device, driver (None on the CPU), torch, model and image_size (width × height), as text.
+        device, driver (None on the CPU), torch, model and sample (the shape of what the model gets), as text.
     """
-    height, width = size_of(config.image_size)
+    sample = assembly_of(config).example_input(config, 1, torch.device("cpu")).shape[1:]
     return {
         "device": device_name(device),
         "driver": driver_version() if device.type == "cuda" else None,
         "torch": str(torch.__version__),  # a class of its own
         "model": _model(config),
-        "image_size": f"{width} × {height}",
+        "sample": " × ".join(map(str, sample)),
     }
 
 
@@ -36,7 +37,7 @@ def model_choice(config: DictConfig) -> str:
 
 
 def _model(config: DictConfig) -> str:
-    usual = OmegaConf.structured(SCHEMAS["model"][config.model.name])
+    usual = OmegaConf.structured(schema_of(config.task.name).GROUPS["model"][config.model.name])
     given: dict[str, Any] = plain(config.model)
     changed = [
         f"{key}={value}"

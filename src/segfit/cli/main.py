@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from segfit.cli import help as help_page
 from segfit.cli.explain import explain
-from segfit.config import schema
+from segfit.config import tasks
 from segfit.errors import SegFitError
 from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
@@ -33,19 +33,31 @@ _GRACE_SECONDS = 3.0  # in which torchrun ends this process, where the main one 
 
 
 def setup() -> None:
-    """Register schemas, resolvers and `hardware=auto`; must run before hydra.main composes."""
-    schema.register()
-    _alias_detected_hardware()
+    """Register the schemas of the task, resolvers and `hardware=auto`; must run before hydra.main composes.
+
+    Choices on the command line become those of the task, where it has its own.
+    """
+    folders = tasks.config_folders(sys.argv[1:], CONF)
+    try:
+        task = tasks.task_of(sys.argv[1:], folders)
+        tasks.register(task)
+    except SegFitError as error:
+        fail(error.problems)
+    sys.argv[1:] = tasks.qualified(sys.argv[1:], task, folders)
+    _alias_detected_hardware(task, folders)
     OmegaConf.register_new_resolver("help_page", help_page.page, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("benchmark_dir", benchmark_dir, use_cache=True, replace=True)
 
 
-def _alias_detected_hardware() -> None:
+def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
     # A defaults list may hold `hardware: ${detect:}`, but Hydra forbids `override` below such an entry, and
     # overriding the model is what a recipe is for. So auto is a second name for the file of the tier found.
-    recipe = CONF / "hardware" / f"{detect_tier()}.yaml"
+    tier = detect_tier()
+    names = [f"{task}/{tier}.yaml", f"{task}/cpu.yaml", f"{tier}.yaml"]
+    places = [folder / "hardware" / name for name in names for folder in folders]
+    recipe = next(path for path in places if path.is_file())
     ConfigStore.instance().store(
         group="hardware", name="auto", node=OmegaConf.load(recipe), package="_global_"
     )

@@ -4,31 +4,30 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig
 
 from segfit.assembly.data import (
-    held_out_batch_size,
     loader_options,
     make_held_out_batches,
     make_skipping,
-    make_sources,
     workers_of,
 )
-from segfit.assembly.task import class_weights_of, make_predictor, make_task
-from segfit.commands.load_run import Notice, TrainedRun, recorded_class_weights
-from segfit.config.check import plain, size_of
+from segfit.assembly.task import assembly_of
+from segfit.commands.load_run import Notice, TrainedRun
+from segfit.config.check import plain
 from segfit.data.loader import eval_loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.report.text import duration, scores_text, shown_path
+from segfit.runs import folder as runs
 from segfit.system.hardware import device_name
+from segfit.tasks.segmentation.assembly import held_out_batch_size, make_predictor, make_task
 from segfit.tasks.segmentation.data.collate import collate
-from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
-from segfit.tasks.segmentation.data.preflight import check_sources
+from segfit.tasks.segmentation.data.dataset import LabelledSource
 from segfit.tasks.segmentation.files import EvaluationFolder
 from segfit.tasks.segmentation.pictures import Picture
 from segfit.tasks.segmentation.predictions import Predictions
@@ -90,12 +89,12 @@ def evaluate_split(
     Raises:
         SegFitError: if there is no such split, the data set is broken, or results cannot be written.
     """
-    source, class_weights = _split(run, options.split, notice, checking)
+    source, statistics = _split(run, options.split, notice, checking)
     out = EvaluationFolder(_out(options, run.folder, options.split), run.classes)
     workers = min(workers_of(run.config, run.device), len(source))
     left_out, without = _noting(notice)
     batches = make_held_out_batches(run.config, source, run.device, workers, None, without)
-    task = _task(run, options, class_weights)
+    task = _task(run, options, statistics)
     taker = _predictions(run, options, out, source.id, lambda index: source.read(index)[0])
     facts = {**_facts(run, options), "split": options.split, "images": len(source)}
     result = _pass(run, task, batches, taker, facts, progress, notice)
@@ -124,32 +123,33 @@ def evaluate_split(
 
 def _split(
     run: TrainedRun, split: str, notice: Notice, checking: Progress | None
-) -> tuple[LabelledSource, list[float] | None]:
-    """Return a checked split and the class weights that training had."""
-    data, loss = run.config.data, run.config.loss
+) -> tuple[LabelledSource, dict[str, Any]]:
+    """Return a checked split and the statistics that training had."""
+    data = run.config.data
     if data.name == "folder" and not Path(data.root).expanduser().is_dir():
         raise SegFitError(
             f"{data.root}: the run's data set is not there. Say where it lies now: root=…"
         )
-    sources = make_sources(data)
+    assembly = assembly_of(run.config)
+    sources = assembly.make_sources(run.config)
     if split not in sources:
         raise SegFitError(
             f"split={split}: the run's data have no such split. There are: {', '.join(sources)}."
         )
-    known = "class_weights" in run.recorded
-    counted = {"train"} if loss.class_weights == "balanced" and not known else set()
-    report = check_sources(
-        {name: source for name, source in sources.items() if name in {split, *counted}},
-        check=data.check,
-        skip=data.on_bad_sample == "skip",
-        needs={split: 1},
-        progress=checking,
+    try:
+        statistics = assembly.recorded_statistics(run.config, run.recorded)
+    except SegFitError as error:
+        raise SegFitError(f"{run.folder / runs.METRICS}: {error}") from error
+    counted = (
+        {"train"} if statistics is None and assembly.statistics_need_train(run.config) else set()
     )
+    looked_at = {name: source for name, source in sources.items() if name in {split, *counted}}
+    report = assembly.check_sources(run.config, looked_at, {split: 1}, checking)
     for line in report.notices:
         notice(line)
-    if known:
-        return sources[split], recorded_class_weights(run)
-    return sources[split], class_weights_of(run.config, sources["train"], report)
+    if statistics is None:
+        statistics = assembly.make_statistics(run.config, sources, report)
+    return cast(LabelledSource, sources[split]), statistics
 
 
 # ------------------------------------------------------------------- images without masks
@@ -173,13 +173,7 @@ def predict_folder(
         SegFitError: if there is no image, one is unreadable, or results cannot be written.
     """
     config = run.config
-    dataset = PredictDataset(
-        options.images,
-        size_of(config.image_size),
-        config.data.fit,
-        image_mode=config.data.get("image_mode") or "rgb",
-        intensity_window=tuple(config.data.window) if config.data.get("window") else None,
-    )
+    dataset = assembly_of(config).make_predict_dataset(config, options.images)
     path = _out(options, run.folder, f"images-{dataset.folder.resolve().name}")
     if path.resolve().is_relative_to(dataset.folder.resolve()):
         raise SegFitError(
@@ -225,10 +219,10 @@ def _predictions(
 
 
 def _task(
-    run: TrainedRun, options: DictConfig, class_weights: list[float] | None
+    run: TrainedRun, options: DictConfig, statistics: dict[str, Any] | None
 ) -> SegmentationTask:
     predictor = make_predictor(run.config, overlap=options.overlap, flip=options.flip)
-    return make_task(run.config, run.device, class_weights=class_weights, predictor=predictor)
+    return make_task(run.config, run.device, statistics, predictor=predictor)
 
 
 def _pass(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from segfit.commands.load_run import TrainedRun
-from segfit.config.check import size_of
 from segfit.errors import SegFitError
 from segfit.models.build import for_inference
+from segfit.tasks.segmentation.schema import size_of
 
 
 class Deployed(nn.Module):

@@ -1,6 +1,5 @@
 """A trained model from its run folder alone: nothing of today's conf, nothing of the folder executed."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.assembly.data import make_classes
 from segfit.assembly.state import make_device, to_device
-from segfit.config.check import plain
+from segfit.assembly.task import assembly_of
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.precision import Precision
 from segfit.engine.seeding import seed_everything
 from segfit.errors import SegFitError
-from segfit.models.build import make_model
 from segfit.runs import folder as runs
 from segfit.runs.untrusted import read_json
+from segfit.tasks.segmentation.assembly import make_classes
 from segfit.tasks.segmentation.classes import Classes
 
 Notice = Callable[[str], None]
@@ -76,7 +74,7 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
     device, precision = make_device(options.device, config.precision, notice)
     path, weights, epoch = _weights(folder, options.checkpoint)
     try:
-        model, _ = make_model(make_classes(config.data), plain(config.model), pretrained=False)
+        model, _ = assembly_of(config).make_network(config, pretrained=False)
         model.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -145,24 +143,3 @@ def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | N
         return path, weights, max(progress["epoch"] - (progress.get("sample") == 0), 0)
     epoch = content.get("epoch")
     return path, weights, epoch if isinstance(epoch, int) else None
-
-
-def recorded_class_weights(run: TrainedRun) -> list[float] | None:
-    """Return the class weights that the run's loss had, as its metrics.json says; None: all alike.
-
-    Raises:
-        SegFitError: if they are none.
-    """
-    weights = run.recorded["class_weights"]
-    if weights is None:
-        return None
-    count = len(run.classes)
-    if (
-        not isinstance(weights, list)
-        or len(weights) != count
-        or not all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
-    ):
-        raise SegFitError(
-            f"{run.folder / runs.METRICS}: class_weights must be null or {count} numbers of at least 0."
-        )
-    return [float(weight) for weight in weights]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-
 from segfit.config.schema import REQUIRED, RunConfig, option
 
 
@@ -18,13 +16,18 @@ class ModeConfig:
 
 
 @dataclass
-class BenchmarkConfig(RunConfig):
-    """benchmark.py: the composition that would be trained, and a question about it."""
+class BenchmarkOptions:
+    """What benchmark.py has besides the composition that would be trained."""
 
     benchmark: ModeConfig = REQUIRED
     seconds: float | None = option(
         None, "How long each measurement (monitor: the watch) lasts; null: the mode's own.", gt=0
     )
+
+
+def benchmark_schema(run: type[RunConfig]) -> type:
+    """Return the schema of benchmark.py for runs of a schema."""
+    return dataclass(type("BenchmarkConfig", (BenchmarkOptions, run), {}))
 
 
 @dataclass
@@ -189,11 +192,3 @@ MODES: dict[str, type[ModeConfig]] = {
     "loader": LoaderModeConfig,
     "segformer": SegformerModeConfig,
 }
-
-
-def register() -> None:
-    """Give Hydra the schemas of benchmark.py: names that conf/benchmark.yaml and its group extend."""
-    store = ConfigStore.instance()
-    store.store(name="benchmark_schema", node=BenchmarkConfig)
-    for name, schema in MODES.items():
-        store.store(group="benchmark", name=f"{name}_schema", node=schema)

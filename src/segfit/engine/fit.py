@@ -33,6 +33,7 @@ class FitOptions:
     clip_grad_norm: float | None = None
     val_every: int = 1
     monitor: str = "miou"
+    monitor_mode: str = "max"
     patience: int | None = None
     max_steps: int | None = None
     max_left_out: int = 5

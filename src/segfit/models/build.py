@@ -1,13 +1,12 @@
 """A model by name. Each builder is imported when it is asked for: transformers and timm take seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.classes import Classes
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,12 @@ class Weights:
 
 
 def make_model(
-    classes: Classes, options: Mapping[str, Any], *, pretrained: bool
+    class_names: Sequence[str], options: Mapping[str, Any], *, pretrained: bool
 ) -> tuple[nn.Module, Weights]:
     """Return a model (B, 3, H, W) → (B, num_classes, H, W) and which weights it has.
 
     Args:
-        classes: one logit each.
+        class_names: one logit each.
         options: the fields of the model's config.
         pretrained: False skips `options["weights"]`, when a checkpoint follows anyway.
 
@@ -43,7 +42,7 @@ def make_model(
     if name == "cnn":
         from segfit.models.cnn import CNN
 
-        return CNN(len(classes), **values), Weights("random", "There are none for this model.")
+        return CNN(len(class_names), **values), Weights("random", "There are none for this model.")
     model: nn.Module
     wanted = values.pop("weights")
     weights = wanted if pretrained else None
@@ -52,13 +51,13 @@ def make_model(
 
         variant = values.pop("variant")
         model, report = make_segformer(
-            variant, len(classes), weights=weights, class_names=classes.names, **values
+            variant, len(class_names), weights=weights, class_names=tuple(class_names), **values
         )
     elif name == "timm_unet":
         from segfit.models.timm_unet import make_timm_unet
 
         encoder = values.pop("encoder")
-        model, report = make_timm_unet(encoder, len(classes), weights=weights, **values)
+        model, report = make_timm_unet(encoder, len(class_names), weights=weights, **values)
     else:
         raise SegFitError(f"model.name={name}: there is no such model.")
     alarming = weights == "auto" and not report.loaded

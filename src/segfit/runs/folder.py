@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segfit.config.check import check
-from segfit.config.schema import SCHEMAS, RunConfig
+from segfit.config.tasks import schema_of
 from segfit.errors import SegFitError
 from segfit.runs import lock as locks
 from segfit.runs.untrusted import read_yaml, refuse_links
@@ -115,8 +115,9 @@ def load_config(run: Path) -> DictConfig:
             f"{run}: no run folder (it has no {CONFIG}). Give a folder that train.py made."
         ) from error
     try:
-        config = OmegaConf.structured(RunConfig)
-        for group, schemas in SCHEMAS.items():
+        schema = schema_of(values["task"]["name"])
+        config = OmegaConf.structured(schema.Run)
+        for group, schemas in schema.GROUPS.items():
             name = values[group]["name"]
             if name not in schemas:
                 raise SegFitError(f"{path}: {group}.name={name} is none of {', '.join(schemas)}.")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.data import make_held_out_batches, make_sources
+from segfit.assembly.data import make_held_out_batches
+from segfit.assembly.task import assembly_of
 from segfit.assembly.training import make_training
 from segfit.data.images import open_image
 from segfit.data.source import Arrays, Source
@@ -119,7 +120,7 @@ def fits(
     with recorded_peak(device) as peak, tempfile.TemporaryDirectory() as folder:
         training = make_training(config, Path(folder), _ignore)
         fit = training.fit
-        source = Selection(make_sources(config.data)["val"], largest)
+        source = Selection(assembly_of(config).make_sources(config)["val"], largest)
         held_out = make_held_out_batches(config, source, device, 0, 1)
         for _ in range(rounds):
             speed = train_speed(training, seconds=seconds, warmup=1, resident=True)

@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.training import make_training
-from segfit.config.check import size_of
 from segfit.engine.findings import Findings
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import native_precisions
@@ -23,6 +22,7 @@ from segfit.system.cores import available_cores
 from segfit.system.hardware import resolve_device
 from segfit.system.monitor import Means, Monitor, summed_up
 from segfit.tasks.segmentation.data.dataset import TrainDataset
+from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, changed
 from segfit.tuning.diagnosis import Applied, Diagnosis

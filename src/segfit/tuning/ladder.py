@@ -6,7 +6,8 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from segfit.assembly.data import make_sources, workers_of
+from segfit.assembly.data import workers_of
+from segfit.assembly.task import assembly_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
@@ -65,7 +66,7 @@ def machine_of(config: DictConfig) -> Machine:
     if workers is None:
         # at least one, where there is a core for it: the rung shows whether it pays
         workers = max(workers_of(config, device), min(1, available_cores() - 1))
-    samples = len(make_sources(config.data)["train"])
+    samples = len(assembly_of(config).make_sources(config)["train"])
     return Machine(device.type, native_precisions(device), workers, samples)
 
 

@@ -10,7 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.assembly.data import cached_sources, make_sources, make_train_batches
+from segfit.assembly.data import cached_sources, make_train_batches
+from segfit.assembly.task import assembly_of
 from segfit.assembly.training import make_training
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
@@ -158,7 +159,7 @@ def _model_speed(config: DictConfig, bench: Bench) -> float:
 def _data_speed(config: DictConfig) -> Speed:
     """Return how fast batches come; their workers are gone afterwards."""
     device, _ = resolve_device(config.device)
-    sources, _ = cached_sources(config, make_sources(config.data))
+    sources, _ = cached_sources(config, assembly_of(config).make_sources(config))
     workers = config.loader.workers
     batches = make_train_batches(config, sources["train"], device, workers)
     # what workers have ready when the clock starts would count as made in no time

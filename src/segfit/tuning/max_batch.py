@@ -9,7 +9,8 @@ import psutil
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.assembly.data import check_data, make_sources
+from segfit.assembly.data import check_data
+from segfit.assembly.task import assembly_of
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.hardware import GIB, resolve_device, visible_cards
@@ -48,7 +49,7 @@ class Tried:
 
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Return the largest batch that fits, and every trial that led to it."""
-    sources = make_sources(config.data)
+    sources = assembly_of(config).make_sources(config)
     for line in check_data(config, sources).notices:
         bench.notice(line)
     trials = Trials(config, bench, by_size(sources["val"])[: len(sources["train"])])

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.data import check_data, make_sources, workers_of
+from segfit.assembly.data import check_data, workers_of
+from segfit.assembly.task import assembly_of
 from segfit.assembly.tuned import tuned_for
 from segfit.engine.findings import Findings
 from segfit.engine.precision import native_precisions, resolve_precision
@@ -55,7 +56,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     deadline = time.monotonic() + 60 * config.benchmark.budget_minutes
     out = local_recipe.LOCAL if config.benchmark.out is None else Path(config.benchmark.out)
     local_recipe.writable(out)
-    sources = make_sources(config.data)
+    sources = assembly_of(config).make_sources(config)
     for line in check_data(config, sources).notices:
         bench.notice(line)
     device, _ = resolve_device(config.device)

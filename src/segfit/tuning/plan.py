@@ -6,9 +6,9 @@ import math
 
 from omegaconf import DictConfig
 
-from segfit.config.check import size_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.hardware import GIB
+from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.curve import PARTS, Forecast
 from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, planned_precision

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from segfit.config.check import size_of
+from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.change import Change, changed
 from segfit.tuning.memory.curve import Forecast
 from segfit.tuning.memory.planner import Card, forecast_of, planned_precision

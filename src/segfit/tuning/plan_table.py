@@ -7,7 +7,7 @@ from itertools import product
 
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.config.schema import SCHEMAS
+from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.hardware import GIB
 from segfit.tuning.bench import Bench
@@ -77,19 +77,18 @@ def _variants(config: DictConfig) -> Iterator[DictConfig]:
     for model, size in product(plan.models or [None], plan.sizes or [None]):
         variant = config.copy()
         if model is not None:
-            variant.model = _model(config.model, model)
+            variant.model = _model(config, model)
         if size is not None:
             variant.image_size = size
         yield variant
 
 
-def _model(composed: DictConfig, wanted: str) -> DictConfig:
+def _model(config: DictConfig, wanted: str) -> DictConfig:
     """Return the options of a model by its short name; those that were composed stay where they apply."""
     name = "segformer" if wanted.startswith("b") else wanted
-    if composed.name == name:
-        options = composed.copy()
-    else:
-        options = OmegaConf.structured(SCHEMAS["model"][name])
+    options: DictConfig = config.model.copy()
+    if options.name != name:
+        options = OmegaConf.structured(schema_of(config.task.name).GROUPS["model"][name])
     if name == "segformer":
         options.variant = wanted
     return options

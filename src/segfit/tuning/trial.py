@@ -23,7 +23,7 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.config.check import plain
-from segfit.config.schema import RunConfig
+from segfit.config.tasks import schema_of
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.system.files import replace_text
@@ -90,7 +90,9 @@ def run_trial(
 def _training_part(config: DictConfig) -> DictConfig:
     """Return a config without what benchmark.py asks about it."""
     values = plain(config)
-    return OmegaConf.create({item.name: values[item.name] for item in fields(RunConfig)})
+    return OmegaConf.create(
+        {item.name: values[item.name] for item in fields(schema_of(config.task.name).Run)}
+    )
 
 
 # ---------------------------------------------------------------------------------- the parent

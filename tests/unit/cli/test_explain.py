@@ -5,7 +5,6 @@ import pytest
 from segfit.cli import main as cli
 from segfit.cli.explain import _OURS as OURS
 from segfit.cli.explain import explain
-from segfit.config import benchmark as config_benchmark
 from segfit.errors import SegFitError
 from tests.unit.composing import composed
 
@@ -55,7 +54,6 @@ def test_what_hydra_itself_stumbles_over_is_explained() -> None:
 
 
 def test_a_choice_that_is_missing_is_all_that_is_listed() -> None:
-    config_benchmark.register()
     arguments = ["hardware=cpu", "lr=1", "data.train_size=4"]
     with pytest.raises(Exception) as caught:  # noqa: PT011
         composed(*arguments, name="benchmark")

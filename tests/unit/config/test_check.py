@@ -2,8 +2,9 @@
 
 import pytest
 
-from segfit.config.check import check, size_of
+from segfit.config.check import check
 from segfit.errors import SegFitError
+from segfit.tasks.segmentation.schema import size_of
 from tests.unit.composing import composed
 
 FOLDER = ("data=folder", "data.root=x", "data.num_classes=3")
@@ -91,7 +92,7 @@ def test_what_evaluation_is_told_has_to_agree(overrides: list[str], part: str) -
 def test_all_problems_at_once() -> None:
     found = problems("batch_size=0", "lr=-1", "device=gpu", "augmentation.blur=2")
     assert [problem.split("=")[0] for problem in found] == [
-        "augmentation.blur", "batch_size", "lr", "device",
+        "batch_size", "lr", "device", "augmentation.blur",
     ]  # fmt: skip
 
 

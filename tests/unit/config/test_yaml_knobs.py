@@ -15,7 +15,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segfit.cli import main as cli
-from segfit.config import benchmark as config_benchmark
 from segfit.config.check import check
 from tests.unit.test_readme import parsed, single_runs
 
@@ -52,7 +51,6 @@ def commands(path: Path) -> list[tuple[str, list[str]]]:
 def compose_all(program: str, overrides: list[str]) -> DictConfig:
     """Compose with Hydra's own config, which some files set."""
     cli.setup()
-    config_benchmark.register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         return compose(program, overrides, return_hydra_config=True)

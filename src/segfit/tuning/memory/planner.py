@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import psutil
 from omegaconf import DictConfig
 
-from segfit.config.check import size_of
 from segfit.system.hardware import GIB, cpu_has_bf16, visible_cards
+from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.memory import cache
 from segfit.tuning.memory.curve import Forecast
 

@@ -8,9 +8,9 @@ import dataclasses
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.augmentation import make_gpu_augment
-from segfit.config.check import size_of
 from segfit.engine.precision import Precision
+from segfit.tasks.segmentation.assembly import make_gpu_augment
+from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.memory.affine import extra, forecast, idle
 from segfit.tuning.memory.curve import RECORDED, Curve, Forecast, Moment
 from segfit.tuning.memory.recorder import Recorder

@@ -14,14 +14,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from segfit.assembly.data import held_out_batch_size
 from segfit.assembly.state import make_state
-from segfit.assembly.task import make_task
-from segfit.config.check import size_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
 from segfit.engine.step import make_update
+from segfit.tasks.segmentation.assembly import held_out_batch_size, make_task
+from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 from segfit.tuning.memory.pretend import Cuts, without_data
 from segfit.tuning.memory.recorder import Recorder

@@ -1,0 +1,348 @@
+"""Config → the objects of a segmentation: sources, datasets, model, loss, augmentation, predictor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from segfit.config.check import plain
+from segfit.data.source import Source
+from segfit.engine.distributed import ALONE, World
+from segfit.errors import SegFitError
+from segfit.models.build import Weights, make_model
+from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.collate import collate
+from segfit.tasks.segmentation.data.dataset import (
+    EvalDataset,
+    LabelledSource,
+    PredictDataset,
+    TrainDataset,
+)
+from segfit.tasks.segmentation.data.fitted import fitted_sources
+from segfit.tasks.segmentation.data.preflight import PreflightReport, count_class_pixels
+from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
+from segfit.tasks.segmentation.inference import Predictor
+from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
+from segfit.tasks.segmentation.schema import size_of
+from segfit.tasks.segmentation.task import SegmentationTask
+
+if TYPE_CHECKING:
+    from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
+    from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
+    from segfit.tasks.segmentation.augmentation.mix import Mix
+
+__all__ = ["collate"]
+
+_MIX = ("mixup", "mixup_alpha", "cutmix", "cutmix_alpha")
+# Keys of data that no pixel of a sample depends on; files and names of images are told apart by themselves.
+_NOT_READING = {
+    "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
+    "train_size", "val_size", "test_size", "root", "images", "split",
+}  # fmt: skip
+
+# --------------------------------------------------------------------------------------- data
+
+
+def make_classes(data: DictConfig) -> Classes:
+    """Return the classes that a data config describes."""
+    names = data.class_names or [f"class_{index}" for index in range(data.num_classes)]
+    colors = tuple(tuple(color) for color in data.class_colors or [])
+    return Classes(tuple(names), colors, data.background)
+
+
+def make_sources(config: DictConfig) -> dict[str, LabelledSource]:
+    """Return the splits of a config: train, val and perhaps test.
+
+    Raises:
+        SegFitError: if the folder is not laid out as the config says.
+    """
+    data, classes = config.data, make_classes(config.data)
+    if data.name == "shapes":
+        from segfit.tasks.segmentation.data.shapes import shapes_sources
+
+        shapes = shapes_sources(
+            data.train_size, data.val_size, data.test_size, data.resolution, data.data_seed
+        )
+        for source in shapes.values():
+            source.classes = classes
+        return dict(shapes)
+    from segfit.data.splits import SplitRule
+    from segfit.tasks.segmentation.data.folder import folder_sources
+
+    if not Path(data.root).expanduser().is_dir():
+        raise SegFitError(f"data.root={data.root}: there is no such folder.")
+    folders = folder_sources(
+        data.root,
+        classes=classes,
+        images=data.images,
+        masks=data.masks,
+        mask_format=data.mask_format,
+        ignore_index=data.ignore_index,
+        label_map=plain(data.label_map) if data.label_map else None,
+        image_mode=data.image_mode,
+        intensity_window=tuple(data.window) if data.window is not None else None,
+        split=SplitRule(**plain(data.split)),
+    )
+    return dict(folders)
+
+
+def check_sources(
+    config: DictConfig,
+    sources: Mapping[str, LabelledSource],
+    needs: Mapping[str, int],
+    progress: Callable[[int, int], None] | None = None,
+) -> PreflightReport:
+    """Look at the files of some splits.
+
+    Args:
+        config: checked.
+        sources: of `make_sources`.
+        needs: split → samples that it must have at least.
+        progress: called with (done, total) files.
+
+    Raises:
+        SegFitError: with every problem of the data set.
+    """
+    return check_masks(
+        sources,
+        check=config.data.check,
+        skip=config.data.on_bad_sample == "skip",
+        needs=needs,
+        progress=progress,
+    )
+
+
+def make_train_dataset(config: DictConfig, source: LabelledSource) -> TrainDataset:
+    """Return a source's samples as they are trained on."""
+    return TrainDataset(
+        source, size_of(config.image_size), config.data.fit, make_cpu_augment(config)
+    )
+
+
+def make_held_out_dataset(config: DictConfig, source: LabelledSource) -> EvalDataset:
+    """Return a source's samples as they are scored."""
+    return EvalDataset(source, size_of(config.image_size), config.data.fit)
+
+
+def make_predict_dataset(config: DictConfig, folder: str) -> PredictDataset:
+    """Return the images of a folder, which have no masks.
+
+    Raises:
+        SegFitError: if there are none.
+    """
+    return PredictDataset(
+        folder,
+        size_of(config.image_size),
+        config.data.fit,
+        image_mode=config.data.get("image_mode") or "rgb",
+        intensity_window=tuple(config.data.window) if config.data.get("window") else None,
+    )
+
+
+def held_out_batch_size(config: DictConfig) -> int:
+    """Return the images of a validation batch: whole images of any size one by one for sliding windows."""
+    return 1 if config.data.fit == "crop" else int(config.batch_size)
+
+
+def batch_bytes(config: DictConfig) -> int:
+    """Return the size of a training batch as workers return it: RGB and a mask, uint8."""
+    height, width = size_of(config.image_size)
+    return int(config.batch_size) * 4 * height * width
+
+
+def augments_in_workers(config: DictConfig) -> bool:
+    """Say whether the data workers augment, and have work even where samples are cached."""
+    return bool(config.augmentation.name == "cpu")
+
+
+def cached_forms(
+    config: DictConfig, sources: Mapping[str, LabelledSource]
+) -> Mapping[str, tuple[Source, str]]:
+    """Return what `data.cache` keeps of some splits: images that are fitted to one size already, where they can be."""
+    return fitted_sources(sources, size_of(config.image_size), config.data.fit)
+
+
+def reading_options(config: DictConfig) -> dict[str, Any]:
+    """Return the options that the samples of `cached_form` depend on, besides the files."""
+    data = plain(config.data)
+    return {key: value for key, value in data.items() if key not in _NOT_READING}
+
+
+# -------------------------------------------------------------------------------------- model
+
+
+def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
+    """Return the model of a config, (B, 3, H, W) → (B, num_classes, H, W), and which weights it has.
+
+    Raises:
+        SegFitError: if weights that were named cannot be loaded.
+    """
+    classes = make_classes(config.data)
+    return make_model(classes.names, plain(config.model), pretrained=pretrained)
+
+
+def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
+    """Return what the model gets of a training batch, (B, 3, H, W) float32, in its memory format."""
+    height, width = size_of(config.image_size)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return torch.zeros(batch_size, 3, height, width, device=device).contiguous(memory_format=layout)
+
+
+# --------------------------------------------------------------------------------------- task
+
+
+def make_statistics(
+    config: DictConfig, sources: Mapping[str, LabelledSource], report: PreflightReport
+) -> dict[str, Any]:
+    """Return what a task takes from the training data: the class weights of the loss, None where all are alike."""
+    return {"class_weights": _class_weights(config, sources["train"], report)}
+
+
+def _class_weights(
+    config: DictConfig, source: LabelledSource, report: PreflightReport
+) -> list[float] | None:
+    wanted = config.loss.class_weights
+    if wanted == "none":
+        return None
+    if wanted != "balanced":
+        return [float(weight) for weight in wanted]
+    pixels = report.class_pixels.get("train")
+    if pixels is None:
+        pixels = count_class_pixels(source, 200, skip=config.data.on_bad_sample == "skip")
+    return balanced_weights(torch.from_numpy(pixels), config.loss.balance)
+
+
+def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a run's metrics.json holds of `make_statistics`; None if it holds nothing of it.
+
+    Raises:
+        SegFitError: if it holds something else.
+    """
+    if "class_weights" not in recorded:
+        return None
+    weights, count = recorded["class_weights"], config.data.num_classes
+    numbers = isinstance(weights, list) and all(
+        isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0
+        for weight in weights
+    )
+    if weights is not None and not (numbers and len(weights) == count):
+        raise SegFitError(f"class_weights must be null or {count} numbers of at least 0.")
+    return {"class_weights": weights and [float(weight) for weight in weights]}
+
+
+def statistics_need_train(config: DictConfig) -> bool:
+    """Say whether `make_statistics` looks at the training data."""
+    return bool(config.loss.class_weights == "balanced")
+
+
+def make_task(
+    config: DictConfig,
+    device: torch.device,
+    statistics: Mapping[str, Any] | None = None,
+    *,
+    panels: Mapping[int, str] | None = None,
+    predictor: Predictor | None = None,
+    world: World = ALONE,
+) -> SegmentationTask:
+    """Return what a batch means under a config.
+
+    Args:
+        config: a run's.
+        device: where batches lie.
+        statistics: of `make_statistics`; None: no class weights.
+        panels: index of a held-out sample → name, for those to show.
+        predictor: how held-out images become logits; None: as data.fit says.
+        world: whose processes share the held-out images.
+    """
+    return SegmentationTask(
+        classes=make_classes(config.data),
+        criterion=make_loss(config, (statistics or {}).get("class_weights")).to(device),
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        augment=make_gpu_augment(config),
+        mix=make_mix(config),
+        predictor=predictor or make_predictor(config),
+        channels_last=config.channels_last,
+        panels=panels or {},
+        world=world,
+    )
+
+
+def make_loss(config: DictConfig, class_weights: list[float] | None) -> SegmentationLoss:
+    """Return the loss of a config with the class weights that were worked out for it."""
+    options = plain(config.loss)
+    for key in ("class_weights", "balance"):
+        options.pop(key, None)
+    return segmentation_loss(
+        num_classes=config.data.num_classes, class_weights=class_weights, **options
+    )
+
+
+def make_predictor(
+    config: DictConfig, *, sliding: bool = False, overlap: float = 0.5, flip: bool = False
+) -> Predictor:
+    """Return how images become logits: whole, or in windows of image_size."""
+    window = size_of(config.image_size) if sliding or config.data.fit == "crop" else None
+    return Predictor(window, overlap, flip)
+
+
+def make_cpu_augment(config: DictConfig) -> CpuAugment | None:
+    """Return what workers do to each sample, or None if the config augments elsewhere."""
+    if config.augmentation.name != "cpu":
+        return None
+    from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
+
+    return CpuAugment(**_options(config))
+
+
+def make_gpu_augment(config: DictConfig) -> KorniaGpu | None:
+    """Return what the device does to each batch, or None if the config augments elsewhere."""
+    if config.augmentation.name != "kornia-gpu":
+        return None
+    from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
+
+    return KorniaGpu(**_options(config))
+
+
+def make_mix(config: DictConfig) -> Mix | None:
+    """Return MixUp and CutMix with the config's probabilities, or None if both are 0."""
+    shares = {key: config.augmentation[key] for key in _MIX}
+    if config.augmentation.name == "none" or shares["mixup"] + shares["cutmix"] == 0:
+        return None
+    from segfit.tasks.segmentation.augmentation.mix import Mix
+
+    return Mix(num_classes=config.data.num_classes, **shares)
+
+
+def _options(config: DictConfig) -> dict[str, Any]:
+    options = {k: v for k, v in plain(config.augmentation).items() if k not in ("name", *_MIX)}
+    return {**options, "fill": plain(config.data.mean)}
+
+
+# ------------------------------------------------------------------------------------- report
+
+
+def facts(config: DictConfig) -> dict[str, str]:
+    """Return what really runs, label → text, that only this task knows."""
+    height, width = size_of(config.image_size)
+    return {
+        "classes": str(config.data.num_classes),
+        "image size": f"{width} × {height} ({config.data.fit})",
+        "augmentation": config.augmentation.name,
+    }
+
+
+def hparams(config: DictConfig) -> dict[str, str | float | bool]:
+    """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
+    height, width = size_of(config.image_size)
+    return {
+        "image_size": f"{height}x{width}",
+        "loss": config.loss.name,
+        "augmentation": config.augmentation.name,
+    }

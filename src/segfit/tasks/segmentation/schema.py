@@ -1,0 +1,404 @@
+"""The schema of a segmentation run, and what can be wrong with it; never torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from segfit.config.check import LARGEST, shown
+from segfit.config.schema import (
+    REQUIRED,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    RunConfig,
+    option,
+)
+from segfit.errors import SegFitError, nearest
+
+LARGEST_SIDE = 16384  # of image_size in pixels
+UNIT = "img"
+# Scores that can pick the best checkpoint, and whether more or less of them is better.
+MONITORS = {
+    "miou": "max",
+    "macro_f1": "max",
+    "foreground_f1": "max",
+    "foreground_iou": "max",
+    "pixel_accuracy": "max",
+    "loss": "min",
+}
+# Scores that are shown, in this order, and what they are called.
+COLUMNS = {"miou": "mIoU", "macro_f1": "macro F1", "foreground_f1": "foreground F1"}
+
+# ------------------------------------------------------------------------------------ models
+
+
+@dataclass
+class SegFormerConfig(ModelConfig):
+    """SegFormer (Xie et al., arXiv 2105.15203), Hugging Face's parameters and state-dict keys."""
+
+    name: str = "segformer"
+    variant: str = option("b0", "Encoder size.", choices=("b0", "b1", "b2", "b3", "b4", "b5"))
+    weights: str | None = option(
+        "auto",
+        "auto: nvidia/segformer-bN-finetuned-ade-512-512 if the cache or the hub has it, else random "
+        "with a warning. A hub name or a folder must load. null: random.",
+    )
+    fast: bool = option(True, "Exact, faster forwards; false runs transformers' own, to compare.")
+    dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
+    drop_path: float = option(0.1, "Stochastic depth of the deepest layer.", ge=0, lt=1)
+    checkpointing: bool = option(
+        False, "Recompute activations in backward: about 30 % slower, 40 % less memory."
+    )
+
+
+@dataclass
+class CnnConfig(ModelConfig):
+    """SegFit's own residual U-Net, for training from random weights."""
+
+    name: str = "cnn"
+    base_channels: int = option(
+        32, "Channels at the highest resolution; doubled a level.", ge=4, le=1024
+    )
+    num_blocks: int = option(2, "Residual blocks a level.", ge=1, le=100)
+    dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
+
+
+@dataclass
+class TimmUnetConfig(ModelConfig):
+    """A U-Net decoder on any timm encoder that knows `features_only`."""
+
+    name: str = "timm_unet"
+    encoder: str = option("resnet34", "Any name from timm.list_models().")
+    weights: str | None = option(
+        "auto",
+        "auto: timm's pretrained tag if the cache or the hub has it, else random with a warning. "
+        "A file must load. null: random.",
+    )
+    decoder_channels: int = option(
+        256, "Channels of the deepest decoder level; halved a level.", ge=8, le=4096
+    )
+    dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
+
+
+# ------------------------------------------------------------------------------ augmentation
+
+
+@dataclass
+class AugmentationConfig:
+    """One list of operations for both places: torchvision v2 in the workers, Kornia on the device.
+
+    Each operation strikes an image with its probability; 0 switches it off.
+    """
+
+    name: str = option(REQUIRED, "Where it runs.", choices=("none", "cpu", "kornia-gpu"))
+    hflip: float = option(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    vflip: float = option(0.0, "Probability of an upside-down flip.", ge=0, le=1)
+    affine: float = option(0.7, "Probability of rotation and scale.", ge=0, le=1)
+    degrees: float = option(20.0, "Rotation is drawn from ± this many degrees.", ge=0, le=180)
+    scale: list[float] = option(
+        [0.8, 1.2], "Zoom is drawn log-uniformly from this range.", ge=0.01, le=100
+    )
+    zoom_anywhere: bool = option(
+        True, "Zoom about a random point, not the centre: zoomed in, it is a random crop."
+    )
+    color_jitter: float = option(0.5, "Probability of colour jitter.", ge=0, le=1)
+    brightness: float = option(0.3, "Factor drawn from 1 ± this.", ge=0, le=1)
+    contrast: float = option(0.2, "Factor drawn from 1 ± this.", ge=0, le=1)
+    saturation: float = option(0.2, "Factor drawn from 1 ± this.", ge=0, le=1)
+    hue: float = option(
+        0.1, "Shift drawn from ± this, in turns of the colour circle.", ge=0, le=0.5
+    )
+    blur: float = option(0.1, "Probability of a Gaussian blur.", ge=0, le=1)
+    blur_sigma: list[float] = option(
+        [0.1, 2.0], "Its sigma in pixels is drawn from this range.", gt=0, le=100
+    )
+    noise: float = option(0.1, "Probability of Gaussian noise.", ge=0, le=1)
+    noise_std: float = option(0.05, "Its standard deviation, of the value range 0-1.", ge=0, le=1)
+    mixup: float = option(0.0, "Probability that a batch is mixed by MixUp.", ge=0, le=1)
+    mixup_alpha: float = option(0.4, "Beta(alpha, alpha) draws the share.", gt=0, le=1000)
+    cutmix: float = option(0.0, "Probability that a batch is mixed by CutMix.", ge=0, le=1)
+    cutmix_alpha: float = option(1.0, "Beta(alpha, alpha) draws the area.", gt=0, le=1000)
+
+
+# --------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class MaskDataConfig(DataConfig):
+    """What every source of images and masks has."""
+
+    num_classes: int = option(
+        REQUIRED, "Classes that are predicted; ignored pixels are none.", ge=2, le=255
+    )
+    class_names: list[str] | None = option(None, "One a class; null: class_0, class_1, …")
+    class_colors: list[list[int]] | None = option(
+        None, "One RGB triple a class; null: distinct hues."
+    )
+    background: int | None = option(None, "Class that the foreground scores leave out.", ge=0)
+    fit: str = option(
+        "stretch",
+        "How an image meets image_size. stretch: resized to it. pad: resized to fit inside, rest "
+        "ignored. crop: random crops in training, a sliding window in evaluation.",
+        choices=("stretch", "pad", "crop"),
+    )
+    mean: list[float] = option([0.485, 0.456, 0.406], "Subtracted from RGB in 0-1.", ge=0, le=1)
+    std: list[float] = option([0.229, 0.224, 0.225], "Divides RGB in 0-1.", ge=0.001)
+
+
+@dataclass
+class ShapesConfig(MaskDataConfig):
+    """Built-in textured phantoms: no files, deterministic by index."""
+
+    name: str = "shapes"
+    num_classes: int = 4
+    train_size: int = option(512, "Images to train on.", ge=1, le=10_000_000)
+    val_size: int = option(64, "Held-out images.", ge=1, le=10_000_000)
+    test_size: int = option(64, "Held-out images that no choice is made on.", ge=1, le=10_000_000)
+    resolution: int = option(128, "Side of the drawn image in pixels.", ge=32, le=16384)
+    data_seed: int = option(0, "Another seed, another data set.", ge=0)
+
+
+@dataclass
+class SplitConfig:
+    """How images without train/val/test folders are divided."""
+
+    val: float = option(0.2, "Share of the groups that is held out for validation.", gt=0, lt=1)
+    test: float = option(0.0, "Share that is held out for testing.", ge=0, lt=1)
+    seed: int = option(0, "Another seed, another split.", ge=0)
+    group: str | None = option(
+        None,
+        "Regex on the file's relative name; images whose first group (or match) agrees stay together.",
+    )
+
+
+@dataclass
+class FolderConfig(MaskDataConfig):
+    """Images and masks in folders, with or without train/, val/ and test/ above them."""
+
+    name: str = "folder"
+    root: str = option(REQUIRED, "The folder that holds images and masks.")
+    images: str = option("images", "Folder of the images, below root or root/<split>.")
+    masks: str = option("masks", "Folder of the masks (or the CSV file of mask_format=rle).")
+    mask_format: str = option(
+        "png",
+        "png: one index or palette mask an image. parts: CelebAMask-HQ's one file a part. "
+        "rle: a CSV of run-lengths (id, class, segmentation), as UW-Madison's.",
+        choices=("png", "parts", "rle"),
+    )
+    ignore_index: int | None = option(
+        255, "Mask value that counts nowhere; null: none.", ge=0, le=65535
+    )
+    # Any: OmegaConf cannot merge a typed map that is None with what is typed on the command line
+    label_map: Any = option(
+        None, "Mask value → class (or ignore_index); values that it does not name are an error."
+    )
+    image_mode: str = option(
+        "rgb", "rgb, or gray: one channel, 8 or 16 bit, repeated to three.", choices=("rgb", "gray")
+    )
+    window: list[float] | None = option(
+        None,
+        "Percentiles of each grey image that become black and white, e.g. [1, 99].",
+        ge=0,
+        le=100,
+    )
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+
+# --------------------------------------------------------------------------------------- loss
+
+
+@dataclass
+class LossConfig:
+    """A weighted sum of terms; each is normalised over the whole effective batch."""
+
+    name: str = option(
+        REQUIRED,
+        "Terms by name.",
+        choices=("ce", "dice", "dice_ce", "focal", "tversky", "lovasz", "lovasz_ce"),
+    )
+    class_weights: Any = option(
+        "none", "none, balanced (a power of the inverse pixel share), or one number a class."
+    )
+    balance: float = option(
+        0.5, "Exponent of the inverse pixel share that balanced weights by.", ge=0, le=1
+    )
+    label_smoothing: float = option(0.0, "Of the cross-entropy.", ge=0, lt=1)
+    region_weight: float = option(
+        0.5, "Share of dice/lovasz in dice_ce/lovasz_ce; ce has the rest.", ge=0, le=1
+    )
+    focal_gamma: float = option(2.0, "Focusing (Lin et al., arXiv 1708.02002).", ge=0, le=100)
+    tversky_alpha: float = option(
+        0.3, "Weight of false positives (arXiv 1706.05721).", ge=0, le=1000
+    )
+    tversky_beta: float = option(0.7, "Weight of false negatives.", ge=0, le=1000)
+
+
+# ------------------------------------------------------------------------------ the run itself
+
+
+@dataclass
+class Run(RunConfig):
+    """A segmentation training."""
+
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    image_size: Any = option(REQUIRED, "What the model sees: side in pixels, or [height, width].")
+    monitor: str = option("miou", "Score that picks the best checkpoint.", choices=tuple(MONITORS))
+
+
+@dataclass
+class Evaluate(EvaluateConfig):
+    """evaluate.py of a segmentation run."""
+
+    images: str | None = option(None, "A folder of images to predict instead; no masks needed.")
+    flip: bool = option(False, "Average with the prediction of the mirrored image.")
+    sliding_window: bool = option(
+        False, "Predict at full resolution in windows of image_size; always on for data.fit=crop."
+    )
+    overlap: float = option(0.5, "Share of a window that the next one covers again.", ge=0, lt=1)
+    save_masks: bool = option(True, "Write predicted masks and overlays, at the original size.")
+    worst: int = option(8, "How many of the worst images are shown as pictures.", ge=0)
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "model": {"segformer": SegFormerConfig, "cnn": CnnConfig, "timm_unet": TimmUnetConfig},
+    "data": {"shapes": ShapesConfig, "folder": FolderConfig},
+}
+
+
+# ---------------------------------------------------------------------------- what can be wrong
+
+
+def problems(config: DictConfig) -> Iterator[str]:
+    """Yield what is impossible or contradicts itself in a composed run, beyond the values of single options."""
+    try:
+        size_of(config.image_size)
+    except SegFitError as error:
+        yield from error.problems
+    yield from _check_ranges(config)
+    yield from _check_classes(config)
+    if OmegaConf.get_type(config.data) is FolderConfig:
+        yield from _check_folder(config.data)
+
+
+def evaluation_problems(options: DictConfig) -> Iterator[str]:
+    """Yield what contradicts itself in the options of evaluate.py."""
+    if options.export is not None and (options.images is not None or options.out is not None):
+        yield "export writes the model alone: leave images and out away, or leave export away."
+    if options.images is not None and not options.images:
+        yield "images is empty: give a path, or leave it away."
+
+
+def size_of(image_size: Any) -> tuple[int, int]:
+    """Return (height, width) of an image_size: a side in pixels, or a pair of them.
+
+    Raises:
+        SegFitError: if it is neither.
+    """
+    pair = [image_size] * 2 if isinstance(image_size, int) else image_size
+    good = isinstance(pair, (list, tuple)) or OmegaConf.is_list(pair)
+    if (
+        not good
+        or len(pair) != 2
+        or not all(isinstance(side, int) and 32 <= side <= LARGEST_SIDE for side in pair)
+    ):
+        raise SegFitError(
+            f"image_size={shown(image_size)}: must be a side in pixels, or [height, width], each at least 32 "
+            f"and at most {LARGEST_SIDE}."
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _check_ranges(config: DictConfig) -> Iterator[str]:
+    ranges = {
+        "augmentation.scale": config.augmentation.scale,
+        "augmentation.blur_sigma": config.augmentation.blur_sigma,
+        "data.window": config.data.get("window") if "window" in config.data else None,
+    }
+    for key, pair in ranges.items():
+        if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
+            yield f"{key}={shown(pair)}: must be [low, high]."
+    for key in ("mean", "std"):
+        if len(config.data[key]) != 3:
+            yield f"data.{key}={shown(config.data[key])}: must be three numbers, for R, G and B."
+    if config.loss.name == "tversky" and config.loss.tversky_alpha + config.loss.tversky_beta == 0:
+        yield "loss.tversky_alpha=0 with loss.tversky_beta=0: the loss would be 0 whatever is predicted."
+    if config.augmentation.mixup + config.augmentation.cutmix > 1:
+        yield "augmentation.mixup + augmentation.cutmix: a batch gets one of them, so at most 1 together."
+
+
+def _check_classes(config: DictConfig) -> Iterator[str]:
+    data, count = config.data, config.data.num_classes
+    for key, unit in (("class_names", "name"), ("class_colors", "RGB triple")):
+        given = data[key]
+        if given is not None and len(given) != count:
+            yield f"data.{key} has {len(given)} entries for num_classes={count}: one {unit} a class."
+    for name in sorted({name for name in data.class_names or [] if not name.strip()}):
+        yield f"data.class_names: {name!r} is no name."
+    twice = {name for name in data.class_names or [] if list(data.class_names).count(name) > 1}
+    if twice:
+        yield f"data.class_names: {', '.join(sorted(twice))} stands for more than one class."
+    for color in data.class_colors or []:
+        numbers = OmegaConf.is_list(color) and all(isinstance(value, int) for value in color)
+        if not numbers or len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            yield f"data.class_colors: {shown(color)} is no RGB triple of 0 to 255."
+    if data.background is not None and data.background >= count:
+        yield f"data.background={data.background}: must be below num_classes={count}."
+    weights = config.loss.class_weights
+    if isinstance(weights, str):
+        if weights not in ("none", "balanced"):
+            yield (
+                f"loss.class_weights={weights}: must be none, balanced or a list of numbers."
+                + nearest(weights, ["none", "balanced"])
+            )
+    elif not OmegaConf.is_list(weights):
+        yield f"loss.class_weights={shown(weights)}: must be none, balanced or a list of numbers."
+    elif len(weights) != count or not all(_is_weight(value) for value in weights):
+        yield (
+            f"loss.class_weights={shown(weights)}: must be {count} numbers of at least 0, one a class."
+        )
+    elif not any(weights):
+        yield f"loss.class_weights={shown(weights)}: with these nothing would be learnt."
+    if data.name == "shapes" and count != 4:
+        yield f"data.num_classes={count}: shapes always has 4 classes."
+
+
+def _is_weight(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= LARGEST
+
+
+def _check_folder(data: DictConfig) -> Iterator[str]:
+    label_map = {} if data.label_map is None else data.label_map
+    if not OmegaConf.is_dict(label_map) and label_map != {}:
+        yield f"data.label_map={shown(label_map)}: must be {{mask value: class, …}}."
+        label_map = {}
+    for value, target in label_map.items():
+        if type(value) is not int or type(target) is not int:
+            yield f"data.label_map: {value!s} → {target} must be two whole numbers."
+            continue
+        if not 0 <= value <= 65535:
+            yield f"data.label_map: {value} is no mask value; they are 0 to 65535."
+        if not 0 <= target < data.num_classes and target != data.ignore_index:
+            yield (
+                f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) "
+                f"nor ignore_index={data.ignore_index}."
+            )
+    if data.split.group is not None:
+        try:
+            re.compile(data.split.group)
+        except re.error as error:
+            yield f"data.split.group={data.split.group}: no valid regular expression ({error})."
+    if data.split.val + data.split.test >= 1:
+        yield "data.split.val + data.split.test: must leave something to train on (below 1)."
+    if label_map and data.mask_format != "png":
+        yield "data.label_map needs data.mask_format=png; the others are matched by data.class_names."
+    if not data.root:
+        yield "data.root is empty: give the folder that holds images and masks."
+    if data.window is not None and data.image_mode != "gray":
+        yield "data.window needs data.image_mode=gray."
