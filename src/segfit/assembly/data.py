@@ -10,7 +10,7 @@ from segfit.assembly.task import Preflight, assembly_of
 from segfit.data.bad_samples import Skipping
 from segfit.data.batches import TrainBatches
 from segfit.data.cache import CacheOptions, cache_sources
-from segfit.data.loader import LoaderOptions, eval_loader, train_loader
+from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
@@ -101,8 +101,14 @@ def make_train_batches(
         len(source), config.batch_size, config.seed, rank=world.rank, world_size=world.size
     )
     options = loader_options(config, workers)
-    skipping = make_skipping(config, notice)
-    loader = train_loader(dataset, assembly.collate, sampler, device, options, skipping)
+    loader = Loader(
+        dataset,
+        assembly.collate,
+        device,
+        options,
+        make_skipping(config, notice),
+        batch_sampler=sampler,
+    )
     batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
     return TrainBatches(sampler, batches, source, config.limit_train_batches)
 
@@ -128,14 +134,14 @@ def make_held_out_batches(
         world: whose processes share the images; none is seen twice.
     """
     assembly = assembly_of(config)
-    loader = eval_loader(
+    loader = Loader(
         assembly.make_held_out_dataset(config, source),
         assembly.collate,
-        assembly.held_out_batch_size(config),
         device,
         loader_options(config, workers),
         make_skipping(config, notice, share=world.size > 1),
-        range(world.rank, held_out_images(config, source, limit), world.size),
+        batch_size=assembly.held_out_batch_size(config),
+        sampler=range(world.rank, held_out_images(config, source, limit), world.size),
     )
     return DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
 

@@ -17,7 +17,7 @@ from segfit.assembly.data import (
 from segfit.assembly.task import assembly_of
 from segfit.commands.load_run import Notice, TrainedRun
 from segfit.config.check import plain
-from segfit.data.loader import eval_loader
+from segfit.data.loader import Loader
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Column, Findings, Table
@@ -183,13 +183,13 @@ def predict_folder(
     out = EvaluationFolder(path, run.classes)
     workers = min(workers_of(config, run.device), len(dataset))
     left_out, without = _noting(notice)
-    loader = eval_loader(
+    loader = Loader(
         dataset,
         collate,
-        held_out_batch_size(config),
         run.device,
         loader_options(config, workers),
         make_skipping(config, without),
+        batch_size=held_out_batch_size(config),
     )
     batches = DevicePrefetcher(loader, run.device)
     taker = _predictions(

@@ -12,11 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch.utils.data import Dataset
 
 from segfit.data.cache_disk import DiskStore
 from segfit.data.cache_ram import RamStore
-from segfit.data.loader import item_loader
+from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.preflight import default_cache_dir, spread
 from segfit.data.source import Arrays, Source, SourceView, where
 from segfit.errors import SegFitError
@@ -207,7 +208,12 @@ def _build(
         if indices:
             source.store.check_room(need)
             workers = choose_workers(None) if len(indices) > _FEW else 0
-            for items in item_loader(_Items(source, skip=skip), indices, _BATCH, workers):
+            samples, options = (
+                _Items(source, skip=skip),
+                LoaderOptions(workers, 2, persistent=False),
+            )
+            device = torch.device("cpu")
+            for items in Loader(samples, list, device, options, sampler=indices, batch_size=_BATCH):
                 for item in items:
                     if item.arrays is not None:
                         source.store.put(item.number, item.arrays)

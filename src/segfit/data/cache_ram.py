@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,12 +19,6 @@ from segfit.system.cores import free_memory
 _GIB = 1 << 30
 _RESERVE = _GIB  # bytes that stay free for the training itself
 _BLOCK = 64 << 20  # bytes that are taken at once
-
-
-class Block(Protocol):
-    """Shared memory; picklable by its place, not its content."""
-
-    content: NDArray[np.uint8]
 
 
 class MemoryFile:
@@ -62,24 +56,14 @@ class SharedTensor:
 
     def __init__(self, size: int) -> None:
         self._tensor: torch.Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()
-        self.content = self._tensor.numpy()
 
-    def __getstate__(self) -> tuple[torch.Tensor]:
-        return (self._tensor,)
-
-    def __setstate__(self, state: tuple[torch.Tensor]) -> None:
-        (self._tensor,) = state
-        self.content = self._tensor.numpy()
+    @property
+    def content(self) -> NDArray[np.uint8]:
+        """All bytes, (size,) uint8."""
+        return self._tensor.numpy()
 
 
-def make_block(size: int) -> Block:
-    """Return `size` bytes of shared memory.
-
-    Raises:
-        SegFitError: if they are not free.
-    """
-    check_room(size, "the next samples need")
-    return MemoryFile(size) if hasattr(os, "memfd_create") else SharedTensor(size)
+Block: TypeAlias = MemoryFile | SharedTensor  # picklable by its place, not its content
 
 
 def check_room(size: int, what: str) -> None:
@@ -129,7 +113,10 @@ class RamStore:
         """
         packed = pack(arrays)
         if not self.blocks or self._used + len(packed) > len(self.blocks[-1].content):
-            self.blocks.append(make_block(max(len(packed), _BLOCK)))
+            size = max(len(packed), _BLOCK)
+            check_room(size, "the next samples need")
+            linux = hasattr(os, "memfd_create")
+            self.blocks.append(MemoryFile(size) if linux else SharedTensor(size))
             self._used = 0
         self.blocks[-1].content[self._used : self._used + len(packed)] = packed
         self.places[index] = len(self.blocks) - 1, self._used, len(packed)

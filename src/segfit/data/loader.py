@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from segfit.data.bad_samples import GuardedCollate, GuardedDataset, Made, Samples, Skipping
 from segfit.data.collate import Collate
-from segfit.data.sampler import EpochSampler
 from segfit.data.worker_deaths import SHARED_MEMORY_FULL, CurrentSamples, explain_dead_workers
 from segfit.errors import SegFitError
 from segfit.system.cores import one_blas_thread
@@ -45,31 +44,49 @@ class LoaderOptions:
 class Loader(DataLoader[Any]):
     """A DataLoader that raises a SegFitError, with the files at fault, whatever goes wrong.
 
-    Iterating again while an iterator is unfinished is fine: what the workers had ready is dropped.
+    Iterating again while an iterator is unfinished is fine: what the workers had ready is dropped. A `batch_sampler`
+    stays in this process, so that it can be set between iterations though the workers persist.
 
     Args:
-        samples: makes the samples.
+        samples: a dataset that gets what the sampler yields: an index, or (index, seed).
         collate: samples → batch.
-        skipping: logs samples that cannot be read, and are skipped; None: they are an error.
-        how: DataLoader's own arguments.
+        device: where batches will go; only those for CUDA are pinned.
+        options: who makes them.
+        skipping: logs samples that cannot be read. Training samples, asked for by (index, seed), are replaced, so that
+            batches keep their size; others are left out of their batches. None: they are an error.
+        how: DataLoader's own `batch_sampler`, or `batch_size` and, unless every sample is to come, `sampler`.
     """
 
     def __init__(
         self,
         samples: Samples,
         collate: Collate,
+        device: torch.device,
+        options: LoaderOptions = LoaderOptions(),
         skipping: Skipping | None = None,
         **how: Any,
     ) -> None:
+        one_blas_thread()
         try:
-            workers = how.get("num_workers")
-            self.current = CurrentSamples(workers) if workers else None
+            self.current = CurrentSamples(options.workers) if options.workers else None
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
         self.samples = samples
         self.skipping = skipping
-        guarded = GuardedDataset(samples, skip=skipping is not None, current=self.current)
-        super().__init__(guarded, collate_fn=GuardedCollate(collate), **how)
+        cuda = device.type == "cuda"
+        super().__init__(
+            GuardedDataset(samples, skip=skipping is not None, current=self.current),
+            collate_fn=GuardedCollate(collate),
+            num_workers=options.workers,
+            prefetch_factor=options.prefetch if options.workers else None,
+            persistent_workers=options.persistent and options.workers > 0,
+            pin_memory=options.pin_memory and cuda,
+            worker_init_fn=init_worker if cuda else init_worker_beside_model,
+            # Its own: by default each epoch draws a number from the global generator, and a run that was
+            # resumed in the middle of an epoch would see other dropout than one that was not.
+            generator=torch.Generator(),
+            **how,
+        )
 
     def check_worker_number_rationality(self) -> None:
         """Log no warning: the number of workers was chosen by `choose_workers`, or asked for."""
@@ -222,82 +239,3 @@ def _wait_for_sigterm(parent: int | None) -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
         os._exit(0)
-
-
-def _loader(
-    samples: Samples,
-    collate: Collate,
-    device: torch.device,
-    options: LoaderOptions,
-    skipping: Skipping | None,
-    **how: Any,
-) -> Loader:
-    one_blas_thread()
-    return Loader(
-        samples,
-        collate,
-        skipping,
-        num_workers=options.workers,
-        prefetch_factor=options.prefetch if options.workers else None,
-        persistent_workers=options.persistent and options.workers > 0,
-        pin_memory=options.pin_memory and device.type == "cuda",
-        worker_init_fn=init_worker if device.type == "cuda" else init_worker_beside_model,
-        # Its own: by default each epoch draws a number from the global generator, and a run that was
-        # resumed in the middle of an epoch would see other dropout than one that was not.
-        generator=torch.Generator(),
-        **how,
-    )
-
-
-def train_loader(
-    samples: Samples,
-    collate: Collate,
-    sampler: EpochSampler,
-    device: torch.device,
-    options: LoaderOptions = LoaderOptions(),
-    skipping: Skipping | None = None,
-) -> Loader:
-    """Return a loader of training batches; `sampler.set_epoch` says which ones the next iteration gives.
-
-    Args:
-        samples: a dataset that gets (index, seed).
-        collate: samples → batch.
-        sampler: gives the batches; it stays in this process, so that it can be set between iterations
-            though the workers persist.
-        device: where batches will go; only those for CUDA are pinned.
-        options: who makes them.
-        skipping: logs samples that cannot be read; others take their places, so that batches keep their size.
-            None: they are an error.
-    """
-    return _loader(samples, collate, device, options, skipping, batch_sampler=sampler)
-
-
-def eval_loader(
-    samples: Samples,
-    collate: Collate,
-    batch_size: int,
-    device: torch.device,
-    options: LoaderOptions = LoaderOptions(),
-    skipping: Skipping | None = None,
-    indices: Sequence[int] | None = None,
-) -> Loader:
-    """Return a loader of every sample once, in order.
-
-    Args:
-        samples: a dataset that gets an index.
-        collate: samples → batch.
-        batch_size: samples a batch.
-        device: as `train_loader`.
-        options: as `train_loader`.
-        skipping: logs samples that cannot be read, and are left out of their batches; None: they are an error.
-        indices: of those samples alone; None: all.
-    """
-    how: dict[str, Any] = {"sampler": indices, "batch_size": batch_size}
-    return _loader(samples, collate, device, options, skipping, **how)
-
-
-def item_loader(samples: Samples, indices: Sequence[int], size: int, workers: int) -> Loader:
-    """Return a loader of `samples[index]` for every index, in lists of `size`, as they were made."""
-    options = LoaderOptions(workers, prefetch=2, persistent=False)
-    how: dict[str, Any] = {"sampler": indices, "batch_size": size}
-    return _loader(samples, list, torch.device("cpu"), options, None, **how)

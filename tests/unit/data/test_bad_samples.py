@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segfit.data.bad_samples import Skipping
-from segfit.data.loader import LoaderOptions, eval_loader, train_loader
+from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.sampler import EpochSampler
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.collate import collate
@@ -30,7 +30,7 @@ def training(source, told, workers=0, epoch=0, start_sample=0):
     sampler = EpochSampler(len(source), 4, seed=3)
     dataset = TrainDataset(source, SIZE, "crop")
     options = LoaderOptions(workers, prefetch=2)
-    batches = train_loader(dataset, collate, sampler, CPU, options, Skipping(told.append))
+    batches = Loader(dataset, collate, CPU, options, Skipping(told.append), batch_sampler=sampler)
     sampler.set_epoch(epoch, start_sample=start_sample)
     return batches
 
@@ -38,7 +38,7 @@ def training(source, told, workers=0, epoch=0, start_sample=0):
 def evaluation(source, told, workers=0, batch_size=4, *, share=False):
     dataset = EvalDataset(source, SIZE, "stretch")
     skipping = Skipping(told.append, share=share)
-    return eval_loader(dataset, collate, batch_size, CPU, LoaderOptions(workers), skipping)
+    return Loader(dataset, collate, CPU, LoaderOptions(workers), skipping, batch_size=batch_size)
 
 
 def indices(batches):

@@ -9,7 +9,7 @@ from segfit.data import cache_ram
 from segfit.data.cache import CachedSource
 from segfit.data.cache_disk import DiskStore
 from segfit.data.cache_ram import RamStore, SharedTensor
-from segfit.data.loader import LoaderOptions, train_loader
+from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.sampler import EpochSampler
 from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
@@ -90,9 +90,9 @@ def test_workers_read_it_however_they_are_started(tmp_path, monkeypatch, where, 
     cached, _ = cache_sources(sources, options(tmp_path, where))
     sampler = EpochSampler(8, 4, seed=1)
     plain, kept = (TrainDataset(splits["train"], SIZE, "crop") for splits in (sources, cached))
-    plain = list(train_loader(plain, collate, sampler, torch.device("cpu")))
+    plain = list(Loader(plain, collate, torch.device("cpu"), batch_sampler=sampler))
     monkeypatch.setattr(ShapesSource, "read", None)  # a forked worker has nothing else to read
-    loader = train_loader(kept, collate, sampler, torch.device("cpu"), LoaderOptions(1))
+    loader = Loader(kept, collate, torch.device("cpu"), LoaderOptions(1), batch_sampler=sampler)
     loader.multiprocessing_context = get_context(method)
     for first, second in zip(plain, loader, strict=True):
         assert torch.equal(first["image"], second["image"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.data.loader import LoaderOptions, eval_loader, init_worker, train_loader
+from segfit.data.loader import Loader, LoaderOptions, init_worker
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.errors import SegFitError
@@ -35,8 +35,8 @@ def jitter(image, mask, *, seed):
 
 def loader(workers, sampler, dataset=None, **options):
     dataset = dataset or TrainDataset(SOURCE, (16, 16), "crop", jitter)
-    return train_loader(
-        dataset, collate, sampler, CPU, LoaderOptions(workers, prefetch=2, **options)
+    return Loader(
+        dataset, collate, CPU, LoaderOptions(workers, prefetch=2, **options), batch_sampler=sampler
     )
 
 
@@ -92,12 +92,16 @@ def test_loading_draws_no_global_random_number(workers):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(loader(workers, EpochSampler(len(SOURCE), 3, seed=5), persistent=False))
-    list(eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), collate, 4, CPU, LoaderOptions(workers)))
+    list(
+        Loader(
+            EvalDataset(SOURCE, (16, 16), "pad"), collate, CPU, LoaderOptions(workers), batch_size=4
+        )
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluation_sees_every_image_once_in_order():
-    batches = eval_loader(EvalDataset(SOURCE, (16, 16), "stretch"), collate, 4, CPU)
+    batches = Loader(EvalDataset(SOURCE, (16, 16), "stretch"), collate, CPU, batch_size=4)
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -109,7 +113,13 @@ def test_a_file_that_breaks_later_is_named_without_a_traceback(tmp_path, workers
     path.write_bytes(b"damaged")
     with pytest.raises(SegFitError) as error:
         list(
-            eval_loader(EvalDataset(source, (8, 8), "pad"), collate, 2, CPU, LoaderOptions(workers))
+            Loader(
+                EvalDataset(source, (8, 8), "pad"),
+                collate,
+                CPU,
+                LoaderOptions(workers),
+                batch_size=2,
+            )
         )
     assert error.value.problems == [
         f"{path}: unreadable (not an image). Replace the file or delete it."
@@ -136,7 +146,7 @@ def test_workers_end_with_the_error(error, persistent):
     gc.disable()  # which ends them too, but seconds later
     try:
         dataset = EvalDataset(Broken(error, 40, resolution=32), (8, 8), "pad")
-        batches = eval_loader(dataset, collate, 2, CPU, options)
+        batches = Loader(dataset, collate, CPU, options, batch_size=2)
         with contextlib.suppress(SegFitError):
             list(batches)
         assert [child for child in multiprocessing.active_children() if child not in others] == []
@@ -167,7 +177,7 @@ def test_whatever_goes_wrong_is_one_message_with_the_images_name(workers):
 
 
 def test_many_workers_are_nobodys_business_but_the_persons(recwarn):
-    eval_loader(EvalDataset(SOURCE, (16, 16), "pad"), collate, 4, CPU, LoaderOptions(500))
+    Loader(EvalDataset(SOURCE, (16, 16), "pad"), collate, CPU, LoaderOptions(500), batch_size=4)
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -181,7 +191,7 @@ class Killed(ShapesSource):
 
 def test_a_killed_worker_is_explained_and_disturbs_nothing_before_its_batch_is_due():
     dataset = EvalDataset(Killed(4, resolution=32), (8, 8), "pad")
-    batches = iter(eval_loader(dataset, collate, 2, CPU, LoaderOptions(1)))
+    batches = iter(Loader(dataset, collate, CPU, LoaderOptions(1), batch_size=2))
     handler = signal.getsignal(signal.SIGCHLD)
     next(batches)
     for _ in range(50):  # the main process is at work when the worker dies
@@ -209,7 +219,7 @@ class Signalled(ShapesSource):
 
 def test_workers_survive_the_signals_that_the_main_process_handles():
     dataset = EvalDataset(Signalled(4, resolution=32), (8, 8), "pad")
-    assert len(list(eval_loader(dataset, collate, 2, CPU, LoaderOptions(1)))) == 2
+    assert len(list(Loader(dataset, collate, CPU, LoaderOptions(1), batch_size=2))) == 2
 
 
 def signalled_at_birth(worker):
@@ -220,7 +230,9 @@ def signalled_at_birth(worker):
 
 def test_workers_survive_them_from_the_moment_they_are_born():
     """torch's own handler, in force until `init_worker`, would end the worker and the training with it."""
-    batches = eval_loader(EvalDataset(SOURCE, (8, 8), "pad"), collate, 4, CPU, LoaderOptions(1))
+    batches = Loader(
+        EvalDataset(SOURCE, (8, 8), "pad"), collate, CPU, LoaderOptions(1), batch_size=4
+    )
     batches.worker_init_fn = signalled_at_birth
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     assert sum(len(batch["image"]) for batch in batches) == len(SOURCE)
@@ -240,7 +252,9 @@ class Resetting:
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()], ids=repr)
 def test_a_worker_killed_while_it_hands_a_batch_over_is_explained(error):
-    batches = eval_loader(EvalDataset(SOURCE, (8, 8), "pad"), collate, 1, CPU, LoaderOptions(1, 2))
+    batches = Loader(
+        EvalDataset(SOURCE, (8, 8), "pad"), collate, CPU, LoaderOptions(1, 2), batch_size=1
+    )
     iterator = iter(batches)
     next(iterator)
     made = batches._iterator
@@ -258,7 +272,7 @@ class Priority(ShapesSource):
 @pytest.mark.skipif(not hasattr(os, "nice"), reason="no priorities here")
 def test_workers_leave_the_cores_to_a_model_on_the_cpu():
     dataset = EvalDataset(Priority(2, resolution=32), (8, 8), "pad")
-    (batch,) = eval_loader(dataset, collate, 2, CPU, LoaderOptions(1))
+    (batch,) = Loader(dataset, collate, CPU, LoaderOptions(1), batch_size=2)
     assert batch["mask"].unique().tolist() == [min(19, os.nice(0) + 10)]
 
 

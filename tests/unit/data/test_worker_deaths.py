@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from segfit.data.loader import LoaderOptions, eval_loader
+from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.worker_deaths import CurrentSamples, explain_dead_workers
 from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import EvalDataset
@@ -78,8 +78,12 @@ class Noting(ShapesSource):
 
 def test_the_main_process_sees_what_a_worker_reads_and_when_it_is_done():
     source = Noting(3, resolution=32)
-    batches = eval_loader(
-        EvalDataset(source, (32, 32), "crop"), collate, 1, torch.device("cpu"), LoaderOptions(1)
+    batches = Loader(
+        EvalDataset(source, (32, 32), "crop"),
+        collate,
+        torch.device("cpu"),
+        LoaderOptions(1),
+        batch_size=1,
     )
     source.current = batches.current
     masks = [int(batch["mask"].unique()) for batch in batches]

@@ -6,7 +6,6 @@ from random import Random
 import torch
 from torch import Tensor
 
-from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 
@@ -19,13 +18,10 @@ class Mix:
 
     Args:
         num_classes: C.
-        mixup: probability that a batch is mixed by MixUp.
+        mixup: probability that a batch is mixed by MixUp; together with `cutmix` at most 1.
         mixup_alpha: Beta(alpha, alpha) draws the share of the image itself.
         cutmix: probability that a batch is mixed by CutMix.
         cutmix_alpha: Beta(alpha, alpha) draws the share that is not pasted over.
-
-    Raises:
-        SegFitError: if the two probabilities add up to more than 1.
     """
 
     num_classes: int
@@ -33,13 +29,6 @@ class Mix:
     mixup_alpha: float = 0.4
     cutmix: float = 0.0
     cutmix_alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.mixup + self.cutmix > 1:
-            raise SegFitError(
-                f"augmentation.mixup={self.mixup} and augmentation.cutmix={self.cutmix} add up to more "
-                "than 1, but a batch is mixed by one of them: lower either."
-            )
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +47,7 @@ class Mix:
         choice = random.random()
         if len(images) == 1 or choice >= self.mixup + self.cutmix:
             return images, masks
-        # A rotation of the batch: everyone gets somebody else, and no index goes to the device.
+        # A rotation of the batch: each image gets another one, and no index goes to the device.
         partner = random.randrange(1, len(images))
         if choice < self.mixup:
             share = random.betavariate(self.mixup_alpha, self.mixup_alpha)

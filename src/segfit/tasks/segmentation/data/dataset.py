@@ -45,7 +45,25 @@ class LabelledSource(Source, Protocol):
         """
 
 
-class TrainDataset(Dataset[Sample]):
+class _PairDataset(Dataset[Sample]):
+    """Samples of a source's pairs, fitted to one size."""
+
+    def __init__(self, source: Source, size: tuple[int, int], fit: str) -> None:
+        self.source, self.size, self.fit = source, size, _known(fit)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def id(self, index: int) -> str:
+        """Return the source's name of the image."""
+        return self.source.id(index)
+
+    def where(self, index: int) -> str:
+        """Return the files behind an image, for messages."""
+        return where(self.source, index)
+
+
+class TrainDataset(_PairDataset):
     """Samples of one size for training.
 
     Args:
@@ -59,14 +77,8 @@ class TrainDataset(Dataset[Sample]):
     def __init__(
         self, source: Source, size: tuple[int, int], fit: str, augment: Augment | None = None
     ) -> None:
-        self.source, self.size, self.fit, self.augment = source, size, _known(fit), augment
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def where(self, index: int) -> str:
-        """Return the files behind an image, for messages."""
-        return where(self.source, index)
+        super().__init__(source, size, fit)
+        self.augment = augment
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the sample for (index, seed); the seed decides everything that is random.
@@ -88,7 +100,7 @@ class TrainDataset(Dataset[Sample]):
         return {"image": image.contiguous(), "mask": mask.contiguous(), "index": index}
 
 
-class EvalDataset(Dataset[Sample]):
+class EvalDataset(_PairDataset):
     """Samples for evaluation: images fitted to `size`, masks at their original size.
 
     Args:
@@ -96,20 +108,6 @@ class EvalDataset(Dataset[Sample]):
         size: (h, w) in pixels that the model sees.
         fit: "stretch" or "pad" as in training; "crop" leaves the image untouched, for a sliding window.
     """
-
-    def __init__(self, source: Source, size: tuple[int, int], fit: str) -> None:
-        self.source, self.size, self.fit = source, size, _known(fit)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def id(self, index: int) -> str:
-        """Return the source's name of the image."""
-        return self.source.id(index)
-
-    def where(self, index: int) -> str:
-        """Return the files behind an image, for messages."""
-        return where(self.source, index)
 
     def __getitem__(self, index: int) -> Sample:
         """Return an image and its whole mask.

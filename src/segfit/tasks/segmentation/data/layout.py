@@ -171,23 +171,18 @@ def list_pairs(
     listing.problems[:0] = problems
     orphans = sorted(images.keys() - listing.images.keys())
     if not listing.images:
-        example = relative_example(images[orphans[0]], image_folder)
+        example = images[orphans[0]].relative_to(image_folder).as_posix()
         raise SegFitError(
             f"{mask_path}: no image of {image_folder} has a mask here. {_wanted(mask_format, example)}"
             + "".join(f" {text}" for text in listing.problems + listing.notices)
         )
     if orphans:
-        names = [relative_example(images[name], image_folder) for name in orphans]
+        names = [images[name].relative_to(image_folder).as_posix() for name in orphans]
         listing.problems.append(
             f"{image_folder}: {len(orphans)} of {len(images)} images have no mask in {mask_path}: "
             f"{some(names)}. {_wanted(mask_format, names[0])}"
         )
     return listing
-
-
-def relative_example(file: Path, folder: Path) -> str:
-    """Return the file's name below `folder`, suffix included."""
-    return file.relative_to(folder).as_posix()
 
 
 def _wanted(mask_format: str, example: str) -> str:
@@ -201,6 +196,13 @@ def _wanted(mask_format: str, example: str) -> str:
     return f"The mask of {example} would be {name}.png: the same name but for the suffix."
 
 
+def _unused(place: Path, what: str, unused: Sequence[str]) -> list[str]:
+    """Return a notice about masks without an image, if there are any."""
+    if not unused:
+        return []
+    return [f"{place}: {len(unused)} {what} have no image and are not used: {some(unused)}."]
+
+
 def _pair_files(
     images: Mapping[str, Path],
     folder: Path,
@@ -208,21 +210,15 @@ def _pair_files(
 ) -> Listing:
     masks, problems = _by_name(list_files(folder, MASK_SUFFIXES), folder)
     paired = {name: path for name, path in images.items() if name in masks}
-    notices = []
-    orphans = [relative_example(masks[n], folder) for n in sorted(masks.keys() - images.keys())]
-    if orphans:
-        notices.append(
-            f"{folder}: {len(orphans)} of {len(masks)} masks have no image and are not used: "
-            f"{some(orphans)}."
-        )
-    missing = len(paired) < len(images)
-    files = list_files(folder, ()) if missing else []
+    unused = [masks[n].relative_to(folder).as_posix() for n in sorted(masks.keys() - images.keys())]
+    files = list_files(folder, ()) if len(paired) < len(images) else []
     others = [p for p in files if p.suffix.lower() not in MASK_SUFFIXES]
     if others:
         problems.append(
             f"{folder}: {len(others)} files are no masks ({some(sorted({p.suffix for p in others}))}): "
             f"masks must be {' '.join(s[1:] for s in MASK_SUFFIXES)}, since JPEG changes indices."
         )
+    notices = _unused(folder, f"of {len(masks)} masks", unused)
     return Listing(paired, FolderMasks({n: masks[n] for n in paired}), problems, notices)
 
 
@@ -237,27 +233,16 @@ def _pair_parts(images: Mapping[str, Path], folder: Path, class_names: Sequence[
             f"{folder}: parts that are none of data.class_names count as "
             f"{class_names[0]}: {some(names, 20)}."
         )
-    orphans = sorted(found.keys() - set(keys.values()))
-    if orphans:
-        notices.append(
-            f"{folder}: parts of {len(orphans)} images that are not there are not used: {some(orphans)}."
-        )
+    unused = sorted(found.keys() - set(keys.values()))
+    notices += _unused(folder, f"of {len(found)} sets of parts", unused)
     return Listing(paired, PartMasks({n: found[keys[n]] for n in paired}), [], notices)
 
 
 def _pair_rows(images: Mapping[str, Path], path: Path, class_names: Sequence[str]) -> Listing:
     table = read_table(path, class_names)
-    ids = {}
-    for name in images:
-        match = next((i for i in table_id(name) if i in table), None)
-        if match is not None:
-            ids[name] = match
-    notices = []
-    orphans = sorted(table.keys() - set(ids.values()))
-    if orphans:
-        notices.append(
-            f"{path}: {len(orphans)} of {len(table)} ids have no image and are not used: {some(orphans)}."
-        )
-    paired = {name: image for name, image in images.items() if name in ids}
+    matches = {name: [i for i in table_id(name) if i in table] for name in images}
+    ids = {name: found[0] for name, found in matches.items() if found}
+    paired = {name: images[name] for name in ids}
     rows = {i: table[i] for i in ids.values()}
+    notices = _unused(path, f"of {len(table)} ids", sorted(table.keys() - rows.keys()))
     return Listing(paired, RleMasks(path, rows, ids), [], notices)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -20,20 +20,15 @@ from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 UNKNOWN = -1
-# How Pillow calls grey values of 2 and 4 bits → what it multiplies them by
+# Pillow's raw mode of grey values of 2 and 4 bits → what it multiplies them by
 _SHALLOW = {"L;2": 85, "L;4": 17}
 
 
 class MaskReader(Protocol):
     """Where masks come from: one file an image, one file a part, or a table of run-lengths."""
 
-    @property
-    def resizes_images(self) -> bool:
-        """Whether images are brought to the size of their masks."""
-
-    @property
-    def remaps(self) -> bool:
-        """Whether values are those of files, and need a `ValueMap`."""
+    resizes_images: ClassVar[bool]  # whether images are resized to their masks
+    remaps: ClassVar[bool]  # whether values are those of files, and need a `ValueMap`
 
     def files(self, name: str) -> list[Path]:
         """Return the files that hold the mask of the image `name` (relative, without suffix)."""
@@ -106,8 +101,8 @@ class FolderMasks:
     """
 
     paths: Mapping[str, Path]
-    resizes_images: bool = field(default=False, init=False)
-    remaps: bool = field(default=True, init=False)
+    resizes_images: ClassVar[bool] = False
+    remaps: ClassVar[bool] = True
 
     def files(self, name: str) -> list[Path]:
         """Return the one file."""

@@ -7,8 +7,9 @@ and the images 1024: images are resized to their masks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,8 @@ class PartMasks:
     """
 
     parts: Mapping[str, Sequence[tuple[int, Path]]]
-    resizes_images: bool = field(default=True, init=False)
-    remaps: bool = field(default=False, init=False)
+    resizes_images: ClassVar[bool] = True
+    remaps: ClassVar[bool] = False
 
     def files(self, name: str) -> list[Path]:
         """Return the files of all parts."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,8 @@ class RleMasks:
     path: Path
     rows: Mapping[str, Sequence[tuple[int, str]]]
     ids: Mapping[str, str]
-    resizes_images: bool = field(default=False, init=False)
-    remaps: bool = field(default=False, init=False)
+    resizes_images: ClassVar[bool] = False
+    remaps: ClassVar[bool] = False
 
     def files(self, name: str) -> list[Path]:  # noqa: ARG002
         """Return the CSV."""

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from segfit.errors import SegFitError
 from segfit.tasks.segmentation.augmentation.mix import Mix
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
@@ -84,8 +83,3 @@ def test_each_kind_strikes_as_often_as_asked() -> None:
     untouched = sum(torch.equal(mixed, images) for mixed, _ in results) / 400
     assert soft == pytest.approx(0.2, abs=0.06)
     assert untouched == pytest.approx(0.3, abs=0.06)
-
-
-def test_more_than_one_kind_a_batch_is_refused() -> None:
-    with pytest.raises(SegFitError, match="lower either"):
-        Mix(num_classes=CLASSES, mixup=0.6, cutmix=0.6)
