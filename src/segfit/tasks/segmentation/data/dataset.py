@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
+from segfit.data.files import list_files, relative_name
 from segfit.data.images import IMAGE_SUFFIXES, ImageReader, resize_image
 from segfit.data.source import Source, read_arrays, where
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.data.layout import list_files, relative_name
 from segfit.tasks.segmentation.data.masks import resize_mask
 
 Image: TypeAlias = NDArray[np.uint8]

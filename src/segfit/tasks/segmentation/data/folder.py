@@ -31,7 +31,6 @@ class FolderSource:
         values: what the mask's values mean.
         image_reader: how image files become RGB.
         options: everything that a report on an item depends on, as text.
-        label_map_is_set: whether the config says what the mask values mean.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class FolderSource:
         values: ValueMap,
         image_reader: ImageReader,
         options: str,
-        label_map_is_set: bool,
     ) -> None:
         self.classes = classes
         self.names = list(names)
@@ -53,7 +51,6 @@ class FolderSource:
         self.problems = tuple(listing.problems)
         self.notices = tuple(listing.notices)
         self.options = options
-        self.label_map_is_set = label_map_is_set
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,11 +72,11 @@ class FolderSource:
         decoded, values = self._read_files(index)
         image = decoded.pixels
         if image.shape[:2] != values.shape:
-            raise SegFitError(f"{self._mask_path(index)}: {_sizes(image, values)}.")
+            raise SegFitError(f"{self.files(index)[1]}: {_sizes(image, values)}.")
         mask, unknown = self._map(values)
         if unknown:
             raise SegFitError(
-                f"{self._mask_path(index)}: mask values {unknown[:16]} are no class "
+                f"{self.files(index)[1]}: mask values {unknown[:16]} are no class "
                 f"(data.num_classes={len(self.classes)}) and not ignored."
             )
         return image, mask
@@ -130,9 +127,6 @@ class FolderSource:
 
     def _map(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
         return self.values.apply(values) if self.masks.remaps else (values, [])
-
-    def _mask_path(self, index: int) -> Path:
-        return self.files(index)[1]
 
 
 def _sizes(image: NDArray[Any], mask: NDArray[Any]) -> str:
@@ -194,7 +188,7 @@ def folder_sources(
     )
     reader = ImageReader(image_mode, intensity_window)
     return {
-        part: FolderSource(classes, names, listing, values, reader, options, label_map is not None)
+        part: FolderSource(classes, names, listing, values, reader, options)
         for part, (names, listing) in _divide(listings, split or SplitRule()).items()
     }
 
@@ -205,17 +199,11 @@ def _divide(
     """Return split → names and where they are listed: train gives what has no folder of its own."""
     whole = listings.get("", listings.get("train"))
     assert whole is not None  # as find_layout made sure
-    rule = replace(
-        rule,
-        val=0.0 if "val" in listings else rule.val,
-        test=0.0 if "test" in listings else rule.test,
-    )
+    own = {part: listings[part] for part in ("val", "test") if part in listings}
+    shares = {part: 0.0 if part in own else getattr(rule, part) for part in ("val", "test")}
+    rule = replace(rule, val=shares["val"], test=shares["test"])
+    divided = {"train": sorted(whole.images)}
     if rule.val or rule.test:
-        divided = split_names(sorted(whole.images), rule)
-    else:
-        divided = {"train": sorted(whole.images)}
+        divided = split_names(divided["train"], rule)
     members = {part: (names, whole) for part, names in divided.items()}
-    for part in ("val", "test"):
-        if part in listings:
-            members[part] = (sorted(listings[part].images), listings[part])
-    return members
+    return members | {part: (sorted(found.images), found) for part, found in own.items()}

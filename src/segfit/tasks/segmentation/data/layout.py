@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import IMAGE_SUFFIXES
-from segfit.errors import SegFitError, printable
+from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.masks import MASK_SUFFIXES, FolderMasks, MaskReader
 from segfit.tasks.segmentation.data.parts import PartMasks, find_parts, image_key
 from segfit.tasks.segmentation.data.rle import RleMasks, read_table, table_id
 
 SPLITS = ("train", "val", "test")
-SHOWN = 5  # files named per problem
 
 
 @dataclass
@@ -33,12 +31,6 @@ class Listing:
     masks: MaskReader
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-
-
-def some(items: Sequence[object], limit: int = SHOWN) -> str:
-    """Return "a, b, c and 4 more"."""
-    text = ", ".join(str(item) for item in items[:limit])
-    return f"{text} and {len(items) - limit} more" if len(items) > limit else text
 
 
 def find_layout(
@@ -93,63 +85,6 @@ def _missing(root: Path, image_folder: Path, mask_path: Path, mask_format: str) 
     return problems
 
 
-def list_files(folder: Path, suffixes: Collection[str], skip: Path | None = None) -> list[Path]:
-    """Return the files below `folder` whose suffix (any case) is one of `suffixes`, sorted.
-
-    Links to folders are followed, once; hidden files (such as macOS's `._name`) are left out.
-
-    Args:
-        folder: where to look.
-        suffixes: lower case, with the dot; empty: any.
-        skip: a folder below that is left out.
-    """
-    files: list[Path] = []
-    seen: set[str] = set()
-    for current, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen or (skip is not None and Path(current) == skip):
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(current, name)
-            for name in names
-            if not name.startswith(".")
-            and (not suffixes or os.path.splitext(name)[1].lower() in suffixes)  # noqa: PTH122
-        ]
-    return sorted(files, key=str)
-
-
-def relative_name(file: Path, folder: Path) -> str:
-    """Return the name below `folder` without suffix, / between folders, composed Unicode.
-
-    macOS and archives made there write "é" as two characters; names pair all the same. Bytes that are no UTF-8 are
-    spelt out (\\udce9), for a name is printed, logged and used for new files.
-    """
-    # Text, not paths: a tenth of the time, for sets of 100,000s of files.
-    above = 0 if str(folder) == "." else len(str(folder))
-    name = os.path.splitext(str(file)[above:].lstrip(os.sep))[0]  # noqa: PTH122
-    name = name.replace(os.sep, "/")
-    return name if name.isascii() else unicodedata.normalize("NFC", printable(name))
-
-
-def _by_name(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return name → file, and one message if two files share a name."""
-    named: dict[str, Path] = {}
-    twice = []
-    for file in files:
-        name = relative_name(file, folder)
-        if name in named:
-            twice.append(f"{named[name].name} and {file.name}")
-        named.setdefault(name, file)
-    if not twice:
-        return named, []
-    return named, [
-        f"{folder}: {len(twice)} names stand for two files: {some(twice)}. Keep one of each."
-    ]
-
-
 def list_pairs(
     image_folder: Path, mask_path: Path, mask_format: str, class_names: Sequence[str]
 ) -> Listing:
@@ -165,7 +100,7 @@ def list_pairs(
         raise SegFitError(
             f"{image_folder}: no image in it ({' '.join(s[1:] for s in IMAGE_SUFFIXES)}){found}."
         )
-    images, problems = _by_name(files, image_folder)
+    images, problems = files_by_name(files, image_folder)
     pair = {"png": _pair_files, "parts": _pair_parts, "rle": _pair_rows}[mask_format]
     listing = pair(images, mask_path, class_names)
     listing.problems[:0] = problems
@@ -208,7 +143,7 @@ def _pair_files(
     folder: Path,
     class_names: Sequence[str],  # noqa: ARG001
 ) -> Listing:
-    masks, problems = _by_name(list_files(folder, MASK_SUFFIXES), folder)
+    masks, problems = files_by_name(list_files(folder, MASK_SUFFIXES), folder)
     paired = {name: path for name, path in images.items() if name in masks}
     unused = [masks[n].relative_to(folder).as_posix() for n in sorted(masks.keys() - images.keys())]
     files = list_files(folder, ()) if len(paired) < len(images) else []

@@ -132,6 +132,7 @@ class ValueMap:
     def __init__(
         self, num_classes: int, ignore_index: int | None, label_map: Mapping[int, int] | None
     ) -> None:
+        self.label_map = label_map
         self.table = np.full(65536, UNKNOWN, np.int16)
         if label_map is None:
             self.table[:num_classes] = np.arange(num_classes)

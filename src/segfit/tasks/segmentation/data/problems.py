@@ -8,10 +8,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.data.files import some
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.folder import FolderSource
 from segfit.tasks.segmentation.data.inspection import ItemReport
-from segfit.tasks.segmentation.data.layout import some
 
 Report: TypeAlias = tuple[int, ItemReport]  # index, what was found
 Item: TypeAlias = tuple[FolderSource, int, ItemReport]
@@ -68,7 +68,7 @@ def _values(items: Iterable[Item]) -> list[str]:
     items = [item for item in items if item[2].pixels]
     problems = []
     black_white = [item for item in items if item[2].only_0_255]
-    unset = any(not source.label_map_is_set for source, _, _ in items)
+    unset = any(source.values.label_map is None for source, _, _ in items)
     # One mask may hold 0 and 255 by chance; a set in which no mask has a class but 0 cannot be meant.
     others = any(not r.only_0_255 and (any(r.pixels[1:]) or r.values) for _, _, r in items)
     zero_one = bool(black_white) and unset and not others
