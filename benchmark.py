@@ -44,17 +44,22 @@ def benchmark(config: DictConfig) -> None:
 def measure(config: DictConfig, folder: Path) -> None:
     """Run the mode's module and report what it found."""
     # torch and friends only when work starts
-    from segfit.report.benchmark import BenchmarkProgress, write_findings
+    from segfit.report.benchmark import write_findings
     from segfit.report.console import console_report
+    from segfit.report.progress import WorkProgress
     from segfit.report.tables import print_findings
     from segfit.report.text import stdout_console
     from segfit.tuning.bench import Bench
 
     console = stdout_console()
-    progress = BenchmarkProgress(console)
+    progress = WorkProgress(console, lines=True)
     mode = config.benchmark.name
     try:
-        bench = Bench(folder, console_report(console).notice, progress)
+        bench = Bench(
+            folder,
+            console_report(console).notice,
+            lambda what, done, total: progress(done, total, what),
+        )
         findings = import_module(f"segfit.tuning.{mode}").run(config, bench)
     finally:
         progress.close()

@@ -5,11 +5,11 @@ python evaluate.py run=outputs/2030-01-31/12-00-00 images=photos out=results
 python evaluate.py run=outputs/2030-01-31/12-00-00 export=model.pt2
 """
 
+from functools import partial
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segfit.cli import main as cli
 from segfit.config.check import check
@@ -34,20 +34,13 @@ def evaluate(options: DictConfig) -> None:
     from segfit.commands import export
     from segfit.commands import load_run as trained  # torch and friends only when work starts
     from segfit.report.console import console_report
-    from segfit.report.session import PreflightProgress
+    from segfit.report.progress import WorkProgress
     from segfit.report.tables import print_findings
     from segfit.report.text import stdout_console
 
     console = stdout_console()
-    notice, checking = console_report(console).notice, PreflightProgress()
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("", total=None)
-
-    def progress(done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total)
-
+    notice, checking = console_report(console).notice, WorkProgress(console)
+    predicting = partial(checking, what="predicting")
     try:
         run = trained.load_run(options, config, notice)
         if options.export is not None:
@@ -55,12 +48,11 @@ def evaluate(options: DictConfig) -> None:
             console.print(f"Written to {options.export}", markup=False)
             return
         if options.images is not None:
-            done = evaluation.predict_folder(run, options, progress, notice)
+            done = evaluation.predict_folder(run, options, predicting, notice)
         else:
-            done = evaluation.evaluate_split(run, options, notice, checking, progress)
+            done = evaluation.evaluate_split(run, options, notice, checking, predicting)
     finally:
         checking.close()
-        bar.stop()
     for label, text in done.about().items():
         console.print(f"{label:11} {text}", markup=False, soft_wrap=True)
     print_findings(done.result, done.written, console)

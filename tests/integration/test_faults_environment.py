@@ -152,7 +152,7 @@ def test_a_clock_that_jumps_by_years(screen, tmp_path, monkeypatch):
     assert (end.reason, end.updates) == ("finished", 4)
     assert "update 4/4" in printed
     assert "update 4/4" in log
-    shown = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Scalars("train/loss")
+    shown = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Scalars("loss/train")
     assert [event.step for event in shown] == [1, 2, 3, 4]
 
 

@@ -45,16 +45,25 @@ RUNS = ["0/tensorboard", "1/tensorboard"]
 @pytest.mark.parametrize("run", RUNS)
 def test_scalars_by_update_each_step_once(sweep, run):
     scalars = sweep.scalars[run]
-    assert scalars["train/loss"] == [(update, pytest.approx(1 / update)) for update in (2, 4, 6, 8)]
-    assert scalars["val/miou"] == [(4, pytest.approx(0.5)), (8, pytest.approx(0.6))]
-    assert scalars["val_iou/liver"] == [(4, pytest.approx(0.5)), (8, pytest.approx(0.6))]
-    assert {tag.split("/")[0] for tag in scalars} == {
-        *("train", "speed", "memory", "epoch", "val", "val_iou", "hparam")
-    }
+    assert scalars["loss/train"] == [(update, pytest.approx(1 / update)) for update in (2, 4, 6, 8)]
+    assert scalars["score/miou"] == [(4, pytest.approx(0.5)), (8, pytest.approx(0.6))]
+    assert scalars["score_iou/liver"] == [(4, pytest.approx(0.5)), (8, pytest.approx(0.6))]
+    shown = sorted({tag.split("/")[0] for tag in (*scalars, *sweep.images[run])})
+    expected = [
+        "loss",
+        "score",
+        "score_best",
+        "score_iou",
+        "speed",
+        "system",
+        "train",
+        "validation",
+    ]
+    assert shown == expected  # what one looks at first comes first
 
 
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("tag", ["panel/case_1", "confusion_matrix"])
+@pytest.mark.parametrize("tag", ["validation/panel/case_1", "validation/confusion_matrix"])
 def test_images_can_be_looked_at(sweep, run, tag):
     images = sweep.images[run][tag]
     assert images[-1][0] == 8
@@ -75,4 +84,4 @@ def test_the_hparams_tab_compares_the_runs_in_one_table(sweep):
     assert [sweep.rows[run]["hparams"]["batch_size"] for run in RUNS] == [2, 4]
     for run in RUNS:
         assert sweep.rows[run]["hparams"]["model"] == "segformer_b0"
-        assert sweep.rows[run]["metrics"]["hparam/miou"] == pytest.approx(0.6)
+        assert sweep.rows[run]["metrics"]["score_best/miou"] == pytest.approx(0.6)

@@ -95,7 +95,7 @@ def parameters(run: Path) -> torch.Tensor:
 def exact_losses(run: Path) -> list[float]:
     """Return the training losses, to the last digit, that TensorBoard shows."""
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    return [event.value for event in events.Scalars("train/loss")]
+    return [event.value for event in events.Scalars("loss/train")]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from segfit.assembly.state import Notice, make_device, make_state
 from segfit.assembly.task import assembly_of
 from segfit.assembly.tuned import stale
 from segfit.config.check import plain
-from segfit.config.tasks import monitor_mode
+from segfit.config.tasks import monitor_mode, schema_of
 from segfit.data.source import Source
 from segfit.engine.agreement import refuse_differences
 from segfit.engine.checkpoint import Checkpoints
@@ -46,12 +46,16 @@ class Training:
         facts: label → text of what really runs.
         hparams: what sweeps are compared by, the same keys in every run.
         statistics: what the task took from the training data.
+        unit: what a sample is called.
+        columns: score name → label, for the scores that are shown.
     """
 
     fit: Fit
     facts: dict[str, str]
     hparams: dict[str, str | float | bool]
     statistics: dict[str, Any]
+    unit: str
+    columns: Mapping[str, str]
 
 
 def make_training(
@@ -111,7 +115,8 @@ def make_training(
     task = assembly.make_task(config, device, statistics, panels=panels, world=world)
     fit = Fit(state, task, train, lambda: held_out, len(held_out), checkpoints, _options(config))
     hparams = {**_hparams(config, precision), "processes": world.size}
-    return Training(fit, facts, hparams, statistics)
+    schema = schema_of(config.task.name)
+    return Training(fit, facts, hparams, statistics, schema.UNIT, schema.COLUMNS)
 
 
 def _panels(config: DictConfig, source: Source) -> dict[int, str]:
@@ -199,6 +204,8 @@ def metrics_of(training: Training, end: EndLog, config: DictConfig) -> dict[str,
         "status": end.reason,
         "monitor": config.monitor,
         "monitor_mode": monitor_mode(config),
+        "columns": training.columns,
+        "unit": training.unit,
         "best": end.best_scores,
         "best_epoch": end.best_epoch,
         "last": fit.result.scores if fit.result is not None else {},

@@ -31,7 +31,7 @@ from segfit.tasks.segmentation.data.dataset import LabelledSource
 from segfit.tasks.segmentation.files import EvaluationFolder
 from segfit.tasks.segmentation.pictures import Picture
 from segfit.tasks.segmentation.predictions import Predictions
-from segfit.tasks.segmentation.score_table import SCORE_COLUMNS
+from segfit.tasks.segmentation.schema import COLUMNS
 from segfit.tasks.segmentation.task import SegmentationTask
 
 Progress = Callable[[int, int], None]
@@ -105,7 +105,7 @@ def evaluate_split(
         result = replace(
             result, tables=[*result.tables, Table("worst", "Worst images", columns, worst)]
         )
-    shown = {"loss": "loss", **SCORE_COLUMNS}
+    shown = {"loss": "loss", **COLUMNS}
     result = replace(result, headline=scores_text(result.scores, shown))
     out.save_findings(result)
     out.save_worst(*taker.worst_panels(source))

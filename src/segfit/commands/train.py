@@ -11,6 +11,8 @@ from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.engine.torchrun import joined
 from segfit.report import session
 from segfit.report.console import console_report
+from segfit.report.progress import WorkProgress
+from segfit.report.text import stdout_console
 from segfit.runs import folder as runs
 
 
@@ -37,7 +39,8 @@ def train(config: DictConfig, overrides: Sequence[str], folder: Path) -> EndLog:
 
 def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: World) -> EndLog:
     """Train, tell and write."""
-    console, checking, notices = console_report(), session.PreflightProgress(), list[str]()
+    terminal, notices = stdout_console(), list[str]()
+    console, checking = console_report(terminal), WorkProgress(terminal)
     told: list[Listener] = [console]
 
     def notice(message: str) -> None:
@@ -63,10 +66,10 @@ def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: Wor
             listener.notice("this run is over; what it did not come to write is written now.")
             listener.end(end)
         else:
-            end = training.fit.run(listener, training.facts)
+            end = training.fit.run(listener, training.facts, training.unit, training.columns)
     finally:
         listener.close()  # an exception must leave no hidden cursor and no unwritten line
-    report.conclude(end, config.monitor, metrics_of(training, end, config))
+    report.conclude(end, metrics_of(training, end, config))
     return end
 
 

@@ -1,12 +1,12 @@
-"""What the training loop tells, and who may listen.
+"""The events of a training, and who may listen.
 
-The loop calls `step` after every update with nothing that lives on the device; everything that needs a
-reading of the device comes in `log`, `validation` and `epoch`, which the loop sends seldom.
+The loop calls `step` after every update, with nothing that lives on the device; whatever has to be read from the
+device comes in `log` and `epoch`, which are called seldom.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from functools import partial
 
 from segfit.engine.findings import Findings
 
@@ -22,6 +22,8 @@ class RunInfo:
         start_update: updates that were made before (> 0 after resuming).
         total_updates: updates after which training ends at the latest.
         facts: label → text of what really runs: device, precision, weights, parameters, batch, …
+        unit: what a sample is called in "img/s".
+        columns: score name → label, for the scores that are shown, in their order.
     """
 
     epochs: int
@@ -30,6 +32,8 @@ class RunInfo:
     start_update: int
     total_updates: int
     facts: Mapping[str, str]
+    unit: str = "sample"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,14 @@ class EndLog:
     seconds: float
 
 
-class Listener(Protocol):
-    """Hears how the training goes. Every method is called on the main thread."""
+class Listener:
+    """Gets the events of a training. Each method does nothing here; every one is called on the main thread."""
 
     def start(self, info: RunInfo) -> None:
         """Training is about to start."""
 
     def notice(self, message: str) -> None:
-        """Something that the person should know (a fall-back, a skipped step), once."""
+        """Something that the user should know (a fall-back, a skipped step), once."""
 
     def step(self, epoch: int, update: int) -> None:
         """An update was made; cheap, called every time."""
@@ -121,20 +125,18 @@ class Listener(Protocol):
         """Training is over, whatever the reason."""
 
     def close(self) -> None:
-        """Let go of terminal and files, also after an exception; called again, nothing."""
+        """Close terminal and files, also after an exception; may be called again."""
 
 
-class Listeners:
-    """Tells several listeners the same."""
+class Listeners(Listener):
+    """Passes every event on to several listeners."""
 
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
+        for event in vars(Listener):
+            if not event.startswith("_"):
+                setattr(self, event, partial(self._pass_on, event))
 
-    def __getattr__(self, name: str) -> Any:
-        methods = [getattr(listener, name) for listener in self.listeners]
-
-        def tell(*args: Any) -> None:
-            for method in methods:
-                method(*args)
-
-        return tell
+    def _pass_on(self, event: str, *args: object) -> None:
+        for listener in self.listeners:
+            getattr(listener, event)(*args)

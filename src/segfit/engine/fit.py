@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.evaluate import evaluate
@@ -93,12 +94,20 @@ class Fit:
         )
         self.result: Findings | None = None
 
-    def run(self, listener: Listener, facts: Mapping[str, str]) -> EndLog:
+    def run(
+        self,
+        listener: Listener,
+        facts: Mapping[str, str],
+        unit: str = "sample",
+        columns: Mapping[str, str] = MappingProxyType({}),
+    ) -> EndLog:
         """Train; return how it ended. The last state is saved, whatever the reason.
 
         Args:
             listener: hears how it goes.
             facts: what really runs, for the listeners.
+            unit: what a sample is called, for the listeners.
+            columns: score name → label, for the listeners.
 
         Raises:
             SegFitError: if nothing is left to train, too many updates were not finite, a single sample does not fit,
@@ -107,7 +116,7 @@ class Fit:
         self._refuse_if_over()
         start = time.perf_counter()
         self.teller.listener = listener
-        self._tell_start(facts)
+        self._tell_start(facts, unit, columns)
         with self.stop:
             if self.state.progress.update == 0:
                 self._save_start()
@@ -154,7 +163,7 @@ class Fit:
                 f"reached. To go on, raise {key}."
             )
 
-    def _tell_start(self, facts: Mapping[str, str]) -> None:
+    def _tell_start(self, facts: Mapping[str, str], unit: str, columns: Mapping[str, str]) -> None:
         state, progress, accumulate = self.state, self.state.progress, self.options.accumulate
         an_epoch = math.ceil(self.train.batches_per_epoch() / accumulate)
         left = math.ceil(max(self.train.batches_left(progress.sample), 0) / accumulate)
@@ -163,7 +172,9 @@ class Fit:
         state.schedule_offset = made - progress.update
         state.scheduler.step_update(made)
         epochs = self.options.epochs
-        self.teller.start(epochs, an_epoch, epochs * an_epoch - made, self.options.max_steps, facts)
+        self.teller.start(
+            epochs, an_epoch, epochs * an_epoch - made, self.options.max_steps, facts, unit, columns
+        )
 
     def _save_start(self) -> None:
         """Save what a roll-back goes to; also a trial of the disk before an hour's work depends on it."""

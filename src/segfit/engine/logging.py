@@ -76,6 +76,8 @@ class Teller:
         updates_left: int,
         max_steps: int | None,
         facts: Mapping[str, str],
+        unit: str,
+        columns: Mapping[str, str],
     ) -> None:
         """Tell what is about to run."""
         progress = self.state.progress
@@ -88,6 +90,8 @@ class Teller:
                 start_update=progress.update,
                 total_updates=min(total, max_steps or total),
                 facts=facts,
+                unit=unit,
+                columns=columns,
             )
         )
 

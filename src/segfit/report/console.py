@@ -1,6 +1,7 @@
-"""What the person sees while a model trains."""
+"""What the terminal shows while a model trains."""
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,27 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
+from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
 from segfit.report.lines import Eta, LineReport
 from segfit.report.text import duration, number, one_line, stdout_console
 
 _REDRAW_SECONDS = 0.1
 _SMALLEST_BAR = 8
-_COLUMNS = (  # of the epoch table: title, width
-    ("epoch", 8),
-    ("loss", 8),
-    ("mIoU", 7),
-    ("macro F1", 8),
-    ("lr", 8),
-    ("img/s", 7),
-    ("wait", 5),
-    ("memory", 9),
-    ("time", 7),
-)
 
 
-def console_report(console: Console | None = None) -> "LiveReport | LineReport":
-    """Return the `Listener` that suits the output: a bar for a terminal, else one line a record.
+def console_report(console: Console | None = None) -> Listener:
+    """Return the listener that suits the output: a bar for a terminal, else one line a record.
 
     Args:
         console: where to print; None: stdout.
@@ -41,8 +31,8 @@ def console_report(console: Console | None = None) -> "LiveReport | LineReport":
     )
 
 
-class LiveReport:
-    """A `Listener` with one progress bar over all updates and a table that grows by a line an epoch.
+class LiveReport(Listener):
+    """A listener with one progress bar over all updates and a table that grows by a line an epoch.
 
     Args:
         console: a terminal.
@@ -65,7 +55,9 @@ class LiveReport:
             transient=True,
         )
         self._task = self._progress.add_task("", total=None, numbers="")
-        self._fields = {"loss": "", "F1": "", "speed": "", "memory": "", "wait": "", "eta": ""}
+        self._scores: list[str] = []  # of the epoch table
+        self._widths: list[int] = []
+        self._fields = {"loss": "", "score": "", "speed": "", "memory": "", "wait": "", "eta": ""}
 
     def start(self, info: RunInfo) -> None:
         """Print the facts and the head of the epoch table, and show the bar."""
@@ -79,11 +71,23 @@ class LiveReport:
             facts.add_row(escape(label), escape(text))
         self._console.print(facts)
         self._console.print()
-        head = " ".join(f"{title:>{width}}" for title, width in _COLUMNS)
-        self._print_row(Text(head, style="bold"))
+        self._print_row(self._head(), style="bold")
         self._progress.update(self._task, total=info.total_updates)
         self._redraw(self._epoch_name(info.start_epoch))
         self._progress.start()
+
+    def _head(self) -> list[str]:
+        """Decide on the columns of the epoch table; return their titles. A narrow terminal shows fewer scores."""
+        info, scores = self._info, list(self._info.columns)
+        while True:
+            labels = [info.columns[name] for name in scores]
+            titles = ["epoch", "loss", *labels, "lr", f"{info.unit}/s", "wait", "memory", "time"]
+            least = [8, 8, *(7 for _ in scores), 8, 7, 5, 9, 7]
+            widths = [max(len(title), width) for title, width in zip(titles, least, strict=True)]
+            if len(scores) < 2 or sum(widths) + len(widths) + 1 <= self._console.width:
+                self._scores, self._widths = scores, widths
+                return titles
+            scores.pop()
 
     def notice(self, message: str) -> None:
         """Print the message above the bar, as one line."""
@@ -102,7 +106,7 @@ class LiveReport:
         self._update = log.update
         self._fields |= {
             "loss": f"loss {log.loss:.4f}",
-            "speed": f"{log.samples_per_second:.1f} img/s",
+            "speed": f"{log.samples_per_second:.1f} {self._info.unit}/s",
             "memory": f"{log.memory_gib:.1f} GiB",
             "wait": f"wait {log.data_wait:.0%}",
         }
@@ -117,38 +121,39 @@ class LiveReport:
     def epoch(self, log: EpochLog) -> None:
         """Print the line of the epoch above the bar; a star marks a new best."""
         scores = log.result.scores if log.result is not None else {}
-        if "macro_f1" in scores:
-            self._fields["F1"] = f"F1 {number(scores['macro_f1'], '.3f')}"
-        cells = (
+        for name in self._scores[:1]:
+            if name in scores:
+                self._fields["score"] = f"{self._info.columns[name]} {number(scores[name], '.3f')}"
+        cells = [
             f"{log.epoch + 1}/{self._info.epochs}",
             number(log.loss),
-            number(scores.get("miou")),
-            number(scores.get("macro_f1")),
+            *(number(scores.get(name)) for name in self._scores),
             f"{log.lr:.2e}",
             f"{log.samples_per_second:.1f}",
             f"{log.data_wait:.0%}",
             f"{log.memory_gib:.2f} GiB",
             duration(log.seconds),
-        )
-        row = " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
-        self._print_row(Text(row) + Text(f" {self._star}" * log.is_best, style="bold green"))
+        ]
+        self._print_row(cells, f" {self._star}" * log.is_best)
         self._redraw(self._epoch_name(min(log.epoch + 1, self._info.epochs - 1)))
 
     def end(self, log: EndLog) -> None:
-        """Take the bar away; `summary.print_summary` tells the rest."""
+        """Remove the bar; `summary.print_summary` prints the rest."""
         del log
         self.close()
 
     def close(self) -> None:
-        """Take the bar away and give the cursor back; also after an error. Called again, nothing."""
+        """Remove the bar and show the cursor again."""
         if self._progress.live.is_started:
             self._progress.stop()
 
     def _epoch_name(self, epoch: int) -> str:
         return f"epoch {epoch + 1}/{self._info.epochs}"
 
-    def _print_row(self, row: Text) -> None:
-        self._console.print(row, no_wrap=True, overflow="ellipsis")
+    def _print_row(self, cells: Sequence[str], star: str = "", style: str = "") -> None:
+        row = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, self._widths, strict=True))
+        text = Text.assemble((row, style), (star, "bold green"))
+        self._console.print(text, no_wrap=True, overflow="ellipsis")
 
     def _redraw(self, description: str) -> None:
         self._drawn_at = time.monotonic()
@@ -165,7 +170,7 @@ class LiveReport:
         shown = [name for name, text in self._fields.items() if text]
         count = 2 * len(str(self._info.total_updates)) + 1
         room = self._console.width - len(description) - count - _SMALLEST_BAR - 3
-        for name in ("memory", "wait", "speed", "F1"):
+        for name in ("memory", "wait", "speed", "score"):
             if sum(len(self._fields[other]) + 2 for other in shown) <= room:
                 break
             shown = [other for other in shown if other != name]

@@ -6,9 +6,9 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
+from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
 from segfit.errors import SegFitError
-from segfit.report.text import duration, number, one_line, score_label
+from segfit.report.text import duration, number, one_line
 
 REASONS = {
     "finished": "all epochs are done",
@@ -41,8 +41,8 @@ class Eta:
         return (self._total - update) * since / made if made > 0 else float("nan")
 
 
-class LineReport:
-    """A `Listener` that turns every event but `step` and `validating` into one line.
+class LineReport(Listener):
+    """A listener that turns every event but `step` and `validating` into one line.
 
     Args:
         emit: takes a line without its line break.
@@ -82,25 +82,22 @@ class LineReport:
         self._emit(
             f"epoch {log.epoch + 1}/{self._info.epochs} update {log.update}/"
             f"{self._info.total_updates} loss {log.loss:.4f} lr {log.lr:.3g} "
-            f"grad {log.grad_norm:.3g}{scale} {log.samples_per_second:.1f} img/s "
+            f"grad {log.grad_norm:.3g}{scale} {log.samples_per_second:.1f} {self._info.unit}/s "
             f"wait {log.data_wait:.0%} {log.memory_gib:.2f} GiB "
             f"ETA {duration(self._eta.seconds(log.update))}"
         )
-
-    def validating(self, done: int, total: int) -> None:
-        """Stay silent: the result comes with the epoch."""
 
     def epoch(self, log: EpochLog) -> None:
         """Write the numbers of an epoch."""
         scores = ""
         if log.result is not None:
-            known = log.result.scores
             scores = "".join(
-                f" {score_label(name)} {number(known.get(name))}" for name in ("miou", "macro_f1")
+                f" {label} {number(log.result.scores.get(name))}"
+                for name, label in self._info.columns.items()
             )
         self._emit(
             f"epoch {log.epoch + 1}/{self._info.epochs} done: loss {log.loss:.4f}{scores} "
-            f"lr {log.lr:.3g} {log.samples_per_second:.1f} img/s wait {log.data_wait:.0%} "
+            f"lr {log.lr:.3g} {log.samples_per_second:.1f} {self._info.unit}/s wait {log.data_wait:.0%} "
             f"{log.memory_gib:.2f} GiB {duration(log.seconds)}" + (" new best" * log.is_best)
         )
 
@@ -110,9 +107,6 @@ class LineReport:
             f"training ended after {log.updates} updates in {duration(log.seconds)}: "
             f"{REASONS.get(log.reason, log.reason)}"
         )
-
-    def close(self) -> None:
-        """Let go of what is held; nothing here."""
 
 
 class LogFile(LineReport):
@@ -128,14 +122,14 @@ class LogFile(LineReport):
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Line-buffered: what was told is on disk even if the process is killed.
+            # Line-buffered: every line is on disk even if the process is killed.
             self._file = path.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise SegFitError(f"{path}: cannot write the log file: {error.strerror}.") from error
         super().__init__(self._write)
 
     def close(self) -> None:
-        """Close the file; called again, nothing."""
+        """Close the file; lines that come later are dropped."""
         with suppress(OSError):
             self._file.close()
 

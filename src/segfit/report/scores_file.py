@@ -1,15 +1,15 @@
-"""Scores as they are made, for programs: a tuner that ends hopeless runs early, a plot, another notebook."""
+"""The scores of each validation, for programs: a tuner that ends hopeless runs early, a plot, a notebook."""
 
 import contextlib
 import json
 import math
 from pathlib import Path
 
-from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
+from segfit.engine.events import EpochLog, Listener
 
 
-class ScoresFile:
-    """A `Listener` that appends a line of JSON for each validation.
+class ScoresFile(Listener):
+    """A listener that appends a line of JSON for each validation.
 
     A line holds `epoch` (0-based), `update`, `best` (whether no validation before was better) and `scores`
     (name → number, null where undefined). A run that was killed validates some epochs again: of two lines of an
@@ -31,27 +31,6 @@ class ScoresFile:
             for name, value in log.result.scores.items()
         }
         line = {"epoch": log.epoch, "update": log.update, "best": log.is_best, "scores": scores}
-        # Opened each time: a line is written whole, and is on the disk for whoever reads.
+        # Opened each time: a line is written whole, and is there for other programs to read.
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-    def start(self, info: RunInfo) -> None:
-        """Nothing."""
-
-    def notice(self, message: str) -> None:
-        """Nothing."""
-
-    def step(self, epoch: int, update: int) -> None:
-        """Nothing."""
-
-    def log(self, log: StepLog) -> None:
-        """Nothing."""
-
-    def validating(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def end(self, log: EndLog) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing: no file is open."""

@@ -4,77 +4,53 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.events import EndLog, Listener, Listeners
+from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
 from segfit.errors import SegFitError
 from segfit.report.files import write_json
 from segfit.report.lines import LogFile
 from segfit.report.scores_file import ScoresFile
 from segfit.report.summary import print_summary
+from segfit.report.text import monitored_first
 from segfit.system.monitor import Monitor
 
 
-class PreflightProgress:
-    """A bar while a data set is checked or decoded; nothing where there is no terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-
-    def __call__(self, done: int, total: int, what: str = "checking the data set") -> None:
-        """Show that `done` of `total` files were looked at, and what for."""
-        if self._bar is None:
-            self._bar = Progress(transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(what, total=total)
-        self._bar.update(self._task, completed=done, total=total)
-        if done >= total:
-            self.close()
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-class _Others:
-    """A `Listener` that passes on what other processes posted, once, when the loop logs.
+class _Posted(Listener):
+    """A listener that passes on the notices of other processes, each once, when the loop logs.
 
     Args:
-        posted: returns the lines that came since the last call.
-        notify: tells a line.
-        told: lines that were told already.
+        posted: returns the notices that came since the last call.
+        notify: gets those that are new.
+        known: notices that were passed on already.
     """
 
     def __init__(
-        self, posted: Callable[[], list[str]], notify: Callable[[str], None], told: Sequence[str]
+        self, posted: Callable[[], list[str]], notify: Callable[[str], None], known: Sequence[str]
     ) -> None:
         self._posted = posted
         self._notify = notify
-        self._told = set(told)
+        self._known = set(known)
 
-    def _pass_on(self, _log: object = None) -> None:
-        for line in self._posted():
-            if line not in self._told:
-                self.notice(line)
-                self._notify(line)
+    def start(self, _info: RunInfo) -> None:
+        self._pass_on()
 
-    start = log = epoch = end = _pass_on
+    def log(self, _log: StepLog) -> None:
+        self._pass_on()
+
+    def epoch(self, _log: EpochLog) -> None:
+        self._pass_on()
+
+    def end(self, _log: EndLog) -> None:
+        self._pass_on()
 
     def notice(self, message: str) -> None:
-        """Remember what the main process tells itself."""
-        self._told.add(message)
+        self._known.add(message)
 
-    def step(self, epoch: int, update: int) -> None:
-        """Nothing."""
-
-    def validating(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+    def _pass_on(self) -> None:
+        for line in self._posted():
+            if line not in self._known:
+                self._known.add(line)
+                self._notify(line)
 
 
 class RunReport:
@@ -82,8 +58,8 @@ class RunReport:
 
     Args:
         run: the run's folder.
-        console: listens already, to notices.
-        notices: what it was told so far; the log file gets it too.
+        console: has got the notices so far.
+        notices: those; the log file gets them too.
     """
 
     def __init__(self, run: Path, console: Listener, notices: list[str]) -> None:
@@ -102,14 +78,14 @@ class RunReport:
         hparams: Mapping[str, str | float | bool],
         resume_step: int | None,
     ) -> None:
-        """Also write TensorBoard events; a folder that cannot be written to is told, and done without."""
+        """Also write TensorBoard events; logs a notice if they cannot be written."""
         folder = self.run / "tensorboard"
         notify = Listeners(self.console, self.log).notice
         try:
             from segfit.report.tensorboard import TensorBoardReport
         except Exception as error:  # not there, or at odds with protobuf or NumPy
             notify(
-                f"TensorBoard cannot be imported ({type(error).__name__}: {error}): going on without. "
+                f"TensorBoard cannot be imported ({type(error).__name__}: {error}): training goes on without. "
                 f"pip install tensorboard, or set report.tensorboard=false."
             )
             return
@@ -125,15 +101,15 @@ class RunReport:
         self.tensorboard = folder
 
     def add_others(self, posted: Callable[[], list[str]]) -> None:
-        """Also tell what other processes of this training posted; what all of them found is told once."""
-        self.parts.append(_Others(posted, Listeners(self.console, self.log).notice, self.notices))
+        """Also pass on the notices of the other processes; what all of them found is passed on once."""
+        self.parts.append(_Posted(posted, Listeners(self.console, self.log).notice, self.notices))
 
     @property
     def listener(self) -> Listeners:
         """All of them."""
         return Listeners(*self.parts)
 
-    def conclude(self, end: EndLog, monitor: str, metrics: Mapping[str, Any]) -> None:
+    def conclude(self, end: EndLog, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json and print what to type next.
 
         Raises:
@@ -147,7 +123,7 @@ class RunReport:
         best = Checkpoints(self.run / "checkpoints").best
         print_summary(
             end,
-            monitor=monitor,
+            columns=monitored_first(metrics["monitor"], metrics["columns"]),
             run_dir=self.run,
             checkpoint=best if best.exists() else None,
             tensorboard_dir=self.tensorboard,

@@ -1,6 +1,7 @@
 """What the person is left with: how it ended, the best score, what to type next."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -8,14 +9,7 @@ from rich.markup import escape
 
 from segfit.engine.events import EndLog
 from segfit.report.lines import REASONS
-from segfit.report.text import (
-    duration,
-    hydra_override,
-    number,
-    score_label,
-    shown_path,
-    stdout_console,
-)
+from segfit.report.text import duration, hydra_override, scores_text, shown_path, stdout_console
 
 _RESUMABLE = {"interrupted", "terminated"}
 
@@ -23,7 +17,7 @@ _RESUMABLE = {"interrupted", "terminated"}
 def print_summary(
     end: EndLog,
     *,
-    monitor: str,
+    columns: Mapping[str, str],
     run_dir: Path,
     checkpoint: Path | None,
     tensorboard_dir: Path | None,
@@ -36,7 +30,7 @@ def print_summary(
 
     Args:
         end: how the training ended.
-        monitor: score that chose the best epoch.
+        columns: score name → label, for the scores of the best epoch.
         run_dir: the run's folder.
         checkpoint: best checkpoint, or None if there is none yet.
         tensorboard_dir: what `tensorboard --logdir` should show, or None if nothing was written.
@@ -52,11 +46,7 @@ def print_summary(
     reason = REASONS.get(end.reason, end.reason)
     line(f"Ended after {end.updates} updates, {duration(end.seconds)}: {escape(reason)}.")
     if end.best_epoch is not None:
-        best = ", ".join(
-            f"{score_label(name)} {number(end.best_scores[name])}"
-            for name in dict.fromkeys([monitor, "miou", "macro_f1", "foreground_f1"])
-            if name in end.best_scores
-        )
+        best = escape(scores_text(end.best_scores, columns))
         line(f"[bold]Best: {best}[/bold] (epoch {end.best_epoch + 1})")
     else:
         line("No validation yet, so there is no best score.")

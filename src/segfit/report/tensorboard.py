@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
-from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
+from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.events_file import image_of
@@ -33,8 +33,8 @@ _COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be
 _PICTURE_SHARE = 0.02  # of the wall-clock time may go into drawing, while the device is idle
 
 
-def _leave_failures_to_the_report() -> None:
-    """Keep Python from printing the traceback of TensorBoard's writing thread: its next call raises the same here."""
+def _silence_writer_thread() -> None:
+    """Keep Python from printing tracebacks of TensorBoard's writing thread: the next call to it raises the same."""
     before = threading.excepthook
 
     def hook(failure: threading.ExceptHookArgs) -> None:
@@ -44,20 +44,27 @@ def _leave_failures_to_the_report() -> None:
     threading.excepthook = hook
 
 
-_leave_failures_to_the_report()
+_silence_writer_thread()
 
 
-class TensorBoardReport:
-    """A `Listener` that writes one TensorBoard run; the x axis is the number of updates.
+class TensorBoardReport(Listener):
+    """A listener that writes one TensorBoard run; the x axis is the number of updates.
 
-    Scalars: train/*, speed/*, memory/*, device/*, epoch/seconds, val/<score>, val_iou/<class>, and hparam/<score>
-    of the best validation so far. Images: panel/<name>, confusion_matrix. Text: config, facts. The HPARAMS
-    tab shows one row a run, from the first validation on; with the parent folder as logdir, a sweep is
-    one table.
+    TensorBoard sorts groups of tags by name, which is why loss and scores come first:
 
-    Images come with the first and the last validation and with those between as long as drawing takes
-    no more than 2 % of the time. Everything else is on disk when a method returns, so that a killed run
-    loses nothing of it.
+    - loss/train, loss/epoch (mean of an epoch), loss/val
+    - score/<name>: of each validation; score_best/<name>: of the best one so far, shown in the HPARAMS tab
+    - what the task adds, such as score_iou/<class>
+    - speed/samples_per_second, speed/data_wait_percent, speed/epoch_seconds
+    - system/peak_memory_gib, and what `monitor` samples: system/utilisation, …
+    - train/lr, train/grad_norm, train/loss_scale, train/scaler_skips
+    - validation/<figure>, validation/panel/<sample>: images
+    - config, facts: texts
+
+    The HPARAMS tab shows one row a run, from the first validation on; with the parent folder as logdir, a sweep is
+    one table. Images come with the first and the last validation, and with those between as long as drawing takes
+    no more than 2 % of the time. Everything else is on disk when a method returns, so a killed run loses nothing
+    of it.
 
     Args:
         log_dir: the run's folder for event files.
@@ -66,8 +73,8 @@ class TensorBoardReport:
             TensorBoard takes the columns from one of them.
         resume_step: updates of the checkpoint that the run goes on from; None for a new run. Whatever
             the folder holds of later updates is hidden, so that no step appears twice.
-        monitor: runs from start to close, its means go to device/*; None: nothing is watched.
-        notify: gets one message if writing fails later on (a full disk); training goes on without.
+        monitor: runs from start to close, its means go to system/*; None: nothing is sampled.
+        notify: gets one message if writing fails later on (a full disk); training goes on.
 
     Raises:
         SegFitError: if the folder cannot be written.
@@ -92,13 +99,13 @@ class TensorBoardReport:
         self._notify = notify
         self._monitor = monitor
         self._failed = False
-        self._best_told: dict[str, float] = {}
+        self._best_written: dict[str, float] = {}
         self._undrawn: tuple[Findings, int] | None = None
         self._begun, self._drawing = time.monotonic(), 0.0
         self._session_step = 0 if resume_step is None else resume_step + 1
         self._resume_step = resume_step
         try:
-            # A run killed between telling and saving tells the checkpoint's own step again.
+            # A run that was killed between logging and saving logs the checkpoint's own step again.
             self._known = _tags_at(log_dir, resume_step) if resume_step is not None else set()
             # A new run marks its start too: TensorBoard takes the first mark of a folder for the start,
             # and only those after it for a resumption that hides what it replaces.
@@ -122,38 +129,30 @@ class TensorBoardReport:
             self._monitor.start()
             if torch.cuda.is_available() and self._monitor.probe.source != "NVML":
                 self._notify(
-                    "NVML does not answer: device/* in TensorBoard are the processor's, not the card's. "
+                    "NVML does not answer: system/* in TensorBoard are the processor's, not the card's. "
                     "It comes with NVIDIA's driver and pip install nvidia-ml-py."
                 )
-
-    def notice(self, message: str) -> None:
-        """Leave it to console and log file."""
-
-    def step(self, epoch: int, update: int) -> None:
-        """Leave it to `log`."""
-
-    def validating(self, done: int, total: int) -> None:
-        """Leave it to `epoch`."""
 
     def log(self, log: StepLog) -> None:
         """Write the numbers of training."""
         with self._writing():
             values = {
-                "train/loss": log.loss,
+                "loss/train": log.loss,
                 "train/lr": log.lr,
                 "train/grad_norm": log.grad_norm,
                 "train/loss_scale": log.loss_scale,
                 "train/scaler_skips": log.skipped,
                 "speed/samples_per_second": log.samples_per_second,
                 "speed/data_wait_percent": 100 * log.data_wait,
-                "memory/peak_gib": log.memory_gib,
+                "system/peak_memory_gib": log.memory_gib,
             }
             self._scalars({**values, **self._device()}, log.update)
 
     def epoch(self, log: EpochLog) -> None:
         """Write the duration of the epoch and all of its validation."""
         with self._writing():
-            self._scalars({"epoch/seconds": log.seconds, "epoch/loss": log.loss}, log.update)
+            values = {"loss/epoch": log.loss, "speed/epoch_seconds": log.seconds}
+            self._scalars(values, log.update)
             if log.result is not None:
                 self._validation(log.result, log.update)
                 if log.is_best:
@@ -170,7 +169,7 @@ class TensorBoardReport:
                 self._add(session_end)
 
     def close(self) -> None:
-        """Write what is left and close the file; called again, nothing."""
+        """Write what is left and close the file."""
         if self._monitor is not None:
             self._monitor.close()
         with suppress(OSError):
@@ -180,7 +179,7 @@ class TensorBoardReport:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Flush in the end; after the first failure, tell it once and write no more."""
+        """Flush at the end; the first failure gives one notice and ends the writing."""
         if self._failed:
             with suppress(OSError):
                 yield
@@ -192,15 +191,16 @@ class TensorBoardReport:
             self._failed = True
             self._notify(
                 f"{self._log_dir}: cannot write TensorBoard events any more: {error.strerror or error}. "
-                f"Training goes on without."
+                f"Training goes on without them."
             )
 
     def _device(self) -> dict[str, float]:
         samples = self._monitor.fresh() if self._monitor is not None else []
-        return {f"device/{name}": value for name, value in summed_up(samples).mean.items()}
+        return {f"system/{name}": value for name, value in summed_up(samples).mean.items()}
 
     def _validation(self, result: Findings, update: int) -> None:
-        self._scalars({f"val/{name}": value for name, value in result.scores.items()}, update)
+        names = {name: "loss/val" if name == "loss" else f"score/{name}" for name in result.scores}
+        self._scalars({names[name]: value for name, value in result.scores.items()}, update)
         self._scalars(result.scalars, update)
         self._undrawn = (result, update)
         if self._drawing <= _PICTURE_SHARE * (time.monotonic() - self._begun):
@@ -211,21 +211,21 @@ class TensorBoardReport:
             return
         start = time.monotonic()
         for name, picture in result.panels.items():
-            self._image(f"panel/{name}", partial(_jpeg, picture), update)
+            self._image(f"validation/panel/{name}", partial(_jpeg, picture), update)
         for name, figure in result.figures.items():
-            self._image(name, partial(png, figure), update)
+            self._image(f"validation/{name}", partial(png, figure), update)
         self._drawing += time.monotonic() - start
         self._undrawn = None
 
     def _best(self, scores: Mapping[str, float], update: int) -> None:
         finite = {name: value for name, value in scores.items() if math.isfinite(value)}
-        if not finite or finite == self._best_told:
+        if not finite or finite == self._best_written:
             return
-        metrics = {f"hparam/{name}": value for name, value in finite.items()}
-        if not self._best_told:
+        metrics = {f"score_best/{name}": value for name, value in finite.items()}
+        if not self._best_written:
             experiment, *_ = hparams_summary(self._hparams, metrics)
             self._add(experiment)
-        self._best_told = finite
+        self._best_written = finite
         self._scalars(metrics, update)
 
     def _scalars(self, values: Mapping[str, float | None], update: int) -> None:

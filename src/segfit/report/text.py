@@ -1,4 +1,4 @@
-"""Numbers and paths as the person reads them: shared by console, log file, summary and leader board."""
+"""Numbers and paths as text: shared by console, log file, summary and leader board."""
 
 import math
 import os
@@ -10,28 +10,31 @@ from pathlib import Path
 
 from rich.console import Console
 
-ABSENT = "–"  # a score that does not exist: the class is not in the ground truth
+ABSENT = "–"  # a number that does not exist
 
-SCORE_LABELS = {
-    "miou": "mIoU",
-    "macro_f1": "macro F1",
-    "foreground_f1": "foreground F1",
-    "foreground_iou": "foreground IoU",
-    "pixel_accuracy": "pixel accuracy",
-}
+
+_FILE_WIDTH = 10_000  # columns of what is no terminal: tables take the width that they need
 
 
 def stdout_console() -> Console:
-    """Return a console on stdout that prints a "?" for what the terminal's encoding lacks."""
+    """Return a console on stdout; it prints a "?" for what the encoding lacks, and cuts no table in a file or pipe."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")  # else a dash would end a training
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
 
 
-def score_label(name: str) -> str:
-    """Return what a score is called on screen: "mIoU" for "miou"."""
-    return SCORE_LABELS.get(name, name.replace("_", " "))
+def monitored_first(monitor: str, columns: Mapping[str, str]) -> dict[str, str]:
+    """Return score name → label of the monitored score, then of the others that are shown.
+
+    Args:
+        monitor: name of the monitored score.
+        columns: score name → label.
+    """
+    return {monitor: columns.get(monitor, monitor.replace("_", " ")), **columns}
 
 
 def scores_text(scores: Mapping[str, float], columns: Mapping[str, str]) -> str:
@@ -96,7 +99,7 @@ def hydra_override(key: str, value: str) -> str:
 
 
 def _is_plain(value: str) -> bool:
-    """Tell whether Hydra reads the bare word as this very string and not as a number or null."""
+    """Return whether Hydra reads the bare word as this very string and not as a number or null."""
     if not re.fullmatch(r"[A-Za-z0-9_/.+@-]+", value):
         return False
     if "/" in value:

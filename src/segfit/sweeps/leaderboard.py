@@ -15,7 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from segfit.errors import SegFitError
-from segfit.report.text import duration, number, one_line, score_label, shown_path, stdout_console
+from segfit.report.text import (
+    duration,
+    monitored_first,
+    number,
+    one_line,
+    shown_path,
+    stdout_console,
+)
 from segfit.runs.untrusted import read_json, read_yaml
 
 _REASON_LENGTH = 60
@@ -33,9 +40,12 @@ class Row:
         overrides: option → value, as given on the command line.
         status: why it ended well ("finished", "max_steps", "patience"), that it was stopped
             ("interrupted", "terminated"), or how it failed ("crash", "oom", "config", "unfinished", …).
-        failed: whether it has no result that is to be compared.
+        failed: whether it has no result to compare.
         message: one line about a failure.
-        monitor: name of the monitored score.
+        monitor: name of the monitored score; empty where it is unknown.
+        monitor_mode: "max" where more is better, or "min".
+        columns: score name → label, for the scores that are shown.
+        unit: what a sample is called.
         scores: of the best validation; without those that are undefined.
         figures: updates, samples_per_second, peak_memory_gib, seconds; those that are known.
         best_epoch: 0-based, or None.
@@ -47,7 +57,10 @@ class Row:
     status: str
     failed: bool
     message: str = ""
-    monitor: str = "miou"
+    monitor: str = ""
+    monitor_mode: str = "max"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    unit: str = "sample"
     scores: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
@@ -59,10 +72,10 @@ class Row:
 
 
 def collect(sweep_dir: Path) -> list[Row]:
-    """Read what the jobs of a sweep left behind, best first and failed ones last.
+    """Read the results of a sweep's jobs, best first and failed ones last.
 
     Of each folder `<sweep_dir>/<number>` it reads `overrides.yaml`, `metrics.json` and `error.json`. A job
-    with neither result nor error was killed, or runs still: "unfinished".
+    with neither result nor error was killed, or still runs: "unfinished".
 
     Args:
         sweep_dir: the sweep's folder.
@@ -73,15 +86,15 @@ def collect(sweep_dir: Path) -> list[Row]:
 
 
 def _rank(row: Row) -> tuple[bool, bool, float, int]:
-    score = row.score
-    return row.failed, score is None, -(score or 0.0), row.job
+    score = row.score or 0.0
+    return row.failed, row.score is None, score if row.monitor_mode == "min" else -score, row.job
 
 
 def _read_job(folder: Path) -> Row:
     try:
         metrics, error = _read(folder / "metrics.json"), _read(folder / "error.json")
     except SegFitError as problem:
-        # One job's torn file must not cost the others their place.
+        # One torn file must not end the leader board.
         metrics, error = None, {"kind": "unreadable", "message": f"{problem}"}
     if error is not None:
         status, message = str(error.get("kind", "crash")), one_line(str(error.get("message", "")))
@@ -98,7 +111,10 @@ def _read_job(folder: Path) -> Row:
         status=status,
         failed=error is not None or not metrics,
         message=message,
-        monitor=str(metrics.get("monitor", "miou")),
+        monitor=str(metrics.get("monitor", "")),
+        monitor_mode=str(metrics.get("monitor_mode", "max")),
+        columns=_texts(metrics.get("columns")),
+        unit=str(metrics.get("unit", "sample")),
         scores=_numbers(metrics.get("best")),
         figures=_numbers({key: metrics.get(key) for key in _FIGURES}),
         best_epoch=epoch if isinstance(epoch, int) else None,
@@ -116,6 +132,10 @@ def _numbers(values: Any) -> dict[str, float]:
     if not isinstance(values, dict):
         return {}
     return {key: value for key, value in values.items() if isinstance(value, (int, float))}
+
+
+def _texts(values: Any) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()} if isinstance(values, dict) else {}
 
 
 def _read_overrides(path: Path) -> dict[str, str]:
@@ -137,25 +157,23 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
     console = console or stdout_console()
     varied = _varied(rows)
     shared = [f"{key}={rows[0].overrides[key]}" for key in _keys(rows) if key not in varied]
-    monitor = next((row.monitor for row in rows if not row.failed), "miou")
-    other = "macro_f1" if monitor != "macro_f1" else "miou"
+    first = next((row for row in rows if row.monitor), None)  # those that did not fail come first
+    scores = monitored_first(first.monitor, first.columns) if first is not None else {}
+    unit = first.unit if first is not None else "sample"
 
     title = "Leader board" + (f" ({escape(' '.join(shared))})" if shared else "")
     table = Table(title=title, title_justify="left")
     table.add_column("job", justify="right")
     for key in varied:
         table.add_column(escape(key), overflow="fold")
-    for name in (monitor, other):
-        table.add_column(score_label(name), justify="right", no_wrap=True)
-    for label in ("img/s", "GiB", "time"):
-        table.add_column(label, justify="right", no_wrap=True)
+    for label in (*scores.values(), f"{unit}/s", "GiB", "time"):
+        table.add_column(escape(label), justify="right", no_wrap=True)
     table.add_column("end", overflow="fold")
     for place, row in enumerate(rows):
         cells = (
             str(row.job),
             *(escape(_short(row.overrides.get(key, ""))) for key in varied),
-            number(row.scores.get(monitor)),
-            number(row.scores.get(other)),
+            *(number(row.scores.get(name)) for name in scores),
             number(row.figures.get("samples_per_second"), ".1f"),
             number(row.figures.get("peak_memory_gib"), ".2f"),
             duration(row.figures.get("seconds", float("nan"))),

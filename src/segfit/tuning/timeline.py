@@ -65,7 +65,7 @@ def record(
         KeyboardInterrupt: if the user stopped it.
         SegFitError: if it ended by itself before anything was recorded.
     """
-    recording = _Recording(fit, seconds, warmup)  # type: ignore[abstract]  # the rest does nothing
+    recording = _Recording(fit, seconds, warmup)
     try:
         end = fit.run(Listeners(listener, recording), {})
     finally:

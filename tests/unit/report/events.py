@@ -8,6 +8,7 @@ from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
 from segfit.engine.findings import Column, Findings, Table
 
 UPDATES_PER_EPOCH = 4
+COLUMNS = {"miou": "mIoU", "macro_f1": "macro F1", "foreground_f1": "foreground F1"}
 
 
 def figure() -> Figure:
@@ -45,7 +46,7 @@ def result(miou: float = 0.5) -> Findings:
             )
         ],
         figures={"confusion_matrix": figure},
-        scalars={"val_iou/liver": miou, "val_iou/kidney": None},
+        scalars={"score_iou/liver": miou, "score_iou/kidney": None},
         panels={"case_1": picture},
         seconds=1.5,
     )
@@ -59,6 +60,8 @@ def info(epochs: int = 2, start_update: int = 0) -> RunInfo:
         start_update=start_update,
         total_updates=epochs * UPDATES_PER_EPOCH,
         facts={"device": "cpu [2 cores]", "weights": "random | none"},
+        unit="img",
+        columns=COLUMNS,
     )
 
 
@@ -79,7 +82,7 @@ def end_log(updates: int, reason: str = "finished", best_epoch: int | None = 1) 
 
 
 def train(listener: Listener, first: int = 0, last: int = 2 * UPDATES_PER_EPOCH) -> None:
-    """Tell of the updates first+1 … last of a run of two epochs, in the loop's order."""
+    """Send the events of updates first+1 … last of a run of two epochs, in the loop's order."""
     listener.start(info(start_update=first))
     for update in range(first + 1, last + 1):
         epoch = (update - 1) // UPDATES_PER_EPOCH

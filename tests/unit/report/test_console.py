@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import re
 from types import SimpleNamespace
@@ -5,8 +6,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from segfit.engine.events import RunInfo
+from segfit.engine.findings import Column, Findings, Table
 from segfit.report.console import LiveReport, console_report
 from segfit.report.lines import LineReport
+from segfit.report.tables import grid
+from segfit.report.text import stdout_console
 from tests.unit.report import events
 
 
@@ -47,7 +52,7 @@ def test_without_a_terminal_there_are_plain_lines_only():
     )
     assert any(line.startswith("epoch 1/2 update 4/8 loss 0.2500 lr 0.0003") for line in lines)
     assert any(
-        line.startswith("epoch 2/2 done: loss 0.7500 mIoU 0.6000 macro F1 0.7000")
+        line.startswith("epoch 2/2 done: loss 0.7500 mIoU 0.6000 macro F1 0.7000 foreground F1 –")
         and line.endswith("new best")
         for line in lines
     )
@@ -72,7 +77,7 @@ def test_a_terminal_gets_facts_a_bar_and_a_line_an_epoch():
     assert any(line.startswith("device") and line.endswith("cpu [2 cores]") for line in lines)
     bars = [line for line in lines if "━" in line]
     assert re.search(
-        r"━+ 8/8 loss 0\.1250  F1 0\.\d+  45\.3 img/s  3\.2 GiB  wait 2%  ETA 0\.0s",
+        r"━+ 8/8 loss 0\.1250  mIoU 0\.\d+  45\.3 img/s  3\.2 GiB  wait 2%  ETA 0\.0s",
         "\n".join(bars),
     )
     rows = [line.split() for line in lines if re.match(r" +\d/2 ", line)]
@@ -81,6 +86,7 @@ def test_a_terminal_gets_facts_a_bar_and_a_line_an_epoch():
         "0.7500",
         "0.5000",
         "0.6000",
+        "–",
         "3.00e-04",
         "45.3",
         "2%",
@@ -89,7 +95,43 @@ def test_a_terminal_gets_facts_a_bar_and_a_line_an_epoch():
         "1:15",
         "★",
     ]
-    assert rows[2] == ["3/2", "0.7500", "–", "–", "3.00e-04", "45.3", "2%", "3.25", "GiB", "1:15"]
+    assert rows[2] == ["3/2", "0.7500", *"–––", "3.00e-04", "45.3", "2%", "3.25", "GiB", "1:15"]
+
+
+@pytest.mark.parametrize(("width", "scores"), [(60, 1), (80, 2), (92, 3)])
+def test_the_epoch_table_shows_as_many_scores_as_fit(width, scores):
+    console, file = terminal(width)
+    report = console_report(console)
+    events.train(report)
+    report.close()
+    head = next(line for line in screen(file) if line.lstrip().startswith("epoch  "))
+    shown = [label for label in events.COLUMNS.values() if f" {label} " in head]
+    assert shown == list(events.COLUMNS.values())[:scores]
+    rows = [line for line in screen(file) if line.endswith("1:15 ★")]
+    assert len(rows) == 2 or width == 60  # whole, unless the terminal is too narrow for one score
+
+
+def test_a_task_names_its_samples_and_scores():
+    lines: list[str] = []
+    report = LineReport(lines.append)
+    report.start(RunInfo(1, 4, 0, 0, 4, {}, unit="window", columns={"mse": "MSE"}))
+    report.log(events.step_log(2))
+    report.epoch(dataclasses.replace(events.epoch_log(0), result=Findings(scores={"mse": 0.25})))
+    assert "45.3 window/s" in lines[-2]
+    assert "loss 0.7500 MSE 0.2500 lr" in lines[-1]
+
+
+def test_tables_are_whole_in_a_file(monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    monkeypatch.setattr("sys.stdout", file)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    columns = [Column(f"a long heading {index}") for index in range(20)]
+    stdout_console().print(grid(Table("wide", "Wide", columns, [["cell"] * 20])))
+    text = written(file)
+    assert all(column.name in text for column in columns)
+    assert "…" not in text
+    assert len({len(line) for line in text.splitlines()[1:]}) == 1
 
 
 def test_validation_shows_in_the_bar():

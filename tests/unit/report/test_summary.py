@@ -20,7 +20,7 @@ def summary(end, run_dir, checkpoint, width=40):
         width,
         lambda console: print_summary(
             end,
-            monitor="miou",
+            columns=events.COLUMNS,
             run_dir=run_dir,
             checkpoint=checkpoint,
             tensorboard_dir=run_dir / "tensorboard",

@@ -39,7 +39,7 @@ def scalars(log_dir, tag):
 def test_scalars_are_there_by_update(tmp_path):
     whole_run(tmp_path)
     steps = [(2, 1 / 2), (4, 1 / 4), (6, 1 / 6), (8, 1 / 8)]
-    assert scalars(tmp_path, "train/loss") == [(step, pytest.approx(v)) for step, v in steps]
+    assert scalars(tmp_path, "loss/train") == [(step, pytest.approx(v)) for step, v in steps]
     expected = {
         "train/lr": (8, 3e-4),
         "train/grad_norm": (8, 1.25),
@@ -47,23 +47,26 @@ def test_scalars_are_there_by_update(tmp_path):
         "train/scaler_skips": (8, 0.0),
         "speed/samples_per_second": (8, 45.3),
         "speed/data_wait_percent": (8, 2.0),
-        "memory/peak_gib": (8, 3.25),
-        "epoch/seconds": (8, 75.0),
-        "epoch/loss": (8, 0.75),
-        "val/miou": (8, 0.6),
-        "val/loss": (8, 0.4),
-        "val_iou/liver": (8, 0.6),
-        "hparam/miou": (8, 0.6),
+        "system/peak_memory_gib": (8, 3.25),
+        "speed/epoch_seconds": (8, 75.0),
+        "loss/epoch": (8, 0.75),
+        "score/miou": (8, 0.6),
+        "loss/val": (8, 0.4),
+        "score_iou/liver": (8, 0.6),
+        "score_best/miou": (8, 0.6),
     }
     for tag, (step, value) in expected.items():
         assert scalars(tmp_path, tag)[-1] == (step, pytest.approx(value)), tag
-    assert "val_iou/kidney" not in load(tmp_path).Tags()["scalars"]  # absent from the truth
+    assert "score_iou/kidney" not in load(tmp_path).Tags()["scalars"]  # absent from the truth
 
 
 def test_pictures_of_the_first_and_the_last_validation_are_there(tmp_path):
     whole_run(tmp_path)
     loaded = load(tmp_path)
-    for tag, kind in (("panel/case_1", b"\xff\xd8"), ("confusion_matrix", b"\x89PNG")):
+    for tag, kind in (
+        ("validation/panel/case_1", b"\xff\xd8"),
+        ("validation/confusion_matrix", b"\x89PNG"),
+    ):
         images = loaded.Images(tag)
         assert (images[0].step, images[-1].step) == (4, 8)
         assert images[0].encoded_image_string.startswith(kind)
@@ -93,7 +96,12 @@ def test_hparams_are_one_row_in_the_runs_own_folder(tmp_path):
     assert start.hparams["fast"].string_value == "true"
     experiment = metadata.parse_experiment_plugin_data(tags[metadata.EXPERIMENT_TAG])
     names = {info.name.tag for info in experiment.metric_infos}
-    assert names == {"hparam/loss", "hparam/miou", "hparam/macro_f1", "hparam/pixel_accuracy"}
+    assert names == {
+        "score_best/loss",
+        "score_best/miou",
+        "score_best/macro_f1",
+        "score_best/pixel_accuracy",
+    }
     end = metadata.parse_session_end_info_plugin_data(tags[metadata.SESSION_END_INFO_TAG])
     assert end.status == STATUS_SUCCESS
 
@@ -102,8 +110,8 @@ def test_an_interrupted_run_keeps_everything_and_its_row_open(tmp_path):
     board = report(tmp_path)
     events.train(board, last=6)
     board.end(events.end_log(6, "interrupted", best_epoch=0))  # not closed
-    assert scalars(tmp_path, "train/loss")[-1][0] == 6
-    assert scalars(tmp_path, "hparam/miou") == [(4, 0.5)]
+    assert scalars(tmp_path, "loss/train")[-1][0] == 6
+    assert scalars(tmp_path, "score_best/miou") == [(4, 0.5)]
     assert metadata.SESSION_END_INFO_TAG not in hparams_tags(tmp_path)
     board.close()
 
@@ -112,8 +120,8 @@ def test_a_killed_run_has_lost_nothing_that_was_told(tmp_path):
     board = report(tmp_path / "run")
     events.train(board, last=6)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")  # what is on disk at this moment
-    assert [step for step, _ in scalars(tmp_path / "copy", "train/loss")] == [2, 4, 6]
-    assert [step for step, _ in scalars(tmp_path / "copy", "val/miou")] == [4]
+    assert [step for step, _ in scalars(tmp_path / "copy", "loss/train")] == [2, 4, 6]
+    assert [step for step, _ in scalars(tmp_path / "copy", "score/miou")] == [4]
     board.close()
 
 
@@ -133,7 +141,7 @@ def test_no_step_appears_twice_after_resuming(tmp_path, saved, killed):
     board.close()
 
     loaded = load(tmp_path)
-    assert [event.step for event in loaded.Scalars("train/loss")] == [2, 4, 6, 8]
+    assert [event.step for event in loaded.Scalars("loss/train")] == [2, 4, 6, 8]
     for tag in loaded.Tags()["scalars"]:
         steps = [event.step for event in loaded.Scalars(tag)]
         assert all(one < two for one, two in itertools.pairwise(steps)), tag
@@ -147,7 +155,7 @@ def test_resuming_twice_knows_what_the_second_session_hid(tmp_path):
         board = report(tmp_path, resume_step=first or None)
         events.train(board, first, last)
         board.close()
-    assert [step for step, _ in scalars(tmp_path, "train/loss")] == [2, 4, 6, 8]
+    assert [step for step, _ in scalars(tmp_path, "loss/train")] == [2, 4, 6, 8]
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
@@ -194,6 +202,6 @@ def test_what_the_monitor_saw_is_there_as_means_of_each_window(tmp_path):
     board.end(events.end_log(8))
     board.close()
     assert watched.calls == ["start", "close"]
-    assert scalars(tmp_path, "device/utilisation") == [(4, 50.0), (6, 90.0)]
-    assert scalars(tmp_path, "device/temperature") == [(4, 70.0), (6, 70.0)]
-    assert "device/power_w" not in load(tmp_path).Tags()["scalars"]
+    assert scalars(tmp_path, "system/utilisation") == [(4, 50.0), (6, 90.0)]
+    assert scalars(tmp_path, "system/temperature") == [(4, 70.0), (6, 70.0)]
+    assert "system/power_w" not in load(tmp_path).Tags()["scalars"]

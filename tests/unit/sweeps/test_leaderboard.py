@@ -36,6 +36,8 @@ def sweep(tmp_path):
                 "seconds": 185.0,
                 "facts": {"device": "cpu"},
                 "monitor": "miou",
+                "columns": {"macro_f1": "macro F1", "miou": "mIoU"},
+                "unit": "img",
             }
         )
 
@@ -72,11 +74,26 @@ def test_the_board_shows_what_differs_and_why_jobs_failed(sweep):
     assert text.splitlines()[0].strip() == "Leader board (data=shapes loss=dice)"
     cells = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in text.splitlines()]
     table = {row[0]: row[1:] for row in cells if row[0].isdigit()}
+    assert text.index("mIoU") < text.index("macro F1") < text.index("img/s")
     assert table["9"] == ["16", "0.7200", "0.9000", "45.2", "3.50", "3:05", "finished"]
     assert table["1"][1] == "–"
     assert table["2"][1:6] == ["–"] * 5
     assert table["2"][6].startswith("oom: CUDA out of memory. Tried [GPU]")
     assert table["2"][6].endswith("…")
+
+
+def test_where_less_is_better_the_lowest_score_comes_first(tmp_path):
+    for number, score in enumerate([0.3, 0.1, None, 0.2]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        metrics = {"monitor": "mse", "monitor_mode": "min", "best": {"mse": score, "mae": 0.5}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    rows = collect(tmp_path)
+    assert [row.job for row in rows] == [1, 3, 0, 2]
+    file = io.StringIO()
+    print_leaderboard(rows, Console(file=file, width=160, _environ={}))
+    assert "mse" in file.getvalue()
+    assert "sample/s" in file.getvalue()
 
 
 def test_a_sweep_without_jobs_has_an_empty_board(tmp_path):

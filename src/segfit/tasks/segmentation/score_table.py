@@ -10,7 +10,6 @@ from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.metrics import Scores
 
 # Score → label: what console, leader board and summary show, in this order.
-SCORE_COLUMNS = {"miou": "mIoU", "macro_f1": "macro F1", "foreground_f1": "foreground F1"}
 _COLUMNS = (
     Column("class"),
     *(Column(name, ".4f") for name in ("IoU", "F1", "accuracy")),

@@ -166,7 +166,7 @@ class SegmentationMeter:
             tables=[score_table(found, classes)],
             values={"per_class": found.per_class, "confusion": found.confusion},
             figures={"confusion_matrix": partial(confusion_figure, found.confusion, classes)},
-            scalars={f"val_iou/{name}": iou for name, iou in found.per_class["iou"].items()},
+            scalars={f"score_iou/{name}": iou for name, iou in found.per_class["iou"].items()},
             panels={
                 panel.name: partial(panel_image, panel, classes)
                 for _, panel in sorted(panels.items())
