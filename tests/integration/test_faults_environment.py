@@ -132,7 +132,7 @@ def test_a_card_without_nvml_is_told(tmp_path, monkeypatch, library):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     told: list[str] = []
     report = TensorBoardReport(
-        tmp_path, events.CLASSES, "", {}, monitor=Monitor(), notify=told.append
+        tmp_path, "", {}, monitor=Monitor(), notify=told.append
     )
     report.start(events.info())
     report.close()
