@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from segfit.assembly.training import Training, make_training
 from segfit.cli import main as cli
 from segfit.config.check import check
-from segfit.engine.distributed import ALONE, World
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.step import make_update
 from segfit.engine.torchrun import joined
 from segfit.system.hardware import device_name
@@ -85,7 +85,7 @@ def composed(overrides: list[str]) -> DictConfig:
     return config
 
 
-def make_block(training: Training, config: DictConfig) -> Callable[[int, World], None]:
+def make_block(training: Training, config: DictConfig) -> Callable[[int, Distributed], None]:
     """Return a callable that makes updates on resident batches, in a world."""
     fit = training.fit
     batches = iter(fit.train.epoch(0, 0))
@@ -93,8 +93,11 @@ def make_block(training: Training, config: DictConfig) -> Callable[[int, World],
     state, together = fit.state, fit.state.forward
     seeds = list(range(len(window)))
 
-    def updates(count: int, world: World) -> None:
-        state.world, state.forward = world, state.model if world is ALONE else together
+    def updates(count: int, world: Distributed) -> None:
+        state.distributed, state.forward = (
+            world,
+            state.model if world is SINGLE_PROCESS else together,
+        )
         for _ in range(count):
             make_update(state, fit.task, window, seeds, config.clip_grad_norm)
             world.max(0, 0)  # whether to stop or to save, as the loop asks after every update
@@ -104,7 +107,7 @@ def make_block(training: Training, config: DictConfig) -> Callable[[int, World],
     return updates
 
 
-def blocks_of(update: Callable[[int, World], None], world: World) -> int:
+def blocks_of(update: Callable[[int, Distributed], None], world: Distributed) -> int:
     """Warm up; return how many updates take about `BLOCK_SECONDS`."""
     update(3, world)
     start = time.perf_counter()
@@ -113,14 +116,16 @@ def blocks_of(update: Callable[[int, World], None], world: World) -> int:
     return max(1, *world.max(round(own)))
 
 
-def block(kind: str, update: Callable[[int, World], None], count: int, world: World) -> float:
+def block(
+    kind: str, update: Callable[[int, Distributed], None], count: int, world: Distributed
+) -> float:
     """Return the seconds that a block took until the last process was done."""
     world.gather(None)
     start = time.perf_counter()
     if kind == "together":
         update(count, world)
     elif kind == "apart" or world.is_main:
-        update(count, ALONE)
+        update(count, SINGLE_PROCESS)
     world.gather(None)
     return time.perf_counter() - start
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import native_precisions, resolve_precision
+from segfit.engine.recovery import halve_micro_batch
 from segfit.engine.state import TrainingState
-from segfit.engine.step import halve_micro_batch, make_update
+from segfit.engine.step import make_update
 from segfit.models.build import make_model
 from segfit.system.phases import Recorder
 from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
@@ -130,7 +131,7 @@ def test_out_of_memory_is_met_by_smaller_micro_batches() -> None:
                 break
             except torch.OutOfMemoryError:
                 pass
-            notices.append(halve_micro_batch(state, 64))
+            notices.append(halve_micro_batch(state, 64, ""))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert notices

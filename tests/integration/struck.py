@@ -12,10 +12,10 @@ import signal
 import sys
 from typing import Any
 
-from segfit.engine import updating
+from segfit.engine import recovery
 from tests.integration.training import ROOT
 
-_make_update = updating.make_update
+_make_update = recovery.make_update
 _faults: dict[int, str] = {}
 
 
@@ -38,6 +38,6 @@ if __name__ == "__main__":
     while match := re.fullmatch(r"(\d+)=(SIG\w+|full|room)", sys.argv[1]):
         _faults[int(match[1])] = match[2]
         del sys.argv[1]
-    updating.make_update = _struck
+    recovery.make_update = _struck
     sys.argv[0] = str(ROOT / "train.py")
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -131,9 +131,7 @@ def test_a_card_without_nvml_is_told(tmp_path, monkeypatch, library):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     told: list[str] = []
-    report = TensorBoardReport(
-        tmp_path, "", {}, monitor=Monitor(), notify=told.append
-    )
+    report = TensorBoardReport(tmp_path, "", {}, monitor=Monitor(), notify=told.append)
     report.start(events.info())
     report.close()
     (message,) = told

@@ -60,7 +60,7 @@ def run_out(monkeypatch, when, where="forward") -> None:
         fail_if_large(training=True)
         backward(self, *args, **options)
 
-    monkeypatch.setattr("segfit.engine.updating.make_update", counting)
+    monkeypatch.setattr("segfit.engine.recovery.make_update", counting)
     monkeypatch.setattr(CNN, "forward", failing_forward)
     if where == "backward":
         monkeypatch.setattr(torch.Tensor, "backward", failing_backward)

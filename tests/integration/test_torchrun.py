@@ -190,7 +190,7 @@ def test_without_accumulation_and_with_an_average_of_the_weights(tmp_path):
 def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(tmp_path, pair):
     code, output = torchrun(tmp_path, "killed", *SMALL, script=VICTIM)
     assert code != 0
-    assert "another process of this training is gone without a word" in ours(output)
+    assert "another process of this training ended without giving a reason" in ours(output)
     assert "Traceback" not in ours(output)
     run = the_run(tmp_path)
     assert updates_of(run) == 3

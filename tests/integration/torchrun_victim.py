@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from segfit.engine import updating
+from segfit.engine import recovery
 from segfit.models.cnn import CNN
 from segfit.report.tensorboard import TensorBoardReport
 from segfit.tasks.segmentation.task import SegmentationTask
@@ -29,7 +29,7 @@ from tests.integration.training import ROOT
 
 STRUCK = os.environ["RANK"] == "1"
 _update, _close = [0], TensorBoardReport.close
-_make_update, _forward, _prepare = updating.make_update, CNN.forward, SegmentationTask.prepare
+_make_update, _forward, _prepare = recovery.make_update, CNN.forward, SegmentationTask.prepare
 _backward, _step = torch.Tensor.backward, torch.optim.SGD.step
 
 
@@ -82,7 +82,7 @@ def _close_slowly(self: TensorBoardReport) -> None:
 
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
-    updating.make_update = _counting
+    recovery.make_update = _counting
     if fault in ("none", "first_backward", "first_step"):
         # Without batch norm, pieces of a batch give the gradient of the whole.
         CNN.__init__ = functools.partialmethod(CNN.__init__, norm="none")  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""train.py in which the person outside may spoil the weights: `python -m tests.soak.victim …`.
+"""train.py whose weights a signal spoils: `python -m tests.soak.victim …`.
 
 SIGRTMIN makes one of the model's weights not a number before the next update, as a bit that flips in memory does.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from segfit.engine import updating
+from segfit.engine import recovery
 from tests.integration.training import ROOT
 
 _spoil = [False]
@@ -31,6 +31,6 @@ def _spoiling(state: Any, *args: Any, **options: Any) -> Any:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGRTMIN, _remember)
-    _make_update, updating.make_update = updating.make_update, _spoiling
+    _make_update, recovery.make_update = recovery.make_update, _spoiling
     sys.argv[0] = str(ROOT / "train.py")
     runpy.run_path(sys.argv[0], run_name="__main__")

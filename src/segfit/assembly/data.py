@@ -14,7 +14,7 @@ from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
-from segfit.engine.distributed import ALONE, World
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.errors import SegFitError
 from segfit.system.cores import choose_workers
 from segfit.system.torchrun_env import launched
@@ -75,7 +75,7 @@ def make_train_batches(
     device: torch.device,
     workers: int,
     notice: Callable[[str], None] = lambda _: None,
-    world: World = ALONE,
+    world: Distributed = SINGLE_PROCESS,
 ) -> TrainBatches:
     """Return the training batches of a config.
 
@@ -120,7 +120,7 @@ def make_held_out_batches(
     workers: int,
     limit: int | None,
     notice: Callable[[str], None] = lambda _: None,
-    world: World = ALONE,
+    world: Distributed = SINGLE_PROCESS,
 ) -> DevicePrefetcher:
     """Return a source's images in order, in batches of a config; of several processes, each one's share of them.
 

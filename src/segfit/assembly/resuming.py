@@ -19,9 +19,9 @@ def about(config: DictConfig, state: TrainingState) -> dict[str, Any]:
     """Return what a checkpoint says of the training that made it, as plain values."""
     return {
         "config": flat(plain(config)),
-        "samples_per_update": config.batch_size * config.accumulate * state.world.size,
+        "samples_per_update": config.batch_size * config.accumulate * state.distributed.size,
         "batch_size": config.batch_size,
-        "world_size": state.world.size,
+        "world_size": state.distributed.size,
         "device": device_name(state.device),
         "precision": state.precision.name,
         "torch": str(torch.__version__),

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segfit.data.source import Source
-from segfit.engine.distributed import ALONE, World
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.task import Batch, Task
 from segfit.models.build import Weights
 
@@ -92,7 +92,7 @@ class TaskAssembly(Protocol):
         statistics: Mapping[str, Any] | None = None,
         *,
         panels: Mapping[int, str] | None = None,
-        world: World = ALONE,
+        world: Distributed = SINGLE_PROCESS,
     ) -> Task:
         """Return what a batch means."""
 

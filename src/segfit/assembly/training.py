@@ -25,9 +25,8 @@ from segfit.assembly.tuned import stale
 from segfit.config.check import plain
 from segfit.config.tasks import monitor_mode, schema_of
 from segfit.data.source import Source
-from segfit.engine.agreement import refuse_differences
 from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.distributed import ALONE, World
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differences
 from segfit.engine.events import EndLog
 from segfit.engine.fit import Fit, FitOptions
 from segfit.engine.precision import Precision
@@ -63,7 +62,7 @@ def make_training(
     run: Path,
     notice: Notice,
     progress: Callable[..., None] | None = None,
-    world: World = ALONE,
+    world: Distributed = SINGLE_PROCESS,
 ) -> Training:
     """Return everything that `config` says, ready to run; resumed where the run has a checkpoint.
 
@@ -103,7 +102,7 @@ def make_training(
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
     state, weights = make_state(config, device, precision, updates, notice)
-    state.world, state.forward = world, world.wrap(state.model, state.forward)
+    state.distributed, state.forward = world, world.wrap(state.model, state.forward)
     facts = _facts(config, sources, state, weights, train.sampler.size, workers)
     if not world.is_main:  # dropout is to differ; the weights are equal by now
         seed_everything(derive_seed(config.seed, world.rank), config.deterministic)
@@ -153,7 +152,7 @@ def _facts(
     batch_size: int,
     workers: int,
 ) -> dict[str, str]:
-    world = state.world
+    world = state.distributed
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     variant = config.model.get("variant") or config.model.get("encoder") or ""
     sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
@@ -210,7 +209,7 @@ def metrics_of(training: Training, end: EndLog, config: DictConfig) -> dict[str,
         "best_epoch": end.best_epoch,
         "last": fit.result.scores if fit.result is not None else {},
         "updates": end.updates,
-        "samples_per_second": fit.teller.total_samples / max(fit.teller.total_seconds, 1e-9),
+        "samples_per_second": fit.log.total_samples / max(fit.log.total_seconds, 1e-9),
         "peak_memory_gib": peak_memory_gib(fit.state.device),
         "seconds": end.seconds,
         "precision": fit.state.precision.name,

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.training import Training, make_training, metrics_of
-from segfit.engine.distributed import World
+from segfit.engine.distributed import Distributed
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.engine.torchrun import joined
 from segfit.report import session
@@ -37,7 +37,7 @@ def train(config: DictConfig, overrides: Sequence[str], folder: Path) -> EndLog:
         )
 
 
-def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: World) -> EndLog:
+def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: Distributed) -> EndLog:
     """Train, tell and write."""
     terminal, notices = stdout_console(), list[str]()
     console, checking = console_report(terminal), WorkProgress(terminal)
@@ -73,7 +73,7 @@ def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: Wor
     return end
 
 
-def _unwritten_end(training: Training, folder: Path, world: World) -> EndLog | None:
+def _unwritten_end(training: Training, folder: Path, world: Distributed) -> EndLog | None:
     """Return how a run ended that was killed between its last save and its metrics.json, None for others."""
     unwritten = world.gather(not (folder / runs.METRICS).exists())[0]  # as the main process sees it
     return training.fit.ended() if unwritten else None

@@ -1,4 +1,4 @@
-"""torch.compile with a probe: what does not compile runs eager, and the person is told why."""
+"""torch.compile with a trial: what does not compile runs eager, with a notice that says why."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import Precision
 from segfit.engine.task import Forward
 
-# Whose own errors mean that compiling failed; by name, since where each is defined changes with torch's version.
+# Errors defined here mean that compiling failed; by name, since torch moves them between versions.
 _COMPILERS = ("torch._dynamo.", "torch._inductor.", "torch._functorch.", "torch.fx.", "triton.")
-# What calls compilers: the lazy compilation of a backward hands on a compiler's error as it is, whatever its type.
+# These call compilers: the lazy compilation of a backward raises a compiler's own error, of any type.
 _CALLERS = (
     "torch/_dynamo/convert_frame.py",
     "torch/_dynamo/backends/common.py",
@@ -24,11 +24,11 @@ _CALLERS = (
 def compiled_or_eager(
     model: nn.Module, example: Tensor, precision: Precision
 ) -> tuple[Forward, str | None]:
-    """Return a compiled forward that was tried on `example`, or the model and the reason why not.
+    """Return a compiled forward that was tried on `example`, or the model and a notice that says why not.
 
     Args:
         model: in training mode, on its device; its buffers and the generators of random numbers are restored.
-        example: normalised images (B, 3, H, W) of the size that will be trained on.
+        example: a model input (B, …) of the shape that will be trained on.
         precision: of forward passes.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -39,9 +39,7 @@ def compiled_or_eager(
             with precision.autocast():
                 output = forward(example)
             output.float().sum().backward()
-    except (
-        Exception
-    ) as error:  # the compiler fails in many ways (no Triton, no C++ compiler, its own bugs)
+    except Exception as error:  # no Triton, no C++ compiler, a bug of the compiler, …
         return model, give_up_compiling(error)
     finally:
         model.zero_grad(set_to_none=True)
@@ -52,11 +50,10 @@ def compiled_or_eager(
 
 
 def is_compile_error(error: BaseException) -> bool:
-    """Say whether a forward or backward pass failed because something did not compile.
+    """Return whether a forward or backward pass failed because something did not compile.
 
-    That happens late too: for another batch size, in eval mode, in a backward that is compiled when it is first
-    needed. The same pass may then be tried eager; if the fault was the model's own, eager says so in plain words.
-    Errors of operations that were compiled and run, and memory that ran out (also while compiling), are none.
+    That may happen late: for another batch size, in eval mode, or in a backward, which is compiled when first needed.
+    Errors of operations that were compiled and run do not count, nor does memory that ran out, also while compiling.
     """
     if any(is_out_of_memory(one) for one in _chain(error)):
         return False
@@ -66,7 +63,7 @@ def is_compile_error(error: BaseException) -> bool:
 
 
 def give_up_compiling(error: BaseException) -> str:
-    """Drop all that was compiled so far; return the line for the person."""
+    """Discard everything compiled so far; return a notice that says why."""
     with contextlib.suppress(Exception):  # where importing the compiler is what fails
         torch._dynamo.reset()
     *_, first = _chain(error)
@@ -76,7 +73,7 @@ def give_up_compiling(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and those that it was made of, the first that occurred last."""
+    """Yield an error and its causes; the one that occurred first comes last."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

@@ -1,22 +1,25 @@
-"""The processes that train one model together; alone, one process is the whole world."""
+"""The processes that train one model together; by default there is one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from segfit.engine.task import Forward
+from segfit.errors import SegFitError
 
 T = TypeVar("T")
 
 
-class World:
-    """One process alone: everybody agrees with it, and there is nothing to add up.
+class Distributed:
+    """A single process, where nothing has to be exchanged; `Torchrun` overrides every method for several.
+
+    Every process has to call every method, except `post` and `posted`.
 
     Attributes:
         rank: 0-based number of this process among all.
-        size: how many processes there are.
+        size: number of processes.
     """
 
     rank = 0
@@ -24,37 +27,34 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and tells."""
+        """Whether this is the process that logs and writes files."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over all processes of a tensor on the device; every process has to call."""
+        """Return the sum over all processes of a tensor on the device."""
         return tensor
 
     def max(self, *numbers: int) -> tuple[int, ...]:
-        """Return the largest of each number over all processes, on the host; every process has to call."""
+        """Return the largest of each number over all processes, on the host."""
         return numbers
 
     def gather(self, value: T) -> list[T]:
-        """Return every process's value, by rank, to all of them; every process has to call."""
+        """Return the value (picklable) of every process, by rank."""
         return [value]
 
     def once_a_machine(self, work: Callable[[], T]) -> T:
-        """Let the first process of each machine work; return its result (picklable) to all that run there.
-
-        Every process has to call.
-        """
+        """Call `work` in the first process of each machine; return its result (picklable) in all of that machine."""
         return work()
 
     def post(self, line: str) -> None:
-        """Hand a line for the person to the main process, which reads it when it logs."""
+        """Send a notice to the main process, which reads it when it logs."""
 
     def posted(self) -> list[str]:
-        """Return the lines that were posted since the last call; only the main process calls."""
+        """Return the notices that were posted since the last call; only the main process calls."""
         return []
 
     def wrap(self, model: nn.Module, forward: Forward) -> Forward:
-        """Return a forward whose backward adds up gradients over all processes.
+        """Return a forward whose backward averages gradients over all processes.
 
         Args:
             model: owns the parameters.
@@ -73,12 +73,34 @@ class World:
         return nullcontext()
 
     def average_gradients(self, model: nn.Module) -> None:
-        """Give all processes the mean of the gradients that passes in `no_sync` left; every process has to call."""
+        """Average over all processes the gradients that passes in `no_sync` left."""
         del model
 
     def average_buffers(self, model: nn.Module) -> None:
-        """Give all processes the mean of the model's floating-point buffers (batch norm's running statistics)."""
+        """Average the model's floating-point buffers (batch norm's running statistics) over all processes."""
         del model
 
 
-ALONE = World()
+SINGLE_PROCESS = Distributed()
+
+
+def refuse_differences(distributed: Distributed, values: Mapping[str, Any]) -> None:
+    """Compare plain values by name with those of the other processes; every process has to call.
+
+    Machines differ: `hardware=auto` is another recipe on each kind of card, `precision=auto` another precision.
+
+    Raises:
+        SegFitError: if they differ, the same in every process.
+    """
+    every = distributed.gather(dict(values))
+    problems = []
+    for name in sorted({name for one in every for name in one}):
+        found = [one.get(name) for one in every]
+        odd = next((rank for rank, value in enumerate(found) if value != found[0]), None)
+        if odd is not None:
+            problems.append(
+                f"the processes do not train the same: {name} is {found[0]} in process 0, {found[odd]} in process {odd}. "
+                f"Give {name.split('.')[0]}= on the command line, and the same command to every machine."
+            )
+    if problems:
+        raise SegFitError(problems)

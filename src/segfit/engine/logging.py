@@ -1,62 +1,40 @@
-"""What the loop tells of its updates and epochs: means that are read from the device seldom."""
+"""What the training loop logs of its updates and epochs."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from segfit.engine.events import EpochLog, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.events import EpochLog, Listener, Listeners, StepLog
 from segfit.engine.findings import Findings
 from segfit.engine.non_finite import NotFinite, describe
 from segfit.engine.state import TrainingState
-from segfit.engine.step import scale_of
+from segfit.engine.step import loss_scale
 from segfit.system.hardware import peak_memory_gib
 
 
 @dataclass
-class Window:
-    """The updates since the last log: sums stay on the device until then."""
+class RunningSums:
+    """Sums over the updates since the last log; tensors stay on the device until then."""
 
     loss: Tensor
     norm: Tensor
+    skipped: Tensor  # updates that GradScaler skipped
     updates: int
-    skipped: Tensor
     samples: int = 0
     waited: float = 0.0
     start: float = field(default_factory=time.perf_counter)
 
-    def add(
-        self, loss: Tensor, norm: Tensor, samples: int, waited: float, *, scaled: bool = False
-    ) -> None:
-        """Count an update.
 
-        Args:
-            loss: this process's share of it, () on the device.
-            norm: of the gradient, () on the device.
-            samples: of all processes.
-            waited: seconds that the loop waited for them.
-            scaled: an overflown gradient is the scaler's business, which skipped the update.
-        """
-        if scaled:
-            self.skipped += ~norm.isfinite()
-            norm = norm.nan_to_num(0.0, 0.0, 0.0)
-        self.loss += loss
-        self.norm += norm
-        self.updates += 1
-        self.samples += samples
-        self.waited += waited
-
-
-class Teller:
-    """Sums up updates and epochs, and tells them to a listener.
+class TrainingLog:
+    """Sums up updates and epochs, and passes their means to a listener.
 
     Args:
         state: what is trained; sums that a resumed run needs go into its progress.
 
     Attributes:
-        listener: who is told.
+        listener: gets the logs.
         total_samples: samples trained on in this session.
         total_seconds: seconds that they took, without validation.
     """
@@ -65,130 +43,125 @@ class Teller:
         self.state = state
         self.listener: Listener = Listeners()
         self.total_samples, self.total_seconds = 0, 0.0
-        self._samples, self._waited = 0, 0.0  # of the epoch
-        # Updates that were told of: what is made again after a roll-back is not told again.
-        self._told, self._told_epoch = -1, -1
-
-    def start(
-        self,
-        epochs: int,
-        updates_per_epoch: int,
-        updates_left: int,
-        max_steps: int | None,
-        facts: Mapping[str, str],
-        unit: str,
-        columns: Mapping[str, str],
-    ) -> None:
-        """Tell what is about to run."""
-        progress = self.state.progress
-        total = progress.update + updates_left
-        self.listener.start(
-            RunInfo(
-                epochs=epochs,
-                updates_per_epoch=updates_per_epoch,
-                start_epoch=progress.epoch,
-                start_update=progress.update,
-                total_updates=min(total, max_steps or total),
-                facts=facts,
-                unit=unit,
-                columns=columns,
-            )
-        )
-
-    def begin_epoch(self) -> None:
-        """Count samples and waiting from here on; an epoch that a roll-back cut short counts from its new start."""
-        self._samples, self._waited = 0, 0.0
+        self.begin_epoch()
+        # Updates made again after a roll-back are not logged again.
+        self._last_update, self._last_epoch_end = -1, -1
 
     def notice(self, message: str) -> None:
-        """Tell what the person should know."""
+        """Log something that the user should know."""
         self.listener.notice(message)
 
-    def open(self) -> Window:
-        """Return a window that goes on where the progress stands."""
+    def begin_epoch(self) -> None:
+        """Count from the present progress on; an epoch that a roll-back cut short counts from its new start."""
+        self._samples, self._waited = 0, 0.0
+        self._sums = self._new_sums()
+
+    def _new_sums(self) -> RunningSums:
         progress, device = self.state.progress, self.state.device
-        # Sums over all processes count once what was summed up before.
-        carried = progress.window_loss if self.state.world.is_main else 0.0
-        return Window(
+        # The sum over all processes contains the main process's once.
+        carried = progress.unlogged_loss if self.state.distributed.is_main else 0.0
+        return RunningSums(  # synchronises: copies from the host
             loss=torch.tensor(carried, device=device),
-            norm=torch.tensor(progress.window_norm, device=device),
-            updates=progress.window_updates,
+            norm=torch.tensor(progress.unlogged_norm, device=device),
             skipped=torch.zeros((), dtype=torch.int64, device=device),
+            updates=progress.unlogged_updates,
         )
 
-    def keep(self, window: Window) -> int:
-        """Read the window's sums from the device into the progress; return the updates that the scaler skipped.
+    def add(self, loss: Tensor, norm: Tensor, samples: int, waited: float) -> None:
+        """Count an update.
 
-        Every process of the world has to call.
+        Args:
+            loss: this process's share of it, () on the device.
+            norm: of the gradient, () on the device.
+            samples: of all processes.
+            waited: seconds that the loop waited for them.
+        """
+        sums = self._sums
+        if self.state.scaler.is_enabled():  # an overflow is no fault: GradScaler skipped the update
+            sums.skipped += ~norm.isfinite()
+            norm = norm.nan_to_num(0.0, 0.0, 0.0)
+        sums.loss += loss
+        sums.norm += norm
+        sums.updates += 1
+        sums.samples += samples
+        sums.waited += waited
+
+    def to_progress(self) -> int:
+        """Read the sums into the progress, to be saved; return the updates that GradScaler skipped.
+
+        Every process has to call.
 
         Raises:
-            NotFinite: if loss or gradient is not finite; what was saved last is from before.
+            NotFinite: if loss or gradient is not finite; the last checkpoint is from before.
         """
-        progress = self.state.progress
-        loss = self.state.world.sum(window.loss.clone())
-        # synchronises
-        sums = torch.stack([loss.double(), window.norm.double(), window.skipped.double()]).tolist()
-        found = describe(sums[0], sums[1], scale=1.0)
+        progress, sums = self.state.progress, self._sums
+        loss = self.state.distributed.sum(sums.loss)
+        # Synchronises.
+        total, norm, skipped = torch.stack(
+            [loss.double(), sums.norm.double(), sums.skipped.double()]
+        ).tolist()
+        found = describe(total, norm, scale=1.0)
         if found is not None:
-            raise NotFinite(f"{found} within the last {window.updates} updates")
-        progress.window_loss, progress.window_norm = sums[0], sums[1]
-        progress.window_updates = window.updates
-        return int(sums[2])
+            raise NotFinite(f"{found} within the last {sums.updates} updates")
+        progress.unlogged_loss, progress.unlogged_norm = total, norm
+        progress.unlogged_updates = sums.updates
+        return int(skipped)
 
-    def tell(self, window: Window) -> Window:
-        """Log the means of the window and return a fresh one.
+    def log(self) -> None:
+        """Log the means since the last log.
 
         Raises:
             NotFinite: if loss or gradient is not finite.
         """
-        if window.updates == 0:
-            return window
-        skipped = self.keep(window)
-        progress = self.state.progress
-        seconds = time.perf_counter() - window.start
-        scale = scale_of(self.state)  # synchronises
+        sums, progress = self._sums, self.state.progress
+        if sums.updates == 0:
+            return
+        skipped = self.to_progress()  # synchronises
+        seconds = time.perf_counter() - sums.start
+        scale = loss_scale(self.state)  # synchronises
         if skipped and scale < 1.0:
             raise NotFinite("gradient overflows fp16 even where the loss is not scaled up")
         log = StepLog(
             epoch=progress.epoch,
             update=progress.update,
-            loss=progress.window_loss / window.updates,
+            loss=progress.unlogged_loss / sums.updates,
             lr=self._lr(),
-            grad_norm=progress.window_norm / window.updates,
+            grad_norm=progress.unlogged_norm / sums.updates,
             loss_scale=scale,
             skipped=skipped,
-            samples_per_second=window.samples / seconds,
-            data_wait=window.waited / seconds,
+            samples_per_second=sums.samples / seconds,
+            data_wait=sums.waited / seconds,
             memory_gib=peak_memory_gib(self.state.device),
         )
-        self._samples += window.samples
-        self._waited += window.waited
-        progress.loss_sum += progress.window_loss
-        progress.loss_count += window.updates
-        progress.window_loss, progress.window_norm, progress.window_updates = 0.0, 0.0, 0
-        if progress.update > self._told:
-            self._told = progress.update
+        self._samples += sums.samples
+        self._waited += sums.waited
+        progress.loss_sum += progress.unlogged_loss
+        progress.loss_count += sums.updates
+        progress.unlogged_loss, progress.unlogged_norm, progress.unlogged_updates = 0.0, 0.0, 0
+        if progress.update > self._last_update:
+            self._last_update = progress.update
             self.listener.log(log)
-        return self.open()
+        self._sums = self._new_sums()
 
-    def tell_epoch(self, training_seconds: float, result: Findings | None, is_best: bool) -> None:
-        """Tell that an epoch is over, and how long its training took."""
+    def log_epoch(self, seconds: float, result: Findings | None, is_best: bool) -> None:
+        """Log an epoch whose training took `seconds`."""
         progress = self.state.progress
         log = EpochLog(
             epoch=progress.epoch,
             update=progress.update,
             loss=progress.loss_sum / max(progress.loss_count, 1),
             lr=self._lr(),
-            samples_per_second=self._samples / training_seconds,
-            data_wait=self._waited / training_seconds,
+            samples_per_second=self._samples / seconds,
+            data_wait=self._waited / seconds,
             memory_gib=peak_memory_gib(self.state.device),
-            seconds=training_seconds + (result.seconds if result else 0.0),
+            seconds=seconds + (result.seconds if result else 0.0),
             result=result,
             is_best=is_best,
         )
         self.total_samples += self._samples
-        self.total_seconds += training_seconds
-        if progress.update > self._told_epoch:
-            self._told_epoch = progress.update
+        self.total_seconds += seconds
+        if progress.update > self._last_epoch_end:
+            self._last_epoch_end = progress.update
             self.listener.epoch(log)
 
     def _lr(self) -> float:

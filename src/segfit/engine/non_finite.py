@@ -1,29 +1,21 @@
-"""Loss or gradient that is not finite: what it is, and the batch that did it."""
+"""Losses, gradients and weights that are not finite."""
 
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from segfit.engine.checkpoint import write_tensors
-from segfit.engine.task import Batch
 
-
-class NotFinite(Exception):  # noqa: N818 - an event of the training, which knows what to do
+class NotFinite(Exception):  # noqa: N818 - the training can recover from it
     """`args[0]` says what is not finite."""
-
-
-class HalfMoved(NotFinite):
-    """Some weights were moved by an update and some were not, since memory ran out: no number is to blame."""
 
 
 def describe(loss: float, norm: float, scale: float) -> str | None:
     """Return what is not finite about an update, or None.
 
-    A gradient that overflows while the loss is scaled up is the scaler's business, which skips the update and lowers
-    the scale; only one that overflows unscaled is a fault.
+    A gradient that overflows while the loss is scaled up is no fault: GradScaler skips the update and lowers the scale.
+    One that overflows unscaled is.
 
     Args:
         loss: of the update.
@@ -38,29 +30,6 @@ def describe(loss: float, norm: float, scale: float) -> str | None:
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Say whether all floating-point ones of some tensors are finite, and so is their norm; synchronises."""
+    """Return whether all floating-point tensors among `tensors`, and their common norm, are finite; synchronises."""
     norm = get_total_norm([tensor for tensor in tensors if tensor.is_floating_point()])
     return bool(norm.isfinite())
-
-
-def save_window(
-    path: Path, window: Sequence[Batch], names: Sequence[Sequence[str]], found: str
-) -> None:
-    """Save the micro-batches of an update with their names, as they came from the data: to look at.
-
-    `torch.load(path, weights_only=True)` reads it: {"found": str, "batches": [{"names": [str], key: tensor}]}.
-
-    Args:
-        path: the file; its folder is made.
-        window: micro-batches, wherever they lie.
-        names: of the samples of each.
-        found: what was not finite.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    batches = [
-        {"names": list(known), **{key: tensor.cpu() for key, tensor in batch.items()}}
-        for batch, known in zip(window, names, strict=True)
-    ]
-    write_tensors({"found": found, "batches": batches}, path)

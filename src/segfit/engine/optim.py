@@ -1,4 +1,4 @@
-"""timm's optimizers and schedulers, with the parameter groups that segmentation wants."""
+"""timm's optimizers and schedulers, with groups of parameters for weight decay and learning rate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from segfit.engine.state import Scheduler
 from segfit.errors import SegFitError, nearest
 
-# torch's own: one kernel for all parameters, and in fp16 no wait for the scaler's verdict.
+# torch's own: one kernel for all parameters, and GradScaler does not synchronise.
 _FUSED = ("adam", "adamw", "sgd", "momentum")
 
 
@@ -23,10 +23,10 @@ def make_optimizer(
     betas: Sequence[float] | None,
     head_lr_factor: float,
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of timm's over the model's parameters.
+    """Return one of timm's optimizers over the model's parameters.
 
-    Biases and norms (one-dimensional parameters) have no weight decay. Layers that no pretrained weights reached
-    (`model.head_parameters()`) learn `head_lr_factor` times as fast.
+    Biases and norms (one-dimensional parameters) have no weight decay. The learning rate of layers without pretrained
+    weights (`model.head_parameters()`) is `head_lr_factor` times as high.
 
     Raises:
         SegFitError: if timm has no such optimizer, or it does not take these options.
@@ -87,18 +87,18 @@ def make_scheduler(
     step_epochs: float,
     step_gamma: float,
 ) -> Scheduler:
-    """Return a scheduler of timm's that is stepped every update.
+    """Return one of timm's schedulers, to be stepped every update.
 
     Args:
         optimizer: its groups' lr is the peak.
         name: none, cosine, poly or step.
-        updates_per_epoch: optimizer updates an epoch.
-        epochs: the schedule's length.
-        warmup: share of all updates in which lr rises linearly from `warmup_factor` times the peak.
+        updates_per_epoch: optimizer updates per epoch.
+        epochs: length of the schedule.
+        warmup: share (0-1) of all updates in which lr rises linearly from `warmup_factor` times the peak.
         warmup_factor: first lr as a share of the peak.
         min_factor: last lr of cosine and poly as a share of the peak.
         poly_power: exponent of poly.
-        step_epochs: epochs between two drops of step.
+        step_epochs: epochs between two drops of `step`.
         step_gamma: factor of a drop.
     """
     from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
@@ -118,7 +118,7 @@ def make_scheduler(
         )
     drop_every = max(1, round(step_epochs * updates_per_epoch))
     gamma = step_gamma if name == "step" else 1.0
-    # warmup_prefix=False as the others have it: the drops come at multiples of step_epochs all the same.
+    # warmup_prefix=False, the others' default: drops come at multiples of step_epochs, warmup included.
     return StepLRScheduler(  # type: ignore[no-any-return]
         optimizer, drop_every, decay_rate=gamma, warmup_prefix=False, **common
     )

@@ -1,11 +1,11 @@
-"""Memory that ran out, in all the words in which libraries say so."""
+"""Which errors of torch, CUDA and its libraries mean that memory ran out."""
 
 import errno
 import gc
 
 import torch
 
-# What only a lack of memory makes a library say.
+# Only a lack of memory leads to these.
 _CERTAIN = (
     "cuda out of memory",
     "hip out of memory",
@@ -21,7 +21,7 @@ _CERTAIN = (
     "cannot allocate memory",  # what the C library calls ENOMEM
     "bad_alloc",
 )
-# What cuDNN and cuBLAS say where no algorithm's workspace fits, or their own handle does not.
+# From cuDNN and cuBLAS if no algorithm's workspace fits, or their own handle does not.
 _PROBABLE = (
     "cudnn_status_not_supported",
     "cudnn_status_internal_error",
@@ -31,13 +31,13 @@ _PROBABLE = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory of the device or of the host ran out.
+    """Return whether an error means that memory of the device or of the host ran out.
 
-    cuDNN and cuBLAS have no word of their own for a workspace that does not fit: CUDNN_STATUS_NOT_SUPPORTED,
+    cuDNN and cuBLAS have no status for a workspace that does not fit: CUDNN_STATUS_NOT_SUPPORTED,
     CUDNN_STATUS_INTERNAL_ERROR, CUBLAS_STATUS_NOT_INITIALIZED and "unable to find an engine" count as out of memory,
-    since a smaller batch nearly always helps; whoever handles it hands their words on, for the case that none does.
-    Statuses that speak of wrong use or of a failed kernel (BAD_PARAM, EXECUTION_FAILED, MAPPING_ERROR), illegal
-    accesses, and a Triton kernel that lacks shared memory (a property of the kernel, not of the batch) do not count.
+    since a smaller batch nearly always helps; callers should show the message in case it does not.
+    Statuses of wrong use or of a failed kernel (BAD_PARAM, EXECUTION_FAILED, MAPPING_ERROR), illegal accesses, and a
+    Triton kernel that lacks shared memory (a property of the kernel, not of the batch) do not count.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -49,8 +49,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in text for sign in (*_CERTAIN, *_PROBABLE))
 
 
-def release_memory(device: torch.device) -> None:
-    """Give back what a failed pass held; call it outside of the `except` block, whose traceback holds tensors."""
+def release_memory() -> None:
+    """Free what a failed pass held; call this outside of the `except` block, whose traceback holds tensors."""
     gc.collect()
-    if device.type == "cuda":
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

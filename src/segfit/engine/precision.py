@@ -1,4 +1,4 @@
-"""Which precision really runs, and the two objects that make it so."""
+"""Which precision runs on a device, and its autocast and GradScaler."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from segfit.system.hardware import cpu_has_bf16
 
 @dataclass(frozen=True)
 class Precision:
-    """Mixed precision as it runs on one device.
+    """The precision of training on one device.
 
     Args:
         name: "fp32", "bf16" or "fp16".
@@ -39,7 +39,7 @@ class Precision:
 
 
 def native_precisions(device: torch.device) -> list[str]:
-    """Return what the device multiplies natively, the best choice for training first."""
+    """Return the precisions that the device has native arithmetic for, the best one for training first."""
     if device.type == "cuda":
         ampere = torch.cuda.get_device_capability(device) >= (8, 0)
         return ["bf16", "fp16", "fp32"] if ampere else ["fp16", "fp32"]
@@ -49,7 +49,7 @@ def native_precisions(device: torch.device) -> list[str]:
 def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:
     """Return the precision that runs for "auto", "fp32", "fp16" or "bf16".
 
-    The second value is a line that says what fell back and why, or None.
+    The second value is a notice if another precision runs than was requested, or None.
     """
     native = native_precisions(device)
     chosen = native[0] if requested not in native else requested
@@ -62,6 +62,6 @@ def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, 
 
 
 def set_tf32(allowed: bool) -> None:
-    """Let fp32 matrix products and convolutions on CUDA use TF32 (10 bits of mantissa), or not."""
+    """Allow TF32 (10 bits of mantissa) in fp32 matrix products and convolutions on CUDA, or not."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed

@@ -1,59 +1,133 @@
-"""What is done about an update that is not finite: roll back, look closely, leave it out, and stop in the end."""
+"""Updates that failed are made again in another way: in smaller pieces, without the compiler, or from a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.non_finite import HalfMoved, NotFinite, save_window
+from torch import Tensor
+
+from segfit.engine.checkpoint import Checkpoints, write_tensors
+from segfit.engine.compiling import give_up_compiling, is_compile_error
+from segfit.engine.non_finite import NotFinite, are_finite
+from segfit.engine.out_of_memory import is_out_of_memory, release_memory
+from segfit.engine.seeding import derive_seed
 from segfit.engine.state import TrainingState
-from segfit.engine.task import Batch
+from segfit.engine.step import PartlyUpdated, count_update, make_update
+from segfit.engine.task import Batch, Task, count_samples
 from segfit.errors import SegFitError
 
 _NAMES_SHOWN = 8
+_ADVICE = "Lower lr, keep clip_grad_norm, or try precision=fp32."
 
 
 class Recovery:
-    """Brings a training back to its last good state, and past what spoilt it.
+    """Makes updates, and makes them again where that helps.
 
-    Losses and gradients are read from the device only when the loop logs. If one of them is not finite by then, the
-    weights are spoilt already. The training goes back to its last checkpoint and makes the same updates again, which
-    are a function of position alone, but looks at each of them before the weights move: the first that is not finite is
-    the culprit. Its batch is saved, and it is left out.
+    Losses and gradients are read from the device only when the loop logs. If one of them is not finite by then, weights
+    are lost already. The training goes back to its last checkpoint and makes the same updates again, which are a function
+    of position alone, but checks each of them before weights change: the first that is not finite is the cause. Its batch
+    is saved, and the update is left out.
 
     Args:
         state: what is trained.
+        task: what a batch means.
         checkpoints: where the last good state is.
-        limit: updates that may be left out, over the whole run; one more ends it.
+        names: batch → a name for each of its samples.
+        seed: the run's.
+        clip_grad_norm: largest norm of the gradient, or None.
+        max_left_out: updates that may be left out over the whole run; one more ends it.
+        notice: called with a line about everything that was done.
     """
 
-    def __init__(self, state: TrainingState, checkpoints: Checkpoints, limit: int) -> None:
+    def __init__(
+        self,
+        state: TrainingState,
+        task: Task,
+        checkpoints: Checkpoints,
+        names: Callable[[Batch], list[str]],
+        *,
+        seed: int,
+        clip_grad_norm: float | None,
+        max_left_out: int,
+        notice: Callable[[str], None],
+    ) -> None:
         self.state = state
+        self.task = task
         self.checkpoints = checkpoints
-        self.limit = limit
-        self._watch_until = 0
-        self._culprit_found = True
-        self._fruitless = 0  # times that nothing was found on the second look
+        self.names = names
+        self.seed = seed
+        self.clip_grad_norm = clip_grad_norm
+        self.max_left_out = max_left_out
+        self.notice = notice
+        self._check_until = 0
+        self._cause_found = True
+        self._fruitless = 0  # times that the updates were all finite the second time
 
     @property
-    def watching(self) -> bool:
-        """Whether the next update is to be looked at before the weights move."""
-        return self.state.progress.update < self._watch_until
+    def checking(self) -> bool:
+        """Whether the next update is checked before the weights change."""
+        return self.state.progress.update < self._check_until
 
-    def roll_back(self, found: NotFinite) -> str:
-        """Load the last good state and watch the updates up to the present one; return a line for the person.
+    @property
+    def bad_batches(self) -> Path:
+        """Where batches that were left out are saved."""
+        return self.checkpoints.last.parent.parent / "bad_batches"
 
-        What was learnt since stays: lowered micro-batches, updates to leave out.
+    def update(self, micro_batches: list[Batch]) -> tuple[Tensor, Tensor] | None:
+        """Make an update; return its loss and the gradient's norm, both () on the device, or None if it was left out.
+
+        Raises:
+            NotFinite: if the weights are not finite; `roll_back` helps.
+            PartlyUpdated: if some weights were updated and some were not; `roll_back` helps.
+            SegFitError: if a single sample does not fit into memory, or too many updates were left out.
+        """
+        state, progress = self.state, self.state.progress
+        if [progress.epoch, progress.sample] in progress.left_out:
+            count_update(state)
+            return None
+        buffers = [buffer.clone() for buffer in state.model.buffers()] if self.checking else []
+        while True:
+            try:
+                return make_update(
+                    state,
+                    self.task,
+                    micro_batches,
+                    self._seeds(micro_batches),
+                    self.clip_grad_norm,
+                    check_finite=self.checking,
+                )
+            except NotFinite as found:
+                self._leave_out(micro_batches, str(found), buffers)
+                return None
+            except Exception as error:
+                reason, partly = str(error).partition("\n")[0], isinstance(error, PartlyUpdated)
+                if is_compile_error(error) and state.distributed.size == 1:
+                    state.forward = state.model
+                    self.notice(give_up_compiling(error))
+                    continue
+                if not is_out_of_memory(error):
+                    raise
+            # Outside of `except`, where no traceback holds the failed pass's tensors.
+            largest = max(count_samples(batch) for batch in micro_batches)
+            self.notice(halve_micro_batch(state, largest, self.task.memory_advice, reason))
+            state.renew_forward()
+            if partly:
+                raise PartlyUpdated(reason)
+
+    def roll_back(self, found: NotFinite | PartlyUpdated) -> None:
+        """Load the last good state; after NotFinite, check the updates from there up to the present one.
+
+        What was learned since stays: smaller micro-batches, updates to leave out.
 
         Args:
             found: why.
 
         Raises:
-            SegFitError: if that happened too often, or there is nothing to go back to.
+            SegFitError: if that happened too often, or there is no checkpoint to go back to.
         """
-        lost, look = self.state.progress, not isinstance(found, HalfMoved)
-        if look:
-            self._fruitless += not self._culprit_found
-            self._culprit_found = False
+        lost, check = self.state.progress, isinstance(found, NotFinite)
+        if check:
+            self._fruitless += not self._cause_found
+            self._cause_found = False
             self._stop_if_too_many(str(found))
         try:
             content, _ = self.checkpoints.load_last()
@@ -66,69 +140,104 @@ class Recovery:
         progress = self.state.progress
         progress.micro_batch, progress.held_out_batch = lost.micro_batch, lost.held_out_batch
         progress.left_out = lost.left_out
-        if look:
-            self._watch_until = lost.update
-        return (
+        if check:
+            self._check_until = lost.update
+        self.notice(
             f"the {found}: going back from update {lost.update} to {progress.update}, the last good state"
-            f"{', and looking at each update from there' * look}."
+            f"{', and checking each update from there' * check}."
         )
 
-    def is_left_out(self) -> bool:
-        """Say whether the update at the present position was found not to be finite before."""
-        progress = self.state.progress
-        return [progress.epoch, progress.sample] in progress.left_out
-
-    def leave_out(self, window: Sequence[Batch], names: Sequence[Sequence[str]], found: str) -> str:
-        """Save the batch of an update that is not finite and remember to leave it out; return a line for the person.
-
-        Every process of the world has to call.
+    def _leave_out(
+        self, micro_batches: Sequence[Batch], found: str, buffers: Sequence[Tensor]
+    ) -> None:
+        """Save the batch of an update that is not finite and remember to leave it out; every process has to call.
 
         Args:
-            window: its micro-batches.
-            names: of the samples of each.
+            micro_batches: of the update.
             found: what is not finite.
+            buffers: the model's, as they were before the update.
 
         Raises:
+            NotFinite: if the weights were not finite before the update: its batch is not the cause.
             SegFitError: if too many were left out.
         """
-        progress, world = self.state.progress, self.state.world
-        self._culprit_found = True
+        state, progress, distributed = self.state, self.state.progress, self.state.distributed
+        finite = are_finite(state.model.parameters())  # synchronises
+        if distributed.max(int(not finite)) == (1,):
+            raise NotFinite("norm of the weights is not finite")
+        # The forward pass of a bad batch leaves NaN in batch norm's statistics.
+        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        self._cause_found = True
         progress.left_out.append([progress.epoch, progress.sample])
-        rank = f"-rank{world.rank}" if world.size > 1 else ""
+        names = [self.names(batch) for batch in micro_batches]  # synchronises
+        batches = [
+            {"names": known, **{key: tensor.cpu() for key, tensor in batch.items()}}
+            for batch, known in zip(micro_batches, names, strict=True)
+        ]
+        rank = f"-rank{distributed.rank}" if distributed.size > 1 else ""
         path = self.bad_batches / f"update-{progress.update + 1:06d}{rank}.pt"
         try:
-            save_window(path, window, names, found)
+            write_tensors({"found": found, "batches": batches}, path)
             where = f"saved as {path}"
         except OSError as error:
             where = f"which could not be saved ({error.args[-1]})"
-        every = [
-            name for rank_names in world.gather([*names]) for part in rank_names for name in part
-        ]
+        every = [name for process in distributed.gather(names) for part in process for name in part]
+        more = len(every) - _NAMES_SHOWN
+        shown = ", ".join(every[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
         self._stop_if_too_many(found)
-        return (
-            f"the {found} in update {progress.update + 1}: its batch ({_some(every)}), {where}, is left out "
-            f"({len(progress.left_out)} of at most {self.limit})."
+        self.notice(
+            f"the {found} in update {progress.update + 1}: its batch ({shown}), {where}, is left out "
+            f"({len(progress.left_out)} of at most {self.max_left_out})."
         )
-
-    @property
-    def bad_batches(self) -> Path:
-        """Where batches that were left out are saved."""
-        return self.checkpoints.last.parent.parent / "bad_batches"
+        count_update(state)
 
     def _stop_if_too_many(self, found: str) -> None:
         count = len(self.state.progress.left_out)
-        if count + self._fruitless <= self.limit and self.limit > 0:
+        if count + self._fruitless <= self.max_left_out and self.max_left_out > 0:
             return
         batches = f" The batches are in {self.bad_batches}." if count else ""
         raise SegFitError(
-            f"the {found}, within update {self.state.progress.update + 1} or shortly before; max_left_out={self.limit} "
-            f"is reached. {self.checkpoints.last} holds the last good state.{batches} {_ADVICE}"
+            f"the {found}, within update {self.state.progress.update + 1} or shortly before; "
+            f"max_left_out={self.max_left_out} is reached. {self.checkpoints.last} holds the last good state.{batches} "
+            f"{_ADVICE}"
         )
 
+    def _seeds(self, micro_batches: Sequence[Batch]) -> list[int]:
+        """Return a seed for each micro-batch, a function of the position of its first sample."""
+        progress, distributed, seeds = self.state.progress, self.state.distributed, []
+        position = progress.sample
+        for batch in micro_batches:
+            size = count_samples(batch)
+            first = position + distributed.rank * size
+            seeds.append(derive_seed(self.seed, progress.epoch, first // size))
+            position += distributed.size * size
+        return seeds
 
-_ADVICE = "Lower lr, keep clip_grad_norm, or try precision=fp32."
 
+def halve_micro_batch(state: TrainingState, largest: int, advice: str, reason: str = "") -> str:
+    """Lower the number of samples a forward pass may take, after the device ran out of memory.
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    Args:
+        state: its progress.micro_batch is halved; call this outside of the `except` block, whose traceback holds the
+            failed pass's tensors.
+        largest: samples of the largest micro-batch as it comes from the data.
+        advice: what to do if a single sample does not fit.
+        reason: the error's message, in case memory was not the problem.
+
+    Returns:
+        A notice that says so.
+
+    Raises:
+        SegFitError: if a single sample does not fit.
+    """
+    now = min(state.progress.micro_batch or largest, largest)
+    if now <= 1:
+        was = f" The error was: {reason}" if reason else ""
+        raise SegFitError(f"out of memory with a micro-batch of a single sample. {advice}{was}")
+    state.progress.micro_batch = now // 2
+    release_memory()
+    return (
+        f"out of memory with a micro-batch of {now}: going on with {now // 2} and more accumulation; "
+        f"the effective batch stays. Next time: batch_size={now // 2}, and raise accumulate by as much."
+    )

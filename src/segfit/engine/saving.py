@@ -10,20 +10,20 @@ from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
 
 
-class Saver:
-    """Saves a state that is worth it; a full disk is told and costs no training.
+class CheckpointManager:
+    """Saves finite states; where a disk is full, it logs a warning and training goes on.
 
-    Every process of the world has to call every method; the main one writes.
+    Every process has to call every method; the main one writes.
 
     Args:
         state: what is saved.
         checkpoints: where.
         every_steps: updates between two saves inside an epoch, or None.
         every_minutes: minutes between them, or None.
-        notice: told what cannot be saved.
+        notice: called with a line about what cannot be saved.
 
     Attributes:
-        unsaved: why the state that was due last is not on the disk, or None; known to the main process alone.
+        unsaved: why the last save failed, or None; known to the main process alone.
     """
 
     def __init__(
@@ -43,25 +43,26 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
-        """Say whether it is time to save inside an epoch."""
+        """Return whether it is time to save inside an epoch."""
         if self.every_steps is not None and self.state.progress.update % self.every_steps == 0:
             return True
         minutes = self.every_minutes
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def save(self) -> None:
-        """Save the state; what keeps it from being saved is told, and it is tried again when the next save is due.
+        """Save the state; if that fails, log a warning and try again when the next save is due.
 
         Raises:
-            NotFinite: if the weights are not finite; what was saved last is from before.
+            NotFinite: if the weights are not finite; the last checkpoint is from before.
         """
         self.state.average_buffers()
         models = {self.state.model, self.state.evaluated()}
+        # synchronises
         if not are_finite(value for model in models for value in model.state_dict().values()):
             raise NotFinite("norm of the weights is not finite")
         self._saved_at = time.monotonic()
         content = self.state.state_dict()
-        if not self.state.world.is_main:
+        if not self.state.distributed.is_main:
             return
         try:
             self.checkpoints.save_last(content)  # synchronises: copies to the host
@@ -70,26 +71,28 @@ class Saver:
             self.unsaved = str(error)
             self.notice(f"{error} Training goes on; it is tried again later.")
 
-    def save_in_the_end(self) -> None:
-        """Save the state, or leave the last good one if the weights are not finite."""
+    def save_final(self) -> None:
+        """Save the state, or keep the last good one if the weights are not finite."""
         try:
             self.save()
         except NotFinite as found:
             self.notice(f"the {found}: {self.checkpoints.last} stays as it was.")
 
-    def insist(self) -> None:
-        """Try once more to save what could not be saved when it was due."""
-        if self.state.world.max(int(self.unsaved is not None)) == (1,):
-            self.save_in_the_end()
+    def retry_failed(self) -> None:
+        """Save once more if the last save failed."""
+        if self.state.distributed.max(int(self.unsaved is not None)) == (1,):
+            self.save_final()
 
     def save_best(self, result: Findings) -> bool:
-        """Save the weights that were validated; return whether that went well."""
-        world, progress, failed = self.state.world, self.state.progress, False
-        if world.is_main:
+        """Save the weights that were validated; return whether that worked."""
+        distributed, failed = self.state.distributed, False
+        if distributed.is_main:
             try:
                 weights = self.state.evaluated().state_dict()
-                self.checkpoints.save_best(weights, dict(result.scores), progress.epoch)
+                epoch = self.state.progress.epoch
+                # synchronises: copies to the host
+                self.checkpoints.save_best(weights, dict(result.scores), epoch)
             except SegFitError as error:
                 failed = True
                 self.notice(f"{error} This validation does not count as the best.")
-        return world.max(int(failed)) == (0,)
+        return distributed.max(int(failed)) == (0,)

@@ -1,4 +1,4 @@
-"""Seeds for everything random, each a function of what it is for."""
+"""Seeds for everything random, each a function of its purpose."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ import torch
 
 
 def derive_seed(*parts: int) -> int:
-    """Return a 63-bit seed that is a function of `parts` alone, on every machine and version."""
+    """Return a 63-bit seed, a function of `parts` alone on every machine and version."""
     text = ",".join(str(int(part)) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
@@ -19,7 +19,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
     Args:
         seed: the run's seed.
-        deterministic: also make CUDA kernels repeatable, where a deterministic one exists.
+        deterministic: use deterministic CUDA kernels where they exist.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

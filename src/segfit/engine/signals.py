@@ -1,12 +1,11 @@
-"""Ctrl-C, SIGTERM, a closed terminal and what Slurm sends end a training at its next safe point."""
+"""Ctrl-C, SIGTERM, a closed terminal and Slurm's signals end a training after the present update."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# SIGUSR1 and SIGUSR2 are how Slurm and submitit say that time is up, or that others need the card; SIGHUP is a terminal
-# that was closed.
+# Slurm and submitit send SIGUSR1 or SIGUSR2 when time is up or the job is preempted, a terminal that closes SIGHUP.
 _STOPPING = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -15,7 +14,7 @@ _STOPPING = tuple(
 
 
 class StopSignal:
-    """While entered, remembers a signal instead of dying of it; a second Ctrl-C is no longer held back."""
+    """While entered, records a signal in `reason`; a second Ctrl-C raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -26,7 +25,7 @@ class StopSignal:
             for number in _STOPPING:
                 before = signal.getsignal(number)
                 if before == signal.SIG_IGN and number == getattr(signal, "SIGHUP", None):
-                    continue  # nohup asked for that
+                    continue  # set by nohup
                 self._before[number] = signal.signal(number, self._remember)
         return self
 

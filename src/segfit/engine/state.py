@@ -1,4 +1,4 @@
-"""Everything that changes while training: what a checkpoint holds, no more and no less."""
+"""Everything that changes while training: what a checkpoint holds."""
 
 import gc
 import random
@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from segfit.engine.distributed import ALONE, World
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.precision import Precision
 from segfit.engine.task import Forward
 
@@ -39,22 +39,22 @@ class Progress:
         epoch: 0-based epoch that is running.
         sample: samples of it that are done, of all processes, in the epoch's order.
         update: updates made so far, over all epochs.
-        micro_batch: largest number of samples that one forward pass may take; 0 is no limit. Lowered when
-            the device runs out of memory.
-        held_out_batch: the same of validation.
-        left_out: [epoch, sample] of the updates that were left out, since their loss or gradient is not finite.
+        micro_batch: largest number of samples that one forward pass may take; 0 is no limit. Lowered when the device
+            runs out of memory.
+        held_out_batch: the same for validation.
         loss_sum: sum of the losses of the epoch's updates that were logged.
-        loss_count: how many they are.
-        window_loss: sum of the losses since the last log; so a resumed run logs what the unbroken one does.
-        window_norm: the same of the gradient's norm.
-        window_updates: how many they are.
+        loss_count: number of these updates.
+        unlogged_loss: sum of the losses since the last log; so a resumed run logs the same means.
+        unlogged_norm: sum of the gradient's norms since the last log.
+        unlogged_updates: number of updates since the last log.
         best_score: best monitored score, or None before the first validation.
         best_scores: all scores of that validation.
         best_epoch: its epoch.
         stale: validations since then.
+        left_out: [epoch, sample] of the updates that were left out, since their loss or gradient is not finite.
 
     Raises:
-        ValueError: if values are of other kinds, as in a checkpoint that somebody meddled with.
+        ValueError: if a value has another type, as in a checkpoint that was edited.
     """
 
     epoch: int = 0
@@ -64,9 +64,9 @@ class Progress:
     held_out_batch: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-    window_loss: float = 0.0
-    window_norm: float = 0.0
-    window_updates: int = 0
+    unlogged_loss: float = 0.0
+    unlogged_norm: float = 0.0
+    unlogged_updates: int = 0
     best_score: float | None = None
     best_scores: dict[str, float] = field(default_factory=dict)
     best_epoch: int | None = None
@@ -75,9 +75,9 @@ class Progress:
 
     def __post_init__(self) -> None:
         counts = [self.epoch, self.sample, self.update, self.micro_batch, self.held_out_batch]
-        counts += [self.loss_count, self.window_updates, self.stale, self.best_epoch or 0]
+        counts += [self.loss_count, self.unlogged_updates, self.stale, self.best_epoch or 0]
         counts += [number for position in self.left_out for number in position]
-        sums = [self.loss_sum, self.window_loss, self.window_norm, self.best_score or 0.0]
+        sums = [self.loss_sum, self.unlogged_loss, self.unlogged_norm, self.best_score or 0.0]
         sums += self.best_scores.values()
         whole = all(type(number) is int and number >= 0 for number in counts)
         if not (whole and all(isinstance(number, float) for number in sums)):
@@ -86,21 +86,21 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """Model, optimizer and all else that a training needs to go on exactly.
+    """Model, optimizer and everything else that a training needs to go on exactly.
 
     Args:
         model: the module itself, never its compiled form.
-        forward: what a forward pass calls: the model, or its compiled form.
+        forward: what a forward pass calls: the model, its compiled form, or DistributedDataParallel around one of them.
         optimizer: over the model's parameters.
         scheduler: stepped every update.
         scaler: enabled in fp16 only.
         ema: moving average of the weights, or None.
         precision: of forward passes.
-        device: where the model lives.
-        world: the processes that train this model together.
-        proven: an update was made with this forward, so that memory suffices for the next.
-        schedule_offset: how far the schedule is ahead of the updates made, where the run went on with another effective
-            batch.
+        device: where the model is.
+        progress: where training stands.
+        distributed: the processes that train this model together.
+        proven: an update was made with this forward, so memory suffices for the next.
+        schedule_offset: updates that the schedule is ahead of progress.update, after the effective batch changed.
     """
 
     model: nn.Module
@@ -112,34 +112,34 @@ class TrainingState:
     precision: Precision
     device: torch.device
     progress: Progress = field(default_factory=Progress)
-    world: World = ALONE
+    distributed: Distributed = SINGLE_PROCESS
     proven: bool = False
     schedule_offset: int = 0
 
     def evaluated(self) -> nn.Module:
-        """Return the module that is validated and kept: the average where there is one."""
+        """Return the module that is validated and saved as the best: the average if there is one."""
         return self.ema.module if self.ema is not None else self.model
 
     def renew_forward(self) -> None:
-        """Forget a pass that was given up between forward and backward; every process of the world has to call.
+        """Wrap the forward anew after a pass that failed; every process has to call.
 
-        DistributedDataParallel would take the next backward, whichever it is, for the one that it waits for.
+        DistributedDataParallel would otherwise take the next backward for that of the failed pass.
         """
         self.proven = False
-        if self.world.size > 1:
-            self.forward = self.world.unwrap(self.forward)
-            gc.collect()  # its hooks on the parameters go with the old wrapper
-            self.forward = self.world.wrap(self.model, self.forward)
+        if self.distributed.size > 1:
+            self.forward = self.distributed.unwrap(self.forward)
+            gc.collect()  # removes the old wrapper's hooks from the parameters
+            self.forward = self.distributed.wrap(self.model, self.forward)
 
     def average_buffers(self) -> None:
-        """Let all processes validate and save the same statistics of batch norm, whose samples differ."""
+        """Average batch norm's statistics over all processes, which saw different samples."""
         for model in [self.model, *([self.ema.module] if self.ema is not None else [])]:
-            self.world.average_buffers(model)
+            self.distributed.average_buffers(model)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only, so that it loads with `weights_only=True`.
 
-        Every process of the world has to call; it synchronises only when the result is copied to the host.
+        Every process has to call. It does not synchronise; copying the result to the host does.
         """
         return {
             "model": self.model.state_dict(),
@@ -147,13 +147,13 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
-            "random": self.world.gather(random_state(self.device)),
+            "random": self.distributed.gather(random_state(self.device)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, the generators of random numbers included.
+        """Restore what `state_dict` returned, random number generators included.
 
-        A process that had no counterpart when the state was saved keeps the random numbers it has.
+        A process whose rank did not exist when the state was saved keeps its own generators' state.
         """
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
@@ -162,10 +162,10 @@ class TrainingState:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        # Also where epochs were raised: the rest of the run follows the longer schedule.
+        # If epochs were raised, the rest of the run follows the longer schedule.
         self.scheduler.step_update(self.progress.update + self.schedule_offset)
-        if self.world.rank < len(state["random"]):
-            set_random_state(state["random"][self.world.rank], self.device)
+        if self.distributed.rank < len(state["random"]):
+            set_random_state(state["random"][self.distributed.rank], self.device)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -180,14 +180,10 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` gave."""
+    """Restore what `random_state` returned."""
     random.setstate(state["python"])
     keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(_cpu(state["torch"]))
+    torch.set_rng_state(state["torch"].cpu())
     if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(_cpu(state["cuda"]), device)
-
-
-def _cpu(state: Tensor) -> Tensor:
-    return state.cpu()
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

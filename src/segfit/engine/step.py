@@ -1,219 +1,195 @@
-"""One update: forward, backward and step over an accumulation window."""
+"""One optimizer update, from the batches to the new weights, and what happens where it fails."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from segfit.engine.non_finite import NotFinite, describe
-from segfit.engine.out_of_memory import is_out_of_memory, release_memory
+from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task, count_samples
 from segfit.errors import SegFitError
 from segfit.system.phases import phase
 
 
-class PartlyUpdated(Exception):  # noqa: N818 - told by its cause
-    """Memory ran out while gradients, weights or their averages were changed: some of them were, some were not."""
+class PartlyUpdated(MemoryError):  # noqa: N818 - what it leaves behind matters more than its cause
+    """Memory ran out while gradients, weights or their averages changed: load a checkpoint before going on."""
 
 
-class PeerFailed(Exception):  # noqa: N818 - the other process tells the error
+class PeerFailed(Exception):  # noqa: N818 - the other process reports the error
     """Another process of this training failed in this update."""
 
 
 def make_update(
     state: TrainingState,
     task: Task,
-    window: Sequence[Batch],
+    micro_batches: Sequence[Batch],
     seeds: Sequence[int],
     clip_grad_norm: float | None,
     *,
-    watched: bool = False,
+    check_finite: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Make one optimizer update from the micro-batches of `window`.
+    """Make one optimizer update; it equals that of one big batch of all micro-batches of all processes.
 
-    The loss is normalised over the whole window of all processes, so that the update equals that of one big batch.
-    Nothing here waits for the device, but for the scaler in fp16 when the optimizer is not a fused one, and where the
-    update is watched.
+    Nothing here waits for the device, except GradScaler in fp16 when the optimizer is not a fused one, and
+    `check_finite`.
 
     Args:
         state: what is trained; its progress.update counts this update afterwards.
         task: what a batch means.
-        window: micro-batches on the device.
-        seeds: one a micro-batch, for its augmentation.
+        micro_batches: batches on the device whose gradients are accumulated.
+        seeds: one per micro-batch, for its augmentation.
         clip_grad_norm: largest norm of the gradient, or None.
-        watched: look at loss and gradient before the weights move.
+        check_finite: read loss and gradient norm before the weights change.
 
     Returns:
-        This process's share of the window's loss and the gradient's norm before clipping, both () on the device.
+        This process's share of the loss, and the gradient's norm before clipping, both () on the device.
 
     Raises:
-        NotFinite: if the update is watched and its loss or gradient is not finite; nothing moved.
-        PartlyUpdated: if memory ran out after the backward pass; the weights are not to be used any more.
+        NotFinite: if check_finite is set and the loss or the gradient is not finite; no weight has changed.
+        PartlyUpdated: if memory ran out after the backward pass.
         PeerFailed: if another process failed.
-        SegFitError: if memory runs out before the forward pass, where smaller micro-batches do not help.
-        Exception: of the forward or backward pass; gradients are cleared. If it is_out_of_memory, the same window may
-            be tried again, and every process of the world got such an error.
+        SegFitError: if memory runs out where smaller micro-batches do not help.
+        Exception: of the forward or backward pass; no weight has changed. If it is_out_of_memory, every process raises
+            such an error, and the update may be tried again.
     """
-    with phase("augmentation"), _told_what_takes_it(window), all_or_none(state):
-        prepared = [task.prepare(batch, seed) for batch, seed in zip(window, seeds, strict=True)]
-        totals = torch.stack([task.totals(targets) for _, targets in prepared]).sum(0)
-    totals = state.world.sum(totals)
-    if state.progress.micro_batch:
-        size = state.progress.micro_batch
-        prepared = [piece for pair in prepared for piece in task.split(*pair, size)]
+    distributed, scaler = state.distributed, state.scaler
+    with _Attempt(state, task, micro_batches) as attempt:
+        with phase("augmentation"):
+            pieces = [
+                task.prepare(batch, seed) for batch, seed in zip(micro_batches, seeds, strict=True)
+            ]
+            totals = torch.stack([task.totals(targets) for _, targets in pieces]).sum(0)
 
-    try:
-        loss = _accumulate(state, task, prepared, totals)
-    except Exception:
-        # The next try must not add to half a gradient.
-        state.optimizer.zero_grad(set_to_none=True)
-        raise
+        attempt.begin("passes")
+        totals = distributed.sum(totals)  # what the loss is divided by, over the whole big batch
+        if state.progress.micro_batch:  # memory ran out before: smaller pieces, more accumulation
+            largest = state.progress.micro_batch
+            pieces = [small for piece in pieces for small in task.split(*piece, largest)]
 
-    with phase("optimizer"):
-        with _moving(state):
-            state.scaler.unscale_(state.optimizer)  # so that clipping sees the true gradients
+        loss = torch.zeros((), device=state.device)
+        for number, (inputs, targets) in enumerate(pieces, start=1):
+            # DistributedDataParallel sums gradients in the last backward, where a process that runs out of memory would
+            # leave the others waiting. The first update shows whether memory suffices, and sums them afterwards.
+            sync = number == len(pieces) and state.proven
+            with nullcontext() if sync else distributed.no_sync(state.forward):
+                with phase("forward"):
+                    with state.precision.autocast():  # backward runs in the types chosen here
+                        outputs = state.forward(inputs)
+                    part = task.loss(outputs, targets, totals)  # outside: losses are summed in fp32
+                if sync:
+                    attempt.begin("passes", agreed=False)
+                with phase("backward"):
+                    # The mean over processes becomes their sum.
+                    mean = part * distributed.size if distributed.size > 1 else part
+                    scaler.scale(mean).backward()  # fp16 gradients would underflow unscaled
+            loss += part.detach()
+        if not state.proven:
+            attempt.begin("passes", agreed=False)
+            distributed.average_gradients(state.model)
+
+        with phase("optimizer"):
+            attempt.begin("optimizer", agreed=not state.proven)
+            scaler.unscale_(state.optimizer)  # before clipping, which needs the true gradients
             norm = clip_gradients(state.model, clip_grad_norm)
-        if watched:
-            _refuse_if_not_finite(state, loss, norm)
-        with _moving(state):
-            state.scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
-            state.scaler.update()  # after step: it looks at what step found
+            if check_finite:
+                attempt.begin("optimizer", agreed=False)
+                total = float(distributed.sum(loss))  # synchronises
+                found = describe(total, float(norm), loss_scale(state))  # synchronises
+                if found is not None:
+                    raise NotFinite(found)
+                attempt.begin("optimizer", agreed=not state.proven)
+            scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
+            scaler.update()  # after step: lowers the scale if step skipped
             state.optimizer.zero_grad(set_to_none=True)
             if state.ema is not None:
                 state.ema.update(state.model, step=state.progress.update + 1)
-        count_update(state)
+            attempt.agree()
+            count_update(state)
     state.proven = True
     return loss, norm
 
 
-@contextmanager
-def all_or_none(state: TrainingState) -> Iterator[None]:
-    """Let a failure in here be every process's, so that none waits in vain for the others' gradients.
+class _Attempt:
+    """Keeps the processes of an update together when one fails, and says what can be done where memory runs out.
 
-    Raises:
-        MemoryError: if another process ran out of memory.
-        PeerFailed: if another process failed otherwise.
+    An update has three stages: "augmentation" of whole batches, "passes" forward and backward, and the "optimizer", which
+    changes gradients, weights and averages in place.
+
+    Args:
+        state: what is trained.
+        task: knows what to do about memory.
+        micro_batches: of the update.
     """
-    try:
-        yield
-    except Exception as error:
-        state.world.max(1 if is_out_of_memory(error) else 2)
-        raise
-    (worst,) = state.world.max(0)
-    if worst == 1:
-        raise MemoryError("another process of this training ran out of memory")
-    if worst == 2:
-        raise PeerFailed
 
+    def __init__(self, state: TrainingState, task: Task, micro_batches: Sequence[Batch]) -> None:
+        self.state, self.task, self.micro_batches = state, task, micro_batches
+        self.stage = "augmentation"
+        self.agreed = True  # every process of the training will know whether one failed here
+        self.announced = False  # this process has said whether it failed
 
-@contextmanager
-def _told_what_takes_it(window: Sequence[Batch]) -> Iterator[None]:
-    """Tell memory that augmentation lacks: whole batches go through it, however small the micro-batch.
+    def begin(self, stage: str, *, agreed: bool = True) -> None:
+        """Go on to the next stage, once all processes got through this one if that is agreed upon.
 
-    Raises:
-        SegFitError: if so.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        said = str(error).partition("\n")[0]
-        raise SegFitError(
-            f"out of memory before the forward pass, with {len(window)} × {count_samples(window[0])} samples to augment "
-            f"on the device. Lower batch_size or accumulate, or take augmentation=cpu. The error was: {said}"
-        ) from None
+        Agreeing costs a round trip between the hosts. Without it, a process that runs out of memory ends the training.
 
+        Raises:
+            MemoryError: if another process ran out of memory.
+            PeerFailed: if another process failed otherwise.
+        """
+        self.agree()
+        self.stage, self.agreed, self.announced = stage, agreed, False
 
-def _accumulate(
-    state: TrainingState, task: Task, prepared: Sequence[tuple[Tensor, Any]], totals: Tensor
-) -> Tensor:
-    """Leave the gradient of all micro-batches of all processes in the parameters; return this process's loss, ().
+    def agree(self) -> None:
+        """Wait for the other processes if this stage is agreed upon; raises as `begin` does."""
+        if self.agreed:
+            self.announced = True
+            (worst,) = self.state.distributed.max(0)
+            if worst == 1:
+                raise MemoryError("another process of this training ran out of memory")
+            if worst == 2:
+                raise PeerFailed
 
-    DistributedDataParallel adds gradients up during the last backward, where a process that runs out of memory leaves
-    the others waiting. So the first update, which shows whether there is enough, adds them up afterwards.
-    """
-    loss = torch.zeros((), device=state.device)
-    by_hand = state.world.size > 1 and not state.proven
-    with all_or_none(state):
-        with state.world.no_sync(state.forward):
-            for piece in prepared if by_hand else prepared[:-1]:
-                part = _forward(state, task, piece, totals)
-                _backward(state, part)
-                loss += part.detach()
-        if not by_hand:
-            part = _forward(state, task, prepared[-1], totals)
-    with _not_repeatable(state):
-        if by_hand:
-            state.world.average_gradients(state.model)
-        else:
-            _backward(state, part)  # adds up the gradients of all processes
-            loss += part.detach()
-    return loss
+    def __enter__(self) -> "_Attempt":
+        return self
 
-
-def _forward(state: TrainingState, task: Task, piece: tuple[Tensor, Any], totals: Tensor) -> Tensor:
-    inputs, targets = piece
-    with phase("forward"):
-        with state.precision.autocast():
-            outputs = state.forward(inputs)
-        return task.loss(outputs, targets, totals)
-
-
-def _backward(state: TrainingState, part: Tensor) -> None:
-    with phase("backward"):
-        if state.world.size > 1:
-            part = part * state.world.size  # the mean over processes that is taken becomes the sum
-        state.scaler.scale(part).backward()  # fp16 gradients would underflow; else a no-op
-
-
-def _refuse_if_not_finite(state: TrainingState, loss: Tensor, norm: Tensor) -> None:
-    total = state.world.sum(loss.clone())
-    found = describe(float(total), float(norm), scale_of(state))  # synchronises
-    if found is not None:
-        reset_scaler(state)
-        state.optimizer.zero_grad(set_to_none=True)
-        raise NotFinite(found)
-
-
-@contextmanager
-def _not_repeatable(state: TrainingState) -> Iterator[None]:
-    """End where one of several processes runs out of memory alone, while the others already rely on it.
-
-    Raises:
-        SegFitError: if that happened.
-    """
-    try:
-        yield
-    except Exception as error:
-        if state.world.size == 1 or not is_out_of_memory(error):
-            raise
-        raise SegFitError(
-            f"process {state.world.rank} of {state.world.size} ran out of memory where all of them have to go on "
-            f"together. Resume the run with half the batch_size and twice the accumulate."
-        ) from error
-
-
-@contextmanager
-def _moving(state: TrainingState) -> Iterator[None]:
-    """Tell memory that runs out from here on, where gradients, weights and averages change in place.
-
-    Raises:
-        PartlyUpdated: if that happened, in every process.
-    """
-    try:
-        with _not_repeatable(state) if state.proven else all_or_none(state):
-            yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        reset_scaler(state)
-        state.optimizer.zero_grad(set_to_none=True)
-        raise PartlyUpdated(str(error).partition("\n")[0]) from None
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, Exception):
+            return
+        state, out_of_memory = self.state, is_out_of_memory(error)
+        if self.agreed and not self.announced:
+            state.distributed.max(1 if out_of_memory else 2)
+        state.optimizer.zero_grad(set_to_none=True)  # the next try must not add to these
+        if self.stage == "optimizer" and state.scaler.is_enabled():
+            # GradScaler forgets that it unscaled, and keeps its scale. Synchronises.
+            state.scaler.update(state.scaler.get_scale())
+        if not out_of_memory:
+            return
+        reason = str(error).partition("\n")[0]
+        if self.stage == "augmentation":
+            samples = f"{len(self.micro_batches)} × {count_samples(self.micro_batches[0])} samples"
+            raise SegFitError(
+                f"out of memory before the forward pass, with {samples} to augment on the device. Lower batch_size or "
+                f"accumulate first. {self.task.memory_advice} The error was: {reason}"
+            ) from None
+        if state.distributed.size > 1 and not self.agreed:
+            raise SegFitError(
+                f"process {state.distributed.rank} of {state.distributed.size} ran out of memory in a step that all "
+                f"processes take together. Resume the run with half the batch_size and twice the accumulate."
+            ) from error
+        if self.stage == "optimizer":
+            raise PartlyUpdated(
+                f"update ran out of memory while weights were changed ({reason})"
+            ) from None
 
 
 def count_update(state: TrainingState) -> None:
@@ -222,15 +198,9 @@ def count_update(state: TrainingState) -> None:
     state.scheduler.step_update(state.progress.update + state.schedule_offset)
 
 
-def scale_of(state: TrainingState) -> float:
-    """Return the scale of the loss in force, 1.0 outside fp16; synchronises in fp16."""
+def loss_scale(state: TrainingState) -> float:
+    """Return GradScaler's present scale, 1.0 outside fp16; synchronises in fp16."""
     return state.scaler.get_scale() if state.scaler.is_enabled() else 1.0
-
-
-def reset_scaler(state: TrainingState) -> None:
-    """Let the scaler forget an update that was unscaled but is not to be made; its scale stays."""
-    if state.scaler.is_enabled():
-        state.scaler.update(state.scaler.get_scale())
 
 
 def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
@@ -238,40 +208,10 @@ def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
 
     Args:
         model: its parameters' gradients are scaled.
-        largest: None leaves them as they are, and saves a pass over them.
+        largest: None leaves them as they are, which saves a pass over them.
     """
     parameters = list(model.parameters())
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest is not None:
         clip_grads_with_norm_(parameters, largest, norm)
     return norm
-
-
-def halve_micro_batch(state: TrainingState, largest: int, said: str = "") -> str:
-    """Lower the number of samples a forward pass may take, after the device ran out of memory.
-
-    Args:
-        state: its progress.micro_batch is halved; call it outside of the `except` block, so that the failed
-            pass's tensors are no longer held by the traceback.
-        largest: samples of the largest micro-batch as it comes from the data.
-        said: the error's words, for the case that it was none of memory.
-
-    Returns:
-        A line for the person.
-
-    Raises:
-        SegFitError: if a single sample does not fit.
-    """
-    now = min(state.progress.micro_batch or largest, largest)
-    if now <= 1:
-        raise SegFitError(
-            "out of memory with a micro-batch of a single sample. Lower image_size, choose a smaller model, "
-            "or set model.checkpointing=true (SegFormer)."
-            + (f" The error was: {said}" if said else "")
-        )
-    state.progress.micro_batch = now // 2
-    release_memory(state.device)
-    return (
-        f"out of memory with a micro-batch of {now}: going on with {now // 2} and more accumulation; "
-        f"the effective batch stays. Next time: batch_size={now // 2}, and raise accumulate by as much."
-    )

@@ -1,9 +1,8 @@
-"""What the loop needs to know about the work, and all it knows."""
+"""What the training loop knows about a task."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from segfit.engine.findings import Findings
@@ -17,35 +16,37 @@ def count_samples(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def device_of(batch: Batch) -> torch.device:
-    """Return where a batch lies."""
-    return next(iter(batch.values())).device
-
-
 class Meter(Protocol):
     """Collects the scores of one pass over held-out data, on the device."""
 
     def update(self, forward: Forward, batch: Batch) -> None:
-        """Predict a batch and count it; if it raises, nothing of the batch is counted."""
+        """Predict and count a batch; if this raises, nothing of the batch is counted."""
 
     def result(self) -> Findings:
-        """Read the device and return the scores."""
+        """Return the scores; synchronises."""
 
 
 class Task(Protocol):
-    """What a batch means."""
+    """What a batch means.
+
+    Attributes:
+        memory_advice: sentences that say what to change if a single sample does not fit into memory.
+    """
+
+    @property
+    def memory_advice(self) -> str: ...  # noqa: D102
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Any]:
-        """Return the model's input and the targets of a training batch that lies on the device.
+        """Return the model's input and the targets of a training batch on the device.
 
-        Augments and normalises; `seed` alone decides what is drawn.
+        Augments and normalises; all that is random depends on `seed` alone.
         """
 
     def totals(self, targets: Any) -> Tensor:
         """Return what each of the loss's K terms is divided by, (K,) float32."""
 
     def loss(self, outputs: Tensor, targets: Any, totals: Tensor) -> Tensor:
-        """Return this micro-batch's share of the loss, (): its sums over the window's `totals`."""
+        """Return this micro-batch's share of the update's loss, (): its sums divided by the update's `totals`."""
 
     def split(self, inputs: Tensor, targets: Any, size: int) -> list[tuple[Tensor, Any]]:
         """Cut a prepared micro-batch into pieces of at most `size` samples."""
@@ -55,19 +56,19 @@ class Task(Protocol):
 
 
 class TrainingData(Protocol):
-    """Training batches by epoch; what comes is a function of (epoch, position) alone.
+    """Training batches by epoch, each a function of (epoch, position) alone.
 
-    Positions count the samples of all processes, so that a run can go on with batches of another size.
+    Positions count the samples of all processes, so that a run can be resumed with another batch size.
     """
 
     def batches_per_epoch(self) -> int:
-        """Return the number of micro-batches an epoch."""
+        """Return the number of micro-batches per epoch."""
 
     def batches_left(self, sample: int) -> int:
-        """Return the number of micro-batches that an epoch has from its `sample`th sample on; 0 or less: it is over."""
+        """Return the number of micro-batches from an epoch's `sample`th sample on; 0 or less if it is over."""
 
     def epoch(self, epoch: int, start_sample: int) -> Iterable[Batch]:
         """Yield the batches of an epoch on the device, from its `start_sample`th sample on."""
 
     def names(self, batch: Batch) -> list[str]:
-        """Return a name of each sample of a batch, for messages; may read the device."""
+        """Return a name for each sample of a batch, for messages; may synchronise."""

@@ -1,4 +1,4 @@
-"""The processes that torchrun started, as one world: gradients by DistributedDataParallel, agreement by gloo."""
+"""The processes that torchrun started: gradients by DistributedDataParallel, messages between hosts by gloo."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
-from segfit.engine.distributed import ALONE, World
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.step import PeerFailed
 from segfit.engine.task import Forward
 from segfit.errors import SegFitError
@@ -27,69 +27,63 @@ from segfit.system.torchrun_env import Launch, launched, leave_reason
 
 T = TypeVar("T")
 
-# Where processes wait for one that checks or decodes a data set. One that is gone is noticed at once, by its connection.
+# For waiting while one process checks or decodes a data set. A process that is gone is noticed at once.
 _HOST_TIMEOUT = timedelta(days=1)
-# Where cards wait for one whose process saves a checkpoint or has more images to validate.
+# For GPUs that wait while one process saves a checkpoint or has more samples to validate.
 _DEVICE_TIMEOUT = timedelta(minutes=30)
-# A pass that one process has to repeat would wait for buffers that the others do not send again. (torch renamed it.)
+# A process that repeats a pass would wait for buffers that the others do not send again. (torch renamed the option.)
 _OWN_BUFFERS: dict[str, Any] = (
     {"forward_sync_buffers": False}
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else {"broadcast_buffers": False}
 )
-_REASON_SECONDS = 2.0  # in which a process that failed says why
+_REASON_SECONDS = 2.0  # in which a failed process must give its reason
 _GONE = (
-    "another process of this training is gone without a word: killed (out of host memory?), or its machine failed. "
-    "Go on with resume= and the run's folder."
+    "another process of this training ended without giving a reason: killed (out of host memory?), or its machine "
+    "failed. Go on with resume= and the run's folder."
 )
-_TERMINATED = (
-    "terminated: somebody asked for it, or another process of this training is gone without a word."
-)
+_TERMINATED = "terminated by SIGTERM: from outside, or since another process of this training ended without giving a reason."
 
 
 class PeerError(SegFitError):
-    """Another process of this training ended; its reason is told."""
+    """Another process of this training ended, or SIGTERM ended all of them."""
 
-    exit_code = 1
-
-
-class TerminatedError(SegFitError):
-    """torchrun passed on a SIGTERM, while no training was there to be saved."""
-
-    exit_code = 128 + signal.SIGTERM
+    def __init__(self, reason: str, exit_code: int = 1) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
 
 
 class _Terminated(BaseException):
-    """The same on its way out; nobody who goes on after an Exception takes it for his own."""
+    """Raised by the SIGTERM; no `except Exception` catches it."""
 
 
 @contextlib.contextmanager
-def joined(requested: str) -> Iterator[World]:
-    """Yield the world that torchrun started this process in, `ALONE` without it; what fails in here ends them all.
+def joined(requested: str) -> Iterator[Distributed]:
+    """Yield the processes that torchrun started, `SINGLE_PROCESS` without it; an error in this context ends all of them.
 
-    The main process tells why: its own error, or the other's in one line. The others end silently (SystemExit), but
-    for the traceback of a bug of theirs.
+    The main process raises why: its own error, or a line with the other's. The others end silently (SystemExit), except
+    for the traceback of a bug of their own.
 
     Args:
-        requested: device, "auto", "cpu" or "cuda"; a process takes the card of its number on this machine.
+        requested: device, "auto", "cpu" or "cuda"; a process takes the GPU of its number on this machine.
 
     Raises:
-        SegFitError: if a machine has more processes than cards, or they cannot find each other.
+        SegFitError: if a machine has more processes than GPUs, or the processes cannot find each other.
         PeerError: if another process ended.
     """
     launch = launched()
     if launch.size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    world = TorchrunWorld(launch, _join(launch, requested))
-    # torchrun ends all when one has failed: this one may still have to tell why.
+    processes = Torchrun(launch, _join(launch, requested))
+    # torchrun sends SIGTERM to all when one has failed: this one may still have to report why.
     _on_sigterm(_terminate)
     try:
-        yield world
-        world.gather(None)  # so that nobody leaves before the main process has written everything
+        yield processes
+        processes.gather(None)  # none ends before the main process has written everything
     except (Exception, _Terminated) as error:
-        _on_sigterm(signal.SIG_IGN)  # for the moment that telling takes
-        end = world.explained(error)
+        _on_sigterm(signal.SIG_IGN)  # while the reason is reported
+        end = processes.explained(error)
         if end is error:
             raise
         raise end from error
@@ -103,7 +97,7 @@ def _join(launch: Launch, requested: str) -> torch.device:
         if launch.local_rank >= cards:
             raise SegFitError(
                 f"torchrun started {launch.local_size} processes on this machine, but CUDA shows {cards} card"
-                f"{'s' * (cards != 1)}. Start one a card (--nproc_per_node={cards}), or add device=cpu."
+                f"{'s' * (cards != 1)}. Start one per card (--nproc_per_node={cards}), or add device=cpu."
             )
         torch.cuda.set_device(launch.local_rank)
     device, _ = resolve_device(requested)
@@ -130,12 +124,12 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
-class TorchrunWorld(World):
-    """Processes in a torch.distributed process group, which has to be there.
+class Torchrun(Distributed):
+    """Processes in torch.distributed's default process group, which has to be initialised.
 
     Args:
         launch: this process among them.
-        device: of this process; sums are taken there.
+        device: of this process; sums are computed there.
     """
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
@@ -144,9 +138,9 @@ class TorchrunWorld(World):
         on_card = device.type == "cuda"
         group = dist.new_group(timeout=_HOST_TIMEOUT, backend="gloo") if on_card else None
         self._host = cast(dist.ProcessGroup | None, group)
-        # torchrun's own server keeps it, which outlives every process of the training.
+        # torchrun's own server holds it, and outlives every process of the training.
         self._store = distributed_c10d.PrefixStore("segfit", distributed_c10d._get_default_store())
-        self._read = 0  # posted lines
+        self._read = 0  # notices
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over all processes of a tensor on the device; the host does not wait for it."""
@@ -155,19 +149,19 @@ class TorchrunWorld(World):
         return total
 
     def max(self, *numbers: int) -> tuple[int, ...]:
-        """Return the largest of each number over all processes; the host waits for the others', not for the device."""
+        """Return the largest of each number over all processes; waits for the other hosts, not for the device."""
         largest = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._host)
         return tuple(largest.tolist())
 
     def gather(self, value: T) -> list[T]:
-        """Return every process's value (picklable), by rank, to all of them."""
+        """Return the value (picklable) of every process, by rank."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host)
         return values
 
     def once_a_machine(self, work: Callable[[], T]) -> T:
-        """Let the first process of each machine work; return its result to all that run there."""
+        """Call `work` in the first process of each machine; return its result in all of that machine."""
         if self.local_rank == 0:
             result = work()
             self.gather(result)
@@ -175,19 +169,19 @@ class TorchrunWorld(World):
         return self.gather(cast(T, None))[self.rank - self.local_rank]
 
     def post(self, line: str) -> None:
-        """Hand a line for the person to the main process."""
+        """Send a notice to the main process."""
         self._store.set(f"line {self._store.add('lines', 1)}", line)
 
     def posted(self) -> list[str]:
-        """Return the lines that were posted since the last call."""
+        """Return the notices that were posted since the last call."""
         first, self._read = self._read + 1, self._store.add("lines", 0)
         return [
             self._store.get(f"line {number}").decode() for number in range(first, self._read + 1)
         ]
 
     def wrap(self, model: nn.Module, forward: Forward) -> Forward:
-        """Return a forward whose backward adds up gradients over all processes; weights become the main process's."""
-        # The fast SegFormer's strided convolutions are products, whose gradients have another layout: they are copied.
+        """Return a forward whose backward averages gradients over all processes; weights become the main process's."""
+        # Gradients of the fast SegFormer's strided convolutions, computed as products, have another layout: they are copied.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             forward if isinstance(forward, nn.Module) else model,
@@ -207,14 +201,14 @@ class TorchrunWorld(World):
         return forward.no_sync()
 
     def average_gradients(self, model: nn.Module) -> None:
-        """Give all processes the mean of the gradients that passes in `no_sync` left."""
+        """Average over all processes the gradients that passes in `no_sync` left."""
         for parameter in model.parameters():
             if parameter.grad is not None:
-                # In DistributedDataParallel's order: divided first, then added up.
+                # In DistributedDataParallel's order: divided first, then summed.
                 parameter.grad.copy_(self.sum(parameter.grad.contiguous() / self.size))
 
     def average_buffers(self, model: nn.Module) -> None:
-        """Give all processes the mean of the model's floating-point buffers."""
+        """Average the model's floating-point buffers over all processes."""
         buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         if not buffers:
             return
@@ -226,14 +220,12 @@ class TorchrunWorld(World):
     # --------------------------------------------------------------------------------- failing
 
     def explained(self, error: BaseException) -> BaseException:
-        """Return what this process ends with after an error, of its own or because another process is gone."""
+        """Return what this process should raise after an error, its own or that of another process."""
         try:
-            if isinstance(error, _Terminated) and not self._comes("failure"):
-                if not self.is_main:
-                    return SystemExit(TerminatedError.exit_code)
-                return TerminatedError(_TERMINATED)
-            return self._of_others() if _is_of_others(error) else self._own(error)
-        except RuntimeError:  # the store is gone, which without torchrun is the main process's
+            if isinstance(error, _Terminated) and not self._appears("failure"):
+                return self._reported(_TERMINATED, 128 + signal.SIGTERM)
+            return self._from_peer() if _is_from_peer(error) else self._own(error)
+        except RuntimeError:  # the store is gone: without torchrun it is in the main process
             return PeerError(_GONE)
 
     def _own(self, error: BaseException) -> BaseException:
@@ -243,27 +235,27 @@ class TorchrunWorld(World):
         if self._store.add("failures", 1) == 1:
             self._store.set("failure", json.dumps({"rank": self.rank, "text": text, "code": code}))
         if self.is_main:
-            self._store.set("told", "")
+            self._store.set("reported", "")
             return error
-        # What went wrong in all processes alike is told by the main one, and by nobody else.
-        if self._comes("told") or isinstance(error, SegFitError):
+        # If all processes failed alike, only the main one reports it.
+        if self._appears("reported") or isinstance(error, SegFitError):
             return SystemExit(code)
         return error
 
-    def _of_others(self) -> BaseException:
-        if self._comes("failure"):
+    def _from_peer(self) -> BaseException:
+        if self._appears("failure"):
             failure = json.loads(self._store.get("failure"))
-            if not self.is_main:
-                return SystemExit(failure["code"])
-            told = PeerError(f"process {failure['rank']} of {self.size} ended: {failure['text']}")
-            told.exit_code = failure["code"]
-            return told
-        if self._store.add("gone", 1) > 1:  # another one tells
-            return SystemExit(PeerError.exit_code)
+            reason = f"process {failure['rank']} of {self.size} ended: {failure['text']}"
+            return self._reported(reason, failure["code"])
+        if self._store.add("gone", 1) > 1:  # another process reports it
+            return SystemExit(1)
         return PeerError(_GONE)
 
-    def _comes(self, key: str) -> bool:
-        """Say whether a key is in the store, or comes soon."""
+    def _reported(self, reason: str, code: int) -> BaseException:
+        return PeerError(reason, code) if self.is_main else SystemExit(code)
+
+    def _appears(self, key: str) -> bool:
+        """Return whether a key is in the store, or gets there soon."""
         deadline = time.monotonic() + _REASON_SECONDS
         while not self._store.check([key]):
             if time.monotonic() > deadline:
@@ -272,8 +264,8 @@ class TorchrunWorld(World):
         return True
 
 
-def _is_of_others(error: BaseException) -> bool:
-    """Say whether an error only means that another process failed or is gone."""
+def _is_from_peer(error: BaseException) -> bool:
+    """Return whether an error only means that another process failed or is gone."""
     if isinstance(error, (PeerFailed, _Terminated, dist.DistError)):
         return True
     return isinstance(error, RuntimeError) and any(

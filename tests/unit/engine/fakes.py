@@ -58,6 +58,8 @@ class LineTask:
         poison: update → factor on its loss.
     """
 
+    memory_advice = "Buy more memory."
+
     def __init__(
         self, scores: Sequence[float] = (), poison: dict[int, float] | None = None
     ) -> None:

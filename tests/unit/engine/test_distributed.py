@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore
 
-from segfit.engine.distributed import ALONE
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differences
+from segfit.errors import SegFitError
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,29 +31,29 @@ def kept():
     return store
 
 found = {}
-with joined("cpu") as world:
-    rank = world.rank
-    found["sum"] = world.sum(torch.tensor([1.0, 10.0 * rank])).tolist()
-    found["max"] = world.max(rank, -rank, 5)
-    found["gather"] = world.gather({"rank": rank})
-    store = world.once_a_machine(kept)
+with joined("cpu") as processes:
+    rank = processes.rank
+    found["sum"] = processes.sum(torch.tensor([1.0, 10.0 * rank])).tolist()
+    found["max"] = processes.max(rank, -rank, 5)
+    found["gather"] = processes.gather({"rank": rank})
+    store = processes.once_a_machine(kept)
     store.blocks[0].content[64] += rank  # the first pixel of the one memory that both see
-    world.gather(None)
+    processes.gather(None)
     found["shared"] = int(store.get(0)[0][0, 0, 0])
     if rank == 1:
-        world.post("a line")
-        world.post("Zeile zwei: ×")
-    world.gather(None)
-    found["posted"] = [world.posted(), world.posted()] if world.is_main else None
+        processes.post("a line")
+        processes.post("Zeile zwei: ×")
+    processes.gather(None)
+    found["posted"] = [processes.posted(), processes.posted()] if processes.is_main else None
 
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1, bias=False))
     with torch.no_grad():
         model[1].weight.fill_(rank)  # the main process's count
         model[0].running_mean.fill_(1.0 + 2 * rank)
-    forward = world.wrap(model, model)
+    forward = processes.wrap(model, model)
     model.eval()
     inputs = torch.tensor([[1.0, 0.0]]) * (1 + rank)
-    with world.no_sync(forward):
+    with processes.no_sync(forward):
         forward(inputs).sum().backward()
     found["own"] = model[1].weight.grad.tolist()
     forward(inputs).sum().backward()
@@ -60,7 +61,7 @@ with joined("cpu") as world:
     found["weight"] = model[1].weight.tolist()
     with torch.no_grad():
         model[0].running_mean.fill_(1.0 + 2 * rank)
-    world.average_buffers(model)
+    processes.average_buffers(model)
     found["mean"] = model[0].running_mean.tolist()
 print(json.dumps(found))
 """
@@ -72,16 +73,16 @@ from segfit.errors import SegFitError
 
 who, what = int(sys.argv[1]), sys.argv[2]
 try:
-    with joined("cpu") as world:
-        if who in (world.rank, 2) and what == "killed":
+    with joined("cpu") as processes:
+        if who in (processes.rank, 2) and what == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if who in (world.rank, 2):
+        if who in (processes.rank, 2):
             raise {"input": SegFitError("a bad file"), "bug": ZeroDivisionError("a bug")}[what]
-        world.max(0)
+        processes.max(0)
 except Exception as error:
     assert error.__cause__ is not error  # whoever follows the causes would never end
-    told = str(error).partition(" without a word")[0]
-    print(type(error).__name__, getattr(error, "exit_code", None), told, sep="|")
+    text = str(error).partition(" without giving")[0]
+    print(type(error).__name__, getattr(error, "exit_code", None), text, sep="|")
     sys.exit(3)
 """
 
@@ -162,10 +163,10 @@ def slow(*values: object) -> object:
             (3, "ZeroDivisionError|None|a bug"),
         ),
         slow("2", "bug", (3, "ZeroDivisionError|None|a bug"), (1, "")),
-        slow("1", "killed", (3, "PeerError|1|another process of this training is gone"), (-9, "")),
+        slow("1", "killed", (3, "PeerError|1|another process of this training ended"), (-9, "")),
     ],
 )
-def test_a_failure_ends_all_and_is_told_once(who, what, first, second):
+def test_a_failure_ends_all_and_is_reported_once(who, what, first, second):
     results = run_two(FAILING, who, what)
     assert [(code, told.strip()) for code, told, _ in results] == [first, second], results
     assert "Traceback" not in "".join(errors for _, _, errors in results)
@@ -173,13 +174,41 @@ def test_a_failure_ends_all_and_is_told_once(who, what, first, second):
 
 def test_alone_nothing_is_shared():
     tensor, model = torch.ones(2), nn.BatchNorm1d(2)
-    assert ALONE.is_main
-    assert ALONE.sum(tensor) is tensor
-    assert ALONE.max(3, 4) == (3, 4)
-    assert ALONE.gather("x") == ["x"]
-    assert ALONE.once_a_machine(lambda: 5) == 5
-    assert ALONE.posted() == []
-    assert ALONE.wrap(model, model) is model
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.sum(tensor) is tensor
+    assert SINGLE_PROCESS.max(3, 4) == (3, 4)
+    assert SINGLE_PROCESS.gather("x") == ["x"]
+    assert SINGLE_PROCESS.once_a_machine(lambda: 5) == 5
+    assert SINGLE_PROCESS.posted() == []
+    assert SINGLE_PROCESS.wrap(model, model) is model
     before = model.state_dict()
-    ALONE.average_buffers(model)
+    SINGLE_PROCESS.average_buffers(model)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+class Pretended(Distributed):
+    """Three processes, of which the others' values are given."""
+
+    size = 3
+
+    def __init__(self, *others: dict) -> None:
+        self.others = others
+
+    def gather(self, value):
+        return [value, *self.others]
+
+
+def test_processes_that_differ_raise_with_what_differs_and_what_to_do():
+    mine = {"hardware.name": "24gb", "batch_size": 32, "lr": 0.1}
+    with pytest.raises(SegFitError) as error:
+        refuse_differences(
+            Pretended(mine, {"hardware.name": "8gb", "batch_size": 4, "lr": 0.1}), mine
+        )
+    assert len(error.value.problems) == 2
+    assert "batch_size is 32 in process 0, 4 in process 2" in error.value.problems[0]
+    assert "Give hardware= on the command line" in error.value.problems[1]
+
+
+def test_processes_that_are_alike_or_alone_are_fine():
+    refuse_differences(Pretended({"a": [1, 2]}, {"a": [1, 2]}), {"a": [1, 2]})
+    refuse_differences(SINGLE_PROCESS, {"a": 1})

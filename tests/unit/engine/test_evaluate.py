@@ -38,18 +38,18 @@ BATCHES = [points(size, seed) for seed, size in enumerate((5, 5, 3))]
 
 @pytest.mark.parametrize("fits", [1, 2, 3, 4])
 def test_batches_go_on_in_pieces_that_fit(fits):
-    told = []
+    lowered = []
     expected = scores(Small(9), BATCHES)
     model = Small(fits)
-    found = scores(model, BATCHES, lowered=lambda size, line: told.append((size, line)))
+    found = scores(model, BATCHES, lowered=lambda size, line: lowered.append((size, line)))
     assert found[0] == expected[0]
     assert torch.equal(found[1], expected[1])
-    size, line = told[-1]
+    size, line = lowered[-1]
     assert size <= fits
     assert "out of memory in validation with 5 samples at once" in line
     # Later batches start with what went well.
     assert model.sizes.count(5) == 1
-    assert len(told) == 1
+    assert len(lowered) == 1
 
 
 def test_a_size_that_was_found_before_is_kept():
@@ -60,7 +60,7 @@ def test_a_size_that_was_found_before_is_kept():
 
 def test_a_single_sample_that_does_not_fit_names_what_to_do():
     model = Small(0).train()
-    with pytest.raises(SegFitError, match=r"validation with a single sample.*Lower image_size"):
+    with pytest.raises(SegFitError, match=r"validation with a single sample.*Buy more memory"):
         scores(model, BATCHES)
     assert model.training
 

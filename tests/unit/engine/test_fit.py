@@ -38,7 +38,7 @@ def resumed(folder, fit: Fit) -> Fit:
     return fit
 
 
-def test_a_whole_training_tells_all_of_it_and_learns(tmp_path):
+def test_a_whole_training_logs_all_of_it_and_learns(tmp_path):
     heard = run(make_fit(tmp_path, state=make_state(lr=0.01), epochs=15))
     assert heard.infos[0].total_updates == 60
     assert heard.infos[0].facts == {"device": "toy"}
@@ -51,7 +51,7 @@ def test_a_whole_training_tells_all_of_it_and_learns(tmp_path):
 
 
 @pytest.mark.parametrize("log_every", [1, 3, 4, 100])
-def test_logs_are_means_of_their_windows(tmp_path, log_every):
+def test_logs_are_means_since_the_last_one(tmp_path, log_every):
     single = run(make_fit(tmp_path / "1", epochs=2)).losses
     for log in run(make_fit(tmp_path / "2", epochs=2, log_every=log_every)).logs:
         start = max((log.update - 1) // log_every * log_every, 4 * log.epoch)
@@ -75,7 +75,7 @@ def test_the_last_epoch_is_validated_whatever_val_every(tmp_path):
     assert [log.result is not None for log in heard.epochs] == [False, True, False, True, True]
 
 
-def test_a_last_window_that_is_not_full_makes_an_update(tmp_path):
+def test_fewer_micro_batches_at_the_end_make_an_update(tmp_path):
     heard = run(make_fit(tmp_path, train=Points(batches=5), accumulate=2, epochs=1))
     assert heard.steps == [1, 2, 3]
 
@@ -98,6 +98,14 @@ def test_best_holds_the_weights_of_the_best_validation_only(tmp_path):
     model.load_state_dict(best["model"])
     outputs = model.eval()(next(iter(fit.held_out()))["image"])
     assert torch.equal(outputs, task.validated[1])
+
+
+def test_the_best_may_be_the_lowest(tmp_path):
+    task = LineTask([math.nan, 0.5, 0.7, 0.2, 0.2, math.nan])
+    heard = run(make_fit(tmp_path, task=task, epochs=9, patience=2, monitor_mode="min"))
+    assert heard.ends[0].reason == "patience"
+    assert [log.is_best for log in heard.epochs] == [False, True, False, True, False, False]
+    assert load_checkpoint(tmp_path / "best.pt")["scores"]["miou"] == 0.2
 
 
 def test_nan_is_never_the_best(tmp_path):
@@ -258,7 +266,7 @@ def test_every_minutes_saves_inside_an_epoch(tmp_path, monkeypatch):
     )
     clock = iter(range(0, 100000, 7))  # seconds, 7 a look
     monkeypatch.setattr("segfit.engine.saving.time.monotonic", lambda: float(next(clock)))
-    fit.saver._saved_at = 0.0
+    fit.manager._saved_at = 0.0
     run(fit)
     assert len(saved) > 3
     assert saved[-1] == 40
@@ -269,7 +277,7 @@ def test_images_that_a_roll_back_made_again_count_once(tmp_path):
     fit = make_fit(tmp_path / "checkpoints", train=Points(bad=[(1, 3)]), log_every=1)
     run(fit)
     assert fit.state.progress.left_out == [[1, 6]]
-    assert fit.teller.total_samples == 8 + 6 + 8
+    assert fit.log.total_samples == 8 + 6 + 8
 
 
 class Failing(Points):

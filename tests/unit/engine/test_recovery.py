@@ -61,10 +61,18 @@ def test_a_bad_batch_is_found_saved_named_and_left_out(tmp_path, log_every, ever
     assert content["batches"][0]["target"].isnan().any()
 
 
-def test_losses_are_told_once_though_updates_are_made_again(tmp_path):
+def test_a_bad_batch_that_cannot_be_saved_is_left_out_all_the_same(tmp_path):
+    fit = make_fit(tmp_path / "checkpoints", train=Points(bad=[(1, 2)]))
+    fit.recovery.bad_batches.write_text("a file where the folder should be")
+    heard = run(fit)
+    assert "which could not be saved (" in heard.notices[1]
+    assert heard.ends[0].reason == "finished"
+
+
+def test_losses_are_logged_once_though_updates_are_made_again(tmp_path):
     heard = run(make_fit(tmp_path / "bad", train=Points(bad=[(1, 2)])))
-    told = [log.update for log in heard.logs]
-    assert told == sorted(set(told))
+    logged = [log.update for log in heard.logs]
+    assert logged == sorted(set(logged))
     assert [log.epoch for log in heard.epochs] == [0, 1, 2]
 
 
@@ -153,7 +161,7 @@ def test_zero_stops_at_the_first(tmp_path, log_every):
 def test_faults_that_never_show_twice_end_the_run_too(tmp_path):
     fit = make_fit(tmp_path)
     model = fit.state.model
-    fit.state.forward = lambda x: model(x) * (1.0 if fit.recovery.watching else math.nan)
+    fit.state.forward = lambda x: model(x) * (1.0 if fit.recovery.checking else math.nan)
     with pytest.raises(SegFitError, match="max_left_out=5 is reached"):
         run(fit)
     assert fit.state.progress.left_out == []
@@ -298,7 +306,7 @@ def test_memory_that_runs_out_between_two_weights_goes_back_to_whole_ones(
         run_out_in_the_average(fit, struck)
     heard = run(fit)
     assert any(
-        "update ran out of memory while weights were moved" in text for text in heard.notices
+        "update ran out of memory while weights were changed" in text for text in heard.notices
     )
     assert fit.state.progress.micro_batch == 1
     for ours, theirs in [

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segfit.engine.distributed import World
+from segfit.engine.distributed import Distributed
 from segfit.engine.precision import Precision
+from segfit.engine.recovery import halve_micro_batch
 from segfit.engine.state import TrainingState
-from segfit.engine.step import halve_micro_batch, make_update
+from segfit.engine.step import make_update
 from segfit.engine.task import Forward
 from segfit.errors import SegFitError
 from segfit.models.cnn import CNN
@@ -79,10 +80,10 @@ def cut(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
 def two_updates(loss: str, soft: bool, size: int, clip: float | None) -> tuple[list[float], Tensor]:
     state, task = make_cnn_state(), make_task(loss, soft)
     batch = with_mixed_targets(make_batch()) if soft else make_batch()
-    window = cut(batch, size)
+    micro_batches = cut(batch, size)
     seen: list[float] = []
     for _ in range(2):
-        value, norm = make_update(state, task, window, range(len(window)), clip)
+        value, norm = make_update(state, task, micro_batches, range(len(micro_batches)), clip)
         seen += [float(value), float(norm)]
     return seen, weights(state.model)
 
@@ -99,8 +100,8 @@ def test_accumulated_updates_equal_that_of_one_big_batch(loss, soft, clip):
         assert torch.allclose(trained, expected_weights, atol=1e-5, rtol=0)
 
 
-class Pair(World):
-    """Two processes, of which the other one only agrees; knows which passes would wait for it."""
+class Pair(Distributed):
+    """Two processes, of which the other one always succeeds; records which passes would wait for it."""
 
     size = 2
 
@@ -114,21 +115,21 @@ class Pair(World):
         self.alone = False
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_only_the_last_micro_batch_of_an_update_waits_for_other_processes(micro_batches):
+@pytest.mark.parametrize("count", [1, 4])
+def test_only_the_last_micro_batch_of_an_update_waits_for_other_processes(count):
     state = make_state()
-    state.world, state.proven = Pair(), True
+    state.distributed, state.proven = Pair(), True
     backward, alone = Tensor.backward, []
 
     def noting(self: Tensor) -> None:
-        alone.append(state.world.alone)
+        alone.append(state.distributed.alone)
         backward(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "backward", noting)
-        window = [points(2, seed=seed) for seed in range(micro_batches)]
-        make_update(state, LineTask(), window, range(micro_batches), None)
-    assert alone == [True] * (micro_batches - 1) + [False]
+        batches = [points(2, seed=seed) for seed in range(count)]
+        make_update(state, LineTask(), batches, range(count), None)
+    assert alone == [True] * (count - 1) + [False]
 
 
 class SmallMemory:
@@ -166,9 +167,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tmp_path,
     assert torch.allclose(weights(small.state.model), weights(whole.state.model), atol=1e-5)
 
 
-def test_out_of_memory_in_the_middle_of_a_window_leaves_no_gradient_behind():
+def test_out_of_memory_between_micro_batches_leaves_no_gradient_behind():
     state, task = make_cnn_state(), make_task("ce", soft=False)
-    window = cut(make_batch(), 4)
+    micro_batches = cut(make_batch(), 4)
     calls = iter([True, False])
 
     def forward(images: Tensor) -> Tensor:
@@ -179,13 +180,13 @@ def test_out_of_memory_in_the_middle_of_a_window_leaves_no_gradient_behind():
     state.forward = forward
     before = weights(state.model)
     with pytest.raises(torch.OutOfMemoryError):
-        make_update(state, task, window, [0, 1], None)
+        make_update(state, task, micro_batches, [0, 1], None)
     assert all(parameter.grad is None for parameter in state.model.parameters())
     assert torch.equal(weights(state.model), before)
     assert state.progress.update == 0
 
 
-def test_memory_that_augmentation_lacks_is_told_as_that(tmp_path):
+def test_running_out_of_memory_in_augmentation_says_so(tmp_path):
     """Smaller micro-batches would not help: whole batches are augmented."""
 
     class Hungry(LineTask):
@@ -193,16 +194,18 @@ def test_memory_that_augmentation_lacks_is_told_as_that(tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     fit, heard = make_fit(tmp_path, task=Hungry()), Recorder()
-    with pytest.raises(SegFitError, match=r"1 × 2 samples to augment.*augmentation=cpu.*CUDA out"):
+    with pytest.raises(
+        SegFitError, match=r"1 × 2 samples to augment.*accumulate first\. Buy more.*CUDA out"
+    ):
         fit.run(heard, {})
     assert heard.notices == []
 
 
-def test_a_single_image_that_does_not_fit_says_what_to_change(tmp_path):
+def test_a_single_sample_that_does_not_fit_raises_with_the_tasks_advice(tmp_path):
     fit = make_fit(tmp_path)
     fit.state.forward = SmallMemory(fit.state.model, 0)
     heard = Recorder()
-    with pytest.raises(SegFitError, match=r"single sample\. Lower image_size") as error:
+    with pytest.raises(SegFitError, match=r"single sample\. Buy more memory") as error:
         fit.run(heard, {})
     assert len(error.value.problems) == 1
     assert len(heard.notices) == 1  # 2 → 1 was tried
@@ -210,9 +213,9 @@ def test_a_single_image_that_does_not_fit_says_what_to_change(tmp_path):
 
 def test_the_micro_batch_is_halved_from_what_the_data_gives():
     state = make_state()
-    halve_micro_batch(state, 6)
+    halve_micro_batch(state, 6, "")
     assert state.progress.micro_batch == 3
-    halve_micro_batch(state, 6)
+    halve_micro_batch(state, 6, "")
     assert state.progress.micro_batch == 1
 
 
@@ -243,10 +246,10 @@ def test_an_overflow_skips_its_update_and_training_goes_on(tmp_path, clip):
 
 def test_the_scale_is_gone_before_gradients_are_clipped_and_logged():
     plain, scaled = make_state(), make_state(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12))
-    window = [points(4, seed=0), points(4, seed=1)]
+    micro_batches = [points(4, seed=0), points(4, seed=1)]
     for _ in range(2):
-        expected = make_update(plain, LineTask(), window, [0, 1], 0.1)
-        seen = make_update(scaled, LineTask(), window, [0, 1], 0.1)
+        expected = make_update(plain, LineTask(), micro_batches, [0, 1], 0.1)
+        seen = make_update(scaled, LineTask(), micro_batches, [0, 1], 0.1)
         assert torch.allclose(torch.stack(seen), torch.stack(expected), rtol=1e-5)
     assert torch.allclose(weights(scaled.model), weights(plain.model), atol=1e-6)
 

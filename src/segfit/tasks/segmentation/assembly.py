@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segfit.config.check import plain
 from segfit.data.source import Source
-from segfit.engine.distributed import ALONE, World
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.errors import SegFitError
 from segfit.models.build import Weights, make_model
 from segfit.tasks.segmentation.classes import Classes
@@ -248,7 +248,7 @@ def make_task(
     *,
     panels: Mapping[int, str] | None = None,
     predictor: Predictor | None = None,
-    world: World = ALONE,
+    world: Distributed = SINGLE_PROCESS,
 ) -> SegmentationTask:
     """Return what a batch means under a config.
 

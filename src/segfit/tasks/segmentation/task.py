@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segfit.engine.distributed import ALONE, World
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.findings import Findings
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.inference import Forward, Predictor, classes_at
@@ -54,7 +55,10 @@ class SegmentationTask:
     channels_last: bool = True
     panels: Mapping[int, str] = field(default_factory=dict)
     on_prediction: OnPrediction | None = None
-    world: World = ALONE
+    world: Distributed = SINGLE_PROCESS
+    memory_advice: ClassVar[str] = (
+        "Lower image_size, choose a smaller model, set model.checkpointing=true (SegFormer), or take augmentation=cpu."
+    )
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Return normalised images (B, 3, H, W) float32 and targets, augmented by `seed`."""
