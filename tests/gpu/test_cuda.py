@@ -46,8 +46,8 @@ def make_task(device: torch.device) -> SegmentationTask:
     return SegmentationTask(
         classes=CLASSES,
         criterion=segmentation_loss("dice_ce", num_classes=4).to(device),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=torch.tensor([0.485, 0.456, 0.406], device="cuda").view(3, 1, 1),
+        std=torch.tensor([0.229, 0.224, 0.225], device="cuda").view(3, 1, 1),
         augment=augment,
         mix=Mix(num_classes=4, mixup=0.5, cutmix=0.5),
     )

@@ -10,8 +10,9 @@ import pytest
 from segfit.errors import SegFitError
 from segfit.system.hardware import GIB
 from segfit.tasks.segmentation.assembly import make_sources
+from segfit.tasks.segmentation.planning import largest_first
 from segfit.tuning import max_batch, trial
-from segfit.tuning.batch_trial import by_size, fits, trial_config
+from segfit.tuning.batch_trial import fits, trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.max_batch import Trials
 from segfit.tuning.memory.curve import Curve, Forecast, Moment
@@ -142,7 +143,7 @@ def test_everything_fits(tmp_path, outcomes):
     done = benchmark(tmp_path, "max_batch", "data.train_size=24", "batch_size=8")
     assert [row["batch_size"] for row in done.table("trials")] == [2, 8, 24, 24]
     assert done.findings.headline.startswith(
-        "batch_size=24: all 24 training images fit in one batch"
+        "batch_size=24: all 24 training samples fit in one batch"
     )
 
 
@@ -173,7 +174,7 @@ def test_nothing_fits(tmp_path, outcomes):
     done = benchmark(tmp_path, "max_batch", "batch_size=8")
     assert [row["batch_size"] for row in done.table("trials")] == [2, 1]
     assert done.findings.headline.startswith(
-        "Not even one image trains here (out of memory). Lower"
+        "Not even one sample trains here (out of memory). Lower"
     )
     assert done.findings.values["override"] is None
 
@@ -196,7 +197,7 @@ def test_host_memory_that_the_driver_lends_does_not_count(tmp_path, outcomes):
     done = benchmark(tmp_path, "max_batch", "batch_size=8")
     assert done.findings.values["batch_size"] == 6
     verdicts = {row["batch_size"]: row["verdict"] for row in done.table("trials")}
-    assert verdicts[8] == "3.3 times slower an image than smaller batches: spilled into host memory"
+    assert verdicts[8] == "3.3 times slower a sample than smaller batches: spilled into host memory"
     assert verdicts[6] == "fits"
 
 
@@ -220,7 +221,7 @@ def test_a_training_that_cannot_even_start_is_told(tmp_path, outcomes):
     assert error.value.problems == ["batch_size=4: one", "batch_size=4: two"]
     outcomes(lambda batch, _: failed("crash", "ValueError: a bug"))
     done = benchmark(tmp_path, "max_batch")
-    assert done.findings.headline == "Not even one image trains here: ValueError: a bug"
+    assert done.findings.headline == "Not even one sample trains here: ValueError: a bug"
 
 
 @pytest.mark.slow
@@ -262,5 +263,5 @@ def test_the_largest_held_out_images_are_found(tmp_path):
     config = compose_benchmark(
         "max_batch", "data=folder", f"data.root={tmp_path}", "data.num_classes=2", base=()
     )
-    assert by_size(make_sources(config)["val"]) == [1, 2, 0]
-    assert by_size(make_sources(compose_benchmark("max_batch"))["val"]) == list(range(6))
+    assert largest_first(make_sources(config)["val"]) == [1, 2, 0]
+    assert largest_first(make_sources(compose_benchmark("max_batch"))["val"]) == list(range(6))

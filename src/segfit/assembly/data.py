@@ -1,6 +1,6 @@
 """Config → sources and batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -121,6 +121,7 @@ def make_held_out_batches(
     limit: int | None,
     notice: Callable[[str], None] = lambda _: None,
     world: Distributed = SINGLE_PROCESS,
+    indices: Sequence[int] | None = None,
 ) -> DevicePrefetcher:
     """Return a source's images in order, in batches of a config; of several processes, each one's share of them.
 
@@ -132,8 +133,11 @@ def make_held_out_batches(
         limit: batches a pass at the most, if there is but one process; or None.
         notice: told of images that `data.on_bad_sample=skip` leaves out.
         world: whose processes share the images; none is seen twice.
+        indices: of these images alone, whatever `limit` and `world` are; or None.
     """
     assembly = assembly_of(config)
+    if indices is None:
+        indices = range(world.rank, held_out_samples(config, source, limit), world.size)
     loader = Loader(
         assembly.make_held_out_dataset(config, source),
         assembly.collate,
@@ -141,12 +145,12 @@ def make_held_out_batches(
         loader_options(config, workers),
         make_skipping(config, notice, share=world.size > 1),
         batch_size=assembly.held_out_batch_size(config),
-        sampler=range(world.rank, held_out_images(config, source, limit), world.size),
+        sampler=indices,
     )
     return DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
 
 
-def held_out_images(config: DictConfig, source: Source, limit: int | None) -> int:
+def held_out_samples(config: DictConfig, source: Source, limit: int | None) -> int:
     """Return how many of a source's images are held-out ones, if there are `limit` batches of them at the most."""
     return (
         len(source)

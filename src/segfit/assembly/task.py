@@ -113,6 +113,38 @@ class TaskAssembly(Protocol):
         """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
 
 
+class TaskPlanning(Protocol):
+    """The `planning` module of a task: what benchmark.py asks of it."""
+
+    def costliest(self, config: DictConfig) -> DictConfig:
+        """Return a copy in which what may cost memory in some batches does so in all of them; no files are read."""
+
+    def largest_first(self, source: Source) -> list[int]:
+        """Return the indices of a source's samples, the largest first."""
+
+    def sample_bytes(self, config: DictConfig) -> int:
+        """Return the bytes of a training sample as it comes from the dataset."""
+
+    def train_example(self, config: DictConfig) -> Batch:
+        """Return a training micro-batch without content."""
+
+    def held_out_example(
+        self, config: DictConfig, count: int, original: tuple[int, ...]
+    ) -> tuple[Batch, list[int]]:
+        """Return a validation batch without content, and the numbers that evaluation reads from it for each sample."""
+
+    def without_augmentation(self, task: Any) -> Task:
+        """Return a task that augments nothing on the device."""
+
+    def device_augmentation(self, config: DictConfig) -> tuple[Callable[[], Any], float] | None:
+        """Return a function that augments a few values on the device, and a sample's size in them; None: there is none."""
+
+
 def assembly_of(config: DictConfig) -> TaskAssembly:
     """Return the `assembly` module of a config's task."""
     return cast(TaskAssembly, import_module(f"segfit.tasks.{config.task.name}.assembly"))
+
+
+def planning_of(config: DictConfig) -> TaskPlanning:
+    """Return the `planning` module of a config's task."""
+    return cast(TaskPlanning, import_module(f"segfit.tasks.{config.task.name}.planning"))

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from segfit.assembly.data import (
     cached_sources,
     check_data,
-    held_out_images,
+    held_out_samples,
     make_held_out_batches,
     make_train_batches,
     workers_of,
@@ -120,7 +120,7 @@ def make_training(
 
 def _panels(config: DictConfig, source: Source) -> dict[int, str]:
     """Return as many held-out images as are to be shown, spread evenly."""
-    shown = held_out_images(config, source, config.limit_val_batches)
+    shown = held_out_samples(config, source, config.limit_val_batches)
     count = min(config.report.panels, shown)
     spread = [round(step * (shown - 1) / max(count - 1, 1)) for step in range(count)]
     return {index: source.id(index) for index in spread}

@@ -93,7 +93,7 @@ class MaxBatchConfig(ModeConfig):
     margin: float = option(0.1, "Share of it that is kept free.", ge=0, lt=1)
     slowdown: float = option(
         2.0,
-        "On CUDA a batch that is so many times slower an image than a smaller one fits not.",
+        "On CUDA a batch that is so many times slower a sample than a smaller one fits not.",
         gt=1,
     )
     timeout_s: float = option(600.0, "A batch that takes longer to try fits not.", gt=0)

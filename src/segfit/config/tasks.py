@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -35,6 +35,8 @@ class TaskSchema(Protocol):
         MONITORS: score that can pick the best checkpoint → "max" (more is better) or "min".
         COLUMNS: score that is shown → its label, in order.
         UNIT: of a sample, short: "img".
+        MEMORY_OPTIONS: options of data that memory depends on.
+        MEMORY_ADVICE: sentences that say what to change if a single sample does not fit into memory.
     """
 
     Run: type[RunConfig]
@@ -43,12 +45,25 @@ class TaskSchema(Protocol):
     MONITORS: Mapping[str, str]
     COLUMNS: Mapping[str, str]
     UNIT: str
+    MEMORY_OPTIONS: Sequence[str]
+    MEMORY_ADVICE: str
 
     def problems(self, config: DictConfig) -> Iterator[str]:
         """Yield what is impossible or contradicts itself in a composed run of the task."""
 
     def evaluation_problems(self, options: DictConfig) -> Iterator[str]:
         """Yield what contradicts itself in the options of evaluate.py."""
+
+    def sample_label(self, config: DictConfig) -> str:
+        """Return what a sample of a config is called in tables."""
+
+    def held_out_shape(self, config: DictConfig) -> tuple[int, ...]:
+        """Return the original size of a held-out sample, as far as the config knows."""
+
+    def smaller_samples(
+        self, config: DictConfig, share: float
+    ) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yield options for ever smaller samples, and what they cost, from a share (0-1) of the present size on."""
 
 
 def task_names() -> list[str]:

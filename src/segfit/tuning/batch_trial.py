@@ -1,4 +1,4 @@
-"""One trial of a batch: train and validate with it, and tell what it took."""
+"""One trial of a batch: train and validate with it, and return what it took."""
 
 import tempfile
 from pathlib import Path
@@ -8,31 +8,13 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.data import make_held_out_batches
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.training import make_training
-from segfit.data.images import open_image
-from segfit.data.source import Arrays, Source
 from segfit.engine.evaluate import evaluate
-from segfit.errors import SegFitError
 from segfit.system.hardware import GIB, resolve_device
 from segfit.tuning.allocations import recorded_peak
+from segfit.tuning.change import changed
 from segfit.tuning.measure import train_speed
-
-
-def by_size(source: Source) -> list[int]:
-    """Return the indices of a source's images, those with most pixels first, read from the files' headers."""
-    return sorted(range(len(source)), key=lambda index: _pixels(source, index), reverse=True)
-
-
-def _pixels(source: Source, index: int) -> int:
-    files = source.files(index)
-    if not files:
-        return 0  # synthetic images are all of one size
-    try:
-        with open_image(files[0]) as image:
-            return image.width * image.height
-    except SegFitError:
-        return 0  # possible with data.check=off; whoever reads the image will tell
 
 
 def trial_config(config: DictConfig, batch: int) -> DictConfig:
@@ -40,52 +22,16 @@ def trial_config(config: DictConfig, batch: int) -> DictConfig:
 
     Args:
         config: checked.
-        batch: images a micro-batch.
+        batch: samples of a micro-batch.
     """
-    config = config.copy()
-    config.batch_size = batch
-    config.loader.workers = 0  # one batch is enough
-    config.data.check = "off"  # the parent has checked
-    config.data.cache = "none"
-    config.report.panels = 0
-    if "weights" in config.model:
-        config.model.weights = None  # random ones take the same memory, and no download
-    if config.loss.class_weights == "balanced":
-        config.loss.class_weights = [1.0] * config.data.num_classes  # no counting of pixels
-    augmentation = config.augmentation
-    for chance in ("hflip", "vflip", "affine", "color_jitter", "blur", "noise"):
-        augmentation[chance] = 1.0 if augmentation[chance] > 0 else 0.0
-    if augmentation.mixup + augmentation.cutmix > 0:
-        augmentation.mixup, augmentation.cutmix = 1.0, 0.0  # soft targets, which either makes
-    return config
-
-
-class Selection:
-    """Some images of a source, in the order of their indices.
-
-    Args:
-        source: has them.
-        indices: in it.
-    """
-
-    def __init__(self, source: Source, indices: list[int]) -> None:
-        self.source = source
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def id(self, index: int) -> str:
-        """Return the image's name."""
-        return self.source.id(self.indices[index])
-
-    def files(self, index: int) -> list[Path]:
-        """Return the image's files."""
-        return self.source.files(self.indices[index])
-
-    def read(self, index: int) -> Arrays:
-        """Return the source's arrays."""
-        return self.source.read(self.indices[index])
+    options = {
+        "batch_size": batch,
+        "loader.workers": 0,  # one batch is enough
+        "data.check": "off",  # the parent has checked
+        "data.cache": "none",
+        "report.panels": 0,
+    }
+    return changed(planning_of(config).costliest(config), options)
 
 
 def fits(
@@ -118,10 +64,13 @@ def fits(
     device, _ = resolve_device(config.device)
     limit = _limit(device, budget_gb, margin)
     with recorded_peak(device) as peak, tempfile.TemporaryDirectory() as folder:
-        training = make_training(config, Path(folder), _ignore)
+        training = make_training(config, Path(folder), lambda _: None)
         fit = training.fit
-        source = Selection(assembly_of(config).make_sources(config)["val"], largest)
-        held_out = make_held_out_batches(config, source, device, 0, 1)
+        assembly = assembly_of(config)
+        source = assembly.make_sources(config)["val"]
+        held_out = make_held_out_batches(
+            config, source, device, 0, None, indices=largest[: assembly.held_out_batch_size(config)]
+        )
         for _ in range(rounds):
             speed = train_speed(training, seconds=seconds, warmup=1, resident=True)
             evaluate(fit.state.evaluated(), fit.task, held_out, fit.state.precision)
@@ -141,7 +90,3 @@ def _limit(device: torch.device, budget_gb: float | None, margin: float) -> int:
         room = min(room, free)
         torch.cuda.set_per_process_memory_fraction(room * (1 - margin) / total, device)
     return int(room * (1 - margin))
-
-
-def _ignore(_message: str) -> None:
-    """What falls back in a trial falls back in the training, which will tell."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Bench:
-    """Where a mode writes, and whom it tells.
+    """Where a mode writes and reports its progress.
 
     Args:
         folder: of this benchmark, made already; for whatever the mode keeps besides its findings.
-        notice: told what fell back or was left out, a line each.
+        notice: called with each fallback and each thing left out, as a line.
         progress: called with (what is measured now, done, total) while it goes on.
     """
 

@@ -59,3 +59,8 @@ def _path(key: str) -> str:
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+
+
+def augmentation_of(config: DictConfig) -> str:
+    """Return where a config augments: "none", "cpu" or "kornia-gpu"; "none" for tasks without that group."""
+    return str(config.augmentation.name) if "augmentation" in config else "none"

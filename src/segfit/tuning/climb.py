@@ -9,12 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.engine.findings import Cell
+from segfit.engine.findings import Cell, Column
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, changed, differing
 from segfit.tuning.measure import Speed
 from segfit.tuning.trial import run_trial
 
+SPEED_COLUMNS = (Column("ms", ".1f"), Column("wait %", ".1f"), Column("GiB", ".2f"))
 KEPT, NOT_FASTER, NO_TIME, OUT_OF_MEMORY = "kept", "not faster", "no time left", "out of memory"
 
 
@@ -42,7 +43,7 @@ class Step:
         return None if self.speed is None else self.speed.samples_per_second
 
     def cells(self) -> list[Cell]:
-        """Return median milliseconds, percent of waiting for data and peak GiB, for a table."""
+        """Return median milliseconds, percent of waiting for data and peak GiB, of `SPEED_COLUMNS`."""
         if self.speed is None:
             return [None, None, None]
         return [self.speed.ms_median, 100 * self.speed.data_wait, self.speed.peak_gib]

@@ -11,6 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from segfit.assembly.task import planning_of
 from segfit.assembly.training import make_training
 from segfit.engine.findings import Findings
 from segfit.engine.out_of_memory import is_out_of_memory
@@ -21,10 +22,8 @@ from segfit.report.session import RunReport
 from segfit.system.cores import available_cores
 from segfit.system.hardware import resolve_device
 from segfit.system.monitor import Means, Monitor, summed_up
-from segfit.tasks.segmentation.data.dataset import TrainDataset
-from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.bench import Bench
-from segfit.tuning.change import Change, changed
+from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.diagnosis import Applied, Diagnosis
 from segfit.tuning.facts import Costs, Facts, Resident
 from segfit.tuning.measure import measure_training
@@ -104,7 +103,7 @@ def recorded(config: DictConfig, bench: Bench, folder: Path, seconds: float) -> 
     )
     training = make_training(config, folder, bench.notice)
     loader = training.fit.train.batches.loader  # type: ignore[attr-defined]
-    dataset: TrainDataset = loader.samples
+    dataset = loader.samples
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)
@@ -152,7 +151,7 @@ def facts_of(now: Recorded, arithmetic: float, tried: list[Resident]) -> Facts:
     config, timeline, costs = now.config, now.timeline, now.costs
     per_update = {name: value / timeline.updates for name, value in timeline.phases.items()}
     restart = timeline.restarts / timeline.updates if now.workers else 0.0
-    fitted = config.data.fit != "crop"  # the cache holds images of that size already
+    fitted = config.data.get("fit") != "crop"  # the cache holds samples of that size already
     cached = Costs(decode=now.copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
     return Facts(
         cuda=now.cuda,
@@ -180,7 +179,7 @@ def settings(config: DictConfig) -> Iterator[Change]:
     """Yield changes of the arithmetic that may be faster, except for the batch; each named by what it removes."""
     device, _ = resolve_device(config.device)
     native = native_precisions(device)
-    if config.augmentation.name == "cpu":
+    if augmentation_of(config) == "cpu":
         yield Change("CPU augmentation", {"augmentation": "kornia-gpu"})
     if "fast" in config.model and not config.model.fast:
         yield Change("the stock model", {"model.fast": True})
@@ -263,6 +262,5 @@ def overrides() -> list[str]:
 
 def _where_cached(now: Recorded) -> str:
     """Return "ram" where decoded images leave half of the free memory, else "disk"."""
-    height, width = size_of(now.config.image_size)
-    needed = 4 * height * width * now.samples
+    needed = planning_of(now.config).sample_bytes(now.config) * now.samples
     return "ram" if needed < _RAM_SHARE * psutil.virtual_memory().available else "disk"

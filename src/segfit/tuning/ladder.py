@@ -15,7 +15,7 @@ from segfit.system.cores import available_cores
 from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, changed
-from segfit.tuning.climb import KEPT, Climb, Step, bars
+from segfit.tuning.climb import KEPT, SPEED_COLUMNS, Climb, Step, bars
 from segfit.tuning.rungs import Machine, naive, rungs, smaller
 
 SECONDS = 10.0
@@ -25,9 +25,7 @@ _COLUMNS = (
     Column("× before", ".2f"),
     Column("× naive", ".2f"),
     Column("kept"),
-    Column("ms", ".1f"),
-    Column("wait %", ".1f"),
-    Column("GiB", ".2f"),
+    *SPEED_COLUMNS,
 )
 
 

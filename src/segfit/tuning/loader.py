@@ -18,17 +18,14 @@ from segfit.errors import SegFitError
 from segfit.system.cores import available_cores
 from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
-from segfit.tuning.change import Change, changed
+from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.measure import Speed, data_speed, explain_out_of_memory, train_speed
 
 SECONDS = 5.0
 _OPTIONS = ("augmentation", "data.cache", "loader.workers", "loader.prefetch")
 _CACHES = ("none", "disk", "ram")  # from the smallest to what takes most
 _COLUMNS = (
-    Column("augmentation"),
-    Column("cache"),
-    Column("workers"),
-    Column("prefetch"),
+    *(Column(name) for name in ("augmentation", "cache", "workers", "prefetch")),
     Column("samples/s", ".1f"),
     Column("× model", ".2f"),
     Column("training samples/s", ".1f"),
@@ -121,7 +118,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 def grid(config: DictConfig) -> Iterator[Change]:
     """Yield every setting that a config asks for."""
     asked = config.benchmark
-    places = ["none"] if config.augmentation.name == "none" else ["cpu", "kornia-gpu"]
+    places = ["none"] if augmentation_of(config) == "none" else ["cpu", "kornia-gpu"]
     for place in places:
         for cache in asked.caches:
             for workers in asked.workers or worker_counts(available_cores()):

@@ -54,13 +54,15 @@ def recipe(
         vram_gb: of the card, GiB; None: no card.
         header: figures, a line each.
     """
-    groups = {"model": model_choice(config)} | {name: str(config[name].name) for name in _GROUPS}
+    groups = {"model": model_choice(config)} | {
+        name: str(config[name].name) for name in _GROUPS if name in config
+    }
     values: dict[str, Any] = {
         "defaults": [
             {f"override /{name}@_global_.{name}": choice} for name, choice in groups.items()
         ],
         "hardware": {"name": "local", "vram_gb": vram_gb, "tuned_for": dict(tuned_for)},
-        **{key: plain(config)[key] for key in _TOP},
+        **{key: plain(config)[key] for key in _TOP if key in config},
         "loader": {"workers": config.loader.workers},
         "data": {"cache": str(config.data.cache)},
     }

@@ -10,17 +10,25 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.assembly.data import check_data
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import assembly_of, planning_of
+from segfit.config.tasks import schema_of
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.hardware import GIB, resolve_device, visible_cards
 from segfit.tuning.batch_search import extrapolated, largest_that_fits
-from segfit.tuning.batch_trial import by_size, trial_config
+from segfit.tuning.batch_trial import trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.planner import CONTEXT, forecast_of
 from segfit.tuning.trial import Outcome, run_trial
 
 OUT_OF_MEMORY, OVER_BUDGET = "out of memory", "over the budget"
+_SHOWN = ("batch_size", "verdict", "peak_gib", "limit_gib", "samples_per_second", "seconds")
+_COLUMNS = (
+    Column("batch_size"),
+    Column("verdict"),
+    *(Column(name, ".3f") for name in ("peak GiB", "limit GiB")),
+    *(Column(name, ".1f") for name in ("samples/s", "trial s")),
+)
 _SEARCH, _VERIFY = 1, 2  # rounds of training and validation in a trial
 
 
@@ -29,10 +37,10 @@ class Tried:
     """A batch that was tried.
 
     Args:
-        batch_size: images a micro-batch.
+        batch_size: samples of a micro-batch.
         fits: whether it may be used.
         verdict: "fits", or why not.
-        peak_gib: peak of allocated bytes; None if the process did not live to tell.
+        peak_gib: peak of allocated bytes; None if the process crashed.
         limit_gib: what it had to stay below.
         samples_per_second: of training, on a batch that is there already.
         seconds: that the trial took, its process's start included.
@@ -52,7 +60,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     sources = assembly_of(config).make_sources(config)
     for line in check_data(config, sources).notices:
         bench.notice(line)
-    trials = Trials(config, bench, by_size(sources["val"])[: len(sources["train"])])
+    trials = Trials(
+        config, bench, planning_of(config).largest_first(sources["val"])[: len(sources["train"])]
+    )
     cap = len(sources["train"])
     answer = trials.largest(start=start(trials, cap), cap=cap)
     return _findings(config, trials, answer, cap)
@@ -68,7 +78,7 @@ def start(trials: "Trials", cap: int) -> int:
 
     try:
         forecast = forecast_of(config, device.type, working=working)
-    except Exception as error:  # a forecast only saves trials, which tell what is wrong
+    except Exception as error:  # a forecast only saves trials, which raise what is wrong
         bench.notice(f"no forecast, so the search starts at batch_size: {error}")
         return min(int(config.batch_size), cap)
     room = trials.budget_gb * GIB if trials.budget_gb is not None else math.inf
@@ -82,8 +92,8 @@ class Trials:
 
     Args:
         config: checked, of benchmark.py.
-        bench: told what is tried.
-        largest: held-out images to validate on, the largest first.
+        bench: for progress and notices.
+        largest: indices of held-out samples to validate on, the largest first.
     """
 
     def __init__(self, config: DictConfig, bench: Bench, largest: list[int]) -> None:
@@ -95,7 +105,7 @@ class Trials:
         self._known: dict[int, bool] = {}
         device, _ = resolve_device(config.device)
         budget = self.options.budget_gb
-        # Asked once: each trial has to have the same limit. On CUDA the child asks the driver, whose context it has.
+        # Read once: each trial must have the same limit. On CUDA the child asks the driver, with its own context.
         if budget is None and device.type == "cpu":
             budget = psutil.virtual_memory().available / GIB
         self.budget_gb = budget
@@ -150,7 +160,7 @@ class Trials:
         fastest = max((other.samples_per_second or 0.0) for other in [tried, *self._smaller(tried)])
         if speed * self.options.slowdown >= fastest:
             return tried
-        verdict = f"{fastest / speed:.1f} times slower an image than smaller batches: spilled into host memory"
+        verdict = f"{fastest / speed:.1f} times slower a sample than smaller batches: spilled into host memory"
         return replace(tried, fits=False, verdict=verdict)
 
     def _smaller(self, than: Tried) -> Iterable[Tried]:
@@ -183,33 +193,14 @@ def _tried(batch: int, outcome: Outcome) -> Tried:
 
 
 def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Findings:
-    rows = [
-        (
-            item.batch_size,
-            item.verdict,
-            item.peak_gib,
-            item.limit_gib,
-            item.samples_per_second,
-            item.seconds,
-        )
-        for item in trials.tried
-    ]
     best = next(
         (item for item in reversed(trials.tried) if item.fits and item.batch_size == answer), None
     )
-    columns = [
-        Column("batch_size"),
-        Column("verdict"),
-        Column("peak GiB", ".3f"),
-        Column("limit GiB", ".3f"),
-        Column("img/s", ".1f"),
-        Column("trial s", ".1f"),
-    ]
     table = Table(
         name="trials",
         title=f"A process each, accumulate={config.accumulate}",
-        columns=columns,
-        rows=rows,
+        columns=_COLUMNS,
+        rows=[[getattr(item, name) for name in _SHOWN] for item in trials.tried],
         emphasis=None if best is None else trials.tried.index(best),
     )
     scalars = {"max_batch/batch_size": float(answer)}
@@ -223,7 +214,7 @@ def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Find
             "batch_size": answer,
             "override": f"batch_size={answer}" if answer else None,
             "accumulate": config.accumulate,
-            "images": cap,
+            "samples": cap,
             "trials": [asdict(item) for item in trials.tried],
         },
         figures={"max_batch": partial(_figure, trials.tried, answer)} if best is not None else {},
@@ -235,15 +226,13 @@ def _headline(config: DictConfig, trials: Trials, best: Tried | None, cap: int) 
     if best is None:
         verdict = trials.tried[-1].verdict
         if verdict not in (OUT_OF_MEMORY, OVER_BUDGET):
-            return f"Not even one image trains here: {verdict}"
-        return (
-            f"Not even one image trains here ({verdict}). Lower image_size, choose a smaller model, or set "
-            f"model.checkpointing=true (SegFormer)."
-        )
+            return f"Not even one sample trains here: {verdict}"
+        advice = schema_of(config.task.name).MEMORY_ADVICE
+        return f"Not even one sample trains here ({verdict}). {advice}"
     kept = f"{config.benchmark.margin:.0%} kept free"
     room = f"peak {best.peak_gib:.2f} of {best.limit_gib:.2f} GiB, {kept}"
     why = (
-        f"all {cap} training images fit in one batch"
+        f"all {cap} training samples fit in one batch"
         if best.batch_size == cap
         else "the largest that trains here"
     )
@@ -258,20 +247,20 @@ def _headline(config: DictConfig, trials: Trials, best: Tried | None, cap: int) 
 
 
 def _figure(tried: list[Tried], answer: int) -> Figure:
-    """Draw the peaks of all trials that lived to tell theirs, and the limit."""
+    """Draw the peaks of all trials that did not crash, and the limit."""
     figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    told = [item for item in tried if item.peak_gib is not None]
+    measured = [item for item in tried if item.peak_gib is not None]
     for fits, marker, label in ((True, "o", "fits"), (False, "x", "does not")):
-        points = [(item.batch_size, item.peak_gib or 0.0) for item in told if item.fits == fits]
+        points = [(item.batch_size, item.peak_gib or 0.0) for item in measured if item.fits == fits]
         if points:
             axes.scatter(*zip(*points, strict=True), marker=marker, label=label)
-    silent = [item.batch_size for item in tried if item.peak_gib is None]
-    if told:
-        limit = told[-1].limit_gib or 0.0
+    crashed = [item.batch_size for item in tried if item.peak_gib is None]
+    if measured:
+        limit = measured[-1].limit_gib or 0.0
         axes.axhline(limit, color="black", linestyle="--", linewidth=1, label="limit")
-        if silent:
-            axes.scatter(silent, [limit] * len(silent), color="black", marker="x", label="failed")
+        if crashed:
+            axes.scatter(crashed, [limit] * len(crashed), color="black", marker="x", label="failed")
     if answer:
         axes.axvline(answer, color="tab:green", linewidth=1, label=f"batch_size={answer}")
     axes.set(xlabel="batch_size", ylabel="peak of allocated memory, GiB")

@@ -16,7 +16,7 @@ from segfit.system.monitor import READINGS, Means, Monitor, Probe, Sample, summe
 from segfit.tuning.bench import Bench
 
 SECONDS = 60.0
-_TELL_EVERY = 30  # samples between two lines on an output that is no terminal
+_SHOW_EVERY = 30  # samples between two lines on an output that is no terminal
 _LABELS = {
     "utilisation": "utilisation, %",
     "memory_gib": "memory, GiB",
@@ -43,18 +43,17 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 
 def watch(monitor: Monitor, seconds: float, bench: Bench) -> Findings:
     """Let the monitor run so long, with a live line, and return what it saw."""
-    every = 1 if sys.stdout.isatty() else _TELL_EVERY
+    every = 1 if sys.stdout.isatty() else _SHOW_EVERY
     due = max(1, round(seconds / monitor.interval))
-    told = -1
+    shown = -1
     with monitor:
-        end = (
-            time.monotonic() + seconds + monitor.interval / 2
-        )  # the last sample is due at its very end
+        # the last sample is due at its very end
+        end = time.monotonic() + seconds + monitor.interval / 2
         try:
             while time.monotonic() < end:
                 samples = monitor.samples
-                if samples and len(samples) // every > told:
-                    told = len(samples) // every
+                if samples and len(samples) // every > shown:
+                    shown = len(samples) // every
                     bench.progress(live_line(samples[-1], monitor.probe), len(samples), due)
                 time.sleep(monitor.interval / 5)
         except KeyboardInterrupt:
@@ -102,7 +101,7 @@ def found(samples: Sequence[Sample], probe: Probe, folder: Path) -> Findings:
 
 
 def judgement(means: Means, total_gib: float, *, card: bool) -> str:
-    """Say in a sentence or two what the means tell.
+    """Return the means in a sentence or two.
 
     Args:
         means: of the samples.
@@ -126,7 +125,7 @@ def judgement(means: Means, total_gib: float, *, card: bool) -> str:
 
 def _of_utilisation(what: str, percent: float | None) -> str:
     if percent is None:
-        return f"{what} does not tell its utilisation."
+        return f"{what} does not report its utilisation."
     if percent >= _BUSY:
         return f"{what} was busy {percent:.0f} % of the time: there is little left to gain by feeding it faster."
     if percent <= _IDLE:

@@ -9,15 +9,15 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.data import check_data, workers_of
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.tuned import tuned_for
+from segfit.config.tasks import schema_of
 from segfit.engine.findings import Findings
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
 from segfit.system.cores import free_memory
 from segfit.system.hardware import GIB, resolve_device
 from segfit.tuning import local_recipe
-from segfit.tuning.batch_trial import by_size
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change
 from segfit.tuning.climb import NOT_FASTER, OUT_OF_MEMORY, Climb
@@ -70,7 +70,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         total=12,
         deadline=deadline,
     )
-    held_out = by_size(sources["val"])[:samples]
+    held_out = planning_of(config).largest_first(sources["val"])[:samples]
     fitting = _search(climb, device, effective, min(samples, effective), held_out)
     before, after = climb.compare()
     if before is not None and after is not None and after < before:
@@ -109,8 +109,8 @@ def _search(
         fitting = _fitting(climb, device, cap, held_out)
     if fitting == 0:
         raise SegFitError(
-            "not even one sample trains here: lower image_size or choose a smaller model. "
-            "benchmark=plan says what helps."
+            f"not even one sample trains here. {schema_of(config.task.name).MEMORY_ADVICE} benchmark=plan says what "
+            f"helps."
         )
     _choose_micro_batch(climb, effective, fitting)
     if composed.speed is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from segfit.engine.findings import Cell, Column, Findings, Table
-from segfit.tuning.climb import Step, bars
+from segfit.tuning.climb import SPEED_COLUMNS, Step, bars
 from segfit.tuning.local_recipe import LOCAL
 
 _COLUMNS = (
@@ -16,9 +16,7 @@ _COLUMNS = (
     Column("samples/s", ".1f"),
     Column("× composed", ".2f"),
     Column("verdict"),
-    Column("ms", ".1f"),
-    Column("wait %", ".1f"),
-    Column("GiB", ".2f"),
+    *SPEED_COLUMNS,
 )
 
 

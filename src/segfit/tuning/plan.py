@@ -6,9 +6,9 @@ import math
 
 from omegaconf import DictConfig
 
+from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.hardware import GIB
-from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.curve import PARTS, Forecast
 from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, planned_precision
@@ -109,11 +109,10 @@ def _levers_table(found: list[Lever], card: Card) -> Table:
 
 
 def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Lever]) -> str:
-    height, width = size_of(config.image_size)
     batch, most = int(config.batch_size), card.largest(forecast)
     needed = card.needed(forecast.peak(batch)) / GIB
     what = (
-        f"{model_label(config)}, {width} × {height}, {planned_precision(config, card.device_type)}, "
+        f"{model_label(config)}, {schema_of(config.task.name).sample_label(config)}, {planned_precision(config, card.device_type)}, "
         f"batch {batch}: needs {needed:.2f} GiB of {card.name} (predicted, ±{MARGIN:.0%} and context included)"
     )
     if most >= batch:

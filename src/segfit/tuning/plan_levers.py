@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from omegaconf import DictConfig
 
-from segfit.tasks.segmentation.schema import size_of
+from segfit.config.tasks import schema_of
 from segfit.tuning.change import Change, changed
 from segfit.tuning.memory.curve import Forecast
 from segfit.tuning.memory.planner import Card, forecast_of, planned_precision
 
-STEP = 32  # sides of images are tried in multiples of it
 TRIES = 3  # image sizes that are recorded until one fits
 
 
@@ -41,7 +41,7 @@ def levers(
 ) -> list[Lever]:
     """Return what lowers the memory of a config that does not fit, the least costly first."""
     found: list[Lever] = []
-    kinds = (_smaller_batch, _lower_precision, _checkpointing, _smaller_images)
+    kinds = (_smaller_batch, _lower_precision, _checkpointing, _smaller_samples)
     for done, kind in enumerate(kinds):
         progress("looking for what helps", done, len(kinds))
         found += [_lever(config, card, change) for change in kind(config, card, forecast)]
@@ -79,24 +79,18 @@ def _checkpointing(config: DictConfig, _card: Card, _: Forecast) -> Iterator[Cha
         yield Change("checkpointing", {"model.checkpointing": True}, effect)
 
 
-def _smaller_images(config: DictConfig, card: Card, forecast: Forecast) -> Iterator[Change]:
-    """Yield the largest size that fits: guessed by area, then recorded."""
-    height, width = size_of(config.image_size)
+def _smaller_samples(config: DictConfig, card: Card, forecast: Forecast) -> Iterator[Change]:
+    """Yield the largest samples that fit: guessed by their share, then recorded."""
     fixed = forecast.peak(0)
     spare = (card.budget - fixed) / max(forecast.peak(config.batch_size) - fixed, 1)
     if spare <= 0:
         return
-    scale = min(math.sqrt(spare), 0.99)
-    rows, columns = (int(side * scale) // STEP * STEP for side in (height, width))
-    for _ in range(TRIES):
-        if min(rows, columns) < 2 * STEP:
-            return
-        size = rows if rows == columns else [rows, columns]
-        change = Change("smaller images", {"image_size": size}, "small things are lost")
+    smaller = schema_of(config.task.name).smaller_samples(config, spare)
+    for options, effect in islice(smaller, TRIES):
+        change = Change("smaller samples", options, effect)
         if _lever(config, card, change).fits:
             yield change
             return
-        rows, columns = rows - STEP, columns - STEP
 
 
 def _lever(config: DictConfig, card: Card, change: Change) -> Lever:

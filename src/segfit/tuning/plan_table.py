@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.errors import SegFitError
 from segfit.system.hardware import GIB
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, planned_precision
@@ -27,8 +28,9 @@ def compare(config: DictConfig, bench: Bench) -> Findings:
     kind = cards[0].device_type
     rows: list[list[Cell]] = []
     for done, variant in enumerate(variants):
-        label, size = model_label(variant), variant.image_size
-        what = f"{label}, {size} px"
+        label = model_label(variant)
+        shown = schema_of(config.task.name).sample_label(variant)
+        what = f"{label}, {shown}"
         forecast = forecast_of(
             variant,
             kind,
@@ -36,11 +38,10 @@ def compare(config: DictConfig, bench: Bench) -> Findings:
         )
         grows = forecast.peak(16) - forecast.peak(15)
         most = [card.largest(forecast) for card in cards]
-        shown = size if isinstance(size, int) else "×".join(map(str, size))
         rows.append([label, shown, forecast.peak(1) / GIB, grows / GIB, *most])
     columns = [
         Column("model"),
-        Column("px"),
+        Column("sample"),
         Column("batch 1, GiB", ".2f"),
         Column("each more, GiB", ".3f"),
         *(Column(card.name) for card in cards),
@@ -79,6 +80,8 @@ def _variants(config: DictConfig) -> Iterator[DictConfig]:
         if model is not None:
             variant.model = _model(config, model)
         if size is not None:
+            if "image_size" not in variant:
+                raise SegFitError("benchmark.sizes: this task has no image_size to compare.")
             variant.image_size = size
         yield variant
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from segfit.tuning.change import Change
+from segfit.tuning.change import Change, augmentation_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def naive(config: DictConfig) -> Change:
         "channels_last": False,
         "compile": False,
     }
-    if config.augmentation.name != "none":
+    if augmentation_of(config) != "none":
         options["augmentation"] = "cpu"
     if "fast" in config.model:
         options["model.fast"] = False
@@ -69,7 +69,7 @@ def rungs(config: DictConfig, machine: Machine) -> list[Change]:
         else Change(copies, missing="there is no card to copy to"),
         Change("decoded cache", {"data.cache": config.benchmark.cache}),
         Change(on_device, missing="augmentation=none: there is nothing to move")
-        if config.augmentation.name == "none"
+        if augmentation_of(config) == "none"
         else Change(on_device, {"augmentation": "kornia-gpu"}),
         Change("fast SegFormer", {"model.fast": True})
         if "fast" in config.model

@@ -3,7 +3,7 @@
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from segfit.data.source import Arrays, Source, SourceView
-from segfit.tasks.segmentation.data.dataset import Sample, TrainDataset
 from segfit.tuning.facts import Costs
 
 SAMPLES = 32
@@ -36,7 +35,7 @@ class SlowSource(SourceView):
         return self.source.read(index)
 
 
-def measure_costs(dataset: TrainDataset) -> tuple[Costs, float]:
+def measure_costs(dataset: Any) -> tuple[Costs, float]:
     """Return the mean costs of samples that are drawn at random, and the seconds that a plain copy of one takes.
 
     One thread works, as in a data worker. Waiting is what passes by the clock but not by the processor's.
@@ -53,7 +52,7 @@ def measure_costs(dataset: TrainDataset) -> tuple[Costs, float]:
         torch.set_num_threads(threads)
 
 
-def _means(dataset: TrainDataset, plain: TrainDataset, chosen: list[int]) -> tuple[Costs, float]:
+def _means(dataset: Any, plain: Any, chosen: list[int]) -> tuple[Costs, float]:
     costs: list[Costs] = []
     copies: list[float] = []
     begun = time.perf_counter()
@@ -69,7 +68,9 @@ def _means(dataset: TrainDataset, plain: TrainDataset, chosen: list[int]) -> tup
                 wait=max(wall - cpu, 0.0),
                 decode=min(cpu, wall),
                 fit=max(without - again, 0.0),
-                augment=max(augmented - without, 0.0) if dataset.augment is not None else 0.0,
+                augment=max(augmented - without, 0.0)
+                if getattr(dataset, "augment", None) is not None
+                else 0.0,
             )
         )
         if time.perf_counter() - begun > _SECONDS:
@@ -80,8 +81,8 @@ def _means(dataset: TrainDataset, plain: TrainDataset, chosen: list[int]) -> tup
     return means, fmean(copies)
 
 
-def _copied(sample: Sample) -> list[torch.Tensor]:
-    return [sample[key].clone() for key in ("image", "mask")]
+def _copied(sample: Mapping[str, Any]) -> list[torch.Tensor]:
+    return [torch.as_tensor(value).clone() for value in sample.values()]
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:

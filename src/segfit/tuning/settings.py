@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from omegaconf import DictConfig
 
-from segfit.tuning.change import Change
+from segfit.tuning.change import Change, augmentation_of
 
 LEAST_EFFECTIVE = 8  # a smaller batch trains neither fast nor, with batch norm, well
 LEAST_GAIN = 1.02  # smaller gains are chance
@@ -84,8 +84,8 @@ def layout_change(config: DictConfig) -> Change:
 def feeding_changes(config: DictConfig) -> Iterator[Change]:
     """Yield the other place of augmentation, and a cache of decoded images if there is none."""
     places = {"cpu": "kornia-gpu", "kornia-gpu": "cpu"}
-    if config.augmentation.name in places:
-        yield _change("augmentation", places[config.augmentation.name])
+    if augmentation_of(config) in places:
+        yield _change("augmentation", places[augmentation_of(config)])
     if config.data.cache == "none":
         yield _change("data.cache", "disk")
 

@@ -23,13 +23,8 @@ _MEASUREMENTS: tuple[tuple[str, Callable[..., Speed], bool], ...] = (
     ("training", train_speed, False),
 )
 _COLUMNS = (
-    Column("pass"),
-    Column("batches"),
-    Column("samples/s", ".1f"),
-    Column("ms", ".1f"),
-    Column("p5", ".1f"),
-    Column("p95", ".1f"),
-    Column("wait %", ".1f"),
+    *(Column(name) for name in ("pass", "batches")),
+    *(Column(name, ".1f") for name in ("samples/s", "ms", "p5", "p95", "wait %")),
     Column("GiB", ".2f"),
     Column("TFLOP/s", ".3f"),
     Column("peak %", ".0f"),

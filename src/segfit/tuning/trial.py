@@ -47,7 +47,7 @@ class Outcome:
         ok: the job returned.
         values: what it returned.
         reason: why not: "oom", "crash", "timeout" or "input" (a SegFitError); None if ok.
-        message: what was said, for the person; empty if ok.
+        message: the error, for the user; empty if ok.
         seconds: wall-clock time of the whole process.
     """
 
@@ -103,7 +103,7 @@ def _run_child(folder: Path, timeout_s: float | None) -> int | None:
     with (folder / _OUTPUT).open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "segfit.tuning.trial", str(folder)],
-            stdin=subprocess.PIPE,  # never written to: its end tells the child that this process is gone
+            stdin=subprocess.PIPE,  # never written to: the child reads its end when this process ends
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is this process's to handle, and it kills the child
@@ -161,7 +161,7 @@ def _last_words(folder: Path) -> str:
 
 
 def main(folder: Path) -> None:
-    """Do what the request in `folder` asks, and leave the result beside it."""
+    """Run the job that the request in `folder` names, and write the result beside it."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
     replace_text(folder / _RESULT, json.dumps(_do(request, folder)))
@@ -170,7 +170,7 @@ def main(folder: Path) -> None:
 def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
-    os._exit(1)  # at once, whatever the main thread is in: nobody is left to hear of it
+    os._exit(1)  # at once, whatever the main thread is in
 
 
 def _do(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -187,12 +187,9 @@ def _do(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         from segfit.engine.out_of_memory import is_out_of_memory
 
         reason = "oom" if is_out_of_memory(error) else "crash"
-        return {"ok": False, "reason": reason, "message": _told(error)}
-
-
-def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        first = str(error).strip().partition("\n")[0]
+        message = ": ".join(filter(None, (type(error).__name__, first)))
+        return {"ok": False, "reason": reason, "message": message}
 
 
 if __name__ == "__main__":

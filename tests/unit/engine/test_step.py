@@ -63,7 +63,12 @@ def with_mixed_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def make_task(loss: str, soft: bool) -> SegmentationTask:
     criterion = segmentation_loss(loss, num_classes=3, class_weights=[0.5, 1.0, 2.0])
     kind = MixedOnce if soft else SegmentationTask
-    return kind(classes=CLASSES, criterion=criterion, mean=[0.5] * 3, std=[0.25] * 3)
+    return kind(
+        classes=CLASSES,
+        criterion=criterion,
+        mean=torch.full((3, 1, 1), 0.5),
+        std=torch.full((3, 1, 1), 0.25),
+    )
 
 
 def make_cnn_state() -> TrainingState:

@@ -263,8 +263,8 @@ def make_task(
     return SegmentationTask(
         classes=make_classes(config.data),
         criterion=make_loss(config, (statistics or {}).get("class_weights")).to(device),
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
+        mean=torch.tensor(plain(config.data.mean), device=device).view(3, 1, 1),
+        std=torch.tensor(plain(config.data.std), device=device).view(3, 1, 1),
         augment=make_gpu_augment(config),
         mix=make_mix(config),
         predictor=predictor or make_predictor(config),

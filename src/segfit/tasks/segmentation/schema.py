@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -269,6 +270,42 @@ GROUPS: dict[str, dict[str, type]] = {
     "model": {"segformer": SegFormerConfig, "cnn": CnnConfig, "timm_unet": TimmUnetConfig},
     "data": {"shapes": ShapesConfig, "folder": FolderConfig},
 }
+
+
+# ------------------------------------------------------------------------------- benchmark=plan
+
+# What to change where a single sample does not fit.
+MEMORY_ADVICE = "Lower image_size, choose a smaller model, set model.checkpointing=true (SegFormer), or take augmentation=cpu."
+# Options of data that memory depends on.
+MEMORY_OPTIONS = ("num_classes", "fit")
+_SIDES = 32  # smaller images have sides that are multiples of it
+
+
+def sample_label(config: DictConfig) -> str:
+    """Return what a sample of a config is called: its width × height."""
+    height, width = size_of(config.image_size)
+    return f"{width} × {height}"
+
+
+def held_out_shape(config: DictConfig) -> tuple[int, ...]:
+    """Return (height, width) that held-out images are taken to have, as far as the config knows."""
+    size = config.get("benchmark", {}).get("original_size")
+    if size is not None:
+        return size_of(size)
+    if config.data.name == "shapes":
+        return int(config.data.resolution), int(config.data.resolution)
+    height, width = size_of(config.image_size)
+    return (2 * height, 2 * width) if config.data.fit == "crop" else (height, width)
+
+
+def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield options for ever smaller samples and what they cost, from a share (0-1) of the pixels on."""
+    scale = min(math.sqrt(share), 0.99)
+    rows, columns = (int(side * scale) // _SIDES * _SIDES for side in size_of(config.image_size))
+    while min(rows, columns) >= 2 * _SIDES:
+        size = rows if rows == columns else [rows, columns]
+        yield {"image_size": size}, "small things are lost"
+        rows, columns = rows - _SIDES, columns - _SIDES
 
 
 # ---------------------------------------------------------------------------- what can be wrong

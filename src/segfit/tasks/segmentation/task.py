@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.metrics import SegmentationMetrics, scores_of
 from segfit.tasks.segmentation.pictures import Panel, panel_image
 from segfit.tasks.segmentation.plots import confusion_figure
+from segfit.tasks.segmentation.schema import MEMORY_ADVICE
 from segfit.tasks.segmentation.score_table import score_table
 
 Batch = dict[str, Tensor]
@@ -33,8 +34,8 @@ class SegmentationTask:
     Args:
         classes: names, colours and background.
         criterion: the loss, on the device of the batches.
-        mean: of RGB in 0-1, three numbers.
-        std: of RGB in 0-1, three numbers.
+        mean: of RGB in 0-1, (3, 1, 1) on the device of the batches: every copy to CUDA makes the host wait.
+        std: of RGB in 0-1, the same.
         augment: (images (B, 3, H, W) float in 0-1, masks (B, H, W) int64, seed=) → the same, or None.
         mix: (images, masks, seed=) → (images, targets), or None.
         predictor: how held-out images become logits.
@@ -47,8 +48,8 @@ class SegmentationTask:
 
     classes: Classes
     criterion: SegmentationLoss
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Tensor
+    std: Tensor
     augment: Augment | None = None
     mix: Augment | None = None
     predictor: Predictor = field(default_factory=Predictor)
@@ -56,9 +57,7 @@ class SegmentationTask:
     panels: Mapping[int, str] = field(default_factory=dict)
     on_prediction: OnPrediction | None = None
     world: Distributed = SINGLE_PROCESS
-    memory_advice: ClassVar[str] = (
-        "Lower image_size, choose a smaller model, set model.checkpointing=true (SegFormer), or take augmentation=cpu."
-    )
+    memory_advice: ClassVar[str] = MEMORY_ADVICE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Return normalised images (B, 3, H, W) float32 and targets, augmented by `seed`."""
@@ -72,8 +71,7 @@ class SegmentationTask:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images (B, 3, H, W) in 0-1 as the model wants them."""
-        mean, std = (_channels(tuple(values), images.device) for values in (self.mean, self.std))
-        images = (images - mean) / std
+        images = (images - self.mean) / self.std
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.contiguous(memory_format=layout)
 
@@ -197,11 +195,3 @@ def _resized(mask: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(mask.shape) == tuple(size):
         return mask
     return F.interpolate(mask[None, None], tuple(size), mode="nearest-exact")[0, 0]
-
-
-@lru_cache(maxsize=16)
-def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return one number a channel, (C, 1, 1) float32, made once: every copy to CUDA makes the host wait."""
-    # Whoever asks first may be in inference mode; a tensor made there could not serve training.
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(-1, 1, 1)

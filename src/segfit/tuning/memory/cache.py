@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
+from segfit.config.tasks import schema_of
 from segfit.data.preflight import default_cache_dir
 from segfit.system.files import replace_text
 from segfit.tuning.memory.curve import RECORDED, Forecast
 
 _PACKAGE = Path(__file__).parents[2]
 # Whose code decides what an update takes.
-_SOURCES = ("assembly", "engine", "models", "tasks", "tuning/memory")
+_SOURCES = ("assembly", "engine", "models", "tasks", "tuning")
 _LIBRARIES = ("kornia", "timm", "torch", "torchmetrics", "transformers")
 # Options that memory does not depend on, or that the forecast covers for all values.
 _REGARDLESS = (
@@ -29,17 +29,20 @@ _REGARDLESS = (
 )  # fmt: skip
 
 
-def key(config: DictConfig, device_type: str, precision: str, original: tuple[int, int]) -> str:
+def key(config: DictConfig, device_type: str, precision: str, original: tuple[int, ...]) -> str:
     """Return what a forecast depends on, as a short text: options, code and versions of libraries."""
     options = {name: value for name, value in plain(config).items() if name not in _REGARDLESS}
     options["model"].pop("weights", None)
     options["accumulate"] = min(options["accumulate"], RECORDED)
-    options["data"] = {name: options["data"][name] for name in ("num_classes", "fit")}
+    options["data"] = {
+        name: options["data"][name] for name in schema_of(config.task.name).MEMORY_OPTIONS
+    }
     versions = {name: _version(name) for name in _LIBRARIES}
     text = json.dumps([options, device_type, precision, original, versions], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=16)
-    for path in _sources():
-        digest.update(path.read_bytes())
+    for folder in _SOURCES:
+        for path in sorted((_PACKAGE / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -51,7 +54,7 @@ def load(name: str, folder: Path | None = None) -> Forecast | None:
 
 
 def save(name: str, forecast: Forecast, folder: Path | None = None) -> None:
-    """Remember a forecast; whoever reads meanwhile sees all of it or nothing. No space or no rights: forget it."""
+    """Save a forecast; without space or permission, do nothing."""
     path = _path(name, folder)
     with contextlib.suppress(OSError):
         replace_text(path, json.dumps(forecast.to_json()))
@@ -59,11 +62,6 @@ def save(name: str, forecast: Forecast, folder: Path | None = None) -> None:
 
 def _path(name: str, folder: Path | None) -> Path:
     return (folder or default_cache_dir() / "memory") / f"{name}.json"
-
-
-def _sources() -> Iterator[Path]:
-    for folder in _SOURCES:
-        yield from sorted((_PACKAGE / folder).rglob("*.py"))
 
 
 def _version(library: str) -> Any:

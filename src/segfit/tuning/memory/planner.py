@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import psutil
 from omegaconf import DictConfig
 
+from segfit.config.tasks import schema_of
 from segfit.system.hardware import GIB, cpu_has_bf16, visible_cards
-from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.memory import cache
 from segfit.tuning.memory.curve import Forecast
 
@@ -77,17 +77,6 @@ def planned_precision(config: DictConfig, device_type: str) -> str:
     return wanted if wanted in native else native[0]
 
 
-def original_size(config: DictConfig) -> tuple[int, int]:
-    """Return (height, width) that held-out images are taken to have, as far as the config knows."""
-    size = config.get("benchmark", {}).get("original_size")
-    if size is not None:
-        return size_of(size)
-    if config.data.name == "shapes":
-        return int(config.data.resolution), int(config.data.resolution)
-    height, width = size_of(config.image_size)
-    return (2 * height, 2 * width) if config.data.fit == "crop" else (height, width)
-
-
 def forecast_of(
     config: DictConfig,
     device_type: str,
@@ -107,7 +96,7 @@ def forecast_of(
         SegFitError: if the model cannot be made.
     """
     precision = precision or planned_precision(config, device_type)
-    original = original_size(config)
+    original = schema_of(config.task.name).held_out_shape(config)
     name = cache.key(config, device_type, precision, original)
     result = cache.load(name)
     if result is None:

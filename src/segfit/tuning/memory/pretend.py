@@ -13,9 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import GraphExecGroup
 
-from segfit.tasks.segmentation import task as segmentation
 from segfit.tuning.memory.backward import backward
-from segfit.tuning.memory.recorder import Recorder
+from segfit.tuning.memory.recorder import MemoryRecorder
 
 aten = torch.ops.aten
 
@@ -117,7 +116,7 @@ class _HostGenerator(torch.Generator):
 
 
 @contextlib.contextmanager
-def without_data(recorder: Recorder, cuts: Cuts) -> Iterator[torch.device]:
+def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]:
     """Make every tensor one without data on the recorder's type of device, and yield that device.
 
     Nothing that is made inside may be used outside, or the other way round.
@@ -125,9 +124,6 @@ def without_data(recorder: Recorder, cuts: Cuts) -> Iterator[torch.device]:
     cuda = recorder.device_type == "cuda"
     device = torch.device("cuda:0" if cuda else "cpu")
     with contextlib.ExitStack() as stack:
-        # What is remembered between batches would be remembered without its data.
-        plain = segmentation._channels.__wrapped__
-        stack.enter_context(_replaced(segmentation, "_channels", plain))
         # There, operations that are made of others come whole, and what happens inside is not seen.
         stack.enter_context(_replaced(torch, "inference_mode", _no_grad))
         if cuda:  # else autocast and GradScaler switch themselves off

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 Scratch = Callable[[Any, tuple[Any, ...], Any], int]
 
 
-class Recorder(TorchDispatchMode):
+class MemoryRecorder(TorchDispatchMode):
     """Notes births and deaths of the storages on one type of device while it is active.
 
     Args:

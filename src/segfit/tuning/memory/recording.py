@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import itertools
 from collections.abc import Iterator
@@ -11,25 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from segfit.assembly.state import make_state
+from segfit.assembly.task import assembly_of, planning_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
 from segfit.engine.step import make_update
-from segfit.tasks.segmentation.assembly import held_out_batch_size, make_task
-from segfit.tasks.segmentation.schema import size_of
-from segfit.tasks.segmentation.task import SegmentationTask
+from segfit.engine.task import Task
+from segfit.tuning.change import changed
 from segfit.tuning.memory.pretend import Cuts, without_data
-from segfit.tuning.memory.recorder import Recorder
+from segfit.tuning.memory.recorder import MemoryRecorder
 from segfit.tuning.memory.scratch import cuda_scratch, no_scratch
 
-BLOCK = {
-    "cuda": 512,
-    "cpu": 1,
-}  # bytes that sizes are rounded to: CUDACachingAllocator.cpp's kMinBlockSize
+# Bytes that sizes are rounded up to: CUDACachingAllocator.cpp's kMinBlockSize.
+BLOCK = {"cuda": 512, "cpu": 1}
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,14 @@ class Recording:
     """What happened to memory.
 
     Args:
-        events: of the `Recorder`, from before the model was made.
+        events: of the `MemoryRecorder`, from before the model was made.
         sizes: bytes by id.
         parts: name of a part by id.
         train: where in `events` an update begins and ends.
         passes: where each of its forward passes begins and ends; before the first the whole window is prepared.
         val: where a validation batch begins and ends.
-        batch: images of a micro-batch.
-        val_batch: images of a validation batch.
+        batch: samples of a micro-batch.
+        val_batch: samples of a validation batch.
         accumulate: micro-batches of the update.
         parameters: how many numbers the model has.
     """
@@ -64,7 +61,7 @@ class Recording:
 class CutTask:
     """A task that cuts the graph behind its loss."""
 
-    def __init__(self, task: SegmentationTask, cuts: Cuts) -> None:
+    def __init__(self, task: Task, cuts: Cuts) -> None:
         self.task = task
         self.cuts = cuts
 
@@ -81,7 +78,7 @@ class _Enough(Exception):  # noqa: N818 - not an error
 
 
 def record(
-    config: DictConfig, precision: Precision, original: tuple[int, int], val_batch: int
+    config: DictConfig, precision: Precision, original: tuple[int, ...], val_batch: int
 ) -> Recording:
     """Return what an update and a validation batch of a config do to memory.
 
@@ -90,17 +87,20 @@ def record(
     Args:
         config: checked; weights are not looked for, and nothing is compiled.
         precision: of forward passes; its device type is the one that is recorded.
-        original: (height, width) of a held-out image and its mask.
-        val_batch: images of a validation batch, unless the config scores them one by one.
+        original: size of a held-out sample.
+        val_batch: samples of a validation batch, unless the config scores them one by one.
     """
-    val_batch = min(val_batch, held_out_batch_size(config))
-    config = _plannable(config)
+    val_batch = min(val_batch, assembly_of(config).held_out_batch_size(config))
+    config = changed(planning_of(config).costliest(config), {"compile": False, "resume": None})
     kind = precision.device_type
-    recorder = Recorder(kind, BLOCK[kind], cuda_scratch if kind == "cuda" else no_scratch)
+    recorder = MemoryRecorder(kind, BLOCK[kind], cuda_scratch if kind == "cuda" else no_scratch)
     cuts = Cuts()
     with _no_collection(), without_data(recorder, cuts) as device:
         state, _ = make_state(config, device, precision, 1, lambda _: None)
-        task = dataclasses.replace(make_task(config, device), augment=None)
+        # What augmentation takes is measured with data, by `predict`.
+        task = planning_of(config).without_augmentation(
+            assembly_of(config).make_task(config, device)
+        )
         _make_optimizer_state(state)
         _name_parts(recorder, state)
         train, passes = _update(config, recorder, state, CutTask(task, cuts), cuts)
@@ -137,21 +137,6 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _plannable(config: DictConfig) -> DictConfig:
-    """Return the config without what needs files or a compiler, and with the batch mixed in the dearest way."""
-    config = OmegaConf.merge(config)  # type: ignore[assignment]
-    changes: dict[str, Any] = {"compile": False, "resume": None}
-    if "weights" in config.model:
-        changes["model.weights"] = None
-    if config.augmentation.mixup > 0:
-        changes |= {"augmentation.mixup": 1.0, "augmentation.cutmix": 0.0}
-    elif config.augmentation.cutmix > 0:
-        changes |= {"augmentation.cutmix": 1.0}
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value)
-    return config
-
-
 def _make_optimizer_state(state: TrainingState) -> None:
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -159,7 +144,7 @@ def _make_optimizer_state(state: TrainingState) -> None:
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _name_parts(recorder: Recorder, state: TrainingState) -> None:
+def _name_parts(recorder: MemoryRecorder, state: TrainingState) -> None:
     recorder.assign(itertools.chain(state.model.parameters(), state.model.buffers()), "parameters")
     if state.ema is not None:
         module = state.ema.module
@@ -178,7 +163,7 @@ def _name_parts(recorder: Recorder, state: TrainingState) -> None:
 
 
 def _update(
-    config: DictConfig, recorder: Recorder, state: TrainingState, task: Any, cuts: Cuts
+    config: DictConfig, recorder: MemoryRecorder, state: TrainingState, task: Any, cuts: Cuts
 ) -> tuple[tuple[int, int], list[int]]:
     inner = state.forward
     marks: list[int] = []
@@ -194,7 +179,7 @@ def _update(
     recorder.scalars = itertools.repeat(0.0)
     gc.collect()
     start = len(recorder.events)
-    window = [_train_batch(config) for _ in range(config.accumulate)]
+    window = [planning_of(config).train_example(config) for _ in range(config.accumulate)]
     make_update(state, task, window, list(range(config.accumulate)), config.clip_grad_norm)
     del window
     gc.collect()
@@ -203,19 +188,18 @@ def _update(
 
 def _validation(
     config: DictConfig,
-    recorder: Recorder,
+    recorder: MemoryRecorder,
     state: TrainingState,
-    task: SegmentationTask,
-    original: tuple[int, int],
+    task: Task,
+    original: tuple[int, ...],
     count: int,
 ) -> tuple[int, int]:
     def stop(_: int) -> None:
         raise _Enough
 
-    height, width = original if config.data.fit == "crop" else size_of(config.image_size)
-    recorder.scalars = itertools.cycle([0, 0, height, width, *original, 0])
+    batch, numbers = planning_of(config).held_out_example(config, count, original)
+    recorder.scalars = itertools.cycle(numbers)
     start = len(recorder.events)
-    batch = _held_out_batch(count, (height, width), original)
     try:
         evaluate(state.evaluated(), task, [batch], state.precision, stop)
     except _Enough as enough:
@@ -223,24 +207,3 @@ def _validation(
     del batch
     gc.collect()
     return start, len(recorder.events)
-
-
-def _train_batch(config: DictConfig) -> dict[str, Tensor]:
-    size = size_of(config.image_size)
-    return {
-        "image": torch.empty(config.batch_size, 3, *size, dtype=torch.uint8),
-        "mask": torch.empty(config.batch_size, *size, dtype=torch.uint8),
-        "index": torch.empty(config.batch_size, dtype=torch.int64),
-    }
-
-
-def _held_out_batch(
-    count: int, size: tuple[int, int], original: tuple[int, int]
-) -> dict[str, Tensor]:
-    return {
-        "image": torch.empty(count, 3, *size, dtype=torch.uint8),
-        "mask": torch.empty(count, *original, dtype=torch.uint8),
-        "content": torch.empty(count, 4, dtype=torch.int64),
-        "shape": torch.empty(count, 2, dtype=torch.int64),
-        "index": torch.empty(count, dtype=torch.int64),
-    }

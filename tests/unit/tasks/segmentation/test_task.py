@@ -93,17 +93,6 @@ def test_prepare_augments_in_0_to_1_then_mixes_with_another_seed():
     assert seen == [(1.0, 7), (1.0, 8)]
 
 
-def test_normalising_in_inference_mode_first_does_not_harm_training():
-    task = replace(
-        task_of(), mean=(0.123, 0.456, 0.789)
-    )  # numbers that no other test has asked for
-    with torch.inference_mode():
-        task.normalise(torch.rand(1, 3, 4, 4))
-    images = torch.rand(1, 3, 4, 4, requires_grad=True)
-    task.normalise(images).sum().backward()
-    assert images.grad is not None
-
-
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 def test_scores_do_not_depend_on_the_batch_size(fit):
     results = [evaluate(task_of(), fit, size) for size in (1, 2, 5)]

@@ -1,0 +1,108 @@
+"""What benchmark.py asks of segmentation: the costliest config, example batches, the largest images."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from segfit.data.images import open_image
+from segfit.data.source import Source
+from segfit.engine.task import Batch
+from segfit.errors import SegFitError
+from segfit.tasks.segmentation.assembly import make_gpu_augment
+from segfit.tasks.segmentation.schema import size_of
+from segfit.tasks.segmentation.task import SegmentationTask
+
+_PROBE = 128  # pixels a side: augmentation takes the same bytes a pixel of any image
+
+
+def costliest(config: DictConfig) -> DictConfig:
+    """Return a copy in which what may cost memory in some batches does so in all of them.
+
+    Weights are random and classes are not counted: that takes the same memory, and no files.
+    """
+    config = config.copy()
+    if "weights" in config.model:
+        config.model.weights = None
+    if config.loss.class_weights == "balanced":
+        config.loss.class_weights = [1.0] * config.data.num_classes
+    augmentation = config.augmentation
+    for chance in ("hflip", "vflip", "affine", "color_jitter", "blur", "noise"):
+        augmentation[chance] = 1.0 if augmentation[chance] > 0 else 0.0
+    if augmentation.mixup + augmentation.cutmix > 0:
+        augmentation.mixup, augmentation.cutmix = 1.0, 0.0  # soft targets, which either makes
+    return config
+
+
+def largest_first(source: Source) -> list[int]:
+    """Return the indices of a source's images, those with most pixels first, read from the files' headers."""
+
+    def pixels(index: int) -> int:
+        files = source.files(index)
+        if not files:
+            return 0  # synthetic images are all of one size
+        try:
+            with open_image(files[0]) as image:
+                return image.width * image.height
+        except SegFitError:
+            return 0  # possible with data.check=off; reading the image will raise
+
+    return sorted(range(len(source)), key=pixels, reverse=True)
+
+
+def sample_bytes(config: DictConfig) -> int:
+    """Return the bytes of a training sample as it comes from the dataset: image and mask, uint8."""
+    height, width = size_of(config.image_size)
+    return 4 * height * width
+
+
+def train_example(config: DictConfig) -> Batch:
+    """Return a training micro-batch without content."""
+    size = size_of(config.image_size)
+    return {
+        "image": torch.empty(config.batch_size, 3, *size, dtype=torch.uint8),
+        "mask": torch.empty(config.batch_size, *size, dtype=torch.uint8),
+        "index": torch.empty(config.batch_size, dtype=torch.int64),
+    }
+
+
+def held_out_example(
+    config: DictConfig, count: int, original: tuple[int, ...]
+) -> tuple[Batch, list[int]]:
+    """Return a validation batch without content, and the numbers that evaluation reads from it for each image.
+
+    Args:
+        config: of the training.
+        count: images of the batch.
+        original: (height, width) of each image before it was resized.
+    """
+    rows, columns = original
+    height, width = original if config.data.fit == "crop" else size_of(config.image_size)
+    batch = {
+        "image": torch.empty(count, 3, height, width, dtype=torch.uint8),
+        "mask": torch.empty(count, *original, dtype=torch.uint8),
+        "content": torch.empty(count, 4, dtype=torch.int64),
+        "shape": torch.empty(count, 2, dtype=torch.int64),
+        "index": torch.empty(count, dtype=torch.int64),
+    }
+    return batch, [0, 0, height, width, rows, columns, 0]
+
+
+def without_augmentation(task: SegmentationTask) -> SegmentationTask:
+    """Return a task that augments nothing on the device."""
+    return replace(task, augment=None)
+
+
+def device_augmentation(config: DictConfig) -> tuple[Callable[[], Any], float] | None:
+    """Return a function that augments a few images on the device, and how many of them are as large as a sample.
+
+    Every operation is applied to every image: the host draws which apply. None: nothing is augmented there.
+    """
+    augment = make_gpu_augment(costliest(config))
+    if augment is None:
+        return None
+    images, masks = torch.rand(2, 3, _PROBE, _PROBE), torch.zeros(2, _PROBE, _PROBE).long()
+    height, width = size_of(config.image_size)
+    return (lambda: augment(images, masks, seed=0)), height * width / masks.numel()
