@@ -37,14 +37,15 @@ def run(config: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        if config.resume is not None:
+        resumed = config.resume is not None
+        if resumed:
             config = runs.resumed_config(folder, overrides)
         check(config)
-        runs.claim(folder, resumed=config.resume is not None)
+        runs.claim(folder, resumed=resumed)
 
         from segfit.commands.train import train  # torch and friends only when work starts
 
-        end = train(config, overrides, folder)
+        end = train(config, overrides, folder, resumed=resumed)
     except (SegFitError, KeyboardInterrupt):
         if launched().rank == 0:
             runs.discard_if_empty(folder)

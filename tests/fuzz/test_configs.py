@@ -163,7 +163,7 @@ def write(run, case: configs.Case) -> None:
             section = section[name]
         section[last] = value
     text = yaml.safe_dump(values, allow_unicode=True)
-    (run / runs.CONFIG).write_text(text, encoding="utf-8")
+    (runs.RunFolder(run).config).write_text(text, encoding="utf-8")
 
 
 @examples(100)
@@ -197,7 +197,7 @@ def test_a_run_with_values_of_another_type_is_refused(run, case):
 @given(data=st.data())
 def test_a_run_that_somebody_meddled_with_is_read_or_refused(run, data):
     text = yaml.safe_dump(values_of(keys.composition("cnn", "folder", (), None).choices))
-    (run / runs.CONFIG).write_bytes(data.draw(run_folders.meddled(text)))
+    (runs.RunFolder(run).config).write_bytes(data.draw(run_folders.meddled(text)))
     try:
         config = runs.load_config(run)
     except SegFitError as error:

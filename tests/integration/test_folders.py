@@ -1,4 +1,4 @@
-"""No two processes write into one folder, and a stranger's folder runs nothing and overwrites nothing."""
+"""No two processes write into one folder, and an untrusted folder runs nothing."""
 
 import json
 import os
@@ -114,7 +114,7 @@ def test_a_new_run_does_not_write_into_an_old_one(tmp_path):
     before = files(tmp_path / "old")
     code, output = train_by_command_line(tmp_path, *TINY, "hydra.run.dir=old")
     assert code == 2, output
-    assert "hydra.run.dir=old holds a run already. To go on with it: resume=old;" in output
+    assert "hydra.run.dir=old holds a run already. To resume it: resume=old;" in output
     after = files(tmp_path / "old")
     assert {
         path: time for path, time in after.items() if not path.name.startswith(".lock")
@@ -140,7 +140,7 @@ def test_ctrl_c_before_anything_was_written_leaves_no_folder(tmp_path):
     assert not list(tmp_path.glob("outputs/*"))
 
 
-# ------------------------------------------------------------------------------- a stranger's folder
+# ------------------------------------------------------------------------------- an untrusted folder
 
 
 def config_with(change):
@@ -172,22 +172,6 @@ def plain_pickle(run: Path, marker: Path) -> None:
         path.write_bytes(pickle.dumps(Payload(marker)))
 
 
-def link(name: str):
-    def spoil(run: Path, _marker: Path) -> None:
-        content = (run / name).read_bytes() if (run / name).exists() else b"precious"
-        (run.parent / "victim").write_bytes(content)
-        (run / name).unlink(missing_ok=True)
-        (run / name).symlink_to(run.parent / "victim")
-
-    return spoil
-
-
-def huge(run: Path, _marker: Path) -> None:
-    with (run / "config.yaml").open("ab") as file:
-        file.write(b"\nevil: " + b"[" * 1000)
-        file.truncate(1 << 30)
-
-
 HOSTILE = {
     "a class to make": config_with(shell),
     "a shell in a list": config_with(lambda c: c["data"].update(mean=[{"_target_": "os.system"}])),
@@ -197,17 +181,8 @@ HOSTILE = {
     "a number beyond floats": config_with(lambda c: c.update(lr=10**400)),
     "a count beyond floats": config_with(lambda c: c.update(batch_size=10**400)),
     "a YAML tag": tag,
-    "a gigabyte": huge,
-    "a linked config": link("config.yaml"),
 }
 PICKLES = {"a pickle inside a checkpoint": torch_payload, "a pickle as a checkpoint": plain_pickle}
-WRITES = {
-    "a linked log": link("train.log"),
-    "a linked checkpoint": link("checkpoints/last.pt"),
-    "linked metrics": link("metrics.json"),
-    "linked scores": link("scores.jsonl"),
-    "linked bad batches": link("bad_batches"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +194,9 @@ def honest(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def stranger(honest, tmp_path) -> Path:
+def untrusted(honest, tmp_path) -> Path:
     """Return a copy of it, to spoil."""
-    return shutil.copytree(honest, tmp_path / "stranger")
+    return shutil.copytree(honest, tmp_path / "untrusted")
 
 
 def refused(output: str, code: int) -> None:
@@ -230,47 +205,44 @@ def refused(output: str, code: int) -> None:
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, *WRITES])
-def test_a_hostile_run_is_not_resumed(name, stranger, tmp_path):
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_run_is_not_resumed(name, untrusted, tmp_path):
     marker = tmp_path / "executed"
-    {**HOSTILE, **WRITES}[name](stranger, marker)
-    victim = tmp_path / "victim"
-    before = victim.read_bytes() if victim.exists() else None
-    code, output = train_by_command_line(tmp_path, "resume=stranger", "max_steps=9")
+    HOSTILE[name](untrusted, marker)
+    code, output = train_by_command_line(tmp_path, "resume=untrusted", "max_steps=9")
     refused(output, code)
     assert not marker.exists()
-    assert before is None or victim.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", PICKLES)
-def test_a_hostile_checkpoint_is_neither_resumed_nor_evaluated(name, stranger, tmp_path):
+def test_a_hostile_checkpoint_is_neither_resumed_nor_evaluated(name, untrusted, tmp_path):
     marker = tmp_path / "executed"
-    PICKLES[name](stranger, marker)
+    PICKLES[name](untrusted, marker)
     with pytest.raises(SegFitError, match="refused"):
-        resume(stranger, "max_steps=9")
-    options = OmegaConf.merge(OmegaConf.structured(Evaluate), {"run": str(stranger)})
+        resume(untrusted, "max_steps=9")
+    options = OmegaConf.merge(OmegaConf.structured(Evaluate), {"run": str(untrusted)})
     with pytest.raises(SegFitError, match="refused"):
-        trained.load_run(options, runs.load_config(stranger), print)
+        trained.load_run(options, runs.load_config(untrusted), print)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_run_is_not_evaluated(name, stranger, tmp_path):
+def test_a_hostile_run_is_not_evaluated(name, untrusted, tmp_path):
     marker = tmp_path / "executed"
-    HOSTILE[name](stranger, marker)
-    done = finished(command("run=stranger", "workers=0", script="evaluate.py"), tmp_path)
+    HOSTILE[name](untrusted, marker)
+    done = finished(command("run=untrusted", "workers=0", script="evaluate.py"), tmp_path)
     refused(done.stderr, done.returncode)
     assert not marker.exists()
 
 
-def test_what_others_typed_is_shown_and_nothing_more(stranger, tmp_path):
+def test_what_others_typed_is_shown_and_nothing_more(untrusted, tmp_path):
     """Neither overrides.yaml nor metrics.json has a say in what a resumed run does."""
     marker = tmp_path / "executed"
     evil = f"hydra.callbacks.x._target_=os.system;touch {marker}"
-    (stranger / "overrides.yaml").write_text(yaml.safe_dump([evil, "model=../../evil"]))
-    (stranger / "metrics.json").write_text(
+    (untrusted / "overrides.yaml").write_text(yaml.safe_dump([evil, "model=../../evil"]))
+    (untrusted / "metrics.json").write_text(
         json.dumps({"_target_": "os.system", "precision": "fp99"})
     )
-    again = resume(stranger, "max_steps=8")
+    again = resume(untrusted, "max_steps=8")
     assert again.heard.steps == [8]
     assert not marker.exists()

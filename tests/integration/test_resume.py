@@ -287,7 +287,9 @@ def test_killed_after_its_last_save_it_writes_what_is_missing(tmp_path):
     written = json.loads((tmp_path / "metrics.json").read_text())
     (tmp_path / "metrics.json").unlink()
     with one_thread():
-        training.train(runs.resumed_config(tmp_path, [f"resume={tmp_path}"]), [], tmp_path)
+        training.train(
+            runs.resumed_config(tmp_path, [f"resume={tmp_path}"]), [], tmp_path, resumed=True
+        )
     assert "this run is over" in (tmp_path / "train.log").read_text()
     again = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("status", "best", "best_epoch", "updates"):
@@ -310,8 +312,8 @@ def test_a_resume_may_not_change_the_run(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     code, output = train_by_command_line(tmp_path, f"resume={run}", "lr=1", "model=cnn", "epochs=9")
     assert code == 2
-    assert "lr=1: cannot change when a run goes on" in output
-    assert "model=cnn: cannot change when a run goes on" in output
+    assert "lr=1: cannot change when a run is resumed" in output
+    assert "model=cnn: cannot change when a run is resumed" in output
     assert "epochs=9:" not in output
     assert "Traceback" not in output
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before

@@ -159,16 +159,30 @@ def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path):
     process.communicate()
 
 
-def test_a_folder_of_a_sweep_takes_no_other(tmp_path):
-    wrong = ("-m", *SMALL, "batch_size=0,-1", "epochs=1", "hydra.sweep.dir=mine")
-    assert train_by_command_line(tmp_path, *wrong)[0] == 1
-    before = (tmp_path / "mine/sweep.yaml").read_text()
-    code, output = train_by_command_line(tmp_path, *wrong, "lr=1")
+def test_the_same_command_in_its_folder_resumes_a_sweep_and_another_is_refused(tmp_path):
+    line = ("-m", *SMALL, "report.tensorboard=false", "batch_size=0,4", "max_steps=1")
+    line += ("hydra.sweep.dir=mine",)
+    assert train_by_command_line(tmp_path, *line)[0] == 1
+    sweep = tmp_path / "mine"
+    before, finished = (
+        (sweep / name).stat().st_mtime_ns for name in ("sweep.yaml", "1/metrics.json")
+    )
+    code, output = train_by_command_line(tmp_path, *line)
+    assert code == 1, output  # one has wrong input, again
+    assert "job 1: done before" in output
+    assert (sweep / "0-failed-1/error.json").exists()
+    assert (sweep / "1/metrics.json").stat().st_mtime_ns == finished
+
+    code, output = train_by_command_line(tmp_path, *line, "lr=1")
     assert code == 2
-    assert "hydra.sweep.dir=mine holds a sweep already" in output
+    assert "hydra.sweep.dir=mine holds another sweep" in output
     assert "resume_sweep=mine" in output
     assert "Traceback" not in output
-    assert (tmp_path / "mine/sweep.yaml").read_text() == before
+    assert (sweep / "sweep.yaml").stat().st_mtime_ns == before
+    (sweep / "sweep.yaml").unlink()  # the jobs themselves refuse
+    code, output = train_by_command_line(tmp_path, *line, "lr=1")
+    assert code == 2
+    assert "mine/0: holds another job" in output
 
 
 def test_a_hostile_record_launches_nothing(tmp_path):
@@ -179,9 +193,8 @@ def test_a_hostile_record_launches_nothing(tmp_path):
         f"# @package _global_\nhydra:\n  callbacks:\n    x:\n      _target_: os.mkdir\n      path: {marker}\n"
     )
     record = {
-        "format": 1,
         "overrides": [f"experiment=../../../../../../../../..{evil.with_suffix('')}", "lr=1,2"],
-        **{"launcher": "basic", "sweeper": "basic", "settings": {}, "retype": []},
+        "hydra": [],
     }
     (tmp_path / "sweep/sweep.yaml").write_text(yaml.safe_dump(record))
     code, output = train_by_command_line(tmp_path, "resume_sweep=sweep")
@@ -192,22 +205,3 @@ def test_a_hostile_record_launches_nothing(tmp_path):
     # Typed by the person it would do so: the check above is what keeps it out.
     code, output = train_by_command_line(tmp_path, "-m", *record["overrides"])
     assert marker.exists(), output
-
-
-def test_links_in_a_strangers_sweep_are_refused_before_anything_is_written(tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    record = {
-        **{"format": 1, "overrides": ["lr=-1,-2"], "launcher": "basic", "sweeper": "basic"},
-        **{"settings": {}, "retype": []},
-    }
-    (tmp_path / "sweep/0").mkdir(parents=True)
-    (tmp_path / "sweep/sweep.yaml").write_text(yaml.safe_dump(record))
-    links = [tmp_path / "sweep/leaderboard.csv", tmp_path / "sweep/0/output.log"]
-    for link in links:
-        link.symlink_to(victim)
-    code, output = train_by_command_line(tmp_path, "resume_sweep=sweep")
-    assert code == 2, output
-    for link in links:
-        assert f"{link.relative_to(tmp_path)}: refused, it is a link" in output
-    assert victim.read_text() == "precious"

@@ -143,7 +143,7 @@ def assert_scores_of_all(run: Path) -> None:
     """One process finds the same scores of the best weights."""
     config = runs.resumed_config(run, [f"resume={run}", "epochs=3"])
     with one_thread():
-        fit = make_training(config, run, print).fit
+        fit = make_training(config, run, print, resumed=True).fit
         fit.state.model.load_state_dict(weights_of(run / "checkpoints/best.pt"))
         result = evaluate(fit.state.model, fit.task, fit.held_out(), fit.state.precision)
     best = json.loads((run / "metrics.json").read_text())["best"]

@@ -99,14 +99,14 @@ def train(run: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Trained:
 
 def resume(run: Path, *overrides: str) -> Trained:
     """Go on with a run in this process."""
-    return _fit(runs.resumed_config(run, [f"resume={run}", *overrides]), run)
+    return _fit(runs.resumed_config(run, [f"resume={run}", *overrides]), run, resumed=True)
 
 
-def _fit(config: DictConfig, run: Path) -> Trained:
+def _fit(config: DictConfig, run: Path, *, resumed: bool = False) -> Trained:
     notices: list[str] = []
     heard = Recorder()
     with one_thread():
-        training = make_training(config, run, notices.append)
+        training = make_training(config, run, notices.append, resumed=resumed)
         end = training.fit.run(heard, training.facts)
     return Trained(training, end, heard, run, notices + heard.notices)
 

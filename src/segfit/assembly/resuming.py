@@ -11,7 +11,7 @@ from segfit.config.check import plain
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
-from segfit.runs.folder import CONFIG, may_change
+from segfit.runs.folder import RunFolder, may_change
 from segfit.system.hardware import device_name
 
 
@@ -48,7 +48,7 @@ def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> No
         state.load_state_dict(content)
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise SegFitError(
-            f"{checkpoints.last} does not fit the run's {CONFIG} ({str(error).splitlines()[0]}). "
+            f"{checkpoints.last} does not fit the run's config.yaml ({str(error).splitlines()[0]}). "
             f"Was one of the two replaced?"
         ) from error
     if (before.get("device"), before.get("batch_size")) != (now["device"], now["batch_size"]):
@@ -106,7 +106,7 @@ def _refuse_other_config(before: object, now: Mapping[str, Any], checkpoints: Ch
             continue
         shown = ["not there" if one is missing else repr(one) for one in (was, value)]
         problems.append(
-            f"{checkpoints.last.parent.parent / CONFIG}: {key} is {shown[1]}, but the run was trained with {shown[0]}. "
+            f"{RunFolder(checkpoints.last.parent.parent).config}: {key} is {shown[1]}, but the run was trained with {shown[0]}. "
             f"Put it back, or start another run."
         )
     if problems:

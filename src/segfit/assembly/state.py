@@ -41,6 +41,7 @@ def make_state(
     precision: Precision,
     updates_per_epoch: int,
     notice: Notice,
+    resumed: bool = False,
 ) -> tuple[TrainingState, str]:
     """Return model, optimizer, scheduler and scaler of a config, and where the weights come from.
 
@@ -50,16 +51,16 @@ def make_state(
         precision: that really runs.
         updates_per_epoch: optimizer updates an epoch, for the schedule.
         notice: told what fell back.
+        resumed: the weights will be loaded from a checkpoint.
 
     Raises:
         SegFitError: if weights that were named cannot be loaded, or the optimizer does not take its options.
     """
     if config.hardware.vram_gb is not None and device.type == "cpu":
         notice(f"hardware={config.hardware.name}: no CUDA card here; running on the CPU.")
-    resuming = config.resume is not None
     assembly = assembly_of(config)
-    model, weights = assembly.make_network(config, pretrained=not resuming)
-    if weights.alarming and not resuming:
+    model, weights = assembly.make_network(config, pretrained=not resumed)
+    if weights.alarming and not resumed:
         notice(weights.message)
     model = to_device(model, device, config.channels_last)
     forward: Callable[..., Any] = model
@@ -82,7 +83,7 @@ def make_state(
     )
     scaler = precision.scaler(config.precision.init_scale, config.precision.growth_interval)
     state = TrainingState(model, forward, optimizer, scheduler, scaler, ema, precision, device)
-    return state, "from the checkpoint" if resuming else weights.source
+    return state, "from the checkpoint" if resumed else weights.source
 
 
 def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:

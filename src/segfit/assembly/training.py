@@ -63,8 +63,9 @@ def make_training(
     notice: Notice,
     progress: Callable[..., None] | None = None,
     world: Distributed = SINGLE_PROCESS,
+    resumed: bool = False,
 ) -> Training:
-    """Return everything that `config` says, ready to run; resumed where the run has a checkpoint.
+    """Return everything that `config` says, ready to run.
 
     Args:
         config: checked.
@@ -73,6 +74,7 @@ def make_training(
         progress: called with (done, total) files while the data set is checked, and with (done, total,
             what="decoding images") while `data.cache` is filled.
         world: the processes that train together; every one of them has to call.
+        resumed: load the run's last checkpoint.
 
     Raises:
         SegFitError: with every problem of the data set, or what else cannot be built.
@@ -101,13 +103,13 @@ def make_training(
         config, cached["val"], device, workers, config.limit_val_batches, notice, world
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
-    state, weights = make_state(config, device, precision, updates, notice)
+    state, weights = make_state(config, device, precision, updates, notice, resumed)
     state.distributed, state.forward = world, world.wrap(state.model, state.forward)
     facts = _facts(config, sources, state, weights, train.sampler.size, workers)
     if not world.is_main:  # dropout is to differ; the weights are equal by now
         seed_everything(derive_seed(config.seed, world.rank), config.deterministic)
-    checkpoints = Checkpoints(runs.checkpoints(run), about(config, state))
-    if config.resume is not None:
+    checkpoints = Checkpoints(runs.RunFolder(run).checkpoints, about(config, state))
+    if resumed:
         resume(state, checkpoints, notice)
     statistics = assembly.make_statistics(config, sources, report)
     panels = _panels(config, sources["val"])

@@ -20,6 +20,7 @@ from segfit.cli import help as help_page
 from segfit.cli.explain import explain
 from segfit.config import tasks
 from segfit.errors import SegFitError
+from segfit.runs.folder import RunFolder
 from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
@@ -71,7 +72,7 @@ def run_dir(resume: str | None) -> str:
     """
     if resume is not None:
         folder = Path(resume).expanduser()
-        if not (folder / "config.yaml").is_file():
+        if not RunFolder(folder).config.is_file():
             raise SegFitError(
                 f"resume={resume}: no run folder (it has no config.yaml). Give a folder that train.py "
                 f"made, such as outputs/2030-01-31/12-00-00."
@@ -156,11 +157,11 @@ def run(
         if _held_back:
             raise _held_back.pop()
     except KeyboardInterrupt:
-        sweep.tell_how_to_go_on()
+        sweep.print_resume_command()
         sys.exit(sweep_jobs.INTERRUPTED)
     except SystemExit as error:
         if error.code == sweep_jobs.TERMINATED:
-            sweep.tell_how_to_go_on()
+            sweep.print_resume_command()
         raise
     except sweep.RefusedError as refused:
         caught = refused.error
@@ -175,8 +176,8 @@ def run(
     problems = sweep.without_a_result(caught)
     problems = problems or explain(caught, CONF, config_name, sys.argv[1:])
     if problems:
-        sweep.discard_unbegun()
-    sweep.tell_how_to_go_on()
+        sweep.discard_unstarted()
+    sweep.print_resume_command()
     if not problems:
         kind = "oom" if _ran_out_of_memory(caught) else "crash"
         sweep_jobs.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
@@ -187,13 +188,13 @@ def run(
 
 
 def _resume_sweep() -> None:
-    """Where a sweep is to go on, put its own command line in place of the one that was typed."""
+    """Replace `resume_sweep=<folder>` on the command line by what that sweep was launched with."""
     try:
         again = sweep_record.resumed_arguments(sys.argv[1:])
     except SegFitError as error:
         fail(error.problems)
     if again is not None:
-        sys.argv[1:], sweep.LeaderBoard.resumed = again
+        sys.argv[1:] = again
 
 
 def _ran_out_of_memory(error: Exception) -> bool:

@@ -23,7 +23,7 @@ from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.report.text import duration, scores_text, shown_path
-from segfit.runs import folder as runs
+from segfit.runs.folder import RunFolder
 from segfit.system.hardware import device_name
 from segfit.tasks.segmentation.assembly import held_out_batch_size, make_predictor, make_task
 from segfit.tasks.segmentation.data.collate import collate
@@ -139,7 +139,7 @@ def _split(
     try:
         statistics = assembly.recorded_statistics(run.config, run.recorded)
     except SegFitError as error:
-        raise SegFitError(f"{run.folder / runs.METRICS}: {error}") from error
+        raise SegFitError(f"{RunFolder(run.folder).metrics}: {error}") from error
     counted = (
         {"train"} if statistics is None and assembly.statistics_need_train(run.config) else set()
     )
@@ -264,13 +264,10 @@ def _noting(notice: Notice) -> tuple[list[str], Notice]:
 
 
 def _out(options: DictConfig, run: Path, name: str) -> Path:
-    """Return where results go: as given, or below the run, whatever links lie there."""
+    """Return where results go: as given, or below the run."""
     if options.out is not None:
         return Path(options.out).expanduser()
-    out = run / "evaluation" / name
-    if not out.resolve().is_relative_to(run.resolve()):
-        raise SegFitError(f"{out}: refused, a link leads out of the run folder. Give out=…")
-    return out
+    return RunFolder(run).evaluation / name
 
 
 def _facts(run: TrainedRun, options: DictConfig) -> dict[str, Any]:

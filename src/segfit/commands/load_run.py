@@ -56,8 +56,8 @@ class TrainedRun:
 def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> TrainedRun:
     """Rebuild a run's model from its folder alone.
 
-    The folder may come from a stranger: its config is read as plain values into the schema, its checkpoint as
-    tensors; nothing of it is imported, resolved or executed.
+    The folder may be untrusted: its config is read as plain values into the schema, its checkpoint as tensors;
+    nothing of it is imported, resolved or executed.
 
     Args:
         options: of evaluate.py, checked.
@@ -79,7 +79,7 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SegFitError(
-            f"{path} does not fit the model in {folder / runs.CONFIG} ({reason}). Was one of the two replaced?"
+            f"{path} does not fit the model in {runs.RunFolder(folder).config} ({reason}). Was one of the two replaced?"
         ) from error
     model = to_device(model, device, config.channels_last).eval()
     return TrainedRun(folder, config, recorded, model, device, precision, epoch)
@@ -114,16 +114,15 @@ def _apply(
 
 def _recorded(folder: Path) -> dict[str, Any]:
     """Return a run's metrics.json, which a run that was killed lacks."""
-    path = folder / runs.METRICS
     try:
-        return read_json(path)
+        return read_json(runs.RunFolder(folder).metrics)
     except FileNotFoundError:
         return {}
 
 
 def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | None]:
     """Return a checkpoint's file, the weights that validation saw, and the epoch."""
-    checkpoints = Checkpoints(runs.checkpoints(folder))
+    checkpoints = Checkpoints(runs.RunFolder(folder).checkpoints)
     path = checkpoints.best if which == "best" else checkpoints.last
     if which == "best" and not path.exists() and checkpoints.last.exists():
         raise SegFitError(

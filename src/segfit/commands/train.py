@@ -16,13 +16,16 @@ from segfit.report.text import stdout_console
 from segfit.runs import folder as runs
 
 
-def train(config: DictConfig, overrides: Sequence[str], folder: Path) -> EndLog:
+def train(
+    config: DictConfig, overrides: Sequence[str], folder: Path, *, resumed: bool = False
+) -> EndLog:
     """Train; the last state is saved, whatever the reason to stop.
 
     Args:
         config: checked.
         overrides: what was typed.
         folder: the run's; of several processes, the main one's counts.
+        resumed: resume from the folder's last checkpoint.
 
     Raises:
         SegFitError: if the training cannot be built, or not go on.
@@ -30,15 +33,17 @@ def train(config: DictConfig, overrides: Sequence[str], folder: Path) -> EndLog:
     with joined(config.device) as world:
         folder = world.gather(folder)[0]
         if world.is_main:
-            return _lead(config, overrides, folder, world)
-        training = make_training(config, folder, world.post, world=world)
+            return _lead(config, overrides, folder, world, resumed)
+        training = make_training(config, folder, world.post, world=world, resumed=resumed)
         return _unwritten_end(training, folder, world) or training.fit.run(
             Listeners(), training.facts
         )
 
 
-def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: Distributed) -> EndLog:
-    """Train, tell and write."""
+def _lead(
+    config: DictConfig, overrides: Sequence[str], folder: Path, world: Distributed, resumed: bool
+) -> EndLog:
+    """Train, report and write."""
     terminal, notices = stdout_console(), list[str]()
     console, checking = console_report(terminal), WorkProgress(terminal)
     told: list[Listener] = [console]
@@ -49,14 +54,14 @@ def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: Dis
             listener.notice(message)
 
     try:
-        training = make_training(config, folder, notice, checking, world)
+        training = make_training(config, folder, notice, checking, world, resumed)
     finally:
         checking.close()
-    runs.save_config(config, overrides, folder)
+    runs.save_config(config, overrides, folder, resumed=resumed)
     report = session.RunReport(folder, console, notices)
     told.append(report.log)
     if config.report.tensorboard:
-        step = training.fit.state.progress.update if config.resume is not None else None
+        step = training.fit.state.progress.update if resumed else None
         report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, step)
     report.add_others(world.posted)
     listener = report.listener
@@ -75,5 +80,6 @@ def _lead(config: DictConfig, overrides: Sequence[str], folder: Path, world: Dis
 
 def _unwritten_end(training: Training, folder: Path, world: Distributed) -> EndLog | None:
     """Return how a run ended that was killed between its last save and its metrics.json, None for others."""
-    unwritten = world.gather(not (folder / runs.METRICS).exists())[0]  # as the main process sees it
+    written = runs.RunFolder(folder).metrics.exists()
+    unwritten = world.gather(not written)[0]  # as the main process sees it
     return training.fit.ended() if unwritten else None

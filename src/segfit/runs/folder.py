@@ -1,17 +1,7 @@
-"""The run folder: the one record of what was trained, and all that evaluation needs.
+"""The run folder: what was trained, and all that resuming and evaluating need.
 
-    config.yaml       the composed config, resolved, nothing left to interpolate
-    overrides.yaml    what was typed
-    checkpoints/      last.pt to go on from, best.pt to evaluate
-    bad_batches/      batches that were left out, to look at
-    tensorboard/      events
-    train.log         what was told
-    scores.jsonl      a line a validation, as it was made
-    metrics.json      scores, speed, memory, and what really ran
-    .lock             the process that trains; others are refused
-
-A run folder may come from a stranger: configs are read as plain values (no interpolation, no tags) into the
-schema, and checkpoints as plain tensors.
+It may be untrusted: its config is read as plain values (no interpolation, no tags) into the schema, its checkpoints as
+tensors and plain values.
 """
 
 import contextlib
@@ -27,19 +17,47 @@ from segfit.config.check import check
 from segfit.config.tasks import schema_of
 from segfit.errors import SegFitError
 from segfit.runs import lock as locks
-from segfit.runs.untrusted import read_yaml, refuse_links
+from segfit.runs.untrusted import read_yaml
 from segfit.system.files import replace_text
 from segfit.system.torchrun_env import launched
 
-CONFIG = "config.yaml"
-OVERRIDES = "overrides.yaml"
-METRICS = "metrics.json"
-SCORES = "scores.jsonl"
-_WRITTEN = [
-    *(CONFIG, OVERRIDES, METRICS, SCORES, "train.log", "checkpoints", "bad_batches", "tensorboard"),
-]
 
-# What may change when a run goes on; anything else would make it another run.
+class RunFolder:
+    """Where the files of a run are.
+
+    Args:
+        path: the folder. Its `.lock` is held by the process that trains.
+
+    Attributes:
+        config: the composed config, without interpolations.
+        overrides: the overrides that were typed, a list.
+        checkpoints: `last.pt` to resume from, `best.pt` to evaluate.
+        bad_batches: batches that were left out since their loss or gradient was not finite.
+        tensorboard: event files.
+        log: the messages of the run.
+        scores: a line of JSON for each validation.
+        metrics: scores, speed, memory, and the settings that really ran.
+        evaluation: what evaluate.py wrote, a folder for each split.
+        error: why a job of a sweep failed.
+        output: what a job of a sweep printed, where jobs run side by side.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.overrides = path / "overrides.yaml"
+        self.checkpoints = path / "checkpoints"
+        self.bad_batches = path / "bad_batches"
+        self.tensorboard = path / "tensorboard"
+        self.log = path / "train.log"
+        self.scores = path / "scores.jsonl"
+        self.metrics = path / "metrics.json"
+        self.evaluation = path / "evaluation"
+        self.error = path / "error.json"
+        self.output = path / "output.log"
+
+
+# What may change when a run is resumed; anything else would make it another run.
 _RESUMABLE = (
     "batch_size",
     "accumulate",
@@ -62,43 +80,38 @@ _RESUMABLE = (
 )
 
 
-def checkpoints(run: Path) -> Path:
-    """Return the folder of a run's checkpoints."""
-    return run / "checkpoints"
+def save_config(
+    config: DictConfig, overrides: Sequence[str], run: Path, *, resumed: bool = False
+) -> None:
+    """Write the composed config and, for a new run, the overrides.
 
-
-def save_config(config: DictConfig, overrides: Sequence[str], run: Path) -> None:
-    """Write the composed config and what was typed; a resumed run keeps what was typed first."""
-    config = config.copy()
-    resumed, config.resume = config.resume is not None, None
+    Raises:
+        SegFitError: if they cannot be written.
+    """
+    folder = RunFolder(run)
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        replace_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        replace_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
         if not resumed:
-            replace_text(run / OVERRIDES, yaml.safe_dump(list(overrides), allow_unicode=True))
+            replace_text(folder.overrides, yaml.safe_dump(list(overrides), allow_unicode=True))
     except OSError as error:
         raise SegFitError(f"cannot write to the run folder {run}: {error.strerror}.") from error
 
 
 def claim(run: Path, *, resumed: bool) -> None:
-    """Take a run's folder for this process, so that no other one writes into it.
-
-    Of processes that train together, only the first takes it.
+    """Lock a run's folder for this process; of torchrun's processes, for the first.
 
     Raises:
-        SegFitError: if another process trains in it, a new run would write into an older one, or a link in it
-            leads elsewhere.
+        SegFitError: if another process trains in it, or a new run would write into an older one.
     """
     if launched().rank > 0:
         return
     locks.lock(run)
-    if not resumed and (run / CONFIG).exists():
+    if not resumed and RunFolder(run).config.exists():
         shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
         raise SegFitError(
-            f"hydra.run.dir={shown} holds a run already. To go on with it: resume={shown}; for a new run give "
-            f"another folder, or none."
+            f"hydra.run.dir={shown} holds a run already. To resume it: resume={shown}; for a new run give another "
+            f"folder, or none."
         )
-    refuse_links(run, _WRITTEN)
 
 
 def load_config(run: Path) -> DictConfig:
@@ -107,12 +120,12 @@ def load_config(run: Path) -> DictConfig:
     Raises:
         SegFitError: if the folder is no run, or its config holds anything but values of the schema.
     """
-    path = run / CONFIG
+    path = RunFolder(run).config
     try:
         values = read_yaml(path)
     except FileNotFoundError as error:
         raise SegFitError(
-            f"{run}: no run folder (it has no {CONFIG}). Give a folder that train.py made."
+            f"{run}: no run folder (it has no {path.name}). Give a folder that train.py made."
         ) from error
     try:
         schema = schema_of(values["task"]["name"])
@@ -123,7 +136,14 @@ def load_config(run: Path) -> DictConfig:
                 raise SegFitError(f"{path}: {group}.name={name} is none of {', '.join(schemas)}.")
             config[group] = OmegaConf.structured(schemas[name])
         config = OmegaConf.merge(config, values)
-    except (OmegaConfBaseException, LookupError, TypeError, ValueError, OverflowError) as error:
+    except (
+        OmegaConfBaseException,
+        LookupError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         reason = f"{getattr(error, 'full_key', '') or ''}: {error}".lstrip(": ").splitlines()[0]
         raise SegFitError(f"{path}: no config of this version of SegFit ({reason}).") from error
     assert isinstance(config, DictConfig)
@@ -135,17 +155,17 @@ def load_config(run: Path) -> DictConfig:
 
 
 def may_change(key: str) -> bool:
-    """Say whether an option, by its dotted key, may change when a run goes on."""
+    """Return whether an option, by its dotted key, may change when a run is resumed."""
     return key == "resume" or any(
         key.startswith(name) if name[-1] == "." else key == name for name in _RESUMABLE
     )
 
 
 def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
-    """Return a run's config with what may change of it, as typed beside `resume=`.
+    """Return a run's config, changed by the overrides beside `resume=`.
 
     Raises:
-        SegFitError: if something else is to change, or the run cannot be read.
+        SegFitError: if an override is not allowed, or the run cannot be read.
     """
     config = load_config(run)
     problems = []
@@ -155,7 +175,7 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
             continue
         if not may_change(key):
             problems.append(
-                f"{override.input_line}: cannot change when a run goes on, it would be another run. What can: "
+                f"{override.input_line}: cannot change when a run is resumed, it would be another run. What can: "
                 f"{', '.join(name + '*' if name[-1] == '.' else name for name in _RESUMABLE)}."
             )
             continue
@@ -166,12 +186,11 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
     if problems:
         raise SegFitError(problems)
     check(config)
-    config.resume = str(run)
     return config
 
 
 def discard_if_empty(run: Path) -> None:
-    """Remove a run folder in which nothing was written, after wrong input."""
+    """Remove a run folder in which nothing was written."""
     if {entry.name for entry in run.glob("*")} <= {locks.LOCK, locks.OWNER}:
         locks.release(run)
     with contextlib.suppress(OSError):

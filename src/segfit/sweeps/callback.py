@@ -1,4 +1,4 @@
-"""Sweeps: from the start, where the folder and its record are made, to the leader board at the end."""
+"""A sweep from its start, when its folder and record are made, to the leader board at its end."""
 
 import contextlib
 import signal
@@ -14,25 +14,25 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
+from segfit.config.tasks import monitor_mode
 from segfit.errors import SegFitError
 from segfit.report.text import hydra_override, shown_path
 from segfit.runs import folder as runs
 from segfit.runs import lock as locks
-from segfit.runs.untrusted import refuse_links
 from segfit.sweeps.job import TERMINATED, is_grid, quoted
 from segfit.sweeps.leaderboard import Row, collect, print_leaderboard, write_csv
 from segfit.sweeps.record import SWEEP, save_sweep
 
-_PATIENCE_S = 600.0  # for jobs that were told to end; saving takes seconds
+_PATIENCE_S = 600.0  # for jobs that are to end; saving takes seconds
 
 
 def is_sweep() -> bool:
-    """Say whether Hydra runs this as one job of a sweep."""
+    """Return whether Hydra runs this as one job of a sweep."""
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 class RefusedError(BaseException):
-    """Carries an error through Hydra, which turns what is an Exception in a callback into a warning."""
+    """Carries an error through Hydra, which logs a warning for an Exception in a callback."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -40,33 +40,33 @@ class RefusedError(BaseException):
 
 
 class LeaderBoard(Callback):
-    """Hydra's callback that begins a sweep with a folder of its own and ends it with its jobs in order.
+    """Hydra's callback around a sweep: makes its folder and record, and ends it with the leader board.
 
     Attributes:
         folder: of the sweep that this process launched; None before.
-        resumed: of the sweep that is launched again; None: a new one.
+        is_new: whether the folder held no sweep before.
         failed: how many jobs have no result.
         interrupted: whether Ctrl-C ended jobs that were launched side by side.
     """
 
     folder: Path | None = None
-    resumed: Path | None = None
+    is_new = True
     failed = 0
     interrupted = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Take the folder, write down what the sweep is, and take care of signals.
+        """Lock the folder, write the record, and handle signals.
 
         Raises:
-            RefusedError: if an engine is not installed, or the folder is another sweep's.
+            RefusedError: if an engine is not installed, or the folder is in use or another sweep's.
         """
         try:
             _check_installed(config)
             folder = Path(config.hydra.sweep.dir)
-            _claim(folder, resumed=folder == LeaderBoard.resumed)
-            if folder != LeaderBoard.resumed:
-                save_sweep(config, folder)
-            _pin(config, folder)
+            _make(folder)
+            locks.lock(folder)
+            LeaderBoard.is_new = save_sweep(config, folder)
+            _complete(config, folder)
         except Exception as error:
             raise RefusedError(error) from error
         LeaderBoard.folder = folder
@@ -78,50 +78,49 @@ class LeaderBoard(Callback):
         rows = show(Path(config.hydra.sweep.dir))
         side_by_side = config.hydra.runtime.choices["hydra/launcher"] != "basic"
         LeaderBoard.interrupted = side_by_side and any(row.status == "interrupted" for row in rows)
-        grid = is_grid(config.hydra)  # a search does not try again what failed
+        grid = is_grid(config.hydra)  # a search does not repeat what failed
         if LeaderBoard.interrupted or (grid and LeaderBoard.failed):
-            tell_how_to_go_on()
+            print_resume_command()
 
 
 def show(folder: Path) -> list[Row]:
-    """Print the leader board of a sweep's folder and write it there; return it."""
+    """Print the leader board of a sweep's folder and write it there; return its rows."""
     rows = collect(folder)
     LeaderBoard.failed = sum(row.failed for row in rows)
     print_leaderboard(rows)
     written = str(folder / "leaderboard.csv")
     try:
         write_csv(rows, folder / "leaderboard.csv")
-    except OSError as error:  # Hydra would make a warning of it, and the exit code be that of a sweep without failures
+    except OSError as error:  # Hydra would log a warning and ignore the failures
         written += f": cannot be written ({error.strerror})."
     print(f"{written}\ntensorboard --logdir {folder}")
     return rows
 
 
 def without_a_result(error: Exception) -> list[str]:
-    """Return what to tell of a search in which every trial failed, after its leader board; else []."""
+    """Print the leader board of a search in which every trial failed, and return the message; else []."""
     optunas = ("No trials are completed", "Record does not exist")  # in memory, in a storage
     if LeaderBoard.folder is None or not str(error).startswith(optunas):
         return []
     show(LeaderBoard.folder)
-    return [f"{LeaderBoard.folder}: no trial has a score; the leader board says why."]
+    return [f"{LeaderBoard.folder}: no trial has a score; see the leader board."]
 
 
-def tell_how_to_go_on() -> None:
-    """Print what to type to run what is missing of a sweep; nothing if there is none."""
+def print_resume_command() -> None:
+    """Print the command that resumes the sweep, if there is one."""
     if LeaderBoard.folder is not None and (LeaderBoard.folder / SWEEP).exists():
         again = hydra_override("resume_sweep", shown_path(LeaderBoard.folder))
-        print(f"What is missing runs with: python train.py {again}", flush=True)
+        print(f"To run what is missing: python train.py {again}", flush=True)
 
 
-def discard_unbegun() -> None:
-    """Remove the folder of a new sweep that was refused before a job began, so that nothing of it is missing."""
+def discard_unstarted() -> None:
+    """Remove the folder of a new sweep that was refused before a job started."""
     folder = LeaderBoard.folder
-    if folder is None or folder == LeaderBoard.resumed:
+    if folder is None or not LeaderBoard.is_new or any(path.is_dir() for path in folder.iterdir()):
         return
-    if not any(entry.is_dir() for entry in folder.iterdir()):
-        for name in (SWEEP, "multirun.yaml"):  # the record, and Hydra's own
-            (folder / name).unlink(missing_ok=True)
-        runs.discard_if_empty(folder)
+    for name in (SWEEP, "multirun.yaml"):  # the record, and Hydra's own
+        (folder / name).unlink(missing_ok=True)
+    runs.discard_if_empty(folder)
 
 
 def _check_installed(config: DictConfig) -> None:
@@ -138,33 +137,28 @@ def _check_installed(config: DictConfig) -> None:
             )
 
 
-def _claim(folder: Path, *, resumed: bool) -> None:
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SegFitError(f"cannot make the folder {folder}: {error.strerror}.") from error
-    locks.lock(folder)
-    if not resumed and ((folder / SWEEP).exists() or (folder / "0").exists()):
-        raise SegFitError(
-            f"hydra.sweep.dir={folder} holds a sweep already. To run what is missing of it: "
-            f"python train.py resume_sweep={folder}; for a new sweep give another folder, or none."
-        )
-    refuse_links(folder, [entry.name for entry in folder.iterdir()])  # it may be a stranger's
 
 
-def _pin(config: DictConfig, folder: Path) -> None:
-    """Give the jobs the folder as it is: they may be composed in processes that know no resolver of ours."""
+def _complete(config: DictConfig, folder: Path) -> None:
+    """Give the jobs the folder, which processes without our resolvers could not make up, and a search its direction."""
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(folder)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
+        if "direction" in config.hydra.sweeper:
+            config.hydra.sweeper.direction = f"{monitor_mode(config)}imize"
 
 
 def _end_after_jobs(*, here: bool) -> None:
-    """Let Ctrl-C and SIGTERM end this process once its jobs have saved: launchers would kill them.
+    """Let Ctrl-C and SIGTERM end this process once its jobs have saved; launchers would kill the jobs.
 
     Args:
-        here: whether the jobs run on this machine, where a terminal sends Ctrl-C to each of them. Then the
-            processes in between ignore it, as they inherit from this one, and come to their end with the jobs.
+        here: whether the jobs run on this machine, where a terminal sends Ctrl-C to each of them. Then this
+            process and the launcher's, which inherit that, ignore it and end with the jobs.
     """
 
     def terminate(_number: int, _frame: FrameType | None) -> None:

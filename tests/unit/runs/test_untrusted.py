@@ -1,23 +1,17 @@
-"""Files of a stranger are plain values, or they are refused: nothing runs, and nothing fills the memory."""
-
-import os
-import time
-from pathlib import Path
+"""Untrusted files are plain values, or they are refused: nothing in them runs."""
 
 import pytest
 
 from segfit.errors import SegFitError
-from segfit.runs.untrusted import read_json, read_yaml, refuse_links
+from segfit.runs.untrusted import read_json, read_yaml
 
 REFUSED = {
     "a tag that calls": "a: !!python/object/apply:os.mkdir [{marker}]",
     "a tag that makes": "a: !!python/object/new:os.system [touch {marker}]",
     "an interpolation": "a: ${{oc.env:HOME}}",
+    "a hidden interpolation": 'a: "\\x24{{oc.env:HOME}}"',
     "an interpolation as a key": "${{oc.env:HOME}}: 1",
-    "an alias": "a: &x [1]\nb: *x",
-    "a billion laughs": "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]",
     "nested too deep": "[" * 1000 + "]" * 1000,
-    "nested deep enough for a merge to fail": "a: " + "[" * 40 + "]" * 40,
     "never closed": "[" * 100_000,
     "no YAML": "a: [1",
     "a date that is none": "a: 2001-99-99",
@@ -35,33 +29,15 @@ def test_what_is_not_plain_is_refused(name, tmp_path):
     if isinstance(content, str):
         content = content.format(marker=marker).encode()
     path.write_bytes(content)
-    with pytest.raises(SegFitError, match=r"config\.yaml: (refused|not readable)"):
+    with pytest.raises(SegFitError, match=r"config\.yaml: not readable"):
         read_yaml(path)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("read", [read_yaml, read_json])
-def test_a_gigabyte_of_lists_costs_neither_time_nor_memory(read, tmp_path):
-    path = tmp_path / "huge"
-    with path.open("wb") as file:
-        file.write(b"[" * (1 << 20))
-        file.truncate(1 << 30)
-    start = time.process_time()
-    with pytest.raises(SegFitError, match="larger than 1 MiB"):
-        read(path)
-    assert time.process_time() - start < 5  # parsing a thousandth of it would take longer
-
-
-@pytest.mark.parametrize("read", [read_yaml, read_json])
-def test_only_files_of_their_own_are_read(read, tmp_path):
-    (tmp_path / "secret").write_text('{"a": 1}')
-    for name, target in (("link", tmp_path / "secret"), ("endless", Path("/dev/zero"))):
-        (tmp_path / name).symlink_to(target)
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    for name in ("link", "endless", "folder", "pipe"):
-        with pytest.raises(SegFitError, match=rf"{name}: (refused|not readable)"):
-            read(tmp_path / name)
+def test_what_is_no_file_is_refused(read, tmp_path):
+    with pytest.raises(SegFitError, match="not readable"):
+        read(tmp_path)
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nothing")
 
@@ -71,13 +47,3 @@ def test_json_is_a_mapping(text, tmp_path):
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(SegFitError, match=r"metrics\.json: not readable"):
         read_json(tmp_path / "metrics.json")
-
-
-def test_links_are_named_all_at_once(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    for link in ("train.log", "checkpoints/last.pt"):
-        (tmp_path / link).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SegFitError) as error:
-        refuse_links(tmp_path, ["config.yaml", "train.log", "checkpoints"])
-    assert len(error.value.problems) == 2
-    refuse_links(tmp_path, ["config.yaml"])

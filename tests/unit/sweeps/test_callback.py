@@ -1,14 +1,15 @@
-"""The end of a sweep: its leader board, whatever the disk says."""
+"""A sweep is searched in the direction of its score, and its leader board is printed whatever the disk says."""
 
 import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from segfit.sweeps import callback as sweep
 
 
-def test_a_leader_board_that_cannot_be_written_is_told_and_failures_still_count(
+def test_a_leader_board_that_cannot_be_written_is_named_and_failures_still_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sweep.LeaderBoard, "failed", 0)
@@ -21,3 +22,13 @@ def test_a_leader_board_that_cannot_be_written_is_told_and_failures_still_count(
     told = capsys.readouterr().out
     assert "crash: a bug" in told
     assert "leaderboard.csv: cannot be written (Is a directory)." in told
+
+
+@pytest.mark.parametrize(("mode", "direction"), [("max", "maximize"), ("min", "minimize")])
+def test_a_search_takes_the_direction_of_the_score(mode, direction, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "monitor_mode", lambda config: mode)
+    own = {"sweep": {"dir": "?"}, "sweeper": {"direction": "?"}, "overrides": {"hydra": []}}
+    config = OmegaConf.create({"hydra": own})
+    sweep._complete(config, tmp_path)
+    assert config.hydra.sweeper.direction == direction
+    assert config.hydra.overrides.hydra == [f"hydra.sweep.dir='{tmp_path}'"]

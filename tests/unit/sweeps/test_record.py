@@ -1,21 +1,17 @@
-"""A killed sweep is launched again as it was; a stranger's record launches nothing but values of the schema."""
+"""A killed sweep is launched again as it was; an untrusted record launches nothing but values of the schema."""
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from segfit.errors import SegFitError
-from segfit.sweeps.record import resumed_arguments
+from segfit.sweeps.record import resumed_arguments, save_sweep
 
 RECORD = {
-    "format": 1,
     "overrides": ["model=cnn", "batch_size=2,4", "lr=range(1,3)", "data.class_names=[a,'b c',d]"],
-    "launcher": "joblib",
-    "sweeper": "basic",
-    "settings": {"launcher.n_jobs": 2},
-    "retype": [],
+    "hydra": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
 
 
@@ -25,42 +21,51 @@ def write(folder: Path, **changes) -> Path:
     return folder
 
 
-def done(folder: Path, *jobs: int) -> None:
-    for job in jobs:
-        (folder / str(job)).mkdir()
-        (folder / str(job) / "metrics.json").write_text(json.dumps({"status": "finished"}))
+def composed(*task: str, config_dir: str | None = None):
+    """Return what save_sweep reads of a composed config."""
+    typed = ["hydra.mode=MULTIRUN", *RECORD["hydra"], "hydra.sweep.dir=here"]
+    sources = [{"provider": "main", "path": "conf"}]
+    if config_dir is not None:
+        sources.append({"provider": "command-line", "path": config_dir})
+    own = {
+        "overrides": {"task": list(task), "hydra": typed},
+        "runtime": {"config_sources": sources},
+    }
+    return OmegaConf.create({"hydra": own})
 
 
 def test_other_command_lines_are_left_alone():
     assert resumed_arguments(["-m", "batch_size=2,4"]) is None
 
 
+def test_what_was_typed_is_recorded_once_and_no_other_sweep_after_it(tmp_path):
+    task = RECORD["overrides"]
+    assert save_sweep(composed(*task), tmp_path)
+    assert yaml.safe_load((tmp_path / "sweep.yaml").read_text()) == RECORD
+    assert not save_sweep(composed(*task), tmp_path)
+    with pytest.raises(SegFitError, match=r"holds another sweep \(model=cnn .* resume_sweep="):
+        save_sweep(composed(*task, "epochs=9"), tmp_path)
+    assert yaml.safe_load((tmp_path / "sweep.yaml").read_text()) == RECORD
+
+
+def test_a_folder_of_configs_is_recorded_to_be_asked_for(tmp_path):
+    save_sweep(composed("lr=1,2", config_dir="/my_conf"), tmp_path)
+    with pytest.raises(SegFitError, match="it was launched with --config-dir"):
+        resumed_arguments([f"resume_sweep={tmp_path}"])
+
+
 def test_it_is_launched_as_it_was_and_as_is_typed_now(tmp_path):
     sweep = write(tmp_path / "it's a sweep")
     given = str(sweep).replace("'", r"\'")
-    typed = ["hydra.launcher.n_jobs=4", "--config-dir", "my_conf"]
-    again = resumed_arguments([f"resume_sweep='{given}'", "-m", *typed])
-    assert again is not None
-    arguments, folder = again
-    assert folder == sweep
-    assert arguments == [
-        *RECORD["overrides"],
-        *("hydra/launcher=joblib", "hydra/sweeper=basic"),
-        *("hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs=4"),  # the last one wins
-        *(f"hydra.sweep.dir='{given}'", "-m", "--config-dir", "my_conf"),
+    line = ["-m", f"resume_sweep='{given}'", "hydra.launcher.n_jobs=4", "--config-dir", "my_conf"]
+    assert resumed_arguments(line) == [
+        *("-m", *RECORD["overrides"], "hydra/launcher=joblib"),
+        *(f"hydra.sweep.dir='{given}'", "hydra.mode=MULTIRUN"),
+        *("hydra.launcher.n_jobs=4", "--config-dir", "my_conf"),
     ]
 
 
-def test_what_is_done_is_counted(tmp_path):
-    sweep = write(tmp_path / "sweep")
-    done(sweep, 0, 1, 3)
-    assert resumed_arguments([f"resume_sweep={sweep}"]) is not None
-    done(sweep, 2)
-    with pytest.raises(SegFitError, match="nothing is missing, all 4 jobs are done"):
-        resumed_arguments([f"resume_sweep={sweep}"])
-
-
-def test_folders_that_are_no_sweep_are_told(tmp_path):
+def test_folders_that_are_no_sweep_are_refused(tmp_path):
     with pytest.raises(SegFitError, match=r"no sweep \(there is no such folder\)"):
         resumed_arguments([f"resume_sweep={tmp_path / 'nowhere'}"])
     with pytest.raises(SegFitError, match=r"no sweep \(it has no sweep\.yaml\)"):
@@ -79,15 +84,18 @@ def test_nothing_else_may_change(tmp_path):
 
 
 def test_what_names_programs_or_places_is_typed_again(tmp_path):
-    sweep = write(tmp_path / "sweep", retype=["hydra.launcher.partition", "--config-dir"])
-    line = [f"resume_sweep={sweep}", "hydra.launcher.partition=gpu"]
+    recorded = ["hydra.launcher.partition=gpu", "--config-dir=/conf"]
+    sweep = write(tmp_path / "sweep", hydra=recorded)
+    line = [f"resume_sweep={sweep}", "hydra.launcher.partition=cpu"]
     with pytest.raises(SegFitError, match="it was launched with --config-dir"):
         resumed_arguments(line)
-    assert resumed_arguments([*line, "--config-dir=conf"]) is not None
+    again = resumed_arguments([*line, "--config-dir=conf"])
+    assert again is not None
+    assert not set(recorded) & set(again)
 
 
 def test_a_search_that_is_kept_in_a_storage_goes_on_from_there(tmp_path):
-    sweep = write(tmp_path / "sweep", sweeper="segfit_optuna", retype=["hydra.sweeper.storage"])
+    sweep = write(tmp_path / "sweep", hydra=["hydra.sweeper.storage=sqlite:///x.db"])
     with pytest.raises(SegFitError, match=r"launch it again with the same storage"):
         resumed_arguments([f"resume_sweep={sweep}"])
 
@@ -113,10 +121,6 @@ def test_a_search_that_is_kept_in_a_storage_goes_on_from_there(tmp_path):
         "-m",
         "no override",
         "[" * 5000,
-        ["lr=1"],
-        {"_target_": "os.system"},
-        5,
-        None,
     ],
 )
 def test_overrides_that_could_bring_in_more_than_values_are_refused(override, tmp_path):
@@ -126,22 +130,34 @@ def test_overrides_that_could_bring_in_more_than_values_are_refused(override, tm
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "hydra.launcher._target_=os.system",
+        "hydra/launcher=../evil",
+        "hydra/launcher=joblib hydra.callbacks.x._target_=os.system",
+        "hydra/callbacks=evil",
+        "hydra.launcher.setup=[touch /tmp/x]",
+        "hydra.launcher.partition=gpu",
+        "hydra.launcher.timeout_min=1\n#SBATCH --uid=root",
+        "hydra.callbacks.x=1",
+        "--config-dir=/tmp/evil",
+    ],
+)
+def test_settings_that_could_name_a_program_are_not_taken(text, tmp_path):
+    sweep = write(tmp_path / "sweep", hydra=[text])
+    with pytest.raises(SegFitError, match="type it again"):
+        resumed_arguments([f"resume_sweep={sweep}"])
+
+
+@pytest.mark.parametrize(
     "changes",
     [
-        {"launcher": "../evil"},
-        {"launcher": "joblib hydra.callbacks.x._target_=os.system"},
-        {"sweeper": "a=b"},
-        {"settings": {"launcher._target_": 1}},
-        {"settings": {"launcher.setup": ["touch /tmp/x"]}},
-        {"settings": {"launcher.partition": "gpu\n#SBATCH --uid=root"}},
-        {"settings": {"callbacks.x": 1}},
-        {"settings": {"launcher.n_jobs": True}},
         {"overrides": "lr=1"},
-        {"retype": [5]},
-        {"format": 2},
+        {"overrides": [["lr=1"]]},
+        {"overrides": [{"_target_": "os.system"}]},
+        {"hydra": [5]},
+        {"hydra": None},
         {"_target_": "os.system"},
-        {"overrides": ["seed=range(0,1000000000)"]},
-        {"overrides": ["seed=range(0,1000)", "epochs=range(1,1000)"]},
     ],
     ids=str,
 )
