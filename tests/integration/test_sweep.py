@@ -173,7 +173,7 @@ def test_the_same_command_in_its_folder_resumes_a_sweep_and_another_is_refused(t
     assert (sweep / "0-failed-1/error.json").exists()
     assert (sweep / "1/metrics.json").stat().st_mtime_ns == finished
 
-    code, output = train_by_command_line(tmp_path, *line, "lr=1")
+    code, output = train_by_command_line(tmp_path, "resume_sweep=mine", "lr=1")
     assert code == 2
     assert "hydra.sweep.dir=mine holds another sweep" in output
     assert "resume_sweep=mine" in output

@@ -4,7 +4,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 
@@ -104,31 +104,13 @@ def write_tensors(content: dict[str, Any], path: Path, previous: Path | None = N
     Raises:
         OSError: if they cannot be written; its last argument says why.
     """
-    failed: list[OSError] = []
     try:
         with atomic_write(path, previous=previous) as file:
-            torch.save(content, cast(IO[bytes], _Noting(file, failed)))
-    except RuntimeError as error:
-        raise (failed[0] if failed else OSError(str(error))) from error
-
-
-class _Noting:
-    """A file that keeps the error of a write: torch raises a RuntimeError that only says where in the file it was."""
-
-    def __init__(self, file: IO[bytes], failed: list[OSError]) -> None:
-        self.file, self.failed = file, failed
-
-    def write(self, content: bytes) -> int:
-        """Write as the file does."""
-        try:
-            return self.file.write(content)
-        except OSError as error:
-            self.failed.append(error)
-            raise
-
-    def flush(self) -> None:
-        """Flush as the file does."""
-        self.file.flush()
+            torch.save(content, file)
+    except RuntimeError as error:  # torch's own, which only says where in the file it was
+        reason = error.__context__
+        arguments = reason.args if isinstance(reason, OSError) else (str(error),)
+        raise OSError(*arguments) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -23,38 +23,21 @@ from segfit.system.torchrun_env import launched
 
 
 class RunFolder:
-    """Where the files of a run are.
-
-    Args:
-        path: the folder. Its `.lock` is held by the process that trains.
-
-    Attributes:
-        config: the composed config, without interpolations.
-        overrides: the overrides that were typed, a list.
-        checkpoints: `last.pt` to resume from, `best.pt` to evaluate.
-        bad_batches: batches that were left out since their loss or gradient was not finite.
-        tensorboard: event files.
-        log: the messages of the run.
-        scores: a line of JSON for each validation.
-        metrics: scores, speed, memory, and the settings that really ran.
-        evaluation: what evaluate.py wrote, a folder for each split.
-        error: why a job of a sweep failed.
-        output: what a job of a sweep printed, where jobs run side by side.
-    """
+    """The paths of a run's files, below `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
-        self.overrides = path / "overrides.yaml"
-        self.checkpoints = path / "checkpoints"
-        self.bad_batches = path / "bad_batches"
+        self.config = path / "config.yaml"  # composed, without interpolations
+        self.overrides = path / "overrides.yaml"  # what was typed, a list
+        self.checkpoints = path / "checkpoints"  # last.pt to resume from, best.pt to evaluate
+        self.bad_batches = path / "bad_batches"  # left out, since loss or gradient were not finite
         self.tensorboard = path / "tensorboard"
         self.log = path / "train.log"
-        self.scores = path / "scores.jsonl"
-        self.metrics = path / "metrics.json"
-        self.evaluation = path / "evaluation"
-        self.error = path / "error.json"
-        self.output = path / "output.log"
+        self.scores = path / "scores.jsonl"  # a line for each validation
+        self.metrics = path / "metrics.json"  # scores, speed, memory, and the settings that ran
+        self.evaluation = path / "evaluation"  # evaluate.py's, a folder for each split
+        self.error = path / "error.json"  # why a job of a sweep failed
+        self.output = path / "output.log"  # what a job printed, where jobs run side by side
 
 
 # What may change when a run is resumed; anything else would make it another run.

@@ -55,7 +55,7 @@ class LeaderBoard(Callback):
     interrupted = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Lock the folder, write the record, and handle signals.
+        """Write the record, lock the folder, and handle signals.
 
         Raises:
             RefusedError: if an engine is not installed, or the folder is in use or another sweep's.
@@ -63,9 +63,8 @@ class LeaderBoard(Callback):
         try:
             _check_installed(config)
             folder = Path(config.hydra.sweep.dir)
-            _make(folder)
-            locks.lock(folder)
             LeaderBoard.is_new = save_sweep(config, folder)
+            locks.lock(folder)
             _complete(config, folder)
         except Exception as error:
             raise RefusedError(error) from error
@@ -135,13 +134,6 @@ def _check_installed(config: DictConfig) -> None:
                 f"hydra/{kind}={config.hydra.runtime.choices[f'hydra/{kind}']}: not installed. "
                 f"pip install -r requirements-sweeps.txt"
             )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SegFitError(f"cannot make the folder {folder}: {error.strerror}.") from error
 
 
 def _complete(config: DictConfig, folder: Path) -> None:

@@ -73,7 +73,7 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str] | None:
         arguments: of train.py, without the program's name.
 
     Raises:
-        SegFitError: if the folder holds no sweep, an override would change it, or one has to be typed again.
+        SegFitError: if the folder holds no sweep, or something has to be typed again.
     """
     given = next((text for text in arguments if text.startswith("resume_sweep=")), None)
     if given is None:
@@ -82,7 +82,6 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str] | None:
     before, after = arguments[:place], arguments[place + 1 :]
     folder = _folder(given)
     record = _read(folder)
-    _refuse_changes([*before, *after])
     typed = {_key(text) for text in (*before, *after)}
     hydras = [text for text in record["hydra"] if _key(text) not in typed]
     _refuse_unsafe([_key(text) for text in hydras if not _HYDRAS.fullmatch(text)], folder)
@@ -119,22 +118,6 @@ def _read(folder: Path) -> dict[str, list[str]]:
     ):
         raise SegFitError(f"{folder / SWEEP}: not the record of a sweep of this version of SegFit.")
     return dict(record)
-
-
-def _refuse_changes(typed: Sequence[str]) -> None:
-    wrong = [
-        text
-        for text in typed
-        if "=" in text and not text.lstrip("+~").startswith(("-", "hydra/", "hydra."))
-    ]
-    if wrong:
-        raise SegFitError(
-            [
-                f"{text}: cannot change when a sweep is resumed, it would be another sweep. What can: how it is "
-                f"launched (hydra/launcher=…, hydra.launcher.…=…)."
-                for text in wrong
-            ]
-        )
 
 
 def _refuse_unsafe(keys: Sequence[str], folder: Path) -> None:

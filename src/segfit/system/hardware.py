@@ -150,30 +150,27 @@ def driver_version() -> str | None:
 
 def cpu_name() -> str:
     """Return the processor's model name."""
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_vendor() -> str | None:
     """Return the processor's vendor string ("GenuineIntel", "AuthenticAMD"), or None."""
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("vendor_id"):
-                return line.split(":", 1)[1].strip()
     known = ("GenuineIntel", "AuthenticAMD")  # Windows: "… Family 25 Model 1 …, AuthenticAMD"
-    return next((name for name in known if name in platform.processor()), None)
+    return _cpuinfo("vendor_id") or next((n for n in known if n in platform.processor()), None)
 
 
 def cpu_has_bf16() -> bool:
     """Return whether the CPU has native bf16 multiplication (AMX or AVX512-BF16)."""
+    flags = _cpuinfo("flags") or ""
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def _cpuinfo(field: str) -> str | None:
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
         for line in file:
-            if line.startswith("flags"):
-                return "amx_bf16" in line or "avx512_bf16" in line
-    return False
+            if line.startswith(field):
+                return line.partition(":")[2].strip()
+    return None
 
 
 def peak_memory_gib(device: "torch.device") -> float:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -98,12 +97,7 @@ class Probe:
             self._library, self._handle = library, handles[0]
             self.source, self.name, self.total_gib = "NVML", name, total
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def read(self, seconds: float) -> Sample:
@@ -160,12 +154,7 @@ class Monitor(AbstractContextManager["Monitor"]):
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

@@ -1,4 +1,4 @@
-"""Standard output that outlives whoever reads it."""
+"""Standard output that survives a closed pipe or terminal."""
 
 import contextlib
 import os
@@ -7,23 +7,23 @@ from typing import Any, TextIO, cast
 
 
 class LastingStream:
-    """A text stream that goes on into nothing when its reader is gone: a pipe that was closed, a terminal that was.
+    """A text stream that discards what is written once its pipe or terminal is closed.
 
     Args:
-        stream: with a file descriptor; everything but writing is its own.
+        stream: with a file descriptor; everything but writing is passed to it.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write as the stream does, or to nobody."""
+        """Write, or discard the text if the reader is gone."""
         with self._until_gone():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush as the stream does, or to nobody."""
+        """Flush, or do nothing if the reader is gone."""
         with self._until_gone():
             self._stream.flush()
 
@@ -35,14 +35,14 @@ class LastingStream:
         try:
             yield
         except OSError:
-            # What is still in the stream's buffers, and what others write to the descriptor, ends there too.
+            # The stream's buffers, and what others write to the descriptor, are discarded too.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 
 
 def outlive_readers() -> None:
-    """Make standard output and error last; a stream that was closed from the start stays None."""
+    """Let standard output and error survive their readers; a stream that is None stays None."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, LastingStream):

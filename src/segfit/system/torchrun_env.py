@@ -1,4 +1,4 @@
-"""Which of the processes that torchrun started this one is; alone without torchrun. Never torch."""
+"""The rank of this process among those that torchrun started. Does not import torch."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ class Launch:
 
 
 def launched() -> Launch:
-    """Return what torchrun says in the environment; alone where it says nothing, or of one process."""
+    """Return this process's ranks from torchrun's environment variables; alone without torchrun or with one process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2 or "RANK" not in os.environ:
         return Launch()
@@ -39,11 +39,11 @@ def launched() -> Launch:
 
 
 def leave_reason(text: str) -> None:
-    """Tell torchrun why this process ends, for the summary that it prints."""
+    """Write why this process ends, for the summary that torchrun prints."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None:
         return
-    # The form that torch.distributed.elastic.multiprocessing.errors writes and reads.
+    # The format of torch.distributed.elastic.multiprocessing.errors.
     extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
     content = {"message": {"message": text, "extraInfo": extra}}
     with contextlib.suppress(OSError):

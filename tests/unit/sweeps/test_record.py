@@ -74,15 +74,6 @@ def test_folders_that_are_no_sweep_are_refused(tmp_path):
         resumed_arguments(["resume_sweep=a b ${"])
 
 
-def test_nothing_else_may_change(tmp_path):
-    sweep = write(tmp_path / "sweep")
-    with pytest.raises(SegFitError) as error:
-        resumed_arguments(
-            [f"resume_sweep={sweep}", "epochs=9", "+model=cnn", "hydra/launcher=basic"]
-        )
-    assert [problem.split(":")[0] for problem in error.value.problems] == ["epochs=9", "+model=cnn"]
-
-
 def test_what_names_programs_or_places_is_typed_again(tmp_path):
     recorded = ["hydra.launcher.partition=gpu", "--config-dir=/conf"]
     sweep = write(tmp_path / "sweep", hydra=recorded)
