@@ -1,4 +1,4 @@
-"""Command lines with what no limit of a key tells: keys that contradict each other, misspelt ones, noise."""
+"""Command lines that are wrong in ways that no limit of a key covers: keys that contradict each other, misspelt ones, noise."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ def _n(low: int, high: int) -> SearchStrategy[int]:
 
 
 _LISTS = st.lists(_n(0, 9), max_size=8)
-# Right one by one, wrong together; or wrong in a way that no limit tells. The key that has to be named → overrides.
+# Right one by one, wrong together; or wrong in a way that no limit covers. The key that has to be named → overrides.
 CONTRADICTIONS: dict[str, SearchStrategy[list[str]]] = {
     "image_size": (_n(-100, 31) | _n(16385, 10**15) | st.just(True) | st.floats() | st.text("ab6 ", min_size=1)
         | _LISTS | st.just({64: 64, 65: 65}) | st.just([64, 16]) | st.just(None)).map(lambda v: [f"image_size={as_text(v)}"]),

@@ -39,24 +39,26 @@ def composed(arguments: list[str], name: str = "train") -> DictConfig:
 
 
 def problems(arguments: list[str], name: str = "train") -> list[str]:
-    """Return what the command line's person is told; [] if it is accepted."""
+    """Return the messages about a command line; [] if it is accepted."""
     try:
         check(composed(arguments, name))
     except Exception as error:
-        told = explain(error, cli.CONF, name, arguments)
-        if not told:
+        messages = explain(error, cli.CONF, name, arguments)
+        if not messages:
             raise AssertionError(f"no explanation: {arguments}") from error
-        assert all(problem.strip() for problem in told)
-        assert not any(word in problem for problem in told for word in ("$VALUE", "object at 0x"))
-        return told
+        assert all(problem.strip() for problem in messages)
+        assert not any(
+            word in problem for problem in messages for word in ("$VALUE", "object at 0x")
+        )
+        return messages
     return []
 
 
 def refused(arguments: list[str], wrong: list[str], name: str = "train") -> None:
-    told = problems(arguments, name)
-    assert told, f"accepted: {arguments}"
+    messages = problems(arguments, name)
+    assert messages, f"accepted: {arguments}"
     for key in wrong:
-        assert any(key in problem for problem in told), f"{key} is not named: {told}"
+        assert any(key in problem for problem in messages), f"{key} is not named: {messages}"
 
 
 @examples(25)
@@ -133,8 +135,10 @@ def test_what_is_accepted_trains(tmp_path_factory, case):
         try:
             end = training.fit.run(heard, training.facts)
         except SegFitError as error:
-            told = str(error)
-            assert "finite" in told  # a learning rate of a million is allowed, and leads nowhere
+            messages = str(error)
+            assert (
+                "finite" in messages
+            )  # a learning rate of a million is allowed, and leads nowhere
         else:
             assert end.updates == 1
 
@@ -201,8 +205,8 @@ def test_a_run_that_somebody_meddled_with_is_read_or_refused(run, data):
     try:
         config = runs.load_config(run)
     except SegFitError as error:
-        told = str(error)
+        messages = str(error)
     else:
-        told = str(run)
+        messages = str(run)
         OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert str(run) in told
+    assert str(run) in messages

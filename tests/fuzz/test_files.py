@@ -81,9 +81,9 @@ def test_what_is_good_passes_and_is_read(root, pair):
 @given(pair=files.bad_pairs())
 def test_what_is_bad_is_refused_by_name(root, pair):
     put(root, pair)
-    told = checked(root, image_mode=pair.image_mode)
-    assert isinstance(told, str)
-    assert "one" in told
+    messages = checked(root, image_mode=pair.image_mode)
+    assert isinstance(messages, str)
+    assert "one" in messages
 
 
 @examples(300)

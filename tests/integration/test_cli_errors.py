@@ -33,7 +33,7 @@ def train(
         (["+foo=1"], ["foo: there is no such key"]),
         (["hydra.run.dir=/dev/null/x"], ["hydra.run.dir", "/dev/null/x"]),
         (["loss=[dice"], ["loss=[dice: not understood"]),
-        (["resume=nowhere"], ["resume=nowhere: no run folder"]),
+        (["resume=nowhere"], ["resume=nowhere: not a run folder"]),
         (["data=folder", "data.num_classes=2"], ["data.root has no value"]),
         (
             ["modle=cnn", "loss=dicee", "batch_size=0"],

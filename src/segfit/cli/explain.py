@@ -65,7 +65,7 @@ def explain(error: BaseException, conf: Path, config_name: str, arguments: list[
             return cause.problems
     if not isinstance(error, (HydraException, OmegaConfBaseException)) and not _composing(error):
         if isinstance(error, OSError) and _of_hydras_own(error):
-            return [f"Hydra cannot make its folder (hydra.run.dir, hydra.sweep.dir): {error}."]
+            return [f"Hydra cannot create its folder (hydra.run.dir, hydra.sweep.dir): {error}."]
         return []
     problems = _faulty_overrides(conf, config_name, arguments)
     return list(dict.fromkeys(problems)) or [_plain(str(error))]
@@ -97,14 +97,11 @@ def _plain(message: str) -> str:
 
 
 def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> list[str]:
-    texts = [
-        text
-        for text in arguments
-        if text.startswith("~") or ("=" in text and not text.startswith("-"))
-    ]
     problems: list[str] = []
     parsed: list[Override] = []
-    for text in texts:
+    for text in arguments:
+        if text.startswith("-") or ("=" not in text and not text.startswith("~")):
+            continue
         try:
             override = OverridesParser.create().parse_override(text)
             if not override.key_or_group:
@@ -121,20 +118,25 @@ def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
     # Choices of groups first: which keys exist depends on them.
     groups = [o for o in overrides if _is_group((o.input_line or "").split("=")[0])]
     lines = [line for o in groups for line in _lines(o)]
-    good: list[str] = []
-    problems: list[str] = []
+    good, problems = list(lines), []
     config = _composed(config_name, lines)
-    if config is not None:
-        good += lines
-    else:
-        problems += _fitting(config_name, lines, good)
+    if config is None:
+        good.clear()
+        problems = _fitting(config_name, lines, good)
         config = _composed(config_name, good)
     if config is None:
         return problems  # the choices alone do not compose, so no value is at fault
     values = [o for o in overrides if o not in groups]
     plain = [o for o in values if _can_be_set(config, o)]
     good += [o.input_line or "" for o in plain]
-    rest = [line for o in values if o not in plain for line in _lines(o)]
+    known = [*_groups(), *_keys(config)]
+    rest = []
+    for override in [o for o in values if o not in plain]:
+        key = override.key_or_group
+        if override.is_add() or key in known or key.startswith("hydra."):
+            rest += _lines(override)
+        else:
+            problems.append(f"{key}: there is no such key.{_right_key(key, known)}")
     problems += _fitting(config_name, rest, good)
     if problems:
         problems += _wrong_values(config_name, good)
@@ -145,13 +147,13 @@ def _fitting(config_name: str, lines: list[str], good: list[str]) -> list[str]:
     """Extend `good` with the overrides that compose together with it; return what is wrong with the others."""
     problems = []
     for line in lines:
-        others = _without(good, line.split("=")[0])
+        others = [other for other in good if other.split("=")[0] != line.split("=")[0]]
         try:
             compose(config_name, [*others, line])
         except SegFitError as error:
             problems += error.problems
         except Exception as error:
-            problems.append(_reason(line, error, config_name, good))
+            problems.append(_reason(line, error))
         else:
             good[:] = [*others, line]
     return problems
@@ -193,10 +195,6 @@ def _lines(override: Override) -> list[str]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def _without(lines: list[str], key: str) -> list[str]:
-    return [line for line in lines if line.split("=")[0] != key]
-
-
 def _is_group(key: str) -> bool:
     name = key.lstrip("+~").split("@")[0]
     return bool(name) and name in _groups()
@@ -208,7 +206,7 @@ def _groups() -> list[str]:
     return [group for group in loader.list_groups("") if group != "hydra"] + hydras
 
 
-def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> str:
+def _reason(line: str, error: Exception) -> str:
     key, _, value = line.partition("=")
     name = key.lstrip("+~")
     loader = GlobalHydra.instance().config_loader()
@@ -218,15 +216,8 @@ def _reason(line: str, error: Exception, config_name: str, good: list[str]) -> s
         if value not in choices and not value.startswith(("[", "{")):
             if line == "hardware=local":
                 return f"{line}: does not exist yet. `python benchmark.py benchmark=optimize` writes it."
-            return (
-                f"{line}: no such choice.{nearest(value, choices)} There are: {', '.join(choices)}."
-            )
-    try:
-        known = [*_groups(), *_keys(compose(config_name, good))]
-    except Exception:
-        known = _groups()
-    if not key.startswith("+") and name not in known and name.split(".")[0] != "hydra":
-        return f"{name}: there is no such key.{_right_key(name, known)}"
+            near = nearest(value, choices)
+            return f"{line}: no such choice.{near} There are: {', '.join(choices)}."
     causes = [_plain(str(cause)) for cause in _chain(error)]
     for theirs, plain in _PLAINER.items():
         if any(theirs in cause for cause in causes):
@@ -240,9 +231,8 @@ def _right_key(name: str, known: list[str]) -> str:
     ours = _OURS.get(leaf, "")
     if ours in known or ours.startswith("hydra."):
         return f" In SegFit it is {ours}."
-    same = [
-        key for key in known if key.split(".")[-1] == leaf
-    ]  # weight_decay → optimizer.weight_decay
+    # weight_decay → optimizer.weight_decay
+    same = [key for key in known if key.split(".")[-1] == leaf]
     return nearest(name, known) or (f" Did you mean '{same[0]}'?" if same else "")
 
 

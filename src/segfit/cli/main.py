@@ -1,7 +1,7 @@
-"""Between the command line and the work: resolvers, messages, exit codes.
+"""What every entry point shares: Hydra's resolvers, error messages, exit codes.
 
-Exit codes: 0 done; 1 a bug or a crash (with its traceback); 2 wrong input (with one clear message);
-130 interrupted by Ctrl-C after saving; 143 a sweep that SIGTERM ended.
+Exit codes: 0 done; 1 a bug or a crash (with a traceback); 2 wrong input (with a message); 130 interrupted by Ctrl-C
+after saving; 143 a sweep that SIGTERM ended.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from segfit.system.streams import outlive_readers
 from segfit.system.torchrun_env import launched, leave_reason
 
 CONF = Path(__file__).parents[3] / "conf"
-_GRACE_SECONDS = 3.0  # in which torchrun ends this process, where the main one failed alike
+_GRACE_SECONDS = 3.0  # torchrun ends this process within them if the main process failed, too
 
 
 def setup() -> None:
@@ -65,21 +65,21 @@ def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
 
 
 def run_dir(resume: str | None) -> str:
-    """Return the folder of this run: the resumed one, or a new one that nobody else has.
+    """Return the folder of this run: the resumed one, or a new one.
 
     Raises:
-        SegFitError: if `resume` is no run folder.
+        SegFitError: if `resume` is not a run folder.
     """
     if resume is not None:
         folder = Path(resume).expanduser()
         if not RunFolder(folder).config.is_file():
             raise SegFitError(
-                f"resume={resume}: no run folder (it has no config.yaml). Give a folder that train.py "
-                f"made, such as outputs/2030-01-31/12-00-00."
+                f"resume={resume}: not a run folder (it has no config.yaml). Give a folder that train.py "
+                f"wrote, such as outputs/2030-01-31/12-00-00."
             )
         return str(folder)
     if launched().rank > 0:
-        return "."  # the main process makes the folder, and says which it is when all have joined
+        return "."  # the main process makes the folder and sends its name when all have joined
     return new_folder(Path("outputs"))
 
 
@@ -89,15 +89,15 @@ def sweep_dir() -> str:
 
 
 def benchmark_dir(mode: str) -> str:
-    """Return a new folder for the findings of a mode."""
+    """Return a new folder for the results of a mode."""
     return new_folder(Path("outputs") / "benchmark", f"{mode}-")
 
 
 def new_folder(parent: Path, prefix: str = "") -> str:
-    """Make a folder named by date and time below `parent`, one that nobody else has.
+    """Create a folder named by date and time below `parent`.
 
     Raises:
-        SegFitError: if it cannot be made.
+        SegFitError: if it cannot be created.
     """
     now = datetime.now()
     day = parent / now.strftime("%Y-%m-%d")
@@ -105,13 +105,13 @@ def new_folder(parent: Path, prefix: str = "") -> str:
         clock = now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else "")
         folder = day / f"{prefix}{clock}"
         try:
-            folder.mkdir(parents=True)  # fails if another run took the name in the same second
+            folder.mkdir(parents=True)  # fails if another run started in the same second
         except FileExistsError:
             continue
         except OSError as error:
-            raise SegFitError(f"cannot make the folder {folder}: {error.strerror}.") from error
+            raise SegFitError(f"cannot create the folder {folder}: {error.strerror}.") from error
         return str(folder)
-    raise SegFitError(f"cannot make a new folder below {day}.")
+    raise SegFitError(f"cannot create a new folder below {day}.")
 
 
 _held_back: list[Exception] = []
@@ -119,7 +119,7 @@ _held_back: list[Exception] = []
 
 @contextlib.contextmanager
 def errors_held_back() -> Iterator[None]:
-    """Keep an error of the work until Hydra has returned: Hydra would print a line of its own about it."""
+    """Keep an error until Hydra has returned: Hydra would print a line of its own about it."""
     try:
         yield
     except Exception as error:
@@ -129,13 +129,13 @@ def errors_held_back() -> Iterator[None]:
 def run(
     main: Callable[[], None], config_name: str, no_sweep: str = "", no_torchrun: str = ""
 ) -> NoReturn:
-    """Run a function decorated by hydra.main, turn errors into messages, exit.
+    """Run a function decorated by hydra.main, print errors as messages, exit.
 
     Args:
         main: the decorated entry point.
-        config_name: the primary config, to find out what is wrong with a command line.
-        no_sweep: why this program takes no -m, and what to do instead; empty: it does.
-        no_torchrun: the same of several processes by torchrun.
+        config_name: name of the primary config.
+        no_sweep: why this program takes no -m, and what to do instead; empty: it takes it.
+        no_torchrun: the same for several processes by torchrun.
     """
     outlive_readers()
     _refuse_a_folder_that_is_gone()
@@ -150,7 +150,7 @@ def run(
         _resume_sweep()
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not verbose:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
         os.environ[sweep_jobs.QUIET] = "1"
     try:
         main()
@@ -182,13 +182,13 @@ def run(
         kind = "oom" if _ran_out_of_memory(caught) else "crash"
         sweep_jobs.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
         raise caught
-    if not isinstance(caught, InUseError):  # by a process that trains; nothing failed
+    if not isinstance(caught, InUseError):  # another process trains in this folder; nothing failed
         sweep_jobs.leave_error("input", problems[0], 2)
     fail(problems, caught.exit_code if isinstance(caught, SegFitError) else 2)
 
 
 def _resume_sweep() -> None:
-    """Replace `resume_sweep=<folder>` on the command line by what that sweep was launched with."""
+    """With resume_sweep=, replace the command line by the sweep's own."""
     try:
         again = sweep_record.resumed_arguments(sys.argv[1:])
     except SegFitError as error:
@@ -200,7 +200,7 @@ def _resume_sweep() -> None:
 def _ran_out_of_memory(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from segfit.engine.out_of_memory import is_out_of_memory  # brings torch, which is there
+    from segfit.engine.out_of_memory import is_out_of_memory  # imports torch
 
     return is_out_of_memory(error)
 
@@ -209,11 +209,11 @@ def _refuse_a_folder_that_is_gone() -> None:
     try:
         Path.cwd()
     except FileNotFoundError:
-        fail(["the current folder is gone, deleted or replaced. Change to one that is there (cd)."])
+        fail(["the current folder does not exist any more. Change to another one (cd)."])
 
 
 def _sweeping() -> list[str]:
-    """Return what of the command line asks for a sweep."""
+    """Return the arguments that ask for a sweep."""
     signs = ("-m", "--m", "resume_sweep=", "hydra.mode=MULTIRUN", "hparams_search=")
     return [text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)]
 
@@ -227,9 +227,9 @@ def _refuse_under_torchrun(why: str) -> None:
 
 
 def fail(problems: list[str], code: int = 2) -> NoReturn:
-    """Print the problems for the person at the keyboard and exit.
+    """Print the problems and exit.
 
-    Of processes that train together the main one prints; another one does where it alone fails.
+    Of several processes the main one prints; another one prints only if it alone fails.
     """
     if launched().rank > 0:
         time.sleep(_GRACE_SECONDS)

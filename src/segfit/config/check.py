@@ -1,4 +1,4 @@
-"""`check` tells everything that is wrong with a config in one error."""
+"""`check` raises one error that lists everything that is wrong with a config."""
 
 import math
 from collections.abc import Callable, Iterator

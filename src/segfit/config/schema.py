@@ -52,7 +52,7 @@ class ModelConfig:
 
 @dataclass
 class TunedForConfig:
-    """What the measurements of benchmark=optimize hold for, as text; anything else is told when training starts."""
+    """What the measurements of benchmark=optimize hold for, as text; a difference is logged when training starts."""
 
     device: str = option(REQUIRED, "Its name, memory and, of a CPU, cores.")
     driver: str | None = option(None, "NVIDIA's; null on the CPU.")
@@ -103,7 +103,7 @@ class DataConfig:
     )
     on_bad_sample: str = option(
         "fail",
-        "An image or mask that cannot be read. fail: the run ends and names it. skip: it is told once; in training "
+        "An image or mask that cannot be read. fail: the run ends and names it. skip: a warning is logged once; in training "
         "another image takes its place, in evaluation it counts nowhere.",
         choices=("fail", "skip"),
     )
@@ -175,7 +175,7 @@ class CheckpointConfig:
 
 @dataclass
 class ReportConfig:
-    """What is told, where."""
+    """What is reported, where."""
 
     log_every: int = option(20, "Updates between two readings of loss and gradient norm.", ge=1)
     tensorboard: bool = option(True, "Write TensorBoard events.")

@@ -66,4 +66,4 @@ def test_a_current_folder_that_was_deleted_is_told(
     with pytest.raises(SystemExit) as ended:
         cli.run(never, "train")
     assert ended.value.code == 2
-    assert "the current folder is gone" in capsys.readouterr().err
+    assert "the current folder does not exist" in capsys.readouterr().err

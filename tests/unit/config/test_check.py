@@ -1,4 +1,4 @@
-"""Whatever is wrong with values is told, all at once."""
+"""Everything that is wrong with values is listed at once."""
 
 import pytest
 
