@@ -43,7 +43,7 @@ def test_memory_that_runs_out_in_the_first_update_halves_the_micro_batch_of_both
 def test_memory_that_runs_out_where_it_cannot_be_done_again_ends_both(tmp_path):
     code, output = struck(tmp_path, "backward", "accumulate=1")
     assert code != 0
-    assert "process 1 of 2 ran out of memory where all of them have to go on together" in output
+    assert "process 1 of 2 ran out of memory in a step that all processes take together" in output
     assert "half the batch_size and twice the accumulate" in output
     assert load_checkpoint(the_run(tmp_path) / "checkpoints/last.pt")["progress"]["update"] == 2
 

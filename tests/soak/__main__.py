@@ -274,7 +274,7 @@ def main() -> int:
         differences = compare(run, undisturbed)
         growth = [found for life in soak.lives if (found := life.growth()) is not None]
         if not growth or not soak.faults:
-            print("too short: no fault struck, or no process lived long enough to tell its growth")
+            print("too short: no fault struck, or no process lived long enough to show its growth")
             return 1
         memory, files, shared = (max(one[part] for one in growth) for part in range(3))
         longest = max(len(life.memory) for life in soak.lives) / 10

@@ -66,7 +66,7 @@ def make_update(
             totals = torch.stack([task.totals(targets) for _, targets in pieces]).sum(0)
 
         attempt.begin("passes")
-        totals = distributed.sum(totals)  # what the loss is divided by, over the whole big batch
+        totals = distributed.sum(totals)  # the denominators of the loss over the big batch
         if state.progress.micro_batch:  # memory ran out before: smaller pieces, more accumulation
             largest = state.progress.micro_batch
             pieces = [small for piece in pieces for small in task.split(*piece, largest)]
@@ -81,12 +81,13 @@ def make_update(
                     with state.precision.autocast():  # backward runs in the types chosen here
                         outputs = state.forward(inputs)
                     part = task.loss(outputs, targets, totals)  # outside: losses are summed in fp32
+                    del outputs  # backward frees it
                 if sync:
                     attempt.begin("passes", agreed=False)
                 with phase("backward"):
-                    # The mean over processes becomes their sum.
-                    mean = part * distributed.size if distributed.size > 1 else part
-                    scaler.scale(mean).backward()  # fp16 gradients would underflow unscaled
+                    # Gradients are averaged over processes: times their number, they are summed.
+                    share = part * distributed.size if distributed.size > 1 else part
+                    scaler.scale(share).backward()  # fp16 gradients would underflow unscaled
             loss += part.detach()
         if not state.proven:
             attempt.begin("passes", agreed=False)

@@ -1,4 +1,4 @@
-"""What does not compile runs eager, the reason is told, and the probe leaves no trace."""
+"""What does not compile runs eager, a notice gives the reason, and the trial leaves no trace."""
 
 import subprocess
 import sys
@@ -125,10 +125,10 @@ def test_a_training_whose_compiled_model_fails_later_goes_on_and_says_so_once(tm
     fit.state.forward = torch.compile(fit.state.model, backend=backend)
     fit.run(heard, {})
     assert backend.good == 0
-    (told,) = heard.notices
-    assert "torch.compile failed" in told
-    assert "eager" in told
-    assert "no such instruction" in told
+    (notice,) = heard.notices
+    assert "torch.compile failed" in notice
+    assert "eager" in notice
+    assert "no such instruction" in notice
     assert fit.state.forward is fit.state.model
     assert heard.losses == pytest.approx(expected.losses)
     torch.testing.assert_close(weights(fit.state.model), weights(whole.state.model))

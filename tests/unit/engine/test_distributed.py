@@ -106,14 +106,14 @@ def run_two(script: str, *arguments: str) -> "list[tuple[int, str, str]]":
         for rank in "01"
     ]
     outputs = [process.communicate(timeout=300) for process in processes]
-    return [(process.returncode, *told) for process, told in zip(processes, outputs, strict=True)]
+    return [(process.returncode, *text) for process, text in zip(processes, outputs, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def found() -> list[dict]:
     results = run_two(TOGETHER)
     assert [code for code, _, _ in results] == [0, 0], results
-    return [json.loads(told) for _, told, _ in results]
+    return [json.loads(output) for _, output, _ in results]
 
 
 def test_all_processes_get_the_same_of_all(found):
@@ -168,7 +168,7 @@ def slow(*values: object) -> object:
 )
 def test_a_failure_ends_all_and_is_reported_once(who, what, first, second):
     results = run_two(FAILING, who, what)
-    assert [(code, told.strip()) for code, told, _ in results] == [first, second], results
+    assert [(code, output.strip()) for code, output, _ in results] == [first, second], results
     assert "Traceback" not in "".join(errors for _, _, errors in results)
 
 

@@ -55,8 +55,8 @@ def test_logs_are_means_since_the_last_one(tmp_path, log_every):
     single = run(make_fit(tmp_path / "1", epochs=2)).losses
     for log in run(make_fit(tmp_path / "2", epochs=2, log_every=log_every)).logs:
         start = max((log.update - 1) // log_every * log_every, 4 * log.epoch)
-        window = [single[update] for update in range(start + 1, log.update + 1)]
-        assert log.loss == pytest.approx(sum(window) / len(window), rel=1e-5)
+        losses = [single[update] for update in range(start + 1, log.update + 1)]
+        assert log.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 @pytest.mark.parametrize(("max_steps", "epochs_told"), [(1, 1), (4, 1), (6, 2)])
@@ -127,9 +127,9 @@ def test_a_best_that_cannot_be_saved_does_not_count_so_that_the_next_is(tmp_path
     heard = Recorder()
     heard.epoch = lambda log: (heard.epochs.append(log), log.epoch == 0 and in_the_way.rmdir())
     run(make_fit(tmp_path, task=LineTask([0.5, 0.4, 0.3])), heard)
-    (told,) = heard.notices
-    assert "best.pt: Is a directory" in told
-    assert "does not count as the best" in told
+    (notice,) = heard.notices
+    assert "best.pt: Is a directory" in notice
+    assert "does not count as the best" in notice
     assert [log.is_best for log in heard.epochs] == [False, True, False]
     assert load_checkpoint(in_the_way)["scores"]["miou"] == heard.ends[0].best_scores["miou"] == 0.4
 
@@ -272,8 +272,8 @@ def test_every_minutes_saves_inside_an_epoch(tmp_path, monkeypatch):
     assert saved[-1] == 40
 
 
-def test_images_that_a_roll_back_made_again_count_once(tmp_path):
-    """Else speed would be told of two passes over the images in the time of one."""
+def test_samples_that_a_roll_back_repeated_count_once(tmp_path):
+    """Else the speed would count two passes over the samples in the time of one."""
     fit = make_fit(tmp_path / "checkpoints", train=Points(bad=[(1, 3)]), log_every=1)
     run(fit)
     assert fit.state.progress.left_out == [[1, 6]]

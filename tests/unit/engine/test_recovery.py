@@ -175,7 +175,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     def spoil(*args):
         step(*args)
         steps.append(1)
-        if len(steps) == 8:  # the last of its epoch: no later loss tells
+        if len(steps) == 8:  # the last of its epoch: no later loss shows it
             with torch.no_grad():
                 next(fit.state.model.parameters())[0] = math.nan
 
