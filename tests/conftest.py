@@ -1,5 +1,6 @@
 """What every test stands on: no network, no caches but its own, few threads."""
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,12 @@ def pytest_configure() -> None:
     """Obey Ctrl-C, and let the processes that tests start obey it, where a job in the background would not."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what collecting made out of garbage collections: composing a config sets off many, each a look at it all."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Nothing that is typed, or found in a run folder, ends in a traceback, and nothing wrong passes."""
 
-import gc
 from functools import cache
 from typing import Any
 
@@ -27,9 +26,6 @@ from tests.unit.engine.fakes import Recorder
 @pytest.fixture(scope="module", autouse=True)
 def _set_up():
     cli.setup()
-    gc.freeze()  # composing makes very many objects; looking at all that stand takes a third of its time
-    yield
-    gc.unfreeze()
 
 
 def composed(arguments: list[str], name: str = "train") -> DictConfig:

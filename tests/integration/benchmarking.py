@@ -8,13 +8,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from segfit.cli import main as cli
 from segfit.config.check import check, plain
 from segfit.engine.findings import Findings
 from segfit.report.benchmark import write_findings
 from segfit.tuning.bench import Bench
 from segfit.tuning.trial import Outcome
 from tests.integration.training import ROOT, TINY, one_thread
+from tests.unit.composing import set_up
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Benchmarked:
 def compose_benchmark(mode: str, *overrides: str, base: tuple[str, ...] = TINY) -> DictConfig:
     """Compose and check what `benchmark.py` would of these overrides; the last one of a key wins."""
     last = {text.split("=")[0]: text for text in (*base, *overrides)}
-    cli.setup()
+    set_up()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("benchmark", [f"benchmark={mode}", *last.values()])
     check(config)

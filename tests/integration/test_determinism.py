@@ -31,9 +31,8 @@ def test_one_seed_gives_the_same_weights_and_scores_bit_for_bit(tmp_path, augmen
     assert a.end.best_scores == b.end.best_scores
     assert same(a.model.state_dict(), b.model.state_dict())
 
-    other = train(tmp_path / "c", *options, "seed=2")
-    assert other.losses != a.losses
-    assert not same(other.model.state_dict(), a.model.state_dict())
+    other = train(tmp_path / "c", *options, "seed=2", "max_steps=1")
+    assert other.losses[0] != a.losses[0]
 
 
 def test_what_is_told_and_how_often_changes_nothing(tmp_path):

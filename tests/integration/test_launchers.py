@@ -76,7 +76,15 @@ def test_a_sweep_of_any_launcher_that_is_stopped_saves_its_jobs(tmp_path, launch
 def test_a_job_that_a_scheduler_takes_back_is_queued_again_and_goes_on(tmp_path):
     """SIGUSR2 to every process of the job is what Slurm sends; submitit's local executor queues as it does."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    line = ("-m", *QUICK, "batch_size=4", "epochs=20", "lr=-1,0.001", "loader.workers=1")
+    line = (
+        "-m",
+        *QUICK,
+        "batch_size=4",
+        "epochs=15",
+        "val_every=15",
+        "lr=-1,0.001",
+        "loader.workers=1",
+    )
     process = start(
         tmp_path,
         *(text for text in line if text != "loader.workers=0"),
@@ -93,7 +101,7 @@ def test_a_job_that_a_scheduler_takes_back_is_queued_again_and_goes_on(tmp_path)
     sweep = sweep_of(tmp_path)
     board = rows(sweep)
     assert [board[job]["status"] for job in "01"] == ["input", "finished"]
-    assert board["1"]["updates"] == "120"
+    assert board["1"]["updates"] == "90"
     log = (sweep / "1/train.log").read_text()
     assert "terminated (SIGTERM)" in log
     assert log.count("resuming at update") == 1

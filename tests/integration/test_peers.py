@@ -141,8 +141,9 @@ def test_ours_run_until_they_are_stopped(
     assert 0 <= waited < seconds
 
 
-@pytest.mark.parametrize("root", [None, "somewhere"])
-@pytest.mark.parametrize("section", ["loop", "peers", "smp"])
+@pytest.mark.parametrize(
+    ("section", "root"), [("loop", None), ("peers", "somewhere"), ("smp", None)]
+)
 def test_every_case_composes(
     peers: ModuleType, contestants: ModuleType, section: str, root: str | None
 ) -> None:

@@ -36,10 +36,10 @@ if "batch_size=3" in (text.strip("'") for text in sys.orig_argv):
 
 
 def test_jobs_are_complete_runs_and_what_befalls_one_costs_the_others_nothing(tmp_path):
-    """One has wrong input, one is killed."""
+    """One has wrong input, one is killed, the last one trains."""
     (tmp_path / "sitecustomize.py").write_text(DIES)
-    sizes = {"0": "2", "1": "0", "2": "3", "3": "4"}
-    line = ("-m", *SMALL, "epochs=1", f"batch_size={','.join(sizes.values())}")
+    sizes = {"0": "0", "1": "3", "2": "4"}
+    line = ("-m", *SMALL, "epochs=1", "max_steps=1", f"batch_size={','.join(sizes.values())}")
     code, output = train_by_command_line(tmp_path, *line, PYTHONPATH=str(tmp_path))
     sweep = sweep_of(tmp_path)
     board = rows(sweep)
@@ -48,22 +48,19 @@ def test_jobs_are_complete_runs_and_what_befalls_one_costs_the_others_nothing(tm
     assert "Leader board" in output
     assert "leaderboard.csv" in output
     assert "Traceback" not in output
-    assert board["1"]["status"] == "input"
-    assert "batch_size=0: must be at least 1" in board["1"]["message"]
-    assert board["2"]["status"] == "crash"
-    assert "killed by signal 9" in board["2"]["message"]
-    for job in "03":
-        assert board[job]["status"] == "finished"
-        assert 0 <= float(board[job]["best_miou"]) <= 1
-        folder = sweep / job
-        for name in ("config.yaml", "overrides.yaml", "metrics.json", "train.log"):
-            assert (folder / name).stat().st_size > 0
-        for name in ("last.pt", "best.pt"):
-            assert (folder / "checkpoints" / name).exists()
-        assert list((folder / "tensorboard").glob("events.*"))
-        assert runs.load_config(folder).batch_size == int(sizes[job])
-    best = [float(row["best_miou"]) for row in board.values() if row["best_miou"]]
-    assert best == sorted(best, reverse=True)
+    assert board["0"]["status"] == "input"
+    assert "batch_size=0: must be at least 1" in board["0"]["message"]
+    assert board["1"]["status"] == "crash"
+    assert "killed by signal 9" in board["1"]["message"]
+    assert board["2"]["status"] == "max_steps"
+    assert 0 <= float(board["2"]["best_miou"]) <= 1
+    folder = sweep / "2"
+    for name in ("config.yaml", "overrides.yaml", "metrics.json", "train.log"):
+        assert (folder / name).stat().st_size > 0
+    for name in ("last.pt", "best.pt"):
+        assert (folder / "checkpoints" / name).exists()
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert runs.load_config(folder).batch_size == 4
     assert not (tmp_path / "outputs").exists()
 
 
@@ -115,7 +112,13 @@ def sweep_again(folder: Path) -> "tuple[int, str, Path]":
 
 def test_a_killed_sweep_runs_what_is_missing_and_no_more(tmp_path):
     """Of a failed job, a finished one, one in the middle, one that did not begin: all killed at once."""
-    data = ("data.train_size=8", "data.val_size=2", "checkpoint.every_steps=1", "epochs=30")
+    data = (
+        "data.train_size=8",
+        "data.val_size=2",
+        "checkpoint.every_steps=1",
+        "epochs=30",
+        "val_every=30",
+    )
     small = [text for text in SMALL if not text.startswith(("data.train", "data.val"))]
     sweeps = ("batch_size=0,4", "max_steps=1,60")
     process = start(tmp_path, "-m", *small, *data, "report.tensorboard=false", *sweeps)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from segfit.assembly.training import Training, make_training
-from segfit.cli import main as cli
 from segfit.config.check import check
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.events import EndLog
 from segfit.runs import folder as runs
+from tests.integration.forked import Forked
+from tests.unit.composing import set_up
 from tests.unit.engine.fakes import Recorder
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +69,7 @@ class Trained:
 def compose_run(*overrides: str, base: tuple[str, ...] = TINY) -> DictConfig:
     """Compose and check what `train.py` would of these overrides; the last one of a key wins."""
     last = {text.split("=")[0]: text for text in (*base, *overrides)}
-    cli.setup()
+    set_up()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", list(last.values()))
     check(config)
@@ -123,11 +125,18 @@ def environment() -> dict[str, str]:
 def finished(
     arguments: Sequence[str], folder: Path, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run any command in a folder to its end."""
+    """Run any command in a folder to its end; forked where it is one of `command`."""
+    everything = {**environment(), **variables}
+    if list(arguments[:1]) == [sys.executable] and arguments[1].endswith(".py"):
+        with tempfile.NamedTemporaryFile("r") as errors:
+            process = Forked(list(arguments[1:]), folder, everything, Path(errors.name))
+            output, _ = process.communicate(timeout=PATIENCE)
+            code = process.wait()
+            return subprocess.CompletedProcess(arguments, code, output, errors.read())
     return subprocess.run(
         arguments,
         cwd=folder,
-        env={**environment(), **variables},
+        env=everything,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -144,12 +153,18 @@ def mounting(script: str, folder: Path | None = None) -> list[str]:
 
 def start(
     folder: Path, *arguments: str, script: str = "train.py", **variables: str
-) -> "subprocess.Popen[str]":
-    """Start `python train.py …` in a folder, in a process group of its own as a terminal would."""
+) -> "subprocess.Popen[str] | Forked":
+    """Start `python train.py …` in a folder, in a process group of its own as a terminal would.
+
+    It is forked, unless `variables` hold what Python reads as it starts.
+    """
+    line, everything = command(*arguments, script=script), {**environment(), **variables}
+    if not any(name.startswith("PYTHON") for name in variables):
+        return Forked(line[1:], folder, everything)
     return subprocess.Popen(
-        command(*arguments, script=script),
+        line,
         cwd=folder,
-        env={**environment(), **variables},
+        env=everything,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -161,17 +176,16 @@ def train_by_command_line(folder: Path, *arguments: str, **variables: str) -> "t
     """Run `python train.py …` in a folder; return exit code and all that it printed."""
     process = start(folder, *arguments, **variables)
     output, _ = process.communicate(timeout=PATIENCE)
-    return process.returncode, output
+    return process.wait(), output
 
 
-def start_struck(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start_struck(folder: Path, *arguments: str) -> "subprocess.Popen[str] | Forked":
     """Start `struck.py …` in a folder: train.py, and what is to befall it."""
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'src'}"
-    return start(folder, *arguments, script="tests/integration/struck.py", PYTHONPATH=paths)
+    return start(folder, *arguments, script="tests/integration/struck.py")
 
 
 def wait_for(
-    process: "subprocess.Popen[str]",
+    process: "subprocess.Popen[str] | Forked",
     folder: Path,
     words: str,
     logs: str = "outputs/*/*/train.log",

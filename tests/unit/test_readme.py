@@ -78,7 +78,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [*entry_commands(), *documented()],
+    {str(entry): entry for entry in [*entry_commands(), *documented()]}.values(),
     ids=lambda item: str(item).replace("/", "_"),
 )
 def test_commands_compose(name: str, arguments: list[str]) -> None:

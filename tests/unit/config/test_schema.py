@@ -47,9 +47,12 @@ def test_recipes_are_the_published_ones(tier: str) -> None:
 
 
 def test_auto_is_the_recipe_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "detect_tier", lambda: "12gb")
-    assert composed() == composed("hardware=12gb")
-    assert composed().model.variant == "b4"
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "detect_tier", lambda: "12gb")
+        cli.setup()
+        assert composed() == composed("hardware=12gb")
+        assert composed().model.variant == "b4"
+    cli.setup()
 
 
 def test_the_command_line_wins_over_experiment_and_recipe() -> None:
