@@ -1,16 +1,13 @@
-"""Segmentation losses that add up: the loss of an accumulated window is the loss of one big batch.
+"""Segmentation losses that add up: accumulated micro-batches have the loss of one big batch.
 
-A mean over pixels or images can't be averaged over micro-batches of different content. So every loss
-here is a weighted sum of terms, each a numerator (a sum over this batch) divided by a total that the
-caller sums over the whole window first:
+A loss is a weighted sum of terms. Each is a sum over the batch, divided by a total of the whole update:
 
-    totals = sum(loss.totals(targets) for targets in window)
-    for logits, targets in window:
+    totals = sum(loss.totals(targets) for targets in micro_batches)
+    for logits, targets in micro_batches:
         loss(logits, targets, totals).backward()
 
-Targets are hard, `(B, H, W)` int64 with `IGNORE_INDEX`, or soft, `(B, C, H, W)` float that sums to 1 over
-classes; an ignored pixel is 0 in every class of a soft target. Hard targets and their one-hot form give
-the same loss. Nothing here waits for the device.
+Targets are hard, `(B, H, W)` int64 with `IGNORE_INDEX`, or soft, `(B, C, H, W)` float that sums to 1 over classes and is
+0 where ignored. Hard targets and their one-hot form give the same loss. Nothing here waits for the device.
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +24,7 @@ EPSILON = 1e-7  # keeps divisors and bases of powers away from 0; no smoothing t
 
 
 def is_soft(targets: Tensor) -> bool:
-    """Tell soft targets `(B, C, H, W)` from hard ones `(B, H, W)`."""
+    """Return whether targets are soft."""
     return targets.ndim == 4
 
 
@@ -37,10 +34,7 @@ def valid_pixels(targets: Tensor) -> Tensor:
 
 
 def per_class(targets: Tensor, num_classes: int) -> Tensor:
-    """Return `(B, C, H, W)`: soft targets as they are, hard ones as a bool one-hot.
-
-    bool, for a quarter of the memory that autograd would keep of a float one-hot.
-    """
+    """Return `(B, C, H, W)`: soft targets as they are, hard ones as a one-hot of bool, a quarter of float's memory."""
     if is_soft(targets):
         return targets
     classes = torch.arange(num_classes, device=targets.device)
@@ -48,28 +42,19 @@ def per_class(targets: Tensor, num_classes: int) -> Tensor:
 
 
 class Term(nn.Module, ABC):
-    """One summand of a loss: a numerator, and the total that it is divided by."""
+    """One summand of a loss: a numerator and its divisor."""
 
     @abstractmethod
     def total(self, targets: Tensor) -> Tensor:
-        """Return what the numerator of `targets` is divided by: `()` float32, ≥ 0."""
+        """Return the divisor of these targets, `()` float32, ≥ 0; totals of micro-batches add up."""
 
     @abstractmethod
     def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over this batch, `()`, from logits `(B, C, H, W)` float32 or float64."""
 
 
-# ------------------------------------------------------------------------------- pixel terms
-
-
 class PixelTerm(Term):
-    """A weighted mean over pixels; like torch's, it is divided by the weights of the valid pixels.
-
-    A pixel weighs Σ_c weight_c · target_c.
-
-    Args:
-        class_weights: `(C,)`, one a class.
-    """
+    """A mean over valid pixels; each weighs Σ_c class_weight_c · target_c, as in torch's losses."""
 
     class_weights: Tensor
 
@@ -93,12 +78,7 @@ class PixelTerm(Term):
 
 
 class CrossEntropy(PixelTerm):
-    """Cross-entropy with class weights and label smoothing, as `torch.nn.functional.cross_entropy`.
-
-    Args:
-        class_weights: `(C,)`, one a class.
-        label_smoothing: share of every target that is spread evenly over the classes.
-    """
+    """Cross-entropy with class weights and label smoothing, as `torch.nn.functional.cross_entropy`."""
 
     def __init__(self, class_weights: Sequence[float], label_smoothing: float = 0.0) -> None:
         super().__init__(class_weights)
@@ -108,7 +88,7 @@ class CrossEntropy(PixelTerm):
         """Return the weighted sum over valid pixels."""
         weights = self.class_weights.to(logits.dtype)
         if not is_soft(targets):
-            # Not reduction="sum": on CUDA it adds in any order, and deterministic mode refuses it.
+            # Not reduction="sum", which is not deterministic on CUDA.
             return F.cross_entropy(
                 logits,
                 targets,
@@ -117,7 +97,7 @@ class CrossEntropy(PixelTerm):
                 label_smoothing=self.label_smoothing,
                 reduction="none",
             ).sum()
-        # Smoothed here, because torch would smooth ignored pixels (all 0) into counting ones.
+        # torch's own smoothing would let ignored pixels (all 0) count.
         share = self.label_smoothing
         smoothed = targets * (1 - share) + targets.sum(1, keepdim=True) * (share / logits.shape[1])
         return -(smoothed * logits.log_softmax(1) * weights.view(1, -1, 1, 1)).sum()
@@ -127,10 +107,6 @@ class Focal(PixelTerm):
     """Focal loss, -w (1 - p)^gamma log p (Lin et al., arXiv 1708.02002); gamma = 0: cross-entropy.
 
     A soft target takes the mean of its classes' losses, weighted by the target.
-
-    Args:
-        class_weights: `(C,)`, one a class.
-        gamma: how much well classified pixels are discounted.
     """
 
     def __init__(self, class_weights: Sequence[float], gamma: float) -> None:
@@ -150,15 +126,10 @@ class Focal(PixelTerm):
         return (weights * misses**self.gamma * entropy).sum()
 
 
-# ------------------------------------------------------------------------------ region terms
-
-
 class RegionTerm(Term):
-    """A loss of whole regions: a mean over images of the mean over classes in the image's truth.
+    """A mean over images of the mean over the classes in an image's ground truth, all of equal weight.
 
-    A class that is absent from an image's ground truth has no region to overlap with; probability that
-    is wasted on it still costs, since the classes that are there miss it. An image without a valid
-    pixel does not count. Classes are not weighted: a region loss weighs them equally by itself.
+    An image without a valid pixel does not count.
     """
 
     def total(self, targets: Tensor) -> Tensor:
@@ -171,13 +142,11 @@ class RegionTerm(Term):
         valid = valid_pixels(targets).flatten(1).unsqueeze(1)
         present = truth.any(2) if truth.dtype == torch.bool else truth.amax(2) > 0
         losses = self.region_losses(logits.softmax(1).flatten(2), truth, valid)
-        # An image with no class at all has a sum of 0: any divisor will do.
-        means = (losses * present).sum(1) / present.sum(1).clamp_min(1)
-        return means.sum()
+        return ((losses * present).sum(1) / present.sum(1).clamp_min(1)).sum()
 
     @abstractmethod
     def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """Return one loss a class of an image, `(B, C)`, finite also for absent classes.
+        """Return the loss of each class of an image, `(B, C)`, finite for absent classes too.
 
         Args:
             probabilities: `(B, C, N)` float over the N pixels of an image.
@@ -189,12 +158,8 @@ class RegionTerm(Term):
 class Tversky(RegionTerm):
     """1 - TP / (TP + alpha·FP + beta·FN) with soft counts (Salehi et al., arXiv 1706.05721).
 
-    alpha = beta = 0.5 is the Dice loss, 1 - 2·Σpt / (Σp + Σt). Not smoothed: only classes with at least
-    a pixel count, so that the divisor can't vanish, and a perfect prediction costs exactly 0.
-
-    Args:
-        alpha: weight of false positives.
-        beta: weight of false negatives.
+    alpha = beta = 0.5 is the Dice loss, 1 - 2·Σpt / (Σp + Σt). Not smoothed: a class that counts has a pixel, and a
+    perfect prediction costs exactly 0.
     """
 
     def __init__(self, alpha: float = 0.5, beta: float = 0.5) -> None:
@@ -214,21 +179,19 @@ class Tversky(RegionTerm):
 class Lovasz(RegionTerm):
     """Lovász-Softmax, the convex extension of the Jaccard loss (Berman et al., arXiv 1705.08790).
 
-    For soft targets the counts along the sorted errors are sums of shares: the same for one-hot targets,
-    0 only where the prediction equals the target. (Their running sums are floats, which PyTorch does
-    not add up deterministically on CUDA.)
+    For soft targets, the counts along the sorted errors are sums of shares; these are not deterministic on CUDA.
     """
 
     def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """Return `(B, C)` in [0, 1]."""
-        # An ignored pixel has error 0: it comes last, after all that decide, and adds nothing.
+        # An ignored pixel has error 0: it comes last and adds nothing.
         errors = (truth.to(probabilities.dtype) - probabilities).abs() * valid
         errors, order = errors.sort(dim=2, descending=True)
         return (errors * jaccard_slopes(truth.gather(2, order))).sum(2)
 
 
 def jaccard_slopes(truth: Tensor) -> Tensor:
-    """Return by how much each pixel raises the Jaccard loss if it joins the errors before it.
+    """Return by how much each pixel raises the Jaccard loss when it joins the errors before it.
 
     Args:
         truth: `(B, C, N)` bool or float in [0, 1], sorted by descending error.
@@ -241,23 +204,14 @@ def jaccard_slopes(truth: Tensor) -> Tensor:
     intersection = hits[..., -1:] - hits
     union = intersection + pixels
     share = truth.to(torch.get_default_dtype() if truth.dtype == torch.bool else truth.dtype)
-    # The difference of 1 - intersection / union from one pixel to the next, worked out: taking it
-    # numerically would leave two digits of fp32 in a large image.
-    return (share * union + intersection * (1 - share)) / (
-        union * (union - 1 + share).clamp_min(EPSILON)
-    )
-
-
-# --------------------------------------------------------------------------------- the losses
+    # The difference of 1 - intersection / union from one pixel to the next in closed form: a numerical one would leave
+    # two digits of fp32 in a large image.
+    numerator = share * union + intersection * (1 - share)
+    return numerator / (union * (union - 1 + share).clamp_min(EPSILON))
 
 
 class SegmentationLoss(nn.Module):
-    """Σ_k weight_k · numerator_k / total_k over K terms.
-
-    Args:
-        terms: name → term.
-        weights: one a term.
-    """
+    """Σ_k weight_k · numerator_k / total_k over K terms, given by name."""
 
     weights: Tensor
 
@@ -270,28 +224,23 @@ class SegmentationLoss(nn.Module):
 
     @torch.no_grad()
     def totals(self, targets: Tensor) -> Tensor:
-        """Return `(K,)` float32: what each term is divided by; sum it over an accumulation window.
-
-        Args:
-            targets: hard `(B, H, W)` int64 or soft `(B, C, H, W)` float.
-        """
+        """Return the divisor of each term, `(K,)` float32, to be summed over the micro-batches of an update."""
         return torch.stack([term.total(targets) for term in self._terms])
 
     def forward(self, logits: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
         """Return the loss, `()` float32 (float64 for float64 logits).
 
-        Computed in fp32 also under autocast: sums over pixels overflow fp16. A term whose total is 0
-        (nothing valid in the window) adds 0 and has no gradient.
+        Computed in fp32 also under autocast: sums over pixels overflow fp16. A term whose total is 0 adds 0 and has no
+        gradient.
 
         Args:
             logits: `(B, C, H, W)`, any float type.
             targets: hard `(B, H, W)` int64 or soft `(B, C, H, W)` float.
-            totals: `(K,)` float32 of the whole window.
+            totals: `(K,)` float32 of the whole update.
         """
-        # No operation of the terms is one that autocast would lower again.
         logits = logits if logits.dtype == torch.float64 else logits.float()
         numerators = torch.stack([term.numerator(logits, targets) for term in self._terms])
-        # Divided by 1 rather than 0: where() alone would let NaN through in backward.
+        # Divided by 1 where the total is 0: where() alone would let NaN through in backward.
         means = numerators / torch.where(totals > 0, totals, torch.ones_like(totals))
         return (self.weights * torch.where(totals > 0, means, torch.zeros_like(means))).sum()
 
@@ -348,10 +297,9 @@ def segmentation_loss(
 
 
 def balanced_weights(class_pixels: Tensor, power: float = 0.5) -> list[float]:
-    """Return class weights that lift rare classes: a power of the inverse pixel share.
+    """Return class weights that favour rare classes: a power of the inverse pixel share, and 1 for an absent class.
 
-    Scaled so that the mean weight of a pixel is 1, which keeps the learning rate's meaning. A class
-    without pixels has weight 1: nothing is known about it.
+    Scaled so that the mean weight of a pixel is 1: the learning rate keeps its meaning.
 
     Args:
         class_pixels: `(C,)` int64, pixels of each class in the training data.
@@ -360,8 +308,6 @@ def balanced_weights(class_pixels: Tensor, power: float = 0.5) -> list[float]:
     pixels = class_pixels.double()
     share = pixels / pixels.sum().clamp_min(1)
     present = pixels > 0
-    # Where absent, 1 stands in for an infinite weight, and adds nothing to the mean.
-    raw = torch.where(present, share, torch.ones_like(share)) ** -power
-    weights = torch.where(present, raw / (raw * share).sum(), torch.ones_like(raw))
-    result: list[float] = weights.tolist()
-    return result
+    raw = torch.where(present, share, 1.0) ** -power  # any finite number where absent
+    weights: list[float] = torch.where(present, raw / (raw * share).sum(), 1.0).tolist()
+    return weights
