@@ -76,3 +76,14 @@ def test_composing_does_not_import_torch(path: Path) -> None:
     top_level = ast.parse(path.read_text(encoding="utf-8")).body
     packages = {entry.split(".")[0] for node in top_level for entry in imported(node)}
     assert not packages & HEAVY
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_starting_does_not_import_torchmetrics(path: Path) -> None:
+    """Its import takes seconds, and nothing needs it before the first validation."""
+    metrics = "segfit.tasks.segmentation.metrics"
+    if path == SOURCE / "tasks/segmentation/metrics.py":
+        return
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for name in imported(node):
+            assert not f"{name}.".startswith(("torchmetrics.", f"{metrics}."))

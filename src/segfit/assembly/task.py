@@ -1,6 +1,6 @@
 """What a task package offers, and where the rest of the program gets it from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Batch, Task
 from segfit.models.build import Weights
 
@@ -80,6 +81,9 @@ class TaskAssembly(Protocol):
     def example_input(self, config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
         """Return what the model gets of a training batch, in its memory format."""
 
+    def make_extra_metrics(self, config: DictConfig) -> list[ExtraMetric]:
+        """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
+
     def make_statistics(
         self, config: DictConfig, sources: Mapping[str, Source], report: Any
     ) -> dict[str, Any]:
@@ -93,6 +97,7 @@ class TaskAssembly(Protocol):
         *,
         panels: Mapping[int, str] | None = None,
         world: Distributed = SINGLE_PROCESS,
+        extra: Sequence[ExtraMetric] = (),
     ) -> Task:
         """Return what a batch means."""
 

@@ -77,10 +77,11 @@ def make_training(
         resumed: load the run's last checkpoint.
 
     Raises:
-        SegFitError: with every problem of the data set, or what else cannot be built.
+        SegFitError: with every problem of the extra metrics or of the data set, or what else cannot be built.
     """
     refuse_differences(world, flat(plain(config)))
     assembly = assembly_of(config)
+    extra = assembly.make_extra_metrics(config)
     sources = assembly.make_sources(config)
     report = world.once_a_machine(partial(check_data, config, sources, progress))
     for line in report.notices:
@@ -113,11 +114,12 @@ def make_training(
         resume(state, checkpoints, notice)
     statistics = assembly.make_statistics(config, sources, report)
     panels = _panels(config, sources["val"])
-    task = assembly.make_task(config, device, statistics, panels=panels, world=world)
+    task = assembly.make_task(config, device, statistics, panels=panels, world=world, extra=extra)
     fit = Fit(state, task, train, lambda: held_out, len(held_out), checkpoints, _options(config))
     hparams = {**_hparams(config, precision), "processes": world.size}
     schema = schema_of(config.task.name)
-    return Training(fit, facts, hparams, statistics, schema.UNIT, schema.COLUMNS)
+    columns = {**schema.COLUMNS, **{name: name for one in extra for name in one.names}}
+    return Training(fit, facts, hparams, statistics, schema.UNIT, columns)
 
 
 def _panels(config: DictConfig, source: Source) -> dict[int, str]:

@@ -89,12 +89,13 @@ def evaluate_split(
     Raises:
         SegFitError: if there is no such split, the data set is broken, or results cannot be written.
     """
+    extra = assembly_of(run.config).make_extra_metrics(run.config)
     source, statistics = _split(run, options.split, notice, checking)
     out = EvaluationFolder(_out(options, run.folder, options.split), run.classes)
     workers = min(workers_of(run.config, run.device), len(source))
     left_out, without = _noting(notice)
     batches = make_held_out_batches(run.config, source, run.device, workers, None, without)
-    task = _task(run, options, statistics)
+    task = replace(_task(run, options, statistics), extra=extra)
     taker = _predictions(run, options, out, source.id, lambda index: source.read(index)[0])
     facts = {**_facts(run, options), "split": options.split, "images": len(source)}
     result = _pass(run, task, batches, taker, facts, progress, notice)
@@ -105,7 +106,8 @@ def evaluate_split(
         result = replace(
             result, tables=[*result.tables, Table("worst", "Worst images", columns, worst)]
         )
-    shown = {"loss": "loss", **COLUMNS}
+    added = {name: name for one in extra for name in one.names}
+    shown = {"loss": "loss", **COLUMNS, **added}
     result = replace(result, headline=scores_text(result.scores, shown))
     out.save_findings(result)
     out.save_worst(*taker.worst_panels(source))

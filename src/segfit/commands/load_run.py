@@ -104,6 +104,8 @@ def _apply(
     config.loader.workers = options.workers
     config.loader.persistent = False  # there is one pass
     config.augmentation.name = "none"
+    if options.metrics.extra is not None:
+        config.metrics.extra = options.metrics.extra
     if options.sliding_window:
         config.data.fit = "crop"
     if config.data.fit == "crop" and options.batch_size not in (None, 1):

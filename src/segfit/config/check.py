@@ -35,6 +35,14 @@ def _check_evaluation(config: DictConfig) -> Iterator[str]:
     for key in ("run", "out", "export", "root"):
         if config[key] is not None and not config[key]:
             yield f"{key} is empty: give a path, or leave it away."
+    yield from _check_extra_metrics(config.metrics)
+
+
+def _check_extra_metrics(metrics: DictConfig) -> Iterator[str]:
+    for item in metrics.extra or []:
+        name = item.get("name") if OmegaConf.is_dict(item) else item
+        if not isinstance(name, str) or "${" in shown(item):
+            yield f"metrics.extra: {shown(item)} must be a name, or {{name: …, argument: value, …}}, without ${{."
 
 
 def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
@@ -62,7 +70,7 @@ def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
             yield f"{key}={value}: cannot be set; choose by {group}=…, which brings the right options."
         elif value is not None:
             values = value if OmegaConf.is_list(value) else [value]
-            if OmegaConf.is_list(value) and not value:
+            if OmegaConf.is_list(value) and not value and not item.metadata["empty"]:
                 yield f"{key}=[]: must hold a value. {_help(item)}"
             for one in values:
                 # OmegaConf takes a mapping for an item of list[float]; items of Any are looked at below.
@@ -119,6 +127,7 @@ def _check_run(config: DictConfig) -> Iterator[str]:
             f"resume_sweep={config.resume_sweep}: only train.py takes it, as a key of its own, with nothing but "
             f"hydra.… beside it."
         )
+    yield from _check_extra_metrics(config.metrics)
     betas = config.optimizer.betas
     if betas is not None and len(betas) not in (2, 3):
         yield f"optimizer.betas={shown(betas)}: must be two or three numbers."

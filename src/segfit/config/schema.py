@@ -25,13 +25,16 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    empty: bool = False,
 ) -> Any:
     """Return a dataclass field with its documentation and the values that `check` accepts.
 
-    `None` always passes where the annotation is Optional; a list is checked item by item.
+    `None` always passes where the annotation is Optional; a list is checked item by item, and may be empty only if
+    `empty` is True.
     """
     limits = {"choices": choices or None, "ge": ge, "gt": gt, "le": le, "lt": lt}
-    metadata = {"help": help, **{key: v for key, v in limits.items() if v is not None}}
+    given = {key: value for key, value in limits.items() if value is not None}
+    metadata = {"help": help, "empty": empty, **given}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -174,6 +177,18 @@ class CheckpointConfig:
 
 
 @dataclass
+class MetricsConfig:
+    """Scores besides the task's own."""
+
+    extra: list[Any] | None = option(
+        None,
+        "Metrics of torchmetrics, e.g. [torchmetrics.segmentation.HausdorffDistance]; with arguments: "
+        "[{name: torchmetrics.…, distance_metric: chessboard}]. evaluate.py takes the run's for null.",
+        empty=True,
+    )
+
+
+@dataclass
 class ReportConfig:
     """What is reported, where."""
 
@@ -202,6 +217,7 @@ class RunConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     batch_size: int = option(
@@ -265,3 +281,4 @@ class EvaluateConfig:
     precision: PrecisionConfig | None = option(
         None, "auto, fp32, fp16 or bf16; null: the one that the run used."
     )
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)

@@ -59,6 +59,7 @@ _RESUMABLE = (
     "data.cache_dir",
     "loader.",
     "checkpoint.",
+    "metrics.",
     "report.",
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segfit.config.check import plain
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
 from segfit.models.build import Weights, make_model
 from segfit.tasks.segmentation.classes import Classes
@@ -249,6 +250,7 @@ def make_task(
     panels: Mapping[int, str] | None = None,
     predictor: Predictor | None = None,
     world: Distributed = SINGLE_PROCESS,
+    extra: Sequence[ExtraMetric] = (),
 ) -> SegmentationTask:
     """Return what a batch means under a config.
 
@@ -259,6 +261,7 @@ def make_task(
         panels: index of a held-out sample → name, for those to show.
         predictor: how held-out images become logits; None: as data.fit says.
         world: whose processes share the held-out images.
+        extra: of `make_extra_metrics`.
     """
     return SegmentationTask(
         classes=make_classes(config.data),
@@ -271,7 +274,21 @@ def make_task(
         channels_last=config.channels_last,
         panels=panels or {},
         world=world,
+        extra=extra,
     )
+
+
+def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
+    """Return the metrics of `metrics.extra`, each of which has scored an example.
+
+    Raises:
+        SegFitError: with everything that is wrong with them.
+    """
+    if not config.metrics.extra:
+        return []
+    from segfit.tasks.segmentation.metrics import extra_metrics  # torchmetrics takes seconds
+
+    return extra_metrics(plain(config.metrics.extra), make_classes(config.data))
 
 
 def make_loss(config: DictConfig, class_weights: list[float] | None) -> SegmentationLoss:

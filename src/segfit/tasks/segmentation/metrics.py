@@ -1,150 +1,94 @@
-"""Scores of a whole data set: docs/metrics.md is the contract that this module keeps."""
+"""Our own metric, and what those of torchmetrics get of an image; docs/metrics.md is the contract.
 
-from typing import NamedTuple
+Its import takes seconds, torchmetrics': not before the first validation, unless `metrics.extra` has to be checked.
+"""
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
 
+from segfit.engine.extra_metrics import ExtraMetric, make_extra_metrics
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.scores import SCORES, Scores, confusion_matrices, scores_of
+
+# Of torchmetrics, those that compare classes. No class in them opens a file that an untrusted config names.
+PACKAGES = ("segmentation", "classification", "nominal", "clustering", "regression")
+FILLED = {"ignore_index": IGNORE_INDEX, "task": "multiclass", "input_format": "index"}
+FLAT = tuple(f"torchmetrics.{name}." for name in PACKAGES[2:])  # their metrics take vectors
 
 
-class Scores(NamedTuple):
-    """What was reached.
+class SegmentationMetrics(Metric):
+    """A confusion matrix, `(C, C)` int64 with ground truth in rows, and the scores that follow from it.
 
-    Attributes:
-        scores: miou, macro_f1, foreground_iou, foreground_f1, pixel_accuracy, mean_accuracy, 0-1; NaN
-            where nothing in the ground truth decides them.
-        per_class: iou, f1, accuracy → class name → 0-1, or None if no pixel has the class in truth.
-        confusion: `(C, C)` int64 pixels, rows ground truth, columns prediction.
-        pixels: how many pixels counted.
+    An update never waits for the device, unlike that of torchmetrics' `MulticlassConfusionMatrix`, which uses `bincount`.
     """
 
-    scores: dict[str, float]
-    per_class: dict[str, dict[str, float | None]]
-    confusion: NDArray[np.int64]
-    pixels: int
-
-
-class SegmentationMetrics:
-    """A confusion matrix that grows on the device, and the scores that follow from it.
-
-    Not torchmetrics' `MulticlassConfusionMatrix`: it counts by `bincount`, which makes the host wait for the device at
-    every update. Nor its `Metric` as a base: its import alone takes seconds of each start, and what it would do for
-    several processes, the sum of their counts, is done with the other sums of a validation
-    (`tasks.segmentation.SegmentationMeter`). The tests compare with torchmetrics.
-
-    Args:
-        classes: names, and the background that foreground scores leave out.
-
-    Attributes:
-        confusion: (C, C) int64, rows ground truth, columns prediction.
-    """
+    full_state_update = False
+    confusion: Tensor
 
     def __init__(self, classes: Classes) -> None:
+        super().__init__(sync_on_compute=False)
         self.classes = classes
-        self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
-
-    def to(self, device: torch.device | str) -> "SegmentationMetrics":
-        """Move the counts; return these metrics."""
-        self.confusion = self.confusion.to(device)
-        return self
-
-    def reset(self) -> None:
-        """Forget what was counted."""
-        self.confusion = torch.zeros_like(self.confusion)
+        counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+        self.add_state("confusion", counts, dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, masks: Tensor) -> None:
-        """Count a batch; the host does not wait for the device.
-
-        Args:
-            predictions: `(B, H, W)` integer class indices.
-            masks: `(B, H, W)` integer class indices and `IGNORE_INDEX`.
-        """
+        """Count a batch, predictions and masks `(B, H, W)`; masks may hold `IGNORE_INDEX`."""
         self.confusion += confusion_matrices(predictions, masks, len(self.classes)).sum(0)
 
     def compute(self) -> Scores:
-        """Return the scores of all that was counted; waits for the device."""
+        """Return the scores of what this process counted; waits for the device."""
         return scores_of(self.confusion.cpu().numpy(), self.classes)
 
 
-def confusion_matrices(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:
-    """Return one confusion matrix an image, `(B, C, C)` int64, rows ground truth.
+def extra_metrics(items: Sequence[Any], classes: Classes) -> list[ExtraMetric]:
+    """Return the metrics of `metrics.extra`, each of which has scored an image of noise.
 
-    Args:
-        predictions: `(B, H, W)` integer class indices.
-        masks: `(B, H, W)` integer class indices and `IGNORE_INDEX`.
-        num_classes: C.
+    Raises:
+        SegFitError: with everything that is wrong with them.
     """
-    masks = masks.long()
-    cells = num_classes * num_classes
-    index = torch.where(masks == IGNORE_INDEX, cells, masks * num_classes + predictions).flatten(1)
-    # One more cell takes the ignored pixels: leaving them out would make the host wait for their
-    # number. scatter_add_ rather than bincount for the same reason.
-    counts = torch.zeros(len(masks), cells + 1, dtype=torch.int64, device=masks.device)
-    counts.scatter_add_(1, index, torch.ones_like(index))
-    return counts[:, :cells].reshape(len(masks), num_classes, num_classes)
-
-
-def scores_of(confusion: NDArray[np.int64], classes: Classes) -> Scores:
-    """Return the scores that follow from a confusion matrix.
-
-    Args:
-        confusion: `(C, C)` int64 pixels, rows ground truth, columns prediction.
-        classes: names, and the background that foreground scores leave out.
-    """
-    hits = np.diag(confusion)
-    truth, predicted = confusion.sum(1), confusion.sum(0)
-    pixels = int(truth.sum())
-    present = truth > 0
-    foreground = present & (np.arange(len(classes)) != classes.background)
-    # An absent class would divide 0 by 0; its value is never looked at.
-    at_least_one = np.maximum(truth, 1)
-    measures = {
-        "iou": hits / np.maximum(truth + predicted - hits, 1),
-        "f1": 2 * hits / np.maximum(truth + predicted, 1),
-        "accuracy": hits / at_least_one,
-    }
-    return Scores(
-        scores={
-            "miou": _mean(measures["iou"][present]),
-            "macro_f1": _mean(measures["f1"][present]),
-            "foreground_iou": _mean(measures["iou"][foreground]),
-            "foreground_f1": _mean(measures["f1"][foreground]),
-            "pixel_accuracy": float(hits.sum()) / pixels if pixels else float("nan"),
-            "mean_accuracy": _mean(measures["accuracy"][present]),
-        },
-        per_class={
-            measure: {
-                name: float(values[index]) if present[index] else None
-                for index, name in enumerate(classes.names)
-            }
-            for measure, values in measures.items()
-        },
-        confusion=confusion,
-        pixels=pixels,
+    generator = torch.Generator().manual_seed(0)
+    prediction, mask = torch.randint(len(classes), (2, 16, 16), generator=generator)
+    mask[:2] = IGNORE_INDEX
+    return make_extra_metrics(
+        items,
+        packages=PACKAGES,
+        filled={**FILLED, "num_classes": len(classes)},
+        example=lambda extra: inputs_of(extra, prediction, mask, classes),
+        labels=classes.names,
+        taken=("loss", *SCORES),
     )
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else float("nan")
+def inputs_of(
+    extra: ExtraMetric, prediction: Tensor, mask: Tensor, classes: Classes
+) -> tuple[Tensor, Tensor]:
+    """Return what a metric of torchmetrics gets of an image, prediction and ground truth, `(1, H, W)` or `(N,)` int64.
 
-
-def image_scores(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:
-    """Return each image's own mean IoU, to find the worst; not a part of the data set's scores.
+    One that takes vectors gets the N pixels that count. Of the others, one with an `ignore_index` finds it at the ignored
+    pixels of the mask. One without finds the background there, or class 0, in prediction and mask alike.
 
     Args:
-        predictions: `(B, H, W)` integer class indices.
-        masks: `(B, H, W)` integer class indices and `IGNORE_INDEX`.
-        num_classes: C.
-
-    Returns:
-        `(B,)` float64 on the device, the mean over classes in the image's ground truth; NaN for an
-        image without a valid pixel.
+        extra: how the metric was made.
+        prediction: `(H, W)` integer class indices.
+        mask: `(H, W)` integer class indices and `IGNORE_INDEX`.
+        classes: of the data.
     """
-    confusion = confusion_matrices(predictions, masks, num_classes).double()
-    hits = confusion.diagonal(dim1=1, dim2=2)
-    truth, predicted = confusion.sum(2), confusion.sum(1)
-    iou = hits / (truth + predicted - hits).clamp_min(1)
-    return (iou * (truth > 0)).sum(1) / (truth > 0).sum(1)
+    prediction, mask = prediction.long(), mask.long()
+    ignored = mask == IGNORE_INDEX
+    if extra.kind.__module__.startswith(FLAT):
+        return prediction[~ignored], mask[~ignored]
+    value = extra.arguments.get("ignore_index")
+    if value is None:
+        value = classes.background or 0
+        prediction = prediction.masked_fill(ignored, value)
+    mask = mask.masked_fill(ignored, value)
+    if extra.kind.__name__ == "HausdorffDistance":  # torchmetrics 1.9 is right for squares alone
+        (height, width), side = mask.shape, max(mask.shape)
+        rim = (0, side - width, 0, side - height)
+        prediction, mask = (F.pad(part, rim, value=value) for part in (prediction, mask))
+    return prediction[None], mask[None]

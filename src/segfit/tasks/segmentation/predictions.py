@@ -9,8 +9,8 @@ from torch import Tensor
 
 from segfit.tasks.segmentation.data.dataset import LabelledSource
 from segfit.tasks.segmentation.files import EvaluationFolder
-from segfit.tasks.segmentation.metrics import image_scores
 from segfit.tasks.segmentation.pictures import Panel, Picture
+from segfit.tasks.segmentation.scores import image_scores
 
 
 class Predictions:

@@ -7,7 +7,7 @@ import numpy as np
 from segfit.engine.findings import Cell, Column, Table
 from segfit.report.text import number
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.metrics import Scores
+from segfit.tasks.segmentation.scores import Scores
 
 # Score → label: what console, leader board and summary show, in this order.
 _COLUMNS = (

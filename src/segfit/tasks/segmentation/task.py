@@ -5,22 +5,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.extra_metrics import ExtraMetric, State, merge, restore, state_of
 from segfit.engine.findings import Findings
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.inference import Forward, Predictor, classes_at
 from segfit.tasks.segmentation.losses import SegmentationLoss
-from segfit.tasks.segmentation.metrics import SegmentationMetrics, scores_of
 from segfit.tasks.segmentation.pictures import Panel, panel_image
 from segfit.tasks.segmentation.plots import confusion_figure
 from segfit.tasks.segmentation.schema import MEMORY_ADVICE
 from segfit.tasks.segmentation.score_table import score_table
+from segfit.tasks.segmentation.scores import scores_of
 
 Batch = dict[str, Tensor]
 Augment = Callable[..., tuple[Tensor, Tensor]]
@@ -44,6 +43,7 @@ class SegmentationTask:
         on_prediction: called with (index, prediction (H, W) int64, mask (H, W) uint8) for every held-out image,
             both at its own size and on the device; the mask is None where the batch has none.
         world: the processes whose counts make up the scores.
+        extra: metrics of torchmetrics, whose results join the scores.
     """
 
     classes: Classes
@@ -57,6 +57,7 @@ class SegmentationTask:
     panels: Mapping[int, str] = field(default_factory=dict)
     on_prediction: OnPrediction | None = None
     world: Distributed = SINGLE_PROCESS
+    extra: Sequence[ExtraMetric] = ()
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +99,7 @@ class SegmentationTask:
 class _Counts:
     """What one process counted; the sums over all of them decide the scores."""
 
-    confusion: NDArray[np.int64]  # (C, C), rows ground truth
+    states: list[State]  # of each metric
     loss: float  # sum over images
     images: int
     panels: dict[int, Panel]
@@ -108,8 +109,13 @@ class SegmentationMeter:
     """Counts predictions at the masks' own sizes; see docs/metrics.md."""
 
     def __init__(self, task: SegmentationTask) -> None:
+        from segfit.tasks.segmentation import metrics  # torchmetrics: not before the first update
+
         self.task = task
-        self.metrics = SegmentationMetrics(task.classes)
+        self.metrics = metrics.SegmentationMetrics(task.classes)
+        self.extra = [extra.make() for extra in task.extra]
+        self.all_metrics = (self.metrics, *self.extra)
+        self._inputs_of = metrics.inputs_of
         self.loss: Tensor | None = None
         self.images = 0
         self.panels: dict[int, Panel] = {}
@@ -119,17 +125,21 @@ class SegmentationMeter:
 
         If it raises, nothing of the batch is counted; `on_prediction` may have been called.
         """
-        confusion, loss, images = self.metrics.confusion.clone(), self.loss, self.images
+        loss, images = self.loss, self.images
+        states = [state_of(metric) for metric in self.all_metrics]
         try:
             self._update(forward, batch)
         except Exception:
-            self.metrics.confusion, self.loss, self.images = confusion, loss, images
+            self.loss, self.images = loss, images
+            for metric, state in zip(self.all_metrics, states, strict=True):
+                restore(metric, state)
             raise
 
     def _update(self, forward: Forward, batch: Batch) -> None:
         images = self.task.normalise(batch["image"].float().div_(255))
         logits = self.task.predictor(forward, images)
-        self.metrics.to(logits.device)
+        for metric in self.all_metrics:
+            metric.to(logits.device)
         where = torch.cat([batch["content"], batch["shape"], batch["index"][:, None]], dim=1)
         places = where.tolist()  # synchronises, once a batch: sizes differ from image to image
         for row, (top, left, height, width, *shape, index) in enumerate(places):
@@ -139,6 +149,9 @@ class SegmentationMeter:
             mask = batch["mask"][row, : shape[0], : shape[1]] if "mask" in batch else None
             if mask is not None:
                 self.metrics.update(prediction[None], mask[None])
+                for extra, metric in zip(self.task.extra, self.extra, strict=True):
+                    inputs = self._inputs_of(extra, prediction, mask, self.task.classes)
+                    extra.update(metric, *inputs)
                 self._add_loss(content, mask)
                 if index in self.task.panels:
                     self._add_panel(index, batch["image"][row][area], content, mask)
@@ -152,19 +165,25 @@ class SegmentationMeter:
         without masks is NaN.
         """
         counts = _Counts(
-            confusion=self.metrics.confusion.cpu().numpy(),
+            states=[state_of(metric.cpu()) for metric in self.all_metrics],
             loss=float(self.loss) if self.loss is not None else 0.0,
             images=self.images,
             panels=self.panels,
         )
         every = self.task.world.gather(counts)
         images = sum(one.images for one in every)
+        counted = [one.states for one in every if one.images]
+        for metric, *states in zip(self.all_metrics, *counted, strict=True):
+            merge(metric, states)
         classes = self.task.classes
-        found = scores_of(np.sum([one.confusion for one in every], axis=0), classes)
+        found = scores_of(self.metrics.confusion.numpy(), classes)
+        added: dict[str, float] = {}
+        for extra, metric in zip(self.task.extra, self.extra, strict=True):
+            added |= extra.compute(metric, images)
         panels = {index: panel for one in every for index, panel in one.panels.items()}
         loss = sum(one.loss for one in every) / images if images else float("nan")
         return Findings(
-            scores={"loss": loss, **found.scores},
+            scores={"loss": loss, **found.scores, **added},
             tables=[score_table(found, classes)],
             values={"per_class": found.per_class, "confusion": found.confusion},
             figures={"confusion_matrix": partial(confusion_figure, found.confusion, classes)},

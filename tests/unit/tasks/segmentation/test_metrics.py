@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,15 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.metrics import (
-    Scores,
-    SegmentationMetrics,
-    confusion_matrices,
-    image_scores,
-)
+from segfit.tasks.segmentation.metrics import SegmentationMetrics, extra_metrics, inputs_of
+from segfit.tasks.segmentation.scores import Scores, confusion_matrices, image_scores
 
 CLASSES = Classes(names=("sky", "road", "car", "bus", "pole"), background=0)
 ABSENT = 3  # predicted now and then, never true
@@ -182,3 +180,69 @@ def test_updates_do_not_wait_for_the_device() -> None:
     metrics.update(predictions, masks)
     assert metrics.confusion.is_meta
     assert image_scores(predictions, masks, len(CLASSES)).shape == (7,)
+
+
+def test_it_is_a_metric_of_torchmetrics() -> None:
+    predictions, masks = batch()
+    metrics = MetricCollection({"ours": SegmentationMetrics(CLASSES)})
+    metrics.update(predictions, masks)
+    parts = [SegmentationMetrics(CLASSES) for _ in range(2)]
+    parts[0].update(predictions[:3], masks[:3])
+    parts[1].update(predictions[3:], masks[3:])
+    parts[0].merge_state(parts[1])
+    assert parts[0].compute().scores == scored(predictions, masks).scores
+    assert metrics["ours"].compute().scores == scored(predictions, masks).scores
+
+
+def added(item: Any, predictions: Tensor, masks: Tensor) -> dict[str, float]:
+    """Scores of an extra metric, image by image."""
+    (extra,) = extra_metrics([item], CLASSES)
+    metric = extra.make()
+    for prediction, mask in zip(predictions, masks, strict=True):
+        extra.update(metric, *inputs_of(extra, prediction, mask, CLASSES))
+    return extra.compute(metric, len(masks))
+
+
+def test_ignored_pixels_count_in_no_extra_metric_that_can_leave_them_out() -> None:
+    predictions, masks = (part.to(torch.uint8) for part in batch())
+    counted = masks != IGNORE_INDEX
+    p, t = predictions[counted].double(), masks[counted].double()
+    module = "torchmetrics.classification"
+    assert added(f"{module}.Accuracy", predictions, masks)["accuracy"] == pytest.approx(
+        (p == t).double().mean().item()
+    )
+    assert added("torchmetrics.regression.MeanSquaredError", predictions, masks) == {
+        "mean_squared_error": pytest.approx((p - t).square().mean().item())
+    }
+    # without the class that is ignored besides them
+    own = {"name": f"{module}.MulticlassAccuracy", "ignore_index": 1, "average": "micro"}
+    assert added(own, predictions, masks)["multiclass_accuracy"] == pytest.approx(
+        (p == t)[t != 1].double().mean().item()
+    )
+
+
+def test_other_extra_metrics_find_the_background_at_ignored_pixels() -> None:
+    prediction, mask = torch.zeros(1, 16, 16).long(), torch.zeros(1, 16, 16).long()
+    for index in range(1, len(CLASSES)):
+        mask[0, 3 * index, 3:9] = prediction[0, 3 * index, 3:9] = index
+    mask[0, 3, 6:9] = IGNORE_INDEX  # would be 3 pixels too far
+    assert added("torchmetrics.segmentation.HausdorffDistance", prediction, mask) == {
+        "hausdorff_distance": 0
+    }
+    assert added("torchmetrics.segmentation.HausdorffDistance", prediction, prediction % 4) == {
+        "hausdorff_distance": pytest.approx(math.inf)  # by torchmetrics' definition
+    }
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (30, 60), (60, 30)])
+def test_hausdorff_is_right_for_images_that_are_not_square(shape: tuple[int, int]) -> None:
+    masks = torch.zeros(2, *shape).long()
+    masks[0, 0:15, 5:20] = masks[1, 0:22, 10:28] = 1
+    inner = -F.max_pool2d(-F.pad((masks == 1).float(), (1, 1, 1, 1)), 3, 1)
+    edges = [part.nonzero().double() for part in (masks == 1) & (inner == 0)]
+    distances = torch.cdist(*edges)
+    (extra,) = extra_metrics(["torchmetrics.segmentation.HausdorffDistance"], Classes(("a", "b")))
+    metric = extra.make()
+    extra.update(metric, *inputs_of(extra, masks[0], masks[1], Classes(("a", "b"))))
+    expected = max(distances.amin(0).max(), distances.amin(1).max())
+    assert extra.compute(metric, 1) == {"hausdorff_distance": pytest.approx(expected.item())}

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from segfit.engine.distributed import World
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset
 from segfit.tasks.segmentation.losses import segmentation_loss
-from segfit.tasks.segmentation.metrics import scores_of
+from segfit.tasks.segmentation.metrics import extra_metrics
+from segfit.tasks.segmentation.scores import scores_of
 from segfit.tasks.segmentation.task import SegmentationTask
 from tests.unit.data.files import noise, save
 
@@ -194,3 +196,47 @@ def test_pieces_are_as_equal_as_can_be(images, size, expected):
     assert [len(part) for part, _ in pieces] == expected
     assert torch.equal(torch.cat([part for part, _ in pieces]), inputs)
     assert all(torch.equal(part + 10, targets) for part, targets in pieces)
+
+
+def test_processes_with_a_share_each_give_the_scores_of_all_images():
+    extra = extra_metrics(
+        ["torchmetrics.CohenKappa", "torchmetrics.segmentation.DiceScore"], CLASSES
+    )
+
+    class Pair(World):
+        """The other process has counted before."""
+
+        size = 2
+        other = None
+
+        def gather(self, value):
+            Pair.other, before = value, Pair.other
+            return [value] if before is None else [before, value]
+
+    alone = evaluate(task_of(extra=extra), "pad", 2)
+    dataset = EvalDataset(Images(), (32, 48), "pad")
+    for indices in ([0, 2, 4], [1, 3]):
+        meter = task_of(extra=extra, world=Pair()).meter()
+        meter.update(model, collate([dataset[index] for index in indices]))
+        result = meter.result()
+    assert np.array_equal(result.confusion, alone.confusion)
+    assert result.scores == pytest.approx(alone.scores, abs=1e-6)
+    assert {"cohen_kappa", "dice_score"} <= set(result.scores)
+
+
+def test_a_batch_that_fails_halfway_counts_nowhere():
+    extra = extra_metrics(["torchmetrics.CohenKappa"], CLASSES)
+    calls = []
+
+    def fail_once(*_):
+        calls.append(None)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+
+    dataset = EvalDataset(Images(), (32, 48), "pad")
+    batch = collate([dataset[index] for index in range(5)])
+    meter = task_of(extra=extra, on_prediction=fail_once).meter()
+    with pytest.raises(torch.OutOfMemoryError):
+        meter.update(model, batch)
+    meter.update(model, batch)
+    assert meter.result().scores == evaluate(task_of(extra=extra), "pad", 5).scores
