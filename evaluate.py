@@ -47,7 +47,7 @@ def evaluate(options: DictConfig) -> None:
             export.export_run(run, Path(options.export).expanduser())
             console.print(f"Written to {options.export}", markup=False)
             return
-        if options.images is not None:
+        if options.get("images") is not None:
             done = evaluation.predict_folder(run, options, predicting, notice)
         else:
             done = evaluation.evaluate_split(run, options, notice, checking, predicting)

@@ -68,5 +68,5 @@ def outcome(rate: float, compiled: str = "no") -> Outcome:
         "peak_gib": 1.0,
         "data_wait": 0.1,
     }
-    facts = {"model": "cnn", "image size": "64 × 64", "compiled": compiled}
+    facts = {"model": "cnn", "sample": "64 × 64", "compiled": compiled}
     return Outcome(ok=True, values={"speed": speed, "facts": facts, "notices": []})

@@ -74,7 +74,7 @@ def test_scores_equal_those_that_training_logged(place, evaluated):
     assert metrics["scores"] == pytest.approx(trained["best"], abs=1e-6)
     assert metrics["epoch"] == trained["best_epoch"]
     assert metrics["precision"] == trained["precision"]
-    assert metrics["images"] == 5
+    assert metrics["samples"] == 5
     assert metrics["status"] == "finished"
 
 

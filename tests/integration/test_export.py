@@ -9,9 +9,10 @@ import torch
 from omegaconf import OmegaConf
 
 from segfit.commands import load_run as trained
-from segfit.commands.export import Deployed, export_run
+from segfit.commands.export import export_run
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
+from segfit.tasks.segmentation.export import Deployed
 from segfit.tasks.segmentation.schema import Evaluate
 from tests.integration.training import TINY, train
 

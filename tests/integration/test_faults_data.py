@@ -142,12 +142,12 @@ def test_odd_names_and_bad_images_pass_through_train_resume_and_evaluate_that_wr
     )
     assert listing(root) == before
     assert "is left out" in told_too
-    assert json.loads((tmp_path / "predicted/metrics.json").read_text())["images"] == 4
+    assert json.loads((tmp_path / "predicted/metrics.json").read_text())["samples"] == 4
 
     run = tmp_path / "run ü 1"
     assert "another sample takes its place" in (run / "train.log").read_text()
     metrics = json.loads((run / "evaluation/val/metrics.json").read_text())
-    assert metrics["images"] == 4
+    assert metrics["samples"] == 4
     (line,) = metrics["left_out"]
     assert f"{NAMES[0]}.png: unreadable" in line
     assert "is left out" in output

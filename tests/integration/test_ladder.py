@@ -1,17 +1,20 @@
 """benchmark=ladder: which rungs are kept, which left out, and what is written down."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig
+from PIL import Image
 
 from segfit.assembly import state as build_state
 from segfit.assembly.training import make_training
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.plots import figure_to_array
+from segfit.report.files import png
 from segfit.tuning import climb, ladder
 from segfit.tuning.measure import measure_training
 from segfit.tuning.trial import JOBS, Outcome
@@ -148,7 +151,7 @@ def test_real_trainings_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert rows[0]["rung"] == "naive"
     assert all(float(row["samples/s"]) > 0 for row in rows)
     assert (tmp_path / "ladder.png").stat().st_size > 5000
-    picture = figure_to_array(done.findings.figures["ladder"])
+    picture = np.asarray(Image.open(io.BytesIO(png(done.findings.figures["ladder"]))))
     assert picture.std() > 10
     assert set(done.findings.scalars) == {f"ladder/{row['rung']}" for row in rows}
 

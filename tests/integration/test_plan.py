@@ -15,12 +15,13 @@ from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
 from segfit.tasks.segmentation.assembly import make_task
+from segfit.tasks.segmentation.planning import device_augmentation
 from segfit.tasks.segmentation.schema import size_of
 from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.memory.affine import forecast
 from segfit.tuning.memory.curve import Forecast
 from segfit.tuning.memory.planner import Card, forecast_of
-from segfit.tuning.memory.predict import augmentation_bytes, predict
+from segfit.tuning.memory.predict import peak_bytes, predict
 from segfit.tuning.memory.recording import record
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.integration.training import command, environment, train
@@ -165,7 +166,9 @@ def test_what_costs_memory_costs_it_in_the_forecast():
 def test_augmentation_on_the_device_is_counted():
     config = composed(*CNN, "augmentation=kornia-gpu")
     images_and_masks = 3 * 4 + 8
-    assert 2 * images_and_masks < augmentation_bytes(config) < 12 * images_and_masks
+    work, share = device_augmentation(config)
+    pixel = peak_bytes(work) * share / (64 * 64)
+    assert 2 * images_and_masks < pixel < 12 * images_and_masks
     config.augmentation.name = "none"
     plain = predicted(config, "bf16", "cuda")
     config.augmentation.name = "kornia-gpu"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -13,6 +14,7 @@ from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Batch, Task
 from segfit.models.build import Weights
+from segfit.report.evaluation import Evaluation
 
 
 class Preflight(Protocol):
@@ -109,6 +111,11 @@ class TaskAssembly(Protocol):
     def statistics_need_train(self, config: DictConfig) -> bool:
         """Say whether `make_statistics` looks at the training data."""
 
+    def apply_options(
+        self, config: DictConfig, options: DictConfig, notice: Callable[[str], None]
+    ) -> None:
+        """Change in a run's config what the options of evaluate.py say about the task."""
+
     # Report -----------------------------------------------------------------------------------
 
     def facts(self, config: DictConfig) -> dict[str, str]:
@@ -145,11 +152,50 @@ class TaskPlanning(Protocol):
         """Return a function that augments a few values on the device, and a sample's size in them; None: there is none."""
 
 
+class TaskEvaluation(Protocol):
+    """The `evaluation` module of a task: what evaluate.py asks of it."""
+
+    def make_evaluation(
+        self,
+        config: DictConfig,
+        device: torch.device,
+        options: DictConfig,
+        path: Path,
+        data: Any,
+        statistics: Mapping[str, Any] | None,
+        extra: Sequence[ExtraMetric] = (),
+    ) -> Evaluation:
+        """Return what scores a run's predictions on a source or a dataset without targets, and writes them down."""
+
+
+class TaskExport(Protocol):
+    """The `export` module of a task."""
+
+    def make_exported(
+        self, config: DictConfig, model: nn.Module
+    ) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
+        """Return what is exported of a model, example inputs by name, and text files that go with it."""
+
+
 def assembly_of(config: DictConfig) -> TaskAssembly:
     """Return the `assembly` module of a config's task."""
-    return cast(TaskAssembly, import_module(f"segfit.tasks.{config.task.name}.assembly"))
+    return cast(TaskAssembly, _module(config, "assembly"))
 
 
 def planning_of(config: DictConfig) -> TaskPlanning:
     """Return the `planning` module of a config's task."""
-    return cast(TaskPlanning, import_module(f"segfit.tasks.{config.task.name}.planning"))
+    return cast(TaskPlanning, _module(config, "planning"))
+
+
+def evaluation_of(config: DictConfig) -> TaskEvaluation:
+    """Return the `evaluation` module of a config's task."""
+    return cast(TaskEvaluation, _module(config, "evaluation"))
+
+
+def export_of(config: DictConfig) -> TaskExport:
+    """Return the `export` module of a config's task."""
+    return cast(TaskExport, _module(config, "export"))
+
+
+def _module(config: DictConfig, name: str) -> Any:
+    return import_module(f"segfit.tasks.{config.task.name}.{name}")

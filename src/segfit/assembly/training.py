@@ -177,6 +177,7 @@ def _facts(
         "weights": weights,
         "data": f"{config.data.name}: {sizes}",
         "batch": f"{batch} = {effective}" if len(factors) > 1 else batch,
+        "sample": schema_of(config.task.name).sample_label(config),
         **assembly_of(config).facts(config),
         "workers": str(workers),
         "compiled": "no" if world.unwrap(state.forward) is state.model else "yes",

@@ -17,8 +17,6 @@ from segfit.engine.seeding import seed_everything
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.runs.untrusted import read_json
-from segfit.tasks.segmentation.assembly import make_classes
-from segfit.tasks.segmentation.classes import Classes
 
 Notice = Callable[[str], None]
 
@@ -46,11 +44,6 @@ class TrainedRun:
     device: torch.device
     precision: Precision
     epoch: int | None
-
-    @property
-    def classes(self) -> Classes:
-        """Names, colours and background."""
-        return make_classes(self.config.data)
 
 
 def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> TrainedRun:
@@ -90,7 +83,7 @@ def _apply(
 ) -> None:
     """Change in a run's config what evaluate.py's options say, and no more."""
     if options.root is not None:
-        if config.data.name != "folder":
+        if "root" not in config.data:
             raise SegFitError(
                 f"root={options.root}: the run's data ({config.data.name}) are built in, they have no root."
             )
@@ -103,15 +96,7 @@ def _apply(
     config.batch_size = options.batch_size or config.batch_size
     config.loader.workers = options.workers
     config.loader.persistent = False  # there is one pass
-    config.augmentation.name = "none"
-    if options.metrics.extra is not None:
-        config.metrics.extra = options.metrics.extra
-    if options.sliding_window:
-        config.data.fit = "crop"
-    if config.data.fit == "crop" and options.batch_size not in (None, 1):
-        notice(
-            f"batch_size={options.batch_size}: a sliding window takes images one by one, at their own sizes."
-        )
+    assembly_of(config).apply_options(config, options, notice)
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

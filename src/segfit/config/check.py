@@ -25,7 +25,7 @@ def check(config: DictConfig) -> None:
     if not problems and issubclass(kind, EvaluateConfig):
         problems = [
             *_check_evaluation(config),
-            *import_module(kind.__module__).evaluation_problems(config),
+            *getattr(import_module(kind.__module__), "evaluation_problems", lambda _: ())(config),
         ]
     if problems:
         raise SegFitError(problems)

@@ -51,9 +51,6 @@ class TaskSchema(Protocol):
     def problems(self, config: DictConfig) -> Iterator[str]:
         """Yield what is impossible or contradicts itself in a composed run of the task."""
 
-    def evaluation_problems(self, options: DictConfig) -> Iterator[str]:
-        """Yield what contradicts itself in the options of evaluate.py."""
-
     def sample_label(self, config: DictConfig) -> str:
         """Return what a sample of a config is called in tables."""
 
@@ -68,6 +65,7 @@ class TaskSchema(Protocol):
 
 def task_names() -> list[str]:
     """Return the names of all tasks."""
+    segfit.tasks.add_folders()
     return sorted(
         module.name for module in pkgutil.iter_modules(segfit.tasks.__path__) if module.ispkg
     )
@@ -114,7 +112,9 @@ def _benchmark_schema(task: str) -> type:
 
 
 def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
-    """Return the task that a command line asks for: by `task=`, its experiment, or the run that it names.
+    """Return the task that a command line asks for: by `task=`, its experiment, or the run that is evaluated.
+
+    A run that is resumed has its own config, whatever is composed.
 
     Args:
         arguments: of an entry point, without the program's name.
@@ -130,9 +130,8 @@ def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
                 f"task={given['task']}: a sweep has one task. Launch a sweep for each."
             )
         return given["task"]
-    for key in ("run", "resume"):
-        if key in given:
-            return _task_of_run(Path(given[key].strip("'\"")).expanduser())
+    if "run" in given:
+        return _task_of_run(Path(given["run"].strip("'\"")).expanduser())
     if "experiment" in given:
         for folder in folders:
             path = folder / "experiment" / f"{given['experiment'].split(',')[0]}.yaml"

@@ -5,4 +5,11 @@ Folders named in the environment variable SEGFIT_TASKS (separated as in PATH) ho
 
 import os
 
-__path__ += [folder for folder in os.environ.get("SEGFIT_TASKS", "").split(os.pathsep) if folder]
+
+def add_folders() -> None:
+    """Look for tasks in the folders of SEGFIT_TASKS, too."""
+    named = os.environ.get("SEGFIT_TASKS", "").split(os.pathsep)
+    __path__.extend(folder for folder in named if folder and folder not in __path__)
+
+
+add_folders()

@@ -73,7 +73,7 @@ def _findings(config: DictConfig, machine: Machine, climb: Climb) -> Findings:
     left_out = [step for step in climb.steps if step.speed is None]
     first, rate = steps[0].rate or 0.0, climb.best or 0.0
     overrides = Change("result", climb.kept).typed
-    title = f"{steps[0].facts['model']}, {steps[0].facts['image size']}, batch {config.batch_size}"
+    title = f"{steps[0].facts['model']}, {steps[0].facts['sample']}, batch {config.batch_size}"
     headline = f"Nothing is faster than the naive {first:.1f} samples/s here."
     if overrides:
         headline = (

@@ -78,7 +78,7 @@ class Result:
 def findings_of(config: DictConfig, steps: Sequence[Step], result: Result) -> Findings:
     """Return the table, the figure and the headline."""
     facts: Mapping[str, str] = next((step.facts for step in steps if step.facts), {})
-    title = f"{facts.get('model', config.model.name)}, {facts.get('image size', '')}"
+    title = f"{facts.get('model', config.model.name)}, {facts.get('sample', '')}"
     device = result.tuned_for["device"]
     written = f"Written to {result.out}"
     if Path(result.out) == LOCAL:

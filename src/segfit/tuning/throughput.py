@@ -74,7 +74,7 @@ def _findings(
         scalars[f"throughput/{name} {batches}"] = speed.samples_per_second
     table = Table(
         "throughput",
-        f"{training.facts['model']}, batch {training.facts['batch']}, {training.facts['image size']}, "
+        f"{training.facts['model']}, batch {training.facts['batch']}, {training.facts['sample']}, "
         f"{state.precision.name}",
         _COLUMNS,
         rows,

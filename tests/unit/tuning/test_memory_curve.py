@@ -6,6 +6,7 @@ import math
 import pytest
 
 from segfit.system.hardware import GIB
+from segfit.tasks.segmentation.schema import held_out_shape
 from segfit.tuning.memory import cache
 from segfit.tuning.memory.curve import Curve, Forecast, Moment
 from segfit.tuning.memory.planner import (
@@ -13,7 +14,6 @@ from segfit.tuning.memory.planner import (
     MARGIN,
     Card,
     card_of,
-    original_size,
     planned_precision,
 )
 from tests.integration.benchmarking import compose_benchmark
@@ -157,10 +157,10 @@ def test_precision(asked, device_type, runs):
 
 
 def test_the_size_of_held_out_images():
-    assert original_size(compose_benchmark("plan", "data.resolution=77")) == (77, 77)
-    assert original_size(compose_benchmark("plan", "benchmark.original_size=[50,60]")) == (50, 60)
+    assert held_out_shape(compose_benchmark("plan", "data.resolution=77")) == (77, 77)
+    assert held_out_shape(compose_benchmark("plan", "benchmark.original_size=[50,60]")) == (50, 60)
     folder = ("data=folder", "data.root=x", "data.num_classes=2", "image_size=64")
     base = ("model=cnn", "batch_size=2", "epochs=1")
-    assert original_size(compose_benchmark("plan", *folder, base=base)) == (64, 64)
+    assert held_out_shape(compose_benchmark("plan", *folder, base=base)) == (64, 64)
     crop = compose_benchmark("plan", *folder, "data.fit=crop", base=base)
-    assert original_size(crop) == (128, 128)
+    assert held_out_shape(crop) == (128, 128)

@@ -342,15 +342,25 @@ def _options(config: DictConfig) -> dict[str, Any]:
     return {**options, "fill": plain(config.data.mean)}
 
 
+def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str], None]) -> None:
+    """Change in a run's config what the options of evaluate.py say about the task."""
+    config.augmentation.name = "none"
+    if options.sliding_window:
+        config.data.fit = "crop"
+    if config.data.fit == "crop" and options.batch_size not in (None, 1):
+        notice(
+            f"batch_size={options.batch_size}: a sliding window takes images one by one, at their own sizes."
+        )
+
+
 # ------------------------------------------------------------------------------------- report
 
 
 def facts(config: DictConfig) -> dict[str, str]:
     """Return what really runs, label → text, that only this task knows."""
-    height, width = size_of(config.image_size)
     return {
         "classes": str(config.data.num_classes),
-        "image size": f"{width} × {height} ({config.data.fit})",
+        "fit": config.data.fit,
         "augmentation": config.augmentation.name,
     }
 

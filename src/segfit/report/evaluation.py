@@ -1,0 +1,99 @@
+"""The folder of one evaluation: metrics.json, tables and figures; a task adds what it keeps of its predictions."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segfit.engine.findings import Findings
+from segfit.engine.task import Task
+from segfit.errors import SegFitError
+from segfit.report.files import files_of, write_json
+from segfit.system.files import atomic_write
+
+KIND = "evaluation"
+METRICS = "metrics.json"
+
+
+class Evaluation:
+    """What an evaluation writes. Files of an earlier one are replaced, never those of somebody else.
+
+    Args:
+        path: the folder; made if it does not exist.
+        task: scores the batches.
+        facts: that only the task knows, for metrics.json.
+        names: of the files and folders that are written besides metrics.json, in the order in which they are shown.
+
+    Raises:
+        SegFitError: if the folder holds files under our names that evaluate.py did not write, or cannot be made.
+    """
+
+    def __init__(
+        self, path: Path, task: Task, facts: Mapping[str, Any], names: Sequence[str] = ()
+    ) -> None:
+        self.path, self.task, self.facts = path, task, facts
+        self.names = (METRICS, *names)
+        there = [name for name in self.names if os.path.lexists(path / name)]
+        if there and not _is_evaluation(path / METRICS):
+            raise SegFitError(
+                f"out={path}: {', '.join(there)} in it would be replaced, and evaluate.py did not write "
+                f"{'it' if len(there) == 1 else 'them'}. Choose another folder."
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SegFitError(f"out={path}: cannot be made ({error.strerror}).") from error
+
+    def write_metrics(self, values: Mapping[str, Any]) -> None:
+        """Write metrics.json; written first, it marks the folder as an evaluation's.
+
+        Raises:
+            SegFitError: if it cannot be written.
+        """
+        try:
+            write_json(self.path / METRICS, {"kind": KIND, **values})
+        except OSError as error:
+            raise unwritable(self.path / METRICS, error) from error
+
+    def finish(self, result: Findings) -> Findings:
+        """Write what is left of the predictions, a CSV file a table and a PNG file a figure; return what is shown.
+
+        Raises:
+            SegFitError: if something cannot be written.
+        """
+        for name, content in files_of(result):
+            self.write(self.path / name, content)
+        return result
+
+    def close(self) -> None:
+        """Release what is held; called again, nothing."""
+
+    def written(self) -> list[Path]:
+        """Return the files and folders that are there."""
+        return [self.path / name for name in self.names if (self.path / name).exists()]
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file, all or nothing.
+
+        Raises:
+            SegFitError: if it cannot be written.
+        """
+        try:
+            with atomic_write(path, sync=False) as file:
+                file.write(content)
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
+def _is_evaluation(metrics: Path) -> bool:
+    try:
+        values = json.loads(metrics.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("kind") == KIND
+
+
+def unwritable(path: Path, error: OSError) -> SegFitError:
+    """Return the error of a file that cannot be written."""
+    return SegFitError(f"cannot write {path}: {error.strerror or error}.")

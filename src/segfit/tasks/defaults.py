@@ -1,0 +1,104 @@
+"""What a task's `assembly` and `planning` modules offer where a task has nothing of its own to say: import what fits."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig
+
+from segfit.data.source import Source
+
+
+@dataclass(frozen=True)
+class NothingToReport:
+    """A look at data that cannot be wrong."""
+
+    notices: list[str] = field(default_factory=list)
+
+
+def check_sources(*_: Any) -> NothingToReport:
+    """Look at nothing: the samples are made, not read."""
+    return NothingToReport()
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return samples as one batch, key by key."""
+    import torch
+
+    from segfit.data.collate import stack
+
+    return {key: stack([torch.as_tensor(one[key]) for one in samples]) for key in samples[0]}
+
+
+def held_out_batch_size(config: DictConfig) -> int:
+    """Return the batch size of training: samples are all of one size."""
+    return int(config.batch_size)
+
+
+def augments_in_workers(_: DictConfig) -> bool:
+    """Say no: where samples are cached, workers have nothing to do."""
+    return False
+
+
+def cached_forms(_: DictConfig, sources: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return the samples as they are read."""
+    return {split: (source, "original") for split, source in sources.items()}
+
+
+def make_statistics(*_: Any) -> dict[str, Any]:
+    """Return nothing: the task takes nothing from the training data."""
+    return {}
+
+
+def recorded_statistics(*_: Any) -> dict[str, Any]:
+    """Return nothing, as `make_statistics` does."""
+    return {}
+
+
+def statistics_need_train(_: DictConfig) -> bool:
+    """Say no."""
+    return False
+
+
+def make_extra_metrics(_: DictConfig) -> list[Any]:
+    """Return no metrics."""
+    return []
+
+
+def apply_options(*_: Any) -> None:
+    """Change nothing: evaluate.py has no options of the task."""
+
+
+def facts(_: DictConfig) -> dict[str, str]:
+    """Return nothing: the facts that every run has say it all."""
+    return {}
+
+
+def hparams(_: DictConfig) -> dict[str, str | float | bool]:
+    """Return nothing, as `facts` does."""
+    return {}
+
+
+def costliest(config: DictConfig) -> DictConfig:
+    """Return a copy: every batch costs the same memory."""
+    return config.copy()
+
+
+def largest_first(source: Source) -> list[int]:
+    """Return all indices: samples are all of one size."""
+    return list(range(len(source)))
+
+
+def without_augmentation(task: Any) -> Any:
+    """Return the task: it augments nothing on the device."""
+    return task
+
+
+def device_augmentation(_: DictConfig) -> tuple[Callable[[], Any], float] | None:
+    """Return None: nothing is augmented on the device."""
+    return None
+
+
+def smaller_samples(*_: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield nothing: samples have one size."""
+    yield from ()
