@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from segfit.tuning import loader
-from segfit.tuning.loader import Fed, choose, feeding, grid, worker_counts
+from segfit.tuning.loader import Fed, choose, grid, worker_counts
 from tests.integration.benchmarking import benchmark, compose_benchmark
 
 
@@ -21,7 +21,7 @@ def fed(
     workers: int = 1,
     prefetch: int | None = None,
 ) -> Fed:
-    return Fed(feeding(place, cache, workers, prefetch), data, model)
+    return Fed(place, cache, workers, prefetch, data, model)
 
 
 @pytest.mark.parametrize(
@@ -34,15 +34,13 @@ def test_worker_counts(count: int, expected: list[int]) -> None:
 
 def test_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "available_cores", lambda: 2)
-    settings = [change.options for change in grid(compose_benchmark("loader"))]
+    ways = list(grid(compose_benchmark("loader")))
     # two places × two caches × (no worker, and two counts × two prefetches)
-    assert len(settings) == len({str(options) for options in settings}) == 2 * 2 * (1 + 2 * 2)
-    assert not any(
-        "loader.prefetch" in options for options in settings if not options["loader.workers"]
-    )
-    without = list(grid(compose_benchmark("loader", "augmentation=none", "benchmark.workers=[3]")))
-    assert {change.typed.partition(" data.")[0] for change in without} == {"augmentation=none"}
-    assert {change.options["loader.workers"] for change in without} == {3}
+    assert len(ways) == len(set(ways)) == 2 * 2 * (1 + 2 * 2)
+    assert {way.prefetch for way in ways if way.workers == 0} == {None}
+    assert ways[0].change.typed == "augmentation=cpu data.cache=none loader.workers=0"
+    without = grid(compose_benchmark("loader", "augmentation=none", "benchmark.workers=[3]"))
+    assert {(way.augmentation, way.workers) for way in without} == {("none", 3)}
 
 
 def test_the_smallest_that_outruns_is_chosen() -> None:

@@ -24,7 +24,7 @@ from segfit.system.hardware import resolve_device
 from segfit.system.monitor import Means, Monitor, summed_up
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
-from segfit.tuning.diagnosis import Applied, Diagnosis
+from segfit.tuning.diagnosis import Diagnosis
 from segfit.tuning.facts import Costs, Facts, Resident
 from segfit.tuning.measure import measure_training
 from segfit.tuning.samples import SlowSource, measure_costs
@@ -64,10 +64,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     if config.benchmark.apply and found.best is not None:
         measuring(f"the training with {found.best.change.typed}")
         with_change = changed(config, found.best.change.options)
-        after = recorded(with_change, bench, bench.folder / "changed", seconds).timeline
-        before = now.timeline
-        gain = (after.samples / after.update) / (before.samples / before.update)
-        applied = Applied(after, gain)
+        applied = recorded(with_change, bench, bench.folder / "changed", seconds).timeline
     return Diagnosis(facts, now.timeline, now.means, found, applied, overrides()).findings()
 
 

@@ -29,19 +29,6 @@ _NOTABLE = 0.3  # share of the time from which validation or saving is worth a s
 
 
 @dataclass(frozen=True)
-class Applied:
-    """What came of the change.
-
-    Args:
-        timeline: of the training with it.
-        gain: samples per second, new / old.
-    """
-
-    timeline: Timeline
-    gain: float
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """All that was found out.
 
@@ -50,7 +37,7 @@ class Diagnosis:
         timeline: of the training as it is.
         means: of the samples that were taken meanwhile.
         verdict: what holds the training up.
-        applied: what the change did, if it was applied.
+        applied: of the training with the change, if it was applied.
         overrides: that the training was composed with.
     """
 
@@ -58,14 +45,14 @@ class Diagnosis:
     timeline: Timeline
     means: Means
     verdict: Verdict
-    applied: Applied | None
+    applied: Timeline | None
     overrides: Sequence[str]
 
     def findings(self) -> Findings:
         """Return tables, figure and sentence."""
         bars = {"as it is": self.timeline}
         if self.applied is not None and self.verdict.best is not None:
-            bars[self.verdict.best.change.typed] = self.applied.timeline
+            bars[self.verdict.best.change.typed] = self.applied
         tables = [self._phases(), self._sample()]
         if self.verdict.predictions:
             tables.append(self._changes())
@@ -114,7 +101,9 @@ class Diagnosis:
     def _promise(self, best: Prediction) -> str:
         if self.applied is None:
             return f"predicted {best.gain:.2f}x."
-        return f"predicted {best.gain:.2f}x, measured {self.applied.gain:.2f}x."
+        return (
+            f"predicted {best.gain:.2f}x, measured {self.applied.rate / self.timeline.rate:.2f}x."
+        )
 
     def _phases(self) -> Table:
         timeline, shares = self.timeline, self.timeline.by_phase()
@@ -128,10 +117,9 @@ class Diagnosis:
                 rows[-1].append(1000 * timeline.device[name] / timeline.updates if there else None)
         if timeline.device:
             columns.append(Column("device ms", ".2f"))
-        rate = timeline.samples / timeline.update
         title = (
             f"{timeline.updates} updates of {timeline.samples:g} samples, {timeline.epochs} epochs begun: "
-            f"{1000 * timeline.update:.1f} ms an update, {rate:.1f} samples/s without validation and saving"
+            f"{1000 * timeline.update:.1f} ms an update, {timeline.rate:.1f} samples/s without validation and saving"
         )
         return Table("phases", title, columns, rows)
 
@@ -169,10 +157,10 @@ class Diagnosis:
             "change": best and dict(text.split("=", 1) for text in best.change.overrides),
             "command": self.command(best) if best is not None else None,
             "predicted_gain": best.gain if best is not None else None,
-            "measured_gain": self.applied.gain if self.applied is not None else None,
+            "measured_gain": self.applied and self.applied.rate / self.timeline.rate,
             "facts": asdict(self.facts),
             "timeline": asdict(self.timeline),
-            "applied": asdict(self.applied.timeline) if self.applied is not None else None,
+            "applied": asdict(self.applied) if self.applied is not None else None,
             "device": {"mean": self.means.mean, "peak": self.means.peak},
         }
 

@@ -14,7 +14,7 @@ from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
-from segfit.tuning.measure import first_held_out, first_window
+from segfit.tuning.measure import first_held_out, first_window, synchronize
 
 # Name as CUDA gives it, without "NVIDIA" and "GeForce" → dense TFLOP/s in fp32, TF32 and the halves (accumulating in
 # fp32), from NVIDIA's data sheets and architecture white papers; None where the card has no such units.
@@ -85,7 +85,8 @@ def peak_rate(device: torch.device, precision: Precision) -> PeakRate:
     Waits for the device.
     """
     if device.type == "cuda":
-        known = data_sheet(torch.cuda.get_device_name(device), precision.name, tf32=_tf32())
+        tf32 = torch.get_float32_matmul_precision() != "highest"
+        known = data_sheet(torch.cuda.get_device_name(device), precision.name, tf32=tf32)
         if known is not None:
             return PeakRate(known, "data sheet")
     side = _SIDES[device.type]
@@ -110,26 +111,17 @@ def data_sheet(name: str, precision: str, *, tf32: bool) -> float | None:
     return None
 
 
-def _tf32() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"
-
-
 def _measured_peak(device: torch.device, dtype: torch.dtype, side: int) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = 0.0
     start = time.perf_counter()
     while best == 0 or time.perf_counter() - start < _SECONDS:
-        _synchronize(device)
+        synchronize(device)
         before = time.perf_counter()
         torch.mm(a, b)
-        _synchronize(device)
+        synchronize(device)
         best = max(best, 2 * side**3 / (time.perf_counter() - before))
     return best / _TERA
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # synchronises: a measurement of a single product
 
 
 def _counter() -> FlopCounterMode:

@@ -3,7 +3,7 @@
 import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,6 @@ from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.measure import Speed, data_speed, explain_out_of_memory, train_speed
 
 SECONDS = 5.0
-_OPTIONS = ("augmentation", "data.cache", "loader.workers", "loader.prefetch")
 _CACHES = ("none", "disk", "ram")  # from the smallest to what takes most
 _COLUMNS = (
     *(Column(name) for name in ("augmentation", "cache", "workers", "prefetch")),
@@ -35,52 +34,50 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Fed:
-    """A way to feed a training, measured.
-
-    Args:
-        change: of `feeding`.
-        data: samples per second of the data side alone.
-        model: samples per second of an update on resident batches, with the augmentation that runs on the device.
-    """
-
-    change: Change
-    data: float
-    model: float
-
-    def feeding(self) -> tuple[str, str, int, int | None]:
-        """Return augmentation, cache, workers and prefetch (None without workers)."""
-        augmentation, cache, workers, prefetch = map(self.change.options.get, _OPTIONS)
-        return str(augmentation), str(cache), int(workers or 0), prefetch
-
-    @property
-    def outruns(self) -> bool:
-        """Whether the model never waits, in the mean; without workers it waits for every batch."""
-        return self.feeding()[2] > 0 and self.data > self.model
-
-    @property
-    def reached(self) -> float:
-        """Samples per second of a training, at best: without workers data and model take turns."""
-        if self.feeding()[2] == 0:
-            return 1 / (1 / self.data + 1 / self.model)
-        return min(self.data, self.model)
-
-    def size(self) -> tuple[int, int, int]:
-        """Return what "smallest" means: first workers, then the cache, then batches that wait."""
-        _, cache, workers, prefetch = self.feeding()
-        return workers, _CACHES.index(cache), prefetch or 0
-
-
-def feeding(augmentation: str, cache: str, workers: int, prefetch: int | None) -> Change:
-    """Return the change to a way of feeding a training.
+    """A way to feed a training, and its speed.
 
     Args:
         augmentation: "none", "cpu" (in the workers) or "kornia-gpu" (on the device).
         cache: `data.cache`.
         workers: `loader.workers`.
         prefetch: `loader.prefetch`; None if there are no workers.
+        data: samples per second of the data side alone.
+        model: samples per second of an update on resident batches, with the augmentation that runs on the device.
     """
-    values = zip(_OPTIONS, (augmentation, cache, workers, prefetch), strict=True)
-    return Change("feeding", {key: value for key, value in values if value is not None})
+
+    augmentation: str
+    cache: str
+    workers: int
+    prefetch: int | None
+    data: float = 0.0
+    model: float = 0.0
+
+    @property
+    def change(self) -> Change:
+        """The change to this way of feeding."""
+        options = {
+            "augmentation": self.augmentation,
+            "data.cache": self.cache,
+            "loader.workers": self.workers,
+        }
+        more = {} if self.prefetch is None else {"loader.prefetch": self.prefetch}
+        return Change("feeding", {**options, **more})
+
+    @property
+    def outruns(self) -> bool:
+        """Whether the model never waits, in the mean; without workers it waits for every batch."""
+        return self.workers > 0 and self.data > self.model
+
+    @property
+    def reached(self) -> float:
+        """Samples per second of a training, at best: without workers data and model take turns."""
+        if self.workers == 0:
+            return 1 / (1 / self.data + 1 / self.model)
+        return min(self.data, self.model)
+
+    def size(self) -> tuple[int, int, int]:
+        """Return what "smallest" means: first workers, then the cache, then batches that wait."""
+        return self.workers, _CACHES.index(self.cache), self.prefetch or 0
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -89,9 +86,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     Raises:
         SegFitError: if the data set is faulty or an update does not fit into memory.
     """
-    changes = list(grid(config))
-    places = list(dict.fromkeys(change.options["augmentation"] for change in changes))
-    total = len(places) + len(changes)
+    ways = list(grid(config))
+    places = list(dict.fromkeys(way.augmentation for way in ways))
+    total = len(places) + len(ways)
     models: dict[str, float] = {}
     # every build gives the same notices
     once = Bench(bench.folder, functools.cache(bench.notice), bench.progress)
@@ -101,21 +98,21 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         alone = changed(config, {"augmentation": place, "loader.workers": 0})
         models[place] = _model_speed(alone, once)
     measured: list[Fed] = []
-    for done, change in enumerate(changes, start=len(places)):
-        bench.progress(change.typed, done, total)
+    for done, way in enumerate(ways, start=len(places)):
+        bench.progress(way.change.typed, done, total)
         try:
-            speed = _data_speed(changed(config, change.options))
+            speed = _data_speed(changed(config, way.change.options))
         except SegFitError as error:
-            bench.notice(f"{change.typed}: left out, {' '.join(error.problems)}")
+            bench.notice(f"{way.change.typed}: left out, {' '.join(error.problems)}")
             continue
-        model = models[change.options["augmentation"]]
-        measured.append(Fed(change, speed.samples_per_second, model))
+        model = models[way.augmentation]
+        measured.append(replace(way, data=speed.samples_per_second, model=model))
     if not measured:
         raise SegFitError("no setting of the data side could be measured; see the lines above.")
     return _findings(config, measured)
 
 
-def grid(config: DictConfig) -> Iterator[Change]:
+def grid(config: DictConfig) -> Iterator[Fed]:
     """Yield every setting that a config asks for."""
     asked = config.benchmark
     places = ["none"] if augmentation_of(config) == "none" else ["cpu", "kornia-gpu"]
@@ -123,7 +120,7 @@ def grid(config: DictConfig) -> Iterator[Change]:
         for cache in asked.caches:
             for workers in asked.workers or worker_counts(available_cores()):
                 for prefetch in asked.prefetch if workers else [None]:
-                    yield feeding(place, cache, workers, prefetch)
+                    yield Fed(place, cache, workers, prefetch)
 
 
 def worker_counts(cores: int) -> list[int]:
@@ -167,9 +164,8 @@ def _data_speed(config: DictConfig) -> Speed:
 def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
     best = choose(measured)
     device, _ = resolve_device(config.device)
-    models = {fed.feeding()[0]: fed.model for fed in measured}
+    models = {fed.augmentation: fed.model for fed in measured}
     rates = " and ".join(f"{rate:.1f} with augmentation={place}" for place, rate in models.items())
-    names = ("augmentation", "cache", "workers", "prefetch", "data", "model", "reached", "outruns")
     return Findings(
         headline=f"{_verdict(best)}{_caution(device, best)}",
         tables=[
@@ -178,7 +174,7 @@ def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
                 f"The data side alone; the model alone trains {rates} samples/s",
                 _COLUMNS,
                 [
-                    (*fed.feeding(), fed.data, fed.data / fed.model, fed.reached, fed.outruns)
+                    (*astuple(fed)[:-1], fed.data / fed.model, fed.reached, fed.outruns)
                     for fed in measured
                 ],
                 emphasis=list(measured).index(best),
@@ -186,14 +182,7 @@ def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
         ],
         values={
             "settings": [
-                dict(
-                    zip(
-                        names,
-                        (*fed.feeding(), fed.data, fed.model, fed.reached, fed.outruns),
-                        strict=True,
-                    )
-                )
-                for fed in measured
+                {**asdict(fed), "reached": fed.reached, "outruns": fed.outruns} for fed in measured
             ],
             "chosen": best.change.options,
             "overrides": best.change.typed,
@@ -217,7 +206,7 @@ def _verdict(best: Fed) -> str:
 
 
 def _caution(device: torch.device, best: Fed) -> str:
-    if device.type == "cuda" or best.feeding()[2] == 0:
+    if device.type == "cuda" or best.workers == 0:
         return ""
     return (
         " On a CPU workers take cores from the model: see what is left with benchmark=throughput."
@@ -226,24 +215,21 @@ def _caution(device: torch.device, best: Fed) -> str:
 
 def figure(measured: Sequence[Fed], title: str) -> Figure:
     """Draw samples per second over workers, a line per way to feed, and what the model takes in."""
-    places = list(dict.fromkeys(fed.feeding()[0] for fed in measured))
+    places = list(dict.fromkeys(fed.augmentation for fed in measured))
     drawing = Figure(figsize=(4.6 * len(places) + 0.6, 3.8), dpi=100, layout="constrained")
     top = 1.1 * max(max(fed.data, fed.model) for fed in measured)
     for index, place in enumerate(places):
         axes = drawing.add_subplot(1, len(places), index + 1)
         lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for fed in measured:
-            augmentation, cache, workers, prefetch = fed.feeding()
-            if augmentation == place:
-                label = f"cache {cache}" + (
-                    f", prefetch {prefetch}" if prefetch else ", no workers"
-                )
-                lines[label].append((workers, fed.data))
+            if fed.augmentation == place:
+                ahead = f"prefetch {fed.prefetch}" if fed.prefetch else "no workers"
+                lines[f"cache {fed.cache}, {ahead}"].append((fed.workers, fed.data))
                 model = fed.model
         for label, points in lines.items():
             axes.plot(*zip(*points, strict=True), "o-", label=label)
         axes.axhline(model, color="black", linestyle="--", label="the model alone")
-        axes.set_xticks(sorted({fed.feeding()[2] for fed in measured}))
+        axes.set_xticks(sorted({fed.workers for fed in measured}))
         axes.set(xlabel="data workers", ylim=(0, top), title=f"augmentation={place}")
         axes.spines[["top", "right"]].set_visible(False)
         if index == 0:

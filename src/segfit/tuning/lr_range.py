@@ -207,7 +207,9 @@ def restored(training: Training) -> Iterator[None]:
     where the sampler stands. Copies are kept on the host.
     """
     fit = training.fit
-    state, sampler = fit.state, _sampler(fit)
+    state = fit.state
+    assert isinstance(fit.train, TrainBatches)  # the only kind that the builders make
+    sampler = fit.train.sampler
     modules = [module for module in (state.model, state.ema and state.ema.module) if module]
     kept = _on_host(state.state_dict())
     buffers = [_on_host(dict(module.named_buffers())) for module in modules]
@@ -224,20 +226,11 @@ def restored(training: Training) -> Iterator[None]:
             # load_state_dict asks the scheduler, whose rate may differ by rounding
             group["lr"] = before["lr"]
         for module, values, mode in zip(modules, buffers, modes, strict=True):
-            _restore(module, values, mode)
+            for name, buffer in module.named_buffers():  # those too that a state dict leaves out
+                buffer.copy_(values[name])
+            for name, part in module.named_modules():
+                part.training = mode[name]
         vars(sampler).update(position)
-
-
-def _sampler(fit: Fit) -> Any:
-    assert isinstance(fit.train, TrainBatches)  # the only kind that the builders make
-    return fit.train.sampler
-
-
-def _restore(module: torch.nn.Module, buffers: dict[str, Tensor], mode: dict[str, bool]) -> None:
-    for name, buffer in module.named_buffers():  # those too that a state dict leaves out
-        buffer.copy_(buffers[name])
-    for name, part in module.named_modules():
-        part.training = mode[name]
 
 
 def _on_host(value: Any) -> Any:

@@ -94,7 +94,7 @@ class Stopwatch:
             self._samples += samples(item)
             yield item
             self._mark()
-        self._synchronize()
+        synchronize(self.device)
         self._end = time.perf_counter()
 
     def speed(self) -> Speed:
@@ -112,7 +112,7 @@ class Stopwatch:
         )
 
     def _begin(self) -> None:
-        self._synchronize()
+        synchronize(self.device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._start = time.perf_counter()
@@ -132,9 +132,11 @@ class Stopwatch:
             return [before.elapsed_time(after) for before, after in pairs]
         return [1e3 * (after - before) for before, after in pairs]
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # synchronises: before and after the steps
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device has done all its work: before and after what is timed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # synchronises
 
 
 def train_speed(training: Training, *, seconds: float, warmup: int, resident: bool) -> Speed:
@@ -258,19 +260,8 @@ def measure_training(
     Returns:
         "speed": the fields of `Speed`; "facts": of the training; "notices": what fell back.
     """
-    return _measured(config, train_speed, seconds=seconds, warmup=warmup, resident=resident)
-
-
-def measure_inference(
-    config: DictConfig, *, seconds: float, warmup: int = 3, resident: bool = False
-) -> dict[str, Any]:
-    """Build a config's training and return `inference_speed` of it, as `measure_training`."""
-    return _measured(config, inference_speed, seconds=seconds, warmup=warmup, resident=resident)
-
-
-def _measured(config: DictConfig, measure: Callable[..., Speed], **how: Any) -> dict[str, Any]:
     notices: list[str] = []
     with TemporaryDirectory(prefix="segfit-") as folder:
         training = make_training(config, Path(folder), notices.append)
-        speed = measure(training, **how)
+        speed = train_speed(training, seconds=seconds, warmup=warmup, resident=resident)
     return {"speed": asdict(speed), "facts": training.facts, "notices": notices}

@@ -8,6 +8,7 @@ from dataclasses import asdict, astuple, fields
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
@@ -153,7 +154,7 @@ def _figure(samples: Sequence[Sample], means: Means) -> Figure:
     for axes, name in zip(
         figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names, strict=True
     ):
-        values = [_or_nan(getattr(sample, name)) for sample in samples]
+        values = np.array([getattr(sample, name) for sample in samples], dtype=float)  # None: nan
         axes.plot(seconds, values, linewidth=1.2)
         axes.axhline(means.mean[name], color="#888888", linewidth=0.8, linestyle="--")
         axes.set_ylabel(_LABELS[name].replace(", ", "\n"))
@@ -161,7 +162,3 @@ def _figure(samples: Sequence[Sample], means: Means) -> Figure:
         axes.grid(color="#eeeeee")
     axes.set_xlabel("seconds (dashed: mean)")
     return figure
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -28,10 +28,9 @@ from segfit.tuning.settings import (
     best_micro_batch,
     effective_batch,
     feeding_changes,
-    layout_change,
     micro_batch,
     micro_batches,
-    precision_changes,
+    set_option,
     worker_changes,
 )
 
@@ -96,7 +95,8 @@ def _search(
     """Keep whatever is faster; return the largest micro-batch, up to `cap`, that fits."""
     config = climb.start_config
     running = resolve_precision(config.precision.name, device)[0].name
-    precisions = precision_changes(running, native_precisions(device))
+    native = native_precisions(device)
+    precisions = [set_option("precision", name) for name in native if name != running]
     composed = climb.measure_start(Change("as composed"))
     if composed.speed is None and composed.verdict != OUT_OF_MEMORY:
         raise SegFitError([f"the composed training does not run: {composed.verdict}"])
@@ -115,7 +115,7 @@ def _search(
     _choose_micro_batch(climb, effective, fitting)
     if composed.speed is None:
         climb.climb(precisions)
-    climb.step(layout_change(config))
+    climb.step(set_option("channels_last", not config.channels_last))
     # How many workers pay depends on how samples come, so they are tried before and after.
     climb.climb(_other_workers(climb, device))
     if climb.climb(feeding_changes(config)):
@@ -124,7 +124,7 @@ def _search(
         _try_checkpointing(climb, device, effective, cap, held_out)
     wanted = config.benchmark.compile
     if not config.compile and (device.type == "cuda" if wanted is None else wanted):
-        climb.step(Change("compile=true", {"compile": True}))
+        climb.step(set_option("compile", True))
     return fitting
 
 

@@ -82,13 +82,8 @@ def _batches_table(forecast: Forecast, batch: int, card: Card) -> Table:
         ]
         for size in batches
     ]
-    columns = [
-        Column("batch"),
-        Column("update, GiB", ".2f"),
-        Column("validation, GiB", ".2f"),
-        Column("needed, GiB", ".2f"),
-        Column("fits"),
-    ]
+    names = ("update, GiB", "validation, GiB", "needed, GiB")
+    columns = [Column("batch"), *(Column(name, ".2f") for name in names), Column("fits")]
     title = f"By micro-batch, against {card.name}"
     return Table("batches", title, columns, rows, emphasis=batches.index(batch))
 
@@ -98,13 +93,8 @@ def _levers_table(found: list[Lever], card: Card) -> Table:
         [lever.change, lever.effect, lever.needed / GIB, lever.fits, lever.largest]
         for lever in found
     ]
-    columns = [
-        Column("change"),
-        Column("what it does"),
-        Column("needed, GiB", ".2f"),
-        Column("fits"),
-        Column("largest batch then"),
-    ]
+    names = ("change", "what it does", "needed, GiB", "fits", "largest batch then")
+    columns = [Column(name, ".2f" if "GiB" in name else "") for name in names]
     return Table("levers", f"What would help it into {card.name}", columns, rows)
 
 

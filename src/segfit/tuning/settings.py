@@ -71,23 +71,14 @@ def best_micro_batch(
     return risen if risen != best else while_rising(batches[:place][::-1], best)
 
 
-def precision_changes(running: str, native: Sequence[str]) -> list[Change]:
-    """Return the precisions that the device has besides the one that runs."""
-    return [_change("precision", name) for name in native if name != running]
-
-
-def layout_change(config: DictConfig) -> Change:
-    """Return the other memory layout."""
-    return _change("channels_last", not config.channels_last)
-
-
 def feeding_changes(config: DictConfig) -> Iterator[Change]:
     """Yield the other place of augmentation, and a cache of decoded images if there is none."""
     places = {"cpu": "kornia-gpu", "kornia-gpu": "cpu"}
-    if augmentation_of(config) in places:
-        yield _change("augmentation", places[augmentation_of(config)])
+    place = augmentation_of(config)
+    if place in places:
+        yield set_option("augmentation", places[place])
     if config.data.cache == "none":
-        yield _change("data.cache", "disk")
+        yield set_option("data.cache", "disk")
 
 
 def worker_changes(current: int, chosen: int) -> list[Change]:
@@ -98,9 +89,10 @@ def worker_changes(current: int, chosen: int) -> list[Change]:
         chosen: workers that the machine's cores come to.
     """
     others = sorted({chosen, chosen // 2, 0} - {current}, reverse=True)
-    return [_change("loader.workers", workers) for workers in others]
+    return [set_option("loader.workers", workers) for workers in others]
 
 
-def _change(key: str, value: str | int) -> Change:
+def set_option(key: str, value: str | int) -> Change:
+    """Return the change of one option, named as it is typed."""
     change = Change("", {key: value})
     return Change(change.typed, change.options)

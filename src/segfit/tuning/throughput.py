@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.training import Training, make_training
-from segfit.engine.findings import Column, Findings, Table
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.tuning.bench import Bench
 from segfit.tuning.flops import PeakRate, inference_flops, peak_rate, update_flops
 from segfit.tuning.measure import Speed, explain_out_of_memory, inference_speed, train_speed
@@ -64,11 +64,14 @@ def _findings(
 ) -> Findings:
     state = training.fit.state
     device = "GPU" if state.device.type == "cuda" else "CPU"
-    rows, values, scalars = [], [], {}
+    rows: list[list[Cell]] = []
+    values, scalars = [], {}
     for (name, batches), speed in speeds.items():
         teraflops = flops[name] * speed.samples_per_second / 1e12
         share = teraflops / most.teraflops
-        rows.append(_row(name, batches, speed, teraflops, share))
+        times = [speed.ms_median, speed.ms_p5, speed.ms_p95]
+        rest = [100 * speed.data_wait, speed.peak_gib, teraflops, 100 * share]
+        rows.append([name, batches, speed.samples_per_second, *times, *rest])
         extra = {"teraflops": teraflops, "share_of_peak": share}
         values.append({"pass": name, "batches": batches, **asdict(speed), **extra})
         scalars[f"throughput/{name} {batches}"] = speed.samples_per_second
@@ -99,20 +102,3 @@ def _findings(
         },
         scalars=scalars,
     )
-
-
-def _row(
-    name: str, batches: str, speed: Speed, teraflops: float, share: float
-) -> list[str | float | int | bool | None]:
-    return [
-        name,
-        batches,
-        speed.samples_per_second,
-        speed.ms_median,
-        speed.ms_p5,
-        speed.ms_p95,
-        100 * speed.data_wait,
-        speed.peak_gib,
-        teraflops,
-        100 * share,
-    ]

@@ -42,6 +42,11 @@ class Timeline:
         outside = sum(self.phases.get(name, 0.0) for name in OUTSIDE)
         return (self.seconds - outside) / self.updates
 
+    @property
+    def rate(self) -> float:
+        """Samples per second, without validation and checkpoints."""
+        return self.samples / self.update
+
     def by_phase(self) -> dict[str, float]:
         """Return name → share (0-1) of the whole time; "host" is what no phase names."""
         shares = {name: value / self.seconds for name, value in self.phases.items()}

@@ -32,7 +32,6 @@ from segfit.system.files import replace_text
 JOBS: dict[str, str] = {
     "fits": "segfit.tuning.batch_trial:fits",
     "train_speed": "segfit.tuning.measure:measure_training",
-    "inference_speed": "segfit.tuning.measure:measure_inference",
 }
 
 _REQUEST, _RESULT, _OUTPUT = "request.json", "result.json", "output.txt"

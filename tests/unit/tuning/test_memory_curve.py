@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_precision_and_device_are_part_of_the_key():
 
 
 def test_plain_values_only():
-    assert json.loads(json.dumps(a_forecast().to_json()))
+    assert json.loads(json.dumps(asdict(a_forecast())))
 
 
 # ------------------------------------------------------------------------------ what is planned

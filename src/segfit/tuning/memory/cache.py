@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def save(name: str, forecast: Forecast, folder: Path | None = None) -> None:
     """Save a forecast; without space or permission, do nothing."""
     path = _path(name, folder)
     with contextlib.suppress(OSError):
-        replace_text(path, json.dumps(forecast.to_json()))
+        replace_text(path, json.dumps(asdict(forecast)))
 
 
 def _path(name: str, folder: Path | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # In the order of their lives. "average" is the moving average of the weights.
@@ -118,13 +118,9 @@ class Forecast:
         moments = [moment.plus(more * fixed, more * each) for moment in self.train.moments]
         return replace(self, train=Curve(moments), recorded=micro_batches)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Forecast:
-        """Return what `to_json` gave.
+        """Return the forecast whose fields, as plain values, are given.
 
         Raises:
             KeyError, TypeError: if it is something else.

@@ -81,7 +81,6 @@ def forecast_of(
     config: DictConfig,
     device_type: str,
     *,
-    precision: str | None = None,
     working: Callable[[], None] = lambda: None,
 ) -> Forecast:
     """Return the memory of a config's training and validation at any micro-batch.
@@ -89,13 +88,12 @@ def forecast_of(
     Args:
         config: checked; its batch_size does not matter.
         device_type: "cuda" or "cpu".
-        precision: "fp32", "bf16" or "fp16"; None: as the config says.
         working: called if the answer is not remembered and takes seconds.
 
     Raises:
         SegFitError: if the model cannot be made.
     """
-    precision = precision or planned_precision(config, device_type)
+    precision = planned_precision(config, device_type)
     original = schema_of(config.task.name).held_out_shape(config)
     name = cache.key(config, device_type, precision, original)
     result = cache.load(name)
