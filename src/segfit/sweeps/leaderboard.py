@@ -23,6 +23,7 @@ from segfit.report.text import (
     shown_path,
     stdout_console,
 )
+from segfit.runs.folder import RunFolder
 from segfit.runs.untrusted import read_json, read_yaml
 
 _REASON_LENGTH = 60
@@ -91,8 +92,9 @@ def _rank(row: Row) -> tuple[bool, bool, float, int]:
 
 
 def _read_job(folder: Path) -> Row:
+    run = RunFolder(folder)
     try:
-        metrics, error = _read(folder / "metrics.json"), _read(folder / "error.json")
+        metrics, error = _read(run.metrics), _read(run.error)
     except SegFitError as problem:
         # One torn file must not end the leader board.
         metrics, error = None, {"kind": "unreadable", "message": f"{problem}"}
@@ -107,7 +109,7 @@ def _read_job(folder: Path) -> Row:
     return Row(
         job=int(folder.name),
         path=folder,
-        overrides=_read_overrides(folder / "overrides.yaml"),
+        overrides=_read_overrides(run.overrides),
         status=status,
         failed=error is not None or not metrics,
         message=message,
