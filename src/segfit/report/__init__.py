@@ -1,1 +1,1 @@
-"""What the person sees: console, TensorBoard, pictures, files."""
+"""What a run shows and writes: console, TensorBoard, files."""

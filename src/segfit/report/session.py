@@ -1,4 +1,4 @@
-"""The listeners of one training run, and what is left when it is over."""
+"""The listeners of one training run, and what is written when it ends."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ class RunReport:
 
     Args:
         run: the run's folder.
-        console: has got the notices so far.
+        console: the listener that printed the notices so far.
         notices: those; the log file gets them too.
     """
 
@@ -85,7 +85,7 @@ class RunReport:
             from segfit.report.tensorboard import TensorBoardReport
         except Exception as error:  # not there, or at odds with protobuf or NumPy
             notify(
-                f"TensorBoard cannot be imported ({type(error).__name__}: {error}): training goes on without. "
+                f"TensorBoard cannot be imported ({type(error).__name__}: {error}): training goes on without it. "
                 f"pip install tensorboard, or set report.tensorboard=false."
             )
             return

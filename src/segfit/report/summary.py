@@ -1,4 +1,4 @@
-"""What the person is left with: how it ended, the best score, what to type next."""
+"""What is printed after a training: how it ended, the best score, what to type next."""
 
 import shlex
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def print_summary(
     console = console or stdout_console()
 
     def line(text: str) -> None:
-        # Neither wrapped nor coloured by content: what is copied is what was meant.
+        # Neither wrapped nor coloured by content, so that commands can be copied.
         console.print(text, soft_wrap=True, highlight=False)
 
     line("")

@@ -9,7 +9,6 @@ from segfit.report.text import number
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.scores import Scores
 
-# Score → label: what console, leader board and summary show, in this order.
 _COLUMNS = (
     Column("class"),
     *(Column(name, ".4f") for name in ("IoU", "F1", "accuracy")),
