@@ -224,7 +224,6 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
 
     from segfit.report.console import console_report
     from segfit.report.session import RunReport
-    from segfit.tasks.segmentation.assembly import make_classes
 
     training = made(config, folder, clock)
     clock.aside = _bare_update(training)
@@ -232,9 +231,7 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
     batches.loader = Clocked(batches.loader, clock)
     with Path(os.devnull).open("w") as nowhere:
         report = RunReport(folder, console_report(Console(file=nowhere)), [])
-        report.add_tensorboard(
-            make_classes(config.data), OmegaConf.to_yaml(config), training.hparams, resume_step=None
-        )
+        report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, resume_step=None)
         training.fit.run(report.listener, training.facts)
 
 

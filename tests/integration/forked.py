@@ -97,7 +97,7 @@ def _run(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = arguments
+    sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
     try:
         runpy.run_path(arguments[0], run_name="__main__")
     finally:

@@ -48,7 +48,7 @@ def masks(place: Path, evaluation) -> "list[tuple[np.ndarray, np.ndarray]]":
     """(prediction, ground truth) of every held-out image, as they lie on the disk."""
     truths = place / "data/val/masks"
     return [
-        (np.array(Image.open(evaluation.out / "masks" / path.relative_to(truths))), np.array(Image.open(path)))
+        (np.array(Image.open(place / "run 1/evaluation/val/masks" / path.relative_to(truths))), np.array(Image.open(path)))
         for path in sorted(truths.rglob("*.png"))
     ]  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_they_are_in_the_log_in_tensorboard_and_in_the_files(place):
     best = json.loads((run / "metrics.json").read_text())["best"]
     lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    logged = [event.value for event in events.Scalars("val/multiclass_cohen_kappa")]
+    logged = [event.value for event in events.Scalars("score/multiclass_cohen_kappa")]
     kappas = [line["scores"]["multiclass_cohen_kappa"] for line in lines]
     assert logged == pytest.approx(kappas)
     assert best["multiclass_cohen_kappa"] in kappas
@@ -70,7 +70,7 @@ def test_they_are_in_the_log_in_tensorboard_and_in_the_files(place):
 
 def test_an_evaluation_finds_the_values_that_training_logged(place, evaluation):
     best = json.loads((place / "run 1/metrics.json").read_text())["best"]
-    scores = json.loads((evaluation.out / "metrics.json").read_text())["scores"]
+    scores = json.loads((place / "run 1/evaluation/val/metrics.json").read_text())["scores"]
     assert scores == pytest.approx(best, abs=1e-6)
 
 

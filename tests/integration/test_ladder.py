@@ -160,5 +160,5 @@ def test_blocking_copies_reach_the_loader(tmp_path: Path) -> None:
     with one_thread():
         training = make_training(compose_run("loader.non_blocking=false"), tmp_path, print)
     held_out = training.fit.held_out()
-    for batches in (training.fit.train, held_out):
-        assert batches.batches.non_blocking is False  # type: ignore[union-attr]
+    for batches in (training.fit.train.batches, held_out):
+        assert batches.non_blocking is False  # type: ignore[union-attr]

@@ -235,7 +235,7 @@ def test_a_card_that_is_too_small_for_anything_is_no_crash(tmp_path):
     options = ("benchmark.tiers=[0.5,4]", "benchmark.sizes=[32,64]", "benchmark.models=[cnn]")
     answer = benchmark(tmp_path, "plan", *CNN, *options, base=SMALL)
     rows = answer.table("largest")
-    assert [row["px"] for row in rows] == [32, 64]
+    assert [row["sample"] for row in rows] == ["32 × 32", "64 × 64"]
     assert all(row["0.5 GB"] == 0 for row in rows)
     assert rows[0]["4 GB"] > rows[1]["4 GB"] > 0
 

@@ -118,7 +118,10 @@ def make_training(
     fit = Fit(state, task, train, lambda: held_out, len(held_out), checkpoints, _options(config))
     hparams = {**_hparams(config, precision), "processes": world.size}
     schema = schema_of(config.task.name)
-    columns = {**schema.COLUMNS, **{name: name for one in extra for name in one.names}}
+    columns = {
+        **schema.COLUMNS,
+        **{name: name.replace("_", " ") for one in extra for name in one.names},
+    }
     return Training(fit, facts, hparams, statistics, schema.UNIT, columns)
 
 

@@ -29,7 +29,7 @@ def export_run(run: TrainedRun, path: Path) -> None:
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(
-            exported, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs}
+            exported, tuple(inputs.values()), dynamic_shapes={name: {0: batch} for name in inputs}
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

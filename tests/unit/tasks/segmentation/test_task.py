@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.engine.distributed import World
+from segfit.engine.distributed import Distributed
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset
@@ -20,7 +20,8 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 def task_of(**options) -> SegmentationTask:
     criterion = segmentation_loss("dice_ce", num_classes=3)
-    return SegmentationTask(CLASSES, criterion, MEAN, STD, **options)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return SegmentationTask(CLASSES, criterion, mean, std, **options)
 
 
 class Images:
@@ -203,7 +204,7 @@ def test_processes_with_a_share_each_give_the_scores_of_all_images():
         ["torchmetrics.CohenKappa", "torchmetrics.segmentation.DiceScore"], CLASSES
     )
 
-    class Pair(World):
+    class Pair(Distributed):
         """The other process has counted before."""
 
         size = 2
@@ -219,7 +220,7 @@ def test_processes_with_a_share_each_give_the_scores_of_all_images():
         meter = task_of(extra=extra, world=Pair()).meter()
         meter.update(model, collate([dataset[index] for index in indices]))
         result = meter.result()
-    assert np.array_equal(result.confusion, alone.confusion)
+    assert np.array_equal(result.values["confusion"], alone.values["confusion"])
     assert result.scores == pytest.approx(alone.scores, abs=1e-6)
     assert {"cohen_kappa", "dice_score"} <= set(result.scores)
 
