@@ -1,4 +1,4 @@
-"""Who takes part in peers.py: each in a process of its own, all told the time by one kind of clock.
+"""Who takes part in peers.py: each in a process of its own, all timed by one kind of clock.
 
 Data, model, loss and optimizer of everybody are those that SegFit's own builders make of one config.
 """
@@ -53,7 +53,7 @@ class Contestant:
 
 
 class Clock:
-    """Times blocks of steps by the loop's own requests for batches, and lets it go on when told to.
+    """Times blocks of steps by the loop's own requests for batches, and lets it continue when asked to.
 
     A step lasts from one request to the next; a loop that asks some batches ahead does so all the time. The first
     `warm` steps after each pause and after the start of an epoch are not counted, and a block that an epoch's end
@@ -108,9 +108,9 @@ class Clock:
         self.done += 1
 
     def _pause(self) -> None:
-        while (told := self.connection.recv()) == "aside":
+        while (asked := self.connection.recv()) == "aside":
             self._take_aside()
-        if told != "go":
+        if asked != "go":
             raise EnoughError
         self.done = 0
 
@@ -126,11 +126,11 @@ class Clock:
 
 
 class Clocked:
-    """A loader whose requests are told to a clock.
+    """A loader whose requests are timed by a clock.
 
     Args:
         loader: gives batches, epoch after epoch.
-        clock: is told.
+        clock: is notified.
         next_epoch: called with 0, 1, 2, … before each epoch.
     """
 
@@ -165,7 +165,7 @@ class Clocked:
 
 
 def run(contestant: Contestant, overrides: list[str], blocks: tuple[int, int], pipe: Any) -> None:
-    """Run a contestant until it is told to stop; the target of a process.
+    """Run a contestant until it is asked to stop; the target of a process.
 
     Args:
         contestant: who.
@@ -266,7 +266,7 @@ def smp(config: Any, folder: Path, clock: Clock, width: int) -> None:
     Args:
         config: of the training.
         folder: for its files.
-        clock: is told.
+        clock: is notified.
         width: channels of the head.
     """
     import segmentation_models_pytorch

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class SegFitError(Exception):
-    """What is wrong, where, and what to do about it: told without a traceback, exit code 2.
+    """What is wrong, where, and what to do about it: printed without a traceback, exit code 2.
 
     Args:
         problems: one message, or all that were found; each names the file, key or value at fault.

@@ -1,6 +1,7 @@
 """Imports run one way, as docs/architecture.md draws it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,6 @@ ALLOWED: dict[str, set[str]] = {
     "commands": {"assembly", "tasks", *BELOW_TASKS, *COMPOSING, "system"},
     "tuning": {"assembly", "tasks", *BELOW_TASKS, *COMPOSING, "system"},
 }
-# Arrows from the time when there was one task.
-ARROWS = {("report", "tasks")}
 WITHOUT_TORCH = ("cli", "config", "errors", "runs", "sweeps", "system")
 HEAVY = {"torch", "torchvision", "timm", "transformers", "kornia", "torchmetrics", "matplotlib"}
 
@@ -56,7 +55,7 @@ def test_every_room_is_in_the_table() -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_run_one_way(path: Path) -> None:
     own = room(path)
-    allowed = {own, "errors", *ALLOWED.get(own, set()), *(b for a, b in ARROWS if a == own)}
+    allowed = {own, "errors", *ALLOWED.get(own, set())}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         for name in imported(node):
             if not name.startswith("segfit."):
@@ -87,3 +86,27 @@ def test_starting_does_not_import_torchmetrics(path: Path) -> None:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         for name in imported(node):
             assert not f"{name}.".startswith(("torchmetrics.", f"{metrics}."))
+
+
+NEUTRAL = ("engine", "report", "runs", "sweeps", "system", "data")
+OF_A_TASK = re.compile(r"\b(masks?|num_classes|miou|confusion)\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules() if room(path) in NEUTRAL],
+    ids=lambda path: str(path.relative_to(SOURCE)),
+)
+def test_what_serves_every_task_speaks_of_none(path: Path) -> None:
+    assert not OF_A_TASK.findall(path.read_text(encoding="utf-8"))
+
+
+def test_the_tree_in_the_docs_is_that_of_the_folders() -> None:
+    text = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^      (\w+)(?:/|\.py) ", text, re.MULTILINE)
+    there = {room(path) for path in modules()} - {"__init__"}
+    assert sorted(named) == sorted(there)
+    assert len(there) <= 14
+    for folder, line in re.findall(r"^      (\w+)/ +([\w, ]+):", text, re.MULTILINE):
+        files = {path.stem for path in (SOURCE / folder).iterdir()}
+        assert {name.strip() for name in line.split(",")} <= files, folder

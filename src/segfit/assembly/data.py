@@ -84,7 +84,7 @@ def make_train_batches(
         source: has the images.
         device: where batches go.
         workers: processes that read.
-        notice: told of images that `data.on_bad_sample=skip` replaces.
+        notice: called with samples that `data.on_bad_sample=skip` replaces.
         world: whose processes share each batch of batch_size × world size.
 
     Raises:
@@ -131,7 +131,7 @@ def make_held_out_batches(
         device: where batches go.
         workers: processes that read.
         limit: batches a pass at the most, if there is but one process; or None.
-        notice: told of images that `data.on_bad_sample=skip` leaves out.
+        notice: called with samples that `data.on_bad_sample=skip` leaves out.
         world: whose processes share the images; none is seen twice.
         indices: of these images alone, whatever `limit` and `world` are; or None.
     """
@@ -162,7 +162,7 @@ def held_out_samples(config: DictConfig, source: Source, limit: int | None) -> i
 def make_skipping(
     config: DictConfig, notice: Callable[[str], None], *, share: bool = False
 ) -> Skipping | None:
-    """Return who is told of images that cannot be read, all or a process's share of them; None where they end the run."""
+    """Return what logs samples that cannot be read, all or a process's share of them; None if they end the run."""
     return Skipping(notice, share=share) if config.data.on_bad_sample == "skip" else None
 
 

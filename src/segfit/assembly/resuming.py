@@ -1,4 +1,4 @@
-"""Going on with a run: what it was, what it is now, and what of the difference has to be told."""
+"""Resuming a run: what it was, what it is now, and notices about the difference."""
 
 from collections.abc import Mapping
 from typing import Any

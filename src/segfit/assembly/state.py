@@ -21,7 +21,7 @@ Notice = Callable[[str], None]
 def make_device(
     requested: str, precision: DictConfig, notice: Notice
 ) -> tuple[torch.device, Precision]:
-    """Return the device and the precision that really run; what fell back is told."""
+    """Return the device and the precision that really run; a fallback is logged."""
     device, fallback = resolve_device(requested)
     if fallback:
         notice(fallback)
@@ -50,7 +50,7 @@ def make_state(
         device: that really runs.
         precision: that really runs.
         updates_per_epoch: optimizer updates an epoch, for the schedule.
-        notice: told what fell back.
+        notice: called with a line for each fallback.
         resumed: the weights will be loaded from a checkpoint.
 
     Raises:

@@ -70,7 +70,7 @@ def make_training(
     Args:
         config: checked.
         run: the run's folder.
-        notice: told what fell back or is odd, a line each.
+        notice: called with a line for each fallback or oddity.
         progress: called with (done, total) files while the data set is checked, and with (done, total,
             what="decoding images") while `data.cache` is filled.
         world: the processes that train together; every one of them has to call.

@@ -55,7 +55,7 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
     Args:
         options: of evaluate.py, checked.
         config: the run's, by `runs.load_config`; becomes the result's.
-        notice: told what fell back, a line each.
+        notice: called with a line for each fallback.
 
     Raises:
         SegFitError: if the checkpoint is missing, damaged or refused, or does not fit the config.

@@ -46,11 +46,11 @@ def _lead(
     """Train, report and write."""
     terminal, notices = stdout_console(), list[str]()
     console, checking = console_report(terminal), WorkProgress(terminal)
-    told: list[Listener] = [console]
+    listeners: list[Listener] = [console]
 
     def notice(message: str) -> None:
         notices.append(message)
-        for listener in told:
+        for listener in listeners:
             listener.notice(message)
 
     try:
@@ -59,7 +59,7 @@ def _lead(
         checking.close()
     runs.save_config(config, overrides, folder, resumed=resumed)
     report = session.RunReport(folder, console, notices)
-    told.append(report.log)
+    listeners.append(report.log)
     if config.report.tensorboard:
         step = training.fit.state.progress.update if resumed else None
         report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, step)

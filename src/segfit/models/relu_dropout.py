@@ -33,7 +33,7 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
 
 
 class _ReluDropout(torch.autograd.Function):
-    """A dropped unit is one that ReLU switches off: its backward tells both from the result."""
+    """A dropped unit is one that ReLU switches off: its backward reads both from the result."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:

@@ -38,7 +38,7 @@ def monitored_first(monitor: str, columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def scores_text(scores: Mapping[str, float], columns: Mapping[str, str]) -> str:
-    """Return the scores that have a column: "mIoU 0.7312, macro F1 0.8404".
+    """Return the scores that have a column: "PSNR 29.12, SSIM 0.8617".
 
     Args:
         scores: name → number.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["collate"]
 
 _MIX = ("mixup", "mixup_alpha", "cutmix", "cutmix_alpha")
-# Keys of data that no pixel of a sample depends on; files and names of images are told apart by themselves.
+# Keys of data that no pixel of a sample depends on; files and names of images are part of the key anyway.
 _NOT_READING = {
     "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
     "train_size", "val_size", "test_size", "root", "images", "split",
