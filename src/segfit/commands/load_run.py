@@ -93,6 +93,8 @@ def _apply(
         config.precision.name = options.precision.name
     elif ran in _PRECISIONS:
         config.precision.name = ran
+    if options.metrics.extra is not None:
+        config.metrics.extra = options.metrics.extra
     config.batch_size = options.batch_size or config.batch_size
     config.loader.workers = options.workers
     config.loader.persistent = False  # there is one pass
