@@ -120,7 +120,7 @@ def make_training(
     schema = schema_of(config.task.name)
     columns = {
         **schema.COLUMNS,
-        **{name: name.replace("_", " ") for one in extra for name in one.names},
+        **{name: name for one in extra for name in one.names},
     }
     return Training(fit, facts, hparams, statistics, schema.UNIT, columns)
 

@@ -92,7 +92,7 @@ def evaluate_split(
     facts = {**_facts(run, options), **evaluation.facts, "split": options.split}
     facts |= {"samples": len(source)}
     result = _pass(run, evaluation, batches, facts, progress, notice)
-    added = {name: name.replace("_", " ") for one in extra for name in one.names}
+    added = {name: name for one in extra for name in one.names}
     shown = {"loss": "loss", **schema_of(config.task.name).COLUMNS, **added}
     result = replace(result, headline=scores_text(result.scores, shown))
     facts |= {"samples": len(source) - len(left_out), "left_out": left_out}

@@ -98,8 +98,6 @@ def _apply(
     config.batch_size = options.batch_size or config.batch_size
     config.loader.workers = options.workers
     config.loader.persistent = False  # there is one pass
-    if options.metrics.extra is not None:
-        config.metrics.extra = options.metrics.extra
     assembly_of(config).apply_options(config, options, notice)
 
 

@@ -33,11 +33,11 @@ class FitOptions:
     """
 
     epochs: int
+    monitor: str
     accumulate: int = 1
     seed: int = 0
     clip_grad_norm: float | None = None
     val_every: int = 1
-    monitor: str = "miou"
     monitor_mode: str = "max"
     patience: int | None = None
     max_steps: int | None = None

@@ -100,7 +100,7 @@ class LineMeter:
         outputs = torch.cat(self.outputs)
         self.task.validated.append(outputs)
         score = self.task.scores.pop(0) if self.task.scores else -float(outputs.square().sum())
-        return Findings(scores={"miou": score, "loss": 0.0})
+        return Findings(scores={"score": score, "loss": 0.0})
 
 
 class Points:
@@ -203,7 +203,7 @@ def make_fit(
         lambda: held_out,
         len(held_out),
         Checkpoints(folder),
-        FitOptions(**{"epochs": 3, "log_every": 1, **options}),
+        FitOptions(**{"epochs": 3, "log_every": 1, "monitor": "score", **options}),
     )
 
 

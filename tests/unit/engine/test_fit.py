@@ -84,7 +84,7 @@ def test_patience_counts_validations_without_a_new_best(tmp_path):
     heard = run(make_fit(tmp_path, task=LineTask([0.1, 0.3, 0.2, 0.3, 0.9]), epochs=9, patience=2))
     assert heard.ends[0].reason == "patience"
     assert [log.is_best for log in heard.epochs] == [True, True, False, False]
-    assert heard.ends[0].best_scores["miou"] == 0.3
+    assert heard.ends[0].best_scores["score"] == 0.3
     assert heard.ends[0].best_epoch == 1
 
 
@@ -93,7 +93,7 @@ def test_best_holds_the_weights_of_the_best_validation_only(tmp_path):
     fit = make_fit(tmp_path, task=task)
     run(fit)
     best = load_checkpoint(tmp_path / "best.pt")
-    assert (best["scores"]["miou"], best["epoch"]) == (0.9, 1)
+    assert (best["scores"]["score"], best["epoch"]) == (0.9, 1)
     model = make_state().model
     model.load_state_dict(best["model"])
     outputs = model.eval()(next(iter(fit.held_out()))["image"])
@@ -105,13 +105,13 @@ def test_the_best_may_be_the_lowest(tmp_path):
     heard = run(make_fit(tmp_path, task=task, epochs=9, patience=2, monitor_mode="min"))
     assert heard.ends[0].reason == "patience"
     assert [log.is_best for log in heard.epochs] == [False, True, False, True, False, False]
-    assert load_checkpoint(tmp_path / "best.pt")["scores"]["miou"] == 0.2
+    assert load_checkpoint(tmp_path / "best.pt")["scores"]["score"] == 0.2
 
 
 def test_nan_is_never_the_best(tmp_path):
     heard = run(make_fit(tmp_path, task=LineTask([math.nan, 0.1, math.nan])))
     assert [log.is_best for log in heard.epochs] == [False, True, False]
-    assert heard.ends[0].best_scores["miou"] == 0.1
+    assert heard.ends[0].best_scores["score"] == 0.1
 
 
 def test_nothing_but_nan_leaves_no_best(tmp_path):
@@ -131,7 +131,7 @@ def test_a_best_that_cannot_be_saved_does_not_count_so_that_the_next_is(tmp_path
     assert "best.pt: Is a directory" in notice
     assert "does not count as the best" in notice
     assert [log.is_best for log in heard.epochs] == [False, True, False]
-    assert load_checkpoint(in_the_way)["scores"]["miou"] == heard.ends[0].best_scores["miou"] == 0.4
+    assert load_checkpoint(in_the_way)["scores"]["score"] == heard.ends[0].best_scores["score"] == 0.4
 
 
 def test_the_average_is_what_is_validated_and_kept(tmp_path):
