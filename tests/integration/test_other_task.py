@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segfit.engine.checkpoint import load_checkpoint
-from tests.integration.training import ROOT, command, environment, finished, same, start, wait_for
+from tests.integration.training import ROOT, command, finished, same, start, wait_for
 
 HOME = ROOT / "tests" / "other_task"
 TASKS = {"SEGFIT_TASKS": str(HOME), "PYTHONUNBUFFERED": "1"}
@@ -109,4 +109,5 @@ def test_what_is_wrong_with_it_is_said_by_its_own_rules(tmp_path):
     assert "Did you mean 'signal'? There are: segmentation, signal" in run(
         tmp_path, "task=sgnal", code=2
     )
-    assert environment()["CUDA_VISIBLE_DEVICES"] == ""
+    (problem,) = run(tmp_path, *SIGNALS, "lenght=64", code=2).splitlines()[1:]
+    assert problem == "  - lenght: there is no such key. Did you mean 'length'?"

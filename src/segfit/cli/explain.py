@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -18,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segfit.config.check import check
+from segfit.config.tasks import config_folders
 from segfit.errors import SegFitError, nearest
 
 # What OmegaConf and Python say of a value → plain English; the first that is found.
@@ -110,8 +113,16 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
         except Exception as error:
             problems.append(f"{text}: not understood. {_plain(str(error)).splitlines()[0]}")
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf), version_base="1.3"):
+    *added, _ = config_folders(arguments, conf)
+    places = create_config_search_path(str(conf))
+    for folder in added:
+        places.prepend("command-line", str(folder.absolute()), "schema")
+    version.setbase("1.3")
+    Hydra.create_main_hydra2("explain", places)
+    try:
         return problems + _try_each(config_name, parsed)
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def _try_each(config_name: str, overrides: list[Override]) -> list[str]:

@@ -131,7 +131,9 @@ def test_a_best_that_cannot_be_saved_does_not_count_so_that_the_next_is(tmp_path
     assert "best.pt: Is a directory" in notice
     assert "does not count as the best" in notice
     assert [log.is_best for log in heard.epochs] == [False, True, False]
-    assert load_checkpoint(in_the_way)["scores"]["score"] == heard.ends[0].best_scores["score"] == 0.4
+    assert (
+        load_checkpoint(in_the_way)["scores"]["score"] == heard.ends[0].best_scores["score"] == 0.4
+    )
 
 
 def test_the_average_is_what_is_validated_and_kept(tmp_path):
