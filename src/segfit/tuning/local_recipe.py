@@ -15,7 +15,7 @@ from segfit.system.files import replace_text
 from segfit.tuning.change import GROUPS
 
 LOCAL = Path(__file__).parents[3] / "conf" / "hardware" / "local.yaml"
-MARK = "# Written by benchmark=optimize"
+MARK = "Written by benchmark=optimize"
 
 # What a recipe says at the top level, in the order of conf/hardware/*.yaml.
 _TOP = (
@@ -38,7 +38,7 @@ def writable(path: Path) -> None:
         raise SegFitError(f"benchmark.out={path}: {error}.") from error
     if MARK not in text:
         raise SegFitError(
-            f"benchmark.out={path}: somebody else's file (benchmark=optimize did not write it). Rename it, or give "
+            f"benchmark.out={path}: benchmark=optimize did not write it. Rename it, or give "
             f"another benchmark.out."
         )
 
@@ -69,12 +69,8 @@ def recipe(
     if config.model.get("checkpointing"):  # not every model has the key
         values["model"] = {"checkpointing": True}
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
-    lines = [
-        "# @package _global_",
-        "# python train.py hardware=local",
-        *(f"# {line}" for line in header),
-    ]
-    return "\n".join([lines[0], lines[1], MARK + "; it will do so again.", *lines[2:], body])
+    top = ("@package _global_", "python train.py hardware=local", f"{MARK}; it will do so again.")
+    return "\n".join([*(f"# {line}" for line in (*top, *header)), body])
 
 
 def write(path: Path, text: str) -> None:

@@ -1,9 +1,12 @@
 """benchmark=optimize: one command that turns a machine into a setting, conf/hardware/local.yaml. See docs/optimize.md."""
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -12,34 +15,32 @@ from segfit.assembly.data import check_data, workers_of
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.tuned import tuned_for
 from segfit.config.tasks import schema_of
-from segfit.engine.findings import Findings
+from segfit.engine.findings import Column, Findings, Table
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
 from segfit.system.cores import free_memory
 from segfit.system.hardware import GIB, resolve_device
 from segfit.tuning import local_recipe
 from segfit.tuning.bench import Bench
-from segfit.tuning.change import Change
-from segfit.tuning.climb import NOT_FASTER, OUT_OF_MEMORY, Climb
+from segfit.tuning.change import Change, augmentation_of
+from segfit.tuning.climb import NOT_FASTER, OUT_OF_MEMORY, SPEED_COLUMNS, Climb, Step, bars
 from segfit.tuning.max_batch import Trials, start
-from segfit.tuning.optimize_report import Result, findings_of
-from segfit.tuning.settings import (
-    LEAST_GAIN,
-    best_micro_batch,
-    effective_batch,
-    feeding_changes,
-    micro_batch,
-    micro_batches,
-    set_option,
-    worker_changes,
-)
 
 SECONDS = 4.0
 SURPASSED = "another is faster still"
+LEAST_EFFECTIVE = 8  # a smaller batch trains neither fast nor, with batch norm, well
+LEAST_GAIN = 1.02  # smaller gains are chance
 # A measurement is killed after so many seconds, or so many times the first one's.
 _PATIENCE, _PATIENCE_TIMES = 60.0, 4.0
 # Share of the free memory; the rest is for files, data workers and other programs.
 _HOST_SHARE = 0.5
+_COLUMNS = (
+    Column("setting"),
+    Column("samples/s", ".1f"),
+    Column("× composed", ".2f"),
+    Column("verdict"),
+    *SPEED_COLUMNS,
+)
 
 
 class _NoTime(Exception):  # noqa: N818  (no error: the search ends with what it has found)
@@ -75,18 +76,28 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     if before is not None and after is not None and after < before:
         climb.kept, after = {}, before  # what seemed faster was chance
     best = climb.config()
-    result = Result(
-        changes=Change("result", climb.kept).typed,
-        composed=before,
-        fastest=after if after is not None else climb.best,
-        composed_batch=int(config.batch_size * config.accumulate),
-        effective=int(best.batch_size * best.accumulate),
-        fitting=fitting,
-        tuned_for=tuned_for(best, device),
-        out=str(out),
-    )
-    _write(best, device, out, result)
-    return findings_of(config, climb.steps, result)
+    values: dict[str, Any] = {
+        "changes": Change("result", climb.kept).typed,
+        "composed": before,
+        "fastest": after if after is not None else climb.best,
+        "composed_batch": int(config.batch_size * config.accumulate),
+        "effective": int(best.batch_size * best.accumulate),
+        "fitting": fitting,
+        "tuned_for": tuned_for(best, device),
+        "out": str(out),
+    }
+    values["gain"] = values["fastest"] and before and values["fastest"] / before
+    summary = _summary(values)
+    vram = None
+    if device.type == "cuda":
+        vram = round(torch.cuda.get_device_properties(device).total_memory / GIB, 1)
+    date = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
+    header = [f"{date}, data={config.data.name} {config.data.get('root') or ''}".strip(), *summary]
+    local_recipe.write(out, local_recipe.recipe(best, values["tuned_for"], vram, header))
+    summary.append(f"Written to {out}")
+    if out == local_recipe.LOCAL:
+        summary[-1] += ". Use it: python train.py hardware=local"
+    return _findings(config, climb.steps, values, "\n".join(summary))
 
 
 def _search(
@@ -202,14 +213,131 @@ def _fitting(climb: Climb, device: torch.device, cap: int, held_out: list[int]) 
         return found or min(composed, cap)
 
 
-def _write(config: DictConfig, device: torch.device, out: Path, result: Result) -> None:
-    vram = None
-    if device.type == "cuda":
-        vram = round(torch.cuda.get_device_properties(device).total_memory / GIB, 1)
-    date = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
-    header = [
-        f"{date}, data={config.data.name} {config.data.get('root') or ''}".strip(),
-        result.figures(),
-        *result.remarks(),
+def _summary(values: dict[str, Any]) -> list[str]:
+    """Return what was measured, and what it does to the effective batch, a line each."""
+    rate, changes = values["fastest"], values["changes"]
+    now = "not measured to the end" if rate is None else f"{rate:.1f} samples/s"
+    if not changes:
+        lines = ["Nothing was found that is faster than the composed recipe."]
+    elif values["gain"] is None:
+        lines = [f"The composed recipe does not fit, or was not measured; {now} with {changes}"]
+    else:
+        lines = [
+            f"{values['gain']:.2f} times as fast as the composed recipe: {values['composed']:.1f} → {now} with {changes}"
+        ]
+    if values["effective"] != values["composed_batch"]:
+        lines.append(
+            f"The effective batch is {values['effective']}, no longer {values['composed_batch']}; lr is as it was: "
+            f"benchmark=lr_find says which goes with it."
+        )
+    return lines
+
+
+def _findings(
+    config: DictConfig, steps: Sequence[Step], values: dict[str, Any], headline: str
+) -> Findings:
+    facts = next((step.facts for step in steps if step.facts), {})
+    title = f"{facts.get('model', config.model.name)}, {facts.get('sample', '')}"
+    composed = steps[0].rate
+    rows = [
+        [
+            step.change.name,
+            step.rate,
+            step.rate and composed and step.rate / composed,
+            step.verdict,
+            *step.cells(),
+        ]
+        for step in steps
     ]
-    local_recipe.write(out, local_recipe.recipe(config, result.tuned_for, vram, header))
+    labels = [
+        step.verdict if step.rate is None else f"{step.rate:.1f}  {step.verdict}" for step in steps
+    ]
+    scalars = {"optimize/samples_per_second": values["fastest"] or 0.0}
+    if values["gain"] is not None:
+        scalars["optimize/gain"] = values["gain"]
+    table = f"{title}: each on top of those that were kept above it"
+    figure = partial(bars, steps, labels, f"{title}\n{values['tuned_for']['device']}")
+    return Findings(
+        headline=headline,
+        tables=[Table("trials", table, _COLUMNS, rows)],
+        values={**values, "trials": [asdict(step) for step in steps]},
+        figures={"optimize": figure},
+        scalars=scalars,
+    )
+
+
+def effective_batch(config: DictConfig, samples: int) -> int:
+    """Return the effective batch: benchmark.effective_batch, else the composed one, at least 8 of all `samples`."""
+    if config.benchmark.effective_batch is not None:
+        return int(config.benchmark.effective_batch)
+    composed = int(config.batch_size * config.accumulate)
+    return max(composed, min(LEAST_EFFECTIVE, samples))
+
+
+def micro_batches(effective: int, most: int) -> list[int]:
+    """Return micro-batches up to `most` that divide the effective batch, each at least 1.5 times the one before."""
+    chosen: list[int] = []
+    for batch in range(1, min(effective, most) + 1):
+        if effective % batch == 0 and (not chosen or batch >= 1.5 * chosen[-1]):
+            chosen.append(batch)
+    return chosen
+
+
+def micro_batch(batch: int, effective: int) -> Change:
+    """Return the change to a micro-batch; accumulation keeps the effective batch."""
+    options = {"batch_size": batch, "accumulate": effective // batch}
+    return Change(f"batch_size={batch} × {effective // batch}", options)
+
+
+def best_micro_batch(
+    batches: Sequence[int], start: int, effective: int, attempt: Callable[[Change], float | None]
+) -> tuple[int, float] | None:
+    """Return the micro-batch at which samples per second stop rising, and them; None if none can be trained.
+
+    `start`, or the nearest that is smaller, is tried first; from there larger ones while they are faster, and if none
+    was, smaller ones while they are.
+
+    Args:
+        batches: ascending.
+        start: of the composed recipe.
+        effective: batch, a multiple of each.
+        attempt: returns samples per second with a change, or None if it cannot be trained.
+    """
+    place = max(sum(batch <= start for batch in batches) - 1, 0)
+
+    def while_rising(
+        batches: Sequence[int], best: tuple[int, float] | None
+    ) -> tuple[int, float] | None:
+        for batch in batches:
+            rate = attempt(micro_batch(batch, effective))
+            if rate is None and best is None:
+                continue  # a smaller one may fit
+            if rate is None or (best is not None and rate < LEAST_GAIN * best[1]):
+                break
+            best = batch, rate
+        return best
+
+    best = while_rising([batches[place]], None)
+    risen = while_rising(batches[place + 1 :], best) if best is not None else None
+    return risen if risen != best else while_rising(batches[:place][::-1], best)
+
+
+def feeding_changes(config: DictConfig) -> Iterator[Change]:
+    """Yield the other place of augmentation, and a cache of decoded images if there is none."""
+    place = augmentation_of(config)
+    if place != "none":
+        yield set_option("augmentation", "cpu" if place == "kornia-gpu" else "kornia-gpu")
+    if config.data.cache == "none":
+        yield set_option("data.cache", "disk")
+
+
+def worker_changes(current: int, chosen: int) -> list[Change]:
+    """Return other numbers of data workers than the current one: `chosen` by cores, half of that, none."""
+    others = sorted({chosen, chosen // 2, 0} - {current}, reverse=True)
+    return [set_option("loader.workers", workers) for workers in others]
+
+
+def set_option(key: str, value: str | int) -> Change:
+    """Return the change of one option, named as it is typed."""
+    change = Change("", {key: value})
+    return Change(change.typed, change.options)

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from segfit.tuning.batch_search import extrapolated, largest_that_fits
+from segfit.tuning.max_batch import extrapolated, largest_that_fits
 
 
 class Machine:

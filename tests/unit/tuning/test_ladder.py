@@ -4,7 +4,7 @@ import pytest
 from omegaconf import DictConfig
 
 from segfit.tuning.change import Change
-from segfit.tuning.rungs import Machine, naive, rungs, with_batch
+from segfit.tuning.ladder import Machine, naive, rungs, with_batch
 from tests.integration.benchmarking import compose_benchmark
 
 CPU = Machine("cpu", ("bf16", "fp32"), workers=2, samples=367)
