@@ -1,19 +1,23 @@
 """benchmark=diagnose: where the time of a training goes, what holds it up, and the one change that helps most."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.task import planning_of
 from segfit.assembly.training import make_training
-from segfit.engine.findings import Findings
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
@@ -24,18 +28,38 @@ from segfit.system.hardware import resolve_device
 from segfit.system.monitor import Means, Monitor, summed_up
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
-from segfit.tuning.diagnosis import Diagnosis
-from segfit.tuning.facts import Costs, Facts, Resident
 from segfit.tuning.measure import measure_training
 from segfit.tuning.samples import SlowSource, measure_costs
-from segfit.tuning.timeline import Timeline, record
-from segfit.tuning.verdict import WORTH, verdict
+from segfit.tuning.timeline import OUTSIDE, Timeline, record
+from segfit.tuning.verdict import (
+    ARITHMETIC,
+    WORTH,
+    Costs,
+    Facts,
+    Prediction,
+    Resident,
+    Verdict,
+    verdict,
+)
 
 SECONDS = 20.0
 _ENDLESS = 1_000_000  # epochs
 _DOUBLINGS = 3  # of the batch
 _PROBE_SHARE = 0.2  # of `seconds`, for each trial of another setting
 _RAM_SHARE = 0.5  # of the free memory that decoded images may take
+_ORDER = ("data", "copy", *ARITHMETIC, "logging", "host", *OUTSIDE)
+_LABELS = {
+    "data": "waiting for data",
+    "copy": "copying to the device",
+    "augmentation": "augmentation, normalising",
+    "logging": "reading and logging",
+    "host": "host, the rest",
+    "checkpoint": "saving",
+}
+_COLORS = (
+    "#d62728", "#ff9896", "#9467bd", "#1f77b4", "#4c9ed9", "#9ecae9", "#8c564b", "#c7c7c7", "#2ca02c", "#98df8a",
+)  # fmt: skip
+_NOTABLE = 0.3  # share of the time from which validation or saving is worth a sentence
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -49,7 +73,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         names.append(what)
 
     measuring("the training as it is")
-    now = recorded(config, bench, bench.folder / "run", seconds)
+    facts, timeline, means, samples = recorded(config, bench, bench.folder / "run", seconds)
     measuring("its arithmetic alone")
     arithmetic = resident(config, {}, seconds)
     if arithmetic is None:
@@ -57,44 +81,27 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             f"batch_size={config.batch_size} does not fit into memory: set batch_size lower and accumulate higher. "
             f"benchmark=max_batch finds the largest that fits."
         )
-    tried = try_settings(config, bench, seconds, arithmetic, now.samples, measuring)
-    facts = facts_of(now, arithmetic, tried)
+    tried = try_settings(config, bench, seconds, arithmetic, samples, measuring)
+    facts = replace(facts, resident=arithmetic, tried=tried)
     found = verdict(facts)
     applied = None
     if config.benchmark.apply and found.best is not None:
         measuring(f"the training with {found.best.change.typed}")
         with_change = changed(config, found.best.change.options)
-        applied = recorded(with_change, bench, bench.folder / "changed", seconds).timeline
-    return Diagnosis(facts, now.timeline, now.means, found, applied, overrides()).findings()
+        _, applied, _, _ = recorded(with_change, bench, bench.folder / "changed", seconds)
+    return _findings(facts, timeline, means, found, applied)
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What was recorded of a training. It keeps none of its tensors: what is tried next needs the memory.
+def recorded(
+    config: DictConfig, bench: Bench, folder: Path, seconds: float
+) -> tuple[Facts, Timeline, Means, int]:
+    """Train as train.py does, TensorBoard and checkpoints in `folder` included, for some seconds.
 
-    Args:
-        config: of it.
-        timeline: where its time went.
-        means: what the monitor saw meanwhile.
-        costs: of a sample.
-        copied: seconds to copy one.
-        samples: of the data set.
-        workers: that read them.
-        cuda: whether the device is a CUDA card.
+    Nothing of the training is kept: what is tried next needs the memory.
+
+    Returns:
+        The facts, except for `resident` and `tried`; where the time went; the monitor's means; samples of the data set.
     """
-
-    config: DictConfig
-    timeline: Timeline
-    means: Means
-    costs: Costs
-    copied: float
-    samples: int
-    workers: int
-    cuda: bool
-
-
-def recorded(config: DictConfig, bench: Bench, folder: Path, seconds: float) -> Recorded:
-    """Train as train.py does, TensorBoard and checkpoints in `folder` included, for some seconds."""
     config = changed(
         config, {"epochs": _ENDLESS, "max_steps": None, "patience": None, "resume": None}
     )
@@ -116,16 +123,31 @@ def recorded(config: DictConfig, bench: Bench, folder: Path, seconds: float) -> 
             seconds=seconds,
             warmup=config.benchmark.warmup,
         )
-    return Recorded(
-        config,
-        timeline,
-        summed_up(monitor.samples),
-        costs,
-        copied,
-        samples=len(dataset),
-        workers=loader.num_workers,
+    workers, length = loader.num_workers, len(dataset)
+    restart = timeline.restarts / timeline.updates if workers else 0.0
+    fitted = config.data.get("fit") != "crop"  # the cache holds samples of that size already
+    cached = Costs(decode=copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
+    decoded = planning_of(config).sample_bytes(config) * length
+    facts = Facts(
         cuda=training.fit.state.device.type == "cuda",
+        samples=round(timeline.samples),
+        update=timeline.update,
+        phases={name: value / timeline.updates for name, value in timeline.phases.items()},
+        resident=0.0,
+        costs=costs,
+        workers=workers,
+        cores=available_cores(),
+        threads=torch.get_num_threads(),
+        restart=restart,
+        refill=min(restart, timeline.epochs * config.batch_size * costs.total / timeline.updates),
+        cached=cached if config.data.cache == "none" else None,
+        pin_memory=config.loader.pin_memory,
+        non_blocking=config.loader.non_blocking,
+        persistent=config.loader.persistent,
+        log_every=config.report.log_every,
+        cache="ram" if decoded < _RAM_SHARE * psutil.virtual_memory().available else "disk",
     )
+    return facts, timeline, summed_up(monitor.samples), length
 
 
 def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> float | None:
@@ -141,35 +163,6 @@ def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> 
             raise
         return None
     return float(speed["speed"]["ms_median"]) / 1000
-
-
-def facts_of(now: Recorded, arithmetic: float, tried: list[Resident]) -> Facts:
-    """Return the facts from which the verdict is made."""
-    config, timeline, costs = now.config, now.timeline, now.costs
-    per_update = {name: value / timeline.updates for name, value in timeline.phases.items()}
-    restart = timeline.restarts / timeline.updates if now.workers else 0.0
-    fitted = config.data.get("fit") != "crop"  # the cache holds samples of that size already
-    cached = Costs(decode=now.copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
-    return Facts(
-        cuda=now.cuda,
-        samples=round(timeline.samples),
-        update=timeline.update,
-        phases=per_update,
-        resident=arithmetic,
-        costs=costs,
-        workers=now.workers,
-        cores=available_cores(),
-        threads=torch.get_num_threads(),
-        restart=restart,
-        refill=min(restart, timeline.epochs * config.batch_size * costs.total / timeline.updates),
-        cached=cached if config.data.cache == "none" else None,
-        pin_memory=config.loader.pin_memory,
-        non_blocking=config.loader.non_blocking,
-        persistent=config.loader.persistent,
-        log_every=config.report.log_every,
-        cache=_where_cached(now),
-        tried=tried,
-    )
 
 
 def settings(config: DictConfig) -> Iterator[Change]:
@@ -230,12 +223,7 @@ def try_settings(
 
 
 def larger_batches(config: DictConfig, length: int) -> Iterator[Change]:
-    """Yield a batch of 2, 4, 8 times the size, with less accumulation in return if there is some.
-
-    Args:
-        config: of the training.
-        length: samples of the data set; no batch is larger.
-    """
+    """Yield a batch of 2, 4, 8 times the size, at most `length`; with less accumulation if there is some."""
     batch, accumulate = config.batch_size, config.accumulate
     for _ in range(_DOUBLINGS):
         if 2 * batch > length:
@@ -249,15 +237,133 @@ def larger_batches(config: DictConfig, length: int) -> Iterator[Change]:
         yield Change("too small a batch", options, remark)
 
 
-def overrides() -> list[str]:
-    """Return what was typed to compose the training; nothing outside of benchmark.py."""
-    if not HydraConfig.initialized():
-        return []
+def _findings(
+    facts: Facts, timeline: Timeline, means: Means, found: Verdict, applied: Timeline | None
+) -> Findings:
+    best = found.best
+    measured = applied.rate / timeline.rate if applied is not None else None
+    bars = {"as it is": timeline}
+    if applied is not None and best is not None:
+        bars[best.change.typed] = applied
+    costs = {
+        "waiting for the disk": facts.costs.wait,
+        "decoding": facts.costs.decode,
+        "fitting to image_size": facts.costs.fit,
+        "augmenting": facts.costs.augment,
+    }
+    title = f"a sample of the {facts.workers} workers, in one process"
+    if facts.workers == 0:
+        title = "a sample, in the main process"
+    rows: list[list[Cell]] = [[name, 1000 * seconds] for name, seconds in costs.items()]
+    tables = [
+        _phases_table(timeline),
+        Table("sample", title, (Column("part"), Column("ms", ".2f")), rows),
+    ]
+    if found.predictions:
+        columns = (
+            Column("cures"),
+            Column("change"),
+            Column("predicted gain", ".2f"),
+            Column("remark"),
+        )
+        rows = [
+            [one.change.name, one.change.typed, one.gain, one.change.remark or None]
+            for one in found.predictions
+        ]
+        emphasis = 0 if best is not None else None
+        tables.append(Table("changes", "what might help", columns, rows, emphasis))
+    return Findings(
+        headline=_headline(timeline, found, measured),
+        tables=tables,
+        values={
+            "bottleneck": found.bottleneck,
+            "change": best and dict(text.split("=", 1) for text in best.change.overrides),
+            "command": best and _command(best),
+            "predicted_gain": best and best.gain,
+            "measured_gain": measured,
+            "facts": asdict(facts),
+            "timeline": asdict(timeline),
+            "applied": applied and asdict(applied),
+            "device": {"mean": means.mean, "peak": means.peak},
+        },
+        figures={"phases": partial(_figure, bars)},
+        scalars={f"phase/{name}": share for name, share in timeline.by_phase().items()},
+    )
+
+
+def _headline(timeline: Timeline, found: Verdict, measured: float | None) -> str:
+    shares, best = timeline.by_phase(), found.best
+    waiting = shares.get("data", 0.0)
+    arithmetic = sum(shares.get(name, 0.0) for name in ARITHMETIC)
+    if waiting > arithmetic:
+        sentences = [f"{waiting:.0%} of the time waits for data."]
+    else:
+        sentences = [f"{arithmetic:.0%} of the time is the model's own arithmetic."]
+    sentences.append(f"Bottleneck: {found.bottleneck}.")
+    if best is None:
+        sentences.append("Nothing that was tried makes it faster.")
+    else:
+        promise = "" if measured is None else f", measured {measured:.2f}x"
+        sentences.append(f"Use {best.change.typed}: predicted {best.gain:.2f}x{promise}.")
+        if best.change.remark:
+            sentences.append(f"({best.change.remark})")
+    for phase, option in zip(OUTSIDE, ("val_every", "checkpoint.every_minutes"), strict=True):
+        if shares.get(phase, 0.0) > _NOTABLE:
+            name = _LABELS.get(phase, phase).capitalize()
+            sentences.append(f"{name} takes {shares[phase]:.0%} of the time: see {option}.")
+    if best is not None:
+        sentences.append(f"\n{_command(best)}")
+    return " ".join(sentences)
+
+
+def _command(best: Prediction) -> str:
+    """Return what trains with the change: what was typed, without the options of benchmark.py."""
+    typed: Sequence[str] = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
     mine = ("benchmark=", "benchmark.", "seconds=")
-    return [text for text in HydraConfig.get().overrides.task if not text.startswith(mine)]
+    kept = [
+        text
+        for text in typed
+        if not text.startswith(mine) and text.split("=")[0].lstrip("+~") not in best.change.options
+    ]
+    return shlex.join(["python", "train.py", *kept, *best.change.overrides])
 
 
-def _where_cached(now: Recorded) -> str:
-    """Return "ram" where decoded images leave half of the free memory, else "disk"."""
-    needed = planning_of(now.config).sample_bytes(now.config) * now.samples
-    return "ram" if needed < _RAM_SHARE * psutil.virtual_memory().available else "disk"
+def _phases_table(timeline: Timeline) -> Table:
+    shares = timeline.by_phase()
+    columns = [Column("phase"), Column("ms an update", ".2f"), Column("% of the time", ".1f")]
+    rows: list[list[Cell]] = []
+    for name in (name for name in _ORDER if name in shares):
+        seconds = shares[name] * timeline.seconds / timeline.updates
+        rows.append([_LABELS.get(name, name), 1000 * seconds, 100 * shares[name]])
+        if timeline.device:
+            there = name in timeline.device and name in ("copy", *ARITHMETIC)
+            rows[-1].append(1000 * timeline.device[name] / timeline.updates if there else None)
+    if timeline.device:
+        columns.append(Column("device ms", ".2f"))
+    title = (
+        f"{timeline.updates} updates of {timeline.samples:g} samples, {timeline.epochs} epochs begun: "
+        f"{1000 * timeline.update:.1f} ms an update, {timeline.rate:.1f} samples/s without validation and saving"
+    )
+    return Table("phases", title, columns, rows)
+
+
+def _figure(timelines: Mapping[str, Timeline]) -> Figure:
+    """Draw a stacked bar of milliseconds per sample for each timeline, by phase."""
+    figure = Figure(figsize=(9, 1.8 + 0.7 * len(timelines)), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    labels = list(timelines)[::-1]
+    starts = np.zeros(len(labels))
+    for name, color in zip(_ORDER, _COLORS, strict=True):
+        widths = np.array(
+            [
+                1000 * one.by_phase().get(name, 0.0) * one.seconds / (one.updates * one.samples)
+                for one in (timelines[label] for label in labels)
+            ]
+        )
+        label = _LABELS.get(name, name)
+        axes.barh(labels, widths, left=starts, color=color, label=label, height=0.6)
+        starts = starts + widths
+    axes.set_xlabel("ms a sample")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    return figure

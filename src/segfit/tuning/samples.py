@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from segfit.data.source import Arrays, Source, SourceView
-from segfit.tuning.facts import Costs
+from segfit.tuning.verdict import Costs
 
 SAMPLES = 32
 _SECONDS = 3.0  # at most, however slow a sample is; one is measured in any case

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from segfit.tuning.change import Change
-from segfit.tuning.facts import RARELY, Facts, Resident
 
+ARITHMETIC = ("augmentation", "forward", "backward", "optimizer")  # phases
+RARELY = 20  # updates between two readings of the device that cost nothing
 WORTH = 1.05  # smaller gains are noise
 _TIE = 1.03  # of two changes that are as good, the first in the order of `changes` is named
 _PRICE = 1.25  # a change that also changes what is learned has to gain so much more than one that does not
@@ -27,13 +28,118 @@ _COMPETING = "workers that take the cores from the arithmetic"
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """A change and what it promises.
+class Costs:
+    """Seconds that one process takes for one sample.
 
     Args:
-        change: named by the bottleneck that it removes.
-        gain: samples per second, new / old.
+        wait: of reading, without the processor: the disk, or the network.
+        decode: of reading, on the processor.
+        fit: to bring it to image_size.
+        augment: in the worker.
     """
+
+    wait: float = 0.0
+    decode: float = 0.0
+    fit: float = 0.0
+    augment: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.wait + self.decode + self.fit + self.augment
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Seconds and samples of an update on a resident batch with a change, named by the bottleneck that it removes."""
+
+    change: Change
+    seconds: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was recorded. Times are seconds an update.
+
+    Args:
+        cuda: whether the device is a CUDA card.
+        samples: of an update.
+        update: wall-clock, without validation and checkpoints.
+        phases: name → time on the host's clock: data, copy, augmentation, forward, backward, optimizer, logging.
+        resident: of the arithmetic alone, with a batch that lies on the device.
+        restart: that the loop waits for data at the turns of epochs, starting and ending workers included.
+        refill: as much of it as would be left if workers were kept: they make the first batch first.
+        costs: of a sample.
+        cached: of a sample if decoded images were kept; None: they are already.
+        workers: processes that read.
+        cores: that this process may use.
+        threads: of the arithmetic on the CPU.
+        pin_memory: whether batches are page-locked.
+        non_blocking: whether the host goes on while a batch is copied.
+        persistent: whether workers are kept between epochs.
+        log_every: updates between two readings of the device.
+        cache: where decoded images would be kept: "ram" or "disk".
+        tried: other settings of the arithmetic.
+    """
+
+    cuda: bool
+    samples: int
+    update: float
+    phases: Mapping[str, float]
+    resident: float
+    costs: Costs
+    workers: int
+    cores: int
+    threads: int
+    restart: float = 0.0
+    refill: float = 0.0
+    cached: Costs | None = None
+    pin_memory: bool = True
+    non_blocking: bool = True
+    persistent: bool = True
+    log_every: int = 20
+    cache: str = "ram"
+    tried: Sequence[Resident] = ()
+
+    def phase(self, name: str) -> float:
+        """Seconds of a phase; 0 if it never came."""
+        return self.phases.get(name, 0.0)
+
+    @property
+    def host(self) -> float:
+        """What the host does beside waiting: for data and, on CUDA, for the device to be read."""
+        waiting = self.phase("data")
+        if self.cuda and self.log_every >= RARELY:
+            waiting += self.phase("logging")
+        return max(self.update - waiting, 0.0)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether host and device work one after the other: on the CPU, or where the host waits at every update."""
+        return not self.cuda or self.log_every < RARELY or not self.non_blocking
+
+    @property
+    def disturbed(self) -> float:
+        """What workers take from the arithmetic, which has the same cores: on the CPU, where no core is spare."""
+        if self.cuda or self.workers == 0 or self.threads < self.cores:
+            return 0.0
+        return max(sum(self.phase(name) for name in ARITHMETIC) - self.resident, 0.0)
+
+    @property
+    def loader(self) -> float:
+        """What the data side takes for the samples of an update."""
+        waited = self.phase("data") - self.restart
+        if self.workers == 0:
+            return max(waited, 0.0)
+        if waited > 0.1 * self.update:  # the loop waits, so the data side sets the pace
+            return self.update - self.restart
+        return min(self.samples * self.costs.total / self.workers, self.update - self.restart)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A change, named by the bottleneck that it removes, and its gain: samples per second, new / old."""
 
     change: Change
     gain: float
@@ -46,13 +152,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What holds a training up.
-
-    Args:
-        bottleneck: its name.
-        best: the change that helps most; None where nothing that was tried helps.
-        predictions: for all changes that were considered, best first.
-    """
+    """What holds a training up: the best change (None: nothing helps) and all that were considered, best first."""
 
     bottleneck: str
     best: Prediction | None
@@ -64,7 +164,9 @@ def verdict(facts: Facts) -> Verdict:
     found = list(predictions(facts))
     ranked = sorted(found, key=lambda one: -one.worth)
     if not ranked or ranked[0].gain < WORTH:
-        return Verdict(_without_a_cure(facts), None, ranked)
+        waits = facts.phase("data") > 0.3 * facts.update
+        name = "waiting for data" if waits else "the model's own arithmetic"
+        return Verdict(name, None, ranked)
     best = next(one for one in found if one.worth * _TIE >= ranked[0].worth)
     # What other changes would do beside workers that disturb the arithmetic is beyond this model: them first.
     disturbing = (one for one in found if one.change.name == _COMPETING)
@@ -135,7 +237,15 @@ def _reading(facts: Facts) -> Iterator[Prediction]:
     """How samples are made, and by how many."""
     costs, cached = facts.costs, facts.cached
     if not facts.cuda and facts.workers > 0 and facts.threads >= facts.cores:
-        yield _without_workers(facts)
+        yield _predicted(
+            facts,
+            _COMPETING,
+            {"loader.workers": 0},
+            restart=0.0,
+            host=facts.host - facts.disturbed,
+            loader=facts.samples * costs.total,
+            workers=0,
+        )
     slow_disk = costs.wait > max(costs.decode, costs.fit, costs.augment)
     cache: list[Prediction] = []
     if cached is not None and cached.total < costs.total:
@@ -146,19 +256,6 @@ def _reading(facts: Facts) -> Iterator[Prediction]:
     # More processes waiting for a disk that is slow may only make it slower: rather read each file once.
     more = list(_more_workers(facts))
     yield from [*cache, *more] if slow_disk else [*more, *cache]
-
-
-def _without_workers(facts: Facts) -> Prediction:
-    """Return what comes of reading in the main process, where workers only take cores from the arithmetic."""
-    return _predicted(
-        facts,
-        _COMPETING,
-        {"loader.workers": 0},
-        restart=0.0,
-        host=facts.host - facts.disturbed,
-        loader=facts.samples * facts.costs.total,
-        workers=0,
-    )
 
 
 def _more_workers(facts: Facts) -> Iterator[Prediction]:
@@ -204,10 +301,3 @@ def _tried(facts: Facts, tried: Resident) -> Prediction:
     terms = {"host": max(host, 0.0), "resident": tried.seconds, "loader": loader}
     one = _predicted(facts, change.name, change.options, remark=change.remark, **terms)
     return replace(one, gain=times * one.gain)
-
-
-def _without_a_cure(facts: Facts) -> str:
-    waiting = facts.phase("data") / facts.update if facts.update else 0.0
-    if waiting > 0.3:
-        return "waiting for data"
-    return "the model's own arithmetic"

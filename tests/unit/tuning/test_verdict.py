@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from segfit.tuning.change import Change
-from segfit.tuning.facts import Costs, Facts, Resident
-from segfit.tuning.verdict import predictions, seconds, verdict
+from segfit.tuning.verdict import Costs, Facts, Resident, predictions, seconds, verdict
 
 MS = 1e-3
 # A card that computes 50 ms an update; the host needs 20 of them to queue it; 8 workers of 16 cores are fast enough.
