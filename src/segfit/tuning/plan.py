@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice, product
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.errors import SegFitError
 from segfit.system.hardware import GIB
 from segfit.tuning.bench import Bench
+from segfit.tuning.change import Change, changed
 from segfit.tuning.memory.curve import PARTS, Forecast
 from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, planned_precision
-from segfit.tuning.plan_levers import Lever, levers
-from segfit.tuning.plan_table import compare, is_comparison, model_label
 
+TRIES = 3  # image sizes that are recorded until one fits
 LABELS = {"average": "moving average of the weights", "optimizer": "optimizer state"}
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A change of the config and what it does to memory.
+
+    Args:
+        change: as it is typed.
+        effect: what else it does.
+        needed: bytes of the card, margin and context included.
+        fits: whether the card has them.
+        largest: the largest micro-batch that fits then; 0: none.
+    """
+
+    change: str
+    effect: str
+    needed: float
+    fits: bool
+    largest: int
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Return what the composed training takes and whether it fits, or a table of several."""
-    if is_comparison(config):
-        return compare(config, bench)
+    plan = config.benchmark
+    if any(value is not None for value in (plan.models, plan.sizes, plan.tiers)):
+        return _comparison(config, bench)
     card = card_of(config)
 
     def working() -> None:
@@ -30,7 +54,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     forecast = forecast_of(config, card.device_type, working=working)
     batch = int(config.batch_size)
     fits = forecast.peak(batch) <= card.budget
-    found = [] if fits else levers(config, card, forecast, bench.progress)
+    found = [] if fits else _levers(config, card, forecast, bench)
     tables = [_parts_table(forecast, batch, card), _batches_table(forecast, batch, card)]
     if found:
         tables.append(_levers_table(found, card))
@@ -102,7 +126,7 @@ def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Le
     batch, most = int(config.batch_size), card.largest(forecast)
     needed = card.needed(forecast.peak(batch)) / GIB
     what = (
-        f"{model_label(config)}, {schema_of(config.task.name).sample_label(config)}, {planned_precision(config, card.device_type)}, "
+        f"{_model_label(config)}, {schema_of(config.task.name).sample_label(config)}, {planned_precision(config, card.device_type)}, "
         f"batch {batch}: needs {needed:.2f} GiB of {card.name} (predicted, ±{MARGIN:.0%} and context included)"
     )
     if most >= batch:
@@ -135,5 +159,140 @@ def _values(
         "needed_bytes": card.needed(forecast.peak(batch)),
         "fits": forecast.peak(batch) <= card.budget,
         "largest_batch": card.largest(forecast),
-        "levers": [vars(lever) for lever in found],
+        "levers": [asdict(lever) for lever in found],
     }
+
+
+def _levers(config: DictConfig, card: Card, forecast: Forecast, bench: Bench) -> list[Lever]:
+    """Return what lowers the memory of a config that does not fit, the least costly first."""
+    found: list[Lever] = []
+    kinds = (_smaller_batch, _lower_precision, _checkpointing, _smaller_samples)
+    for done, kind in enumerate(kinds):
+        bench.progress("looking for what helps", done, len(kinds))
+        found += [_lever(config, card, change) for change in kind(config, card, forecast)]
+    return found
+
+
+def _smaller_batch(config: DictConfig, card: Card, _: Forecast) -> Iterator[Change]:
+    # gradients stay alive between micro-batches
+    two = changed(config, {"accumulate": max(config.accumulate, 2)})
+    largest = int(
+        min(forecast_of(two, card.device_type).largest(card.budget), config.batch_size - 1)
+    )
+    if largest < 1:
+        return
+    samples = config.batch_size * config.accumulate
+    batch = next((size for size in range(largest, 0, -1) if samples % size == 0), 1)
+    effect = f"the effective batch stays {samples}; a little slower"
+    while True:
+        options = {"batch_size": batch, "accumulate": math.ceil(samples / batch)}
+        change = Change("smaller batch", options, effect)
+        if batch == 1 or _lever(config, card, change).fits:
+            break
+        batch -= 1  # a longer window keeps more samples
+    yield change
+
+
+def _lower_precision(config: DictConfig, card: Card, _: Forecast) -> Iterator[Change]:
+    if card.device_type == "cuda" and planned_precision(config, "cuda") == "fp32":
+        yield Change("precision", {"precision": "auto"}, "16-bit products; faster, too")
+
+
+def _checkpointing(config: DictConfig, _card: Card, _: Forecast) -> Iterator[Change]:
+    if not config.model.get("checkpointing", True):
+        effect = "recomputes activations: about 30 % slower"
+        yield Change("checkpointing", {"model.checkpointing": True}, effect)
+
+
+def _smaller_samples(config: DictConfig, card: Card, forecast: Forecast) -> Iterator[Change]:
+    """Yield the largest samples that fit: guessed by their share, then recorded."""
+    fixed = forecast.peak(0)
+    spare = (card.budget - fixed) / max(forecast.peak(config.batch_size) - fixed, 1)
+    if spare <= 0:
+        return
+    smaller = schema_of(config.task.name).smaller_samples(config, spare)
+    for options, effect in islice(smaller, TRIES):
+        change = Change("smaller samples", options, effect)
+        if _lever(config, card, change).fits:
+            yield change
+            return
+
+
+def _lever(config: DictConfig, card: Card, change: Change) -> Lever:
+    new = changed(config, change.options)
+    forecast = forecast_of(new, card.device_type)
+    peak = forecast.peak(new.batch_size)
+    needed, largest = card.needed(peak), card.largest(forecast)
+    return Lever(change.typed, change.remark, needed, peak <= card.budget, largest)
+
+
+def _comparison(config: DictConfig, bench: Bench) -> Findings:
+    """Return the largest batch that fits of each model and size on each card."""
+    tiers = config.benchmark.tiers or []
+    cards = [Card("cuda", float(tier)) for tier in tiers] or [card_of(config)]
+    variants = list(_variants(config))
+    kind = cards[0].device_type
+    rows: list[list[Cell]] = []
+    for done, variant in enumerate(variants):
+        label = _model_label(variant)
+        shown = schema_of(config.task.name).sample_label(variant)
+        what = f"{label}, {shown}"
+        forecast = forecast_of(
+            variant,
+            kind,
+            working=lambda what=what, done=done: bench.progress(what, done, len(variants)),  # type: ignore[misc]
+        )
+        grows = forecast.peak(16) - forecast.peak(15)
+        most = [card.largest(forecast) for card in cards]
+        rows.append([label, shown, forecast.peak(1) / GIB, grows / GIB, *most])
+    columns = [
+        Column("model"),
+        Column("sample"),
+        Column("batch 1, GiB", ".2f"),
+        Column("each more, GiB", ".3f"),
+        *(Column(card.name) for card in cards),
+    ]
+    precision = planned_precision(config, kind)
+    title = f"Largest micro-batch that fits, {precision}, predicted (0: not a single sample)"
+    return Findings(
+        headline=f"Largest micro-batches of {len(rows)} settings on {', '.join(card.name for card in cards)}: "
+        f"predicted for {precision}, a margin of {MARGIN:.0%} and {cards[0].context / GIB:g} GiB of context left free.",
+        tables=[Table("largest", title, columns, rows)],
+        values={
+            "predicted": True,
+            "precision": precision,
+            "margin": MARGIN,
+            "context_bytes": cards[0].context,
+        },
+    )
+
+
+def _model_label(config: DictConfig) -> str:
+    """Return what the model is called in tables: "segformer b2", "timm_unet resnet34", "cnn"."""
+    variant = config.model.get("variant") or config.model.get("encoder") or ""
+    checkpointed = ", checkpointing" if config.model.get("checkpointing") else ""
+    return f"{config.model.name} {variant}".strip() + checkpointed
+
+
+def _variants(config: DictConfig) -> Iterator[DictConfig]:
+    plan = config.benchmark
+    for model, size in product(plan.models or [None], plan.sizes or [None]):
+        variant = config.copy()
+        if model is not None:
+            variant.model = _model(config, model)
+        if size is not None:
+            if "image_size" not in variant:
+                raise SegFitError("benchmark.sizes: this task has no image_size to compare.")
+            variant.image_size = size
+        yield variant
+
+
+def _model(config: DictConfig, wanted: str) -> DictConfig:
+    """Return the options of a model by its short name; those that were composed stay where they apply."""
+    name = "segformer" if wanted.startswith("b") else wanted
+    options: DictConfig = config.model.copy()
+    if options.name != name:
+        options = OmegaConf.structured(schema_of(config.task.name).GROUPS["model"][name])
+    if name == "segformer":
+        options.variant = wanted
+    return options
