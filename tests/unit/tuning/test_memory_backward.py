@@ -10,7 +10,6 @@ from segfit.models.relu_dropout import relu_dropout_
 from segfit.tuning.memory.backward import backward
 from segfit.tuning.memory.pretend import Cuts, Rules
 from segfit.tuning.memory.recorder import MemoryRecorder
-from segfit.tuning.memory.scratch import no_scratch
 
 
 class Residual(nn.Module):
@@ -90,7 +89,7 @@ def test_cuts_change_nothing_but_who_holds_the_graph():
 def test_what_a_node_saved_is_freed_as_the_walk_passes_it():
     layers = [nn.Linear(64, 64) for _ in range(8)]
     cuts = Cuts()
-    with MemoryRecorder("cpu", 1, no_scratch) as recorder, Rules(cuts, cuda=False):
+    with MemoryRecorder("cpu") as recorder, Rules(cuts, cuda=False):
         x = torch.rand(1000, 64)
         for layer in layers:
             x = layer(x).tanh()

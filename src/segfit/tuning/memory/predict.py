@@ -1,4 +1,4 @@
-"""What a config takes, from recordings of its own update and validation."""
+"""What a config takes, from recordings of its own update and validation: each block is affine in the batch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.assembly.task import planning_of
 from segfit.engine.precision import Precision
 from segfit.tuning.change import changed
-from segfit.tuning.memory.affine import extra, forecast, idle
-from segfit.tuning.memory.curve import RECORDED, Curve, Forecast, Moment
+from segfit.tuning.memory.curve import PARTS, RECORDED, Bytes, Curve, Forecast, Moment
 from segfit.tuning.memory.recorder import MemoryRecorder
-from segfit.tuning.memory.recording import record
-from segfit.tuning.memory.scratch import no_scratch
+from segfit.tuning.memory.recording import Recording, record
 
+# Where the peak is looked for; between two of these batch sizes the peak does not move by much.
+_BATCHES = np.unique(np.concatenate([np.arange(1, 129), np.geomspace(128, 1e6, 80).astype(int)]))
 BATCHES = (12, 16)  # large enough that models take the way that they take for many pixels
 VAL_BATCHES = (4, 6)  # images are scored one by one: more would only take longer
 
@@ -43,12 +45,13 @@ def predict(
         for batch, val_batch in zip(BATCHES, VAL_BATCHES, strict=True)
     )
     result = forecast(small, large)
-    fixed, each = extra(small, large)
+    fixed, each = _extra(small, large)
     moments = list(result.train.moments)
     augmentation = planning_of(config).device_augmentation(config)
     if augmentation is not None:
         now = peak_bytes(augmentation[0]) * augmentation[1]
-        moments.append(idle(small).plus(config.accumulate * fixed, config.accumulate * each + now))
+        idle = _moment(_bytes(small)[small.train[0] - 1], np.zeros(len(PARTS)))
+        moments.append(idle.plus(config.accumulate * fixed, config.accumulate * each + now))
     # On a card the next window's samples are copied ahead.
     ahead = planning_of(config).sample_bytes(config) if device_type == "cuda" else 0
     return dataclasses.replace(
@@ -61,10 +64,104 @@ def predict(
 
 def peak_bytes(work: Callable[[], Any]) -> int:
     """Return the bytes that a function takes at its peak, results included; it runs on the CPU, with data."""
-    with MemoryRecorder("cpu", block=1, scratch=no_scratch) as recorder:
+    with MemoryRecorder("cpu") as recorder:
         work()
     living = peak = 0
     for event in recorder.events:
         living += recorder.sizes[abs(event)] * (1 if event > 0 else -1)
         peak = max(peak, living)
     return peak
+
+
+def forecast(first: Recording, second: Recording) -> Forecast:
+    """Return the memory of all batch sizes from recordings at two.
+
+    Args:
+        first: at some batch size.
+        second: of the same config at a larger one.
+    """
+    same = _in_order(first) == _in_order(second)
+    moments = _moments(first, second) if same else _stretches(first, second)
+    return Forecast(
+        Curve(moments),
+        Curve([_validation(first, second)]),
+        first.parameters,
+        fixed_val=first.val_batch == second.val_batch,
+    )
+
+
+def _moments(first: Recording, second: Recording) -> list[Moment]:
+    """Return the moments of two recordings of the same operations that are the peak at some batch size."""
+    train = slice(*first.train)
+    each = (_bytes(second)[train] - _bytes(first)[train]) / (second.batch - first.batch)
+    fixed = _bytes(first)[train] - each * first.batch
+    totals = fixed.sum(1) + _BATCHES[:, None] * each.sum(1)
+    return [_moment(fixed[peak], each[peak]) for peak in np.unique(totals.argmax(1))]
+
+
+def _stretches(first: Recording, second: Recording) -> list[Moment]:
+    """Return the peak of each stretch of an update, as the line through what two recordings say of it.
+
+    A model may take another way for few pixels than for many, or go piece by piece: its moments then have no
+    counterparts, but each forward pass does, and what lies between two.
+    """
+    peaks = []
+    for recording in (first, second):
+        begin, end = recording.train
+        cuts = [mark - begin for mark in recording.passes]
+        stretches = np.split(_bytes(recording)[begin:end], cuts)
+        peaks.append(np.stack([stretch[stretch.sum(1).argmax()] for stretch in stretches]))
+    each = (peaks[1] - peaks[0]) / (second.batch - first.batch)
+    return [_moment(*both) for both in zip(peaks[0] - each * first.batch, each, strict=True)]
+
+
+def _extra(first: Recording, second: Recording) -> tuple[float, float]:
+    """Return the bytes, fixed and by image, that one more micro-batch of a window keeps alive."""
+    waiting = []
+    for recording in (first, second):
+        total = _bytes(recording).sum(1)
+        before, ready = total[recording.train[0] - 1], total[recording.passes[0] - 1]
+        waiting.append((ready - before) / recording.accumulate)
+    each = (waiting[1] - waiting[0]) / (second.batch - first.batch)
+    return float(waiting[0] - each * first.batch), float(each)
+
+
+def _validation(first: Recording, second: Recording) -> Moment:
+    """Return the line through both peaks: images are scored one by one, so operations do depend on the batch."""
+    peaks = []
+    for recording in (first, second):
+        during = _bytes(recording)[slice(*recording.val)]
+        peaks.append(during[during.sum(1).argmax()])
+    each = (peaks[1] - peaks[0]) / ((second.val_batch - first.val_batch) or 1)
+    return _moment(peaks[0] - each * first.val_batch, each)
+
+
+def _moment(fixed: NDArray[np.float64], each: NDArray[np.float64]) -> Moment:
+    def by_part(values: NDArray[np.float64]) -> Bytes:
+        return {part: float(value) for part, value in zip(PARTS, values, strict=True) if value}
+
+    return Moment(by_part(fixed), by_part(each))
+
+
+def _in_order(recording: Recording) -> list[int]:
+    """Return the events up to the end of the update; what dies together dies in order of age."""
+    events: list[int] = []
+    dead: list[int] = []
+    for event in recording.memory.events[: recording.train[1]]:
+        if event < 0:
+            dead.append(event)
+            continue
+        events += [*sorted(dead), event]
+        dead = []
+    return events + sorted(dead)
+
+
+def _bytes(recording: Recording) -> NDArray[np.float64]:
+    """Return the living bytes after each event, by part."""
+    names = {part: index for index, part in enumerate(PARTS)}
+    changes = np.zeros((len(recording.memory.events), len(PARTS)))
+    for row, event in enumerate(recording.memory.events):
+        number = abs(event)
+        part = names[recording.memory.parts.get(number, "activations")]
+        changes[row, part] = recording.memory.sizes[number] * (1 if event > 0 else -1)
+    return changes.cumsum(0)

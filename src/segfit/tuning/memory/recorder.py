@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,17 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Bytes that a kernel takes and gives back by itself: (operation, arguments, result) → bytes.
-Scratch = Callable[[Any, tuple[Any, ...], Any], int]
+aten = torch.ops.aten
+_BLOCK = {"cuda": 512, "cpu": 1}  # CUDACachingAllocator.cpp's kMinBlockSize
 
 
 class MemoryRecorder(TorchDispatchMode):
     """Notes births and deaths of the storages on one type of device while it is active.
 
+    Sizes are rounded up as the device's allocator does. On CUDA, what kernels take besides their results counts; what
+    the CPU's kernels take is too little to count (docs/plan.md).
+
     Args:
-        device_type: of the storages that count.
-        block: sizes are rounded up to a multiple of it, as the device's allocator does.
-        scratch: what kernels take besides their results.
+        device_type: "cuda" or "cpu".
 
     Attributes:
         events: +id at a birth, -id at a death; ids count from 1 in order of birth.
@@ -31,11 +32,9 @@ class MemoryRecorder(TorchDispatchMode):
         scalars: what is "read from the device"; tensors without data hold no numbers.
     """
 
-    def __init__(self, device_type: str, block: int, scratch: Scratch) -> None:
+    def __init__(self, device_type: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_type = device_type
-        self.block = block
-        self.scratch = scratch
         self.events: list[int] = []
         self.sizes: dict[int, int] = {}
         self.parts: dict[int, str] = {}
@@ -54,9 +53,10 @@ class MemoryRecorder(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
-        scratch = self.scratch(func, args, result)
-        if scratch > 0:
-            self._pass_through(scratch)
+        if self.device_type == "cuda" and (scratch := cuda_scratch(func, args, result)) > 0:
+            number = self._born(scratch)
+            self.parts[number] = "workspace"
+            self.events.append(-number)
         return result
 
     def assign(self, tensors: Iterable[Tensor | None], part: str) -> None:
@@ -86,12 +86,30 @@ class MemoryRecorder(TorchDispatchMode):
         return number
 
     def _born(self, size: int) -> int:
-        number = len(self.sizes) + 1
-        self.sizes[number] = -(-size // self.block) * self.block
+        number, block = len(self.sizes) + 1, _BLOCK[self.device_type]
+        self.sizes[number] = -(-size // block) * block
         self.events.append(number)
         return number
 
-    def _pass_through(self, size: int) -> None:
-        number = self._born(size)
-        self.parts[number] = "workspace"
-        self.events.append(-number)
+
+def cuda_scratch(func: Any, args: tuple[Any, ...], result: Any) -> int:
+    """Return the bytes that an operation on CUDA takes from the caching allocator besides its results."""
+    packet = func._overloadpacket
+    if packet is aten._scaled_dot_product_flash_attention_backward:
+        # fp32 sums of dq, and one number a row: flash_attn's mha_bwd
+        batch, heads, length, width = map(int, args[1].shape)
+        return 4 * batch * heads * (-(-length // 128) * 128) * (width + 1)
+    if packet is aten._scaled_dot_product_efficient_attention_backward:
+        q, k = args[1], args[2]
+        rows: int = 4 * q.numel() // q.shape[-1]
+        sums: int = 0 if q.dtype == torch.float32 else 4 * (q.numel() + 2 * k.numel())
+        return rows + sums
+    if packet is aten.convolution and args[8] == 1:
+        return _bytes(args[0], args[1], result)
+    if packet is aten.convolution_backward and args[9] == 1:
+        return _bytes(args[0], args[1], args[2])
+    return 0
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

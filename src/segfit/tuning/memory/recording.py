@@ -23,10 +23,6 @@ from segfit.engine.task import Task
 from segfit.tuning.change import changed
 from segfit.tuning.memory.pretend import Cuts, without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
-from segfit.tuning.memory.scratch import cuda_scratch, no_scratch
-
-# Bytes that sizes are rounded up to: CUDACachingAllocator.cpp's kMinBlockSize.
-BLOCK = {"cuda": 512, "cpu": 1}
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,8 @@ class Recording:
     """What happened to memory.
 
     Args:
-        events: of the `MemoryRecorder`, from before the model was made.
-        sizes: bytes by id.
-        parts: name of a part by id.
-        train: where in `events` an update begins and ends.
+        memory: its events, from before the model was made.
+        train: where in the events an update begins and ends.
         passes: where each of its forward passes begins and ends; before the first the whole window is prepared.
         val: where a validation batch begins and ends.
         batch: samples of a micro-batch.
@@ -46,9 +40,7 @@ class Recording:
         parameters: how many numbers the model has.
     """
 
-    events: list[int]
-    sizes: dict[int, int]
-    parts: dict[int, str]
+    memory: MemoryRecorder
     train: tuple[int, int]
     passes: list[int]
     val: tuple[int, int]
@@ -92,8 +84,7 @@ def record(
     """
     val_batch = min(val_batch, assembly_of(config).held_out_batch_size(config))
     config = changed(planning_of(config).costliest(config), {"compile": False, "resume": None})
-    kind = precision.device_type
-    recorder = MemoryRecorder(kind, BLOCK[kind], cuda_scratch if kind == "cuda" else no_scratch)
+    recorder = MemoryRecorder(precision.device_type)
     cuts = Cuts()
     with _no_collection(), without_data(recorder, cuts) as device:
         state, _ = make_state(config, device, precision, 1, lambda _: None)
@@ -101,15 +92,16 @@ def record(
         task = planning_of(config).without_augmentation(
             assembly_of(config).make_task(config, device)
         )
-        _make_optimizer_state(state)
+        for parameter in state.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
         _name_parts(recorder, state)
         train, passes = _update(config, recorder, state, CutTask(task, cuts), cuts)
         val = _validation(config, recorder, state, task, original, val_batch)
         parameters = sum(parameter.numel() for parameter in state.model.parameters())
     return Recording(
-        recorder.events,
-        recorder.sizes,
-        recorder.parts,
+        recorder,
         train,
         passes,
         val,
@@ -135,13 +127,6 @@ def _no_collection() -> Iterator[None]:
         gc.unfreeze()
         if enabled:
             gc.enable()
-
-
-def _make_optimizer_state(state: TrainingState) -> None:
-    for parameter in state.model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
 
 
 def _name_parts(recorder: MemoryRecorder, state: TrainingState) -> None:
