@@ -12,11 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass
 class Peak:
-    """What `recorded_peak` found.
-
-    Args:
-        bytes: largest sum of allocated bytes, 0 while the work goes on.
-    """
+    """The largest sum of allocated bytes; 0 while the work goes on."""
 
     bytes: int = 0
 

@@ -96,7 +96,16 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         bench.progress(f"the model alone, augmentation={place}", done, total)
         # no worker beside the model: those of the recipe would take its cores while they fill their queues
         alone = changed(config, {"augmentation": place, "loader.workers": 0})
-        models[place] = _model_speed(alone, once)
+        with explain_out_of_memory(alone):
+            training = make_training(alone, once.folder, once.notice)
+            speed = train_speed(
+                training,
+                seconds=config.seconds or SECONDS,
+                warmup=config.benchmark.warmup,
+                resident=True,
+            )
+        models[place] = speed.samples_per_second
+        del training
     measured: list[Fed] = []
     for done, way in enumerate(ways, start=len(places)):
         bench.progress(way.change.typed, done, total)
@@ -136,18 +145,6 @@ def choose(measured: Sequence[Fed]) -> Fed:
         return max(measured, key=lambda fed: fed.reached)
     fastest = max(fed.model for fed in enough)
     return min((fed for fed in enough if fed.model == fastest), key=Fed.size)
-
-
-def _model_speed(config: DictConfig, bench: Bench) -> float:
-    with explain_out_of_memory(config):
-        training = make_training(config, bench.folder, bench.notice)
-        speed = train_speed(
-            training,
-            seconds=config.seconds or SECONDS,
-            warmup=config.benchmark.warmup,
-            resident=True,
-        )
-    return speed.samples_per_second
 
 
 def _data_speed(config: DictConfig) -> Speed:

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -82,7 +82,7 @@ class RangeTest:
         return min(slopes, key=lambda center: slopes[center])
 
 
-def running_mean(values: NDArray[np.float64], smoothing: float) -> NDArray[np.float64]:
+def running_mean(values: Iterable[float], smoothing: float) -> NDArray[np.float64]:
     """Return the exponential running mean of values (N,), corrected for its start at 0."""
     mean, means = 0.0, []
     for count, value in enumerate(values, start=1):
@@ -92,10 +92,10 @@ def running_mean(values: NDArray[np.float64], smoothing: float) -> NDArray[np.fl
 
 
 class ExponentialRamp:
-    """A scheduler whose rate rises by a constant factor an update.
+    """A scheduler whose rate rises by a constant factor an update; groups keep their rates' ratios.
 
     Args:
-        optimizer: whose groups keep their rates' ratios.
+        optimizer: of the training.
         first: rate of the first update.
         last: rate of the last one.
         updates: from the first to the last.
@@ -103,13 +103,7 @@ class ExponentialRamp:
     """
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        *,
-        first: float,
-        last: float,
-        updates: int,
-        done: int,
+        self, optimizer: torch.optim.Optimizer, first: float, last: float, updates: int, done: int
     ) -> None:
         self.optimizer = optimizer
         self.first, self.last, self.updates, self.done = first, last, updates, done
@@ -147,17 +141,10 @@ def lr_range_test(
     Raises:
         SegFitError: if the loss diverges before there is a curve.
     """
-    fit = training.fit
-    state = fit.state
-    schedule = ExponentialRamp(
-        state.optimizer, first=first, last=last, updates=updates, done=state.progress.update
-    )
-    state.scheduler = schedule
-    test, mean = RangeTest(smoothing=smoothing), 0.0
-    for done, samples, loss, rate in _updates(fit, schedule, updates):
+    test = RangeTest(smoothing=smoothing)
+    for samples, loss, rate in _updates(training.fit, first, last, updates):
         test.samples = samples
-        mean = smoothing * mean + (1 - smoothing) * loss
-        smooth = mean / (1 - smoothing**done)
+        smooth = float(running_mean([*test.losses, loss], smoothing)[-1])
         if not math.isfinite(smooth) or smooth > divergence * min([smooth, *test.smoothed]):
             test.diverged = True
             break
@@ -165,7 +152,7 @@ def lr_range_test(
         test.losses.append(loss)
         test.smoothed.append(smooth)
         if progress is not None:
-            progress(done)
+            progress(len(test.rates))
     if len(test.rates) < _LEAST_POINTS:
         raise SegFitError(
             f"benchmark.first={first:g}: the loss diverges within {_LEAST_POINTS} updates. Lower it."
@@ -174,28 +161,28 @@ def lr_range_test(
 
 
 def _updates(
-    fit: Fit, schedule: ExponentialRamp, updates: int
-) -> Iterator[tuple[int, int, float, float]]:
-    """Make updates of whole windows; yield their number from 1, samples, loss and rate."""
-    fit.state.model.train()
+    fit: Fit, first: float, last: float, updates: int
+) -> Iterator[tuple[int, float, float]]:
+    """Make updates of whole windows while the rate rises; yield their samples, loss and rate."""
+    state = fit.state
+    schedule = ExponentialRamp(state.optimizer, first, last, updates, state.progress.update)
+    state.scheduler = schedule
+    state.model.train()
     whole = min(fit.options.accumulate, fit.train.batches_per_epoch())
     full = (window for window in windows(fit) if len(window) == whole)
     for number, window in enumerate(islice(full, updates), start=1):
         rate = schedule.rate
         seeds = [derive_seed(fit.options.seed, number, part) for part in range(len(window))]
-        loss, _ = make_update(fit.state, fit.task, window, seeds, fit.options.clip_grad_norm)
+        loss, _ = make_update(state, fit.task, window, seeds, fit.options.clip_grad_norm)
         samples = sum(count_samples(batch) for batch in window)
-        yield number, samples, float(loss), rate  # synchronises: the next depends on it
+        yield samples, float(loss), rate  # synchronises: the next depends on it
 
 
 def updates_within(training: Training, seconds: float) -> int:
     """Return how many updates a sweep can make in a time; `training` stays as it was."""
     with restored(training):
-        state = training.fit.state
-        schedule = ExponentialRamp(
-            state.optimizer, first=1e-9, last=1e-8, updates=2, done=state.progress.update
-        )
-        times = [time.perf_counter() for _ in _updates(training.fit, schedule, 1 + _TIMED)]
+        updates = _updates(training.fit, 1e-9, 1e-8, 1 + _TIMED)
+        times = [time.perf_counter() for _ in updates]
     return max(LEAST_UPDATES, int(seconds * _TIMED / (times[-1] - times[0])))
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import psutil
 from matplotlib.figure import Figure
@@ -61,10 +61,8 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     sources = assembly_of(config).make_sources(config)
     for line in check_data(config, sources).notices:
         bench.notice(line)
-    trials = Trials(
-        config, bench, planning_of(config).largest_first(sources["val"])[: len(sources["train"])]
-    )
     cap = len(sources["train"])
+    trials = Trials(config, bench, planning_of(config).largest_first(sources["val"])[:cap])
     answer = trials.largest(start=start(trials, cap), cap=cap)
     return _findings(config, trials, answer, cap)
 
@@ -103,7 +101,6 @@ class Trials:
         self.bench = bench
         self.held_out = largest
         self.tried: list[Tried] = []
-        self._known: dict[int, bool] = {}
         device, _ = resolve_device(config.device)
         budget = self.options.budget_gb
         # Read once: each trial must have the same limit. On CUDA the child asks the driver, with its own context.
@@ -113,17 +110,13 @@ class Trials:
 
     def largest(self, *, start: int, cap: int) -> int:
         """Return the largest batch up to `cap` that fits, in a second, longer trial too; 0 if none does."""
+        fits = cache(lambda batch: self.tries(batch).fits)
         while cap > 0:
-            answer = largest_that_fits(self._fits, start=start, cap=cap, guess=self._guess)
+            answer = largest_that_fits(fits, start=start, cap=cap, guess=self._guess)
             if answer == 0 or self.tries(answer, _VERIFY).fits:
                 return answer
             cap = answer - 1
         return 0
-
-    def _fits(self, batch: int) -> bool:
-        if batch not in self._known:
-            self._known[batch] = self.tries(batch).fits
-        return self._known[batch]
 
     def tries(self, batch: int, rounds: int = _SEARCH) -> Tried:
         """Try a batch, in a process of its own; `rounds` of training and validation."""
@@ -158,14 +151,13 @@ class Trials:
         if not tried.fits or outcome.values["device"] != "cuda":
             return tried  # times of a CPU that others use too would decide by chance
         speed = tried.samples_per_second or 0.0
-        fastest = max((other.samples_per_second or 0.0) for other in [tried, *self._smaller(tried)])
+        size = tried.batch_size
+        smaller = [other for other in self.tried if other.fits and other.batch_size < size]
+        fastest = max(other.samples_per_second or 0.0 for other in [tried, *smaller])
         if speed * self.options.slowdown >= fastest:
             return tried
         verdict = f"{fastest / speed:.1f} times slower a sample than smaller batches: spilled into host memory"
         return replace(tried, fits=False, verdict=verdict)
-
-    def _smaller(self, than: Tried) -> Iterable[Tried]:
-        return (other for other in self.tried if other.fits and other.batch_size < than.batch_size)
 
     def _guess(self) -> int | None:
         fitting = [item for item in self.tried if item.fits and item.peak_gib is not None]

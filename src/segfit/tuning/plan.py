@@ -53,6 +53,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 
     forecast = forecast_of(config, card.device_type, working=working)
     batch = int(config.batch_size)
+    val_batch = forecast.val_batch(batch)
+    train, val = forecast.train.peak(batch), forecast.val.peak(val_batch)
+    needed, largest = card.needed(forecast.peak(batch)), card.largest(forecast)
     fits = forecast.peak(batch) <= card.budget
     found = [] if fits else _levers(config, card, forecast, bench)
     tables = [_parts_table(forecast, batch, card), _batches_table(forecast, batch, card)]
@@ -61,12 +64,29 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     return Findings(
         headline=_headline(config, forecast, card, found),
         tables=tables,
-        values=_values(config, forecast, card, found),
+        values={
+            "predicted": True,
+            "device_type": card.device_type,
+            "precision": planned_precision(config, card.device_type),
+            "card_gib": card.gib,
+            "context_bytes": card.context,
+            "margin": MARGIN,
+            "parameters": forecast.parameters,
+            "batch": batch,
+            "train_bytes": train,
+            "train_parts": forecast.train.at(batch),
+            "val_bytes": val,
+            "val_parts": forecast.val.at(val_batch),
+            "needed_bytes": needed,
+            "fits": fits,
+            "largest_batch": largest,
+            "levers": [asdict(lever) for lever in found],
+        },
         scalars={
-            "plan/train_gib": forecast.train.peak(batch) / GIB,
-            "plan/val_gib": forecast.val.peak(forecast.val_batch(batch)) / GIB,
-            "plan/needed_gib": card.needed(forecast.peak(batch)) / GIB,
-            "plan/largest_batch": card.largest(forecast),
+            "plan/train_gib": train / GIB,
+            "plan/val_gib": val / GIB,
+            "plan/needed_gib": needed / GIB,
+            "plan/largest_batch": largest,
         },
     )
 
@@ -136,31 +156,6 @@ def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Le
     if most == 0:
         return f"{what}: it does NOT fit, nor does a single sample. {remedy}."
     return f"{what}: it does NOT fit; the largest batch that fits is {most}. {remedy}."
-
-
-def _values(
-    config: DictConfig, forecast: Forecast, card: Card, found: list[Lever]
-) -> dict[str, object]:
-    batch = int(config.batch_size)
-    val_batch = forecast.val_batch(batch)
-    return {
-        "predicted": True,
-        "device_type": card.device_type,
-        "precision": planned_precision(config, card.device_type),
-        "card_gib": card.gib,
-        "context_bytes": card.context,
-        "margin": MARGIN,
-        "parameters": forecast.parameters,
-        "batch": batch,
-        "train_bytes": forecast.train.peak(batch),
-        "train_parts": forecast.train.at(batch),
-        "val_bytes": forecast.val.peak(val_batch),
-        "val_parts": forecast.val.at(val_batch),
-        "needed_bytes": card.needed(forecast.peak(batch)),
-        "fits": forecast.peak(batch) <= card.budget,
-        "largest_batch": card.largest(forecast),
-        "levers": [asdict(lever) for lever in found],
-    }
 
 
 def _levers(config: DictConfig, card: Card, forecast: Forecast, bench: Bench) -> list[Lever]:

@@ -95,7 +95,6 @@ class _Recording(Listener):
         self.epochs: list[float] = []  # when they began
 
     def step(self, _epoch: int, _update: int) -> None:
-        """Look at the clock."""
         self.made += 1
         if self.begun is None:
             if self.made > self.warmup:
@@ -108,16 +107,13 @@ class _Recording(Listener):
             self.fit.stop.reason = "measured"
 
     def epoch(self, _log: EpochLog) -> None:
-        """Remember when the next one begins."""
         if self.begun is not None:
             self.epochs.append(self.recorder.seconds())
 
     def close(self) -> None:
-        """End the recording."""
         self.context.close()
 
     def timeline(self, batch_size: int) -> Timeline:
-        """Sum up what was recorded."""
         updates = self.made - self.begun if self.begun is not None else 0
         if updates < 1 or not self.spans:
             raise SegFitError(

@@ -127,5 +127,5 @@ def _accumulate(leaf: Tensor, gradients: Slots, ends: Sequence[Tensor]) -> None:
 
 
 def _is_sole_owner(tensor: Tensor) -> bool:
-    """Tell whether nobody but one variable or container of the caller's holds the tensor."""
+    """Return whether nothing but one variable or container of the caller's holds the tensor."""
     return sys.getrefcount(tensor) <= 3  # the caller's, this function's, getrefcount's
