@@ -13,7 +13,7 @@ from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Batch, Task
-from segfit.models.build import Weights
+from segfit.models.weights import Weights
 from segfit.report.evaluation import Evaluation
 
 

@@ -1,27 +1,12 @@
 """A model by name. Each builder is imported when it is asked for: transformers and timm take seconds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from segfit.errors import SegFitError
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Which weights a model starts from.
-
-    Args:
-        source: hub name, path, or "random".
-        message: the same in whole sentences, with what to do if they could not be had.
-        alarming: pretrained weights were wanted and could not be had.
-    """
-
-    source: str
-    message: str
-    alarming: bool = False
+from segfit.models.weights import Weights
 
 
 def make_model(
@@ -43,25 +28,19 @@ def make_model(
         from segfit.models.cnn import CNN
 
         return CNN(len(class_names), **values), Weights("random", "There are none for this model.")
-    model: nn.Module
-    wanted = values.pop("weights")
-    weights = wanted if pretrained else None
+    if not pretrained:
+        values["weights"] = None
     if name == "segformer":
         from segfit.models.segformer import make_segformer
 
-        variant = values.pop("variant")
-        model, report = make_segformer(
-            variant, len(class_names), weights=weights, class_names=tuple(class_names), **values
+        return make_segformer(
+            num_classes=len(class_names), class_names=tuple(class_names), **values
         )
-    elif name == "timm_unet":
+    if name == "timm_unet":
         from segfit.models.timm_unet import make_timm_unet
 
-        encoder = values.pop("encoder")
-        model, report = make_timm_unet(encoder, len(class_names), weights=weights, **values)
-    else:
-        raise SegFitError(f"model.name={name}: there is no such model.")
-    alarming = weights == "auto" and not report.loaded
-    return model, Weights(report.source, report.message, alarming)
+        return make_timm_unet(num_classes=len(class_names), **values)
+    raise SegFitError(f"model.name={name}: there is no such model.")
 
 
 def for_inference(model: nn.Module) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,9 @@ from segfit.errors import SegFitError, nearest
 from segfit.models.segformer_fast import MergedDecodeHead, resize_logits, use_fast
 from segfit.models.weights import (
     RANDOM,
-    WeightsReport,
+    Weights,
     WeightsUnavailableError,
+    check_keys,
     hub_checkpoint,
     locate,
     quiet,
@@ -94,7 +94,7 @@ def make_segformer(
     drop_path: float = 0.1,
     checkpointing: bool = False,
     class_names: Sequence[str] | None = None,
-) -> tuple[SegFormer, WeightsReport]:
+) -> tuple[SegFormer, Weights]:
     """Return a SegFormer and which weights it has.
 
     Args:
@@ -162,7 +162,7 @@ def recommended(variant: str) -> str:
     return f"nvidia/segformer-{variant}-finetuned-ade-{size}-{size}"
 
 
-def _load(model: SegFormer, variant: str, weights: str | None) -> WeightsReport:
+def _load(model: SegFormer, variant: str, weights: str | None) -> Weights:
     if weights is None:
         return RANDOM
     name = recommended(variant) if weights == "auto" else weights
@@ -170,9 +170,7 @@ def _load(model: SegFormer, variant: str, weights: str | None) -> WeightsReport:
         path = hub_checkpoint(name) if weights == "auto" else locate(name)
     except WeightsUnavailableError as error:
         return random_after_all(name, str(error))
-    return WeightsReport(
-        name, True, f"Pretrained weights: {name}. {load_into(model, path, variant)}"
-    )
+    return Weights(name, f"Pretrained weights: {name}. {load_into(model, path, variant)}")
 
 
 def load_into(model: SegFormer, path: Path, variant: str) -> str:
@@ -183,12 +181,9 @@ def load_into(model: SegFormer, path: Path, variant: str) -> str:
     Raises:
         SegFitError: no SegFormer checkpoint, another variant's, or keys that do not match.
     """
-    if path.is_dir():
-        _check_config(path, model.config, variant)
     state = read_state_dict(weight_file(path))
-    with (
-        quiet()
-    ):  # transformers knows the names that older checkpoints have; random where it can't load
+    # transformers knows the names that older checkpoints have; random where it can't load
+    with quiet():
         stock, info = SegformerForSemanticSegmentation.from_pretrained(
             None,
             config=model.config,
@@ -198,46 +193,16 @@ def load_into(model: SegFormer, path: Path, variant: str) -> str:
         )
     mismatched = {key for key, *_ in info["mismatched_keys"]}
     classifier = {key for key in mismatched if key.startswith("decode_head.classifier.")}
-    problems = [
-        f"{what}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
-        for what, keys in (
-            ("missing", set(info["missing_keys"])),
-            ("unexpected", set(info["unexpected_keys"])),
-            ("of another shape", mismatched - classifier),
-        )
-        if keys
-    ]
-    if problems:
-        raise SegFitError(
-            f"model.weights={path}: not the weights of a SegFormer {variant}. "
-            f"Keys {'; '.join(problems)}. Give the checkpoint of this variant or change model.variant."
-        )
+    check_keys(
+        path,
+        f"a SegFormer {variant}",
+        "Give the checkpoint of this variant or change model.variant.",
+        missing=info["missing_keys"],
+        unexpected=info["unexpected_keys"],
+        of_another_shape=mismatched - classifier,
+    )
     loaded = {k: v for k, v in stock.state_dict().items() if k not in classifier}
     model.load_state_dict(loaded, strict=False)
     if not classifier:
         return "The classifier is the checkpoint's, too."
     return f"The classifier is new, for {model.config.num_labels} classes."
-
-
-def _check_config(folder: Path, config: SegformerConfig, variant: str) -> None:
-    file = folder / "config.json"
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise SegFitError(
-            f"model.weights={folder}: not a checkpoint folder: config.json is missing or damaged. "
-            "Give a folder written by save_pretrained or `hf download`."
-        ) from error
-    if found.get("model_type") != "segformer":
-        raise SegFitError(
-            f"model.weights={folder}: holds a {found.get('model_type', 'model of unknown type')}, "
-            "not a segformer."
-        )
-    for key in ("depths", "hidden_sizes", "decoder_hidden_size"):
-        ours = getattr(config, key)
-        ours = list(ours) if isinstance(ours, tuple) else ours
-        if key in found and found[key] != ours:
-            raise SegFitError(
-                f"model.weights={folder}: its {key} are {found[key]}, those of model.variant={variant} "
-                f"are {ours}. Give the checkpoint of this variant or change model.variant."
-            )

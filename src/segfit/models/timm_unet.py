@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from segfit.errors import SegFitError
 from segfit.models.weights import (
     RANDOM,
-    WeightsReport,
+    Weights,
     WeightsUnavailableError,
+    check_keys,
     hub_checkpoint,
     locate,
     random_after_all,
@@ -131,7 +132,7 @@ def make_timm_unet(
     weights: str | None = "auto",
     decoder_channels: int = 256,
     dropout: float = 0.1,
-) -> tuple[TimmUnet, WeightsReport]:
+) -> tuple[TimmUnet, Weights]:
     """Return a U-Net and which weights its encoder has.
 
     Args:
@@ -145,19 +146,14 @@ def make_timm_unet(
     Raises:
         SegFitError: unknown or unfit encoder, or named weights that do not load.
     """
-    _check_name(encoder)
+    name = encoder.split(".")[0]
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=3)
+        hint = f"Did you mean {' or '.join(close)}?" if close else f"Good ones: {GOOD_ENCODERS}."
+        raise SegFitError(f"model.encoder={encoder}: timm knows no such model. {hint}")
     path, report = _find_weights(encoder, weights)
     model = TimmUnet(_create(encoder, path), num_classes, decoder_channels, dropout)
     return model.train(), report
-
-
-def _check_name(encoder: str) -> None:
-    name = encoder.split(".")[0]
-    if timm.is_model(name):
-        return
-    close = get_close_matches(name, timm.list_models(), n=3)
-    hint = f"Did you mean {' or '.join(close)}?" if close else f"Good ones: {GOOD_ENCODERS}."
-    raise SegFitError(f"model.encoder={encoder}: timm knows no such model. {hint}")
 
 
 def _create(encoder: str, weights: Path | None) -> nn.Module:
@@ -179,32 +175,27 @@ def _create(encoder: str, weights: Path | None) -> nn.Module:
 
 def _size_multiple(encoder: nn.Module, stride: int) -> int:
     """Return what height and width have to be divisible by, found by trying: 1, or the last stride."""
-    training = encoder.training
-    encoder.eval()
-    try:
-        for multiple, size in ((1, (65, 97)), (stride, (2 * stride, 3 * stride))):
-            try:
-                with torch.no_grad():
-                    encoder(torch.zeros(1, 3, *size))
-            except (AssertionError, RuntimeError, ValueError):
-                continue
-            return multiple
-    finally:
-        encoder.train(training)
+    for multiple, size in ((1, (65, 97)), (stride, (2 * stride, 3 * stride))):
+        try:
+            with torch.no_grad():
+                encoder.eval()(torch.zeros(1, 3, *size))
+        except (AssertionError, RuntimeError, ValueError):
+            continue
+        return multiple
     raise SegFitError(
         "model.encoder: it works at one image size only. "
         f"Take one that works at any, for example {GOOD_ENCODERS}."
     )
 
 
-def _find_weights(encoder: str, weights: str | None) -> tuple[Path | None, WeightsReport]:
+def _find_weights(encoder: str, weights: str | None) -> tuple[Path | None, Weights]:
     """Return the file to load, if any, and the report about it."""
     if weights is None:
         return None, RANDOM
     if weights != "auto":
         file = weight_file(locate(weights))
         _check_keys(encoder, file)
-        return file, WeightsReport(weights, True, f"Pretrained encoder: {weights}.")
+        return file, Weights(weights, f"Pretrained encoder: {weights}.")
     try:
         config = timm.get_pretrained_cfg(encoder)
     except RuntimeError as error:
@@ -217,9 +208,8 @@ def _find_weights(encoder: str, weights: str | None) -> tuple[Path | None, Weigh
     except WeightsUnavailableError as error:
         return None, random_after_all(name, str(error))
     read_state_dict(file)  # refuses what would run code before timm opens the file
-    return file, WeightsReport(
+    return file, Weights(
         name,
-        True,
         f"Pretrained encoder: {name}, made for data.mean={list(config.mean)}, "
         f"data.std={list(config.std)}. The decoder is new.",
     )
@@ -239,15 +229,10 @@ def _check_keys(encoder: str, file: Path) -> None:
         for key, value in reference.state_dict().items()
         if not key.startswith(tuple(f"{head}." for head in heads))
     }
-    missing = [key for key in expected if key not in state]
-    wrong = [key for key in expected if key in state and state[key].shape != expected[key]]
-    problems = [
-        f"{what}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
-        for what, keys in (("missing", missing), ("of another shape", wrong))
-        if keys
-    ]
-    if problems:
-        raise SegFitError(
-            f"model.weights={file}: not the weights of timm's {encoder}. Keys {'; '.join(problems)}. "
-            "Give a state dict that this timm model saved, or change model.encoder."
-        )
+    check_keys(
+        file,
+        f"timm's {encoder}",
+        "Give a state dict that this timm model saved, or change model.encoder.",
+        missing=expected.keys() - state,
+        of_another_shape=[k for k in expected.keys() & state if state[k].shape != expected[k]],
+    )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -24,35 +25,35 @@ PROBE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class WeightsReport:
-    """Which weights a new model has.
+class Weights:
+    """Which weights a model starts from.
 
     Args:
         source: hub name, path, or "random".
-        loaded: whether pretrained weights were loaded.
-        message: one or more sentences for the summary of the run.
+        message: the same in whole sentences, with what to do if they could not be had.
+        alarming: pretrained weights were wanted and could not be had.
     """
 
     source: str
-    loaded: bool
     message: str
+    alarming: bool = False
 
 
 class WeightsUnavailableError(Exception):
     """A hub checkpoint that is neither cached nor can be fetched; its text is the reason."""
 
 
-RANDOM = WeightsReport("random", False, "Random weights, as asked (model.weights=null).")
+RANDOM = Weights("random", "Random weights, as asked (model.weights=null).")
 
 
-def random_after_all(name: str, reason: str) -> WeightsReport:
-    """Return the report for `auto` when the recommended checkpoint cannot be had."""
-    return WeightsReport(
+def random_after_all(name: str, reason: str) -> Weights:
+    """Return what `auto` gives when the recommended checkpoint cannot be had."""
+    return Weights(
         "random",
-        False,
         f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {reason}. Scores will be "
         f"far lower, and training far longer, than with pretrained weights. {offline_remedy(name)} "
         "If random weights are what you want, say model.weights=null.",
+        alarming=True,
     )
 
 
@@ -96,11 +97,13 @@ def hub_checkpoint(repo: str) -> Path:
     Raises:
         WeightsUnavailableError: not in the cache, and offline or not on the hub.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    cached = _in_cache(repo)
-    if cached is not None:
-        return cached
+    config = try_to_load_from_cache(repo, "config.json")
+    if isinstance(config, str):
+        folder = Path(config).parent
+        if any((folder / file).exists() for file in WEIGHT_FILES):
+            return folder
     where = f"not in the cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
         raise WeightsUnavailableError(f"{where}, and HF_HUB_OFFLINE is set")
@@ -111,16 +114,6 @@ def hub_checkpoint(repo: str) -> Path:
             f"{where}, and {constants.ENDPOINT} cannot be reached ({reason})"
         )
     return _download(repo, where)
-
-
-def _in_cache(repo: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(repo, "config.json")
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    return folder if any((folder / file).exists() for file in WEIGHT_FILES) else None
 
 
 def _download(repo: str, where: str) -> Path:
@@ -134,9 +127,7 @@ def _download(repo: str, where: str) -> Path:
                 with contextlib.suppress(EntryNotFoundError):
                     hf_hub_download(repo, file, etag_timeout=5)
                     return folder
-    except (
-        Exception
-    ) as error:  # the hub's client has changed its HTTP library, and its errors, twice
+    except Exception as error:  # the hub's client changes its HTTP library, and its errors
         text = str(error).strip().splitlines()
         raise WeightsUnavailableError(
             f"{where}, and the hub answers: {text[0] if text else type(error).__name__}"
@@ -183,6 +174,26 @@ def weight_file(path: Path) -> Path:
     )
 
 
+def check_keys(file: Path, what: str, remedy: str, **wrong: Collection[str]) -> None:
+    """Raise a SegFitError if there are wrong keys.
+
+    Args:
+        file: the checkpoint.
+        what: whose weights it should hold.
+        remedy: what to do about it.
+        wrong: what is wrong, with _ for spaces → keys.
+    """
+    problems = [
+        f"{kind.replace('_', ' ')}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
+        for kind, keys in wrong.items()
+        if keys
+    ]
+    if problems:
+        raise SegFitError(
+            f"model.weights={file}: not the weights of {what}. Keys {'; '.join(problems)}. {remedy}"
+        )
+
+
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint file: safetensors, or what `torch.save` wrote.
 
@@ -190,7 +201,11 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         SegFitError: it is no checkpoint, is damaged, or would need code to be run.
     """
     try:
-        state = _read(file)
+        state: object
+        if file.suffix == ".safetensors":
+            state = safetensors.torch.load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, torch and safetensors fail in many ways over damage
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SegFitError(f"model.weights={file}: not a readable checkpoint ({reason}).") from error
@@ -199,17 +214,9 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read(file: Path) -> object:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings and progress bars of transformers and huggingface_hub: we tell it ourselves."""
+    """Silence warnings and progress bars of transformers and huggingface_hub: the report says it."""
     hub: Any = importlib.import_module("huggingface_hub.utils")
     logging: Any = importlib.import_module("transformers.utils.logging")
 

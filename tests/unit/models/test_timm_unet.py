@@ -82,7 +82,6 @@ def test_a_file_gives_the_encoder_its_weights(backbone, tmp_path, suffix):
     file = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(backbone.state_dict(), file)
     model, report = make_timm_unet("resnet10t", 3, weights=str(file))
-    assert report.loaded
     assert report.source == str(file)
     with torch.no_grad():
         deepest = model.eval().encoder(images())[-1]

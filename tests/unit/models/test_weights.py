@@ -1,6 +1,5 @@
 """Every way to get pretrained weights, and every way that it can fail, without a network."""
 
-import json
 import logging
 import socket
 import threading
@@ -62,7 +61,7 @@ def copy_checkpoint(source: Path, target: Path, *, change=lambda state: state) -
 
 def test_null_is_random_and_says_so():
     _, report = make_segformer("b0", 3, weights=None)
-    assert not report.loaded
+    assert not report.alarming
     assert "as asked" in report.message
 
 
@@ -70,7 +69,6 @@ def test_folder_gives_all_weights(checkpoint):
     reference, _ = make_segformer("b0", 3, weights=str(checkpoint))
     torch.manual_seed(99)
     model, report = make_segformer("b0", 3, weights=str(checkpoint))
-    assert report.loaded
     assert report.source == str(checkpoint)
     assert "checkpoint's, too" in report.message
     for key, value in reference.state_dict().items():
@@ -90,7 +88,6 @@ def test_other_class_count_makes_only_the_classifier_new(checkpoint):
 def test_auto_takes_the_cache(checkpoint):
     put_in_cache(recommended("b0"), checkpoint)
     model, report = make_segformer("b0", 3, weights="auto")
-    assert report.loaded
     assert report.source == "nvidia/segformer-b0-finetuned-ade-512-512"
     source, _ = make_segformer("b0", 3, weights=str(checkpoint))
     assert torch.equal(model.decode_head.linear_fuse.weight, source.decode_head.linear_fuse.weight)
@@ -100,7 +97,7 @@ def test_hub_name_takes_the_cache_even_offline(checkpoint, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     put_in_cache("someone/segformer", checkpoint)
     _, report = make_segformer("b0", 3, weights="someone/segformer")
-    assert report.loaded
+    assert report.source != "random"
 
 
 @pytest.mark.parametrize("make", [make_segformer, make_timm_unet], ids=["segformer", "timm_unet"])
@@ -108,8 +105,8 @@ def test_hub_name_takes_the_cache_even_offline(checkpoint, monkeypatch):
 def test_auto_without_hub_is_random_with_a_loud_warning(make, offline, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     _, report = make("b0" if make is make_segformer else "resnet10t", 3, weights="auto")
-    assert not report.loaded
     assert report.source == "random"
+    assert report.alarming
     assert "WARNING: RANDOM WEIGHTS" in report.message
     assert ("HF_HUB_OFFLINE" if offline else NOBODY) in report.message
     assert "hf download" in report.message
@@ -158,7 +155,7 @@ def test_a_hub_that_is_silent_about_files_is_given_up_quickly(monkeypatch):
         _, report = make_segformer("b0", 3, weights="auto")
         over.set()
         server.shutdown()
-    assert not report.loaded
+    assert report.alarming
     assert "RANDOM WEIGHTS" in report.message
     # The client would have come back for minutes.
     assert asked.count(f"/{recommended('b0')}/resolve/main/config.json") == 1
@@ -172,18 +169,14 @@ def test_a_name_that_is_nothing(name):
 
 def test_folder_that_is_no_checkpoint(tmp_path):
     (tmp_path / "cat.jpg").touch()
-    with pytest.raises(SegFitError, match=r"config\.json is missing"):
-        make_segformer("b0", 3, weights=str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(SegFitError, match="holds a bert, not a segformer"):
-        make_segformer("b0", 3, weights=str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
-    with pytest.raises(SegFitError, match=r"model\.safetensors .* found cat\.jpg, config\.json"):
+    with pytest.raises(SegFitError, match=r"model\.safetensors .* found cat\.jpg"):
         make_segformer("b0", 3, weights=str(tmp_path))
 
 
 def test_checkpoint_of_another_variant(checkpoint):
-    with pytest.raises(SegFitError, match=r"hidden_sizes are \[32, 64, 160, 256\].*variant=b1"):
+    with pytest.raises(
+        SegFitError, match=r"not the weights of a SegFormer b1.*another shape.*model\.variant"
+    ):
         make_segformer("b1", 3, weights=str(checkpoint))
 
 
@@ -218,7 +211,7 @@ def test_a_file_without_its_folder(checkpoint, tmp_path, suffix):
     file = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, file)
     _, report = make_segformer("b0", 3, weights=str(file))
-    assert report.loaded
+    assert report.source != "random"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x00" * 64])

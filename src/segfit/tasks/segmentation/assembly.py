@@ -16,7 +16,8 @@ from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
-from segfit.models.build import Weights, make_model
+from segfit.models.build import make_model
+from segfit.models.weights import Weights
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import (
