@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -91,11 +92,15 @@ class GuardedDataset(Dataset[Made]):
         skipped: list[str] = []
         for one in self._candidates(key):
             try:
-                return Made(self._make(one), skipped, [])
+                with self.current.reading(_index(one)) if self.current else nullcontext():
+                    return Made(self.dataset[one], skipped, [])
             except SegFitError as error:
                 if not self.skip:
                     return Made(None, [], error.problems)
-                skipped.append(_skipped(" ".join(error.problems), key))
+                instead = (
+                    "another sample takes its place" if isinstance(key, tuple) else "it is left out"
+                )
+                skipped.append(f"{' '.join(error.problems)} data.on_bad_sample=skip: {instead}.")
             except Exception as error:
                 return Made(None, [], [_unexpected(self.dataset.where(_index(one)), error)])
         if isinstance(key, tuple):
@@ -104,12 +109,6 @@ class GuardedDataset(Dataset[Made]):
             )
             return Made(None, [], [problem, *skipped[:5]])
         return Made(None, skipped, [])
-
-    def _make(self, key: Any) -> Any:
-        if self.current is None:
-            return self.dataset[key]
-        with self.current.reading(_index(key)):
-            return self.dataset[key]
 
     def _candidates(self, key: Any) -> Iterator[Any]:
         yield key
@@ -124,11 +123,7 @@ class GuardedDataset(Dataset[Made]):
 
 
 class GuardedCollate:
-    """Makes batches of what became of samples; raises nothing.
-
-    Args:
-        collate: samples → batch.
-    """
+    """Makes batches of what became of samples; raises nothing."""
 
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
@@ -150,11 +145,6 @@ class GuardedCollate:
 
 def _index(key: Any) -> int:
     return int(key[0] if isinstance(key, tuple) else key)
-
-
-def _skipped(problem: str, key: Any) -> str:
-    instead = "another sample takes its place" if isinstance(key, tuple) else "it is left out"
-    return f"{problem} data.on_bad_sample=skip: {instead}."
 
 
 def _unexpected(where: str, error: Exception) -> str:

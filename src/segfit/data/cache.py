@@ -56,12 +56,7 @@ class CacheOptions:
 
 
 class CachedSource(SourceView):
-    """A `Source` that reads from a store.
-
-    Args:
-        source: read where the store has lost a sample.
-        store: holds the source's samples by index.
-    """
+    """A `Source` that reads from a store, and from the source itself where the store has lost a sample."""
 
     def __init__(self, source: Source, store: Store) -> None:
         super().__init__(source)
@@ -146,16 +141,10 @@ def _digest(size: int, *parts: str) -> str:
 
 
 class _Item(NamedTuple):
-    """What a worker did with a sample.
+    """What a worker did with a sample."""
 
-    Args:
-        number: its index.
-        arrays: where the worker cannot store them itself.
-        readable: whether it could be read.
-    """
-
-    number: int
-    arrays: Arrays | None = None
+    number: int  # its index
+    arrays: Arrays | None = None  # where the worker cannot store them itself
     readable: bool = True
 
 
@@ -208,11 +197,8 @@ def _build(
         if indices:
             source.store.check_room(need)
             workers = choose_workers(None) if len(indices) > _FEW else 0
-            samples, options = (
-                _Items(source, skip=skip),
-                LoaderOptions(workers, 2, persistent=False),
-            )
-            device = torch.device("cpu")
+            samples, device = _Items(source, skip=skip), torch.device("cpu")
+            options = LoaderOptions(workers, 2, persistent=False)
             for items in Loader(samples, list, device, options, sampler=indices, batch_size=_BATCH):
                 for item in items:
                     if item.arrays is not None:

@@ -83,19 +83,16 @@ class DiskStore:
         path = self._path(index)
         content = np.concatenate([np.zeros(_HEADER.size, np.uint8), pack(arrays)])
         content[: _HEADER.size] = np.frombuffer(self._header(index, content), np.uint8)
-        try:
+        for again in (True, False):
             try:
-                self._write(path, content)
-            except FileNotFoundError:  # a run that started meanwhile removed the partial file
-                self._write(path, content)
-        except OSError as error:
-            raise SegFitError(_cannot_write(self.folder, error)) from error
-
-    def _write(self, path: Path, content: NDArray[np.uint8]) -> None:
-        with atomic_write(
-            path, sync=False
-        ) as file:  # the checksum says whether it reached the disk
-            file.write(content.data)
+                # The checksum says whether it reached the disk.
+                with atomic_write(path, sync=False) as file:
+                    file.write(content.data)
+                return
+            except OSError as error:
+                # Once, a run that started meanwhile may have removed the partial file.
+                if not (again and isinstance(error, FileNotFoundError)):
+                    raise SegFitError(_cannot_write(self.folder, error)) from error
 
     def nbytes(self) -> int:
         """Return the bytes of all samples that are there."""

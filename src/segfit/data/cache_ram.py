@@ -66,22 +66,8 @@ class SharedTensor:
 Block: TypeAlias = MemoryFile | SharedTensor  # picklable by its place, not its content
 
 
-def check_room(size: int, what: str) -> None:
-    """Raise a SegFitError if `size` bytes are not free, besides what the training needs."""
-    free = free_memory()
-    if size + _RESERVE > free:
-        raise SegFitError(
-            f"data.cache=ram: {what} {size / _GIB:.1f} GiB decoded, but {free / _GIB:.1f} GiB of memory are free, "
-            f"of which the training needs {_RESERVE / _GIB:.0f} GiB at least. Set data.cache=disk, or none."
-        )
-
-
 class RamStore:
-    """Samples in shared memory, decoded again by every run.
-
-    Args:
-        length: number of samples.
-    """
+    """Samples in shared memory, decoded again by every run."""
 
     def __init__(self, length: int) -> None:
         self.blocks: list[Block] = []
@@ -114,7 +100,7 @@ class RamStore:
         packed = pack(arrays)
         if not self.blocks or self._used + len(packed) > len(self.blocks[-1].content):
             size = max(len(packed), _BLOCK)
-            check_room(size, "the next samples need")
+            self.check_room(size, "the next samples need")
             linux = hasattr(os, "memfd_create")
             self.blocks.append(MemoryFile(size) if linux else SharedTensor(size))
             self._used = 0
@@ -126,6 +112,11 @@ class RamStore:
         """Return the bytes of all samples."""
         return int(self.places[self.places[:, 0] >= 0, 2].sum())
 
-    def check_room(self, size: int) -> None:
-        """Raise a SegFitError if there is no memory for `size` bytes."""
-        check_room(size, "the samples need about")
+    def check_room(self, size: int, what: str = "the samples need about") -> None:
+        """Raise a SegFitError if `size` bytes are not free, besides what the training needs."""
+        free = free_memory()
+        if size + _RESERVE > free:
+            raise SegFitError(
+                f"data.cache=ram: {what} {size / _GIB:.1f} GiB decoded, but {free / _GIB:.1f} GiB of memory are free, "
+                f"of which the training needs {_RESERVE / _GIB:.0f} GiB at least. Set data.cache=disk, or none."
+            )

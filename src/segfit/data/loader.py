@@ -142,13 +142,9 @@ class Loader(DataLoader[Any]):
         torch's handler of SIGCHLD raises whatever the main process is doing, even half-way through an update.
         Without it, a worker's death is noticed when its batch is due, at most 5 s later.
         """
-        if (
-            not hasattr(signal, "SIGCHLD")
-            or threading.current_thread() is not threading.main_thread()
-        ):
-            with _signals_held_back():
-                return super().__iter__()
-        handler = signal.getsignal(signal.SIGCHLD)
+        main = threading.current_thread() is threading.main_thread()
+        watched = main and hasattr(signal, "SIGCHLD")
+        handler = signal.getsignal(signal.SIGCHLD) if watched else None
         with _signals_held_back():
             iterator = super().__iter__()
         if handler is not None:  # Python's own

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from contextlib import nullcontext
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from segfit.data.collate import Batch
 from segfit.system.phases import phase
-
-
-class Batches(Protocol):
-    """A loader: batches of host tensors, again and again."""
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches."""
 
 
 class DevicePrefetcher:
@@ -37,7 +29,9 @@ class DevicePrefetcher:
         wait_seconds: wall-clock time spent waiting for the loader since this was last set to 0.
     """
 
-    def __init__(self, loader: Batches, device: torch.device, *, non_blocking: bool = True) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], device: torch.device, *, non_blocking: bool = True
+    ) -> None:
         self.loader = loader
         self.device = device
         self.non_blocking = non_blocking
@@ -47,36 +41,22 @@ class DevicePrefetcher:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self._timed()
-        if self.device.type != "cuda" or not self.non_blocking:
-            return self._moved(batches)
-        return self._streamed(batches)
-
-    def _timed(self) -> Iterator[Batch]:
+        overlap = self.device.type == "cuda" and self.non_blocking
+        stream = torch.cuda.Stream(self.device) if overlap else None
         start = time.perf_counter()
         for batch in self.loader:
             self.wait_seconds += time.perf_counter() - start
-            yield batch
-            start = time.perf_counter()
-
-    def _moved(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            with phase("copy"):
-                # synchronises, where the device is CUDA
-                moved = {key: tensor.to(self.device) for key, tensor in batch.items()}
-            yield moved
-
-    def _streamed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        stream = torch.cuda.Stream(self.device)
-        for batch in batches:
-            with torch.cuda.stream(stream), phase("copy"):
+            with torch.cuda.stream(stream) if stream else nullcontext(), phase("copy"):
                 moved = {
-                    key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()
+                    key: tensor.to(self.device, non_blocking=overlap)
+                    for key, tensor in batch.items()
                 }
-            current = torch.cuda.current_stream(self.device)
-            # The device, not the host, waits: work that is queued from here on comes after the copy.
-            current.wait_stream(stream)
-            for tensor in moved.values():
-                # The allocator must not hand this memory to the next copy before `current` is done with it.
-                tensor.record_stream(current)
+            if stream is not None:
+                current = torch.cuda.current_stream(self.device)
+                # The device, not the host, waits: work that is queued from here on comes after the copy.
+                current.wait_stream(stream)
+                for tensor in moved.values():
+                    # The allocator must not hand this memory to the next copy before `current` is done with it.
+                    tensor.record_stream(current)
             yield moved
+            start = time.perf_counter()

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,6 @@ from segfit.system.cores import available_cores
 SAMPLE = 100  # samples of each split that check="sample" opens
 # Part of every key: raise it when a report holds something new, and old ones are forgotten.
 _VERSION = 2
-_LOOK_UP = 500  # keys a query; SQLite takes 999 variables at least
 _CHUNK = 256  # samples between two saves of reports
 
 Progress = Callable[[int, int], None]
@@ -60,10 +59,19 @@ def inspect_sources(
         for index in spread(len(source), len(source) if check == "full" else SAMPLE)
     ]
     keys = {item: _key(sources[item[0]], item[1]) for item in items}
-    with contextlib.closing(ReportCache(cache_dir or default_cache_dir())) as cache:
+    # Threads: decoders release the interpreter's lock.
+    threads = ThreadPoolExecutor(min(32, max(2, available_cores())))
+    with (
+        contextlib.closing(ReportCache(cache_dir or default_cache_dir())) as cache,
+        threads as pool,
+    ):
         known = cache.get(key for key in keys.values() if key)
         reports = {item: known[key] for item, key in keys.items() if key in known}
-        for found in _inspect(sources, [item for item in items if item not in reports]):
+        new = [item for item in items if item not in reports]
+        for start in range(0, len(new), _CHUNK):
+            chunk = new[start : start + _CHUNK]
+            texts = pool.map(lambda item: sources[item[0]].inspect(item[1]), chunk)
+            found = dict(zip(chunk, texts, strict=True))
             reports.update(found)
             cache.put({key: report for item, report in found.items() if (key := keys[item])})
             if progress is not None:
@@ -72,17 +80,6 @@ def inspect_sources(
         split: [(index, reports[part, index]) for part, index in items if part == split]
         for split in sources
     }
-
-
-def _inspect(
-    sources: Mapping[str, Inspectable], items: Sequence[tuple[str, int]]
-) -> Iterator[dict[tuple[str, int], str]]:
-    """Inspect in threads (decoders release the interpreter's lock), a chunk at a time."""
-    with ThreadPoolExecutor(min(32, max(2, available_cores()))) as pool:
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            found = pool.map(lambda item: sources[item[0]].inspect(item[1]), chunk)
-            yield dict(zip(chunk, found, strict=True))
 
 
 def spread(length: int, limit: int) -> list[int]:
@@ -117,8 +114,8 @@ def _key(source: Inspectable, index: int) -> bytes:
 class ReportCache:
     """Reports by key in an SQLite file, which several runs may share.
 
-    A cache that cannot be read or written (no space, no rights, a file that is no database) is as good as an empty
-    one, and never an error.
+    A cache that cannot be read or written (no space, no rights, a file that is no database) remembers nothing, and is
+    never an error.
 
     Args:
         folder: where `preflight.sqlite3` lies; made if need be.
@@ -126,36 +123,25 @@ class ReportCache:
 
     def __init__(self, folder: Path) -> None:
         self.connection: sqlite3.Connection | None = None
-        path = folder / "preflight.sqlite3"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._open(path)
-        except sqlite3.OperationalError:  # locked, or no rights: left alone
+            self.connection = sqlite3.connect(folder / "preflight.sqlite3", timeout=10)
+            self.connection.execute(
+                "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
+            )
+        except (sqlite3.Error, OSError):
             self.close()
-        except (sqlite3.DatabaseError, OSError):  # no database: replaced
-            self.close()
-            with contextlib.suppress(sqlite3.Error, OSError):
-                path.unlink(missing_ok=True)
-                self._open(path)
-
-    def _open(self, path: Path) -> None:
-        self.connection = sqlite3.connect(path, timeout=10)
-        self.connection.execute(
-            "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
-        )
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, str]:
         """Return the reports that are known."""
         found: dict[bytes, str] = {}
-        wanted = list(keys)
         if self.connection is None:
             return found
         with contextlib.suppress(sqlite3.Error):
-            for start in range(0, len(wanted), _LOOK_UP):
-                some = wanted[start : start + _LOOK_UP]
-                marks = ",".join("?" * len(some))
-                query = f"SELECT key, report FROM reports WHERE key IN ({marks})"
-                found.update(self.connection.execute(query, some))
+            for key in keys:
+                found.update(
+                    self.connection.execute("SELECT key, report FROM reports WHERE key = ?", (key,))
+                )
         return found
 
     def put(self, reports: Mapping[bytes, str]) -> None:

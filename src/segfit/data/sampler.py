@@ -39,7 +39,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     see what one process would with batches of that size.
 
     Args:
-        length: samples of the data set.
+        length: samples of the data set, `world_size` at least.
         batch_size: samples a batch of one process.
         seed: the run's seed.
         shuffle: a new order every epoch; False keeps the order of the indices.
@@ -57,11 +57,6 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if length < world_size or batch_size < 1:
-            raise ValueError(
-                f"length={length} and batch_size={batch_size} must be positive, and length no less than "
-                f"world_size={world_size}"
-            )
         self.length = length
         self.size = min(batch_size, length // world_size)
         self.step = self.size * world_size
@@ -72,12 +67,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.start_sample = 0
 
     def set_epoch(self, epoch: int, *, start_sample: int = 0) -> None:
-        """Choose the epoch that the next `__iter__` gives, and where in it.
+        """Choose the 0-based epoch that the next `__iter__` gives, and how many samples of it are left out.
 
-        Args:
-            epoch: 0-based.
-            start_sample: samples, of all processes, that are left out, in the epoch's order. It counts samples rather
-                than batches, so that a run can go on with batches of another size.
+        Samples of all processes, in the epoch's order, rather than batches: a run can go on with batches of another size.
         """
         self.epoch = epoch
         self.start_sample = start_sample

@@ -31,11 +31,7 @@ class Source(Protocol):
 
 
 class SourceView:
-    """The samples of another source; a subclass says how they are read.
-
-    Args:
-        source: has the samples.
-    """
+    """The samples of another source; a subclass says how they are read."""
 
     def __init__(self, source: Source) -> None:
         self.source = source

@@ -50,21 +50,16 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
             f"{len(groups)} {what} cannot be split into train and {' and '.join(parts)} ({shares}): "
             f"at least {len(parts) + 1} are needed. Add some, or take smaller shares."
         )
-    order = sorted(groups, key=lambda group: _rank(rule.seed, group))
-    result: dict[str, list[str]] = {}
-    start = 0
+    order = sorted(
+        groups, key=lambda group: hashlib.sha256(f"{rule.seed}:{group}".encode()).digest()
+    )
+    held_out: dict[str, list[str]] = {}
     for part in parts:
-        result[part] = order[start : start + counts[part]]
-        start += counts[part]
-    result = {"train": order[start:], **result}
+        held_out[part], order = order[: counts[part]], order[counts[part] :]
     return {
         part: sorted(name for group in members for name in groups[group])
-        for part, members in result.items()
+        for part, members in {"train": order, **held_out}.items()
     }
-
-
-def _rank(seed: int, group: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{group}".encode()).digest()
 
 
 def _groups(names: Sequence[str], expression: str | None) -> list[str]:

@@ -29,9 +29,6 @@ _MEANINGS = {
 class CurrentSamples:
     """The index of the sample that each worker reads, in memory that the main process shares.
 
-    Args:
-        workers: how many there are.
-
     Raises:
         RuntimeError: if shared memory has no room.
     """
@@ -62,29 +59,22 @@ class CurrentSamples:
 def explain_dead_workers(
     processes: Sequence[BaseProcess], current: CurrentSamples, where: Callable[[int], str]
 ) -> list[str]:
-    """Return why each worker that is dead died.
-
-    Args:
-        processes: the workers, in their order.
-        current: what they read.
-        where: index → files.
-    """
-    return [
-        _explain(process, current.index_of(worker, process.pid), where)
-        for worker, process in enumerate(processes)
-        if not process.is_alive()
-    ]
-
-
-def _explain(process: BaseProcess, index: int | None, where: Callable[[int], str]) -> str:
-    code = process.exitcode or 0
-    what = f"the data worker (pid {process.pid})"
-    what = (
-        f"{what}, between two samples,"
-        if index is None
-        else f"{where(index)}: {what} that read this"
-    )
-    if code >= 0:
-        return f"{what} ended with exit code {code}. What it printed says why."
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"{what} was killed by {name}. {_MEANINGS.get(name, 'Another process sent it.')}"
+    """Return why each of the workers, in their order, that is dead died; `where` gives the files of an index."""
+    dead = []
+    for worker, process in enumerate(processes):
+        if process.is_alive():
+            continue
+        code = process.exitcode or 0
+        what = f"the data worker (pid {process.pid})"
+        index = current.index_of(worker, process.pid)
+        if index is None:
+            what += ", between two samples,"
+        else:
+            what = f"{where(index)}: {what} that read this"
+        if code >= 0:
+            dead.append(f"{what} ended with exit code {code}. What it printed says why.")
+            continue
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        meaning = _MEANINGS.get(name, "Another process sent it.")
+        dead.append(f"{what} was killed by {name}. {meaning}")
+    return dead

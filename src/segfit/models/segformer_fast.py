@@ -14,19 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers.models.segformer import modeling_segformer as hf
 
-from segfit.errors import SegFitError
 from segfit.models.linear import FastLinear, linear
 from segfit.models.relu_dropout import relu_dropout_
-
-if not hasattr(hf, "SegformerStage"):
-    raise SegFitError(
-        f"transformers {transformers.__version__} lays SegFormer out differently. "
-        "Install a newer one: pip install 'transformers>=5.9,<6'."
-    )
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -191,7 +191,9 @@ def test_memory_without_room_is_refused_before_and_during(tmp_path, monkeypatch)
     monkeypatch.setattr(cache_ram, "free_memory", lambda: 1 << 29)
     with pytest.raises(SegFitError, match=r"data\.cache=ram: the samples need about .* 0\.5 GiB"):
         cache_sources(sources, options(tmp_path, "ram"))
-    monkeypatch.setattr(RamStore, "check_room", lambda store, size: None)
+    check = RamStore.check_room
+    later = lambda store, size, *what: check(store, size, *what) if what else None  # noqa: E731
+    monkeypatch.setattr(RamStore, "check_room", later)
     with pytest.raises(SegFitError, match=r"data\.cache=ram: the next samples.*data\.cache=disk"):
         cache_sources(sources, options(tmp_path, "ram"))
 

@@ -106,11 +106,3 @@ def test_processes_share_alike_what_is_less_than_a_batch_for_each():
     shares = [list(EpochSampler(5, 4, 0, rank=rank, world_size=2)) for rank in range(2)]
     assert [len(batch) for share in shares for batch in share] == [2, 2]
     assert len(set(indices(shares[0]) + indices(shares[1]))) == 4
-    with pytest.raises(ValueError, match="no less than world_size=2"):
-        EpochSampler(1, 4, 0, world_size=2)
-
-
-@pytest.mark.parametrize(("length", "size"), [(0, 4), (4, 0)])
-def test_nothing_to_sample_is_a_mistake_of_the_caller(length, size):
-    with pytest.raises(ValueError, match="must be positive"):
-        EpochSampler(length, size, 0)

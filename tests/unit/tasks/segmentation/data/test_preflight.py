@@ -232,13 +232,13 @@ def test_problems_are_remembered_too(data, check, inspected):
     assert inspected == []
 
 
-def test_a_damaged_cache_is_replaced(data, check, inspected, tmp_path):
+def test_a_damaged_cache_is_no_error(data, check, inspected, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "preflight.sqlite3").write_bytes(b"junk" * 1000)
     check()
-    inspected.clear()
+    found = list(inspected)
     check()
-    assert inspected == []
+    assert inspected == 2 * found != []
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(data, check, tmp_path):
