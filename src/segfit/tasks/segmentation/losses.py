@@ -78,7 +78,7 @@ class PixelTerm(Term):
 
 
 class CrossEntropy(PixelTerm):
-    """Cross-entropy with class weights and label smoothing, as `torch.nn.functional.cross_entropy`."""
+    """Cross-entropy with class weights and label smoothing, as torch's."""
 
     def __init__(self, class_weights: Sequence[float], label_smoothing: float = 0.0) -> None:
         super().__init__(class_weights)
@@ -217,7 +217,6 @@ class SegmentationLoss(nn.Module):
 
     def __init__(self, terms: Mapping[str, Term], weights: Sequence[float]) -> None:
         super().__init__()
-        self.names = tuple(terms)
         self._terms = tuple(terms.values())
         self.terms = nn.ModuleDict(terms)  # so that .to(device) reaches them
         self.register_buffer("weights", torch.tensor(weights), persistent=False)

@@ -71,12 +71,7 @@ def inputs_of(
 
     One that takes vectors gets the N pixels that count. Of the others, one with an `ignore_index` finds it at the ignored
     pixels of the mask. One without finds the background there, or class 0, in prediction and mask alike.
-
-    Args:
-        extra: how the metric was made.
-        prediction: `(H, W)` integer class indices.
-        mask: `(H, W)` integer class indices and `IGNORE_INDEX`.
-        classes: of the data.
+    `prediction` and `mask` are `(H, W)` integers.
     """
     prediction, mask = prediction.long(), mask.long()
     ignored = mask == IGNORE_INDEX

@@ -44,15 +44,7 @@ class Panel:
 
 
 def colorize(mask: Picture, classes: Classes) -> Picture:
-    """Paint a mask in class colours; ignored pixels become grey diagonal stripes.
-
-    Args:
-        mask: `(H, W)` uint8 class indices and `IGNORE_INDEX`.
-        classes: whose colours.
-
-    Returns:
-        `(H, W, 3)` uint8 RGB.
-    """
+    """Return a mask `(H, W)` uint8 in class colours, `(H, W, 3)` uint8 RGB; ignored pixels are grey diagonal stripes."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(classes)] = classes.colors
     painted = colors[mask]
@@ -88,28 +80,17 @@ def panel_image(panel: Panel, classes: Classes) -> Picture:
     Returns:
         `(H, W, 3)` uint8 RGB.
     """
-    row = _row(panel, classes)
-    return np.vstack([row, _legend([panel], classes, row.shape[1])])
+    return worst_cases_image([panel], classes, [""])
 
 
 def worst_cases_image(
     panels: Sequence[Panel], classes: Classes, captions: Sequence[str]
 ) -> Picture:
-    """Draw one captioned row a panel, as `panel_image` does, and one legend below.
-
-    Args:
-        panels: at least one.
-        classes: names and colours.
-        captions: one a panel, such as "street_012: mIoU 0.31".
+    """Draw one row a panel (one at least), as `panel_image` does, below its caption, and one legend.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
-
-    Raises:
-        ValueError: if there is no panel, or not one caption a panel.
     """
-    if not panels or len(panels) != len(captions):
-        raise ValueError(f"{len(panels)} panels with {len(captions)} captions")
     rows = [_row(panel, classes, caption) for panel, caption in zip(panels, captions, strict=True)]
     width = max(row.shape[1] for row in rows)
     rows = [

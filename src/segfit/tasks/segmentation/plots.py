@@ -2,7 +2,6 @@
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -14,11 +13,7 @@ _FEW, _MANY = 12, 40  # classes up to which cells have a decimal, or a number at
 def confusion_figure(confusion: NDArray[np.int64], classes: Classes) -> Figure:
     """Draw a confusion matrix: each row is a class of the ground truth, in percent of its pixels.
 
-    Rows without a pixel are grey. Save it by `figure.savefig(path)`.
-
-    Args:
-        confusion: `(C, C)` pixels, rows ground truth, columns prediction.
-        classes: C names.
+    Rows without a pixel are grey. `confusion` is `(C, C)` pixels, rows ground truth, columns prediction.
     """
     count = len(classes)
     pixels = confusion.sum(1, keepdims=True)
@@ -30,14 +25,6 @@ def confusion_figure(confusion: NDArray[np.int64], classes: Classes) -> Figure:
     colors = matplotlib.colormaps["Blues"].with_extremes(bad="#dddddd")
     image = axes.imshow(percent, cmap=colors, vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8, pad=0.02)
-    _label(axes, classes)
-    if count <= _MANY:
-        _annotate(axes, percent)
-    return figure
-
-
-def _label(axes: Axes, classes: Classes) -> None:
-    count = len(classes)
     size = 10 if count <= _FEW else 9 if count <= _MANY else 6
     axes.set(xlabel="prediction", ylabel="ground truth")
     axes.set_yticks(range(count), classes.names, size=size)
@@ -48,20 +35,12 @@ def _label(axes: Axes, classes: Classes) -> None:
     axes.set_yticks(np.arange(count - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="#eeeeee", linewidth=0.8)
     axes.tick_params(which="minor", length=0)
-
-
-def _annotate(axes: Axes, percent: NDArray[np.float64]) -> None:
-    few = len(percent) <= _FEW
-    spec, size = (".1f", 9) if few else (".0f", 8)
+    spec, size = (".1f", 9) if count <= _FEW else (".0f", 8)
     for (row, column), value in np.ndenumerate(percent):
         # Cells that would read 0 stay empty: in a large matrix the errors have to stand out.
-        if not np.isnan(value) and float(format(value, spec)) > 0:
+        if count <= _MANY and not np.isnan(value) and float(format(value, spec)) > 0:
+            color = "white" if value > 55 else "black"
             axes.text(
-                column,
-                row,
-                format(value, spec),
-                ha="center",
-                va="center",
-                size=size,
-                color="white" if value > 55 else "black",
+                column, row, format(value, spec), ha="center", va="center", size=size, color=color
             )
+    return figure

@@ -20,11 +20,8 @@ _COLUMNS = (
 def score_table(scores: Scores, classes: Classes) -> Table:
     """Return IoU, F1 and accuracy of every class, its ground-truth pixels, and the means over the classes.
 
-    A class that is not in the ground truth has no score (None) and counts in no mean.
-
-    Args:
-        scores: of one pass over held-out data.
-        classes: names and colours; with a background, the means over the foreground are shown too.
+    A class that is not in the ground truth has no score (None) and counts in no mean. With a background, the means over
+    the foreground are shown too.
     """
     truth = scores.confusion.sum(1).tolist()
     whole = max(sum(truth), 1)

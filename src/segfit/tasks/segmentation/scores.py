@@ -33,10 +33,7 @@ class Scores(NamedTuple):
 def confusion_matrices(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:
     """Return one confusion matrix an image, `(B, C, C)` int64, rows ground truth.
 
-    Args:
-        predictions: `(B, H, W)` integer class indices.
-        masks: `(B, H, W)` integer class indices and `IGNORE_INDEX`.
-        num_classes: C.
+    Predictions and masks are `(B, H, W)` integers, class indices; masks may hold `IGNORE_INDEX`.
     """
     masks = masks.long()
     cells = num_classes * num_classes
@@ -49,23 +46,16 @@ def confusion_matrices(predictions: Tensor, masks: Tensor, num_classes: int) -> 
 
 
 def scores_of(confusion: NDArray[np.int64], classes: Classes) -> Scores:
-    """Return the scores that follow from a confusion matrix.
-
-    Args:
-        confusion: `(C, C)` int64 pixels, rows ground truth, columns prediction.
-        classes: names, and the background that foreground scores leave out.
-    """
+    """Return the scores that follow from a confusion matrix, `(C, C)` int64 pixels, rows ground truth."""
     hits = np.diag(confusion)
     truth, predicted = confusion.sum(1), confusion.sum(0)
     pixels = int(truth.sum())
     present = truth > 0
     foreground = present & (np.arange(len(classes)) != classes.background)
-    # An absent class would divide 0 by 0; its value is never looked at.
-    at_least_one = np.maximum(truth, 1)
-    measures = {
+    measures = {  # an absent class would divide 0 by 0; its value is never looked at
         "iou": hits / np.maximum(truth + predicted - hits, 1),
         "f1": 2 * hits / np.maximum(truth + predicted, 1),
-        "accuracy": hits / at_least_one,
+        "accuracy": hits / np.maximum(truth, 1),
     }
     return Scores(
         scores={
@@ -95,10 +85,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 def image_scores(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:
     """Return each image's own mean IoU, to find the worst; not a part of the data set's scores.
 
-    Args:
-        predictions: `(B, H, W)` integer class indices.
-        masks: `(B, H, W)` integer class indices and `IGNORE_INDEX`.
-        num_classes: C.
+    Args as `confusion_matrices`.
 
     Returns:
         `(B,)` float64 on the device, the mean over classes in the image's ground truth; NaN for an

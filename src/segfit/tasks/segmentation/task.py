@@ -6,13 +6,13 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
-from segfit.engine.extra_metrics import ExtraMetric, State, merge, restore, state_of
+from segfit.engine.extra_metrics import ExtraMetric, merge, restore, state_of
 from segfit.engine.findings import Findings
 from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.masks import resize_mask
 from segfit.tasks.segmentation.inference import Forward, Predictor, classes_at
 from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.pictures import Panel, panel_image
@@ -95,16 +95,6 @@ class SegmentationTask:
         return SegmentationMeter(self)
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """What one process counted; the sums over all of them decide the scores."""
-
-    states: list[State]  # of each metric
-    loss: float  # sum over images
-    images: int
-    panels: dict[int, Panel]
-
-
 class SegmentationMeter:
     """Counts predictions at the masks' own sizes; see docs/metrics.md."""
 
@@ -164,15 +154,11 @@ class SegmentationMeter:
         Every process of the world has to call, and gets the result of all their images. Every score of batches
         without masks is NaN.
         """
-        counts = _Counts(
-            states=[state_of(metric.cpu()) for metric in self.all_metrics],
-            loss=float(self.loss) if self.loss is not None else 0.0,
-            images=self.images,
-            panels=self.panels,
-        )
-        every = self.task.world.gather(counts)
-        images = sum(one.images for one in every)
-        counted = [one.states for one in every if one.images]
+        own = [state_of(metric.cpu()) for metric in self.all_metrics]
+        loss = float(self.loss) if self.loss is not None else 0.0
+        every = self.task.world.gather((own, loss, self.images, self.panels))
+        images = sum(count for _, _, count, _ in every)
+        counted = [states for states, _, count, _ in every if count]
         for metric, *states in zip(self.all_metrics, *counted, strict=True):
             merge(metric, states)
         classes = self.task.classes
@@ -180,8 +166,8 @@ class SegmentationMeter:
         added: dict[str, float] = {}
         for extra, metric in zip(self.task.extra, self.extra, strict=True):
             added |= extra.compute(metric, images)
-        panels = {index: panel for one in every for index, panel in one.panels.items()}
-        loss = sum(one.loss for one in every) / images if images else float("nan")
+        panels = {index: panel for *_, kept in every for index, panel in kept.items()}
+        loss = sum(part for _, part, _, _ in every) / images if images else float("nan")
         return Findings(
             scores={"loss": loss, **found.scores, **added},
             tables=[score_table(found, classes)],
@@ -195,7 +181,7 @@ class SegmentationMeter:
         )
 
     def _add_loss(self, logits: Tensor, mask: Tensor) -> None:
-        targets = _resized(mask, logits.shape[-2:]).long()[None]
+        targets = resize_mask(mask, logits.shape[-2:]).long()[None]
         loss = self.task.loss(logits[None], targets, self.task.totals(targets))
         self.loss = loss if self.loss is None else self.loss + loss
         self.images += 1
@@ -204,13 +190,6 @@ class SegmentationMeter:
         self.panels[index] = Panel(
             name=self.task.panels[index],
             image=image.permute(1, 2, 0).cpu().numpy(),
-            mask=_resized(mask, logits.shape[-2:]).cpu().numpy(),
+            mask=resize_mask(mask, logits.shape[-2:]).cpu().numpy(),
             prediction=logits.argmax(0).to(torch.uint8).cpu().numpy(),
         )
-
-
-def _resized(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Return a mask (H, W) uint8 at another size, by nearest neighbour."""
-    if tuple(mask.shape) == tuple(size):
-        return mask
-    return F.interpolate(mask[None, None], tuple(size), mode="nearest-exact")[0, 0]

@@ -86,9 +86,3 @@ def test_worst_cases_stack_panels_of_any_size():
     single = [worst_cases_image([one], CLASSES, ["x"]) for one in panels]
     assert picture.shape[1] == max(one.shape[1] for one in single)
     assert picture.shape[0] > max(one.shape[0] for one in single)
-
-
-@pytest.mark.parametrize(("panels", "captions"), [([], []), ([panel()], [])])
-def test_worst_cases_need_a_caption_each(panels, captions):
-    with pytest.raises(ValueError, match="captions"):
-        worst_cases_image(panels, CLASSES, captions)

@@ -210,12 +210,9 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Return images under a Gaussian, reflected at the border.
+    """Return images `(B, 3, H, W)` float under Gaussians of `sigma` `(B, 1)` pixels, reflected at the border.
 
-    Args:
-        images: `(B, 3, H, W)` float.
-        sigma: `(B, 1)` in pixels.
-        radius: taps on either side, < H and < W.
+    `radius` is the number of taps on either side, < H and < W.
     """
     # Not gaussian_blur2d: it reads sigma from the device to check that it is positive.
     taps = torch.arange(-radius, radius + 1, device=images.device)

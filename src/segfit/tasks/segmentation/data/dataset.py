@@ -27,8 +27,6 @@ Sample: TypeAlias = dict[str, Any]
 # (image (3, h, w) uint8, mask (h, w) uint8, seed=int) → the same
 Augment: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
-FITS = ("stretch", "pad", "crop")
-
 
 class LabelledSource(Source, Protocol):
     """Images with masks, and what the mask values mean."""
@@ -49,14 +47,10 @@ class _PairDataset(Dataset[Sample]):
     """Samples of a source's pairs, fitted to one size."""
 
     def __init__(self, source: Source, size: tuple[int, int], fit: str) -> None:
-        self.source, self.size, self.fit = source, size, _known(fit)
+        self.source, self.size, self.fit = source, size, fit
 
     def __len__(self) -> int:
         return len(self.source)
-
-    def id(self, index: int) -> str:
-        """Return the source's name of the image."""
-        return self.source.id(index)
 
     def where(self, index: int) -> str:
         """Return the files behind an image, for messages."""
@@ -160,7 +154,7 @@ class PredictDataset(Dataset[Sample]):
         if not paths:
             kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
             raise SegFitError(f"images={folder}: no image in it ({kinds}).")
-        self.size, self.fit = size, _known(fit)
+        self.size, self.fit = size, fit
         self.reader = ImageReader(image_mode, intensity_window)
         self.paths = paths
         names = [relative_name(path, self.folder) for path in paths]
@@ -289,9 +283,3 @@ def read_pair(source: Source, index: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _tensor(pixels: Image | Mask) -> torch.Tensor:
     """Return (H, W, 3) as (3, H, W) without copying: channels-last memory, which resizing likes."""
     return torch.from_numpy(np.require(pixels, requirements=["W"])).permute(2, 0, 1)
-
-
-def _known(fit: str) -> str:
-    if fit not in FITS:
-        raise ValueError(f"fit={fit!r} is none of {', '.join(FITS)}")
-    return fit

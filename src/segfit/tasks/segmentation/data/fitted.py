@@ -9,13 +9,9 @@ from segfit.tasks.segmentation.data.dataset import Image, Mask, fit_image, fit_p
 
 
 class FittedSource(SourceView):
-    """A `Source` whose images are fitted to one size already: fitting them again changes nothing.
+    """A `Source` whose images are fitted to one size (h, w) already: fitting them again changes nothing.
 
-    Args:
-        source: where they come from.
-        size: (h, w) in pixels.
-        fit: "stretch" or "pad".
-        whole_masks: masks keep their original size, as `EvalDataset` needs them; else they are fitted too.
+    With `whole_masks`, masks keep their original size, as `EvalDataset` needs them; else they are fitted too.
     """
 
     def __init__(

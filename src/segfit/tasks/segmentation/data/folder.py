@@ -18,7 +18,7 @@ from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.inspection import ItemReport
 from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
-from segfit.tasks.segmentation.data.masks import MaskReader, ValueMap
+from segfit.tasks.segmentation.data.masks import ValueMap
 
 
 class FolderSource:
@@ -45,7 +45,7 @@ class FolderSource:
         self.classes = classes
         self.names = list(names)
         self.images = [listing.images[name] for name in names]
-        self.masks: MaskReader = listing.masks
+        self.masks = listing.masks
         self.values = values
         self.image_reader = image_reader
         self.problems = tuple(listing.problems)
@@ -73,7 +73,7 @@ class FolderSource:
         image = decoded.pixels
         if image.shape[:2] != values.shape:
             raise SegFitError(f"{self.files(index)[1]}: {_sizes(image, values)}.")
-        mask, unknown = self._map(values)
+        mask, unknown = self.values.apply(values) if self.masks.remaps else (values, [])
         if unknown:
             raise SegFitError(
                 f"{self.files(index)[1]}: mask values {unknown[:16]} are no class "
@@ -101,7 +101,7 @@ class FolderSource:
             ) from error
         if image.shape[:2] != values.shape:
             return ItemReport(size=_sizes(image, values), orientation=orientation, frames=frames)
-        mask, unknown = self._map(values)
+        mask, unknown = self.values.apply(values) if self.masks.remaps else (values, [])
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
         white = values == 255
         return ItemReport(
@@ -124,9 +124,6 @@ class FolderSource:
             pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
             decoded = decoded._replace(pixels=pixels)
         return decoded, values
-
-    def _map(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
-        return self.values.apply(values) if self.masks.remaps else (values, [])
 
 
 def _sizes(image: NDArray[Any], mask: NDArray[Any]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,15 +25,17 @@ UNKNOWN = -1
 _SHALLOW = {"L;2": 85, "L;4": 17}
 
 
-class MaskReader(Protocol):
+class MaskReader(ABC):
     """Where masks come from: one file an image, one file a part, or a table of run-lengths."""
 
-    resizes_images: ClassVar[bool]  # whether images are resized to their masks
-    remaps: ClassVar[bool]  # whether values are those of files, and need a `ValueMap`
+    resizes_images: ClassVar[bool] = False  # whether images are resized to their masks
+    remaps: ClassVar[bool] = False  # whether values are those of files, and need a `ValueMap`
 
+    @abstractmethod
     def files(self, name: str) -> list[Path]:
         """Return the files that hold the mask of the image `name` (relative, without suffix)."""
 
+    @abstractmethod
     def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:
         """Return the mask (H, W) of integers; `size` (H, W) is that of the image.
 
@@ -93,15 +96,10 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 @dataclass(frozen=True)
-class FolderMasks:
-    """One mask file an image, with the same relative name.
+class FolderMasks(MaskReader):
+    """One mask file an image, with the same relative name."""
 
-    Args:
-        paths: relative name without suffix → file.
-    """
-
-    paths: Mapping[str, Path]
-    resizes_images: ClassVar[bool] = False
+    paths: Mapping[str, Path]  # by relative name without suffix
     remaps: ClassVar[bool] = True
 
     def files(self, name: str) -> list[Path]:
@@ -143,24 +141,18 @@ class ValueMap:
 
     def apply(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
         """Return the mask (H, W) uint8, unknown values ignored, and the unknown values, sorted."""
+        mapped = self.table[values.astype(np.uint16, copy=False)]
         if values.dtype.itemsize > 2 or values.dtype.kind == "i":
-            outside = (values < 0) | (values > 65535)
-            if outside.any():
-                unknown = [int(v) for v in np.unique(values[outside])]
-                mask, more = self.apply(np.where(outside, 0, values).astype(np.uint16))
-                mask[outside] = IGNORE_INDEX
-                return mask, sorted(unknown + more)
-            values = values.astype(np.uint16)
-        mapped = self.table[values]
-        if mapped.size and mapped.min() < 0:
-            unknown = [int(v) for v in np.unique(values[mapped < 0])]
+            mapped[(values < 0) | (values > 65535)] = UNKNOWN
+        unknown: list[int] = []
+        if mapped.min(initial=0) < 0:
+            unknown = np.unique(values[mapped < 0]).tolist()
             mapped[mapped < 0] = IGNORE_INDEX
-            return mapped.astype(np.uint8), unknown
-        return mapped.astype(np.uint8), []
+        return mapped.astype(np.uint8), unknown
 
 
-def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_mask(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Return a uint8 mask (H, W) resized to `size` = (h, w) by nearest-exact: no new values."""
-    if tuple(mask.shape) == size:
+    if tuple(mask.shape) == tuple(size):
         return mask
-    return interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
+    return interpolate(mask[None, None], tuple(size), mode="nearest-exact")[0, 0]

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.data.masks import read_index_mask
+from segfit.tasks.segmentation.data.masks import MaskReader, read_index_mask
 
 
 @dataclass(frozen=True)
-class PartMasks:
+class PartMasks(MaskReader):
     """Masks painted part by part; class 0 where no part is, later classes over earlier ones.
 
     Args:
@@ -28,7 +28,6 @@ class PartMasks:
 
     parts: Mapping[str, Sequence[tuple[int, Path]]]
     resizes_images: ClassVar[bool] = True
-    remaps: ClassVar[bool] = False
 
     def files(self, name: str) -> list[Path]:
         """Return the files of all parts."""
@@ -64,11 +63,9 @@ def image_key(stem: str) -> str:
 def find_parts(
     files: Iterable[Path], class_names: Sequence[str]
 ) -> tuple[dict[str, list[tuple[int, Path]]], dict[str, int]]:
-    """Return image key → (class index, file), and part name → files of parts that are no class.
+    """Return image key → (class index, file), and part name → number of files of parts that are no class.
 
-    Args:
-        files: all mask files.
-        class_names: class 0 is the background and has no files.
+    Class 0 is the background and has no files.
     """
     found: dict[str, list[tuple[int, Path]]] = {}
     others: dict[str, int] = {}

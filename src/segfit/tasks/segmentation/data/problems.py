@@ -20,12 +20,9 @@ Item: TypeAlias = tuple[FolderSource, int, ItemReport]
 def describe_reports(
     sources: Mapping[str, FolderSource], reports: Mapping[str, list[Report]], *, skip: bool
 ) -> tuple[list[str], list[str]]:
-    """Return (problems, notices); kinds are gathered over all splits.
+    """Return (problems, notices) of the reports of each split; kinds are gathered over all splits.
 
-    Args:
-        sources: split → source.
-        reports: split → what was found.
-        skip: files that cannot be read are only a notice, as long as others can.
+    With `skip`, files that cannot be read are only a notice, as long as others can.
     """
     items = [
         (source, index, report)
@@ -47,7 +44,12 @@ def describe_reports(
         problems += unreadable[:5]
         if len(unreadable) > 5:
             problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
-    sizes = [_size(s.files(i)[0].as_posix(), r) for s, i, r in items if r.size]
+    turned = "; the image is turned by its EXIF orientation, its mask is not"
+    sizes = [
+        f"{source.files(index)[0].as_posix()} ({r.size}{turned if r.orientation >= 5 else ''})"
+        for source, index, r in items
+        if r.size
+    ]
     if sizes:
         problems.append(
             f"{_count(sizes, 'image')} and mask of different size: {some(sizes)}. Resize the masks "
@@ -55,12 +57,6 @@ def describe_reports(
         )
     problems += _values(items)
     return problems, notices
-
-
-def _size(path: str, report: ItemReport) -> str:
-    turned = report.orientation >= 5
-    hint = "; the image is turned by its EXIF orientation, its mask is not" if turned else ""
-    return f"{path} ({report.size}{hint})"
 
 
 def _values(items: Iterable[Item]) -> list[str]:
@@ -111,13 +107,7 @@ def _notices(items: Sequence[Item]) -> list[str]:
 
 
 def describe_classes(classes: Classes, pixels: NDArray[np.int64], *, whole: bool) -> list[str]:
-    """Return notices about classes that never occur in training.
-
-    Args:
-        classes: the classes.
-        pixels: (num_classes,) int64, how often each occurs.
-        whole: whether every item was counted.
-    """
+    """Return notices about classes without a pixel in training: `pixels` (num_classes,) of the `whole` set or a part."""
     absent = [name for name, count in zip(classes.names, pixels, strict=True) if count == 0]
     if not absent or len(absent) == len(classes):
         return []

@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segfit.errors import SegFitError, nearest
+from segfit.tasks.segmentation.data.masks import MaskReader
 
 COLUMNS = ("id", "class", "segmentation")
 # slice_0001_266_266_1.50_1.50: the slice, its height and width, its pixel spacing in mm
@@ -26,7 +26,7 @@ _UW_DAY = re.compile(r"^case\d+_day\d+$")
 
 
 @dataclass(frozen=True)
-class RleMasks:
+class RleMasks(MaskReader):
     """Masks painted from the rows of a CSV; class 0 where no run is, later classes over earlier ones.
 
     Args:
@@ -38,8 +38,6 @@ class RleMasks:
     path: Path
     rows: Mapping[str, Sequence[tuple[int, str]]]
     ids: Mapping[str, str]
-    resizes_images: ClassVar[bool] = False
-    remaps: ClassVar[bool] = False
 
     def files(self, name: str) -> list[Path]:  # noqa: ARG002
         """Return the CSV."""

@@ -113,7 +113,11 @@ def draw_phantom(
     inside[box] = body
     mask = np.zeros((side, side), np.uint8)
     for _ in range(rng.integers(2, 5)):
-        _paint_distractor(rng, image, inside)
+        # A vessel or bone of any brightness: plain, where organs have a texture or a tint.
+        center = 0.5 + rng.uniform(-0.33, 0.33, 2)
+        box, region = _blob(rng, side, center, radius=rng.uniform(0.03, 0.08))
+        tissue = _BODY._replace(mean=rng.uniform(0.30, 0.75), blotches=(6, 0.03), grain=0.02)
+        _paint(rng, image, box, region & inside[box], tissue)
     # A random order decides who lies on top; one image in eight lacks a given organ.
     turn = rng.uniform(0, 2 * np.pi)
     for place, organ in enumerate(rng.permutation(len(_ORGANS))):
@@ -126,14 +130,6 @@ def draw_phantom(
         _paint(rng, image, box, region, _ORGANS[organ])
         mask[box][region] = organ + 1
     return _expose(rng, image), mask
-
-
-def _paint_distractor(rng: np.random.Generator, image: Field, inside: NDArray[np.bool_]) -> None:
-    """Paint a vessel or bone of any brightness: plain, where organs have a texture or a tint."""
-    center = 0.5 + rng.uniform(-0.33, 0.33, 2)
-    box, region = _blob(rng, image.shape[0], center, radius=rng.uniform(0.03, 0.08))
-    tissue = _BODY._replace(mean=rng.uniform(0.30, 0.75), blotches=(6, 0.03), grain=0.02)
-    _paint(rng, image, box, region & inside[box], tissue)
 
 
 def _blob(

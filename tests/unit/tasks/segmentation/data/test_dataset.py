@@ -108,7 +108,6 @@ def test_evaluation_keeps_the_whole_mask(fit, shape, content):
     assert sample["image"].shape == (3, *shape)
     assert sample["content"].tolist() == content
     np.testing.assert_array_equal(sample["mask"], source.read(0)[1])
-    assert dataset.id(0) == "item_0"
 
 
 def test_content_says_where_the_picture_is():
@@ -141,11 +140,6 @@ def test_failures_name_the_file():
         TrainDataset(Broken(WIDE), (8, 8), "stretch")[0, 0]
     with pytest.raises(SegFitError, match=message):
         EvalDataset(Broken(WIDE), (8, 8), "stretch")[0]
-
-
-def test_an_unknown_fit_is_a_mistake_of_the_caller():
-    with pytest.raises(ValueError, match="fit='zoom'"):
-        EvalDataset(ArraySource(WIDE), (8, 8), "zoom")
 
 
 def test_prediction_reads_images_without_masks(tmp_path):
