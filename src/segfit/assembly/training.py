@@ -28,7 +28,8 @@ from segfit.data.source import Source
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differences
 from segfit.engine.events import EndLog
-from segfit.engine.fit import Fit, FitOptions
+from segfit.engine.fit import Fit
+from segfit.engine.options import FitOptions
 from segfit.engine.precision import Precision
 from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 
@@ -14,6 +13,7 @@ from segfit.engine.events import EndLog, Listener, RunInfo
 from segfit.engine.findings import Findings
 from segfit.engine.logging import TrainingLog
 from segfit.engine.non_finite import NotFinite
+from segfit.engine.options import FitOptions
 from segfit.engine.recovery import Recovery
 from segfit.engine.saving import CheckpointManager
 from segfit.engine.signals import StopSignal
@@ -22,29 +22,6 @@ from segfit.engine.step import PartlyUpdated
 from segfit.engine.task import Batch, Task, TrainingData, count_samples
 from segfit.errors import SegFitError
 from segfit.system.phases import phase
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to train; every field but `monitor_mode` is the config's option of the same name.
-
-    Args:
-        monitor_mode: "max" if more of the monitored score is better, "min" if less is.
-    """
-
-    epochs: int
-    monitor: str
-    accumulate: int = 1
-    seed: int = 0
-    clip_grad_norm: float | None = None
-    val_every: int = 1
-    monitor_mode: str = "max"
-    patience: int | None = None
-    max_steps: int | None = None
-    max_left_out: int = 5
-    log_every: int = 20
-    every_minutes: float | None = None
-    every_steps: int | None = None
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -82,20 +59,9 @@ class Fit:
         self.checkpoints = checkpoints
         self.options = options
         self.log = TrainingLog(state)
-        self.recovery = Recovery(
-            state,
-            task,
-            checkpoints,
-            train.names,
-            seed=options.seed,
-            clip_grad_norm=options.clip_grad_norm,
-            max_left_out=options.max_left_out,
-            notice=self.log.notice,
-        )
+        self.recovery = Recovery(state, task, checkpoints, train.names, options, self.log.notice)
         self.stop = StopSignal()
-        self.manager = CheckpointManager(
-            state, checkpoints, options.every_steps, options.every_minutes, self.log.notice
-        )
+        self.manager = CheckpointManager(state, checkpoints, options, self.log.notice)
         self.result: Findings | None = None
 
     def run(

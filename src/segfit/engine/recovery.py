@@ -8,6 +8,7 @@ from torch import Tensor
 from segfit.engine.checkpoint import Checkpoints, write_tensors
 from segfit.engine.compiling import give_up_compiling, is_compile_error
 from segfit.engine.non_finite import NotFinite, are_finite
+from segfit.engine.options import FitOptions
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.seeding import derive_seed
 from segfit.engine.state import TrainingState
@@ -32,9 +33,7 @@ class Recovery:
         task: what a batch means.
         checkpoints: where the last good state is.
         names: batch → a name for each of its samples.
-        seed: the run's.
-        clip_grad_norm: largest norm of the gradient, or None.
-        max_left_out: updates that may be left out over the whole run; one more ends it.
+        options: seed, clip_grad_norm, and max_left_out: updates that may be left out over the whole run.
         notice: called with a line about everything that was done.
     """
 
@@ -44,19 +43,14 @@ class Recovery:
         task: Task,
         checkpoints: Checkpoints,
         names: Callable[[Batch], list[str]],
-        *,
-        seed: int,
-        clip_grad_norm: float | None,
-        max_left_out: int,
+        options: FitOptions,
         notice: Callable[[str], None],
     ) -> None:
         self.state = state
         self.task = task
         self.checkpoints = checkpoints
         self.names = names
-        self.seed = seed
-        self.clip_grad_norm = clip_grad_norm
-        self.max_left_out = max_left_out
+        self.options = options
         self.notice = notice
         self._check_until = 0
         self._cause_found = True
@@ -92,7 +86,7 @@ class Recovery:
                     self.task,
                     micro_batches,
                     self._seeds(micro_batches),
-                    self.clip_grad_norm,
+                    self.options.clip_grad_norm,
                     check_finite=self.checking,
                 )
             except NotFinite as found:
@@ -188,18 +182,18 @@ class Recovery:
         self._stop_if_too_many(found)
         self.notice(
             f"the {found} in update {progress.update + 1}: its batch ({shown}), {where}, is left out "
-            f"({len(progress.left_out)} of at most {self.max_left_out})."
+            f"({len(progress.left_out)} of at most {self.options.max_left_out})."
         )
         count_update(state)
 
     def _stop_if_too_many(self, found: str) -> None:
         count = len(self.state.progress.left_out)
-        if count + self._fruitless <= self.max_left_out and self.max_left_out > 0:
+        if count + self._fruitless <= self.options.max_left_out and self.options.max_left_out > 0:
             return
         batches = f" The batches are in {self.bad_batches}." if count else ""
         raise SegFitError(
             f"the {found}, within update {self.state.progress.update + 1} or shortly before; "
-            f"max_left_out={self.max_left_out} is reached. {self.checkpoints.last} holds the last good state.{batches} "
+            f"max_left_out={self.options.max_left_out} is reached. {self.checkpoints.last} holds the last good state.{batches} "
             f"{_ADVICE}"
         )
 
@@ -210,7 +204,7 @@ class Recovery:
         for batch in micro_batches:
             size = count_samples(batch)
             first = position + distributed.rank * size
-            seeds.append(derive_seed(self.seed, progress.epoch, first // size))
+            seeds.append(derive_seed(self.options.seed, progress.epoch, first // size))
             position += distributed.size * size
         return seeds
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.findings import Findings
 from segfit.engine.non_finite import NotFinite, are_finite
+from segfit.engine.options import FitOptions
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
 
@@ -18,8 +19,7 @@ class CheckpointManager:
     Args:
         state: what is saved.
         checkpoints: where.
-        every_steps: updates between two saves inside an epoch, or None.
-        every_minutes: minutes between them, or None.
+        options: every_steps and every_minutes, between two saves inside an epoch.
         notice: called with a line about what cannot be saved.
 
     Attributes:
@@ -30,23 +30,21 @@ class CheckpointManager:
         self,
         state: TrainingState,
         checkpoints: Checkpoints,
-        every_steps: int | None,
-        every_minutes: float | None,
+        options: FitOptions,
         notice: Callable[[str], None],
     ) -> None:
         self.state = state
         self.checkpoints = checkpoints
-        self.every_steps = every_steps
-        self.every_minutes = every_minutes
+        self.options = options
         self.notice = notice
         self.unsaved: str | None = None
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
         """Return whether it is time to save inside an epoch."""
-        if self.every_steps is not None and self.state.progress.update % self.every_steps == 0:
+        steps, minutes = self.options.every_steps, self.options.every_minutes
+        if steps is not None and self.state.progress.update % steps == 0:
             return True
-        minutes = self.every_minutes
         return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def save(self) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
 from segfit.engine.findings import Findings
-from segfit.engine.fit import Fit, FitOptions
+from segfit.engine.fit import Fit
 from segfit.engine.optim import make_scheduler
+from segfit.engine.options import FitOptions
 from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Forward
@@ -203,7 +204,7 @@ def make_fit(
         lambda: held_out,
         len(held_out),
         Checkpoints(folder),
-        FitOptions(**{"epochs": 3, "log_every": 1, "monitor": "score", **options}),
+        FitOptions(**{"epochs": 3, "monitor": "score", "log_every": 1, **options}),
     )
 
 
