@@ -52,6 +52,9 @@ class Progress:
         best_epoch: its epoch.
         stale: validations since then.
         left_out: [epoch, sample] of the updates that were left out, since their loss or gradient is not finite.
+
+    Raises:
+        ValueError: if a value has another type, as in a checkpoint that was edited.
     """
 
     epoch: int = 0
@@ -69,6 +72,16 @@ class Progress:
     best_epoch: int | None = None
     stale: int = 0
     left_out: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        counts = [self.epoch, self.sample, self.update, self.micro_batch, self.held_out_batch]
+        counts += [self.loss_count, self.unlogged_updates, self.stale, self.best_epoch or 0]
+        counts += [number for position in self.left_out for number in position]
+        sums = [self.loss_sum, self.unlogged_loss, self.unlogged_norm, self.best_score or 0.0]
+        sums += self.best_scores.values()
+        whole = all(type(number) is int and number >= 0 for number in counts)
+        if not (whole and all(isinstance(number, float) for number in sums)):
+            raise ValueError("its progress holds something else than numbers")
 
 
 @dataclass

@@ -5,8 +5,9 @@ Imports neither torch nor NumPy: the parent process of a sweep only waits and ha
 
 import contextlib
 import csv
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from segfit.report.text import (
 from segfit.runs.folder import RunFolder
 from segfit.runs.untrusted import read_json, read_yaml
 
-_REASON_LENGTH = 60
+_END_LENGTH = 70
 _NUMBER_LENGTH = 8
 _FIGURES = ("updates", "samples_per_second", "peak_memory_gib", "seconds")
 
@@ -43,13 +44,7 @@ class Row:
             ("interrupted", "terminated"), or how it failed ("crash", "oom", "config", "unfinished", …).
         failed: whether it has no result to compare.
         message: one line about a failure.
-        monitor: name of the monitored score; empty where it is unknown.
-        monitor_mode: "max" where more is better, or "min".
-        columns: score name → label, for the scores that are shown.
-        unit: what a sample is called.
-        scores: of the best validation; without those that are undefined.
-        figures: updates, samples_per_second, peak_memory_gib, seconds; those that are known.
-        best_epoch: 0-based, or None.
+        metrics: what `metrics.json` holds; empty without one.
     """
 
     job: int
@@ -57,19 +52,23 @@ class Row:
     overrides: Mapping[str, str]
     status: str
     failed: bool
-    message: str = ""
-    monitor: str = ""
-    monitor_mode: str = "max"
-    columns: Mapping[str, str] = field(default_factory=dict)
-    unit: str = "sample"
-    scores: Mapping[str, float] = field(default_factory=dict)
-    figures: Mapping[str, float] = field(default_factory=dict)
-    best_epoch: int | None = None
+    message: str
+    metrics: Mapping[str, Any]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Scores of the best validation; without those that are undefined."""
+        return _numbers(self.metrics.get("best"))
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Updates, samples_per_second, peak_memory_gib, seconds; those that are known."""
+        return _numbers({key: self.metrics.get(key) for key in _FIGURES})
 
     @property
     def score(self) -> float | None:
         """The monitored score, or None."""
-        return self.scores.get(self.monitor)
+        return self.scores.get(str(self.metrics.get("monitor")))
 
 
 def collect(sweep_dir: Path) -> list[Row]:
@@ -77,18 +76,15 @@ def collect(sweep_dir: Path) -> list[Row]:
 
     Of each folder `<sweep_dir>/<number>` it reads `overrides.yaml`, `metrics.json` and `error.json`. A job
     with neither result nor error was killed, or still runs: "unfinished".
-
-    Args:
-        sweep_dir: the sweep's folder.
     """
     folders = [path for path in sweep_dir.iterdir() if path.is_dir() and path.name.isdigit()]
-    rows = [_read_job(folder) for folder in sorted(folders, key=lambda path: int(path.name))]
-    return sorted(rows, key=_rank)
+    return sorted(map(_read_job, folders), key=_rank)
 
 
 def _rank(row: Row) -> tuple[bool, bool, float, int]:
     score = row.score or 0.0
-    return row.failed, row.score is None, score if row.monitor_mode == "min" else -score, row.job
+    less_is_better = row.metrics.get("monitor_mode") == "min"
+    return row.failed, row.score is None, score if less_is_better else -score, row.job
 
 
 def _read_job(folder: Path) -> Row:
@@ -97,47 +93,29 @@ def _read_job(folder: Path) -> Row:
         metrics, error = _read(run.metrics), _read(run.error)
     except SegFitError as problem:
         # One torn file must not end the leader board.
-        metrics, error = None, {"kind": "unreadable", "message": f"{problem}"}
-    if error is not None:
+        metrics, error = {}, {"kind": "unreadable", "message": f"{problem}"}
+    if error:
         status, message = str(error.get("kind", "crash")), one_line(str(error.get("message", "")))
-    elif metrics is not None:
+    elif metrics:
         status, message = str(metrics.get("status", "finished")), ""
     else:
         status, message = "unfinished", "killed, or still running"
-    metrics = metrics or {}
-    epoch = metrics.get("best_epoch")
-    return Row(
-        job=int(folder.name),
-        path=folder,
-        overrides=_read_overrides(run.overrides),
-        status=status,
-        failed=error is not None or not metrics,
-        message=message,
-        monitor=str(metrics.get("monitor", "")),
-        monitor_mode=str(metrics.get("monitor_mode", "max")),
-        columns=_texts(metrics.get("columns")),
-        unit=str(metrics.get("unit", "sample")),
-        scores=_numbers(metrics.get("best")),
-        figures=_numbers({key: metrics.get(key) for key in _FIGURES}),
-        best_epoch=epoch if isinstance(epoch, int) else None,
-    )
+    failed = bool(error) or not metrics
+    overrides = _read_overrides(run.overrides)
+    return Row(int(folder.name), folder, overrides, status, failed, message, metrics)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except FileNotFoundError:
-        return None
+        return {}
 
 
 def _numbers(values: Any) -> dict[str, float]:
     if not isinstance(values, dict):
         return {}
     return {key: value for key, value in values.items() if isinstance(value, (int, float))}
-
-
-def _texts(values: Any) -> dict[str, str]:
-    return {key: str(value) for key, value in values.items()} if isinstance(values, dict) else {}
 
 
 def _read_overrides(path: Path) -> dict[str, str]:
@@ -150,18 +128,14 @@ def _read_overrides(path: Path) -> dict[str, str]:
 
 
 def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Print the rows in their order: what differs between the jobs, scores, speed, memory.
-
-    Args:
-        rows: of `collect`.
-        console: where to print; None: stdout.
-    """
+    """Print the rows in their order: what differs between the jobs, scores, speed, memory."""
     console = console or stdout_console()
     varied = _varied(rows)
     shared = [f"{key}={rows[0].overrides[key]}" for key in _keys(rows) if key not in varied]
-    first = next((row for row in rows if row.monitor), None)  # those that did not fail come first
-    scores = monitored_first(first.monitor, first.columns) if first is not None else {}
-    unit = first.unit if first is not None else "sample"
+    # Those that did not fail come first.
+    metrics = next((row.metrics for row in rows if "monitor" in row.metrics), {})
+    scores = monitored_first(metrics["monitor"], metrics.get("columns", {})) if metrics else {}
+    unit = metrics.get("unit", "sample")
 
     title = "Leader board" + (f" ({escape(' '.join(shared))})" if shared else "")
     table = Table(title=title, title_justify="left")
@@ -172,6 +146,7 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
         table.add_column(escape(label), justify="right", no_wrap=True)
     table.add_column("end", overflow="fold")
     for place, row in enumerate(rows):
+        ending = (row.status, row.message)
         cells = (
             str(row.job),
             *(escape(_short(row.overrides.get(key, ""))) for key in varied),
@@ -179,7 +154,9 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
             number(row.figures.get("samples_per_second"), ".1f"),
             number(row.figures.get("peak_memory_gib"), ".2f"),
             duration(row.figures.get("seconds", float("nan"))),
-            escape(_ending(row)),
+            escape(
+                textwrap.shorten(": ".join(filter(None, ending)), _END_LENGTH, placeholder=" …")
+            ),
         )
         best = place == 0 and row.score is not None and not row.failed
         table.add_row(*cells, style="red" if row.failed else "bold green" if best else None)
@@ -191,13 +168,6 @@ def _short(value: str) -> str:
     with contextlib.suppress(ValueError):
         return format(float(value), ".4g") if len(value) > _NUMBER_LENGTH else value
     return value
-
-
-def _ending(row: Row) -> str:
-    message = row.message
-    if len(message) > _REASON_LENGTH:
-        message = message[: _REASON_LENGTH - 1] + "…"
-    return f"{row.status}: {message}" if message else row.status
 
 
 def _keys(rows: Sequence[Row]) -> list[str]:
@@ -214,10 +184,6 @@ def _varied(rows: Sequence[Row]) -> list[str]:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Write one line a job: its overrides, status, best scores ("best_<score>") and figures.
-
-    Args:
-        rows: of `collect`; their order is kept.
-        path: the file.
 
     Raises:
         OSError: if it cannot be written.
@@ -236,7 +202,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             writer.writerow(
                 [
                     *(row.job, *(row.overrides.get(key, "") for key in options)),
-                    *(row.status, row.monitor, row.best_epoch),
+                    *(row.status, row.metrics.get("monitor"), row.metrics.get("best_epoch")),
                     *(row.scores.get(name) for name in scores),
                     *(row.figures.get(name) for name in _FIGURES),
                     *(row.message, shown_path(row.path)),
