@@ -36,17 +36,13 @@ class Samples(Protocol):
 
 
 class Made(NamedTuple):
-    """What became of a sample, or of a batch of them.
+    """What became of a sample, or of a batch of them."""
 
-    Args:
-        content: the sample or batch; None: there is none.
-        skipped: what is wrong with samples that were replaced or left out, one message a sample.
-        problems: what ends the run.
-    """
-
-    content: Any
-    skipped: list[str]
-    problems: list[str]
+    content: Any  # the sample or batch, or None
+    skipped: list[
+        str
+    ]  # what is wrong with samples that were replaced or left out, one message a sample
+    problems: list[str]  # what ends the run
 
 
 class Skipping:
@@ -148,7 +144,6 @@ def _index(key: Any) -> int:
 
 
 def _unexpected(where: str, error: Exception) -> str:
-    """Return one line about an unexpected error, with the place in the code."""
     if isinstance(error, MemoryError):
         return f"{where}: memory ran out while this was read. Set loader.workers lower, or cut large images into tiles."
     place = traceback.extract_tb(error.__traceback__)[-1]

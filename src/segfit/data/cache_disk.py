@@ -122,9 +122,8 @@ class DiskStore:
 
     def _header(self, index: int, content: NDArray[np.uint8]) -> bytes:
         """Return the header that a file with this content must have."""
-        name = self.names[index].encode()
         checksum = zlib.crc32(content[_HEADER.size :].data)
-        return _HEADER.pack(_MAGIC, name, checksum)
+        return _HEADER.pack(_MAGIC, self.names[index].encode(), checksum)
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:

@@ -47,17 +47,11 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 
 class Decoded(NamedTuple):
-    """An image as it was read.
+    """An image as it was read."""
 
-    Args:
-        pixels: (H, W, 3) uint8 RGB, C-contiguous.
-        orientation: EXIF orientation (1-8) that was applied; 1: none.
-        frames: that the file holds; the first one was read.
-    """
-
-    pixels: NDArray[np.uint8]
-    orientation: int
-    frames: int
+    pixels: NDArray[np.uint8]  # (H, W, 3) RGB, C-contiguous
+    orientation: int  # EXIF orientation (1-8) that was applied; 1: none
+    frames: int  # that the file holds; the first one was read
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,6 @@ def scale_gray(
 def _histogram_percentiles(
     counts: NDArray[Any], percentiles: tuple[float, float]
 ) -> tuple[float, float]:
-    """Return the percentiles of a histogram by the inverted distribution function."""
     total = counts.cumsum()
     ranks = np.maximum(np.ceil(np.array(percentiles) / 100 * total[-1]), 1)
     low, high = np.searchsorted(total, ranks)

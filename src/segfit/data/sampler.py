@@ -17,14 +17,11 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     """
     state = 0
     for number in (seed, epoch, index):
-        state = _mix((state ^ (number & _UINT64)) + 0x9E3779B97F4A7C15 & _UINT64)
+        state = (state ^ (number & _UINT64)) + 0x9E3779B97F4A7C15 & _UINT64
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _UINT64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _UINT64
+        state ^= state >> 31
     return state >> 1
-
-
-def _mix(state: int) -> int:
-    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _UINT64
-    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _UINT64
-    return state ^ (state >> 31)
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):

@@ -220,18 +220,15 @@ def quiet() -> Iterator[None]:
     hub: Any = importlib.import_module("huggingface_hub.utils")
     logging: Any = importlib.import_module("transformers.utils.logging")
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub_verbosity, hub_bars = hub.logging.get_verbosity(), not hub.are_progress_bars_disabled()
-    logging.set_verbosity_error()
+    before = [(library, library.get_verbosity()) for library in (logging, hub.logging)]
+    bars = not hub.are_progress_bars_disabled()  # transformers switches both
+    for library, _ in before:
+        library.set_verbosity_error()
     logging.disable_progress_bar()
-    hub.logging.set_verbosity_error()
-    hub.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        hub.logging.set_verbosity(hub_verbosity)
+        for library, verbosity in before:
+            library.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-        if hub_bars:
-            hub.enable_progress_bars()

@@ -28,19 +28,12 @@ _TITLES = ("image", "ground truth", "prediction", "errors")
 
 @dataclass(frozen=True)
 class Panel:
-    """A held-out image beside its mask and prediction.
+    """A held-out image beside its mask and prediction."""
 
-    Args:
-        name: the sample's id.
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) uint8 ground truth, 255 ignored.
-        prediction: (H, W) uint8.
-    """
-
-    name: str
-    image: Picture
-    mask: Picture
-    prediction: Picture
+    name: str  # the sample's id
+    image: Picture  # (H, W, 3) uint8 RGB
+    mask: Picture  # (H, W) uint8 ground truth, 255 ignored
+    prediction: Picture  # (H, W) uint8
 
 
 def colorize(mask: Picture, classes: Classes) -> Picture:

@@ -48,12 +48,16 @@ class KorniaGpu(AugmentationOptions):
         for name, dim in (("hflip", -1), ("vflip", -2)):
             if name in chosen:
                 index, _ = chosen[name]
-                images.index_copy_(0, index, images[index].flip(dim))
-                masks.index_copy_(0, index, masks[index].flip(dim))
+                for batch in (images, masks):
+                    batch.index_copy_(0, index, batch[index].flip(dim))
         if "affine" in chosen:
             index, moves = chosen["affine"]
             matrices, shifts = moves[:, :4].view(-1, 2, 2), moves[:, 4:]
-            warped = warp(images[index], masks[index], matrices, shifts, self._fill(images))
+            # One scalar a kernel: a tensor made from the list would be a blocking copy to the device.
+            fill = images.new_empty(1, 3, 1, 1)
+            for channel, value in enumerate(self.fill):
+                fill[:, channel].fill_(value)
+            warped = warp(images[index], masks[index], matrices, shifts, fill)
             images.index_copy_(0, index, warped[0])
             masks.index_copy_(0, index, warped[1])
         if "blur" in chosen:
@@ -67,13 +71,6 @@ class KorniaGpu(AugmentationOptions):
             images.index_copy_(0, index, noise.add_(images[index]).clamp_(0, 1))
         return images, masks
 
-    def _fill(self, images: Tensor) -> Tensor:
-        # One scalar a kernel: a tensor made from the list would be a blocking copy to the device.
-        fill = torch.empty(1, 3, 1, 1, dtype=images.dtype, device=images.device)
-        for channel, value in enumerate(self.fill):
-            fill[:, channel].fill_(value)
-        return fill
-
 
 # ------------------------------------------------------------------------ what strikes, and whom
 
@@ -83,22 +80,19 @@ def _choose(drawn: Draws) -> dict[str, Tensor]:
 
     Operations that strike no image are left out. Flips of images that are warped go into the warp.
     """
-    nothing: list[Tensor] = []
-    parameters = {
-        "hflip": (drawn.hflip & ~drawn.affine, nothing),
-        "vflip": (drawn.vflip & ~drawn.affine, nothing),
-        "affine": (drawn.affine, [*_inverse_matrices(drawn), drawn.shift_x, drawn.shift_y]),
-        "color_jitter": (
-            drawn.color_jitter,
-            [drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue],
-        ),
-        "blur": (drawn.blur, [drawn.sigma]),
-        "noise": (drawn.noise, nothing),
+    colors = (drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue)
+    parameters: dict[str, tuple[Tensor, ...]] = {
+        "hflip": (drawn.hflip & ~drawn.affine,),
+        "vflip": (drawn.vflip & ~drawn.affine,),
+        "affine": (drawn.affine, *_inverse_matrices(drawn), drawn.shift_x, drawn.shift_y),
+        "color_jitter": (drawn.color_jitter, *colors),
+        "blur": (drawn.blur, drawn.sigma),
+        "noise": (drawn.noise,),
     }
     numbers = torch.arange(len(drawn.hflip), dtype=torch.float32)
     return {
         name: torch.stack([numbers, *values], 1)[strikes]
-        for name, (strikes, values) in parameters.items()
+        for name, (strikes, *values) in parameters.items()
         if strikes.any()
     }
 
@@ -120,11 +114,8 @@ def _to_device(tables: dict[str, Tensor], device: torch.device) -> dict[str, tup
     if device.type == "cuda":
         packed = packed.pin_memory()  # else the copy would block
     parts = packed.to(device, non_blocking=True).split([table.numel() for table in tables.values()])
-    result = {}
-    for (name, table), part in zip(tables.items(), parts, strict=True):
-        rows = part.view_as(table)
-        result[name] = rows[:, 0].long(), rows[:, 1:]
-    return result
+    rows = [part.view_as(table) for table, part in zip(tables.values(), parts, strict=True)]
+    return {name: (row[:, 0].long(), row[:, 1:]) for name, row in zip(tables, rows, strict=True)}
 
 
 # ------------------------------------------------------------------------------- the operations

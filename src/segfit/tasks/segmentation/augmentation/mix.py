@@ -53,8 +53,11 @@ class Mix:
             share = random.betavariate(self.mixup_alpha, self.mixup_alpha)
             return self._blend(images, masks, partner, share)
         share = random.betavariate(self.cutmix_alpha, self.cutmix_alpha)
-        box = _box(random, masks.shape[1], masks.shape[2], 1 - share)
-        return _paste(images, masks, partner, box)
+        rows, columns = _box(random, masks.shape[1], masks.shape[2], 1 - share)
+        images, masks = images.clone(), masks.clone()
+        for batch in (images, masks):
+            batch[..., rows, columns] = batch[..., rows, columns].roll(partner, 0)
+        return images, masks
 
     def _blend(
         self, images: Tensor, masks: Tensor, partner: int, share: float
@@ -79,15 +82,3 @@ def _box(random: Random, height: int, width: int, area: float) -> tuple[slice, s
         return slice(max(centre - half, 0), min(centre + half, size))
 
     return span(height), span(width)
-
-
-def _paste(
-    images: Tensor, masks: Tensor, partner: int, box: tuple[slice, slice]
-) -> tuple[Tensor, Tensor]:
-    rows, columns = box
-    mixed = []
-    for own in (images, masks):
-        pasted = own.clone()
-        pasted[..., rows, columns] = own[..., rows, columns].roll(partner, 0)
-        mixed.append(pasted)
-    return mixed[0], mixed[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from segfit.data.preflight import Progress, inspect_sources, spread
 from segfit.errors import SegFitError, printable
-from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
 from segfit.tasks.segmentation.data.dataset import LabelledSource, read_pair
 from segfit.tasks.segmentation.data.folder import FolderSource
 from segfit.tasks.segmentation.data.inspection import ItemReport
-from segfit.tasks.segmentation.data.problems import Report, describe_classes, describe_reports
+from segfit.tasks.segmentation.data.problems import describe_classes, describe_reports
 
 SYNTHETIC_SAMPLE = 200  # items of a source without files that are drawn to count classes
 
@@ -79,7 +79,10 @@ def check_sources(
     if problems or wrong:
         raise SegFitError(problems + wrong)
     pixels = {
-        split: _sum_pixels(reports[split], source.classes)
+        split: sum(
+            (np.array(report.pixels, np.int64) for _, report in reports[split] if report.pixels),
+            np.zeros(len(source.classes), np.int64),
+        )
         if split in reports
         else count_class_pixels(source, SYNTHETIC_SAMPLE, skip=skip)
         for split, source in sources.items()
@@ -108,8 +111,3 @@ def count_class_pixels(
             continue
         counts += np.bincount(mask.numpy().ravel(), minlength=IGNORE_INDEX + 1)
     return counts[: len(source.classes)]
-
-
-def _sum_pixels(reports: Sequence[Report], classes: Classes) -> NDArray[np.int64]:
-    found = (np.array(report.pixels, np.int64) for _, report in reports if report.pixels)
-    return sum(found, np.zeros(len(classes), np.int64))

@@ -30,21 +30,13 @@ _SPLIT_OFFSETS = {"train": 0, "val": 1 << 40, "test": 2 << 40}
 
 
 class Tissue(NamedTuple):
-    """How a tissue looks; intensities in 0-1, lengths as shares of the image's side.
+    """How a tissue looks; intensities in 0-1, lengths as shares of the image's side."""
 
-    Args:
-        mean: brightness; each image draws its own within ± 0.08.
-        blotches: (cells across the image, amplitude) of smooth noise.
-        stripes: (stripes across the image, amplitude) of a warped wave.
-        grain: standard deviation of pixel noise.
-        tint: added to R, G and B.
-    """
-
-    mean: float
-    blotches: tuple[int, float]
-    stripes: tuple[int, float]
-    grain: float
-    tint: tuple[float, float, float]
+    mean: float  # brightness; each image draws its own within ± 0.08
+    blotches: tuple[int, float]  # (cells across the image, amplitude) of smooth noise
+    stripes: tuple[int, float]  # (stripes across the image, amplitude) of a warped wave
+    grain: float  # standard deviation of pixel noise
+    tint: tuple[float, float, float]  # added to R, G and B
 
 
 _BODY = Tissue(0.42, (10, 0.07), (0, 0.0), 0.04, (0.0, 0.0, 0.0))
