@@ -33,21 +33,13 @@ _FEW = 64  # samples that are made before a worker would have started
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What is kept, and where.
+    """What is kept, and where."""
 
-    Args:
-        where: "ram" or "disk".
-        reading: everything but the files that arrays depend on, as text.
-        label: what the data set is called, for the names of its folders.
-        folder: where "disk" keeps it; None: `default_cache_dir()`.
-        skip: a sample that cannot be read is not kept; False: it is an error.
-    """
-
-    where: str
-    reading: str
-    label: str
-    folder: Path | None = None
-    skip: bool = False
+    where: str  # "ram" or "disk"
+    reading: str  # everything but the files that arrays depend on
+    label: str  # what the data set is called, for the names of its folders
+    folder: Path | None = None  # where "disk" keeps it; None: `default_cache_dir()`
+    skip: bool = False  # a sample that cannot be read is not kept; False: it is an error
 
     @property
     def root(self) -> Path:

@@ -26,19 +26,12 @@ from segfit.system.cores import one_blas_thread
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Who makes batches, and how many wait.
+    """Who makes batches, and how many wait."""
 
-    Args:
-        workers: processes; 0: this one.
-        prefetch: batches that each worker keeps ready.
-        pin_memory: page-locked batches where they go to CUDA.
-        persistent: keep the workers between epochs.
-    """
-
-    workers: int = 0
-    prefetch: int = 4
-    pin_memory: bool = True
-    persistent: bool = True
+    workers: int = 0  # processes; 0: this one
+    prefetch: int = 4  # batches that each worker keeps ready
+    pin_memory: bool = True  # page-locked batches where they go to CUDA
+    persistent: bool = True  # keep the workers between epochs
 
 
 class Loader(DataLoader[Any]):

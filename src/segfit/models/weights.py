@@ -26,17 +26,11 @@ PROBE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights a model starts from.
+    """Which weights a model starts from."""
 
-    Args:
-        source: hub name, path, or "random".
-        message: the same in whole sentences, with what to do if they could not be had.
-        alarming: pretrained weights were wanted and could not be had.
-    """
-
-    source: str
-    message: str
-    alarming: bool = False
+    source: str  # hub name, path, or "random"
+    message: str  # the same in whole sentences, with what to do if they could not be had
+    alarming: bool = False  # pretrained weights were wanted and could not be had
 
 
 class WeightsUnavailableError(Exception):

@@ -15,19 +15,13 @@ SCORES = (
 
 
 class Scores(NamedTuple):
-    """The scores of a data set.
+    """The scores of a data set."""
 
-    Attributes:
-        scores: `SCORES`, 0-1; NaN where nothing in the ground truth decides them.
-        per_class: iou, f1, accuracy → class name → 0-1, or None if no pixel has the class in truth.
-        confusion: `(C, C)` int64 pixels, rows ground truth, columns prediction.
-        pixels: how many pixels counted.
-    """
-
-    scores: dict[str, float]
+    scores: dict[str, float]  # `SCORES`, 0-1; NaN where nothing in the ground truth decides them
+    # iou, f1, accuracy → class name → 0-1, or None if no pixel has the class in truth
     per_class: dict[str, dict[str, float | None]]
-    confusion: NDArray[np.int64]
-    pixels: int
+    confusion: NDArray[np.int64]  # `(C, C)` pixels, rows ground truth, columns prediction
+    pixels: int  # how many counted
 
 
 def confusion_matrices(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:

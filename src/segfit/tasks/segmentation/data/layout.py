@@ -18,19 +18,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class Listing:
-    """Pairs of images and masks.
+    """Pairs of images and masks."""
 
-    Args:
-        images: relative name without suffix → image file; only images that have a mask.
-        masks: reads the masks by the same names.
-        problems: files without a partner, and the like, each message complete.
-        notices: what is odd, but no mistake.
-    """
-
-    images: dict[str, Path]
-    masks: MaskReader
-    problems: list[str] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
+    images: dict[str, Path]  # by relative name without suffix; only images that have a mask
+    masks: MaskReader  # by the same names
+    problems: list[str] = field(default_factory=list)  # files without a partner, and the like
+    notices: list[str] = field(default_factory=list)  # what is odd, but no mistake
 
 
 def find_layout(

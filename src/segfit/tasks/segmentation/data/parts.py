@@ -20,12 +20,9 @@ from segfit.tasks.segmentation.data.masks import MaskReader, read_index_mask
 
 @dataclass(frozen=True)
 class PartMasks(MaskReader):
-    """Masks painted part by part; class 0 where no part is, later classes over earlier ones.
+    """Masks painted part by part; class 0 where no part is, later classes over earlier ones."""
 
-    Args:
-        parts: relative image name without suffix → (class index, file) in the order of the classes.
-    """
-
+    # relative image name without suffix → (class index, file) in the order of the classes
     parts: Mapping[str, Sequence[tuple[int, Path]]]
     resizes_images: ClassVar[bool] = True
 

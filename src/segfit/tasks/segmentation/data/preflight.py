@@ -22,15 +22,10 @@ SYNTHETIC_SAMPLE = 200  # items of a source without files that are drawn to coun
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What is worth knowing about a data set in which nothing is wrong.
+    """What is worth knowing about a data set in which nothing is wrong."""
 
-    Args:
-        notices: oddities, one complete message each.
-        class_pixels: split → (num_classes,) int64, pixels of each class in the items that were looked
-            at: all of them for "full", a sample otherwise. Empty for "off".
-    """
-
-    notices: list[str]
+    notices: list[str]  # oddities, one complete message each
+    # split → (num_classes,) pixels of each class in the items that were looked at; empty for "off"
     class_pixels: dict[str, NDArray[np.int64]]
 
 

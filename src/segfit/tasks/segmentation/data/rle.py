@@ -27,17 +27,11 @@ _UW_DAY = re.compile(r"^case\d+_day\d+$")
 
 @dataclass(frozen=True)
 class RleMasks(MaskReader):
-    """Masks painted from the rows of a CSV; class 0 where no run is, later classes over earlier ones.
+    """Masks painted from the rows of a CSV; class 0 where no run is, later classes over earlier ones."""
 
-    Args:
-        path: the CSV.
-        rows: id → (class index, segmentation) in the order of the classes.
-        ids: relative image name without suffix → id.
-    """
-
-    path: Path
-    rows: Mapping[str, Sequence[tuple[int, str]]]
-    ids: Mapping[str, str]
+    path: Path  # the CSV
+    rows: Mapping[str, Sequence[tuple[int, str]]]  # id → (class index, segmentation) by class
+    ids: Mapping[str, str]  # relative image name without suffix → id
 
     def files(self, name: str) -> list[Path]:  # noqa: ARG002
         """Return the CSV."""
