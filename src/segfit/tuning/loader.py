@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 
-import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
@@ -164,7 +163,7 @@ def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
     models = {fed.augmentation: fed.model for fed in measured}
     rates = " and ".join(f"{rate:.1f} with augmentation={place}" for place, rate in models.items())
     return Findings(
-        headline=f"{_verdict(best)}{_caution(device, best)}",
+        headline=_headline(best, device.type),
         tables=[
             Table(
                 "loader",
@@ -189,25 +188,15 @@ def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
     )
 
 
-def _verdict(best: Fed) -> str:
-    typed = best.change.typed
-    if best.outruns:
-        return (
-            f"The smallest setting that outruns the model: {typed} ({best.data:.1f} samples/s against "
-            f"{best.model:.1f})."
-        )
-    return (
-        f"No setting outruns the model. The best: {typed} ({best.data:.1f} samples/s against {best.model:.1f}), "
-        f"so the device waits {100 * (1 - best.reached / best.model):.0f} % of the time."
-    )
-
-
-def _caution(device: torch.device, best: Fed) -> str:
-    if device.type == "cuda" or best.workers == 0:
-        return ""
-    return (
-        " On a CPU workers take cores from the model: see what is left with benchmark=throughput."
-    )
+def _headline(best: Fed, device_type: str) -> str:
+    speeds = f"{best.change.typed} ({best.data:.1f} samples/s against {best.model:.1f})"
+    line = f"The smallest setting that outruns the model: {speeds}."
+    if not best.outruns:
+        waits = 100 * (1 - best.reached / best.model)
+        line = f"No setting outruns the model. The best: {speeds}, so the device waits {waits:.0f} % of the time."
+    if device_type == "cpu" and best.workers > 0:
+        line += " On a CPU workers take cores from the model: see what is left with benchmark=throughput."
+    return line
 
 
 def figure(measured: Sequence[Fed], title: str) -> Figure:

@@ -47,38 +47,36 @@ def measure_costs(dataset: Any) -> tuple[Costs, float]:
     torch.set_num_threads(1)
     try:
         dataset[chosen[0], 0]  # imports and tables come with the first one
-        return _means(dataset, plain, chosen)
+        costs: list[Costs] = []
+        copies: list[float] = []
+        begun = time.perf_counter()
+        for seed, index in enumerate(chosen):
+            wall, cpu, _ = _timed(partial(dataset.source.read, index))
+            again, _, _ = _timed(
+                partial(dataset.source.read, index)
+            )  # as the next one finds the file
+            without, _, sample = _timed(partial(plain.__getitem__, (index, seed)))
+            augmented, _, _ = _timed(partial(dataset.__getitem__, (index, seed)))
+            copied, _, _ = _timed(partial(_copied, sample))
+            copies.append(copied)
+            costs.append(
+                Costs(
+                    wait=max(wall - cpu, 0.0),
+                    decode=min(cpu, wall),
+                    fit=max(without - again, 0.0),
+                    augment=max(augmented - without, 0.0)
+                    if getattr(dataset, "augment", None) is not None
+                    else 0.0,
+                )
+            )
+            if time.perf_counter() - begun > _SECONDS:
+                break
+        means = Costs(
+            *(fmean(getattr(cost, name) for cost in costs) for name in Costs.__dataclass_fields__)
+        )
+        return means, fmean(copies)
     finally:
         torch.set_num_threads(threads)
-
-
-def _means(dataset: Any, plain: Any, chosen: list[int]) -> tuple[Costs, float]:
-    costs: list[Costs] = []
-    copies: list[float] = []
-    begun = time.perf_counter()
-    for seed, index in enumerate(chosen):
-        wall, cpu, _ = _timed(partial(dataset.source.read, index))
-        again, _, _ = _timed(partial(dataset.source.read, index))  # as the next one finds the file
-        without, _, sample = _timed(partial(plain.__getitem__, (index, seed)))
-        augmented, _, _ = _timed(partial(dataset.__getitem__, (index, seed)))
-        copied, _, _ = _timed(partial(_copied, sample))
-        copies.append(copied)
-        costs.append(
-            Costs(
-                wait=max(wall - cpu, 0.0),
-                decode=min(cpu, wall),
-                fit=max(without - again, 0.0),
-                augment=max(augmented - without, 0.0)
-                if getattr(dataset, "augment", None) is not None
-                else 0.0,
-            )
-        )
-        if time.perf_counter() - begun > _SECONDS:
-            break
-    means = Costs(
-        *(fmean(getattr(cost, name) for cost in costs) for name in Costs.__dataclass_fields__)
-    )
-    return means, fmean(copies)
 
 
 def _copied(sample: Mapping[str, Any]) -> list[torch.Tensor]:

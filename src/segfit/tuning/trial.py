@@ -75,7 +75,9 @@ def run_trial(
         prefix="segfit-trial-", ignore_cleanup_errors=True
     ) as temporary:
         folder = Path(temporary)
-        runs.save_config(_training_part(config), [], folder)
+        values = plain(config)  # without what benchmark.py asks about it
+        kept = {item.name: values[item.name] for item in fields(schema_of(config.task.name).Run)}
+        runs.save_config(OmegaConf.create(kept), [], folder)
         request = {"job": JOBS[job], "arguments": arguments}
         (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
         code = _run_child(folder, timeout_s)
@@ -84,14 +86,6 @@ def run_trial(
             message = f"not done after {timeout_s:g} s"
             return Outcome(ok=False, reason="timeout", message=message, seconds=seconds)
         return _outcome(folder, code, seconds)
-
-
-def _training_part(config: DictConfig) -> DictConfig:
-    """Return a config without what benchmark.py asks about it."""
-    values = plain(config)
-    return OmegaConf.create(
-        {item.name: values[item.name] for item in fields(schema_of(config.task.name).Run)}
-    )
 
 
 # ---------------------------------------------------------------------------------- the parent
@@ -134,26 +128,17 @@ def _outcome(folder: Path, code: int, seconds: float) -> Outcome:
     try:
         result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        message = f"{_how_it_ended(code)}{_last_words(folder)}"
+        message = f"ended with exit code {code}"
+        if code < 0:
+            message = f"killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                message += " (most likely the system, short of host memory)"
+        text = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines:
+            message += f": {' / '.join(lines[-_LINES:])}"
         return Outcome(ok=False, reason="crash", message=message, seconds=seconds)
     return Outcome(seconds=seconds, **result)
-
-
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = " (most likely the system, short of host memory)" if name == "SIGKILL" else ""
-    return f"killed by {name}{hint}"
-
-
-def _last_words(folder: Path) -> str:
-    text = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return ": " + " / ".join(lines[-_LINES:]) if lines else ""
 
 
 # ----------------------------------------------------------------------------------- the child
