@@ -29,7 +29,7 @@ def about(config: DictConfig, state: TrainingState) -> dict[str, Any]:
 
 
 def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> None:
-    """Load the last whole checkpoint of a run; tell what cannot go on exactly as it was.
+    """Load the last whole checkpoint of a run; log what cannot go on exactly as it was.
 
     Raises:
         SegFitError: if no checkpoint is whole, it is foreign, or was made under another config.
@@ -59,56 +59,44 @@ def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> No
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what cannot be continued exactly, a line each.
+    """Return what cannot be continued exactly, a line each, by `about` of the checkpoint and of now."""
 
-    Args:
-        before: `about` of the checkpoint.
-        now: `about` of this session.
-    """
+    def changes(*keys: str) -> str:
+        return "; ".join(
+            f"{key} was {before.get(key)}, is {now[key]}"
+            for key in keys
+            if before.get(key) != now[key]
+        )
+
     lines = []
-    keys = ("batch_size", "world_size")
-    changed = [key for key in keys if before.get(key) != now[key]]
-    sizes = "; ".join(
-        f"{key} was {before.get(key)}, is {now[key]}"
-        for key in (*changed, "samples_per_update")
-        if before.get(key) != now[key]
-    )
+    sizes = changes("batch_size", "world_size", "samples_per_update")
     if before.get("samples_per_update") != now["samples_per_update"]:
         lines.append(
             f"going on with another effective batch ({sizes}): no image of the epoch is missed or seen twice and the "
             f"learning rate goes on from the same share of the training, but the curve is another one."
         )
-    elif changed:
+    elif sizes:
         lines.append(
             f"going on with other micro-batches ({sizes}) of the same effective batch: the same images in every update; "
             f"batch norm, dropout and augmentation on the device see them in other groups."
         )
-    other = [
-        f"{key} was {before.get(key)}, is {now[key]}"
-        for key in ("device", "precision", "torch")
-        if before.get(key) != now[key]
-    ]
+    other = changes("device", "precision", "torch")
     if other:
-        lines.append(
-            f"going on elsewhere ({'; '.join(other)}): the same training, but not bit for bit."
-        )
+        lines.append(f"going on elsewhere ({other}): the same training, but not bit for bit.")
     return lines
 
 
 def _refuse_other_config(before: object, now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
     if not (isinstance(before, dict) and all(isinstance(key, str) for key in before)):
         raise SegFitError(f"{checkpoints.last}: not a checkpoint of this version of SegFit.")
-    missing = object()
+    file = RunFolder(checkpoints.last.parent.parent).config
     problems = []
     for key in sorted({*before, *now}):
-        was, value = before.get(key, missing), now.get(key, missing)
-        if was == value or may_change(key):
-            continue
-        shown = ["not there" if one is missing else repr(one) for one in (was, value)]
-        problems.append(
-            f"{RunFolder(checkpoints.last.parent.parent).config}: {key} is {shown[1]}, but the run was trained with {shown[0]}. "
-            f"Put it back, or start another run."
-        )
+        was, value = (repr(one[key]) if key in one else "not there" for one in (before, now))
+        if was != value and not may_change(key):
+            problems.append(
+                f"{file}: {key} is {value}, but the run was trained with {was}. Put it back, or start another run."
+            )
     if problems:
         raise SegFitError(problems)
 

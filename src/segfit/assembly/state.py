@@ -45,13 +45,7 @@ def make_state(
 ) -> tuple[TrainingState, str]:
     """Return model, optimizer, scheduler and scaler of a config, and where the weights come from.
 
-    Args:
-        config: checked.
-        device: that really runs.
-        precision: that really runs.
-        updates_per_epoch: optimizer updates an epoch, for the schedule.
-        notice: called with a line for each fallback.
-        resumed: the weights will be loaded from a checkpoint.
+    `updates_per_epoch` is for the schedule; if `resumed`, the weights will be loaded from a checkpoint.
 
     Raises:
         SegFitError: if weights that were named cannot be loaded, or the optimizer does not take its options.

@@ -4,6 +4,7 @@ Hydra stops at the first error. Here each override is composed by itself, so tha
 with the nearest valid name.
 """
 
+import contextlib
 import re
 import traceback
 from collections.abc import Iterator
@@ -55,14 +56,7 @@ _COMPOSING = ("config_loader_impl.py", "defaults_list.py", "overrides_parser.py"
 
 
 def explain(error: BaseException, conf: Path, config_name: str, arguments: list[str]) -> list[str]:
-    """Return what is wrong with the input, or [] if the error is a bug.
-
-    Args:
-        error: raised by Hydra or by the entry point.
-        conf: folder of the primary config.
-        config_name: name of the primary config.
-        arguments: the command line without the program's name.
-    """
+    """Return what is wrong with the input (the arguments without the program's name), or [] if the error is a bug."""
     for cause in _chain(error):
         if isinstance(cause, SegFitError):
             return cause.problems
@@ -128,34 +122,32 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
 def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
     # Choices of groups first: which keys exist depends on them.
     groups = [o for o in overrides if _is_group((o.input_line or "").split("=")[0])]
-    lines = [line for o in groups for line in _lines(o)]
-    good, problems = list(lines), []
-    config = _composed(config_name, lines)
-    if config is None:
-        good.clear()
-        problems = _fitting(config_name, lines, good)
-        config = _composed(config_name, good)
-    if config is None:
+    good: list[str] = []
+    problems = _fitting(config_name, [line for o in groups for line in _lines(o)], good)
+    try:
+        config = compose(config_name, good)
+    except Exception:
         return problems  # the choices alone do not compose, so no value is at fault
-    values = [o for o in overrides if o not in groups]
-    plain = [o for o in values if _can_be_set(config, o)]
-    good += [o.input_line or "" for o in plain]
     known = [*_groups(), *_keys(config)]
     rest = []
-    for override in [o for o in values if o not in plain]:
+    for override in [o for o in overrides if o not in groups]:
         key = override.key_or_group
-        if override.is_add() or key in known or key.startswith("hydra."):
+        if _can_be_set(config, override):
+            good.append(override.input_line or "")
+        elif override.is_add() or key in known or key.startswith("hydra."):
             rest += _lines(override)
         else:
             problems.append(f"{key}: there is no such key.{_right_key(key, known)}")
     problems += _fitting(config_name, rest, good)
-    if problems:
-        problems += _wrong_values(config_name, good)
-    return problems
+    return problems + _wrong_values(config_name, good) if problems else []
 
 
 def _fitting(config_name: str, lines: list[str], good: list[str]) -> list[str]:
     """Extend `good` with the overrides that compose together with it; return what is wrong with the others."""
+    with contextlib.suppress(Exception):  # all at once is quicker
+        compose(config_name, [*good, *lines])
+        good += lines
+        return []
     problems = []
     for line in lines:
         others = [other for other in good if other.split("=")[0] != line.split("=")[0]]
@@ -170,13 +162,6 @@ def _fitting(config_name: str, lines: list[str], good: list[str]) -> list[str]:
     return problems
 
 
-def _composed(config_name: str, good: list[str]) -> DictConfig | None:
-    try:
-        return compose(config_name, good)
-    except Exception:
-        return None
-
-
 def _can_be_set(config: DictConfig, override: Override) -> bool:
     """Return whether composing would accept a value, without composing: that takes much longer."""
     if override.type is not OverrideType.CHANGE or override.is_sweep_override() or override.package:
@@ -189,12 +174,11 @@ def _can_be_set(config: DictConfig, override: Override) -> bool:
 
 
 def _wrong_values(config_name: str, good: list[str]) -> list[str]:
-    try:
-        check(compose(config_name, good))
-    except SegFitError as error:
-        return [problem for problem in error.problems if "has no value" not in problem]
-    except Exception:
-        pass
+    with contextlib.suppress(Exception):
+        try:
+            check(compose(config_name, good))
+        except SegFitError as error:
+            return [problem for problem in error.problems if "has no value" not in problem]
     return []
 
 

@@ -47,9 +47,8 @@ def setup() -> None:
     sys.argv[1:] = tasks.qualified(sys.argv[1:], task, folders)
     _alias_detected_hardware(task, folders)
     OmegaConf.register_new_resolver("help_page", help_page.page, replace=True)
-    OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("benchmark_dir", benchmark_dir, use_cache=True, replace=True)
+    for resolver in (run_dir, sweep_dir, benchmark_dir):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=True, replace=True)
 
 
 def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
@@ -138,16 +137,28 @@ def run(
         no_torchrun: the same for several processes by torchrun.
     """
     outlive_readers()
-    _refuse_a_folder_that_is_gone()
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        fail(["the current folder does not exist any more. Change to another one (cd)."])
+    sign = _asks_for_a_sweep()
     if launched().size > 1:
-        _refuse_under_torchrun(no_torchrun)
-    if no_sweep and _sweeping():
-        fail([f"{_sweeping()[0]}: {no_sweep}"])  # before Hydra makes the sweep's folders
+        if sign and not no_torchrun:
+            no_torchrun = (
+                f"{sign} would sweep in every process. Start each job by torchrun, without {sign}."
+            )
+        if no_torchrun:
+            fail([f"torchrun: {no_torchrun}"])
+    if no_sweep and sign:
+        fail([f"{sign}: {no_sweep}"])  # before Hydra makes the sweep's folders
     if config_name == "benchmark":
         help_page.choose_mode()
     sweep_jobs.obey_ctrl_c()
     if config_name == "train":
-        _resume_sweep()
+        try:
+            sys.argv[1:] = sweep_record.resumed_arguments(sys.argv[1:])
+        except SegFitError as error:
+            fail(error.problems)
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not verbose:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
@@ -187,16 +198,6 @@ def run(
     fail(problems, caught.exit_code if isinstance(caught, SegFitError) else 2)
 
 
-def _resume_sweep() -> None:
-    """With resume_sweep=, replace the command line by the sweep's own."""
-    try:
-        again = sweep_record.resumed_arguments(sys.argv[1:])
-    except SegFitError as error:
-        fail(error.problems)
-    if again is not None:
-        sys.argv[1:] = again
-
-
 def _ran_out_of_memory(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return isinstance(error, MemoryError)
@@ -205,25 +206,10 @@ def _ran_out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
-def _refuse_a_folder_that_is_gone() -> None:
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        fail(["the current folder does not exist any more. Change to another one (cd)."])
-
-
-def _sweeping() -> list[str]:
-    """Return the arguments that ask for a sweep."""
+def _asks_for_a_sweep() -> str | None:
+    """Return the first argument that asks for a sweep."""
     signs = ("-m", "--m", "resume_sweep=", "hydra.mode=MULTIRUN", "hparams_search=")
-    return [text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)]
-
-
-def _refuse_under_torchrun(why: str) -> None:
-    if not why and _sweeping():
-        sign = _sweeping()[0]
-        why = f"{sign} would sweep in every process. Start each job by torchrun, without {sign}."
-    if why:
-        fail([f"torchrun: {why}"])
+    return next((text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)), None)
 
 
 def fail(problems: list[str], code: int = 2) -> NoReturn:

@@ -21,11 +21,7 @@ def train(
 ) -> EndLog:
     """Train; the last state is saved, whatever the reason to stop.
 
-    Args:
-        config: checked.
-        overrides: what was typed.
-        folder: the run's; of several processes, the main one's counts.
-        resumed: resume from the folder's last checkpoint.
+    Of several processes, the main one's folder counts.
 
     Raises:
         SegFitError: if the training cannot be built, or not go on.

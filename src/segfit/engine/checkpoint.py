@@ -81,10 +81,7 @@ class Checkpoints:
 def save_atomically(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
     """Write a checkpoint so that `path` holds the old one or the whole new one, whatever happens.
 
-    Args:
-        content: tensors and plain values.
-        path: the file.
-        previous: what the old file is renamed to; None: it is replaced.
+    The old file is renamed to `previous`, or replaced without it.
 
     Raises:
         SegFitError: if it cannot be written (disk full, read-only); the old one is untouched.

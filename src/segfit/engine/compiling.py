@@ -1,8 +1,8 @@
 """torch.compile with a trial: what does not compile runs eager, with a notice that says why."""
 
 import contextlib
+import traceback
 from collections.abc import Iterator
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,14 @@ def is_compile_error(error: BaseException) -> bool:
     That may happen late: for another batch size, in eval mode, or in a backward, which is compiled when first needed.
     Errors of operations that were compiled and run do not count, nor does memory that ran out, also while compiling.
     """
-    if any(is_out_of_memory(one) for one in _chain(error)):
+    chain = list(_chain(error))
+    if any(is_out_of_memory(one) for one in chain):
         return False
-    return any(_by_a_compiler(one) for one in _chain(error)) or _while_compiling(
-        error.__traceback__
+    kinds = [kind for one in chain for kind in type(one).__mro__]
+    frames = traceback.walk_tb(error.__traceback__)
+    files = [frame.f_code.co_filename.replace("\\", "/") for frame, _ in frames]
+    return any(f"{kind.__module__}.".startswith(_COMPILERS) for kind in kinds) or any(
+        file.endswith(_CALLERS) for file in files
     )
 
 
@@ -80,16 +84,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         one = getattr(one, "inner_exception", None) or one.__cause__
-
-
-def _by_a_compiler(error: BaseException) -> bool:
-    return any(f"{kind.__module__}.".startswith(_COMPILERS) for kind in type(error).__mro__)
-
-
-def _while_compiling(traceback: TracebackType | None) -> bool:
-    while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename.replace("\\", "/")
-        if file.endswith(_CALLERS):
-            return True
-        traceback = traceback.tb_next
-    return False

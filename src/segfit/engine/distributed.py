@@ -54,12 +54,7 @@ class Distributed:
         return []
 
     def wrap(self, model: nn.Module, forward: Forward) -> Forward:
-        """Return a forward whose backward averages gradients over all processes.
-
-        Args:
-            model: owns the parameters.
-            forward: the model, or its compiled form.
-        """
+        """Return a forward whose backward averages gradients over all processes."""
         del model
         return forward
 

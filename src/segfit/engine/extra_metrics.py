@@ -97,9 +97,10 @@ def merge(metric: Metric, states: Sequence[State]) -> None:
 
     States of processes that counted nothing may have other shapes, and have to be left away.
     """
-    reductions: Mapping[str, Any] = metric._reductions if len(states) > 1 else {}
-    for state in states[:1]:
-        restore(metric, state)
+    if len(states) < 2:
+        restore(metric, states[0] if states else {})
+        return
+    reductions: Mapping[str, Any] = metric._reductions
     for name, reduce in reductions.items():
         values: list[Any] = [state[name] for state in states]
         if isinstance(values[0], list):

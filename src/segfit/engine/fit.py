@@ -83,7 +83,12 @@ class Fit:
             SegFitError: if nothing is left to train, too many updates were not finite, a single sample does not fit,
                 or the last state could not be saved.
         """
-        self._refuse_if_over()
+        key = self._reached()
+        if key is not None:
+            raise SegFitError(
+                f"this run is over, nothing is left to train: {key}={getattr(self.options, key)} is "
+                f"reached. To go on, raise {key}."
+            )
         start = time.perf_counter()
         self.log.listener = listener
         updates_per_epoch, total = self._align_schedule()
@@ -121,13 +126,7 @@ class Fit:
 
     def _end(self, reason: str, seconds: float) -> EndLog:
         progress = self.state.progress
-        return EndLog(
-            reason=reason,
-            updates=progress.update,
-            best_scores=progress.best_scores,
-            best_epoch=progress.best_epoch,
-            seconds=seconds,
-        )
+        return EndLog(reason, progress.update, progress.best_scores, progress.best_epoch, seconds)
 
     def _align_schedule(self) -> tuple[int, int]:
         """Put the schedule where the epochs stand, also if batches had another size before the run was resumed.
@@ -278,21 +277,11 @@ class Fit:
             return "max_steps"
         return "patience" if self._out_of_patience() else None
 
-    def _refuse_if_over(self) -> None:
-        key = self._reached()
-        if key is not None:
-            raise SegFitError(
-                f"this run is over, nothing is left to train: {key}={getattr(self.options, key)} is "
-                f"reached. To go on, raise {key}."
-            )
-
     def _out_of_steps(self) -> bool:
-        limit = self.options.max_steps
-        return limit is not None and self.state.progress.update >= limit
+        return self.state.progress.update >= (self.options.max_steps or math.inf)
 
     def _out_of_patience(self) -> bool:
-        limit = self.options.patience
-        return limit is not None and self.state.progress.stale >= limit
+        return self.state.progress.stale >= (self.options.patience or math.inf)
 
     def _stop_or_save(self) -> None:
         """Stop if a signal asked any process to; save if that is due in any process."""

@@ -30,9 +30,6 @@ class RunningSums:
 class TrainingLog:
     """Sums up updates and epochs, and passes their means to a listener.
 
-    Args:
-        state: what is trained; sums that a resumed run needs go into its progress.
-
     Attributes:
         listener: gets the logs.
         total_samples: samples trained on in this session.

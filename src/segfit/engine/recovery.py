@@ -112,9 +112,6 @@ class Recovery:
 
         What was learned since stays: smaller micro-batches, updates to leave out.
 
-        Args:
-            found: why.
-
         Raises:
             SegFitError: if that happened too often, or there is no checkpoint to go back to.
         """
@@ -145,11 +142,6 @@ class Recovery:
         self, micro_batches: Sequence[Batch], found: str, buffers: Sequence[Tensor]
     ) -> None:
         """Save the batch of an update that is not finite and remember to leave it out; every process has to call.
-
-        Args:
-            micro_batches: of the update.
-            found: what is not finite.
-            buffers: the model's, as they were before the update.
 
         Raises:
             NotFinite: if the weights were not finite before the update: its batch is not the cause.

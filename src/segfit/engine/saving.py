@@ -16,12 +16,6 @@ class CheckpointManager:
 
     Every process has to call every method; the main one writes.
 
-    Args:
-        state: what is saved.
-        checkpoints: where.
-        options: every_steps and every_minutes, between two saves inside an epoch.
-        notice: called with a line about what cannot be saved.
-
     Attributes:
         unsaved: why the last save failed, or None; known to the main process alone.
     """

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -120,11 +119,6 @@ class _Attempt:
 
     An update has three stages: "augmentation" of whole batches, "passes" forward and backward, and the "optimizer", which
     changes gradients, weights and averages in place.
-
-    Args:
-        state: what is trained.
-        task: knows what to do about memory.
-        micro_batches: of the update.
     """
 
     def __init__(self, state: TrainingState, task: Task, micro_batches: Sequence[Batch]) -> None:
@@ -158,12 +152,7 @@ class _Attempt:
     def __enter__(self) -> "_Attempt":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if not isinstance(error, Exception):
             return
         state, out_of_memory = self.state, is_out_of_memory(error)

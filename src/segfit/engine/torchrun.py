@@ -96,8 +96,8 @@ def _join(launch: Launch, requested: str) -> torch.device:
         cards = torch.cuda.device_count()
         if launch.local_rank >= cards:
             raise SegFitError(
-                f"torchrun started {launch.local_size} processes on this machine, but CUDA shows {cards} card"
-                f"{'s' * (cards != 1)}. Start one per card (--nproc_per_node={cards}), or add device=cpu."
+                f"torchrun started {launch.local_size} processes on this machine, but CUDA shows {cards} cards. "
+                f"Start one per card (--nproc_per_node={cards}), or add device=cpu."
             )
         torch.cuda.set_device(launch.local_rank)
     device, _ = resolve_device(requested)
@@ -125,12 +125,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 class Torchrun(Distributed):
-    """Processes in torch.distributed's default process group, which has to be initialised.
-
-    Args:
-        launch: this process among them.
-        device: of this process; sums are computed there.
-    """
+    """Processes in torch.distributed's default process group, which has to be initialised."""
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
         self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
@@ -222,9 +217,16 @@ class Torchrun(Distributed):
     def explained(self, error: BaseException) -> BaseException:
         """Return what this process should raise after an error, its own or that of another process."""
         try:
-            if isinstance(error, _Terminated) and not self._appears("failure"):
+            if not _is_from_peer(error):
+                return self._own(error)
+            if self._appears("failure"):
+                failure = json.loads(self._store.get("failure"))
+                reason = f"process {failure['rank']} of {self.size} ended: {failure['text']}"
+                return self._reported(reason, failure["code"])
+            if isinstance(error, _Terminated):
                 return self._reported(_TERMINATED, 128 + signal.SIGTERM)
-            return self._from_peer() if _is_from_peer(error) else self._own(error)
+            first = self._store.add("gone", 1) == 1  # else another process reports it
+            return PeerError(_GONE) if first else SystemExit(1)
         except RuntimeError:  # the store is gone: without torchrun it is in the main process
             return PeerError(_GONE)
 
@@ -241,15 +243,6 @@ class Torchrun(Distributed):
         if self._appears("reported") or isinstance(error, SegFitError):
             return SystemExit(code)
         return error
-
-    def _from_peer(self) -> BaseException:
-        if self._appears("failure"):
-            failure = json.loads(self._store.get("failure"))
-            reason = f"process {failure['rank']} of {self.size} ended: {failure['text']}"
-            return self._reported(reason, failure["code"])
-        if self._store.add("gone", 1) > 1:  # another process reports it
-            return SystemExit(1)
-        return PeerError(_GONE)
 
     def _reported(self, reason: str, code: int) -> BaseException:
         return PeerError(reason, code) if self.is_main else SystemExit(code)

@@ -19,16 +19,7 @@ def write_findings(
     machine: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> None:
-    """Write results.json, a CSV file a table, a PNG file a figure, and TensorBoard events, into `folder`.
-
-    Args:
-        findings: of the mode.
-        folder: exists.
-        mode: its name.
-        command: that was typed.
-        machine: device, driver and versions.
-        config: the composed one.
-    """
+    """Write results.json, a CSV file a table, a PNG file a figure, and TensorBoard events, into `folder`, which exists."""
     results = {
         "benchmark": mode,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),

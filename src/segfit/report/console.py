@@ -18,11 +18,7 @@ _SMALLEST_BAR = 8
 
 
 def console_report(console: Console | None = None) -> Listener:
-    """Return the listener that suits the output: a bar for a terminal, else one line a record.
-
-    Args:
-        console: where to print; None: stdout.
-    """
+    """Return the listener that suits the output: a bar for a terminal, else one line a record."""
     console = console or stdout_console()
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveReport(console)
@@ -32,11 +28,7 @@ def console_report(console: Console | None = None) -> Listener:
 
 
 class LiveReport(Listener):
-    """A listener with one progress bar over all updates and a table that grows by a line an epoch.
-
-    Args:
-        console: a terminal.
-    """
+    """A listener with one progress bar over all updates and a table that grows by a line an epoch."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -10,14 +10,7 @@ from typing import Any
 def write_events(
     folder: Path, text: str, scalars: Mapping[str, float | None], images: Mapping[str, bytes]
 ) -> None:
-    """Write one event file into `folder`, all at step 0.
-
-    Args:
-        folder: exists.
-        text: shown as "results", as code.
-        scalars: tag → number; None is left out.
-        images: tag → encoded image.
-    """
+    """Write one event file into `folder`, all at step 0: `text` as code, scalars that are not None, encoded images."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.text.metadata import create_summary_metadata

@@ -20,12 +20,9 @@ REASONS = {
 
 
 class Eta:
-    """Seconds that are left, from the mean pace so far, validation and saving included.
+    """Seconds left to the last update, from the mean pace so far, validation and saving included.
 
     The first update is left out: it pays for workers, kernels and compilation.
-
-    Args:
-        total_updates: updates at which the training ends.
     """
 
     def __init__(self, total_updates: int) -> None:
@@ -42,11 +39,7 @@ class Eta:
 
 
 class LineReport(Listener):
-    """A listener that turns every event but `step` and `validating` into one line.
-
-    Args:
-        emit: takes a line without its line break.
-    """
+    """A listener that turns every event but `step` and `validating` into one line."""
 
     def __init__(self, emit: Callable[[str], None]) -> None:
         self._emit = emit
@@ -110,10 +103,7 @@ class LineReport(Listener):
 
 
 class LogFile(LineReport):
-    """Appends the lines to a file, each with the local time; a resumed run goes on in the same file.
-
-    Args:
-        path: the file; its folder is made if need be.
+    """Appends the lines to a file, whose folder is made if need be, each with the local time; a resumed run goes on in the same file.
 
     Raises:
         SegFitError: if the file cannot be written.

@@ -14,9 +14,6 @@ class ScoresFile(Listener):
     A line holds `epoch` (0-based), `update`, `best` (whether no validation before was better) and `scores`
     (name → number, null where undefined). A run that was killed validates some epochs again: of two lines of an
     epoch the later one counts.
-
-    Args:
-        path: the file; its folder exists.
     """
 
     def __init__(self, path: Path) -> None:

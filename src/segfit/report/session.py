@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.errors import SegFitError
 from segfit.report.files import write_json
 from segfit.report.lines import LogFile
@@ -16,51 +16,27 @@ from segfit.system.monitor import Monitor
 
 
 class _Posted(Listener):
-    """A listener that passes on the notices of other processes, each once, when the loop logs.
-
-    Args:
-        posted: returns the notices that came since the last call.
-        notify: gets those that are new.
-        known: notices that were passed on already.
-    """
+    """A listener that passes on the notices of other processes, each once, when the loop logs."""
 
     def __init__(
-        self, posted: Callable[[], list[str]], notify: Callable[[str], None], known: Sequence[str]
+        self, posted: Callable[[], list[str]], listener: Listener, known: Sequence[str]
     ) -> None:
-        self._posted = posted
-        self._notify = notify
-        self._known = set(known)
-
-    def start(self, _info: RunInfo) -> None:
-        self._pass_on()
-
-    def log(self, _log: StepLog) -> None:
-        self._pass_on()
-
-    def epoch(self, _log: EpochLog) -> None:
-        self._pass_on()
-
-    def end(self, _log: EndLog) -> None:
-        self._pass_on()
+        self._posted, self._listener, self._known = posted, listener, set(known)
 
     def notice(self, message: str) -> None:
         self._known.add(message)
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, _event: object) -> None:
         for line in self._posted():
             if line not in self._known:
                 self._known.add(line)
-                self._notify(line)
+                self._listener.notice(line)
+
+    start = log = epoch = end = _pass_on  # type: ignore[assignment]
 
 
 class RunReport:
-    """Console, log file and TensorBoard of a run.
-
-    Args:
-        run: the run's folder.
-        console: the listener that printed the notices so far.
-        notices: those; the log file gets them too.
-    """
+    """Console, log file and TensorBoard of a run; the log file also gets the notices that `console` printed so far."""
 
     def __init__(self, run: Path, console: Listener, notices: list[str]) -> None:
         self.run = run
@@ -102,7 +78,7 @@ class RunReport:
 
     def add_others(self, posted: Callable[[], list[str]]) -> None:
         """Also pass on the notices of the other processes; what all of them found is passed on once."""
-        self.parts.append(_Posted(posted, Listeners(self.console, self.log).notice, self.notices))
+        self.parts.append(_Posted(posted, Listeners(self.console, self.log), self.notices))
 
     @property
     def listener(self) -> Listeners:

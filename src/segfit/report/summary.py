@@ -27,14 +27,6 @@ def print_summary(
 
     Every command is one line that a shell takes as it stands; paths are relative to the working
     directory where they lie below it.
-
-    Args:
-        end: how the training ended.
-        columns: score name → label, for the scores of the best epoch.
-        run_dir: the run's folder.
-        checkpoint: best checkpoint, or None if there is none yet.
-        tensorboard_dir: what `tensorboard --logdir` should show, or None if nothing was written.
-        console: where to print; None: stdout.
     """
     console = console or stdout_console()
 

@@ -13,13 +13,7 @@ from segfit.report.text import ABSENT, shown_path
 
 
 def print_findings(findings: Findings, written: Iterable[Path], console: Console) -> None:
-    """Print the tables, what was written, and the headline last.
-
-    Args:
-        findings: of an evaluation, or of a mode of benchmark.py.
-        written: files and folders.
-        console: where to print.
-    """
+    """Print the tables, what was written, and the headline last."""
     for table in findings.tables:
         console.print(grid(table))
     for path in written:

@@ -28,22 +28,12 @@ def stdout_console() -> Console:
 
 
 def monitored_first(monitor: str, columns: Mapping[str, str]) -> dict[str, str]:
-    """Return score name → label of the monitored score, then of the others that are shown.
-
-    Args:
-        monitor: name of the monitored score.
-        columns: score name → label.
-    """
+    """Return score name → label of the monitored score, then of the others that are shown."""
     return {monitor: columns.get(monitor, monitor.replace("_", " ")), **columns}
 
 
 def scores_text(scores: Mapping[str, float], columns: Mapping[str, str]) -> str:
-    """Return the scores that have a column: "PSNR 29.12, SSIM 0.8617".
-
-    Args:
-        scores: name → number.
-        columns: score name → label, in their order.
-    """
+    """Return the scores that have a column: "PSNR 29.12, SSIM 0.8617"."""
     known = [name for name in columns if name in scores]
     return ", ".join(f"{columns[name]} {number(scores[name])}" for name in known)
 

@@ -51,10 +51,6 @@ def run_job(monitor: str, script: Path) -> float | None:
     a scheduler can requeue a job. A job that fails leaves `error.json` in its folder and has no score; the sweep
     continues.
 
-    Args:
-        monitor: name of the score.
-        script: train.py.
-
     Raises:
         KeyboardInterrupt: if the job was ended by Ctrl-C, which ends the sweep.
         SystemExit: if the sweep was ended by SIGTERM, once the job has saved.
@@ -87,7 +83,9 @@ def run_job(monitor: str, script: Path) -> float | None:
         _write_overrides(run, overrides)
     alone = hydra.runtime.choices.get("hydra/launcher") == "basic"
     output = None if alone else run.output
-    environment = {**_threads(hydra.launcher), **_environment(folder)}
+    environment = {**_threads(hydra.launcher), **os.environ, _JOB_FOLDER: str(folder)}
+    if environment.pop(QUIET, None):
+        environment.pop("HYDRA_FULL_ERROR", None)
     code = _run(_command(hydra, script, overrides, folder), environment, output)
     if code == INTERRUPTED and alone:
         raise KeyboardInterrupt
@@ -190,22 +188,12 @@ def _command(hydra: Any, script: Path, overrides: Sequence[str], folder: Path) -
     ]
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """Return the environment that the launcher gives its jobs (cards, threads), and the job's folder."""
-    environment = {**os.environ, _JOB_FOLDER: str(folder)}
-    if environment.pop(QUIET, None):
-        environment.pop("HYDRA_FULL_ERROR", None)
-    return environment
-
-
 def _threads(launcher: Any) -> dict[str, str]:
     """Return each job's share of the cores, if jobs run side by side on this machine."""
     at_a_time = launcher.get("n_jobs", 1)
     if at_a_time == 1:
         return {}
-    cores = available_cores()
-    share = cores // at_a_time if at_a_time > 0 else 1
-    return {"OMP_NUM_THREADS": str(max(1, share))}
+    return {"OMP_NUM_THREADS": str(max(1, available_cores() // at_a_time))}  # -1: as many as cores
 
 
 class _Signalled(BaseException):

@@ -33,10 +33,6 @@ _HYDRAS = re.compile(
 def save_sweep(config: DictConfig, folder: Path) -> bool:
     """Write the record of a sweep, or compare it with the one in the folder; return whether it is new.
 
-    Args:
-        config: composed, with Hydra's own.
-        folder: the sweep's.
-
     Raises:
         SegFitError: if the folder holds another sweep, or cannot be written to.
     """
@@ -66,18 +62,15 @@ def save_sweep(config: DictConfig, folder: Path) -> bool:
     return True
 
 
-def resumed_arguments(arguments: Sequence[str]) -> list[str] | None:
-    """Return a command line with the sweep's record in place of `resume_sweep=<folder>`; None without it.
-
-    Args:
-        arguments: of train.py, without the program's name.
+def resumed_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the sweep's record in place of `resume_sweep=<folder>`, if there is one.
 
     Raises:
         SegFitError: if the folder holds no sweep, or something has to be typed again.
     """
     given = next((text for text in arguments if text.startswith("resume_sweep=")), None)
     if given is None:
-        return None
+        return list(arguments)
     place = arguments.index(given)
     before, after = arguments[:place], arguments[place + 1 :]
     folder = _folder(given)

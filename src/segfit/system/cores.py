@@ -24,23 +24,13 @@ def core_ids() -> list[int]:
 def available_cores(cgroup: Path = _CGROUP) -> int:
     """Return how many cores this process may use, by its affinity and a container's quota; at least 1."""
     cores = len(core_ids())
-    quota = _cgroup_quota(cgroup)
-    return max(1, min(cores, int(quota + 0.5)) if quota else cores)
-
-
-def _cgroup_quota(cgroup: Path) -> float | None:
-    """Return a container's share of CPU time in cores (cgroup v2, then v1), or None."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0:  # "max", or -1: no limit
-        return None
-    return int(quota) / int(period)
+    # cgroup v2, then v1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+            if quota.isdigit():  # not "max" or -1: no limit
+                cores = min(cores, int(int(quota) / int(period) + 0.5))
+    return max(1, cores)
 
 
 def one_blas_thread() -> None:

@@ -57,13 +57,15 @@ def visible_handles(library: Any) -> list[Any]:
 
 def visible_cards() -> list[float]:
     """Return the memory in GiB of each NVIDIA card that CUDA_VISIBLE_DEVICES allows."""
-    with nvml() as library:
-        if library is None:
-            return []
-        with contextlib.suppress(Exception):  # a card that fell off the bus, no permission
-            handles = visible_handles(library)
-            return [library.nvmlDeviceGetMemoryInfo(handle).total / GIB for handle in handles]
-        return []
+    with (
+        nvml() as library,
+        contextlib.suppress(Exception),
+    ):  # no library, a card that fell off the bus
+        return [
+            library.nvmlDeviceGetMemoryInfo(handle).total / GIB
+            for handle in visible_handles(library)
+        ]
+    return []
 
 
 def detect_tier() -> str:
@@ -142,10 +144,9 @@ def _torch_facts() -> dict[str, Any]:
 
 def driver_version() -> str | None:
     """Return the version of NVIDIA's driver, or None without one."""
-    with nvml() as library:
-        with contextlib.suppress(Exception):
-            return str(library.nvmlSystemGetDriverVersion()) if library is not None else None
-        return None
+    with nvml() as library, contextlib.suppress(Exception):
+        return str(library.nvmlSystemGetDriverVersion())
+    return None
 
 
 def cpu_name() -> str:

@@ -55,15 +55,12 @@ class Means:
 
 def summed_up(samples: Sequence[Sample]) -> Means:
     """Return mean and peak of each reading that at least one sample has."""
-    columns = {
-        name: [value for sample in samples if (value := getattr(sample, name)) is not None]
-        for name in READINGS
-    }
-    there = {name: values for name, values in columns.items() if values}
-    return Means(
-        mean={name: sum(values) / len(values) for name, values in there.items()},
-        peak={name: max(values) for name, values in there.items()},
-    )
+    means = Means({}, {})
+    for name in READINGS:
+        values = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        if values:
+            means.mean[name], means.peak[name] = sum(values) / len(values), max(values)
+    return means
 
 
 class Probe:
@@ -86,16 +83,12 @@ class Probe:
         _cpu_percent()  # psutil measures from one call to the next
         library = self._stack.enter_context(nvml())
         with contextlib.suppress(Exception):  # a card that fell off the bus, no permission
-            self._watch_card(library)
+            if library is not None and (handles := visible_handles(library)):
+                name = str(library.nvmlDeviceGetName(handles[0]))
+                total = library.nvmlDeviceGetMemoryInfo(handles[0]).total / GIB
+                self._library, self._handle = library, handles[0]
+                self.source, self.name, self.total_gib = "NVML", name, total
         return self
-
-    def _watch_card(self, library: Any) -> None:
-        handles = visible_handles(library) if library is not None else []
-        if handles:
-            name = str(library.nvmlDeviceGetName(handles[0]))
-            total = library.nvmlDeviceGetMemoryInfo(handles[0]).total / GIB
-            self._library, self._handle = library, handles[0]
-            self.source, self.name, self.total_gib = "NVML", name, total
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -126,12 +119,15 @@ class Monitor(AbstractContextManager["Monitor"]):
     Args:
         interval: seconds between two samples.
         probe: what is read; None: this machine.
+
+    Attributes:
+        samples: all so far.
     """
 
     def __init__(self, interval: float = 1.0, probe: Probe | None = None) -> None:
         self.interval = interval
         self.probe = probe or Probe()
-        self._samples: list[Sample] = []
+        self.samples: list[Sample] = []
         self._fresh = 0  # index of the first sample that `fresh` has not returned
         self._start = 0.0
         self._over = threading.Event()
@@ -157,21 +153,16 @@ class Monitor(AbstractContextManager["Monitor"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def samples(self) -> list[Sample]:
-        """All samples so far."""
-        return list(self._samples)
-
     def fresh(self) -> list[Sample]:
         """Return the samples since the last call."""
-        samples = self._samples[self._fresh :]
+        samples = self.samples[self._fresh :]
         self._fresh += len(samples)
         return samples
 
     def _watch(self) -> None:
         due = self.interval
         while not self._over.wait(max(0.0, due - (time.monotonic() - self._start))):
-            self._samples.append(self.probe.read(time.monotonic() - self._start))
+            self.samples.append(self.probe.read(time.monotonic() - self._start))
             due += self.interval
 
 
@@ -190,8 +181,8 @@ def _cpu_percent() -> float:
 
 
 def _cpu_temperature() -> float | None:
-    if not hasattr(psutil, "sensors_temperatures"):  # Windows, macOS
-        return None
-    sensors = psutil.sensors_temperatures()
+    sensors: dict[str, Any] = getattr(
+        psutil, "sensors_temperatures", dict
+    )()  # not on Windows and macOS
     readings = [entry.current for group in sensors.values() for entry in group if entry.current]
-    return max(readings) if readings else None
+    return max(readings, default=None)

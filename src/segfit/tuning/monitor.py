@@ -52,7 +52,7 @@ def watch(monitor: Monitor, seconds: float, bench: Bench) -> Findings:
         end = time.monotonic() + seconds + monitor.interval / 2
         try:
             while time.monotonic() < end:
-                samples = monitor.samples
+                samples = monitor.samples[:]
                 if samples and len(samples) // every > shown:
                     shown = len(samples) // every
                     bench.progress(live_line(samples[-1], monitor.probe), len(samples), due)

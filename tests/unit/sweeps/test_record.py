@@ -35,7 +35,7 @@ def composed(*task: str, config_dir: str | None = None):
 
 
 def test_other_command_lines_are_left_alone():
-    assert resumed_arguments(["-m", "batch_size=2,4"]) is None
+    assert resumed_arguments(["-m", "batch_size=2,4"]) == ["-m", "batch_size=2,4"]
 
 
 def test_what_was_typed_is_recorded_once_and_no_other_sweep_after_it(tmp_path):
