@@ -55,13 +55,12 @@ def _groups(chosen: DictConfig) -> dict[str, list[str]]:
 def _sections(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Yield (title, rows of key=value and help) of a config's own keys, then of each of its sections."""
     schema: Any = OmegaConf.get_type(config)
-    inner = []
-    rows = []
+    inner, rows = [], []
     for item in fields(schema):
         value = config._get_node(item.name)
         if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
             inner.append(item.name)
-        elif "help" in item.metadata and not _by_group(item):
+        elif "help" in item.metadata and not (item.name == "name" and "choices" in item.metadata):
             choices = ", ".join(item.metadata.get("choices", ()))
             text = item.metadata["help"] + (f" One of: {choices}." if choices else "")
             rows.append((f"{prefix}{item.name}={_shown(config, item.name)}", text))
@@ -69,10 +68,6 @@ def _sections(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, list[
     yield (f"{prefix.rstrip('.')}: {summary}" if prefix else "", rows)
     for name in inner:
         yield from _sections(config[name], f"{prefix}{name}.")
-
-
-def _by_group(item: Any) -> bool:
-    return item.name == "name" and "choices" in item.metadata
 
 
 def _shown(config: DictConfig, key: str) -> str:

@@ -52,25 +52,26 @@ def evaluate(
 
     def count(batch: Batch, largest: int) -> int:
         """Count a batch in pieces of at most `largest` samples; return the size that fitted."""
-        waiting = _pieces(batch, largest)
-        while waiting:
-            piece = waiting.pop(0)
+        done, samples = 0, count_samples(batch)
+        while done < samples:
+            size = min(largest or samples, samples - done)
+            piece = {key: tensor[done : done + size] for key, tensor in batch.items()}
             try:
                 meter.update(forward, piece)
+                done += size
                 continue
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
             # Outside of `except`, where no traceback holds the failed pass's tensors.
-            largest = count_samples(piece) // 2
+            largest = size // 2
             if largest == 0:
                 raise SegFitError(
                     f"out of memory in validation with a single sample. {task.memory_advice} Or set device=cpu. "
                     f"The error was: {reason}"
                 )
             release_memory()
-            waiting = [small for one in (piece, *waiting) for small in _pieces(one, largest)]
         return largest
 
     try:
@@ -90,11 +91,3 @@ def evaluate(
     finally:
         model.train(training)
     return replace(result, seconds=time.perf_counter() - start)
-
-
-def _pieces(batch: Batch, largest: int) -> list[Batch]:
-    count = count_samples(batch)
-    if not 0 < largest < count:
-        return [batch]
-    starts = range(0, count, largest)
-    return [{key: tensor[at : at + largest] for key, tensor in batch.items()} for at in starts]

@@ -33,18 +33,13 @@ _COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be
 _PICTURE_SHARE = 0.02  # of the wall-clock time may go into drawing, while the device is idle
 
 
-def _silence_writer_thread() -> None:
-    """Keep Python from printing tracebacks of TensorBoard's writing thread: the next call to it raises the same."""
-    before = threading.excepthook
-
-    def hook(failure: threading.ExceptHookArgs) -> None:
-        if type(failure.thread).__name__ != "_AsyncWriterThread":
-            before(failure)
-
-    threading.excepthook = hook
+def _ignore_writer_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's writing thread: the next call to it raises the same."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
 
 
-_silence_writer_thread()
+threading.excepthook = _ignore_writer_thread
 
 
 class TensorBoardReport(Listener):

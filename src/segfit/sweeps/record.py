@@ -104,10 +104,10 @@ def _read(folder: Path) -> dict[str, list[str]]:
             f"resume_sweep={folder}: no sweep ({what}). Give a folder that train.py -m made, such as "
             f"multirun/2030-01-31/12-00-00."
         ) from error
-    lists = list(record.values()) if isinstance(record, dict) else []
-    whole = lists and set(record) == {"overrides", "hydra"}
+    whole = isinstance(record, dict) and set(record) == {"overrides", "hydra"}
     if not whole or not all(
-        isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists
+        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        for texts in record.values()
     ):
         raise SegFitError(f"{folder / SWEEP}: not the record of a sweep of this version of SegFit.")
     return dict(record)
