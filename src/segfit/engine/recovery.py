@@ -202,14 +202,9 @@ class Recovery:
 
 
 def halve_micro_batch(state: TrainingState, largest: int, advice: str, reason: str = "") -> str:
-    """Lower the number of samples a forward pass may take, after the device ran out of memory.
+    """Halve the samples that a forward pass may take, after the device ran out of memory.
 
-    Args:
-        state: its progress.micro_batch is halved; call this outside of the `except` block, whose traceback holds the
-            failed pass's tensors.
-        largest: samples of the largest micro-batch as it comes from the data.
-        advice: what to do if a single sample does not fit.
-        reason: the error's message, in case memory was not the problem.
+    Call this outside of the `except` block, whose traceback holds the failed pass's tensors.
 
     Returns:
         A notice that says so.

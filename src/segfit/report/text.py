@@ -80,18 +80,14 @@ def hydra_override(key: str, value: str) -> str:
 
     Source: https://hydra.cc/docs/1.3/advanced/override_grammar/basic/
     """
-    if not _is_plain(value):
+    # A bare word that Hydra reads as this very string, and not as a number or null.
+    plain = re.fullmatch(r"[A-Za-z0-9_/.+@-]+", value) and (
+        "/" in value
+        or (value[0].isalpha() and value.lower() not in {"null", "true", "false", "nan", "inf"})
+    )
+    if not plain:
         # Hydra: a backslash escapes only in front of a quote, or of another such backslash.
         escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", value)
         escaped = re.sub(r"(\\+)$", lambda match: match.group(1) * 2, escaped)
         value = f"'{escaped}'"
     return shlex.quote(f"{key}={value}")
-
-
-def _is_plain(value: str) -> bool:
-    """Return whether Hydra reads the bare word as this very string and not as a number or null."""
-    if not re.fullmatch(r"[A-Za-z0-9_/.+@-]+", value):
-        return False
-    if "/" in value:
-        return True
-    return value[0].isalpha() and value.lower() not in {"null", "true", "false", "nan", "inf"}

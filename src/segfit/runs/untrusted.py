@@ -17,7 +17,12 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: if there is none.
         SegFitError: if it cannot be read, or holds a tag that makes an object or an interpolation.
     """
-    return _parsed(path, _plain_yaml)
+    values = _parsed(path, yaml.safe_load)
+    if "${" in repr(values):
+        raise SegFitError(
+            f"{path}: not readable (it holds an interpolation, ${{…}}; only plain values are allowed)."
+        )
+    return values
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,19 +38,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _plain_yaml(text: str) -> Any:
-    values = yaml.safe_load(text)
-    if "${" in repr(values):
-        raise ValueError("it holds an interpolation, ${…}; only plain values are allowed")
-    return values
-
-
 def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
-    except (
-        Exception
-    ) as error:  # a tag with a value of another kind, such as !!bool x, raises many types
+    # A tag with a value of another kind, such as !!bool x, raises many types.
+    except Exception as error:
         raise SegFitError(f"{path}: not readable ({error}).") from error

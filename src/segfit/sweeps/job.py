@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -196,48 +196,39 @@ def _threads(launcher: Any) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, available_cores() // at_a_time))}  # -1: as many as cores
 
 
-class _Signalled(BaseException):
-    """A scheduler ends this job; `args[0]` is the signal."""
-
-
 def _run(command: list[str], environment: dict[str, str], output: Path | None) -> int:
     """Run a command, its output on screen or appended to a file; return its exit code.
 
     At a scheduler's signal the job gets SIGTERM and saves; then the signal takes its effect.
     """
+    global _stopped
     handled = _ENDING if threading.current_thread() is threading.main_thread() else ()
+    received: list[int] = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(output.open("ab")) if output is not None else None
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
 
         def end(number: int, _frame: FrameType | None) -> None:
-            for name in handled:
-                signal.signal(name, signal.SIG_IGN)
-            raise _Signalled(number)
+            if not received:
+                process.send_signal(signal.SIGTERM)
+            received.append(number)
 
-        before = {number: signal.signal(number, end) for number in handled}
+        before = {int(number): signal.signal(number, end) for number in handled}
         try:
-            return process.wait()
+            code = process.wait()
+            if received:  # end as the launcher wants: submitit's handler requeues the job
+                _stopped = True
+                handler = before[received[0]]
+                if callable(handler):
+                    handler(received[0], None)
+                sys.exit(TERMINATED)
+            return code
         except KeyboardInterrupt:
             process.wait()  # the job gets the signal too, and saves
             raise
-        except _Signalled as signalled:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            _end_as(signalled.args[0], before)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _end_as(number: int, before: dict[signal.Signals, Any]) -> NoReturn:
-    """End as the launcher wants: submitit's handler requeues the job."""
-    global _stopped
-    _stopped = True
-    handler = before[signal.Signals(number)]
-    if callable(handler):
-        handler(number, None)
-    sys.exit(TERMINATED)
 
 
 def _how_it_ended(code: int, output: Path | None) -> str:

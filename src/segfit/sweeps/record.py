@@ -73,7 +73,13 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     place = arguments.index(given)
     before, after = arguments[:place], arguments[place + 1 :]
-    folder = _folder(given)
+    try:
+        value = OverridesParser.create().parse_override(given).value()
+    except HydraException as error:
+        raise SegFitError(
+            f"{given}: not understood. Quote the folder: resume_sweep='…'."
+        ) from error
+    folder = Path(str(value)).expanduser()
     record = _read(folder)
     typed = {_key(text) for text in (*before, *after)}
     hydras = [text for text in record["hydra"] if _key(text) not in typed]
@@ -85,14 +91,6 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
 
 def _key(text: str) -> str:
     return re.split("[= ]", text.lstrip("+"))[0]
-
-
-def _folder(text: str) -> Path:
-    try:
-        value = OverridesParser.create().parse_override(text).value()
-    except HydraException as error:
-        raise SegFitError(f"{text}: not understood. Quote the folder: resume_sweep='…'.") from error
-    return Path(str(value)).expanduser()
 
 
 def _read(folder: Path) -> dict[str, list[str]]:
