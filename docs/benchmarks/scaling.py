@@ -51,14 +51,14 @@ def main() -> None:
     given = dict(text.split("=", 1) for text in sys.argv[1:])
     overrides = [f"{key}={value}" for key, value in {**DEFAULTS, **given}.items()]
     config = composed(overrides)
-    with joined(config.device) as world, tempfile.TemporaryDirectory() as folder:
-        training = make_training(config, Path(folder), lambda _: None, world=world)
+    with joined(config.device) as distributed, tempfile.TemporaryDirectory() as folder:
+        training = make_training(config, Path(folder), lambda _: None, distributed=distributed)
         update = make_block(training, config)
-        count = blocks_of(update, world)
+        count = blocks_of(update, distributed)
         rounds = [
-            {kind: block(kind, update, count, world) for kind in KINDS} for _ in range(ROUNDS)
+            {kind: block(kind, update, count, distributed) for kind in KINDS} for _ in range(ROUNDS)
         ]
-        if not world.is_main:
+        if not distributed.is_main:
             return
         state = training.fit.state
         images = config.batch_size * config.accumulate * count
@@ -66,13 +66,18 @@ def main() -> None:
         print(
             f"torch {torch.__version__}, {device_name(state.device)}, {threads} thread(s) a process"
         )
-        print(f"{' '.join(overrides)}, {world.size} processes, {ROUNDS} rounds of {count} updates")
+        print(
+            f"{' '.join(overrides)}, {distributed.size} processes, {ROUNDS} rounds of {count} updates"
+        )
         for kind in KINDS:
-            factor = 1 if kind == "alone" else world.size
+            factor = 1 if kind == "alone" else distributed.size
             speed = statistics.median(factor * images / one[kind] for one in rounds)
             print(f"{kind:9}{speed:8.2f} images/s")
-        tell("together / alone", [world.size * one["alone"] / one["together"] for one in rounds])
-        tell("apart / alone", [world.size * one["alone"] / one["apart"] for one in rounds])
+        tell(
+            "together / alone",
+            [distributed.size * one["alone"] / one["together"] for one in rounds],
+        )
+        tell("apart / alone", [distributed.size * one["alone"] / one["apart"] for one in rounds])
         tell("together / apart", [one["apart"] / one["together"] for one in rounds])
 
 
@@ -86,47 +91,47 @@ def composed(overrides: list[str]) -> DictConfig:
 
 
 def make_block(training: Training, config: DictConfig) -> Callable[[int, Distributed], None]:
-    """Return a callable that makes updates on resident batches, in a world."""
+    """Return a callable that makes updates on resident batches, by one process or several."""
     fit = training.fit
     batches = iter(fit.train.epoch(0, 0))
     window = [next(batches) for _ in range(config.accumulate)]
     state, together = fit.state, fit.state.forward
     seeds = list(range(len(window)))
 
-    def updates(count: int, world: Distributed) -> None:
+    def updates(count: int, distributed: Distributed) -> None:
         state.distributed, state.forward = (
-            world,
-            state.model if world is SINGLE_PROCESS else together,
+            distributed,
+            state.model if distributed is SINGLE_PROCESS else together,
         )
         for _ in range(count):
             make_update(state, fit.task, window, seeds, config.clip_grad_norm)
-            world.max(0, 0)  # whether to stop or to save, as the loop asks after every update
+            distributed.max(0, 0)  # whether to stop or to save, as the loop asks after every update
         if state.device.type == "cuda":
             torch.cuda.synchronize()
 
     return updates
 
 
-def blocks_of(update: Callable[[int, Distributed], None], world: Distributed) -> int:
+def blocks_of(update: Callable[[int, Distributed], None], distributed: Distributed) -> int:
     """Warm up; return how many updates take about `BLOCK_SECONDS`."""
-    update(3, world)
+    update(3, distributed)
     start = time.perf_counter()
-    update(3, world)
+    update(3, distributed)
     own = 3 * BLOCK_SECONDS / (time.perf_counter() - start)
-    return max(1, *world.max(round(own)))
+    return max(1, *distributed.max(round(own)))
 
 
 def block(
-    kind: str, update: Callable[[int, Distributed], None], count: int, world: Distributed
+    kind: str, update: Callable[[int, Distributed], None], count: int, distributed: Distributed
 ) -> float:
     """Return the seconds that a block took until the last process was done."""
-    world.gather(None)
+    distributed.gather(None)
     start = time.perf_counter()
     if kind == "together":
-        update(count, world)
-    elif kind == "apart" or world.is_main:
+        update(count, distributed)
+    elif kind == "apart" or distributed.is_main:
         update(count, SINGLE_PROCESS)
-    world.gather(None)
+    distributed.gather(None)
     return time.perf_counter() - start
 
 

@@ -75,7 +75,7 @@ def make_train_batches(
     device: torch.device,
     workers: int,
     notice: Callable[[str], None] = lambda _: None,
-    world: Distributed = SINGLE_PROCESS,
+    distributed: Distributed = SINGLE_PROCESS,
 ) -> TrainBatches:
     """Return the training batches of a config.
 
@@ -85,20 +85,24 @@ def make_train_batches(
         device: where batches go.
         workers: processes that read.
         notice: called with samples that `data.on_bad_sample=skip` replaces.
-        world: whose processes share each batch of batch_size × world size.
+        distributed: whose processes share each batch of batch_size × their number.
 
     Raises:
         SegFitError: if there are fewer images than processes.
     """
-    if len(source) < world.size:
+    if len(source) < distributed.size:
         raise SegFitError(
-            f"{world.size} processes train together, but train has {len(source)} images, and each needs one at least. "
+            f"{distributed.size} processes train together, but train has {len(source)} images, and each needs one at least. "
             f"Start fewer (--nproc_per_node)."
         )
     assembly = assembly_of(config)
     dataset = assembly.make_train_dataset(config, source)
     sampler = EpochSampler(
-        len(source), config.batch_size, config.seed, rank=world.rank, world_size=world.size
+        len(source),
+        config.batch_size,
+        config.seed,
+        rank=distributed.rank,
+        world_size=distributed.size,
     )
     options = loader_options(config, workers)
     loader = Loader(
@@ -120,7 +124,7 @@ def make_held_out_batches(
     workers: int,
     limit: int | None,
     notice: Callable[[str], None] = lambda _: None,
-    world: Distributed = SINGLE_PROCESS,
+    distributed: Distributed = SINGLE_PROCESS,
     indices: Sequence[int] | None = None,
 ) -> DevicePrefetcher:
     """Return a source's images in order, in batches of a config; of several processes, each one's share of them.
@@ -132,18 +136,18 @@ def make_held_out_batches(
         workers: processes that read.
         limit: batches a pass at the most, if there is but one process; or None.
         notice: called with samples that `data.on_bad_sample=skip` leaves out.
-        world: whose processes share the images; none is seen twice.
-        indices: of these images alone, whatever `limit` and `world` are; or None.
+        distributed: whose processes share the images; none is seen twice.
+        indices: of these images alone, whatever `limit` and `distributed` are; or None.
     """
     assembly = assembly_of(config)
     if indices is None:
-        indices = range(world.rank, held_out_samples(config, source, limit), world.size)
+        indices = range(distributed.rank, held_out_samples(config, source, limit), distributed.size)
     loader = Loader(
         assembly.make_held_out_dataset(config, source),
         assembly.collate,
         device,
         loader_options(config, workers),
-        make_skipping(config, notice, share=world.size > 1),
+        make_skipping(config, notice, share=distributed.size > 1),
         batch_size=assembly.held_out_batch_size(config),
         sampler=indices,
     )

@@ -98,7 +98,7 @@ class TaskAssembly(Protocol):
         statistics: Mapping[str, Any] | None = None,
         *,
         panels: Mapping[int, str] | None = None,
-        world: Distributed = SINGLE_PROCESS,
+        distributed: Distributed = SINGLE_PROCESS,
         extra: Sequence[ExtraMetric] = (),
     ) -> Task:
         """Return what a batch means."""

@@ -63,7 +63,7 @@ def make_training(
     run: Path,
     notice: Notice,
     progress: Callable[..., None] | None = None,
-    world: Distributed = SINGLE_PROCESS,
+    distributed: Distributed = SINGLE_PROCESS,
     resumed: bool = False,
 ) -> Training:
     """Return everything that `config` says, ready to run.
@@ -74,50 +74,52 @@ def make_training(
         notice: called with a line for each fallback or oddity.
         progress: called with (done, total) files while the data set is checked, and with (done, total,
             what="decoding images") while `data.cache` is filled.
-        world: the processes that train together; every one of them has to call.
+        distributed: the processes that train together; every one of them has to call.
         resumed: load the run's last checkpoint.
 
     Raises:
         SegFitError: with every problem of the extra metrics or of the data set, or what else cannot be built.
     """
-    refuse_differences(world, flat(plain(config)))
+    refuse_differences(distributed, flat(plain(config)))
     assembly = assembly_of(config)
     extra = assembly.make_extra_metrics(config)
     sources = assembly.make_sources(config)
-    report = world.once_a_machine(partial(check_data, config, sources, progress))
+    report = distributed.once_a_machine(partial(check_data, config, sources, progress))
     for line in report.notices:
         notice(line)
 
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(config.device, config.precision, notice)
-    refuse_differences(world, {"device": device.type, "precision": precision.name})
+    refuse_differences(distributed, {"device": device.type, "precision": precision.name})
     outdated = stale(config, device)
     if outdated is not None:
         notice(outdated)
     workers = workers_of(config, device, cached=True)
     decoding = partial(progress, what="decoding images") if progress is not None else None
     caching = partial(cached_sources, config, sources, decoding)
-    cached, kept = caching() if config.data.cache == "none" else world.once_a_machine(caching)
+    cached, kept = caching() if config.data.cache == "none" else distributed.once_a_machine(caching)
     if kept is not None:
         notice(kept)
-    train = make_train_batches(config, cached["train"], device, workers, notice, world)
+    train = make_train_batches(config, cached["train"], device, workers, notice, distributed)
     held_out = make_held_out_batches(
-        config, cached["val"], device, workers, config.limit_val_batches, notice, world
+        config, cached["val"], device, workers, config.limit_val_batches, notice, distributed
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
     state, weights = make_state(config, device, precision, updates, notice, resumed)
-    state.distributed, state.forward = world, world.wrap(state.model, state.forward)
+    state.distributed, state.forward = distributed, distributed.wrap(state.model, state.forward)
     facts = _facts(config, sources, state, weights, train.sampler.size, workers)
-    if not world.is_main:  # dropout is to differ; the weights are equal by now
-        seed_everything(derive_seed(config.seed, world.rank), config.deterministic)
+    if not distributed.is_main:  # dropout is to differ; the weights are equal by now
+        seed_everything(derive_seed(config.seed, distributed.rank), config.deterministic)
     checkpoints = Checkpoints(runs.RunFolder(run).checkpoints, about(config, state))
     if resumed:
         resume(state, checkpoints, notice)
     statistics = assembly.make_statistics(config, sources, report)
     panels = _panels(config, sources["val"])
-    task = assembly.make_task(config, device, statistics, panels=panels, world=world, extra=extra)
+    task = assembly.make_task(
+        config, device, statistics, panels=panels, distributed=distributed, extra=extra
+    )
     fit = Fit(state, task, train, lambda: held_out, len(held_out), checkpoints, _options(config))
-    hparams = {**_hparams(config, precision), "processes": world.size}
+    hparams = {**_hparams(config, precision), "processes": distributed.size}
     schema = schema_of(config.task.name)
     columns = {
         **schema.COLUMNS,
@@ -160,17 +162,17 @@ def _facts(
     batch_size: int,
     workers: int,
 ) -> dict[str, str]:
-    world = state.distributed
+    distributed = state.distributed
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     variant = config.model.get("variant") or config.model.get("encoder") or ""
     sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
     factors = [str(batch_size)]
     if config.accumulate > 1:
         factors.append(f"{config.accumulate} accumulated")
-    if world.size > 1:
-        factors.append(f"{world.size} processes")
+    if distributed.size > 1:
+        factors.append(f"{distributed.size} processes")
     batch = " × ".join(factors)
-    effective = batch_size * config.accumulate * world.size
+    effective = batch_size * config.accumulate * distributed.size
     return {
         "device": device_name(state.device),
         "recipe": config.hardware.name,
@@ -184,7 +186,7 @@ def _facts(
         "sample": schema_of(config.task.name).sample_label(config),
         **assembly_of(config).facts(config),
         "workers": str(workers),
-        "compiled": "no" if world.unwrap(state.forward) is state.model else "yes",
+        "compiled": "no" if distributed.unwrap(state.forward) is state.model else "yes",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
     }
 

@@ -26,18 +26,24 @@ def train(
     Raises:
         SegFitError: if the training cannot be built, or not go on.
     """
-    with joined(config.device) as world:
-        folder = world.gather(folder)[0]
-        if world.is_main:
-            return _lead(config, overrides, folder, world, resumed)
-        training = make_training(config, folder, world.post, world=world, resumed=resumed)
-        return _unwritten_end(training, folder, world) or training.fit.run(
+    with joined(config.device) as distributed:
+        folder = distributed.gather(folder)[0]
+        if distributed.is_main:
+            return _lead(config, overrides, folder, distributed, resumed)
+        training = make_training(
+            config, folder, distributed.post, distributed=distributed, resumed=resumed
+        )
+        return _unwritten_end(training, folder, distributed) or training.fit.run(
             Listeners(), training.facts
         )
 
 
 def _lead(
-    config: DictConfig, overrides: Sequence[str], folder: Path, world: Distributed, resumed: bool
+    config: DictConfig,
+    overrides: Sequence[str],
+    folder: Path,
+    distributed: Distributed,
+    resumed: bool,
 ) -> EndLog:
     """Train, report and write."""
     terminal, notices = stdout_console(), list[str]()
@@ -50,7 +56,7 @@ def _lead(
             listener.notice(message)
 
     try:
-        training = make_training(config, folder, notice, checking, world, resumed)
+        training = make_training(config, folder, notice, checking, distributed, resumed)
     finally:
         checking.close()
     runs.save_config(config, overrides, folder, resumed=resumed)
@@ -59,10 +65,10 @@ def _lead(
     if config.report.tensorboard:
         step = training.fit.state.progress.update if resumed else None
         report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, step)
-    report.add_others(world.posted)
+    report.add_others(distributed.posted)
     listener = report.listener
     try:
-        end = _unwritten_end(training, folder, world)
+        end = _unwritten_end(training, folder, distributed)
         if end is not None:
             listener.notice("this run is over; what it did not come to write is written now.")
             listener.end(end)
@@ -74,8 +80,8 @@ def _lead(
     return end
 
 
-def _unwritten_end(training: Training, folder: Path, world: Distributed) -> EndLog | None:
+def _unwritten_end(training: Training, folder: Path, distributed: Distributed) -> EndLog | None:
     """Return how a run ended that was killed between its last save and its metrics.json, None for others."""
     written = runs.RunFolder(folder).metrics.exists()
-    unwritten = world.gather(not written)[0]  # as the main process sees it
+    unwritten = distributed.gather(not written)[0]  # as the main process sees it
     return training.fit.ended() if unwritten else None

@@ -64,13 +64,13 @@ class Errors:
         self.found.append((restored - batch["clean"]).square().mean(1))
 
     def result(self):
-        mse = float(np.mean(self.task.world.gather(torch.cat(self.found).tolist())))
+        mse = float(np.mean(self.task.distributed.gather(torch.cat(self.found).tolist())))
         return Findings(scores={"mse": mse, "loss": mse})
 
 
 @dataclass
 class SignalTask:
-    world: object = SINGLE_PROCESS
+    distributed: object = SINGLE_PROCESS
     memory_advice: str = MEMORY_ADVICE
 
     def prepare(self, batch, seed):
@@ -123,5 +123,7 @@ def example_input(config, batch_size, device):
     return torch.zeros(batch_size, 1, config.length, device=device)
 
 
-def make_task(config, device, statistics=None, *, panels=None, world=SINGLE_PROCESS, extra=()):
-    return SignalTask(world)
+def make_task(
+    config, device, statistics=None, *, panels=None, distributed=SINGLE_PROCESS, extra=()
+):
+    return SignalTask(distributed)

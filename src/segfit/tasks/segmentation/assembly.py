@@ -250,7 +250,7 @@ def make_task(
     *,
     panels: Mapping[int, str] | None = None,
     predictor: Predictor | None = None,
-    world: Distributed = SINGLE_PROCESS,
+    distributed: Distributed = SINGLE_PROCESS,
     extra: Sequence[ExtraMetric] = (),
 ) -> SegmentationTask:
     """Return what a batch means under a config.
@@ -261,7 +261,7 @@ def make_task(
         statistics: of `make_statistics`; None: no class weights.
         panels: index of a held-out sample → name, for those to show.
         predictor: how held-out images become logits; None: as data.fit says.
-        world: whose processes share the held-out images.
+        distributed: whose processes share the held-out images.
         extra: of `make_extra_metrics`.
     """
     return SegmentationTask(
@@ -274,7 +274,7 @@ def make_task(
         predictor=predictor or make_predictor(config),
         channels_last=config.channels_last,
         panels=panels or {},
-        world=world,
+        distributed=distributed,
         extra=extra,
     )
 

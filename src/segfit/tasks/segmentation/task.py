@@ -42,7 +42,7 @@ class SegmentationTask:
         panels: index of a held-out sample → its name, for those that are kept for the eye.
         on_prediction: called with (index, prediction (H, W) int64, mask (H, W) uint8) for every held-out image,
             both at its own size and on the device; the mask is None where the batch has none.
-        world: the processes whose counts make up the scores.
+        distributed: the processes whose counts make up the scores.
         extra: metrics of torchmetrics, whose results join the scores.
     """
 
@@ -56,7 +56,7 @@ class SegmentationTask:
     channels_last: bool = True
     panels: Mapping[int, str] = field(default_factory=dict)
     on_prediction: OnPrediction | None = None
-    world: Distributed = SINGLE_PROCESS
+    distributed: Distributed = SINGLE_PROCESS
     extra: Sequence[ExtraMetric] = ()
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
@@ -151,12 +151,12 @@ class SegmentationMeter:
     def result(self) -> Findings:
         """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size.
 
-        Every process of the world has to call, and gets the result of all their images. Every score of batches
+        Every process has to call, and gets the result of all their images. Every score of batches
         without masks is NaN.
         """
         own = [state_of(metric.cpu()) for metric in self.all_metrics]
         loss = float(self.loss) if self.loss is not None else 0.0
-        every = self.task.world.gather((own, loss, self.images, self.panels))
+        every = self.task.distributed.gather((own, loss, self.images, self.panels))
         images = sum(count for _, _, count, _ in every)
         counted = [states for states, _, count, _ in every if count]
         for metric, *states in zip(self.all_metrics, *counted, strict=True):

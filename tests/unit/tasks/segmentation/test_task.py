@@ -217,7 +217,7 @@ def test_processes_with_a_share_each_give_the_scores_of_all_images():
     alone = evaluate(task_of(extra=extra), "pad", 2)
     dataset = EvalDataset(Images(), (32, 48), "pad")
     for indices in ([0, 2, 4], [1, 3]):
-        meter = task_of(extra=extra, world=Pair()).meter()
+        meter = task_of(extra=extra, distributed=Pair()).meter()
         meter.update(model, collate([dataset[index] for index in indices]))
         result = meter.result()
     assert np.array_equal(result.values["confusion"], alone.values["confusion"])
