@@ -75,9 +75,7 @@ class Fit:
 
         Args:
             listener: gets the logs.
-            facts: what really runs, for the listener.
-            unit: what a sample is called, for the listener.
-            columns: score name → label, for the listener.
+            facts: what really runs, for the listener, as `unit` and `columns` of `RunInfo`.
 
         Raises:
             SegFitError: if nothing is left to train, too many updates were not finite, a single sample does not fit,

@@ -29,8 +29,6 @@ class Recovery:
     is saved, and the update is left out.
 
     Args:
-        state: what is trained.
-        task: what a batch means.
         checkpoints: where the last good state is.
         names: batch → a name for each of its samples.
         options: seed, clip_grad_norm, and max_left_out: updates that may be left out over the whole run.

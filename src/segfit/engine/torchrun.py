@@ -3,7 +3,6 @@
 import contextlib
 import json
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -77,17 +76,17 @@ def joined(requested: str) -> Iterator[Distributed]:
         return
     processes = Torchrun(launch, _join(launch, requested))
     # torchrun sends SIGTERM to all when one has failed: this one may still have to report why.
-    _on_sigterm(_terminate)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         yield processes
         processes.gather(None)  # none ends before the main process has written everything
     except (Exception, _Terminated) as error:
-        _on_sigterm(signal.SIG_IGN)  # while the reason is reported
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while the reason is reported
         end = processes.explained(error)
         if end is error:
             raise
         raise end from error
-    _on_sigterm(signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     dist.destroy_process_group()
 
 
@@ -113,11 +112,6 @@ def _join(launch: Launch, requested: str) -> torch.device:
             f"--rdzv_endpoint."
         ) from error
     return device
-
-
-def _on_sigterm(handler: Any) -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

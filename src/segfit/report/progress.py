@@ -5,12 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class WorkProgress:
-    """A bar that is removed when the work is done; on a stream that is no terminal, nothing or lines.
-
-    Args:
-        console: where it goes.
-        lines: where there is no terminal, print a line for each new thing.
-    """
+    """A bar that is removed when the work is done; on a stream that is no terminal, nothing, or with `lines` a line for each new thing."""
 
     def __init__(self, console: Console, *, lines: bool = False) -> None:
         self._console = console

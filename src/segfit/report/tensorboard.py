@@ -62,8 +62,6 @@ class TensorBoardReport(Listener):
     of it.
 
     Args:
-        log_dir: the run's folder for event files.
-        config_text: the composed config, YAML.
         hparams: what the HPARAMS tab has columns for. Runs that are to be compared need the same keys:
             TensorBoard takes the columns from one of them.
         resume_step: updates of the checkpoint that the run goes on from; None for a new run. Whatever
@@ -141,7 +139,9 @@ class TensorBoardReport(Listener):
                 "speed/data_wait_percent": 100 * log.data_wait,
                 "system/peak_memory_gib": log.memory_gib,
             }
-            self._scalars({**values, **self._device()}, log.update)
+            means = summed_up(self._monitor.fresh() if self._monitor is not None else []).mean
+            values |= {f"system/{name}": value for name, value in means.items()}
+            self._scalars(values, log.update)
 
     def epoch(self, log: EpochLog) -> None:
         """Write the duration of the epoch and all of its validation."""
@@ -188,10 +188,6 @@ class TensorBoardReport(Listener):
                 f"{self._log_dir}: cannot write TensorBoard events any more: {error.strerror or error}. "
                 f"Training goes on without them."
             )
-
-    def _device(self) -> dict[str, float]:
-        samples = self._monitor.fresh() if self._monitor is not None else []
-        return {f"system/{name}": value for name, value in summed_up(samples).mean.items()}
 
     def _validation(self, result: Findings, update: int) -> None:
         names = {name: "loss/val" if name == "loss" else f"score/{name}" for name in result.scores}

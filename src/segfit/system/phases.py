@@ -56,11 +56,7 @@ class Span:
 
 
 class Recorder:
-    """Records the phases of this process while it is entered; only one at a time.
-
-    Args:
-        cuda: also record the device's time, on the current CUDA stream.
-    """
+    """Records the phases of this process while it is entered; only one at a time. With `cuda`, also the device's time, on the current CUDA stream."""
 
     def __init__(self, *, cuda: bool = False) -> None:
         self._cuda = cuda

@@ -7,11 +7,7 @@ from typing import Any, TextIO, cast
 
 
 class LastingStream:
-    """A text stream that discards what is written once its pipe or terminal is closed.
-
-    Args:
-        stream: with a file descriptor; everything but writing is passed to it.
-    """
+    """A text stream with a file descriptor that discards what is written once its pipe or terminal is closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
