@@ -27,10 +27,10 @@ demo: $(STAMP) ## Train on built-in data, evaluate on held-out data (minutes, of
 	echo; echo "To see curves and pictures:  $(BIN)/tensorboard --logdir $$run"
 
 test: $(STAMP) ## Run the tests that take seconds
-	$(PYTEST) -n 2 --dist worksteal -m "not slow and not gpu"
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(STAMP) ## Run every test but those that need a GPU
-	$(PYTEST) -n 2 --dist worksteal -m "not gpu"
+	$(PYTEST) -n 2 --dist loadfile -m "not gpu"
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu

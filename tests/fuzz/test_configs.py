@@ -1,5 +1,6 @@
 """Nothing that is typed, or found in a run folder, ends in a traceback, and nothing wrong passes."""
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -155,14 +156,14 @@ def run(tmp_path_factory):
 
 
 def write(run, case: configs.Case) -> None:
-    values = yaml.safe_load(yaml.safe_dump(values_of(case.composition.choices)))
+    values = copy.deepcopy(values_of(case.composition.choices))
     for path, value in case.values.items():
         *sections, last = path.split(".")
         section = values
         for name in sections:
             section = section[name]
         section[last] = value
-    text = yaml.safe_dump(values, allow_unicode=True)
+    text = yaml.dump(values, Dumper=yaml.CSafeDumper, allow_unicode=True)
     (runs.RunFolder(run).config).write_text(text, encoding="utf-8")
 
 

@@ -1,19 +1,18 @@
 """Wrong input on a real command line: one clear message, exit code 2, no traceback."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.integration.training import command, finished
 
 
 def train(
     folder: Path, *arguments: str, options: tuple[str, ...] = ()
 ) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, *options, str(REPOSITORY / "train.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    line = command(*arguments)
+    return finished([line[0], *options, *line[1:]], folder)
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_the_command_runs(line: str, place: Path) -> None:
         w.startswith(("data=", "experiment=", "resume=")) for w in words
     ):
         small += SHAPES
-    # Two jobs sweep as well as three.
-    words = [re.sub(r"^(\w+=\w+,\w+),.*", r"\1", word) for word in words]
+    # One job is as good as three: test_sweep.py has several.
+    words = [re.sub(r"^(\w+=\w+),.*", r"\1", word) for word in words]
     # argparse wants all overrides in one piece: before flags that end the line
     flag = next((i for i in range(2, len(words)) if words[i].startswith("-")), None)
     arguments = [*words[:flag], *small, *words[flag:]] if flag else [*words, *small]

@@ -18,7 +18,7 @@ def test_both_are_measured_and_nothing_else_is_printed(
         tmp_path,
         "segformer",
         "model=segformer_b0",
-        "image_size=64",
+        "image_size=32",
         "batch_size=2",
         "benchmark.precisions=[fp32,bf16]",
         "benchmark.rounds=3",

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -33,35 +32,6 @@ import os, signal, sys
 if "batch_size=3" in (text.strip("'") for text in sys.orig_argv):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-def test_jobs_are_complete_runs_and_what_befalls_one_costs_the_others_nothing(tmp_path):
-    """One has wrong input, one is killed, the last one trains."""
-    (tmp_path / "sitecustomize.py").write_text(DIES)
-    sizes = {"0": "0", "1": "3", "2": "4"}
-    line = ("-m", *SMALL, "epochs=1", "max_steps=1", f"batch_size={','.join(sizes.values())}")
-    code, output = train_by_command_line(tmp_path, *line, PYTHONPATH=str(tmp_path))
-    sweep = sweep_of(tmp_path)
-    board = rows(sweep)
-    assert code == 1, output
-    assert {job: row["batch_size"] for job, row in board.items()} == sizes
-    assert "Leader board" in output
-    assert "leaderboard.csv" in output
-    assert "Traceback" not in output
-    assert board["0"]["status"] == "input"
-    assert "batch_size=0: must be at least 1" in board["0"]["message"]
-    assert board["1"]["status"] == "crash"
-    assert "killed by signal 9" in board["1"]["message"]
-    assert board["2"]["status"] == "max_steps"
-    assert 0 <= float(board["2"]["best_miou"]) <= 1
-    folder = sweep / "2"
-    for name in ("config.yaml", "overrides.yaml", "metrics.json", "train.log"):
-        assert (folder / name).stat().st_size > 0
-    for name in ("last.pt", "best.pt"):
-        assert (folder / "checkpoints" / name).exists()
-    assert list((folder / "tensorboard").glob("events.*"))
-    assert runs.load_config(folder).batch_size == 4
-    assert not (tmp_path / "outputs").exists()
 
 
 def training_child(process: "subprocess.Popen[str]", folder: Path, job: int) -> psutil.Process:
@@ -103,44 +73,57 @@ def test_a_sweep_that_is_stopped_saves_its_job_and_starts_no_other(tmp_path, num
     assert not (sweep / "1").exists()
 
 
-def sweep_again(folder: Path) -> "tuple[int, str, Path]":
+def sweep_again(folder: Path, **variables: str) -> "tuple[int, str, Path]":
     sweep = sweep_of(folder)
-    code, output = train_by_command_line(folder, f"resume_sweep={sweep}")
+    code, output = train_by_command_line(folder, f"resume_sweep={sweep}", **variables)
     assert "Traceback" not in output
     return code, output, sweep
 
 
 def test_a_killed_sweep_runs_what_is_missing_and_no_more(tmp_path):
-    """Of a failed job, a finished one, one in the middle, one that did not begin: all killed at once."""
-    data = (
-        "data.train_size=8",
-        "data.val_size=2",
-        "checkpoint.every_steps=1",
-        "epochs=30",
-        "val_every=30",
-    )
+    """Jobs: wrong input, killed, finished, in the middle when all was killed, not begun."""
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    sizes = {"0": "0", "1": "3", "2": "2", "3": "4", "4": "-1"}
     small = [text for text in SMALL if not text.startswith(("data.train", "data.val"))]
-    sweeps = ("batch_size=0,4", "max_steps=1,60")
-    process = start(tmp_path, "-m", *small, *data, "report.tensorboard=false", *sweeps)
+    data = ("data.train_size=8", "data.val_size=2", "checkpoint.every_steps=1")
+    length = ("epochs=30", "val_every=30", "max_steps=60")
+    line = (*small, *data, *length, f"batch_size={','.join(sizes.values())}")
+    process = start(tmp_path, "-m", *line, PYTHONPATH=str(tmp_path))
     training_child(process, tmp_path, 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     sweep = sweep_of(tmp_path)
     assert not (sweep / "leaderboard.csv").exists()
+    assert not (sweep / "4").exists()
     finished = (sweep / "2/metrics.json").stat().st_mtime_ns
-    shutil.rmtree(sweep / "1")  # as if it had not begun
 
-    code, output, _ = sweep_again(tmp_path)
-    assert code == 1, output  # two have wrong input, again
+    code, output, _ = sweep_again(tmp_path, PYTHONPATH=str(tmp_path))
+    assert code == 1, output
     assert "job 2: done before" in output
+    assert "Leader board" in output
+    assert "leaderboard.csv" in output
     board = rows(sweep)
-    assert [board[job]["status"] for job in "0123"] == ["input", "input", "max_steps", "max_steps"]
+    assert {job: row["batch_size"] for job, row in board.items()} == sizes
+    states = [board[job]["status"] for job in "01234"]
+    assert states == ["input", "crash", "max_steps", "max_steps", "input"]
+    assert "batch_size=0: must be at least 1" in board["0"]["message"]
+    assert "killed by signal 9" in board["1"]["message"]
     assert (sweep / "0-failed-1/error.json").exists()
     assert (sweep / "2/metrics.json").stat().st_mtime_ns == finished
     log = (sweep / "3/train.log").read_text()
     assert "resuming at update" in log
     assert log.count("update 60/") == 1
     assert board["3"]["updates"] == "60"
+    for job in "23":
+        assert 0 <= float(board[job]["best_miou"]) <= 1
+        folder = sweep / job
+        for name in ("config.yaml", "overrides.yaml", "metrics.json", "train.log"):
+            assert (folder / name).stat().st_size > 0
+        for name in ("last.pt", "best.pt"):
+            assert (folder / "checkpoints" / name).exists()
+        assert list((folder / "tensorboard").glob("events.*"))
+        assert runs.load_config(folder).batch_size == int(sizes[job])
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.slow
@@ -163,18 +146,14 @@ def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path):
 
 
 def test_the_same_command_in_its_folder_resumes_a_sweep_and_another_is_refused(tmp_path):
-    line = ("-m", *SMALL, "report.tensorboard=false", "batch_size=0,4", "max_steps=1")
-    line += ("hydra.sweep.dir=mine",)
+    line = ("-m", *SMALL, "batch_size=0,-1", "hydra.sweep.dir=mine")
     assert train_by_command_line(tmp_path, *line)[0] == 1
     sweep = tmp_path / "mine"
-    before, finished = (
-        (sweep / name).stat().st_mtime_ns for name in ("sweep.yaml", "1/metrics.json")
-    )
+    before = (sweep / "sweep.yaml").stat().st_mtime_ns
     code, output = train_by_command_line(tmp_path, *line)
-    assert code == 1, output  # one has wrong input, again
-    assert "job 1: done before" in output
+    assert code == 1, output  # both have wrong input, again
     assert (sweep / "0-failed-1/error.json").exists()
-    assert (sweep / "1/metrics.json").stat().st_mtime_ns == finished
+    assert (sweep / "1-failed-1/error.json").exists()
 
     code, output = train_by_command_line(tmp_path, "resume_sweep=mine", "lr=1")
     assert code == 2
