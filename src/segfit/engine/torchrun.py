@@ -95,7 +95,8 @@ def _join(launch: Launch, requested: str) -> torch.device:
         cards = torch.cuda.device_count()
         if launch.local_rank >= cards:
             raise SegFitError(
-                f"torchrun started {launch.local_size} processes on this machine, but CUDA shows {cards} cards. "
+                f"torchrun started {launch.local_size} processes on this machine, but CUDA shows {cards} card"
+                f"{'s' * (cards != 1)}. "
                 f"Start one per card (--nproc_per_node={cards}), or add device=cpu."
             )
         torch.cuda.set_device(launch.local_rank)

@@ -1,4 +1,4 @@
-"""Config → the objects of a signal run: noisy signals in, clean ones out."""
+"""Noisy signals in, clean ones out."""
 
 from dataclasses import dataclass, field
 
@@ -90,11 +90,9 @@ class SignalTask:
 
 
 def make_sources(config):
-    data = config.data
-    return {
-        "train": Waves("train", 0, data.train_size, config.length, data.noise),
-        "val": Waves("val", 10**6, data.val_size, config.length, data.noise),
-    }
+    rest = (config.length, config.data.noise)
+    train = Waves("train", 0, config.data.train_size, *rest)
+    return {"train": train, "val": Waves("val", 10**6, config.data.val_size, *rest)}
 
 
 def make_train_dataset(config, source):
