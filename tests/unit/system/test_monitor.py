@@ -106,16 +106,18 @@ def test_a_card_that_is_lost_is_not_watched(plug_in, monkeypatch):
 
 def test_the_monitor_samples_beside_and_leaves_no_thread(plug_in):
     card = plug_in(Card())
+    before = set(threading.enumerate())
     monitor = Monitor(interval=0.01)
     with monitor:
-        assert "monitor" in {thread.name for thread in threading.enumerate()}
+        (own,) = set(threading.enumerate()) - before
+        assert own.name == "monitor"
         while len(monitor.samples) < 3:
             time.sleep(0.005)
         first = monitor.fresh()
         assert len(first) >= 3
         while not (second := monitor.fresh()):
             time.sleep(0.005)
-    assert "monitor" not in {thread.name for thread in threading.enumerate()}
+    assert not own.is_alive()
     assert not card.open
     seconds = [sample.seconds for sample in first + second]
     assert seconds == sorted(set(seconds))
