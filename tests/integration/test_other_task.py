@@ -90,7 +90,7 @@ def test_a_sweep_puts_the_least_error_first(tmp_path):
     [
         ("plan", (), "it fits"),
         ("throughput", ("benchmark.warmup=1",), "TFLOP"),
-        ("max_batch", (), "batch_size="),
+        ("max_batch", ("batch_size=64",), "batch_size="),
         ("lr_find", ("benchmark.updates=40",), "lr"),
         ("diagnose", ("benchmark.warmup=1",), "Bottleneck"),
     ],

@@ -114,7 +114,7 @@ def test_every_recipe_trains_its_model(tmp_path, tier):
     assert no_card == (tier != "cpu")
 
 
-@pytest.mark.parametrize("variant", ["b1", "b3"])
+@pytest.mark.parametrize("variant", ["b1", pytest.param("b3", marks=pytest.mark.slow)])
 def test_the_models_between_the_recipes_train(tmp_path, variant):
     trained = train(
         tmp_path, *options(f"segformer_{variant}"), *TWO_STEPS, "max_steps=1", base=BASE
