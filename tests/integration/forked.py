@@ -15,9 +15,10 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What train.py, evaluate.py and benchmark.py import once their work starts.
 _PRELOAD = [
-    *("torch._dynamo", "torch.distributed", "timm.optim", "transformers", "kornia", "pytest"),
+    *("torch._dynamo", "torch.distributed", "torchmetrics", "transformers", "kornia", "pytest"),
     *("segfit.cli.main", "segfit.commands.train", "segfit.commands.evaluate"),
-    *("segfit.report.benchmark", "segfit.report.tensorboard", "segfit.tuning.bench"),
+    *("segfit.tasks.segmentation.assembly", "segfit.tasks.segmentation.augmentation.cpu"),
+    *("segfit.report.benchmark", "segfit.report.tensorboard", "segfit.tuning.bench", "timm.optim"),
 ]
 _CONTEXT.set_forkserver_preload(_PRELOAD)
 
