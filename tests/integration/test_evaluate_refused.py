@@ -1,4 +1,4 @@
-"""What evaluate.py refuses: wrong input, and run folders that a untrusted spoilt."""
+"""What evaluate.py refuses: wrong input, and untrusted run folders."""
 
 import os
 import shutil
