@@ -31,16 +31,7 @@ from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.measure import measure_training
 from segfit.tuning.samples import SlowSource, measure_costs
 from segfit.tuning.timeline import OUTSIDE, Timeline, record
-from segfit.tuning.verdict import (
-    ARITHMETIC,
-    WORTH,
-    Costs,
-    Facts,
-    Prediction,
-    Resident,
-    Verdict,
-    verdict,
-)
+from segfit.tuning.verdict import ARITHMETIC, WORTH, Costs, Facts, Resident, Verdict, verdict
 
 SECONDS = 20.0
 _ENDLESS = 1_000_000  # epochs
@@ -82,8 +73,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             f"benchmark=max_batch finds the largest that fits."
         )
     tried = try_settings(config, bench, seconds, arithmetic, samples, measuring)
-    facts = replace(facts, resident=arithmetic, tried=tried)
-    found = verdict(facts)
+    found = verdict(facts := replace(facts, resident=arithmetic, tried=tried))
     applied = None
     if config.benchmark.apply and found.best is not None:
         measuring(f"the training with {found.best.change.typed}")
@@ -111,8 +101,7 @@ def recorded(
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)
-    silent = LineReport(lambda _: None)
-    report = RunReport(folder, silent, [])
+    report = RunReport(folder, LineReport(lambda _: None), [])
     if config.report.tensorboard:
         report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, resume_step=None)
     with Monitor(min(1.0, seconds / 10)) as monitor:
@@ -123,11 +112,10 @@ def recorded(
             seconds=seconds,
             warmup=config.benchmark.warmup,
         )
-    workers, length = loader.num_workers, len(dataset)
-    restart = timeline.restarts / timeline.updates if workers else 0.0
+    restart = timeline.restarts / timeline.updates if loader.num_workers else 0.0
     fitted = config.data.get("fit") != "crop"  # the cache holds samples of that size already
     cached = Costs(decode=copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
-    decoded = planning_of(config).sample_bytes(config) * length
+    decoded = planning_of(config).sample_bytes(config) * len(dataset)
     facts = Facts(
         cuda=training.fit.state.device.type == "cuda",
         samples=round(timeline.samples),
@@ -135,7 +123,7 @@ def recorded(
         phases={name: value / timeline.updates for name, value in timeline.phases.items()},
         resident=0.0,
         costs=costs,
-        workers=workers,
+        workers=loader.num_workers,
         cores=available_cores(),
         threads=torch.get_num_threads(),
         restart=restart,
@@ -147,7 +135,7 @@ def recorded(
         log_every=config.report.log_every,
         cache="ram" if decoded < _RAM_SHARE * psutil.virtual_memory().available else "disk",
     )
-    return facts, timeline, summed_up(monitor.samples), length
+    return facts, timeline, summed_up(monitor.samples), len(dataset)
 
 
 def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> float | None:
@@ -191,34 +179,29 @@ def try_settings(
 ) -> list[Resident]:
     """Measure every setting's arithmetic; a batch is doubled as long as that pays.
 
-    Args:
-        config: of the training.
-        bench: its notices name what does not fit.
-        seconds: of the whole recording.
-        arithmetic: seconds an update of the config itself.
-        length: samples of the data set.
-        measuring: called with what is measured next.
+    The config's own takes `arithmetic` seconds an update, the whole recording `seconds`, and the data set has `length`
+    samples; `measuring` is called with what comes next.
     """
     tried: list[Resident] = []
 
-    def measure(change: Change) -> Resident | None:
+    def pace(change: Change) -> float:
+        """Return seconds a sample."""
         measuring(f"the arithmetic with {change.typed}")
         taken = resident(config, change.options, seconds)
         if taken is None:
             bench.notice(f"{change.typed}: does not fit into memory.")
-            return None
+            return float("inf")
         new = changed(config, change.options)
         tried.append(Resident(change, taken, new.batch_size * new.accumulate))
-        return tried[-1]
+        return taken / tried[-1].samples
 
     for change in settings(config):
-        measure(change)
-    pace = arithmetic / (config.batch_size * config.accumulate)  # seconds a sample
+        pace(change)
+    now = arithmetic / (config.batch_size * config.accumulate)
     for change in larger_batches(config, length):
-        measured = measure(change)
-        if measured is None or pace < WORTH * measured.seconds / measured.samples:
+        before, now = now, pace(change)
+        if before < WORTH * now:
             break
-        pace = measured.seconds / measured.samples
     return tried
 
 
@@ -240,65 +223,63 @@ def larger_batches(config: DictConfig, length: int) -> Iterator[Change]:
 def _findings(
     facts: Facts, timeline: Timeline, means: Means, found: Verdict, applied: Timeline | None
 ) -> Findings:
-    best = found.best
+    best = found.best.change if found.best else None
     measured = applied.rate / timeline.rate if applied is not None else None
-    bars = {"as it is": timeline}
-    if applied is not None and best is not None:
-        bars[best.change.typed] = applied
-    costs = {
-        "waiting for the disk": facts.costs.wait,
-        "decoding": facts.costs.decode,
-        "fitting to image_size": facts.costs.fit,
-        "augmenting": facts.costs.augment,
-    }
+    command = _command(best) if best else None
+    costs = facts.costs
+    sample = [
+        ("waiting for the disk", 1000 * costs.wait),
+        ("decoding", 1000 * costs.decode),
+        ("fitting to image_size", 1000 * costs.fit),
+        ("augmenting", 1000 * costs.augment),
+    ]
     title = f"a sample of the {facts.workers} workers, in one process"
     if facts.workers == 0:
         title = "a sample, in the main process"
-    rows: list[list[Cell]] = [[name, 1000 * seconds] for name, seconds in costs.items()]
     tables = [
         _phases_table(timeline),
-        Table("sample", title, (Column("part"), Column("ms", ".2f")), rows),
+        Table("sample", title, (Column("part"), Column("ms", ".2f")), sample),
     ]
     if found.predictions:
-        columns = (
-            Column("cures"),
-            Column("change"),
-            Column("predicted gain", ".2f"),
-            Column("remark"),
-        )
+        names = ("cures", "change", "predicted gain", "remark")
+        columns = [Column(name, ".2f" if "gain" in name else "") for name in names]
         rows = [
             [one.change.name, one.change.typed, one.gain, one.change.remark or None]
             for one in found.predictions
         ]
         emphasis = 0 if best is not None else None
         tables.append(Table("changes", "what might help", columns, rows, emphasis))
+    timelines = {"as it is": timeline}
+    if applied is not None and best is not None:
+        timelines[best.typed] = applied
     return Findings(
-        headline=_headline(timeline, found, measured),
+        headline=_headline(timeline, found, measured, command),
         tables=tables,
         values={
             "bottleneck": found.bottleneck,
-            "change": best and dict(text.split("=", 1) for text in best.change.overrides),
-            "command": best and _command(best),
-            "predicted_gain": best and best.gain,
+            "change": best and dict(text.split("=", 1) for text in best.overrides),
+            "command": command,
+            "predicted_gain": found.best and found.best.gain,
             "measured_gain": measured,
             "facts": asdict(facts),
             "timeline": asdict(timeline),
             "applied": applied and asdict(applied),
-            "device": {"mean": means.mean, "peak": means.peak},
+            "device": asdict(means),
         },
-        figures={"phases": partial(_figure, bars)},
+        figures={"phases": partial(_figure, timelines)},
         scalars={f"phase/{name}": share for name, share in timeline.by_phase().items()},
     )
 
 
-def _headline(timeline: Timeline, found: Verdict, measured: float | None) -> str:
+def _headline(
+    timeline: Timeline, found: Verdict, measured: float | None, command: str | None
+) -> str:
     shares, best = timeline.by_phase(), found.best
     waiting = shares.get("data", 0.0)
     arithmetic = sum(shares.get(name, 0.0) for name in ARITHMETIC)
+    sentences = [f"{arithmetic:.0%} of the time is the model's own arithmetic."]
     if waiting > arithmetic:
         sentences = [f"{waiting:.0%} of the time waits for data."]
-    else:
-        sentences = [f"{arithmetic:.0%} of the time is the model's own arithmetic."]
     sentences.append(f"Bottleneck: {found.bottleneck}.")
     if best is None:
         sentences.append("Nothing that was tried makes it faster.")
@@ -311,21 +292,19 @@ def _headline(timeline: Timeline, found: Verdict, measured: float | None) -> str
         if shares.get(phase, 0.0) > _NOTABLE:
             name = _LABELS.get(phase, phase).capitalize()
             sentences.append(f"{name} takes {shares[phase]:.0%} of the time: see {option}.")
-    if best is not None:
-        sentences.append(f"\n{_command(best)}")
-    return " ".join(sentences)
+    return " ".join([*sentences, f"\n{command}"] if command else sentences)
 
 
-def _command(best: Prediction) -> str:
+def _command(best: Change) -> str:
     """Return what trains with the change: what was typed, without the options of benchmark.py."""
     typed: Sequence[str] = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
     mine = ("benchmark=", "benchmark.", "seconds=")
     kept = [
         text
         for text in typed
-        if not text.startswith(mine) and text.split("=")[0].lstrip("+~") not in best.change.options
+        if not text.startswith(mine) and text.split("=")[0].lstrip("+~") not in best.options
     ]
-    return shlex.join(["python", "train.py", *kept, *best.change.overrides])
+    return shlex.join(["python", "train.py", *kept, *best.overrides])
 
 
 def _phases_table(timeline: Timeline) -> Table:
@@ -347,21 +326,17 @@ def _phases_table(timeline: Timeline) -> Table:
     return Table("phases", title, columns, rows)
 
 
-def _figure(timelines: Mapping[str, Timeline]) -> Figure:
+def _figure(timelines: dict[str, Timeline]) -> Figure:
     """Draw a stacked bar of milliseconds per sample for each timeline, by phase."""
     figure = Figure(figsize=(9, 1.8 + 0.7 * len(timelines)), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    labels = list(timelines)[::-1]
-    starts = np.zeros(len(labels))
+    bars = dict(reversed(timelines.items()))
+    starts = np.zeros(len(bars))
     for name, color in zip(_ORDER, _COLORS, strict=True):
-        widths = np.array(
-            [
-                1000 * one.by_phase().get(name, 0.0) * one.seconds / (one.updates * one.samples)
-                for one in (timelines[label] for label in labels)
-            ]
-        )
+        shares = np.array([one.by_phase().get(name, 0.0) for one in bars.values()])
+        widths = shares * [1e3 * one.seconds / (one.updates * one.samples) for one in bars.values()]
         label = _LABELS.get(name, name)
-        axes.barh(labels, widths, left=starts, color=color, label=label, height=0.6)
+        axes.barh(list(bars), widths, left=starts, color=color, label=label, height=0.6)
         starts = starts + widths
     axes.set_xlabel("ms a sample")
     axes.spines[["top", "right"]].set_visible(False)

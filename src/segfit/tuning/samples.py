@@ -4,10 +4,9 @@ import copy
 import random
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from segfit.data.source import Arrays, Source, SourceView
@@ -18,12 +17,7 @@ _SECONDS = 3.0  # at most, however slow a sample is; one is measured in any case
 
 
 class SlowSource(SourceView):
-    """A source that waits before every read, as a slow disk would.
-
-    Args:
-        source: that reads.
-        seconds: to wait.
-    """
+    """A source that waits some seconds before every read, as a slow disk would."""
 
     def __init__(self, source: Source, seconds: float) -> None:
         super().__init__(source)
@@ -47,34 +41,21 @@ def measure_costs(dataset: Any) -> tuple[Costs, float]:
     torch.set_num_threads(1)
     try:
         dataset[chosen[0], 0]  # imports and tables come with the first one
-        costs: list[Costs] = []
-        copies: list[float] = []
+        measured = []
         begun = time.perf_counter()
         for seed, index in enumerate(chosen):
-            wall, cpu, _ = _timed(partial(dataset.source.read, index))
-            again, _, _ = _timed(
-                partial(dataset.source.read, index)
-            )  # as the next one finds the file
-            without, _, sample = _timed(partial(plain.__getitem__, (index, seed)))
-            augmented, _, _ = _timed(partial(dataset.__getitem__, (index, seed)))
-            copied, _, _ = _timed(partial(_copied, sample))
-            copies.append(copied)
-            costs.append(
-                Costs(
-                    wait=max(wall - cpu, 0.0),
-                    decode=min(cpu, wall),
-                    fit=max(without - again, 0.0),
-                    augment=max(augmented - without, 0.0)
-                    if getattr(dataset, "augment", None) is not None
-                    else 0.0,
-                )
-            )
+            wall, cpu, _ = _timed(dataset.source.read, index)
+            again, _, _ = _timed(dataset.source.read, index)  # as the next one finds the file
+            without, _, sample = _timed(plain.__getitem__, (index, seed))
+            augmented, _, _ = _timed(dataset.__getitem__, (index, seed))
+            copied, _, _ = _timed(_copied, sample)
+            augment = augmented - without if getattr(dataset, "augment", None) is not None else 0.0
+            parts = (wall - cpu, min(cpu, wall), without - again, augment, copied)
+            measured.append([max(part, 0.0) for part in parts])
             if time.perf_counter() - begun > _SECONDS:
                 break
-        means = Costs(
-            *(fmean(getattr(cost, name) for cost in costs) for name in Costs.__dataclass_fields__)
-        )
-        return means, fmean(copies)
+        *costs, copied = np.mean(measured, axis=0).tolist()
+        return Costs(*costs), copied
     finally:
         torch.set_num_threads(threads)
 
@@ -83,8 +64,8 @@ def _copied(sample: Mapping[str, Any]) -> list[torch.Tensor]:
     return [torch.as_tensor(value).clone() for value in sample.values()]
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, float, Any]:
     """Return (seconds by the clock, seconds of this thread on the processor, what `work` returned)."""
     wall, cpu = time.perf_counter(), time.thread_time()
-    result = work()
+    result = work(*arguments)
     return time.perf_counter() - wall, time.thread_time() - cpu, result

@@ -16,25 +16,15 @@ OUTSIDE = ("validation", "checkpoint")  # phases that are no part of an update
 
 @dataclass(frozen=True)
 class Timeline:
-    """What was recorded, from the end of one update to the end of another.
+    """What was recorded, from the end of one update to the end of another."""
 
-    Args:
-        updates: made in that time.
-        samples: of an update, on average.
-        seconds: all of it, wall-clock.
-        phases: name → seconds on the host's clock, all updates together; a copy is no part of the wait for data.
-        device: name → seconds on the device's clock, from the first of a phase to its last; empty on the CPU.
-        restarts: seconds that turns of epochs kept the loop waiting for data, beside what batches take anyway.
-        epochs: that began in that time.
-    """
-
-    updates: int
-    samples: float
-    seconds: float
-    phases: dict[str, float]
-    device: dict[str, float]
-    restarts: float
-    epochs: int
+    updates: int  # made in that time
+    samples: float  # of an update, on average
+    seconds: float  # all of it, wall-clock
+    phases: dict[str, float]  # seconds on the host's clock; a copy is no part of the wait for data
+    device: dict[str, float]  # on the device's, from a phase's first work to its last; CPU: empty
+    restarts: float  # seconds that turns of epochs kept the loop waiting beside what batches take
+    epochs: int  # that began in that time
 
     @property
     def update(self) -> float:
@@ -71,11 +61,11 @@ def record(
         SegFitError: if it ended by itself before anything was recorded.
     """
     recording = _Recording(fit, seconds, warmup)
-    try:
-        end = fit.run(Listeners(listener, recording), {})
-    finally:
-        recording.close()
-        listener.close()
+    with recording.context:
+        try:
+            end = fit.run(Listeners(listener, recording), {})
+        finally:
+            listener.close()
     if end.reason in ("interrupted", "terminated"):
         raise KeyboardInterrupt
     return recording.timeline(batch_size)
@@ -103,15 +93,12 @@ class _Recording(Listener):
             return
         self.seconds, self.spans = self.recorder.seconds(), len(self.recorder)
         if self.seconds >= self.length and self.made - self.begun >= LEAST_UPDATES:
-            self.close()
+            self.context.close()
             self.fit.stop.reason = "measured"
 
     def epoch(self, _log: EpochLog) -> None:
         if self.begun is not None:
             self.epochs.append(self.recorder.seconds())
-
-    def close(self) -> None:
-        self.context.close()
 
     def timeline(self, batch_size: int) -> Timeline:
         updates = self.made - self.begun if self.begun is not None else 0
@@ -122,26 +109,21 @@ class _Recording(Listener):
             )
         spans = self.recorder.spans()[: self.spans]
         phases: dict[str, float] = defaultdict(float)
+        device: dict[str, float] = defaultdict(float)
         for span in spans:
             phases[span.name] += span.own
+            if span.device_start is not None and span.device_end is not None:
+                device[span.name] += span.device_end - span.device_start
         micro_batches = sum(span.name == "copy" for span in spans)
         return Timeline(
             updates=updates,
             samples=micro_batches * batch_size / updates,
             seconds=self.seconds,
             phases=dict(phases),
-            device=_on_device(spans),
+            device=dict(device),
             restarts=_restarts(spans, self.epochs),
             epochs=sum(begin < self.seconds for begin in self.epochs),
         )
-
-
-def _on_device(spans: list[Span]) -> dict[str, float]:
-    totals: dict[str, float] = defaultdict(float)
-    for span in spans:
-        if span.device_start is not None and span.device_end is not None:
-            totals[span.name] += span.device_end - span.device_start
-    return dict(totals)
 
 
 def _restarts(spans: list[Span], epochs: list[float]) -> float:

@@ -14,14 +14,13 @@ A change scales or removes one of the terms. Gains are in samples per second.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from segfit.tuning.change import Change
 
 ARITHMETIC = ("augmentation", "forward", "backward", "optimizer")  # phases
 RARELY = 20  # updates between two readings of the device that cost nothing
 WORTH = 1.05  # smaller gains are noise
-_TIE = 1.03  # of two changes that are as good, the first in the order of `changes` is named
+_TIE = 1.03  # of two changes that are as good, the first in the order of `predictions` is named
 _PRICE = 1.25  # a change that also changes what is learned has to gain so much more than one that does not
 _MOST_WORKERS = 16
 _COMPETING = "workers that take the cores from the arithmetic"
@@ -29,19 +28,12 @@ _COMPETING = "workers that take the cores from the arithmetic"
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one process takes for one sample.
+    """Seconds that one process takes for one sample."""
 
-    Args:
-        wait: of reading, without the processor: the disk, or the network.
-        decode: of reading, on the processor.
-        fit: to bring it to image_size.
-        augment: in the worker.
-    """
-
-    wait: float = 0.0
-    decode: float = 0.0
-    fit: float = 0.0
-    augment: float = 0.0
+    wait: float = 0.0  # of reading, without the processor: the disk, or the network
+    decode: float = 0.0  # of reading, on the processor
+    fit: float = 0.0  # to bring it to image_size
+    augment: float = 0.0  # in the worker
 
     @property
     def total(self) -> float:
@@ -60,47 +52,26 @@ class Resident:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was recorded. Times are seconds an update.
-
-    Args:
-        cuda: whether the device is a CUDA card.
-        samples: of an update.
-        update: wall-clock, without validation and checkpoints.
-        phases: name → time on the host's clock: data, copy, augmentation, forward, backward, optimizer, logging.
-        resident: of the arithmetic alone, with a batch that lies on the device.
-        restart: that the loop waits for data at the turns of epochs, starting and ending workers included.
-        refill: as much of it as would be left if workers were kept: they make the first batch first.
-        costs: of a sample.
-        cached: of a sample if decoded images were kept; None: they are already.
-        workers: processes that read.
-        cores: that this process may use.
-        threads: of the arithmetic on the CPU.
-        pin_memory: whether batches are page-locked.
-        non_blocking: whether the host goes on while a batch is copied.
-        persistent: whether workers are kept between epochs.
-        log_every: updates between two readings of the device.
-        cache: where decoded images would be kept: "ram" or "disk".
-        tried: other settings of the arithmetic.
-    """
+    """What was recorded. Times are seconds an update."""
 
     cuda: bool
-    samples: int
-    update: float
-    phases: Mapping[str, float]
-    resident: float
+    samples: int  # of an update
+    update: float  # wall-clock, without validation and checkpoints
+    phases: Mapping[str, float]  # on the host's clock: data, copy, `ARITHMETIC`, logging
+    resident: float  # of the arithmetic alone, with a batch that lies on the device
     costs: Costs
     workers: int
-    cores: int
-    threads: int
-    restart: float = 0.0
-    refill: float = 0.0
-    cached: Costs | None = None
+    cores: int  # that this process may use
+    threads: int  # of the arithmetic on the CPU
+    restart: float = 0.0  # that the loop waits at the turns of epochs, for workers to start and end
+    refill: float = 0.0  # as much of it as is left if workers are kept: they make the first batch
+    cached: Costs | None = None  # if decoded images were kept; None: they are already
     pin_memory: bool = True
     non_blocking: bool = True
     persistent: bool = True
-    log_every: int = 20
-    cache: str = "ram"
-    tried: Sequence[Resident] = ()
+    log_every: int = 20  # updates between two readings of the device
+    cache: str = "ram"  # where decoded images would be kept
+    tried: Sequence[Resident] = ()  # other settings of the arithmetic
 
     def phase(self, name: str) -> float:
         """Seconds of a phase; 0 if it never came."""
@@ -191,91 +162,56 @@ def seconds(facts: Facts, *, host: float, resident: float, loader: float, worker
 
 
 def _predicted(
-    facts: Facts,
-    bottleneck: str,
-    options: Mapping[str, Any],
-    *,
-    restart: float | None = None,
-    remark: str = "",
-    **terms: float | int,
+    facts: Facts, change: Change, *, restart: float | None = None, **terms: float
 ) -> Prediction:
     """Return the gain of a change by the model; `terms` replaces some of what holds now."""
-    now: dict[str, float | int] = {
-        "host": facts.host,
-        "resident": facts.resident,
-        "loader": facts.loader,
-        "workers": facts.workers,
-    }
-    new = seconds(facts, **{**now, **terms})  # type: ignore[arg-type]
-    new += facts.restart if restart is None else restart
-    gain = facts.update / new if new > 0 else math.inf
-    return Prediction(Change(bottleneck, options, remark), gain)
+    now = {name: getattr(facts, name) for name in ("host", "resident", "loader", "workers")}
+    new = seconds(facts, **{**now, **terms}) + (facts.restart if restart is None else restart)
+    return Prediction(change, facts.update / new if new > 0 else math.inf)
 
 
 def _feeding(facts: Facts) -> Iterator[Prediction]:
     """How batches come to the device, and how often the host looks at it."""
     if facts.workers > 0 and not facts.persistent:
-        kept = {"loader.persistent": True}
-        yield _predicted(facts, "workers restarted every epoch", kept, restart=facts.refill)
-    without_copy = facts.host - facts.phase("copy")
-    if facts.cuda and not facts.pin_memory:
-        options: dict[str, Any] = {"loader.pin_memory": True}
-        yield _predicted(facts, "no pinned memory", options, host=without_copy)
-    if facts.cuda and facts.pin_memory and not facts.non_blocking:
-        options = {"loader.non_blocking": True}
-        yield _predicted(facts, "blocking copies", options, host=without_copy)
+        kept = Change("workers restarted every epoch", {"loader.persistent": True})
+        yield _predicted(facts, kept, restart=facts.refill)
+    if facts.cuda and not (facts.pin_memory and facts.non_blocking):
+        change = Change("blocking copies", {"loader.non_blocking": True})
+        if not facts.pin_memory:
+            change = Change("no pinned memory", {"loader.pin_memory": True})
+        yield _predicted(facts, change, host=facts.host - facts.phase("copy"))
     if facts.log_every < RARELY:
         spared = facts.phase("logging") * (1 - facts.log_every / RARELY)
-        options = {"report.log_every": RARELY}
-        name = "the host reads the device at every update"
-        if facts.log_every > 1:
-            name = f"the host reads the device every {facts.log_every} updates"
-        yield _predicted(facts, name, options, host=facts.host - spared)
+        often = "at every update" if facts.log_every == 1 else f"every {facts.log_every} updates"
+        change = Change(f"the host reads the device {often}", {"report.log_every": RARELY})
+        yield _predicted(facts, change, host=facts.host - spared)
 
 
 def _reading(facts: Facts) -> Iterator[Prediction]:
     """How samples are made, and by how many."""
     costs, cached = facts.costs, facts.cached
     if not facts.cuda and facts.workers > 0 and facts.threads >= facts.cores:
-        yield _predicted(
-            facts,
-            _COMPETING,
-            {"loader.workers": 0},
-            restart=0.0,
-            host=facts.host - facts.disturbed,
-            loader=facts.samples * costs.total,
-            workers=0,
-        )
-    slow_disk = costs.wait > max(costs.decode, costs.fit, costs.augment)
+        terms = {"host": facts.host - facts.disturbed, "loader": facts.samples * costs.total}
+        alone = Change(_COMPETING, {"loader.workers": 0})
+        yield _predicted(facts, alone, restart=0.0, workers=0, **terms)
     cache: list[Prediction] = []
     if cached is not None and cached.total < costs.total:
         name = "slow disk" if costs.wait > costs.decode else "image decoding"
-        share = cached.total / costs.total
-        options = {"data.cache": facts.cache}
-        cache = [_predicted(facts, name, options, loader=share * facts.loader)]
+        loader = cached.total / costs.total * facts.loader
+        cache = [_predicted(facts, Change(name, {"data.cache": facts.cache}), loader=loader)]
     # More processes waiting for a disk that is slow may only make it slower: rather read each file once.
     more = list(_more_workers(facts))
+    slow_disk = costs.wait > max(costs.decode, costs.fit, costs.augment)
     yield from [*cache, *more] if slow_disk else [*more, *cache]
 
 
 def _more_workers(facts: Facts) -> Iterator[Prediction]:
-    """Yield the smallest number of workers that promises as much as any larger one, if it is more than now."""
+    """Yield the smallest number of workers that promises as much as any larger one, if it is more than now.
+
+    Waiting is shared by all of them, arithmetic by the cores there are.
+    """
     if facts.costs.total <= 0:
         return
-    found = []
-    for workers in range(facts.workers + 1, _MOST_WORKERS + 1):
-        host, loader = _with_workers(facts, workers)
-        options = {"loader.workers": workers}
-        found.append(
-            _predicted(facts, "too few workers", options, host=host, loader=loader, workers=workers)
-        )
-    if found:
-        most = max(one.gain for one in found)
-        yield next(one for one in found if one.gain * _TIE >= most)
-
-
-def _with_workers(facts: Facts, workers: int) -> tuple[float, float]:
-    """Return (host, loader) with so many workers: waiting is shared by all, arithmetic by the cores there are."""
     waiting = facts.costs.wait / facts.costs.total
     spare = facts.cores if facts.cuda else facts.cores - facts.threads
 
@@ -285,19 +221,26 @@ def _with_workers(facts: Facts, workers: int) -> tuple[float, float]:
     whole = facts.loader / pace(max(facts.workers, 1))  # seconds of one process an update
     # Where every core works for the model already, the model waits for what workers compute.
     taken = (1 - waiting) * whole if spare < 1 and facts.workers == 0 else 0.0
-    return facts.host + taken, whole * pace(workers)
+    found = []
+    for workers in range(facts.workers + 1, _MOST_WORKERS + 1):
+        terms = {"host": facts.host + taken, "loader": whole * pace(workers), "workers": workers}
+        found.append(
+            _predicted(facts, Change("too few workers", {"loader.workers": workers}), **terms)
+        )
+    if found:
+        most = max(one.gain for one in found)
+        yield next(one for one in found if one.gain * _TIE >= most)
 
 
 def _tried(facts: Facts, tried: Resident) -> Prediction:
     """Return what a setting of the arithmetic promises by its measured time."""
-    change = tried.change
     times = tried.samples / facts.samples
     host = facts.host + facts.disturbed * (times - 1)
     if facts.in_step:
         host += tried.seconds - facts.resident
     loader = times * facts.loader
-    if change.options.get("augmentation") == "kornia-gpu" and facts.costs.total > 0:
+    if tried.change.options.get("augmentation") == "kornia-gpu" and facts.costs.total > 0:
         loader *= 1 - facts.costs.augment / facts.costs.total
     terms = {"host": max(host, 0.0), "resident": tried.seconds, "loader": loader}
-    one = _predicted(facts, change.name, change.options, remark=change.remark, **terms)
+    one = _predicted(facts, tried.change, **terms)
     return replace(one, gain=times * one.gain)
