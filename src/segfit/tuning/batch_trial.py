@@ -18,12 +18,7 @@ from segfit.tuning.measure import train_speed
 
 
 def trial_config(config: DictConfig, batch: int) -> DictConfig:
-    """Return the config of a trial: whatever may cost memory in some batch does so in this one.
-
-    Args:
-        config: checked.
-        batch: samples of a micro-batch.
-    """
+    """Return the config of a trial of a micro-batch: whatever may cost memory in some batch does so in this one."""
     options = {
         "batch_size": batch,
         "loader.workers": 0,  # one batch is enough
@@ -67,10 +62,9 @@ def fits(
         training = make_training(config, Path(folder), lambda _: None)
         fit = training.fit
         assembly = assembly_of(config)
+        indices = largest[: assembly.held_out_batch_size(config)]
         source = assembly.make_sources(config)["val"]
-        held_out = make_held_out_batches(
-            config, source, device, 0, None, indices=largest[: assembly.held_out_batch_size(config)]
-        )
+        held_out = make_held_out_batches(config, source, device, 0, None, indices=indices)
         for _ in range(rounds):
             speed = train_speed(training, seconds=seconds, warmup=1, resident=True)
             evaluate(fit.state.evaluated(), fit.task, held_out, fit.state.precision)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 
 import psutil
@@ -35,25 +35,15 @@ _SEARCH, _VERIFY = 1, 2  # rounds of training and validation in a trial
 
 @dataclass(frozen=True)
 class Tried:
-    """A batch that was tried.
+    """A batch that was tried."""
 
-    Args:
-        batch_size: samples of a micro-batch.
-        fits: whether it may be used.
-        verdict: "fits", or why not.
-        peak_gib: peak of allocated bytes; None if the process crashed.
-        limit_gib: what it had to stay below.
-        samples_per_second: of training, on a batch that is there already.
-        seconds: that the trial took, its process's start included.
-    """
-
-    batch_size: int
-    fits: bool
-    verdict: str
-    peak_gib: float | None = None
-    limit_gib: float | None = None
-    samples_per_second: float | None = None
-    seconds: float = 0.0
+    batch_size: int  # samples of a micro-batch
+    fits: bool  # it may be used
+    verdict: str  # "fits", or why not
+    peak_gib: float | None = None  # of allocated bytes; None if the process crashed
+    limit_gib: float | None = None  # what it had to stay below
+    samples_per_second: float | None = None  # of training, on a batch that is there already
+    seconds: float = 0.0  # that the trial took, its process's start included
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -71,10 +61,7 @@ def start(trials: "Trials", cap: int) -> int:
     """Return the batch that the search begins with: the forecast's answer, or batch_size where there is no forecast."""
     config, bench = trials.config, trials.bench
     device, _ = resolve_device(config.device)
-
-    def working() -> None:
-        bench.progress("recording a step without data", 0, 1)
-
+    working = partial(bench.progress, "recording a step without data", 0, 1)
     try:
         forecast = forecast_of(config, device.type, working=working)
     except Exception as error:  # a forecast only saves trials, which raise what is wrong
@@ -120,17 +107,16 @@ class Trials:
 
     def tries(self, batch: int, rounds: int = _SEARCH) -> Tried:
         """Try a batch, in a process of its own; `rounds` of training and validation."""
-        outcome = self._run(batch, rounds)
-        if outcome.reason == "crash":  # perhaps by what others do on this machine: once more
-            self.tried.append(_tried(batch, outcome))
+        for _ in range(2):
             outcome = self._run(batch, rounds)
-        if outcome.reason == "input":
-            raise SegFitError(
-                [f"batch_size={batch}: {line}" for line in outcome.message.splitlines()]
-            )
-        tried = self._without_cliff(_tried(batch, outcome), outcome)
-        self.tried.append(tried)
-        return tried
+            if outcome.reason == "input":
+                raise SegFitError(
+                    [f"batch_size={batch}: {line}" for line in outcome.message.splitlines()]
+                )
+            self.tried.append(self._judged(batch, outcome))
+            if outcome.reason != "crash":  # perhaps by what others do on this machine: once more
+                break
+        return self.tried[-1]
 
     def _run(self, batch: int, rounds: int) -> Outcome:
         what = f"batch_size={batch}" + (", once more and longer" if rounds == _VERIFY else "")
@@ -146,25 +132,26 @@ class Trials:
             largest=self.held_out[:batch],
         )
 
-    def _without_cliff(self, tried: Tried, outcome: Outcome) -> Tried:
-        """Return a trial that fits only because the driver lends host memory as one that does not."""
-        if not tried.fits or outcome.values["device"] != "cuda":
-            return tried  # times of a CPU that others use too would decide by chance
-        speed = tried.samples_per_second or 0.0
-        size = tried.batch_size
-        smaller = [other for other in self.tried if other.fits and other.batch_size < size]
-        fastest = max(other.samples_per_second or 0.0 for other in [tried, *smaller])
-        if speed * self.options.slowdown >= fastest:
-            return tried
-        verdict = f"{fastest / speed:.1f} times slower a sample than smaller batches: spilled into host memory"
-        return replace(tried, fits=False, verdict=verdict)
+    def _judged(self, batch: int, outcome: Outcome) -> Tried:
+        if not outcome.ok:
+            verdict = OUT_OF_MEMORY if outcome.reason == "oom" else outcome.message
+            return Tried(batch, fits=False, verdict=verdict, seconds=outcome.seconds)
+        values, speed = outcome.values, outcome.values["samples_per_second"]
+        peak, limit = (values[f"{name}_bytes"] / GIB for name in ("peak", "limit"))
+        verdict = "fits" if peak <= limit else OVER_BUDGET
+        # A driver may lend host memory. Times of a CPU that others use too would decide by chance.
+        if verdict == "fits" and values["device"] == "cuda":
+            smaller = [one for one in self.tried if one.fits and one.batch_size < batch]
+            fastest = max([speed, *(one.samples_per_second or 0.0 for one in smaller)])
+            if speed * self.options.slowdown < fastest:
+                times = f"{fastest / speed:.1f} times slower a sample than smaller batches"
+                verdict = f"{times}: spilled into host memory"
+        return Tried(batch, verdict == "fits", verdict, peak, limit, speed, outcome.seconds)
 
     def _guess(self) -> int | None:
-        fitting = [item for item in self.tried if item.fits and item.peak_gib is not None]
-        if not fitting:
-            return None
+        fitting = [item for item in self.tried if item.fits]
         peaks = [(item.batch_size, item.peak_gib or 0.0) for item in fitting]
-        return extrapolated(peaks, fitting[-1].limit_gib or 0.0)
+        return extrapolated(peaks, fitting[-1].limit_gib or 0.0) if fitting else None
 
 
 def largest_that_fits(
@@ -199,14 +186,10 @@ def largest_that_fits(
         elif guessed is not None and low > 0:
             batch, guesses = min(max(guessed, low + 1), high - 1, _LEAP * low), guesses + 1
         else:
-            batch, guesses = _sure_step(low, high, cap), 0
+            bisect = high <= cap or low == 0
+            batch = max(1, (low + high) // 2) if bisect else min(2 * low, cap)
+            guesses = 0
     return low
-
-
-def _sure_step(low: int, high: int, cap: int) -> int:
-    if high > cap and low > 0:
-        return min(2 * low, cap)
-    return max(1, (low + high) // 2)
 
 
 def extrapolated(peaks: Iterable[tuple[int, float]], limit: float) -> int | None:
@@ -227,42 +210,20 @@ def extrapolated(peaks: Iterable[tuple[int, float]], limit: float) -> int | None
     return int(more + (limit - more_bytes) // slope) if slope > 0 else None
 
 
-def _tried(batch: int, outcome: Outcome) -> Tried:
-    if not outcome.ok:
-        words = {"oom": OUT_OF_MEMORY, "timeout": outcome.message, "crash": outcome.message}
-        verdict = words[outcome.reason or "crash"]
-        return Tried(batch, fits=False, verdict=verdict, seconds=outcome.seconds)
-    values = outcome.values
-    fits_in = values["peak_bytes"] <= values["limit_bytes"]
-    return Tried(
-        batch,
-        fits=fits_in,
-        verdict="fits" if fits_in else OVER_BUDGET,
-        peak_gib=values["peak_bytes"] / GIB,
-        limit_gib=values["limit_bytes"] / GIB,
-        samples_per_second=values["samples_per_second"],
-        seconds=outcome.seconds,
-    )
-
-
 def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Findings:
     best = next(
         (item for item in reversed(trials.tried) if item.fits and item.batch_size == answer), None
     )
-    table = Table(
-        name="trials",
-        title=f"A process each, accumulate={config.accumulate}",
-        columns=_COLUMNS,
-        rows=[[getattr(item, name) for name in _SHOWN] for item in trials.tried],
-        emphasis=None if best is None else trials.tried.index(best),
-    )
+    title = f"A process each, accumulate={config.accumulate}"
+    rows = [[getattr(item, name) for name in _SHOWN] for item in trials.tried]
+    emphasis = None if best is None else trials.tried.index(best)
     scalars = {"max_batch/batch_size": float(answer)}
     if best is not None:
         scalars["max_batch/peak_gib"] = best.peak_gib or 0.0
         scalars["max_batch/samples_per_second"] = best.samples_per_second or 0.0
     return Findings(
         headline=_headline(config, trials, best, cap),
-        tables=[table],
+        tables=[Table("trials", title, _COLUMNS, rows, emphasis)],
         values={
             "batch_size": answer,
             "override": f"batch_size={answer}" if answer else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice, product
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,21 +25,13 @@ LABELS = {"average": "moving average of the weights", "optimizer": "optimizer st
 
 @dataclass(frozen=True)
 class Lever:
-    """A change of the config and what it does to memory.
+    """A change of the config and what it does to memory."""
 
-    Args:
-        change: as it is typed.
-        effect: what else it does.
-        needed: bytes of the card, margin and context included.
-        fits: whether the card has them.
-        largest: the largest micro-batch that fits then; 0: none.
-    """
-
-    change: str
-    effect: str
-    needed: float
-    fits: bool
-    largest: int
+    change: str  # as it is typed
+    effect: str  # what else it does
+    needed: float  # bytes of the card, margin and context included
+    fits: bool  # whether the card has them
+    largest: int  # the largest micro-batch that fits then; 0: none
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -47,10 +40,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     if any(value is not None for value in (plan.models, plan.sizes, plan.tiers)):
         return _comparison(config, bench)
     card = card_of(config)
-
-    def working() -> None:
-        bench.progress("recording a step without data", 0, 1)
-
+    working = partial(bench.progress, "recording a step without data", 0, 1)
     forecast = forecast_of(config, card.device_type, working=working)
     batch = int(config.batch_size)
     val_batch = forecast.val_batch(batch)
@@ -145,9 +135,11 @@ def _levers_table(found: list[Lever], card: Card) -> Table:
 def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Lever]) -> str:
     batch, most = int(config.batch_size), card.largest(forecast)
     needed = card.needed(forecast.peak(batch)) / GIB
+    sample = schema_of(config.task.name).sample_label(config)
+    precision = planned_precision(config, card.device_type)
     what = (
-        f"{_model_label(config)}, {schema_of(config.task.name).sample_label(config)}, {planned_precision(config, card.device_type)}, "
-        f"batch {batch}: needs {needed:.2f} GiB of {card.name} (predicted, ±{MARGIN:.0%} and context included)"
+        f"{_model_label(config)}, {sample}, {precision}, batch {batch}: "
+        f"needs {needed:.2f} GiB of {card.name} (predicted, ±{MARGIN:.0%} and context included)"
     )
     if most >= batch:
         return f"{what}: it fits. The largest batch that fits is {most}."
@@ -161,7 +153,7 @@ def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Le
 def _levers(config: DictConfig, card: Card, forecast: Forecast, bench: Bench) -> list[Lever]:
     """Return what lowers the memory of a config that does not fit, the least costly first."""
     found: list[Lever] = []
-    kinds = (_smaller_batch, _lower_precision, _checkpointing, _smaller_samples)
+    kinds = (_smaller_batch, _cheaper_step, _smaller_samples)
     for done, kind in enumerate(kinds):
         bench.progress("looking for what helps", done, len(kinds))
         found += [_lever(config, card, change) for change in kind(config, card, forecast)]
@@ -188,12 +180,9 @@ def _smaller_batch(config: DictConfig, card: Card, _: Forecast) -> Iterator[Chan
     yield change
 
 
-def _lower_precision(config: DictConfig, card: Card, _: Forecast) -> Iterator[Change]:
+def _cheaper_step(config: DictConfig, card: Card, _: Forecast) -> Iterator[Change]:
     if card.device_type == "cuda" and planned_precision(config, "cuda") == "fp32":
         yield Change("precision", {"precision": "auto"}, "16-bit products; faster, too")
-
-
-def _checkpointing(config: DictConfig, _card: Card, _: Forecast) -> Iterator[Change]:
     if not config.model.get("checkpointing", True):
         effect = "recomputes activations: about 30 % slower"
         yield Change("checkpointing", {"model.checkpointing": True}, effect)
@@ -226,17 +215,12 @@ def _comparison(config: DictConfig, bench: Bench) -> Findings:
     tiers = config.benchmark.tiers or []
     cards = [Card("cuda", float(tier)) for tier in tiers] or [card_of(config)]
     variants = list(_variants(config))
-    kind = cards[0].device_type
+    kind, schema = cards[0].device_type, schema_of(config.task.name)
     rows: list[list[Cell]] = []
     for done, variant in enumerate(variants):
-        label = _model_label(variant)
-        shown = schema_of(config.task.name).sample_label(variant)
-        what = f"{label}, {shown}"
-        forecast = forecast_of(
-            variant,
-            kind,
-            working=lambda what=what, done=done: bench.progress(what, done, len(variants)),  # type: ignore[misc]
-        )
+        label, shown = _model_label(variant), schema.sample_label(variant)
+        working = partial(bench.progress, f"{label}, {shown}", done, len(variants))
+        forecast = forecast_of(variant, kind, working=working)
         grows = forecast.peak(16) - forecast.peak(15)
         most = [card.largest(forecast) for card in cards]
         rows.append([label, shown, forecast.peak(1) / GIB, grows / GIB, *most])

@@ -40,21 +40,13 @@ _LINES = 3  # of the child's output that a message quotes
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended.
+    """How a trial ended."""
 
-    Args:
-        ok: the job returned.
-        values: what it returned.
-        reason: why not: "oom", "crash", "timeout" or "input" (a SegFitError); None if ok.
-        message: the error, for the user; empty if ok.
-        seconds: wall-clock time of the whole process.
-    """
-
-    ok: bool
-    values: dict[str, Any] = field(default_factory=dict)
-    reason: str | None = None
-    message: str = ""
-    seconds: float = 0.0
+    ok: bool  # the job returned
+    values: dict[str, Any] = field(default_factory=dict)  # what it returned
+    reason: str | None = None  # why not: "oom", "crash", "timeout" or "input" (a SegFitError)
+    message: str = ""  # the error, for the user
+    seconds: float = 0.0  # wall-clock time of the whole process
 
 
 def run_trial(
@@ -80,33 +72,42 @@ def run_trial(
         runs.save_config(OmegaConf.create(kept), [], folder)
         request = {"job": JOBS[job], "arguments": arguments}
         (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
-        code = _run_child(folder, timeout_s)
-        seconds = time.monotonic() - start
-        if code is None:
-            message = f"not done after {timeout_s:g} s"
-            return Outcome(ok=False, reason="timeout", message=message, seconds=seconds)
-        return _outcome(folder, code, seconds)
+        ended = _run_child(folder, timeout_s)
+    return Outcome(seconds=time.monotonic() - start, **ended)
 
 
 # ---------------------------------------------------------------------------------- the parent
 
 
-def _run_child(folder: Path, timeout_s: float | None) -> int | None:
-    """Return the child's exit code, or None if its time ran out."""
-    with (folder / _OUTPUT).open("wb") as output:
+def _run_child(folder: Path, timeout_s: float | None) -> dict[str, Any]:
+    """Return how the child ended, as fields of an outcome."""
+    output, result = folder / _OUTPUT, folder / _RESULT
+    with output.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "segfit.tuning.trial", str(folder)],
             stdin=subprocess.PIPE,  # never written to: the child reads its end when this process ends
-            stdout=output,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is this process's to handle, and it kills the child
         )
     try:
-        return process.wait(timeout_s)
+        code = process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        return None
+        return {"ok": False, "reason": "timeout", "message": f"not done after {timeout_s:g} s"}
     finally:
         _kill(process)
+    if result.exists():
+        return dict(json.loads(result.read_text(encoding="utf-8")))
+    message = f"ended with exit code {code}"
+    if code < 0:
+        message = f"killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            message += " (most likely the system, short of host memory)"
+    text = output.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines:
+        message += f": {' / '.join(lines[-_LINES:])}"
+    return {"ok": False, "reason": "crash", "message": message}
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
@@ -122,23 +123,6 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
     if process.stdin is not None:
         process.stdin.close()
-
-
-def _outcome(folder: Path, code: int, seconds: float) -> Outcome:
-    try:
-        result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        message = f"ended with exit code {code}"
-        if code < 0:
-            message = f"killed by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                message += " (most likely the system, short of host memory)"
-        text = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines:
-            message += f": {' / '.join(lines[-_LINES:])}"
-        return Outcome(ok=False, reason="crash", message=message, seconds=seconds)
-    return Outcome(seconds=seconds, **result)
 
 
 # ----------------------------------------------------------------------------------- the child
@@ -160,11 +144,8 @@ def _end_with_parent() -> None:
 def _do(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     module, _, name = request["job"].partition(":")
     try:
-        config = runs.load_config(folder)
-        return {
-            "ok": True,
-            "values": getattr(import_module(module), name)(config, **request["arguments"]),
-        }
+        job = getattr(import_module(module), name)
+        return {"ok": True, "values": job(runs.load_config(folder), **request["arguments"])}
     except SegFitError as error:
         return {"ok": False, "reason": "input", "message": "\n".join(error.problems)}
     except Exception as error:
