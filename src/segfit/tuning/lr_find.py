@@ -1,15 +1,13 @@
 """benchmark=lr_find: the learning-rate range test (Smith, arXiv 1506.01186)."""
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.assembly.training import make_training
-from segfit.engine.findings import Column, Findings, Table
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.tuning.bench import Bench
 from segfit.tuning.lr_range import RangeTest, lr_range_test, restored, updates_within
@@ -46,35 +44,30 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 
 
 def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Findings:
-    rates = np.array(test.rates)
-    curve, steepest = test.curve(), test.steepest()
+    rates, curve, steepest = test.rates, test.curve(), test.steepest()
     minimum = int(np.argmin(curve))
-    effective = test.samples
-    rows: list[tuple[str, float | None, float | None]] = [
-        (where, None, None) if at is None else (where, float(rates[at]), float(curve[at]))
-        for where, at in (("steepest fall", steepest), ("lowest loss", minimum))
+    rows: list[list[Cell]] = [
+        ["steepest fall", None, None],
+        ["lowest loss", rates[minimum], float(curve[minimum])],
+        ["a tenth of that", rates[minimum] / 10, None],
+        ["diverged" if test.diverged else "end, not diverged", rates[-1], None],
+        ["lr of the config", float(config.lr), None],
     ]
-    rows.append(("a tenth of that", float(rates[minimum] / 10), None))
-    rows.append(("diverged" if test.diverged else "end, not diverged", float(rates[-1]), None))
-    rows.append(("lr of the config", float(config.lr), None))
-    rate = None if steepest is None else _two_digits(float(rates[steepest]))
+    rate = None
+    if steepest is not None:
+        rows[0][1:] = rates[steepest], float(curve[steepest])
+        rate = float(f"{rates[steepest]:.1e}")  # more would be a precision that the test lacks
+    title = f"Sweep of {len(rates)} updates, effective batch {test.samples}"
+    columns = [Column("where"), Column("lr", ".2e"), Column("smoothed loss", ".4f")]
     return Findings(
         headline=_headline(config, test, rate),
-        tables=[
-            Table(
-                name="rates",
-                title=f"Sweep of {len(rates)} updates, effective batch {effective}",
-                columns=[Column("where"), Column("lr", ".2e"), Column("smoothed loss", ".4f")],
-                rows=rows,
-                emphasis=0 if rate is not None else None,
-            )
-        ],
+        tables=[Table("rates", title, columns, rows, emphasis=None if rate is None else 0)],
         values={
             "lr": rate,
             "override": None if rate is None else f"lr={rate:g}",
-            "effective_batch": effective,
+            "effective_batch": test.samples,
             "diverged": test.diverged,
-            "rates": test.rates,
+            "rates": rates,
             "losses": test.losses,
             "smoothed": curve.tolist(),
             "facts": facts,
@@ -82,10 +75,6 @@ def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Fin
         figures={"lr_find": partial(_figure, config, test, rate)},
         scalars={} if rate is None else {"lr_find/lr": rate},
     )
-
-
-def _two_digits(value: float) -> float:
-    return float(f"{value:.1e}")  # more would be a precision that the test does not have
 
 
 def _headline(config: DictConfig, test: RangeTest, rate: float | None) -> str:
@@ -103,31 +92,21 @@ def _headline(config: DictConfig, test: RangeTest, rate: float | None) -> str:
 
 def _figure(config: DictConfig, test: RangeTest, rate: float | None) -> Figure:
     """Draw the loss over the learning rate: each update's, smoothed, and what is suggested."""
-    rates, losses = np.array(test.rates), np.array(test.losses)
-    smoothed = test.curve()
+    losses, smoothed = np.array(test.losses), test.curve()
     figure = Figure(figsize=(7, 4.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(rates, losses, ".", color="0.7", markersize=4, label="an update")
-    axes.plot(rates, smoothed, color="tab:blue", linewidth=2, label="smoothed")
+    axes.plot(test.rates, losses, ".", color="0.7", markersize=4, label="an update")
+    axes.plot(test.rates, smoothed, color="tab:blue", linewidth=2, label="smoothed")
     if rate is not None:
         axes.axvline(rate, color="tab:green", label=f"steepest fall: lr={rate:g}")
-    axes.axvline(
-        config.lr, color="black", linestyle=":", linewidth=1, label=f"config: lr={config.lr:g}"
-    )
+    given = f"config: lr={config.lr:g}"
+    axes.axvline(config.lr, color="black", linestyle=":", linewidth=1, label=given)
     axes.set_xscale("log")
-    axes.set_ylim(*_visible(losses, smoothed))
-    axes.set(
-        xlabel="learning rate",
-        ylabel="training loss",
-        title=f"{config.model.name}, {config.optimizer.name}, effective batch {test.samples}",
-    )
+    before = losses[: int(np.argmin(smoothed)) + 1]  # the blow-up at the end is cut off
+    low, high = min(before.min(), smoothed.min()), before.max()
+    room = max(high - low, 1e-6)
+    axes.set_ylim(low - 0.1 * room, high + 0.3 * room)
+    title = f"{config.model.name}, {config.optimizer.name}, effective batch {test.samples}"
+    axes.set(xlabel="learning rate", ylabel="training loss", title=title)
     axes.legend()
     return figure
-
-
-def _visible(losses: NDArray[Any], smoothed: NDArray[Any]) -> tuple[float, float]:
-    """Return limits that show the fall: the blow-up at the end is cut off."""
-    before = losses[: int(np.argmin(smoothed)) + 1]
-    low, high = float(min(before.min(), smoothed.min())), float(before.max())
-    room = max(high - low, 1e-6)
-    return low - 0.1 * room, high + 0.3 * room

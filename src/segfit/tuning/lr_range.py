@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from segfit.assembly.training import Training
 from segfit.data.batches import TrainBatches
@@ -30,23 +31,15 @@ _TIMED = 3  # updates after the first, to know how long one takes
 
 @dataclass
 class RangeTest:
-    """The results of an LR range test, an entry an update.
-
-    Args:
-        rates: learning rate.
-        losses: of the update's window.
-        smoothed: their running mean, corrected for its start at 0: it lags behind, and decides when to stop.
-        diverged: whether the sweep ended because the loss did.
-        samples: of an update: the effective batch.
-        smoothing: weight (0-1) of the past in the running mean.
-    """
+    """The results of an LR range test; of each list an entry an update."""
 
     rates: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    # The losses' running mean, corrected for its start at 0: it lags behind, and decides when to stop.
     smoothed: list[float] = field(default_factory=list)
-    diverged: bool = False
-    samples: int = 0
-    smoothing: float = 0.9
+    diverged: bool = False  # whether the sweep ended because the loss did
+    samples: int = 0  # of an update: the effective batch
+    smoothing: float = 0.9  # weight (0-1) of the past in the running mean
 
     def curve(self) -> NDArray[np.float64]:
         """Return the loss smoothed from both sides, an entry an update.
@@ -89,32 +82,6 @@ def running_mean(values: Iterable[float], smoothing: float) -> NDArray[np.float6
         mean = smoothing * mean + (1 - smoothing) * float(value)
         means.append(mean / (1 - smoothing**count))
     return np.array(means)
-
-
-class ExponentialRamp:
-    """A scheduler whose rate rises by a constant factor an update; groups keep their rates' ratios.
-
-    Args:
-        optimizer: of the training.
-        first: rate of the first update.
-        last: rate of the last one.
-        updates: from the first to the last.
-        done: updates that the training has made before.
-    """
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, first: float, last: float, updates: int, done: int
-    ) -> None:
-        self.optimizer = optimizer
-        self.first, self.last, self.updates, self.done = first, last, updates, done
-        self.step_update(done)
-
-    def step_update(self, num_updates: int) -> None:
-        """Set the learning rates for the update after `num_updates`."""
-        share = (num_updates - self.done) / (self.updates - 1)
-        self.rate = self.first * (self.last / self.first) ** share
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group.get("lr_scale", 1.0)
 
 
 def lr_range_test(
@@ -163,19 +130,27 @@ def lr_range_test(
 def _updates(
     fit: Fit, first: float, last: float, updates: int
 ) -> Iterator[tuple[int, float, float]]:
-    """Make updates of whole windows while the rate rises; yield their samples, loss and rate."""
-    state = fit.state
-    schedule = ExponentialRamp(state.optimizer, first, last, updates, state.progress.update)
+    """Make updates of whole windows while the rate rises by a constant factor; yield their samples, loss and rate."""
+    state, begun = fit.state, fit.state.progress.update
+
+    def rate(done: int) -> float:
+        return float(first * (last / first) ** ((done - begun) / (updates - 1)))
+
+    def step_update(done: int) -> None:
+        for group in state.optimizer.param_groups:  # groups keep their rates' ratios
+            group["lr"] = rate(done) * group.get("lr_scale", 1.0)
+
+    step_update(begun)
+    schedule: Any = SimpleNamespace(step_update=step_update)
     state.scheduler = schedule
     state.model.train()
     whole = min(fit.options.accumulate, fit.train.batches_per_epoch())
     full = (window for window in windows(fit) if len(window) == whole)
     for number, window in enumerate(islice(full, updates), start=1):
-        rate = schedule.rate
         seeds = [derive_seed(fit.options.seed, number, part) for part in range(len(window))]
         loss, _ = make_update(state, fit.task, window, seeds, fit.options.clip_grad_norm)
         samples = sum(count_samples(batch) for batch in window)
-        yield samples, float(loss), rate  # synchronises: the next depends on it
+        yield samples, float(loss), rate(begun + number - 1)  # synchronises: the next depends on it
 
 
 def updates_within(training: Training, seconds: float) -> int:
@@ -198,8 +173,8 @@ def restored(training: Training) -> Iterator[None]:
     assert isinstance(fit.train, TrainBatches)  # the only kind that the builders make
     sampler = fit.train.sampler
     modules = [module for module in (state.model, state.ema and state.ema.module) if module]
-    kept = _on_host(state.state_dict())
-    buffers = [_on_host(dict(module.named_buffers())) for module in modules]
+    kept = tree_map(_on_host, state.state_dict())
+    buffers = [tree_map(_on_host, dict(module.named_buffers())) for module in modules]
     modes = [{name: part.training for name, part in module.named_modules()} for module in modules]
     scheduler, position = state.scheduler, copy.copy(vars(sampler))
     try:
@@ -221,11 +196,4 @@ def restored(training: Training) -> Iterator[None]:
 
 
 def _on_host(value: Any) -> Any:
-    """Return a copy of nested plain values and tensors, on the host."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _on_host(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_host(item) for item in value)
-    return copy.deepcopy(value)
+    return value.to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
