@@ -17,15 +17,10 @@ RECORDED = 2  # micro-batches of an update that are recorded at most; a third ad
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of a step: what lives then grows by the same number of bytes with every image of the batch.
+    """A moment of a step: what lives then grows by the same number of bytes with every image of the batch."""
 
-    Args:
-        fixed: bytes by part that no image adds to.
-        each: bytes by part of each image.
-    """
-
-    fixed: Mapping[str, float]
-    each: Mapping[str, float]
+    fixed: Mapping[str, float]  # bytes by part that no image adds to
+    each: Mapping[str, float]  # bytes by part of each image
 
     def at(self, batch: int) -> Bytes:
         """Return the bytes by part with `batch` images; parts that are absent are left out."""
@@ -53,11 +48,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Curve:
-    """The peak over the batch size: the largest of some moments, one of which is the peak at any batch.
-
-    Args:
-        moments: at least one.
-    """
+    """The peak over the batch size: the largest of some moments, one of which is the peak at any batch."""
 
     moments: Sequence[Moment]
 
@@ -76,23 +67,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a composition takes, at any micro-batch.
+    """What a composition takes, at any micro-batch."""
 
-    Args:
-        train: an update, over the size of its micro-batches.
-        val: a validation, over the size of its batches.
-        parameters: how many numbers the model has.
-        waiting: what each micro-batch of an update beyond the recorded ones adds to every moment.
-        recorded: micro-batches of the update that `train` is about.
-        fixed_val: validation goes image by image, whatever the batch.
-    """
-
-    train: Curve
-    val: Curve
-    parameters: int
+    train: Curve  # an update, over the size of its micro-batches
+    val: Curve  # a validation, over the size of its batches
+    parameters: int  # how many numbers the model has
+    # What each micro-batch of an update beyond the recorded ones adds to every moment.
     waiting: Moment = field(default_factory=lambda: Moment({}, {}))
-    recorded: int = 1
-    fixed_val: bool = False
+    recorded: int = 1  # micro-batches of the update that `train` is about
+    fixed_val: bool = False  # validation goes image by image, whatever the batch
 
     def val_batch(self, batch: int) -> int:
         """Return the images of a validation batch beside micro-batches of `batch`."""
@@ -120,12 +103,7 @@ class Forecast:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Forecast:
-        """Return the forecast whose fields, as plain values, are given.
-
-        Raises:
-            KeyError, TypeError: if it is something else.
-        """
-
+        """Return the forecast whose fields, as plain values, are given; raise KeyError or TypeError for else."""
         curves = {
             name: Curve([Moment(**moment) for moment in values[name]["moments"]])
             for name in ("train", "val")

@@ -23,12 +23,7 @@ PROCESS = 0.7 * GIB
 
 @dataclass(frozen=True)
 class Card:
-    """Where a training is to fit.
-
-    Args:
-        device_type: "cuda" or "cpu".
-        gib: its memory, GiB.
-    """
+    """Where a training is to fit: "cuda" or "cpu", and GiB."""
 
     device_type: str
     gib: float
@@ -78,10 +73,7 @@ def planned_precision(config: DictConfig, device_type: str) -> str:
 
 
 def forecast_of(
-    config: DictConfig,
-    device_type: str,
-    *,
-    working: Callable[[], None] = lambda: None,
+    config: DictConfig, device_type: str, *, working: Callable[[], None] = lambda: None
 ) -> Forecast:
     """Return the memory of a config's training and validation at any micro-batch.
 

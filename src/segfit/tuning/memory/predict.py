@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from segfit.assembly.task import planning_of
 from segfit.engine.precision import Precision
 from segfit.tuning.change import changed
-from segfit.tuning.memory.curve import PARTS, RECORDED, Bytes, Curve, Forecast, Moment
+from segfit.tuning.memory.curve import PARTS, RECORDED, Curve, Forecast, Moment
 from segfit.tuning.memory.recorder import MemoryRecorder
 from segfit.tuning.memory.recording import Recording, record
 
@@ -50,7 +51,7 @@ def predict(
     augmentation = planning_of(config).device_augmentation(config)
     if augmentation is not None:
         now = peak_bytes(augmentation[0]) * augmentation[1]
-        idle = _moment(_bytes(small)[small.train[0] - 1], np.zeros(len(PARTS)))
+        idle = _moment(small.living[small.train[0] - 1], np.zeros(len(PARTS)))
         moments.append(idle.plus(config.accumulate * fixed, config.accumulate * each + now))
     # On a card the next window's samples are copied ahead.
     ahead = planning_of(config).sample_bytes(config) if device_type == "cuda" else 0
@@ -66,11 +67,8 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     """Return the bytes that a function takes at its peak, results included; it runs on the CPU, with data."""
     with MemoryRecorder("cpu") as recorder:
         work()
-    living = peak = 0
-    for event in recorder.events:
-        living += recorder.sizes[abs(event)] * (1 if event > 0 else -1)
-        peak = max(peak, living)
-    return peak
+    changes = [math.copysign(recorder.sizes[abs(event)], event) for event in recorder.events]
+    return int(np.cumsum(changes).max(initial=0))
 
 
 def forecast(first: Recording, second: Recording) -> Forecast:
@@ -81,10 +79,11 @@ def forecast(first: Recording, second: Recording) -> Forecast:
         second: of the same config at a larger one.
     """
     same = _in_order(first) == _in_order(second)
-    moments = _moments(first, second) if same else _stretches(first, second)
+    # Images are scored one by one, so the operations of a validation do depend on the batch.
+    peaks = [_largest(recording.living[slice(*recording.val)]) for recording in (first, second)]
     return Forecast(
-        Curve(moments),
-        Curve([_validation(first, second)]),
+        Curve(_moments(first, second) if same else _stretches(first, second)),
+        Curve([_moment(*_line(peaks, first.val_batch, second.val_batch))]),
         first.parameters,
         fixed_val=first.val_batch == second.val_batch,
     )
@@ -92,9 +91,8 @@ def forecast(first: Recording, second: Recording) -> Forecast:
 
 def _moments(first: Recording, second: Recording) -> list[Moment]:
     """Return the moments of two recordings of the same operations that are the peak at some batch size."""
-    train = slice(*first.train)
-    each = (_bytes(second)[train] - _bytes(first)[train]) / (second.batch - first.batch)
-    fixed = _bytes(first)[train] - each * first.batch
+    living = [recording.living[slice(*recording.train)] for recording in (first, second)]
+    fixed, each = _line(living, first.batch, second.batch)
     totals = fixed.sum(1) + _BATCHES[:, None] * each.sum(1)
     return [_moment(fixed[peak], each[peak]) for peak in np.unique(totals.argmax(1))]
 
@@ -109,38 +107,33 @@ def _stretches(first: Recording, second: Recording) -> list[Moment]:
     for recording in (first, second):
         begin, end = recording.train
         cuts = [mark - begin for mark in recording.passes]
-        stretches = np.split(_bytes(recording)[begin:end], cuts)
-        peaks.append(np.stack([stretch[stretch.sum(1).argmax()] for stretch in stretches]))
-    each = (peaks[1] - peaks[0]) / (second.batch - first.batch)
-    return [_moment(*both) for both in zip(peaks[0] - each * first.batch, each, strict=True)]
+        peaks.append(np.stack([*map(_largest, np.split(recording.living[begin:end], cuts))]))
+    return list(map(_moment, *_line(peaks, first.batch, second.batch)))
 
 
 def _extra(first: Recording, second: Recording) -> tuple[float, float]:
     """Return the bytes, fixed and by image, that one more micro-batch of a window keeps alive."""
     waiting = []
     for recording in (first, second):
-        total = _bytes(recording).sum(1)
-        before, ready = total[recording.train[0] - 1], total[recording.passes[0] - 1]
+        before, ready = recording.living.sum(1)[[recording.train[0] - 1, recording.passes[0] - 1]]
         waiting.append((ready - before) / recording.accumulate)
-    each = (waiting[1] - waiting[0]) / (second.batch - first.batch)
-    return float(waiting[0] - each * first.batch), float(each)
+    fixed, each = _line(waiting, first.batch, second.batch)
+    return float(fixed), float(each)
 
 
-def _validation(first: Recording, second: Recording) -> Moment:
-    """Return the line through both peaks: images are scored one by one, so operations do depend on the batch."""
-    peaks = []
-    for recording in (first, second):
-        during = _bytes(recording)[slice(*recording.val)]
-        peaks.append(during[during.sum(1).argmax()])
-    each = (peaks[1] - peaks[0]) / ((second.val_batch - first.val_batch) or 1)
-    return _moment(peaks[0] - each * first.val_batch, each)
+def _line(values: Sequence[Any], first: int, second: int) -> tuple[Any, Any]:
+    """Return what is fixed and what each image adds, from the values at two batch sizes."""
+    each = (values[1] - values[0]) / ((second - first) or 1)
+    return values[0] - each * first, each
+
+
+def _largest(living: NDArray[np.float64]) -> NDArray[np.float64]:
+    return living[living.sum(1).argmax()]  # type: ignore[no-any-return]
 
 
 def _moment(fixed: NDArray[np.float64], each: NDArray[np.float64]) -> Moment:
-    def by_part(values: NDArray[np.float64]) -> Bytes:
-        return {part: float(value) for part, value in zip(PARTS, values, strict=True) if value}
-
-    return Moment(by_part(fixed), by_part(each))
+    named = [dict(zip(PARTS, values.tolist(), strict=True)) for values in (fixed, each)]
+    return Moment(*({part: value for part, value in side.items() if value} for side in named))
 
 
 def _in_order(recording: Recording) -> list[int]:
@@ -154,14 +147,3 @@ def _in_order(recording: Recording) -> list[int]:
         events += [*sorted(dead), event]
         dead = []
     return events + sorted(dead)
-
-
-def _bytes(recording: Recording) -> NDArray[np.float64]:
-    """Return the living bytes after each event, by part."""
-    names = {part: index for index, part in enumerate(PARTS)}
-    changes = np.zeros((len(recording.memory.events), len(PARTS)))
-    for row, event in enumerate(recording.memory.events):
-        number = abs(event)
-        part = names[recording.memory.parts.get(number, "activations")]
-        changes[row, part] = recording.memory.sizes[number] * (1 if event > 0 else -1)
-    return changes.cumsum(0)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -21,33 +25,32 @@ from segfit.engine.state import TrainingState
 from segfit.engine.step import make_update
 from segfit.engine.task import Task
 from segfit.tuning.change import changed
+from segfit.tuning.memory.curve import PARTS
 from segfit.tuning.memory.pretend import Cuts, without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What happened to memory.
+    """What happened to memory."""
 
-    Args:
-        memory: its events, from before the model was made.
-        train: where in the events an update begins and ends.
-        passes: where each of its forward passes begins and ends; before the first the whole window is prepared.
-        val: where a validation batch begins and ends.
-        batch: samples of a micro-batch.
-        val_batch: samples of a validation batch.
-        accumulate: micro-batches of the update.
-        parameters: how many numbers the model has.
-    """
+    memory: MemoryRecorder  # its events, from before the model was made
+    train: tuple[int, int]  # where in the events an update begins and ends
+    passes: list[int]  # where each of its forward passes does; before the first all is prepared
+    val: tuple[int, int]  # where a validation batch begins and ends
+    batch: int  # samples of a micro-batch
+    val_batch: int  # of a validation batch
+    accumulate: int  # micro-batches of the update
+    parameters: int  # how many numbers the model has
 
-    memory: MemoryRecorder
-    train: tuple[int, int]
-    passes: list[int]
-    val: tuple[int, int]
-    batch: int
-    val_batch: int
-    accumulate: int
-    parameters: int
+    @cached_property
+    def living(self) -> NDArray[np.float64]:
+        """The living bytes after each event, by part."""
+        changes = np.zeros((len(self.memory.events), len(PARTS)))
+        for row, event in enumerate(self.memory.events):
+            part = PARTS.index(self.memory.parts.get(abs(event), "activations"))
+            changes[row, part] = math.copysign(self.memory.sizes[abs(event)], event)
+        return changes.cumsum(0)
 
 
 class CutTask:
