@@ -35,10 +35,6 @@ def recorded_peak(device: torch.device) -> Iterator[Peak]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         yield peak
-    peak.bytes = _peak_of(record)
-
-
-def _peak_of(record: profile) -> int:
     results = record.profiler.kineto_results if record.profiler is not None else None
     assert results is not None  # the profiler has run
     events = list(results.experimental_event_tree())
@@ -49,8 +45,7 @@ def _peak_of(record: profile) -> int:
         fields = event.typed[1]
         if isinstance(fields, _ExtraFields_Allocation) and fields.device.type == "cpu":
             allocations.append((event.start_time_ns, fields.alloc_size, fields.total_allocated))
-    if not allocations:
-        return 0
-    _, size, total = min(allocations)
-    # The count goes on where an earlier record of this process ended.
-    return int(max(total for _, _, total in allocations) - (total - size))
+    if allocations:
+        _, size, total = min(allocations)
+        # The count goes on where an earlier record of this process ended.
+        peak.bytes = int(max(total for _, _, total in allocations) - (total - size))

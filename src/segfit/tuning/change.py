@@ -11,19 +11,12 @@ GROUPS = ("augmentation", "precision")  # typed as group=choice; their files dif
 
 @dataclass(frozen=True)
 class Change:
-    """New values of some options.
+    """New values of some options."""
 
-    Args:
-        name: for tables and figures.
-        options: option → value; of a group in `GROUPS`, the name of the choice.
-        remark: what else it changes; empty if nothing.
-        missing: why this machine or model has no such change; empty if it has.
-    """
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    remark: str = ""
-    missing: str = ""
+    name: str  # for tables and figures
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `GROUPS`: the choice's name
+    remark: str = ""  # what else it changes
+    missing: str = ""  # why this machine or model has no such change; empty if it has
 
     @property
     def overrides(self) -> list[str]:

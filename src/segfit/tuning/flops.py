@@ -34,8 +34,6 @@ _CARDS: dict[str, tuple[float, float | None, float]] = {
     r"RTX 3090": (35.6, 35.6, 71.0),
     r"RTX 3080": (29.8, 29.8, 59.5),
 }
-_NAME = re.compile(r"^(NVIDIA )?(GeForce )?")
-
 _TERA = 1e12
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product measures a peak
 _SECONDS = 1.0
@@ -43,15 +41,10 @@ _SECONDS = 1.0
 
 @dataclass(frozen=True)
 class PeakRate:
-    """The arithmetic that a device can do.
+    """The arithmetic that a device can do."""
 
-    Args:
-        teraflops: 10^12 floating-point operations a second.
-        source: where the number is from.
-    """
-
-    teraflops: float
-    source: str
+    teraflops: float  # 10^12 floating-point operations a second
+    source: str  # where the number is from
 
 
 def update_flops(training: Training) -> float:
@@ -102,7 +95,7 @@ def data_sheet(name: str, precision: str, *, tf32: bool) -> float | None:
         precision: "fp32", "bf16" or "fp16".
         tf32: fp32 products may use TF32.
     """
-    bare = _NAME.sub("", name)
+    bare = re.sub("^(NVIDIA )?(GeForce )?", "", name)
     for pattern, (single, tensor, half) in _CARDS.items():
         if re.fullmatch(pattern, bare):
             if precision != "fp32":

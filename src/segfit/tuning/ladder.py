@@ -44,7 +44,13 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     Raises:
         SegFitError: if the lowest rung cannot be trained.
     """
-    machine = machine_of(config)
+    device, _ = resolve_device(config.device)
+    workers = config.benchmark.workers
+    if workers is None:
+        # at least one, where there is a core for it: the rung shows whether it pays
+        workers = max(workers_of(config, device), min(1, available_cores() - 1))
+    samples = len(assembly_of(config).make_sources(config)["train"])
+    machine = Machine(device.type, native_precisions(device), workers, samples)
     lowest, above = naive(config), rungs(config, machine)
     climb = Climb(
         changed(config, lowest.options),
@@ -63,21 +69,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         last = climb.steps[-1]
         if last.speed is None:
             bench.notice(f"{last.change.name}: left out, {last.verdict}.")
-    return _findings(config, machine, climb)
+    return _findings(config, machine, climb, device_name(device))
 
 
-def machine_of(config: DictConfig) -> Machine:
-    """Return what decides which rungs a config has on this machine."""
-    device, _ = resolve_device(config.device)
-    workers = config.benchmark.workers
-    if workers is None:
-        # at least one, where there is a core for it: the rung shows whether it pays
-        workers = max(workers_of(config, device), min(1, available_cores() - 1))
-    samples = len(assembly_of(config).make_sources(config)["train"])
-    return Machine(device.type, native_precisions(device), workers, samples)
-
-
-def _findings(config: DictConfig, machine: Machine, climb: Climb) -> Findings:
+def _findings(config: DictConfig, machine: Machine, climb: Climb, device: str) -> Findings:
     steps = [step for step in climb.steps if step.speed is not None]
     left_out = [step for step in climb.steps if step.speed is None]
     first, rate = steps[0].rate or 0.0, climb.best or 0.0
@@ -88,23 +83,25 @@ def _findings(config: DictConfig, machine: Machine, climb: Climb) -> Findings:
         headline = (
             f"{rate / first:.2f} times as fast: {first:.1f} → {rate:.1f} samples/s with {overrides}"
         )
-    tables = [
-        Table(
-            "ladder",
-            f"{title}: a rung that is not kept is left off from there on",
-            _COLUMNS,
-            [_row(step, first) for step in steps],
-            emphasis=max(place for place, step in enumerate(steps) if step.verdict == KEPT),
-        )
-    ]
+    rows: list[list[Cell]] = []
+    labels = []
+    for step in steps:
+        now, kept = step.rate or 0.0, step.verdict == KEPT
+        gain = now / step.before if step.before else None
+        rows.append([step.change.name, now, gain, now / first, kept, *step.cells()])
+        labels.append(f"{now:.1f}")
+        if gain is not None:
+            labels[-1] += f"   {now / first:.2f}× naive, {gain:.2f}× before"
+            labels[-1] += "" if kept else ", not kept"
+    labels += [f"left out: {step.verdict}" for step in left_out]
+    emphasis = max(place for place, step in enumerate(steps) if step.verdict == KEPT)
+    about = f"{title}: a rung that is not kept is left off from there on"
+    tables = [Table("ladder", about, _COLUMNS, rows, emphasis)]
     if left_out:
+        missing = [(step.change.name, step.verdict) for step in left_out]
         columns = (Column("rung"), Column("left out because"))
-        rows = [(step.change.name, step.verdict) for step in left_out]
-        tables.append(
-            Table("left-out", "Not on this machine, or not with this model", columns, rows)
-        )
-    device, _ = resolve_device(config.device)
-    shown = [*steps, *left_out]
+        about = "Not on this machine, or not with this model"
+        tables.append(Table("left-out", about, columns, missing))
     return Findings(
         headline=headline,
         tables=tables,
@@ -115,30 +112,9 @@ def _findings(config: DictConfig, machine: Machine, climb: Climb) -> Findings:
             "gain": rate / first,
             "overrides": overrides,
         },
-        figures={"ladder": partial(bars, shown, _labels(shown), f"{title}\n{device_name(device)}")},
+        figures={"ladder": partial(bars, [*steps, *left_out], labels, f"{title}\n{device}")},
         scalars={f"ladder/{step.change.name}": step.rate or 0.0 for step in steps},
     )
-
-
-def _row(step: Step, first: float) -> list[Cell]:
-    rate = step.rate or 0.0
-    gain = rate / step.before if step.before else None
-    return [step.change.name, rate, gain, rate / first, step.verdict == KEPT, *step.cells()]
-
-
-def _labels(steps: Sequence[Step]) -> list[str]:
-    first = steps[0].rate or 0.0
-    labels = []
-    for step in steps:
-        if step.rate is None:
-            labels.append(f"left out: {step.verdict}")
-        elif step.before is None:
-            labels.append(f"{step.rate:.1f}")
-        else:
-            kept = "" if step.verdict == KEPT else ", not kept"
-            gains = f"{step.rate / first:.2f}× naive, {step.rate / step.before:.2f}× before"
-            labels.append(f"{step.rate:.1f}   {gains}{kept}")
-    return labels
 
 
 def naive(config: DictConfig) -> Change:
@@ -164,32 +140,43 @@ def rungs(config: DictConfig, machine: Machine) -> list[Change]:
     """Return the rungs above the lowest, in their order."""
     best, kind = machine.precisions[0], machine.device_type
     larger = min(config.benchmark.batch_size or 4 * config.batch_size, machine.samples)
-    workers = f"{machine.workers} data worker{'s' if machine.workers > 1 else ''}"
-    copies = "pinned memory, copies beside the step"
-    on_device = "augmentation on the device"
+    mixed = Change(f"mixed precision ({best})", {"precision": best})
+    if best == "fp32":
+        why = f"this {kind.upper()} has no native bf16 or fp16"
+        mixed = Change("mixed precision", missing=why)
+    batch = with_batch(config, larger)
+    if larger <= config.batch_size:
+        why = f"batch_size={config.batch_size} is the largest that is asked for, or all samples"
+        batch = Change("larger batch", missing=why)
+    plural = "s" if machine.workers > 1 else ""
+    feeding = {"loader.workers": machine.workers, "loader.persistent": True}
+    workers = Change(f"{machine.workers} data worker{plural}", feeding)
+    if machine.workers == 0:
+        workers = Change("data workers", missing="there is no core for them")
     return [
-        Change("mixed precision", missing=f"this {kind.upper()} has no native bf16 or fp16")
-        if best == "fp32"
-        else Change(f"mixed precision ({best})", {"precision": best}),
+        mixed,
+        batch,
+        workers,
         Change(
-            "larger batch",
-            missing=f"batch_size={config.batch_size} is the largest that is asked for, or all samples",
-        )
-        if larger <= config.batch_size
-        else with_batch(config, larger),
-        Change("data workers", missing="there is no core for them")
-        if machine.workers == 0
-        else Change(workers, {"loader.workers": machine.workers, "loader.persistent": True}),
-        Change(copies, {"loader.pin_memory": True, "loader.non_blocking": True})
-        if kind == "cuda"
-        else Change(copies, missing="there is no card to copy to"),
+            "pinned memory, copies beside the step",
+            {"loader.pin_memory": True, "loader.non_blocking": True},
+            missing="" if kind == "cuda" else "there is no card to copy to",
+        ),
         Change("decoded cache", {"data.cache": config.benchmark.cache}),
-        Change(on_device, missing="augmentation=none: there is nothing to move")
-        if augmentation_of(config) == "none"
-        else Change(on_device, {"augmentation": "kornia-gpu"}),
-        Change("fast SegFormer", {"model.fast": True})
-        if "fast" in config.model
-        else Change("fast SegFormer", missing=f"model.name={config.model.name} is no SegFormer"),
+        Change(
+            "augmentation on the device",
+            {"augmentation": "kornia-gpu"},
+            missing="augmentation=none: there is nothing to move"
+            if augmentation_of(config) == "none"
+            else "",
+        ),
+        Change(
+            "fast SegFormer",
+            {"model.fast": True},
+            missing=""
+            if "fast" in config.model
+            else f"model.name={config.model.name} is no SegFormer",
+        ),
         Change("channels_last", {"channels_last": True}),
         Change("compile", {"compile": True}),
     ]

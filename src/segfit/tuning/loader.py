@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
+from typing import Any
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
@@ -33,34 +34,23 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Fed:
-    """A way to feed a training, and its speed.
+    """A way to feed a training, and its speed in samples per second."""
 
-    Args:
-        augmentation: "none", "cpu" (in the workers) or "kornia-gpu" (on the device).
-        cache: `data.cache`.
-        workers: `loader.workers`.
-        prefetch: `loader.prefetch`; None if there are no workers.
-        data: samples per second of the data side alone.
-        model: samples per second of an update on resident batches, with the augmentation that runs on the device.
-    """
-
-    augmentation: str
-    cache: str
+    augmentation: str  # "none", "cpu" (in the workers) or "kornia-gpu" (on the device)
+    cache: str  # `data.cache`
     workers: int
-    prefetch: int | None
-    data: float = 0.0
-    model: float = 0.0
+    prefetch: int | None  # None if there are no workers
+    data: float = 0.0  # of the data side alone
+    model: float = 0.0  # of an update on resident batches, augmentation on the device included
 
     @property
     def change(self) -> Change:
         """The change to this way of feeding."""
-        options = {
-            "augmentation": self.augmentation,
-            "data.cache": self.cache,
-            "loader.workers": self.workers,
-        }
-        more = {} if self.prefetch is None else {"loader.prefetch": self.prefetch}
-        return Change("feeding", {**options, **more})
+        options: dict[str, Any] = {"augmentation": self.augmentation, "data.cache": self.cache}
+        options["loader.workers"] = self.workers
+        if self.prefetch is not None:
+            options["loader.prefetch"] = self.prefetch
+        return Change("feeding", options)
 
     @property
     def outruns(self) -> bool:
@@ -73,10 +63,6 @@ class Fed:
         if self.workers == 0:
             return 1 / (1 / self.data + 1 / self.model)
         return min(self.data, self.model)
-
-    def size(self) -> tuple[int, int, int]:
-        """Return what "smallest" means: first workers, then the cache, then batches that wait."""
-        return self.workers, _CACHES.index(self.cache), self.prefetch or 0
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -138,12 +124,18 @@ def worker_counts(cores: int) -> list[int]:
 
 
 def choose(measured: Sequence[Fed]) -> Fed:
-    """Return the smallest setting of those that outrun the fastest model; if none does, the one that reaches most."""
+    """Return the smallest setting of those that outrun the fastest model; if none does, the one that reaches most.
+
+    The smallest has fewest workers, then the cheapest cache, then fewest batches that wait.
+    """
     enough = [fed for fed in measured if fed.outruns]
     if not enough:
         return max(measured, key=lambda fed: fed.reached)
     fastest = max(fed.model for fed in enough)
-    return min((fed for fed in enough if fed.model == fastest), key=Fed.size)
+    return min(
+        (fed for fed in enough if fed.model == fastest),
+        key=lambda fed: (fed.workers, _CACHES.index(fed.cache), fed.prefetch or 0),
+    )
 
 
 def _data_speed(config: DictConfig) -> Speed:
@@ -162,20 +154,13 @@ def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
     device, _ = resolve_device(config.device)
     models = {fed.augmentation: fed.model for fed in measured}
     rates = " and ".join(f"{rate:.1f} with augmentation={place}" for place, rate in models.items())
+    title = f"The data side alone; the model alone trains {rates} samples/s"
+    rows = [
+        (*astuple(fed)[:-1], fed.data / fed.model, fed.reached, fed.outruns) for fed in measured
+    ]
     return Findings(
         headline=_headline(best, device.type),
-        tables=[
-            Table(
-                "loader",
-                f"The data side alone; the model alone trains {rates} samples/s",
-                _COLUMNS,
-                [
-                    (*astuple(fed)[:-1], fed.data / fed.model, fed.reached, fed.outruns)
-                    for fed in measured
-                ],
-                emphasis=list(measured).index(best),
-            )
-        ],
+        tables=[Table("loader", title, _COLUMNS, rows, emphasis=list(measured).index(best))],
         values={
             "settings": [
                 {**asdict(fed), "reached": fed.reached, "outruns": fed.outruns} for fed in measured

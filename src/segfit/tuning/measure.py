@@ -35,26 +35,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Speed:
-    """One measurement.
+    """One measurement. A step is an update (all its micro-batches), or a held-out batch."""
 
-    Args:
-        samples_per_second: by wall-clock, from an idle device to an idle device.
-        ms_median: of a step, milliseconds. A step is an update (all its micro-batches), or a held-out batch.
-        ms_p5: its 5th percentile.
-        ms_p95: its 95th percentile.
-        steps: that were timed.
-        peak_gib: peak of allocated CUDA memory while they were; on the CPU the largest resident set that the process
-            had so far, in GiB.
-        data_wait: share (0-1) of the wall-clock time that the host waited for data.
-    """
-
-    samples_per_second: float
-    ms_median: float
-    ms_p5: float
-    ms_p95: float
-    steps: int
-    peak_gib: float
-    data_wait: float
+    samples_per_second: float  # by wall-clock, from an idle device to an idle device
+    ms_median: float  # of a step
+    ms_p5: float  # its 5th percentile
+    ms_p95: float  # its 95th percentile
+    steps: int  # that were timed
+    peak_gib: float  # allocated CUDA memory meanwhile; CPU: the largest resident set until then
+    data_wait: float  # share (0-1) of the wall-clock time that the host waited for data
 
 
 class Stopwatch:
@@ -78,15 +67,14 @@ class Stopwatch:
         self._samples = 0
 
     def over(self, items: Iterable[T], samples: Callable[[T], int]) -> Iterator[T]:
-        """Yield items, first those of the warm-up; a step ends when the loop comes back for the next.
-
-        Args:
-            items: enough of them.
-            samples: how many of them an item holds.
-        """
+        """Yield items, each of so many `samples`, first those of the warm-up; a step ends when the next is asked for."""
         items = iter(items)
         yield from islice(items, self.warmup)
-        self._begin()
+        synchronize(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._start = time.perf_counter()
+        self._mark()
         while len(self._marks) <= LEAST_STEPS or time.perf_counter() - self._start < self.seconds:
             asked = time.perf_counter()
             item = next(items)
@@ -100,7 +88,12 @@ class Stopwatch:
     def speed(self) -> Speed:
         """Return what was measured, after the loop has ended."""
         seconds = self._end - self._start
-        low, median, high = np.percentile(self._milliseconds(), [5, 50, 95]).tolist()
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self.device.type == "cuda":
+            times = [before.elapsed_time(after) for before, after in pairs]
+        else:
+            times = [1e3 * (after - before) for before, after in pairs]
+        low, median, high = np.percentile(times, [5, 50, 95]).tolist()
         return Speed(
             samples_per_second=self._samples / seconds,
             ms_median=median,
@@ -111,13 +104,6 @@ class Stopwatch:
             data_wait=self._waited / seconds,
         )
 
-    def _begin(self) -> None:
-        synchronize(self.device)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        self._start = time.perf_counter()
-        self._mark()
-
     def _mark(self) -> None:
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
@@ -125,12 +111,6 @@ class Stopwatch:
             self._marks.append(event)
         else:
             self._marks.append(time.perf_counter())
-
-    def _milliseconds(self) -> list[float]:
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self.device.type == "cuda":
-            return [before.elapsed_time(after) for before, after in pairs]
-        return [1e3 * (after - before) for before, after in pairs]
 
 
 def synchronize(device: torch.device) -> None:
@@ -140,17 +120,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def train_speed(training: Training, *, seconds: float, warmup: int, resident: bool) -> Speed:
-    """Return how fast the engine updates; `training` is trained by it, so do not go on with it.
+    """Return how fast the engine updates; nothing retries with less when memory runs out.
 
     Args:
-        training: as train.py builds it.
+        training: as train.py builds it. It is trained by this, so do not go on with it.
         seconds: to measure.
         warmup: updates before that.
         resident: take the first window of micro-batches again and again from the device's memory, instead of the
             training's own batches as its workers give them.
-
-    Raises:
-        torch.OutOfMemoryError: nothing here retries with less.
     """
     fit = training.fit
     fit.state.model.train()
@@ -164,10 +141,7 @@ def train_speed(training: Training, *, seconds: float, warmup: int, resident: bo
 
 
 def inference_speed(training: Training, *, seconds: float, warmup: int, resident: bool) -> Speed:
-    """Return how fast the engine evaluates held-out batches: predicts them at their own size and counts.
-
-    Arguments as `train_speed`; a step is a batch, the model stays as it is.
-    """
+    """Return how fast the engine evaluates held-out batches; arguments as `train_speed`, a step is a batch."""
     fit = training.fit
     watch = Stopwatch(fit.state.device, seconds=seconds, warmup=warmup)
     if resident:
@@ -214,14 +188,14 @@ def windows(fit: Fit) -> Iterator[list[Batch]]:
 
 def first_window(fit: Fit) -> list[Batch]:
     """Return copies of the first update's micro-batches, in the device's memory, once the data workers rest."""
-    window = [_copied(batch) for batch in next(windows(fit))]
+    window = [{key: value.clone() for key, value in batch.items()} for batch in next(windows(fit))]
     _wait_for_workers()
     return window
 
 
 def first_held_out(fit: Fit) -> Batch:
     """Return a copy of the first held-out batch, in the device's memory, once the data workers rest."""
-    batch = _copied(next(iter(fit.held_out())))
+    batch = {key: value.clone() for key, value in next(iter(fit.held_out())).items()}
     _wait_for_workers()
     return batch
 
@@ -243,13 +217,6 @@ def _wait_for_workers() -> None:
             return
         before = used
         time.sleep(_PAUSE if used else 0)
-
-
-def _copied(batch: Batch) -> Batch:
-    return {key: tensor.clone() for key, tensor in batch.items()}
-
-
-# ----------------------------------------------------------------- the same, in a process of its own
 
 
 def measure_training(

@@ -4,7 +4,7 @@ import csv
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +79,10 @@ def live_line(sample: Sample, probe: Probe) -> str:
 
 def found(samples: Sequence[Sample], probe: Probe, folder: Path) -> Findings:
     """Write the samples to samples.csv in the folder, and sum them up."""
-    _write(samples, folder / "samples.csv")
+    with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Sample)])
+        writer.writeheader()
+        writer.writerows(asdict(sample) for sample in samples)
     means = summed_up(samples)
     rows = [(_LABELS[name], means.mean[name], means.peak[name]) for name in means.mean]
     columns = (Column("reading"), Column("mean", ".1f"), Column("peak", ".1f"))
@@ -91,8 +94,7 @@ def found(samples: Sequence[Sample], probe: Probe, folder: Path) -> Findings:
             "source": probe.source,
             "device": probe.name,
             "memory_total_gib": probe.total_gib,
-            "mean": means.mean,
-            "peak": means.peak,
+            **asdict(means),
             "samples": [asdict(sample) for sample in samples],
         },
         figures={"samples": partial(_figure, samples, means)},
@@ -102,17 +104,20 @@ def found(samples: Sequence[Sample], probe: Probe, folder: Path) -> Findings:
 
 
 def judgement(means: Means, total_gib: float, *, card: bool) -> str:
-    """Return the means in a sentence or two.
-
-    Args:
-        means: of the samples.
-        total_gib: memory of what was watched.
-        card: whether it is a card, not the processor.
-    """
+    """Return the means of a watched `card`, or else of the processor, in a sentence or two."""
     if not means.mean:
         return "Nothing was seen: seconds is shorter than the time between two samples."
     what = "The card" if card else "The processor"
-    sentences = [_of_utilisation(what, means.mean.get("utilisation"))]
+    percent = means.mean.get("utilisation")
+    if percent is None:
+        says = "does not report its utilisation."
+    elif percent >= _BUSY:
+        says = f"was busy {percent:.0f} % of the time: there is little left to gain by feeding it faster."
+    elif percent <= _IDLE:
+        says = f"was idle ({percent:.0f} %): nothing ran on it."
+    else:
+        says = f"was busy {percent:.0f} % of the time: it waits. benchmark=diagnose names what for."
+    sentences = [f"{what} {says}"]
     memory = means.peak.get("memory_gib")
     if card and memory is not None and memory < _ROOMY * total_gib:
         sentences.append(
@@ -124,36 +129,14 @@ def judgement(means: Means, total_gib: float, *, card: bool) -> str:
     return " ".join(sentences)
 
 
-def _of_utilisation(what: str, percent: float | None) -> str:
-    if percent is None:
-        return f"{what} does not report its utilisation."
-    if percent >= _BUSY:
-        return f"{what} was busy {percent:.0f} % of the time: there is little left to gain by feeding it faster."
-    if percent <= _IDLE:
-        return f"{what} was idle ({percent:.0f} %): nothing ran on it."
-    return (
-        f"{what} was busy {percent:.0f} % of the time: it waits. benchmark=diagnose names what for."
-    )
-
-
-def _write(samples: Sequence[Sample], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Sample)])
-        writer.writerows(
-            ["" if value is None else value for value in astuple(sample)] for sample in samples
-        )
-
-
 def _figure(samples: Sequence[Sample], means: Means) -> Figure:
     names = [name for name in READINGS if name in means.mean]
     figure = Figure(figsize=(8, 1 + 1.5 * max(len(names), 1)), dpi=100, layout="constrained")
     if not names:
         return figure
     seconds = [sample.seconds for sample in samples]
-    for axes, name in zip(
-        figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names, strict=True
-    ):
+    columns = figure.subplots(len(names), sharex=True, squeeze=False)
+    for axes, name in zip(columns[:, 0], names, strict=True):
         values = np.array([getattr(sample, name) for sample in samples], dtype=float)  # None: nan
         axes.plot(seconds, values, linewidth=1.2)
         axes.axhline(means.mean[name], color="#888888", linewidth=0.8, linestyle="--")

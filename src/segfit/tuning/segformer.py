@@ -53,14 +53,14 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         with explain_out_of_memory(config):
             found.append({"variant": variant, **compare(changed(config, options), bench)})
     what = f"batch {config.batch_size}, image_size {config.image_size}"
-    labels = [(one["variant"], one["precision"]) for one in found]
-    speeds = [
-        [*label, name, *_ratios(one[name])]
-        for label, one in zip(labels, found, strict=True)
-        for name in _PASSES
-    ]
-    memory = [[*label, *_peaks(one)] for label, one in zip(labels, found, strict=True)]
-    faster = {f"{one['variant']}_{one['precision']}": _ratios(one["training"])[2] for one in found}
+    faster, speeds, memory = {}, [], []
+    for one in found:
+        label = one["variant"], one["precision"]
+        speeds += [[*label, name, *_ratios(one[name])] for name in _PASSES]
+        (stock, fast), state = one["peaks"], one["state"]
+        shares = fast / stock, (fast - state) / (stock - state)
+        memory.append([*label, stock, fast, *shares])
+        faster["_".join(label)] = _ratios(one["training"])[2]
     ratios = ", ".join(f"{label.replace('_', ' ')} {ratio:.2f}×" for label, ratio in faster.items())
     return Findings(
         headline=f"Training step against transformers with SDPA, {what}: {ratios} faster.",
@@ -70,7 +70,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         ],
         values={"comparisons": found},
         scalars={f"times_faster/{label}": ratio for label, ratio in faster.items()},
-    )  # fmt: skip
+    )
 
 
 def compare(config: DictConfig, bench: Bench) -> dict[str, Any]:
@@ -109,14 +109,5 @@ def compare(config: DictConfig, bench: Bench) -> dict[str, Any]:
 def _ratios(times: list[list[float]]) -> list[float]:
     """Return both medians, their ratio, and the 5th and 95th percentile of the rounds' ratios."""
     stock, fast = np.median(times, axis=1).tolist()
-    return [
-        stock,
-        fast,
-        stock / fast,
-        *np.percentile(np.divide(times[0], times[1]), [5, 95]).tolist(),
-    ]
-
-
-def _peaks(one: dict[str, Any]) -> list[float]:
-    (stock, fast), state = one["peaks"], one["state"]
-    return [stock, fast, fast / stock, (fast - state) / (stock - state)]
+    spread = np.percentile(np.divide(times[0], times[1]), [5, 95]).tolist()
+    return [stock, fast, stock / fast, *spread]

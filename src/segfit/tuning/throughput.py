@@ -1,7 +1,7 @@
 """benchmark=throughput: how fast this composition trains and predicts, with its data and without."""
 
-from collections.abc import Callable
 from dataclasses import asdict
+from itertools import product
 
 import torch
 from omegaconf import DictConfig
@@ -14,14 +14,8 @@ from segfit.tuning.measure import Speed, explain_out_of_memory, inference_speed,
 
 SECONDS = 10.0
 RESIDENT, REAL = "resident", "loaded"
-
 # Inference first: on the CPU peak memory is the process's so far, and training needs more.
-_MEASUREMENTS: tuple[tuple[str, Callable[..., Speed], bool], ...] = (
-    ("inference", inference_speed, True),
-    ("inference", inference_speed, False),
-    ("training", train_speed, True),
-    ("training", train_speed, False),
-)
+_PASSES = {"inference": inference_speed, "training": train_speed}
 _COLUMNS = (
     *(Column(name) for name in ("pass", "batches")),
     *(Column(name, ".1f") for name in ("samples/s", "ms", "p5", "p95", "wait %")),
@@ -37,20 +31,18 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     Raises:
         SegFitError: if a step does not fit into memory.
     """
-    total = len(_MEASUREMENTS) + 1
+    speeds: dict[tuple[str, str], Speed] = {}
     with explain_out_of_memory(config):
         training = make_training(config, bench.folder, bench.notice)
-        speeds: dict[tuple[str, str], Speed] = {}
-        for done, (name, measure, resident) in enumerate(_MEASUREMENTS):
-            batches = RESIDENT if resident else REAL
-            bench.progress(f"{name}, {batches} batches", done, total)
-            speeds[name, batches] = measure(
+        for done, (name, batches) in enumerate(product(_PASSES, (RESIDENT, REAL))):
+            bench.progress(f"{name}, {batches} batches", done, 5)
+            speeds[name, batches] = _PASSES[name](
                 training,
                 seconds=config.seconds or SECONDS,
                 warmup=config.benchmark.warmup,
-                resident=resident,
+                resident=batches == RESIDENT,
             )
-        bench.progress("arithmetic", total - 1, total)
+        bench.progress("arithmetic", 4, 5)
         flops = {"inference": inference_flops(training), "training": update_flops(training)}
     most = peak_rate(training.fit.state.device, training.fit.state.precision)
     return _findings(training, speeds, flops, most)
@@ -62,42 +54,33 @@ def _findings(
     flops: dict[str, float],
     most: PeakRate,
 ) -> Findings:
-    state = training.fit.state
-    device = "GPU" if state.device.type == "cuda" else "CPU"
+    state, facts = training.fit.state, training.facts
     rows: list[list[Cell]] = []
     values, scalars = [], {}
     for (name, batches), speed in speeds.items():
-        teraflops = flops[name] * speed.samples_per_second / 1e12
+        rate, teraflops = speed.samples_per_second, flops[name] * speed.samples_per_second / 1e12
         share = teraflops / most.teraflops
-        times = [speed.ms_median, speed.ms_p5, speed.ms_p95]
-        rest = [100 * speed.data_wait, speed.peak_gib, teraflops, 100 * share]
-        rows.append([name, batches, speed.samples_per_second, *times, *rest])
+        times = [speed.ms_median, speed.ms_p5, speed.ms_p95, 100 * speed.data_wait]
+        rows.append([name, batches, rate, *times, speed.peak_gib, teraflops, 100 * share])
         extra = {"teraflops": teraflops, "share_of_peak": share}
         values.append({"pass": name, "batches": batches, **asdict(speed), **extra})
-        scalars[f"throughput/{name} {batches}"] = speed.samples_per_second
-    table = Table(
-        "throughput",
-        f"{training.facts['model']}, batch {training.facts['batch']}, {training.facts['sample']}, "
-        f"{state.precision.name}",
-        _COLUMNS,
-        rows,
-        emphasis=len(rows) - 1,
-    )
-    real, resident = speeds["training", REAL], speeds["training", RESIDENT]
-    teraflops = flops["training"] * real.samples_per_second / 1e12
+        scalars[f"throughput/{name} {batches}"] = rate
+    title = f"{facts['model']}, batch {facts['batch']}, {facts['sample']}, {state.precision.name}"
+    device = "GPU" if state.device.type == "cuda" else "CPU"
+    fed = rate / speeds["training", RESIDENT].samples_per_second  # the last is training as it is
     return Findings(
         headline=(
-            f"Training: {real.samples_per_second:.1f} samples/s, {real.ms_median:.1f} ms an update; "
-            f"{100 * real.samples_per_second / resident.samples_per_second:.0f} % of what a resident batch reaches. "
-            f"{teraflops:.3f} TFLOP/s, {100 * teraflops / most.teraflops:.0f} % of the {most.teraflops:.3f} that "
+            f"Training: {rate:.1f} samples/s, {speed.ms_median:.1f} ms an update; "
+            f"{100 * fed:.0f} % of what a resident batch reaches. "
+            f"{teraflops:.3f} TFLOP/s, {100 * share:.0f} % of the {most.teraflops:.3f} that "
             f"this {device} does in {state.precision.name} ({most.source})."
         ),
-        tables=[table],
+        tables=[Table("throughput", title, _COLUMNS, rows, emphasis=len(rows) - 1)],
         values={
             "speeds": values,
             "gflops_per_sample": {name: value / 1e9 for name, value in flops.items()},
             "peak": asdict(most),
-            "facts": training.facts,
+            "facts": facts,
             "threads": torch.get_num_threads(),
         },
         scalars=scalars,
