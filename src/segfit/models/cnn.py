@@ -166,14 +166,7 @@ class CNN(nn.Module):
         self.classifier = nn.Conv2d(full, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits.
-
-        Args:
-            images: `(B, 3, H, W)` float, normalised; any H, W ≥ 32.
-
-        Returns:
-            `(B, num_classes, H, W)` float.
-        """
+        """Return float logits `(B, num_classes, H, W)` of normalised images `(B, 3, H, W)`, any H, W ≥ 32."""
         features = [F.relu(self.stem(images))]
         features.append(F.relu(self.down(features[-1])))
         for level in self.levels:

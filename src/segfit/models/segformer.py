@@ -46,14 +46,7 @@ class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits.
-
-        Args:
-            images: `(B, 3, H, W)` float, normalised; any H, W ≥ 32.
-
-        Returns:
-            `(B, num_classes, H, W)` float: the head's logits at 1/4, resized bilinearly.
-        """
+        """Return float logits `(B, num_classes, H, W)` of normalised images `(B, 3, H, W)`, any H, W ≥ 32."""
         # transformers collects the stages' outputs by hooks that can't be pickled; they are at hand here
         x, features = images, []
         for stage in self.segformer.stages:
@@ -122,7 +115,10 @@ def make_segformer(
     if fast:
         use_fast(model)
     if checkpointing:
-        enable_checkpointing(model)
+        for block in (block for stage in model.segformer.stages for block in stage.blocks):
+            # the switch of transformers' own layers, without its model-wide method, which 6.0 renames
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
     return model.train(), report
 
 
@@ -147,15 +143,6 @@ def segformer_config(
     )
 
 
-def enable_checkpointing(model: SegFormer) -> None:
-    """Recompute each transformer block in backward instead of keeping its activations."""
-    for stage in model.segformer.stages:
-        for block in stage.blocks:
-            # the switch of transformers' own layers, without its model-wide method, which 6.0 renames
-            block.gradient_checkpointing = True
-            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-
-
 def recommended(variant: str) -> str:
     """Return the hub checkpoint that `weights="auto"` takes: trained on ADE20K at 512 × 512."""
     size = 640 if variant == "b5" else 512
@@ -163,6 +150,10 @@ def recommended(variant: str) -> str:
 
 
 def _load(model: SegFormer, variant: str, weights: str | None) -> Weights:
+    """Copy a checkpoint's tensors into `model`; return the report.
+
+    Only a classifier for another number of classes may differ: it keeps its random weights.
+    """
     if weights is None:
         return RANDOM
     name = recommended(variant) if weights == "auto" else weights
@@ -170,17 +161,6 @@ def _load(model: SegFormer, variant: str, weights: str | None) -> Weights:
         path = hub_checkpoint(name) if weights == "auto" else locate(name)
     except WeightsUnavailableError as error:
         return random_after_all(name, str(error))
-    return Weights(name, f"Pretrained weights: {name}. {load_into(model, path, variant)}")
-
-
-def load_into(model: SegFormer, path: Path, variant: str) -> str:
-    """Copy a checkpoint's tensors into `model`; return what became of the classifier.
-
-    Only a classifier for another number of classes may differ: it keeps its random weights.
-
-    Raises:
-        SegFitError: no SegFormer checkpoint, another variant's, or keys that do not match.
-    """
     state = read_state_dict(weight_file(path))
     # transformers knows the names that older checkpoints have; random where it can't load
     with quiet():
@@ -203,6 +183,7 @@ def load_into(model: SegFormer, path: Path, variant: str) -> str:
     )
     loaded = {k: v for k, v in stock.state_dict().items() if k not in classifier}
     model.load_state_dict(loaded, strict=False)
-    if not classifier:
-        return "The classifier is the checkpoint's, too."
-    return f"The classifier is new, for {model.config.num_labels} classes."
+    became = (
+        f"new, for {model.config.num_labels} classes" if classifier else "the checkpoint's, too"
+    )
+    return Weights(name, f"Pretrained weights: {name}. The classifier is {became}.")

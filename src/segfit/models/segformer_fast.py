@@ -122,12 +122,8 @@ def merged_weights(head: hf.SegformerDecodeHead) -> tuple[list[Tensor], Tensor]:
     norm = head.batch_norm
     with torch.autocast(norm.weight.device.type, enabled=False):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weights = [
-            (scale[:, None] * weight) @ projection.proj.weight
-            for weight, projection in zip(
-                fusing_weights(head), head.linear_projections, strict=True
-            )
-        ]
+        pairs = zip(fusing_weights(head), head.linear_projections, strict=True)
+        weights = [(scale[:, None] * weight) @ p.proj.weight for weight, p in pairs]
         return weights, (folded_bias(head) - norm.running_mean) * scale + norm.bias
 
 
@@ -196,24 +192,14 @@ class FastAttention(hf.SegformerAttention):  # type: ignore[misc]
     """Attention by torch's SDPA, or by two matrix products where those are faster."""
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        height: int,
-        width: int,
-        **_: Any,
+        self, hidden_states: Tensor, height: int, width: int, **_: Any
     ) -> tuple[Tensor, None]:
         """Return tokens `(B, N, C)` of tokens `(B, N, C)`, and no attention map."""
         reduced = hidden_states
         if self.sequence_reduction_ratio > 1:
             reduced = self.sequence_reduction(hidden_states, height, width)
-        q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection, x in (
-                (self.q_proj, hidden_states),
-                (self.k_proj, reduced),
-                (self.v_proj, reduced),
-            )
-        )
+        projected = self.q_proj(hidden_states), self.k_proj(reduced), self.v_proj(reduced)
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in projected)
         p = self.attention_dropout if self.training else 0.0
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
             # the keys are few, and the backward of CPU flash attention is slow in bf16

@@ -54,13 +54,8 @@ class DecoderBlock(nn.Module):
 class TimmUnet(nn.Module):
     """U-Net (Ronneberger et al., arXiv 1505.04597) with a timm encoder as its contracting path.
 
-    Logits are made at the encoder's first resolution (stride 2 or 4) and resized to the image.
-
-    Args:
-        encoder: a model of `timm.create_model(..., features_only=True)`.
-        num_classes: channels of the logits.
-        decoder_channels: channels of the deepest decoder level; halved a level, 16 at least.
-        dropout: probability that a channel is dropped before the classifier.
+    Logits are made at the encoder's first resolution (stride 2 or 4) and resized to the image. The encoder is of
+    `timm.create_model(..., features_only=True)`; other arguments as `make_timm_unet`.
 
     Raises:
         SegFitError: the encoder yields no pyramid, or works at one image size only.
@@ -95,14 +90,7 @@ class TimmUnet(nn.Module):
         self.classifier = nn.Conv2d(deep, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits.
-
-        Args:
-            images: `(B, 3, H, W)` float, normalised; any H, W ≥ 32.
-
-        Returns:
-            `(B, num_classes, H, W)` float.
-        """
+        """Return float logits `(B, num_classes, H, W)` of normalised images `(B, 3, H, W)`, any H, W ≥ 32."""
         height, width = images.shape[-2:]
         down, right = -height % self.size_multiple, -width % self.size_multiple
         # Batch norm has nothing to go by in a single value a channel.
@@ -140,7 +128,7 @@ def make_timm_unet(
         num_classes: channels of the logits.
         weights: `auto` (timm's checkpoint of this name from cache or hub, else random), a hub name,
             folder or file that must load, or None for random.
-        decoder_channels: channels of the deepest decoder level.
+        decoder_channels: channels of the deepest decoder level; halved a level, 16 at least.
         dropout: probability that a channel is dropped before the classifier.
 
     Raises:
