@@ -111,3 +111,14 @@ def test_what_is_wrong_with_it_is_said_by_its_own_rules(tmp_path):
     )
     (problem,) = run(tmp_path, *SIGNALS, "lenght=64", code=2).splitlines()[1:]
     assert problem == "  - lenght: there is no such key. Did you mean 'length'?"
+
+
+def test_choices_of_another_task_are_refused(tmp_path):
+    choices = ("hardware=8gb", "model=cnn", "loss=dice", "optimizer=sdg")
+    output = run(tmp_path, SIGNALS[0], *choices, "task=signal", code=2)
+    assert output.splitlines()[1:] == [
+        "  - hardware=8gb: no such choice. There are: cpu, auto.",
+        "  - model=cnn: no such choice. There are: tiny.",
+        "  - loss=dice: no such choice. task=signal has none.",
+        "  - optimizer=sdg: no such choice. Did you mean 'sgd'? There are: adamw, lamb, nadamw, sgd.",
+    ]

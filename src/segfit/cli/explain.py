@@ -16,12 +16,12 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segfit.config.check import check
-from segfit.config.tasks import config_folders
+from segfit.config.tasks import DEFAULT, config_folders, task_of
 from segfit.errors import SegFitError, nearest
 
 # What OmegaConf and Python say of a value → plain English; the first that is found.
@@ -107,23 +107,24 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
         except Exception as error:
             problems.append(f"{text}: not understood. {_plain(str(error)).splitlines()[0]}")
     GlobalHydra.instance().clear()
-    *added, _ = config_folders(arguments, conf)
+    folders = config_folders(arguments, conf)
     places = create_config_search_path(str(conf))
-    for folder in added:
+    for folder in folders[:-1]:
         places.prepend("command-line", str(folder.absolute()), "schema")
     version.setbase("1.3")
     Hydra.create_main_hydra2("explain", places)
     try:
-        return problems + _try_each(config_name, parsed)
+        return problems + _try_each(config_name, parsed, task_of(arguments, folders))
     finally:
         GlobalHydra.instance().clear()
 
 
-def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
-    # Choices of groups first: which keys exist depends on them.
+def _try_each(config_name: str, overrides: list[Override], task: str) -> list[str]:
+    # Choices of groups first, the task's before the others: which keys and choices exist depends on them.
     groups = [o for o in overrides if _is_group((o.input_line or "").split("=")[0])]
+    groups.sort(key=lambda o: o.key_or_group != "task")
     good: list[str] = []
-    problems = _fitting(config_name, [line for o in groups for line in _lines(o)], good)
+    problems = _fitting(config_name, [line for o in groups for line in _lines(o)], good, task)
     try:
         config = compose(config_name, good)
     except Exception:
@@ -138,11 +139,11 @@ def _try_each(config_name: str, overrides: list[Override]) -> list[str]:
             rest += _lines(override)
         else:
             problems.append(f"{key}: there is no such key.{_right_key(key, known)}")
-    problems += _fitting(config_name, rest, good)
+    problems += _fitting(config_name, rest, good, task)
     return problems + _wrong_values(config_name, good) if problems else []
 
 
-def _fitting(config_name: str, lines: list[str], good: list[str]) -> list[str]:
+def _fitting(config_name: str, lines: list[str], good: list[str], task: str) -> list[str]:
     """Extend `good` with the overrides that compose together with it; return what is wrong with the others."""
     with contextlib.suppress(Exception):  # all at once is quicker
         compose(config_name, [*good, *lines])
@@ -156,7 +157,7 @@ def _fitting(config_name: str, lines: list[str], good: list[str]) -> list[str]:
         except SegFitError as error:
             problems += error.problems
         except Exception as error:
-            problems.append(_reason(line, error))
+            problems.append(_reason(line, error, task))
         else:
             good[:] = [*others, line]
     return problems
@@ -201,19 +202,24 @@ def _groups() -> list[str]:
     return [group for group in loader.list_groups("") if group != "hydra"] + hydras
 
 
-def _reason(line: str, error: Exception) -> str:
+def _reason(line: str, error: Exception, task: str) -> str:
     key, _, value = line.partition("=")
-    name = key.lstrip("+~")
     loader = GlobalHydra.instance().config_loader()
-    if _is_group(key):
-        choices = loader.get_group_options(name.split("@")[0])
-        choices = [choice for choice in choices if not choice.endswith("_schema")]
-        if value not in choices and not value.startswith(("[", "{")):
+    causes = [_plain(str(cause)) for cause in _chain(error)]
+    if _is_group(key) and not value.startswith(("[", "{")):
+        group, options = key.lstrip("+~").split("@")[0], loader.get_group_options
+        shared = [choice for choice in options(group) if not choice.endswith("_schema")]
+        own = options(f"{group}/{task}")
+        own += ["auto"] if own and "auto" in shared else []
+        # What asks for a schema or a group that this task lacks is another task's.
+        lacking = isinstance(error, MissingConfigException) or "Could not override" in causes[0]
+        others = task != DEFAULT and value in shared and lacking
+        if others or (value not in shared and value.removeprefix(f"{task}/") not in own):
             if line == "hardware=local":
                 return f"{line}: does not exist yet. `python benchmark.py benchmark=optimize` writes it."
-            near = nearest(value, choices)
-            return f"{line}: no such choice.{near} There are: {', '.join(choices)}."
-    causes = [_plain(str(cause)) for cause in _chain(error)]
+            known = own if others else own or shared
+            there = f"There are: {', '.join(known)}." if known else f"task={task} has none."
+            return f"{line}: no such choice.{nearest(value, known)} {there}"
     for theirs, plain in _PLAINER.items():
         if any(theirs in cause for cause in causes):
             return f"{line}: {plain}"
