@@ -223,16 +223,17 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
     from rich.console import Console
 
     from segfit.report.console import console_report
-    from segfit.report.session import RunReport
+    from segfit.report.session import run_listener
+    from segfit.runs.folder import RunFolder
 
     training = made(config, folder, clock)
     clock.aside = _bare_update(training)
     batches = training.fit.train.batches  # type: ignore[attr-defined]
     batches.loader = Clocked(batches.loader, clock)
     with Path(os.devnull).open("w") as nowhere:
-        report = RunReport(folder, console_report(Console(file=nowhere)), [])
-        report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, resume_step=None)
-        training.fit.run(report.listener, training.facts)
+        console, text = console_report(Console(file=nowhere)), OmegaConf.to_yaml(config)
+        listener = run_listener(RunFolder(folder), console, text, training.hparams)
+        training.fit.run(listener, training.facts)
 
 
 def bare(config: Any, folder: Path, clock: Clock) -> None:

@@ -1,6 +1,7 @@
 """Metrics of torchmetrics, added by config, in train.py and in evaluate.py."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torchmetrics.segmentation import HausdorffDistance
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from tests.integration.evaluating import evaluate, write_data
-from tests.integration.training import command, finished, resume
+from tests.integration.training import command, finished, resume, train
 
 HAUSDORFF = "{name: torchmetrics.segmentation.HausdorffDistance, include_background: true, distance_metric: chessboard}"
 KAPPA = "torchmetrics.classification.MulticlassCohenKappa"
@@ -121,6 +122,19 @@ def test_a_run_may_go_on_with_other_metrics(place, tmp_path, monkeypatch):
     run = shutil.copytree("run 1", tmp_path / "run")
     longer = resume(run, "epochs=3", "metrics.extra=[]")
     assert list(longer.heard.epochs[-1].result.scores)[-1] == "mean_accuracy"
+
+
+def test_one_of_them_may_pick_the_best_checkpoint(tmp_path):
+    error = "metrics.extra=[torchmetrics.regression.MeanSquaredError,torchmetrics.StatScores]"
+    trained = train(tmp_path, error, "monitor=mean_squared_error", "epochs=3")
+    errors = [log.result.scores["mean_squared_error"] for log in trained.heard.epochs]
+    assert trained.end.best_scores["mean_squared_error"] == min(errors) < max(errors)
+    for monitor, reason in [
+        ("mean_squared_eror", "Did you mean 'mean_squared_error'?"),
+        ("stat_scores/0", "torchmetrics does not say whether more of it is better"),
+    ]:
+        with pytest.raises(SegFitError, match=re.escape(reason)):
+            train(tmp_path / "refused", error, f"monitor={monitor}")
 
 
 def test_all_wrong_ones_are_refused_before_anything_is_read(tmp_path):

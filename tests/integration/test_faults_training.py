@@ -86,7 +86,7 @@ def test_memory_that_runs_out_at_any_step_leaves_the_losses_as_they_were(
     assert tight.losses == pytest.approx(whole.losses, rel=1e-4)
     assert tight.heard.steps == whole.heard.steps
     (told,) = [text for text in tight.notices if "out of memory" in text]
-    assert "going on with 2 and more accumulation; the effective batch stays" in told
+    assert "continuing with 2 and more accumulation; the effective batch stays" in told
     assert load_checkpoint(tmp_path / "tight/checkpoints/last.pt")["progress"]["micro_batch"] == 2
 
 
@@ -178,7 +178,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_training(tmp_path):
     assert code == 0, output
     run = the_run(tmp_path)
     # After the updates 15, 20 and 25, and at the end of the first epoch.
-    assert output.count(f"{FULL} Training goes on") == 4
+    assert output.count(f"{FULL} Training continues") == 4
     assert updates_of(run) == 40
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         *("best.pt", "last.pt", "previous.pt")

@@ -127,7 +127,7 @@ def test_sigterm_saves_and_ends_well_and_the_run_goes_on(tmp_path, unbroken):
 def test_a_run_that_is_over_says_so_and_goes_on_with_more_epochs(tmp_path):
     train(tmp_path)
     with pytest.raises(
-        SegFitError, match=r"run is over.*epochs=2 is reached\. To go on, raise epochs"
+        SegFitError, match=r"run is over.*epochs=2 is reached\. To continue, raise epochs"
     ):
         resume(tmp_path)
     longer = resume(tmp_path, "epochs=3")

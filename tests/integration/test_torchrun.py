@@ -167,7 +167,7 @@ def test_a_run_of_one_process_goes_on_in_two(tmp_path):
     assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["sample"] == 8
     code, output = torchrun(tmp_path, f"resume={run}", "max_steps=null")
     assert code == 0, output
-    assert "going on with another effective batch" in output
+    assert "resuming with another effective batch" in output
     # 2 updates of 4 images; 2 of 8, since 17 are left; 3 of 8 in the second epoch
     assert sorted(losses(run)) == [3, 4, 5, 6, 7]
     assert not (tmp_path / "outputs").exists()

@@ -19,7 +19,7 @@ def struck(folder: Path, fault: str, *arguments: str) -> "tuple[int, str]":
 def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_both(tmp_path):
     code, output = struck(tmp_path, "memory")
     assert code == 0, output
-    assert output.count("out of memory with a micro-batch of 4: going on with 2") == 1
+    assert output.count("out of memory with a micro-batch of 4: continuing with 2") == 1
     run = the_run(tmp_path)
     assert load_checkpoint(run / "checkpoints/last.pt")["progress"]["micro_batch"] == 2
     assert list(losses(run)) == [1, 2, 3, 4]  # none was lost or made twice
@@ -35,7 +35,7 @@ def test_memory_that_runs_out_in_the_first_update_halves_the_micro_batch_of_both
     assert code == 0, output
     code, output = struck(hit, fault, "accumulate=1", "max_steps=3")
     assert code == 0, output
-    assert output.count("out of memory with a micro-batch of 4: going on with 2") == 1
+    assert output.count("out of memory with a micro-batch of 4: continuing with 2") == 1
     assert torch.allclose(parameters(the_run(hit)), parameters(the_run(calm)), atol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -25,16 +26,7 @@ def check_data(
     sources: Mapping[str, Source],
     progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
-    """Check the splits of a config that is to be trained.
-
-    Args:
-        config: checked.
-        sources: of `make_sources`.
-        progress: called with (done, total) files.
-
-    Raises:
-        SegFitError: with every problem of the data set.
-    """
+    """Check the splits of a config that is to be trained; raise a SegFitError with every problem of the data set."""
     return assembly_of(config).check_sources(config, sources, {"train": 1, "val": 1}, progress)
 
 
@@ -45,13 +37,8 @@ def cached_sources(
 ) -> tuple[dict[str, Source], str | None]:
     """Return train and val as `data.cache` keeps them, for batches alone, and a line about it.
 
-    Args:
-        config: checked.
-        sources: as they are read.
-        progress: called with (done, total) images while they are decoded.
-
-    Raises:
-        SegFitError: if an image cannot be read, or there is no room for them.
+    `progress` is called with (done, total) images while they are decoded. Raises a SegFitError if an image cannot be
+    read, or there is no room for them.
     """
     data, used = config.data, {split: sources[split] for split in ("train", "val")}
     if data.cache == "none":
@@ -77,26 +64,17 @@ def make_train_batches(
     notice: Callable[[str], None] = lambda _: None,
     distributed: Distributed = SINGLE_PROCESS,
 ) -> TrainBatches:
-    """Return the training batches of a config.
+    """Return the training batches of a config, read by `workers` processes.
 
-    Args:
-        config: checked.
-        source: has the images.
-        device: where batches go.
-        workers: processes that read.
-        notice: called with samples that `data.on_bad_sample=skip` replaces.
-        distributed: whose processes share each batch of batch_size × their number.
-
-    Raises:
-        SegFitError: if there are fewer images than processes.
+    `notice` is called with samples that `data.on_bad_sample=skip` replaces; the processes of `distributed` share each
+    batch of batch_size × their number. Raises a SegFitError if there are fewer images than processes.
     """
     if len(source) < distributed.size:
         raise SegFitError(
             f"{distributed.size} processes train together, but train has {len(source)} images, and each needs one at least. "
             f"Start fewer (--nproc_per_node)."
         )
-    assembly = assembly_of(config)
-    dataset = assembly.make_train_dataset(config, source)
+    dataset = assembly_of(config).make_train_dataset(config, source)
     sampler = EpochSampler(
         len(source),
         config.batch_size,
@@ -104,16 +82,7 @@ def make_train_batches(
         rank=distributed.rank,
         world_size=distributed.size,
     )
-    options = loader_options(config, workers)
-    loader = Loader(
-        dataset,
-        assembly.collate,
-        device,
-        options,
-        make_skipping(config, notice),
-        batch_sampler=sampler,
-    )
-    batches = DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
+    batches = _batches(config, dataset, device, workers, notice, batch_sampler=sampler)
     return TrainBatches(sampler, batches, source, config.limit_train_batches)
 
 
@@ -129,51 +98,56 @@ def make_held_out_batches(
 ) -> DevicePrefetcher:
     """Return a source's images in order, in batches of a config; of several processes, each one's share of them.
 
-    Args:
-        config: checked.
-        source: has them.
-        device: where batches go.
-        workers: processes that read.
-        limit: batches a pass at the most, if there is but one process; or None.
-        notice: called with samples that `data.on_bad_sample=skip` leaves out.
-        distributed: whose processes share the images; none is seen twice.
-        indices: of these images alone, whatever `limit` and `distributed` are; or None.
+    There are `limit` batches a pass at the most, counted as if one process saw them all. `notice` is called with samples that
+    `data.on_bad_sample=skip` leaves out. If `indices` is given, it says which images, whatever else does.
     """
-    assembly = assembly_of(config)
+    dataset = assembly_of(config).make_held_out_dataset(config, source)
     if indices is None:
         indices = range(distributed.rank, held_out_samples(config, source, limit), distributed.size)
-    loader = Loader(
-        assembly.make_held_out_dataset(config, source),
-        assembly.collate,
-        device,
-        loader_options(config, workers),
-        make_skipping(config, notice, share=distributed.size > 1),
-        batch_size=assembly.held_out_batch_size(config),
-        sampler=indices,
+    return batches_in_order(
+        config, dataset, device, workers, notice, indices, share=distributed.size > 1
     )
-    return DevicePrefetcher(loader, device, non_blocking=config.loader.non_blocking)
+
+
+def batches_in_order(
+    config: DictConfig,
+    dataset: Any,
+    device: torch.device,
+    workers: int,
+    notice: Callable[[str], None],
+    indices: Sequence[int],
+    *,
+    share: bool = False,
+) -> DevicePrefetcher:
+    """Return some samples of a dataset in held-out batches; `share`: other processes have the other samples."""
+    size = assembly_of(config).held_out_batch_size(config)
+    return _batches(
+        config, dataset, device, workers, notice, share=share, batch_size=size, sampler=indices
+    )
+
+
+def _batches(
+    config: DictConfig,
+    dataset: Any,
+    device: torch.device,
+    workers: int,
+    notice: Callable[[str], None],
+    *,
+    share: bool = False,
+    **order: Any,
+) -> DevicePrefetcher:
+    loading = config.loader
+    options = LoaderOptions(workers, loading.prefetch, loading.pin_memory, loading.persistent)
+    skipping = Skipping(notice, share=share) if config.data.on_bad_sample == "skip" else None
+    collate = assembly_of(config).collate
+    loader = Loader(dataset, collate, device, options, skipping, **order)
+    return DevicePrefetcher(loader, device, non_blocking=loading.non_blocking)
 
 
 def held_out_samples(config: DictConfig, source: Source, limit: int | None) -> int:
     """Return how many of a source's images are held-out ones, if there are `limit` batches of them at the most."""
-    return (
-        len(source)
-        if limit is None
-        else min(len(source), limit * assembly_of(config).held_out_batch_size(config))
-    )
-
-
-def make_skipping(
-    config: DictConfig, notice: Callable[[str], None], *, share: bool = False
-) -> Skipping | None:
-    """Return what logs samples that cannot be read, all or a process's share of them; None if they end the run."""
-    return Skipping(notice, share=share) if config.data.on_bad_sample == "skip" else None
-
-
-def loader_options(config: DictConfig, workers: int) -> LoaderOptions:
-    """Return what a config says about loaders, with the workers that it came to."""
-    loader = config.loader
-    return LoaderOptions(workers, loader.prefetch, loader.pin_memory, loader.persistent)
+    batch_size = assembly_of(config).held_out_batch_size(config)
+    return len(source) if limit is None else min(len(source), limit * batch_size)
 
 
 def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False) -> int:

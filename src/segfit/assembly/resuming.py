@@ -29,10 +29,9 @@ def about(config: DictConfig, state: TrainingState) -> dict[str, Any]:
 
 
 def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> None:
-    """Load the last whole checkpoint of a run; log what cannot go on exactly as it was.
+    """Load the last whole checkpoint of a run; log what cannot continue exactly as it was.
 
-    Raises:
-        SegFitError: if no checkpoint is whole, it is foreign, or was made under another config.
+    Raises a SegFitError if no checkpoint is whole, it is foreign, or was made under another config.
     """
     if not checkpoints.exist():
         notice(f"{checkpoints.last}: nothing was saved yet; starting from the beginning.")
@@ -52,8 +51,7 @@ def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> No
             f"Was one of the two replaced?"
         ) from error
     if (before.get("device"), before.get("batch_size")) != (now["device"], now["batch_size"]):
-        # What fits now is found anew.
-        state.progress.micro_batch = state.progress.held_out_batch = 0
+        state.progress.micro_batch = state.progress.held_out_batch = 0  # what fits is found anew
     for line in differences(before, now):
         notice(line)
 
@@ -72,17 +70,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     sizes = changes("batch_size", "world_size", "samples_per_update")
     if before.get("samples_per_update") != now["samples_per_update"]:
         lines.append(
-            f"going on with another effective batch ({sizes}): no image of the epoch is missed or seen twice and the "
-            f"learning rate goes on from the same share of the training, but the curve is another one."
+            f"resuming with another effective batch ({sizes}): no image of the epoch is missed or seen twice and the "
+            f"learning rate continues from the same share of the training, but the curve is another one."
         )
     elif sizes:
         lines.append(
-            f"going on with other micro-batches ({sizes}) of the same effective batch: the same images in every update; "
+            f"resuming with other micro-batches ({sizes}) of the same effective batch: the same images in every update; "
             f"batch norm, dropout and augmentation on the device see them in other groups."
         )
     other = changes("device", "precision", "torch")
     if other:
-        lines.append(f"going on elsewhere ({other}): the same training, but not bit for bit.")
+        lines.append(f"resuming elsewhere ({other}): the same training, but not bit for bit.")
     return lines
 
 

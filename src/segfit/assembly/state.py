@@ -45,10 +45,8 @@ def make_state(
 ) -> tuple[TrainingState, str]:
     """Return model, optimizer, scheduler and scaler of a config, and where the weights come from.
 
-    `updates_per_epoch` is for the schedule; if `resumed`, the weights will be loaded from a checkpoint.
-
-    Raises:
-        SegFitError: if weights that were named cannot be loaded, or the optimizer does not take its options.
+    `updates_per_epoch` is for the schedule; if `resumed`, the weights will be loaded from a checkpoint. Raises a SegFitError
+    if weights that were named cannot be loaded, or the optimizer does not take its options.
     """
     if config.hardware.vram_gb is not None and device.type == "cpu":
         notice(f"hardware={config.hardware.name}: no CUDA card here; running on the CPU.")

@@ -18,14 +18,11 @@ from segfit.report.evaluation import Evaluation
 
 
 class Preflight(Protocol):
-    """What a look at the data found that does not keep a training from starting.
-
-    Attributes:
-        notices: lines for the log.
-    """
+    """What a look at the data found that does not keep a training from starting."""
 
     @property
-    def notices(self) -> list[str]: ...  # noqa: D102
+    def notices(self) -> list[str]:
+        """Lines for the log."""
 
 
 class TaskAssembly(Protocol):

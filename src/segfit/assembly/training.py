@@ -28,34 +28,28 @@ from segfit.data.source import Source
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differences
 from segfit.engine.events import EndLog
+from segfit.engine.extra_metrics import score_names
 from segfit.engine.fit import Fit
 from segfit.engine.options import FitOptions
 from segfit.engine.precision import Precision
 from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState
-from segfit.runs import folder as runs
+from segfit.runs.folder import RunFolder
 from segfit.system.hardware import device_name, peak_memory_gib
 
 
 @dataclass
 class Training:
-    """A training that is ready to run.
+    """A training that is ready to run."""
 
-    Args:
-        fit: the loop with all it needs.
-        facts: label → text of what really runs.
-        hparams: what sweeps are compared by, the same keys in every run.
-        statistics: what the task took from the training data.
-        unit: what a sample is called.
-        columns: score name → label, for the scores that are shown.
-    """
-
-    fit: Fit
-    facts: dict[str, str]
-    hparams: dict[str, str | float | bool]
-    statistics: dict[str, Any]
-    unit: str
-    columns: Mapping[str, str]
+    fit: Fit  # the loop with all it needs
+    facts: dict[str, str]  # label → text of what really runs
+    hparams: dict[
+        str, str | float | bool
+    ]  # what sweeps are compared by, the same keys in every run
+    statistics: dict[str, Any]  # what the task took from the training data
+    unit: str  # what a sample is called
+    columns: Mapping[str, str]  # score name → label, for the scores that are shown
 
 
 def make_training(
@@ -66,7 +60,7 @@ def make_training(
     distributed: Distributed = SINGLE_PROCESS,
     resumed: bool = False,
 ) -> Training:
-    """Return everything that `config` says, ready to run.
+    """Return everything that `config` says, ready to run; every process of `distributed` has to call.
 
     Args:
         config: checked.
@@ -74,15 +68,16 @@ def make_training(
         notice: called with a line for each fallback or oddity.
         progress: called with (done, total) files while the data set is checked, and with (done, total,
             what="decoding images") while `data.cache` is filled.
-        distributed: the processes that train together; every one of them has to call.
+        distributed: the processes that train together.
         resumed: load the run's last checkpoint.
 
     Raises:
         SegFitError: with every problem of the extra metrics or of the data set, or what else cannot be built.
     """
     refuse_differences(distributed, flat(plain(config)))
-    assembly = assembly_of(config)
+    assembly, schema = assembly_of(config), schema_of(config.task.name)
     extra = assembly.make_extra_metrics(config)
+    mode = monitor_mode(config, extra)
     sources = assembly.make_sources(config)
     report = distributed.once_a_machine(partial(check_data, config, sources, progress))
     for line in report.notices:
@@ -110,7 +105,8 @@ def make_training(
     facts = _facts(config, sources, state, weights, train.sampler.size, workers)
     if not distributed.is_main:  # dropout is to differ; the weights are equal by now
         seed_everything(derive_seed(config.seed, distributed.rank), config.deterministic)
-    checkpoints = Checkpoints(runs.RunFolder(run).checkpoints, about(config, state))
+    folder = RunFolder(run)
+    checkpoints = Checkpoints(folder.checkpoints, about(config, state))
     if resumed:
         resume(state, checkpoints, notice)
     statistics = assembly.make_statistics(config, sources, report)
@@ -118,13 +114,18 @@ def make_training(
     task = assembly.make_task(
         config, device, statistics, panels=panels, distributed=distributed, extra=extra
     )
-    fit = Fit(state, task, train, lambda: held_out, len(held_out), checkpoints, _options(config))
+    fit = Fit(
+        state,
+        task,
+        train,
+        lambda: held_out,
+        len(held_out),
+        checkpoints,
+        _options(config, mode),
+        folder.bad_batches,
+    )
     hparams = {**_hparams(config, precision), "processes": distributed.size}
-    schema = schema_of(config.task.name)
-    columns = {
-        **schema.COLUMNS,
-        **{name: name for one in extra for name in one.names},
-    }
+    columns = {**schema.COLUMNS, **score_names(extra)}
     return Training(fit, facts, hparams, statistics, schema.UNIT, columns)
 
 
@@ -136,7 +137,7 @@ def _panels(config: DictConfig, source: Source) -> dict[int, str]:
     return {index: source.id(index) for index in spread}
 
 
-def _options(config: DictConfig) -> FitOptions:
+def _options(config: DictConfig, monitor_mode: str) -> FitOptions:
     return FitOptions(
         epochs=config.epochs,
         accumulate=config.accumulate,
@@ -144,7 +145,7 @@ def _options(config: DictConfig) -> FitOptions:
         clip_grad_norm=config.clip_grad_norm,
         val_every=config.val_every,
         monitor=config.monitor,
-        monitor_mode=monitor_mode(config),
+        monitor_mode=monitor_mode,
         patience=config.patience,
         max_steps=config.max_steps,
         max_left_out=config.max_left_out,
@@ -164,22 +165,20 @@ def _facts(
 ) -> dict[str, str]:
     distributed = state.distributed
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    variant = config.model.get("variant") or config.model.get("encoder") or ""
+    variant = config.model.get("variant") or config.model.get("encoder")
+    model = f"{config.model.name} {variant}" if variant else config.model.name
     sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
     factors = [str(batch_size)]
     if config.accumulate > 1:
         factors.append(f"{config.accumulate} accumulated")
     if distributed.size > 1:
         factors.append(f"{distributed.size} processes")
-    batch = " × ".join(factors)
-    effective = batch_size * config.accumulate * distributed.size
+    batch, effective = " × ".join(factors), batch_size * config.accumulate * distributed.size
     return {
         "device": device_name(state.device),
         "recipe": config.hardware.name,
         "precision": state.precision.name,
-        "model": f"{config.model.name} {variant} ({parameters / 1e6:.1f} M parameters)".replace(
-            "  ", " "
-        ),
+        "model": f"{model} ({parameters / 1e6:.1f} M parameters)",
         "weights": weights,
         "data": f"{config.data.name}: {sizes}",
         "batch": f"{batch} = {effective}" if len(factors) > 1 else batch,
@@ -213,7 +212,7 @@ def metrics_of(training: Training, end: EndLog, config: DictConfig) -> dict[str,
     return {
         "status": end.reason,
         "monitor": config.monitor,
-        "monitor_mode": monitor_mode(config),
+        "monitor_mode": fit.options.monitor_mode,
         "columns": training.columns,
         "unit": training.unit,
         "best": end.best_scores,

@@ -15,10 +15,9 @@ _NOT_SPEED = ("name", "variant", "weights", "dropout", "drop_path", "checkpointi
 
 
 def tuned_for(config: DictConfig, device: torch.device) -> dict[str, str | None]:
-    """Return what a setting that is measured now, with this config, holds for.
+    """Return what a setting that is measured now, with this config, holds for, as text.
 
-    Returns:
-        device, driver (None on the CPU), torch, model and sample (the shape of what the model gets), as text.
+    It has the keys of `TunedForConfig`; driver is None on the CPU.
     """
     sample = assembly_of(config).example_input(config, 1, torch.device("cpu")).shape[1:]
     return {

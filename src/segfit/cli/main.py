@@ -64,11 +64,7 @@ def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
 
 
 def run_dir(resume: str | None) -> str:
-    """Return the folder of this run: the resumed one, or a new one.
-
-    Raises:
-        SegFitError: if `resume` is not a run folder.
-    """
+    """Return the folder of this run: the resumed one, or a new one; raise a SegFitError if `resume` is not a run folder."""
     if resume is not None:
         folder = Path(resume).expanduser()
         if not RunFolder(folder).config.is_file():
@@ -93,11 +89,7 @@ def benchmark_dir(mode: str) -> str:
 
 
 def new_folder(parent: Path, prefix: str = "") -> str:
-    """Create a folder named by date and time below `parent`.
-
-    Raises:
-        SegFitError: if it cannot be created.
-    """
+    """Create a folder named by date and time below `parent`; raise a SegFitError if it cannot be created."""
     now = datetime.now()
     day = parent / now.strftime("%Y-%m-%d")
     for attempt in range(1, 1000):
@@ -130,11 +122,8 @@ def run(
 ) -> NoReturn:
     """Run a function decorated by hydra.main, print errors as messages, exit.
 
-    Args:
-        main: the decorated entry point.
-        config_name: name of the primary config.
-        no_sweep: why this program takes no -m, and what to do instead; empty: it takes it.
-        no_torchrun: the same for several processes by torchrun.
+    `no_sweep` says why this program takes no -m, and what to do instead (empty: it takes it); `no_torchrun` the same of
+    several processes by torchrun.
     """
     outlive_readers()
     try:

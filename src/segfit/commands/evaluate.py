@@ -1,22 +1,22 @@
 """Score a trained run on a split of its data, or predict a folder without targets."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from segfit.assembly.data import loader_options, make_held_out_batches, make_skipping, workers_of
+from segfit.assembly.data import batches_in_order, workers_of
+from segfit.assembly.state import Notice
 from segfit.assembly.task import assembly_of, evaluation_of
-from segfit.commands.load_run import Notice, TrainedRun
+from segfit.commands.load_run import TrainedRun
 from segfit.config.check import plain
 from segfit.config.tasks import schema_of
-from segfit.data.loader import Loader
-from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.source import Source
 from segfit.engine.evaluate import evaluate
+from segfit.engine.extra_metrics import score_names
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.evaluation import Evaluation
@@ -29,17 +29,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation found and wrote.
+    """What an evaluation found and wrote."""
 
-    Args:
-        result: scores, tables and figures; empty for samples without targets.
-        facts: what was evaluated and how, as in metrics.json.
-        written: the files and folders that were written.
-    """
-
-    result: Findings
-    facts: dict[str, Any]
-    written: Sequence[Path]
+    result: Findings  # empty for samples without targets
+    facts: dict[str, Any]  # what was evaluated and how, as in metrics.json
+    written: list[Path]  # files and folders
 
     def about(self) -> dict[str, str]:
         """Return label → text: what was evaluated and how."""
@@ -52,9 +46,6 @@ class Evaluated:
             "samples": f"{facts['samples']} of {what}, {took}",
             "ran in": f"{facts['precision']} on {facts['device']}",
         }
-
-
-# ----------------------------------------------------------------------- scores of a split
 
 
 def evaluate_split(
@@ -79,24 +70,20 @@ def evaluate_split(
     Raises:
         SegFitError: if there is no such split, the data set is broken, or results cannot be written.
     """
-    config = run.config
-    extra = assembly_of(config).make_extra_metrics(config)
+    config, assembly = run.config, assembly_of(run.config)
+    extra = assembly.make_extra_metrics(config)
     source, statistics = _split(run, options.split, notice, checking)
     path = _out(options, run.folder, options.split)
     evaluation = evaluation_of(config).make_evaluation(
         config, run.device, options, path, source, statistics, extra
     )
-    workers = min(workers_of(config, run.device), len(source))
-    left_out, without = _collecting(notice)
-    batches = make_held_out_batches(config, source, run.device, workers, None, without)
-    facts = {**_facts(run, options), **evaluation.facts, "split": options.split}
-    facts |= {"samples": len(source)}
-    result = _pass(run, evaluation, batches, facts, progress, notice)
-    added = {name: name for one in extra for name in one.names}
-    shown = {"loss": "loss", **schema_of(config.task.name).COLUMNS, **added}
-    result = replace(result, headline=scores_text(result.scores, shown))
-    facts |= {"samples": len(source) - len(left_out), "left_out": left_out}
-    return _finished(evaluation, facts, result, {"scores": result.scores, **result.values})
+    dataset = assembly.make_held_out_dataset(config, source)
+    about = {"split": options.split}
+    done = _evaluated(run, options, evaluation, dataset, about, progress, notice)
+    columns = {"loss": "loss", **schema_of(config.task.name).COLUMNS, **score_names(extra)}
+    return replace(
+        done, result=replace(done.result, headline=scores_text(done.result.scores, columns))
+    )
 
 
 def _split(
@@ -129,25 +116,16 @@ def _split(
     return sources[split], statistics
 
 
-# ------------------------------------------------------------------- samples without targets
-
-
 def predict_folder(
     run: TrainedRun,
     options: DictConfig,
     progress: Progress | None = None,
     notice: Notice = lambda _: None,
 ) -> Evaluated:
-    """Predict a folder of images, at their original sizes (upright, as EXIF says).
+    """Predict a folder of images, `options.images`, at their original sizes (upright, as EXIF says).
 
-    Args:
-        run: of `load_run`.
-        options: of evaluate.py, checked; `images` is the folder.
-        progress: called with (done, total) batches.
-        notice: called with images that `data.on_bad_sample=skip` leaves out, and with memory that ran out.
-
-    Raises:
-        SegFitError: if there is no image, one is unreadable, or results cannot be written.
+    `progress` and `notice` are those of `evaluate_split`. Raises a SegFitError if there is no image, one is unreadable, or
+    results cannot be written.
     """
     config, assembly = run.config, assembly_of(run.config)
     dataset = assembly.make_predict_dataset(config, options.images)
@@ -160,35 +138,26 @@ def predict_folder(
     evaluation = evaluation_of(config).make_evaluation(
         config, run.device, options, path, dataset, None
     )
-    workers = min(workers_of(config, run.device), len(dataset))
-    left_out, without = _collecting(notice)
-    loader = Loader(
-        dataset,
-        assembly.collate,
-        run.device,
-        loader_options(config, workers),
-        make_skipping(config, without),
-        batch_size=assembly.held_out_batch_size(config),
-    )
-    batches = DevicePrefetcher(loader, run.device)
-    facts = {**_facts(run, options), **evaluation.facts, "folder": str(dataset.folder)}
-    facts |= {"samples": len(dataset)}
-    result = _pass(run, evaluation, batches, facts, progress, notice)
-    facts |= {"samples": len(dataset) - len(left_out), "left_out": left_out}
-    return _finished(evaluation, facts, result, {})
+    about = {"folder": str(dataset.folder)}
+    return _evaluated(run, options, evaluation, dataset, about, progress, notice)
 
 
-# --------------------------------------------------------------------------- both of them
-
-
-def _pass(
+def _evaluated(
     run: TrainedRun,
+    options: DictConfig,
     evaluation: Evaluation,
-    batches: DevicePrefetcher,
-    facts: dict[str, Any],
+    dataset: Any,
+    about: dict[str, Any],
     progress: Progress | None,
     notice: Notice,
-) -> Findings:
+) -> Evaluated:
+    """Predict a dataset, score it if it has targets, and write everything down."""
+    left_out: list[str] = []
+
+    def leave_out(line: str) -> None:
+        left_out.append(line)
+        notice(line)
+
     def between(done: int) -> None:
         if progress is not None:
             progress(done, len(batches))
@@ -197,52 +166,37 @@ def _pass(
         facts["batch_size"] = size
         notice(line)
 
-    evaluation.write_metrics({**facts, "status": "running"})
-    try:
-        result = evaluate(
-            run.model,
-            evaluation.task,
-            batches,
-            run.precision,
-            between,
-            lowered=lowered,
-        )
-        return evaluation.finish(result)
-    finally:
-        evaluation.close()
-
-
-def _finished(
-    evaluation: Evaluation, facts: dict[str, Any], result: Findings, values: dict[str, Any]
-) -> Evaluated:
-    facts |= {"status": "finished", "seconds": result.seconds}
-    evaluation.write_metrics({**facts, **values})
-    return Evaluated(result, facts, evaluation.written())
-
-
-def _collecting(notice: Notice) -> tuple[list[str], Notice]:
-    """Return a list of lines, and a function that adds one to it and logs it."""
-    lines: list[str] = []
-
-    def collect(line: str) -> None:
-        lines.append(line)
-        notice(line)
-
-    return lines, collect
-
-
-def _out(options: DictConfig, run: Path, name: str) -> Path:
-    """Return where results go: as given, or below the run."""
-    return Path(options.out).expanduser() if options.out is not None else run / "evaluation" / name
-
-
-def _facts(run: TrainedRun, options: DictConfig) -> dict[str, Any]:
-    return {
+    config, samples = run.config, len(dataset)
+    workers = min(workers_of(config, run.device), samples)
+    batches = batches_in_order(config, dataset, run.device, workers, leave_out, range(samples))
+    facts = {
         "run": os.fspath(run.folder.absolute()),
         "checkpoint": options.checkpoint,
         "epoch": run.epoch,
         "device": device_name(run.device),
         "precision": run.precision.name,
-        "batch_size": assembly_of(run.config).held_out_batch_size(run.config),
+        "batch_size": assembly_of(config).held_out_batch_size(config),
         "options": plain(options),
+        **evaluation.facts,
+        **about,
+        "samples": samples,
     }
+    evaluation.write_metrics({**facts, "status": "running"})
+    try:
+        result = evaluate(
+            run.model, evaluation.task, batches, run.precision, between, lowered=lowered
+        )
+        result = evaluation.finish(result)
+    finally:
+        evaluation.close()
+    facts |= {"samples": samples - len(left_out), "left_out": left_out}
+    facts |= {"status": "finished", "seconds": result.seconds}
+    scores = {"scores": result.scores, **result.values} if "split" in about else {}
+    evaluation.write_metrics({**facts, **scores})
+    return Evaluated(result, facts, evaluation.written())
+
+
+def _out(options: DictConfig, run: Path, name: str) -> Path:
+    """Return where results go: as given, or below the run."""
+    given = options.out
+    return Path(given).expanduser() if given is not None else RunFolder(run).evaluation / name

@@ -8,6 +8,7 @@ import torch
 from segfit.assembly.task import export_of
 from segfit.commands.load_run import TrainedRun
 from segfit.errors import SegFitError
+from segfit.system.files import reporting
 
 
 def export_run(run: TrainedRun, path: Path) -> None:
@@ -16,12 +17,7 @@ def export_run(run: TrainedRun, path: Path) -> None:
     `torch.export.load(path, extra_files={"classes.json": ""})` gives the program of a segmentation, and the names of the
     classes; segfit and transformers are not needed for it.
 
-    Args:
-        run: of `load_run`.
-        path: ends with .pt2; replaced if it exists.
-
-    Raises:
-        SegFitError: if the file cannot be written.
+    `path` ends with .pt2, and is replaced if it exists. Raises a SegFitError if it cannot be written.
     """
     if path.suffix != ".pt2":
         raise SegFitError(f"export={path}: must end with .pt2, the format of torch.export.")
@@ -31,11 +27,8 @@ def export_run(run: TrainedRun, path: Path) -> None:
         program = torch.export.export(
             exported, tuple(inputs.values()), dynamic_shapes={name: {0: batch} for name in inputs}
         )
-    try:
+    with reporting(f"export={path}: cannot be written"), warnings.catch_warnings():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            # of weights that share storage on other devices; these are on the CPU
-            warnings.filterwarnings("ignore", "No complete tensor found")
-            torch.export.save(program, path, extra_files=files)
-    except OSError as error:
-        raise SegFitError(f"export={path}: cannot be written ({error.strerror}).") from error
+        # of weights that share storage on other devices; these are on the CPU
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, path, extra_files=files)

@@ -1,6 +1,5 @@
 """A trained model from its run folder alone: nothing of today's conf, nothing of the folder executed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.assembly.state import make_device, to_device
+from segfit.assembly.state import Notice, make_device, to_device
 from segfit.assembly.task import assembly_of
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.precision import Precision
@@ -18,32 +17,20 @@ from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.runs.untrusted import read_json
 
-Notice = Callable[[str], None]
-
 _PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run folder makes when nothing else is asked.
-
-    Args:
-        folder: the run's.
-        config: the run's own, but for what evaluate.py's options say.
-        recorded: the run's metrics.json; empty where the run wrote none.
-        model: with the checkpoint's weights, on the device, in eval mode.
-        device: where it runs.
-        precision: of forward passes.
-        epoch: 0-based epoch of the checkpoint, or None.
-    """
+    """What a run folder makes when nothing else is asked."""
 
     folder: Path
-    config: DictConfig
-    recorded: dict[str, Any]
-    model: nn.Module
+    config: DictConfig  # the run's own, but for what evaluate.py's options say
+    recorded: dict[str, Any]  # the run's metrics.json; empty where the run wrote none
+    model: nn.Module  # with the checkpoint's weights, on the device, in eval mode
     device: torch.device
     precision: Precision
-    epoch: int | None
+    epoch: int | None  # 0-based, of the checkpoint
 
 
 def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> TrainedRun:
@@ -52,16 +39,14 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
     The folder may be untrusted: its config is read as plain values into the schema, its checkpoint as tensors;
     nothing of it is imported, resolved or executed.
 
-    Args:
-        options: of evaluate.py, checked.
-        config: the run's, by `runs.load_config`; becomes the result's.
-        notice: called with a line for each fallback.
-
-    Raises:
-        SegFitError: if the checkpoint is missing, damaged or refused, or does not fit the config.
+    `options` are those of evaluate.py, checked; `config` is the run's, by `runs.load_config`, and becomes the result's.
+    Raises a SegFitError if the checkpoint is missing, damaged or refused, or does not fit the config.
     """
     folder = Path(options.run).expanduser()
-    recorded = _recorded(folder)
+    try:
+        recorded = read_json(runs.RunFolder(folder).metrics)
+    except FileNotFoundError:  # killed
+        recorded = {}
     _apply(options, config, recorded, notice)
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(options.device, config.precision, notice)
@@ -99,14 +84,6 @@ def _apply(
     config.loader.workers = options.workers
     config.loader.persistent = False  # there is one pass
     assembly_of(config).apply_options(config, options, notice)
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    """Return a run's metrics.json, which a run that was killed lacks."""
-    try:
-        return read_json(runs.RunFolder(folder).metrics)
-    except FileNotFoundError:
-        return {}
 
 
 def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | None]:

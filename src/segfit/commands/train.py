@@ -9,11 +9,14 @@ from segfit.assembly.training import Training, make_training, metrics_of
 from segfit.engine.distributed import Distributed
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.engine.torchrun import joined
-from segfit.report import session
 from segfit.report.console import console_report
+from segfit.report.files import write_json
 from segfit.report.progress import WorkProgress
-from segfit.report.text import stdout_console
+from segfit.report.session import run_listener
+from segfit.report.summary import print_summary
+from segfit.report.text import monitored_first, stdout_console
 from segfit.runs import folder as runs
+from segfit.system.files import reporting
 
 
 def train(
@@ -24,7 +27,7 @@ def train(
     Of several processes, the main one's folder counts.
 
     Raises:
-        SegFitError: if the training cannot be built, or not go on.
+        SegFitError: if the training cannot be built, or cannot continue.
     """
     with joined(config.device) as distributed:
         folder = distributed.gather(folder)[0]
@@ -60,13 +63,17 @@ def _lead(
     finally:
         checking.close()
     runs.save_config(config, overrides, folder, resumed=resumed)
-    report = session.RunReport(folder, console, notices)
-    listeners.append(report.log)
-    if config.report.tensorboard:
-        step = training.fit.state.progress.update if resumed else None
-        report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, step)
-    report.add_others(distributed.posted)
-    listener = report.listener
+    files, best = runs.RunFolder(folder), training.fit.checkpoints.best
+    listener = run_listener(
+        files,
+        console,
+        OmegaConf.to_yaml(config) if config.report.tensorboard else None,
+        training.hparams,
+        resume_step=training.fit.state.progress.update if resumed else None,
+        notices=notices,
+        posted=distributed.posted,
+    )
+    listeners[:] = [listener]
     try:
         end = _unwritten_end(training, folder, distributed)
         if end is not None:
@@ -76,7 +83,15 @@ def _lead(
             end = training.fit.run(listener, training.facts, training.unit, training.columns)
     finally:
         listener.close()  # an exception must leave no hidden cursor and no unwritten line
-    report.conclude(end, metrics_of(training, end, config))
+    with reporting(f"cannot write {files.metrics}"):
+        write_json(files.metrics, metrics_of(training, end, config))
+    print_summary(
+        end,
+        columns=monitored_first(config.monitor, training.columns),
+        run_dir=folder,
+        checkpoint=best if best.exists() else None,
+        tensorboard_dir=files.tensorboard if files.tensorboard.exists() else None,
+    )
     return end
 
 

@@ -168,9 +168,7 @@ class SegformerModeConfig(ModeConfig):
 
     name: str = "segformer"
     variants: list[str] | None = option(
-        None,
-        "Encoder sizes; null: model.variant.",
-        choices=("b0", "b1", "b2", "b3", "b4", "b5"),
+        None, "Encoder sizes; null: model.variant.", choices=("b0", "b1", "b2", "b3", "b4", "b5")
     )
     precisions: list[str] | None = option(
         None, "Precisions; null: that of the group.", choices=("fp32", "fp16", "bf16")

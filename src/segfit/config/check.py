@@ -72,10 +72,13 @@ def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
             values = value if OmegaConf.is_list(value) else [value]
             if OmegaConf.is_list(value) and not value and not item.metadata["empty"]:
                 yield f"{key}=[]: must hold a value. {_help(item)}"
+            metadata = dict(item.metadata)
+            if key == "monitor" and OmegaConf.select(config, "metrics.extra"):
+                metadata["choices"] = None  # the names of these are known when they are made
             for one in values:
                 # OmegaConf takes a mapping for an item of list[float]; items of Any are looked at below.
                 nested = OmegaConf.is_config(one) and str(item.type).startswith(_PLAIN_LISTS)
-                problem = "must be plain values." if nested else _problem(one, item.metadata)
+                problem = "must be plain values." if nested else _problem(one, metadata)
                 if problem:
                     yield f"{key}={shown(value)}: {problem} {_help(item)}"
                     break

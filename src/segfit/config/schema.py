@@ -266,10 +266,7 @@ class EvaluateConfig:
 
     run: str = option(REQUIRED, "A run folder of train.py.")
     split: str = option("val", "Which part of the run's data.", choices=("train", "val", "test"))
-    out: str | None = option(
-        None,
-        "Where results go; null: below <run>/evaluation.",
-    )
+    out: str | None = option(None, "Where results go; null: below <run>/evaluation.")
     export: str | None = option(
         None, "Write the model to this .pt2 file instead: a program that needs torch alone."
     )

@@ -26,27 +26,18 @@ DEFAULT = "segmentation"
 
 
 class TaskSchema(Protocol):
-    """What the `schema` module of a task offers.
+    """What the `schema` module of a task offers."""
 
-    Attributes:
-        Run: the schema of its runs.
-        Evaluate: the schema of evaluate.py for them.
-        GROUPS: config group → name of a choice → its schema; "model" and "data" at least.
-        MONITORS: score that can pick the best checkpoint → "max" (more is better) or "min".
-        COLUMNS: score that is shown → its label, in order.
-        UNIT: of a sample, short: "img".
-        MEMORY_OPTIONS: options of data that memory depends on.
-        MEMORY_ADVICE: sentences that say what to change if a single sample does not fit into memory.
-    """
-
-    Run: type[RunConfig]
-    Evaluate: type[EvaluateConfig]
-    GROUPS: Mapping[str, Mapping[str, type]]
-    MONITORS: Mapping[str, str]
-    COLUMNS: Mapping[str, str]
-    UNIT: str
-    MEMORY_OPTIONS: Sequence[str]
-    MEMORY_ADVICE: str
+    Run: type[RunConfig]  # the schema of its runs
+    Evaluate: type[EvaluateConfig]  # the schema of evaluate.py for them
+    GROUPS: Mapping[str, Mapping[str, type]]  # "model", "data", … → a choice's name → its schema
+    MONITORS: Mapping[
+        str, str
+    ]  # score that can pick the best checkpoint → "max" (more is better) or "min"
+    COLUMNS: Mapping[str, str]  # score that is shown → its label, in order
+    UNIT: str  # of a sample, short: "img"
+    MEMORY_OPTIONS: Sequence[str]  # options of data that memory depends on
+    MEMORY_ADVICE: str  # sentences: what to change if a single sample does not fit into memory
 
     def problems(self, config: DictConfig) -> Iterator[str]:
         """Yield what is impossible or contradicts itself in a composed run of the task."""
@@ -72,11 +63,7 @@ def task_names() -> list[str]:
 
 
 def schema_of(name: str) -> TaskSchema:
-    """Return the schema module of a task.
-
-    Raises:
-        SegFitError: if there is no such task.
-    """
+    """Return the schema module of a task; raise a SegFitError if there is no such task."""
     known = task_names()
     if name not in known:
         raise SegFitError(
@@ -85,9 +72,28 @@ def schema_of(name: str) -> TaskSchema:
     return cast(TaskSchema, import_module(f"segfit.tasks.{name}.schema"))
 
 
-def monitor_mode(config: DictConfig) -> str:
-    """Return "max" if more of a run's monitored score is better, else "min"."""
-    return schema_of(config.task.name).MONITORS.get(config.monitor, "max")
+def monitor_mode(config: DictConfig, extra: Sequence[Any] | None = None) -> str:
+    """Return "max" if more of a run's monitored score is better, else "min".
+
+    `extra` are the metrics of `metrics.extra`. For None they are made where one of them is monitored, which imports torch.
+
+    Raises:
+        SegFitError: if no metric has the score, or torchmetrics does not say whether more of it is better.
+    """
+    modes, monitor = dict(schema_of(config.task.name).MONITORS), config.monitor
+    if monitor in modes:
+        return modes[monitor]
+    if extra is None:
+        assembly = import_module(f"segfit.tasks.{config.task.name}.assembly")
+        extra = assembly.make_extra_metrics(config)
+    modes |= {name: one.mode for one in extra for name in one.names if one.mode}
+    if monitor in modes:
+        return modes[monitor]
+    if any(monitor in one.names for one in extra):
+        reason = "torchmetrics does not say whether more of it is better."
+    else:
+        reason = f"there is no such score.{nearest(monitor, list(modes))}"
+    raise SegFitError(f"monitor={monitor}: {reason} What can be monitored: {', '.join(modes)}.")
 
 
 def register(task: str) -> None:
@@ -114,14 +120,8 @@ def _benchmark_schema(task: str) -> type:
 def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
     """Return the task that a command line asks for: by `task=`, its experiment, or the run that is evaluated.
 
-    A run that is resumed has its own config, whatever is composed.
-
-    Args:
-        arguments: of an entry point, without the program's name.
-        folders: that hold YAML, as `config_folders` gives them.
-
-    Raises:
-        SegFitError: if it asks for several.
+    A run that is resumed has its own config, whatever is composed. `folders` are those of `config_folders`. Raises a
+    SegFitError if several tasks are asked for.
     """
     given = dict(text.split("=", 1) for text in arguments if "=" in text)
     if "task" in given:
@@ -135,12 +135,8 @@ def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
     if "experiment" in given:
         for folder in folders:
             path = folder / "experiment" / f"{given['experiment'].split(',')[0]}.yaml"
-            found = (
-                re.search(r"override /task: *(\w+)", path.read_text("utf-8"))
-                if path.is_file()
-                else None
-            )
-            if found:
+            text = path.read_text("utf-8") if path.is_file() else ""
+            if found := re.search(r"override /task: *(\w+)", text):
                 return found[1]
     return DEFAULT
 
@@ -157,13 +153,9 @@ def _task_of_run(run: Path) -> str:
 
 def config_folders(arguments: Sequence[str], conf: Path) -> list[Path]:
     """Return the folders that YAML comes from: those of --config-dir, then `conf`."""
-    folders = [
-        Path(text.partition("=")[2]) for text in arguments if text.startswith("--config-dir=")
-    ]
-    for flag, value in pairwise(arguments):
-        if flag in ("--config-dir", "-cd"):
-            folders.append(Path(value))
-    return [*folders, conf]
+    folders = [text.partition("=")[2] for text in arguments if text.startswith("--config-dir=")]
+    folders += [value for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
+    return [*map(Path, folders), conf]
 
 
 def qualified(arguments: Sequence[str], task: str, folders: Sequence[Path]) -> list[str]:
@@ -179,13 +171,6 @@ def _qualified(text: str, task: str, folders: Sequence[Path]) -> str:
     if found is None:
         return text
     plus, group, choices = found.groups()
-
-    def own(choice: str) -> str:
-        name = f"{task}/{choice}"
-        return (
-            name
-            if any((folder / group / f"{name}.yaml").is_file() for folder in folders)
-            else choice
-        )
-
-    return f"{plus}{group}={','.join(map(own, choices.split(',')))}"
+    own = {path.stem for folder in folders for path in (folder / group / task).glob("*.yaml")}
+    names = [f"{task}/{choice}" if choice in own else choice for choice in choices.split(",")]
+    return f"{plus}{group}={','.join(names)}"

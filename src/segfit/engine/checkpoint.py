@@ -19,13 +19,10 @@ class DamagedCheckpointError(SegFitError):
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run in a folder, which is made when the first one is saved.
 
-    `last.pt` to resume from, `previous.pt` the one before it, `best.pt` to evaluate.
-
-    Args:
-        folder: where they lie; made when the first one is saved.
-        about: plain values that every `last.pt` holds too, under "about": what the training is.
+    `last.pt` to resume from, with `about`: plain values that say what the training is. `previous.pt` is the one before it,
+    `best.pt` is there to evaluate.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
@@ -36,21 +33,13 @@ class Checkpoints:
         self._last_is_damaged = False
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Save all that training needs to resume; a whole `last.pt` becomes `previous.pt`.
-
-        Raises:
-            SegFitError: if it cannot be written; what was there is untouched.
-        """
+        """Save all that training needs to resume; a whole `last.pt` becomes `previous.pt`. Raises as `save_atomically`."""
         content = {"format": FORMAT, "about": self.about, **state}
         save_atomically(content, self.last, None if self._last_is_damaged else self.previous)
         self._last_is_damaged = False
 
     def save_best(self, weights: dict[str, Any], scores: dict[str, float], epoch: int) -> None:
-        """Save the weights of the best validation.
-
-        Raises:
-            SegFitError: if it cannot be written; what was there is untouched.
-        """
+        """Save the weights of the best validation; raises as `save_atomically`."""
         content = {"format": FORMAT, "model": weights, "scores": scores, "epoch": epoch}
         save_atomically(content, self.best)
 
@@ -61,8 +50,7 @@ class Checkpoints:
     def load_last(self) -> tuple[dict[str, Any], str | None]:
         """Return the newest whole state, and a line about what was wrong with a newer one, if anything.
 
-        Raises:
-            SegFitError: if there is none, or the newest is no checkpoint of ours.
+        Raises a SegFitError if there is none, or the newest is no checkpoint of ours.
         """
         try:
             if self.last.exists() or not self.previous.exists():
@@ -73,34 +61,26 @@ class Checkpoints:
                 raise
             reason = str(error)
             self._last_is_damaged = True
-        return load_checkpoint(self.previous), (
-            f"{reason} Resuming from the one before it, {self.previous.name}."
-        )
+        reason += f" Resuming from the one before it, {self.previous.name}."
+        return load_checkpoint(self.previous), reason
 
 
 def save_atomically(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
     """Write a checkpoint so that `path` holds the old one or the whole new one, whatever happens.
 
-    The old file is renamed to `previous`, or replaced without it.
-
-    Raises:
-        SegFitError: if it cannot be written (disk full, read-only); the old one is untouched.
+    The old file is renamed to `previous`, or replaced without it. Raises a SegFitError if the new one cannot be written
+    (disk full, read-only); the old one is untouched.
     """
     remove_partials(path)
     try:
         write_tensors(content, path, previous)
     except OSError as error:
-        raise SegFitError(
-            f"cannot save {path}: {error.args[-1]}. The checkpoint before it is kept."
-        ) from error
+        reason = f"{error.args[-1]}. The checkpoint before it is kept."
+        raise SegFitError(f"cannot save {path}: {reason}") from error
 
 
 def write_tensors(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write tensors and plain values by `atomic_write`.
-
-    Raises:
-        OSError: if they cannot be written; its last argument says why.
-    """
+    """Write tensors and plain values by `atomic_write`; the last argument of an OSError says why they cannot be written."""
     try:
         with atomic_write(path, previous=previous) as file:
             torch.save(content, file)
@@ -124,9 +104,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise SegFitError(f"{path}: there is no such checkpoint.") from error
     except pickle.UnpicklingError as error:
         kind = SegFitError if whole else DamagedCheckpointError
-        raise kind(
-            f"{path}: refused, it holds more than tensors and plain values, or is damaged."
-        ) from error
+        reason = "refused, it holds more than tensors and plain values, or is damaged."
+        raise kind(f"{path}: {reason}") from error
     except Exception as error:  # zip, pickle and torch fail in many ways over damage
         reason = str(error).partition(". ")[0].rstrip(".") or type(error).__name__
         raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
@@ -138,10 +117,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Say whether every part of a checkpoint has the checksum that was written with it, which torch does not check.
+    """Say whether each part has the checksum that was written with it, which torch does not check.
 
-    Raises:
-        ValueError: if a part is compressed, and might unpack to any size.
+    Raises a ValueError if a part is compressed, and might unpack to any size.
     """
     try:
         with zipfile.ZipFile(path) as archive:

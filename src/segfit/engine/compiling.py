@@ -26,10 +26,8 @@ def compiled_or_eager(
 ) -> tuple[Forward, str | None]:
     """Return a compiled forward that was tried on `example`, or the model and a notice that says why not.
 
-    Args:
-        model: in training mode, on its device; its buffers and the generators of random numbers are restored.
-        example: a model input (B, …) of the shape that will be trained on.
-        precision: of forward passes.
+    `model` is in training mode, on its device; its buffers and the generators of random numbers are restored. `example` is
+    an input (B, …) of the shape that will be trained on.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     cuda = [example.device] if example.device.type == "cuda" else []
@@ -61,9 +59,8 @@ def is_compile_error(error: BaseException) -> bool:
     kinds = [kind for one in chain for kind in type(one).__mro__]
     frames = traceback.walk_tb(error.__traceback__)
     files = [frame.f_code.co_filename.replace("\\", "/") for frame, _ in frames]
-    return any(f"{kind.__module__}.".startswith(_COMPILERS) for kind in kinds) or any(
-        file.endswith(_CALLERS) for file in files
-    )
+    compilers = any(f"{kind.__module__}.".startswith(_COMPILERS) for kind in kinds)
+    return compilers or any(file.endswith(_CALLERS) for file in files)
 
 
 def give_up_compiling(error: BaseException) -> str:

@@ -13,17 +13,13 @@ T = TypeVar("T")
 
 
 class Distributed:
-    """A single process, where nothing has to be exchanged; `Torchrun` overrides every method for several.
+    """A single process, where nothing has to be exchanged; `engine.torchrun` overrides every method for several.
 
     Every process has to call every method, except `post` and `posted`.
-
-    Attributes:
-        rank: 0-based number of this process among all.
-        size: number of processes.
     """
 
-    rank = 0
-    size = 1
+    rank = 0  # 0-based number of this process among all
+    size = 1  # number of processes
 
     @property
     def is_main(self) -> bool:
@@ -31,11 +27,11 @@ class Distributed:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over all processes of a tensor on the device."""
+        """Return the sum over all processes of a tensor on the device; the host does not wait for it."""
         return tensor
 
     def max(self, *numbers: int) -> tuple[int, ...]:
-        """Return the largest of each number over all processes, on the host."""
+        """Return the largest of each number over all processes; waits for the other hosts, not for the device."""
         return numbers
 
     def gather(self, value: T) -> list[T]:
@@ -54,7 +50,7 @@ class Distributed:
         return []
 
     def wrap(self, model: nn.Module, forward: Forward) -> Forward:
-        """Return a forward whose backward averages gradients over all processes."""
+        """Return a forward whose backward averages gradients over all processes; weights become the main process's."""
         del model
         return forward
 

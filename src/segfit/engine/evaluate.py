@@ -40,10 +40,8 @@ def evaluate(
     Raises:
         SegFitError: if a single sample does not fit.
     """
-    start = time.perf_counter()
-    training = model.training
+    start, training, meter = time.perf_counter(), model.training, task.meter()
     model.eval()
-    meter = task.meter()
 
     def forward(inputs: Tensor) -> Tensor:
         with precision.autocast():
@@ -81,7 +79,7 @@ def evaluate(
                 if fitted != largest and lowered is not None:
                     lowered(
                         fitted,
-                        f"out of memory in validation with {count_samples(batch)} samples at once: going on with "
+                        f"out of memory in validation with {count_samples(batch)} samples at once: continuing with "
                         f"{fitted}. The scores stay the same.",
                     )
                 largest = fitted

@@ -13,56 +13,34 @@ from segfit.engine.findings import Findings
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is about to run.
+    """What is about to run."""
 
-    Args:
-        epochs: epochs in all.
-        updates_per_epoch: optimizer updates an epoch.
-        start_epoch: first epoch that runs now (> 0 after resuming).
-        start_update: updates that were made before (> 0 after resuming).
-        total_updates: updates after which training ends at the latest.
-        facts: label → text of what really runs: device, precision, weights, parameters, batch, …
-        unit: what a sample is called in "img/s".
-        columns: score name → label, for the scores that are shown, in their order.
-    """
-
-    epochs: int
+    epochs: int  # in all
     updates_per_epoch: int
-    start_epoch: int
-    start_update: int
-    total_updates: int
-    facts: Mapping[str, str]
-    unit: str = "sample"
-    columns: Mapping[str, str] = field(default_factory=dict)
+    start_epoch: int  # first epoch that runs now (> 0 after resuming)
+    start_update: int  # updates that were made before (> 0 after resuming)
+    total_updates: int  # after which training ends at the latest
+    facts: Mapping[
+        str, str
+    ]  # label → text of what really runs: device, precision, weights, batch, …
+    unit: str = "sample"  # what a sample is called in "img/s"
+    columns: Mapping[str, str] = field(default_factory=dict)  # score → label, in the order shown
 
 
 @dataclass(frozen=True)
 class StepLog:
-    """Means since the last log.
+    """Means since the last log."""
 
-    Args:
-        epoch: 0-based.
-        update: updates made so far, over all epochs.
-        loss: mean training loss.
-        lr: learning rate of the first parameter group.
-        grad_norm: mean norm of the gradient before clipping.
-        loss_scale: GradScaler's scale; 1.0 where there is none.
-        skipped: updates that GradScaler skipped, since a gradient overflowed in fp16.
-        samples_per_second: training samples by wall-clock.
-        data_wait: share (0-1) of the wall-clock time that the loop waited for data.
-        memory_gib: peak memory: CUDA allocator's, or the process's resident set on the CPU.
-    """
-
-    epoch: int
-    update: int
+    epoch: int  # 0-based
+    update: int  # updates made so far, over all epochs
     loss: float
-    lr: float
-    grad_norm: float
-    loss_scale: float
-    samples_per_second: float
-    data_wait: float
-    memory_gib: float
-    skipped: int = 0
+    lr: float  # of the first parameter group
+    grad_norm: float  # before clipping
+    loss_scale: float  # GradScaler's; 1.0 where there is none
+    samples_per_second: float  # by wall-clock
+    data_wait: float  # share (0-1) of the wall-clock time that the loop waited for data
+    memory_gib: float  # peak: of CUDA's allocator, or of the process's resident set on the CPU
+    skipped: int = 0  # updates that GradScaler skipped, since a gradient overflowed in fp16
 
 
 @dataclass(frozen=True)
@@ -83,21 +61,13 @@ class EpochLog:
 
 @dataclass(frozen=True)
 class EndLog:
-    """How the training ended.
+    """How the training ended."""
 
-    Args:
-        reason: "finished", "max_steps", "patience", "interrupted" (Ctrl-C) or "terminated" (SIGTERM).
-        updates: updates made, over all sessions of the run.
-        best_scores: `Findings.scores` of the best validation; empty if there was none.
-        best_epoch: 0-based epoch of it, or None.
-        seconds: wall-clock time of this session.
-    """
-
-    reason: str
-    updates: int
-    best_scores: dict[str, float]
-    best_epoch: int | None
-    seconds: float
+    reason: str  # finished, max_steps, patience, interrupted (Ctrl-C) or terminated (SIGTERM)
+    updates: int  # over all sessions of the run
+    best_scores: dict[str, float]  # of the best validation; empty if there was none
+    best_epoch: int | None  # 0-based
+    seconds: float  # wall-clock time of this session
 
 
 class Listener:
@@ -116,7 +86,7 @@ class Listener:
         """Numbers were read from the device."""
 
     def validating(self, done: int, total: int) -> None:
-        """Validation goes on: `done` of `total` batches."""
+        """`done` of `total` validation batches are done."""
 
     def epoch(self, log: EpochLog) -> None:
         """An epoch is over."""

@@ -28,21 +28,19 @@ State = dict[str, Any]  # of a metric: name → a tensor, or a list of tensors
 
 @dataclass(frozen=True)
 class ExtraMetric:
-    """A metric that can be made, and what its scores are called.
+    """A metric that can be made, and what its scores are called."""
 
-    Args:
-        score: its name among the scores.
-        kind: the class.
-        arguments: of the constructor, as given and filled in.
-        labels: of the entries of a vector, if they are as many.
-        names: `score`, or `score/label` for each entry of a vector or a mapping.
-    """
-
-    score: str
+    score: str  # its name among the scores
     kind: type[Metric]
-    arguments: Mapping[str, Any]
-    labels: Sequence[str] = ()
-    names: tuple[str, ...] = ()
+    arguments: Mapping[str, Any]  # of the constructor, as given and filled in
+    labels: Sequence[str] = ()  # of the entries of a vector, if they are as many
+    names: tuple[str, ...] = ()  # `score`, or `score/label` for each entry of a vector or a mapping
+
+    @property
+    def mode(self) -> str | None:
+        """Whether more ("max") or less ("min") is better; None where torchmetrics does not say."""
+        better = self.make().higher_is_better
+        return None if better is None else "max" if better else "min"
 
     def make(self) -> Metric:
         """Return a fresh metric, with a state `left_out`; `merge` adds up several processes, not the metric itself."""
@@ -76,6 +74,11 @@ class ExtraMetric:
         if not isinstance(value, Mapping):
             return {self.score: _number(value)}
         return {f"{self.score}/{label}": _number(entry) for label, entry in value.items()}
+
+
+def score_names(extra: Sequence[ExtraMetric]) -> dict[str, str]:
+    """Return score name → label of some metrics."""
+    return {name: name for one in extra for name in one.names}
 
 
 def state_of(metric: Metric) -> State:

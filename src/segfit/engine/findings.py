@@ -16,62 +16,42 @@ Cell = str | float | int | bool | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table."""
 
-    Args:
-        name: its heading, unit included: "ms", "peak GiB".
-        spec: how its numbers are printed (format specification); CSV and JSON keep them whole.
-    """
-
-    name: str
-    spec: str = ""
+    name: str  # its heading, unit included: "ms", "peak GiB"
+    spec: str = (
+        ""  # how its numbers are printed (format specification); CSV and JSON keep them whole
+    )
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers and words.
+    """Rows of numbers and words."""
 
-    Args:
-        name: short, of letters, digits, "-" and "_"; the CSV file is called so.
-        title: above the table; may be empty.
-        columns: one a cell.
-        rows: numbers stay numbers; None is an absent value.
-        emphasis: index of the row that the headline is about, or None.
-        totals: rows that sum up the others: on screen below a line, not in the CSV file.
-        colors: one RGB triple (0-255) a row, for a coloured square before its first cell on screen, or None.
-        caption: below the table; may be empty.
-    """
-
-    name: str
-    title: str
+    name: str  # short, of letters, digits, "-" and "_"; the CSV file is called so
+    title: str  # above the table; may be empty
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
-    emphasis: int | None = None
-    totals: Sequence[Sequence[Cell]] = ()
+    rows: Sequence[Sequence[Cell]]  # numbers stay numbers; None is an absent value
+    emphasis: int | None = None  # index of the row that the headline is about
+    totals: Sequence[
+        Sequence[Cell]
+    ] = ()  # sum up the others: on screen below a line, not in the CSV
+    # One RGB triple (0-255) a row, for a coloured square before its first cell on screen.
     colors: Sequence[tuple[int, int, int]] | None = None
-    caption: str = ""
+    caption: str = ""  # below the table
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The result of one pass over held-out data, or the answer of a mode of benchmark.py.
+    """The result of one pass over held-out data, or the answer of a mode of benchmark.py."""
 
-    Args:
-        headline: the answer in a sentence or two; printed last.
-        scores: name → number; NaN where undefined.
-        tables: printed, and a CSV file each.
-        values: everything else that was measured, for the JSON file: plain values, lists, dicts and arrays.
-        figures: name → draws the figure; a PNG file each.
-        scalars: TensorBoard tag → number; None is an absent value.
-        panels: sample name → draws its picture, (H, W, 3) uint8 RGB.
-        seconds: wall-clock time of the pass.
-    """
-
-    headline: str = ""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    tables: Sequence[Table] = ()
+    headline: str = ""  # the answer in a sentence or two; printed last
+    scores: Mapping[str, float] = field(default_factory=dict)  # NaN where undefined
+    tables: Sequence[Table] = ()  # printed, and a CSV file each
+    # All else that was measured, for the JSON file: plain values, lists, dicts and arrays.
     values: Mapping[str, Any] = field(default_factory=dict)
-    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
-    scalars: Mapping[str, float | None] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)  # a PNG file each
+    scalars: Mapping[str, float | None] = field(default_factory=dict)  # TensorBoard tag → number
+    # Sample name → draws its picture, (H, W, 3) uint8 RGB.
     panels: Mapping[str, Callable[[], NDArray[np.uint8]]] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 0.0  # wall-clock time of the pass

@@ -4,7 +4,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
 
 from segfit.engine.checkpoint import Checkpoints
@@ -28,40 +30,28 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """A signal asked the training to end; `args[0]` is the reason."""
 
 
+@dataclass(eq=False)
 class Fit:
-    """Trains a state on a task's data, from wherever it stands, until a reason to stop.
+    """Trains a state on a task's data, from its present progress until a reason to stop."""
 
-    Args:
-        state: model, optimizer and everything that changes.
-        task: what a batch means.
-        train: training batches.
-        held_out: returns the validation batches, a fresh pass each call.
-        held_out_batches: number of validation batches.
-        checkpoints: where to save.
-        options: how to train.
-    """
+    state: TrainingState
+    task: Task
+    train: TrainingData
+    held_out: Callable[[], Iterable[Batch]]  # a fresh pass over the validation batches each call
+    held_out_batches: int
+    checkpoints: Checkpoints
+    options: FitOptions
+    bad_batches: Path  # folder for batches that are left out, since loss or gradient is not finite
 
-    def __init__(
-        self,
-        state: TrainingState,
-        task: Task,
-        train: TrainingData,
-        held_out: Callable[[], Iterable[Batch]],
-        held_out_batches: int,
-        checkpoints: Checkpoints,
-        options: FitOptions,
-    ) -> None:
-        self.state = state
-        self.task = task
-        self.train = train
-        self.held_out = held_out
-        self.held_out_batches = held_out_batches
-        self.checkpoints = checkpoints
-        self.options = options
+    def __post_init__(self) -> None:
+        state, checkpoints, options = self.state, self.checkpoints, self.options
         self.log = TrainingLog(state)
-        self.recovery = Recovery(state, task, checkpoints, train.names, options, self.log.notice)
+        notice, names = self.log.notice, self.train.names
+        self.recovery = Recovery(
+            state, self.task, checkpoints, names, options, notice, self.bad_batches
+        )
         self.stop = StopSignal()
-        self.manager = CheckpointManager(state, checkpoints, options, self.log.notice)
+        self.manager = CheckpointManager(state, checkpoints, options, notice)
         self.result: Findings | None = None
 
     def run(
@@ -73,9 +63,7 @@ class Fit:
     ) -> EndLog:
         """Train; return how it ended. The last state is saved, whatever the reason.
 
-        Args:
-            listener: gets the logs.
-            facts: what really runs, for the listener, as `unit` and `columns` of `RunInfo`.
+        `facts`, `unit` and `columns` are for the listener, as in `RunInfo`.
 
         Raises:
             SegFitError: if nothing is left to train, too many updates were not finite, a single sample does not fit,
@@ -85,7 +73,7 @@ class Fit:
         if key is not None:
             raise SegFitError(
                 f"this run is over, nothing is left to train: {key}={getattr(self.options, key)} is "
-                f"reached. To go on, raise {key}."
+                f"reached. To continue, raise {key}."
             )
         start = time.perf_counter()
         self.log.listener = listener
@@ -127,10 +115,9 @@ class Fit:
         return EndLog(reason, progress.update, progress.best_scores, progress.best_epoch, seconds)
 
     def _align_schedule(self) -> tuple[int, int]:
-        """Put the schedule where the epochs stand, also if batches had another size before the run was resumed.
+        """Set the schedule to the present epoch, also if batches had another size before the run was resumed.
 
-        Returns:
-            Updates per epoch, and updates in all, those before included.
+        Returns the updates per epoch, and the updates in all, those before included.
         """
         state, progress, options = self.state, self.state.progress, self.options
         per_epoch = math.ceil(self.train.batches_per_epoch() / options.accumulate)
@@ -249,7 +236,8 @@ class Fit:
         """Remember a validation; return whether it is the best so far, saving it if so."""
         if result is None:
             return False
-        progress, score = self.state.progress, result.scores[self.options.monitor]
+        progress = self.state.progress
+        score = result.scores.get(self.options.monitor, math.nan)
         if not self._is_better(score, progress.best_score):
             progress.stale += 1
             return False

@@ -41,8 +41,10 @@ class TrainingLog:
         self.listener: Listener = Listeners()
         self.total_samples, self.total_seconds = 0, 0.0
         self.begin_epoch()
-        # Updates made again after a roll-back are not logged again.
-        self._last_update, self._last_epoch_end = -1, -1
+        self._last_update, self._last_epoch_end = (
+            -1,
+            -1,
+        )  # what a roll-back repeats is not logged again
 
     def notice(self, message: str) -> None:
         """Log something that the user should know."""
@@ -65,13 +67,9 @@ class TrainingLog:
         )
 
     def add(self, loss: Tensor, norm: Tensor, samples: int, waited: float) -> None:
-        """Count an update.
+        """Count an update of `samples` over all processes, for which the loop waited so many seconds.
 
-        Args:
-            loss: this process's share of it, () on the device.
-            norm: of the gradient, () on the device.
-            samples: of all processes.
-            waited: seconds that the loop waited for them.
+        `loss` is this process's share, `norm` the gradient's, both () on the device.
         """
         sums = self._sums
         if self.state.scaler.is_enabled():  # an overflow is no fault: GradScaler skipped the update
@@ -86,17 +84,12 @@ class TrainingLog:
     def to_progress(self) -> int:
         """Read the sums into the progress, to be saved; return the updates that GradScaler skipped.
 
-        Every process has to call.
-
-        Raises:
-            NotFinite: if loss or gradient is not finite; the last checkpoint is from before.
+        Every process has to call. Raises NotFinite if loss or gradient is not finite; the last checkpoint is from before.
         """
         progress, sums = self.state.progress, self._sums
         loss = self.state.distributed.sum(sums.loss)
-        # Synchronises.
-        total, norm, skipped = torch.stack(
-            [loss.double(), sums.norm.double(), sums.skipped.double()]
-        ).tolist()
+        sum_of = [loss.double(), sums.norm.double(), sums.skipped.double()]
+        total, norm, skipped = torch.stack(sum_of).tolist()  # synchronises
         found = describe(total, norm, scale=1.0)
         if found is not None:
             raise NotFinite(f"{found} within the last {sums.updates} updates")
@@ -105,11 +98,7 @@ class TrainingLog:
         return int(skipped)
 
     def log(self) -> None:
-        """Log the means since the last log.
-
-        Raises:
-            NotFinite: if loss or gradient is not finite.
-        """
+        """Log the means since the last log; raises as `to_progress`."""
         sums, progress = self._sums, self.state.progress
         if sums.updates == 0:
             return

@@ -14,13 +14,8 @@ class NotFinite(Exception):  # noqa: N818 - the training can recover from it
 def describe(loss: float, norm: float, scale: float) -> str | None:
     """Return what is not finite about an update, or None.
 
-    A gradient that overflows while the loss is scaled up is no fault: GradScaler skips the update and lowers the scale.
-    One that overflows unscaled is.
-
-    Args:
-        loss: of the update.
-        norm: of its gradient, unscaled.
-        scale: of the loss, 1.0 outside fp16.
+    A gradient that overflows while the loss is scaled up (`scale`, 1.0 outside fp16) is no fault: GradScaler skips the
+    update and lowers the scale. One that overflows unscaled is. `norm` is that of the unscaled gradient.
     """
     if not math.isfinite(loss):
         return f"loss is {loss}"

@@ -28,8 +28,7 @@ def make_optimizer(
     Biases and norms (one-dimensional parameters) have no weight decay. The learning rate of layers without pretrained
     weights (`model.head_parameters()`) is `head_lr_factor` times as high.
 
-    Raises:
-        SegFitError: if timm has no such optimizer, or it does not take these options.
+    Raises a SegFitError if timm has no such optimizer, or it does not take these options.
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 
@@ -54,9 +53,8 @@ def make_optimizer(
             **options,
         )
     except (TypeError, ValueError, AssertionError) as error:
-        raise SegFitError(
-            f"optimizer.name={name} does not work with these options: {error}."
-        ) from error
+        reason = f"does not work with these options: {error}."
+        raise SegFitError(f"optimizer.name={name} {reason}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
 
@@ -87,19 +85,9 @@ def make_scheduler(
     step_epochs: float,
     step_gamma: float,
 ) -> Scheduler:
-    """Return one of timm's schedulers, to be stepped every update.
+    """Return one of timm's schedulers, to be stepped every update; the options are those of `SchedulerConfig`.
 
-    Args:
-        optimizer: its groups' lr is the peak.
-        name: none, cosine, poly or step.
-        updates_per_epoch: optimizer updates per epoch.
-        epochs: length of the schedule.
-        warmup: share (0-1) of all updates in which lr rises linearly from `warmup_factor` times the peak.
-        warmup_factor: first lr as a share of the peak.
-        min_factor: last lr of cosine and poly as a share of the peak.
-        poly_power: exponent of poly.
-        step_epochs: epochs between two drops of `step`.
-        step_gamma: factor of a drop.
+    The peak is the learning rate that `optimizer` has; the length is `updates_per_epoch` × `epochs`, warm-up included.
     """
     from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 
@@ -110,15 +98,13 @@ def make_scheduler(
         "warmup_t": round(warmup * total),
         "warmup_lr_init": warmup_factor * peak,
     }
+    if name in ("cosine", "poly"):
+        common["lr_min"] = min_factor * peak
     if name == "cosine":
-        return CosineLRScheduler(optimizer, total, lr_min=min_factor * peak, **common)  # type: ignore[no-any-return]
+        return CosineLRScheduler(optimizer, total, **common)  # type: ignore[no-any-return]
     if name == "poly":
-        return PolyLRScheduler(  # type: ignore[no-any-return]
-            optimizer, total, power=poly_power, lr_min=min_factor * peak, **common
-        )
+        return PolyLRScheduler(optimizer, total, power=poly_power, **common)  # type: ignore[no-any-return]
+    common["decay_rate"] = step_gamma if name == "step" else 1.0
     drop_every = max(1, round(step_epochs * updates_per_epoch))
-    gamma = step_gamma if name == "step" else 1.0
     # warmup_prefix=False, the others' default: drops come at multiples of step_epochs, warmup included.
-    return StepLRScheduler(  # type: ignore[no-any-return]
-        optimizer, drop_every, decay_rate=gamma, warmup_prefix=False, **common
-    )
+    return StepLRScheduler(optimizer, drop_every, warmup_prefix=False, **common)  # type: ignore[no-any-return]

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How to train; every field but `monitor_mode` is the config's option of the same name.
-
-    Args:
-        monitor_mode: "max" if more of the monitored score is better, "min" if less is.
-    """
+    """How to train; every field but `monitor_mode` is the config's option of the same name."""
 
     epochs: int
     monitor: str
-    monitor_mode: str = "max"
+    monitor_mode: str = "max"  # more of the monitored score is better; "min": less is
     accumulate: int = 1
     seed: int = 0
     clip_grad_norm: float | None = None

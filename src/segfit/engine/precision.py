@@ -9,15 +9,10 @@ from segfit.system.hardware import cpu_has_bf16
 
 @dataclass(frozen=True)
 class Precision:
-    """The precision of training on one device.
+    """The precision of training on one device."""
 
-    Args:
-        name: "fp32", "bf16" or "fp16".
-        device_type: "cpu" or "cuda".
-    """
-
-    name: str
-    device_type: str
+    name: str  # "fp32", "bf16" or "fp16"
+    device_type: str  # "cpu" or "cuda"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,18 +42,11 @@ def native_precisions(device: torch.device) -> list[str]:
 
 
 def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:
-    """Return the precision that runs for "auto", "fp32", "fp16" or "bf16".
-
-    The second value is a notice if another precision runs than was requested, or None.
-    """
+    """Return the precision that runs for "auto", "fp32", "fp16" or "bf16", and a notice if it is not the requested one."""
     native = native_precisions(device)
     chosen = native[0] if requested not in native else requested
-    fell_back = requested not in ("auto", chosen)
-    notice = (
-        f"precision={requested}: this {device.type.upper()} has no native {requested}; "
-        f"running in {chosen} instead."
-    )
-    return Precision(chosen, device.type), notice if fell_back else None
+    notice = f"precision={requested}: this {device.type.upper()} has no native {requested}; running in {chosen} instead."
+    return Precision(chosen, device.type), notice if requested not in ("auto", chosen) else None
 
 
 def set_tf32(allowed: bool) -> None:

@@ -1,6 +1,7 @@
 """Updates that failed are made again in another way: in smaller pieces, without the compiler, or from a checkpoint."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +21,7 @@ _NAMES_SHOWN = 8
 _ADVICE = "Lower lr, keep clip_grad_norm, or try precision=fp32."
 
 
+@dataclass(eq=False)
 class Recovery:
     """Makes updates, and makes them again where that helps.
 
@@ -27,29 +29,17 @@ class Recovery:
     are lost already. The training goes back to its last checkpoint and makes the same updates again, which are a function
     of position alone, but checks each of them before weights change: the first that is not finite is the cause. Its batch
     is saved, and the update is left out.
-
-    Args:
-        checkpoints: where the last good state is.
-        names: batch → a name for each of its samples.
-        options: seed, clip_grad_norm, and max_left_out: updates that may be left out over the whole run.
-        notice: called with a line about everything that was done.
     """
 
-    def __init__(
-        self,
-        state: TrainingState,
-        task: Task,
-        checkpoints: Checkpoints,
-        names: Callable[[Batch], list[str]],
-        options: FitOptions,
-        notice: Callable[[str], None],
-    ) -> None:
-        self.state = state
-        self.task = task
-        self.checkpoints = checkpoints
-        self.names = names
-        self.options = options
-        self.notice = notice
+    state: TrainingState
+    task: Task
+    checkpoints: Checkpoints  # where the last good state is
+    names: Callable[[Batch], list[str]]  # a name for each sample of a batch
+    options: FitOptions
+    notice: Callable[[str], None]  # called with a line about everything that was done
+    bad_batches: Path  # folder for batches that are left out
+
+    def __post_init__(self) -> None:
         self._check_until = 0
         self._cause_found = True
         self._fruitless = 0  # times that the updates were all finite the second time
@@ -58,11 +48,6 @@ class Recovery:
     def checking(self) -> bool:
         """Whether the next update is checked before the weights change."""
         return self.state.progress.update < self._check_until
-
-    @property
-    def bad_batches(self) -> Path:
-        """Where batches that were left out are saved."""
-        return self.checkpoints.last.parent.parent / "bad_batches"
 
     def update(self, micro_batches: list[Batch]) -> tuple[Tensor, Tensor] | None:
         """Make an update; return its loss and the gradient's norm, both () on the device, or None if it was left out.
@@ -108,10 +93,8 @@ class Recovery:
     def roll_back(self, found: NotFinite | PartlyUpdated) -> None:
         """Load the last good state; after NotFinite, check the updates from there up to the present one.
 
-        What was learned since stays: smaller micro-batches, updates to leave out.
-
-        Raises:
-            SegFitError: if that happened too often, or there is no checkpoint to go back to.
+        What was learned since stays: smaller micro-batches, updates to leave out. Raises a SegFitError if that happened
+        too often, or there is no checkpoint to go back to.
         """
         lost, check = self.state.progress, isinstance(found, NotFinite)
         if check:
@@ -121,9 +104,8 @@ class Recovery:
         try:
             content, _ = self.checkpoints.load_last()
         except SegFitError as error:
-            raise SegFitError(
-                f"the {found}, and there is no state to go back to ({error}). {_ADVICE}"
-            ) from error
+            reason = f"and there is no state to go back to ({error}). {_ADVICE}"
+            raise SegFitError(f"the {found}, {reason}") from error
         self.state.optimizer.zero_grad(set_to_none=True)
         self.state.load_state_dict(content)
         progress = self.state.progress
@@ -155,10 +137,8 @@ class Recovery:
         self._cause_found = True
         progress.left_out.append([progress.epoch, progress.sample])
         names = [self.names(batch) for batch in micro_batches]  # synchronises
-        batches = [
-            {"names": known, **{key: tensor.cpu() for key, tensor in batch.items()}}
-            for batch, known in zip(micro_batches, names, strict=True)
-        ]
+        on_host = [{key: value.cpu() for key, value in one.items()} for one in micro_batches]
+        batches = [{"names": known, **one} for known, one in zip(names, on_host, strict=True)]
         rank = f"-rank{distributed.rank}" if distributed.size > 1 else ""
         path = self.bad_batches / f"update-{progress.update + 1:06d}{rank}.pt"
         try:
@@ -200,15 +180,10 @@ class Recovery:
 
 
 def halve_micro_batch(state: TrainingState, largest: int, advice: str, reason: str = "") -> str:
-    """Halve the samples that a forward pass may take, after the device ran out of memory.
+    """Halve the samples that a forward pass may take, after the device ran out of memory; return a notice that says so.
 
-    Call this outside of the `except` block, whose traceback holds the failed pass's tensors.
-
-    Returns:
-        A notice that says so.
-
-    Raises:
-        SegFitError: if a single sample does not fit.
+    Call this outside of the `except` block, whose traceback holds the failed pass's tensors. Raises a SegFitError if a
+    single sample does not fit.
     """
     now = min(state.progress.micro_batch or largest, largest)
     if now <= 1:
@@ -217,6 +192,6 @@ def halve_micro_batch(state: TrainingState, largest: int, advice: str, reason: s
     state.progress.micro_batch = now // 2
     release_memory()
     return (
-        f"out of memory with a micro-batch of {now}: going on with {now // 2} and more accumulation; "
+        f"out of memory with a micro-batch of {now}: continuing with {now // 2} and more accumulation; "
         f"the effective batch stays. Next time: batch_size={now // 2}, and raise accumulate by as much."
     )

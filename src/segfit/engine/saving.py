@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.findings import Findings
@@ -11,27 +12,20 @@ from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
 
 
+@dataclass(eq=False)
 class CheckpointManager:
-    """Saves finite states; where a disk is full, it logs a warning and training goes on.
+    """Saves finite states; where a disk is full, it logs a warning and training continues.
 
     Every process has to call every method; the main one writes.
-
-    Attributes:
-        unsaved: why the last save failed, or None; known to the main process alone.
     """
 
-    def __init__(
-        self,
-        state: TrainingState,
-        checkpoints: Checkpoints,
-        options: FitOptions,
-        notice: Callable[[str], None],
-    ) -> None:
-        self.state = state
-        self.checkpoints = checkpoints
-        self.options = options
-        self.notice = notice
-        self.unsaved: str | None = None
+    state: TrainingState
+    checkpoints: Checkpoints
+    options: FitOptions
+    notice: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.unsaved: str | None = None  # why the last save failed; known to the main process alone
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
@@ -44,8 +38,7 @@ class CheckpointManager:
     def save(self) -> None:
         """Save the state; if that fails, log a warning and try again when the next save is due.
 
-        Raises:
-            NotFinite: if the weights are not finite; the last checkpoint is from before.
+        Raises NotFinite if the weights are not finite; the last checkpoint is from before.
         """
         self.state.average_buffers()
         models = {self.state.model, self.state.evaluated()}
@@ -61,7 +54,7 @@ class CheckpointManager:
             self.unsaved = None
         except SegFitError as error:
             self.unsaved = str(error)
-            self.notice(f"{error} Training goes on; it is tried again later.")
+            self.notice(f"{error} Training continues; it is tried again later.")
 
     def save_final(self) -> None:
         """Save the state, or keep the last good one if the weights are not finite."""

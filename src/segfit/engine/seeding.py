@@ -15,12 +15,7 @@ def derive_seed(*parts: int) -> int:
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python's, NumPy's and torch's global generators.
-
-    Args:
-        seed: the run's seed.
-        deterministic: use deterministic CUDA kernels where they exist.
-    """
+    """Seed Python's, NumPy's and torch's global generators; `deterministic`: use such CUDA kernels where they exist."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

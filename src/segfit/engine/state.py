@@ -33,44 +33,25 @@ class Ema(Protocol):
 
 @dataclass
 class Progress:
-    """Where training stands.
+    """How far training is; raises a ValueError if a value has another type, as in a checkpoint that was edited."""
 
-    Args:
-        epoch: 0-based epoch that is running.
-        sample: samples of it that are done, of all processes, in the epoch's order.
-        update: updates made so far, over all epochs.
-        micro_batch: largest number of samples that one forward pass may take; 0 is no limit. Lowered when the device
-            runs out of memory.
-        held_out_batch: the same for validation.
-        loss_sum: sum of the losses of the epoch's updates that were logged.
-        loss_count: number of these updates.
-        unlogged_loss: sum of the losses since the last log; so a resumed run logs the same means.
-        unlogged_norm: sum of the gradient's norms since the last log.
-        unlogged_updates: number of updates since the last log.
-        best_score: best monitored score, or None before the first validation.
-        best_scores: all scores of that validation.
-        best_epoch: its epoch.
-        stale: validations since then.
-        left_out: [epoch, sample] of the updates that were left out, since their loss or gradient is not finite.
-
-    Raises:
-        ValueError: if a value has another type, as in a checkpoint that was edited.
-    """
-
-    epoch: int = 0
-    sample: int = 0
-    update: int = 0
-    micro_batch: int = 0
-    held_out_batch: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    unlogged_loss: float = 0.0
-    unlogged_norm: float = 0.0
+    epoch: int = 0  # 0-based, that is running
+    sample: int = 0  # samples of it that are done, of all processes, in the epoch's order
+    update: int = 0  # updates made so far, over all epochs
+    micro_batch: int = (
+        0  # samples that one forward pass may take, lowered out of memory; 0: no limit
+    )
+    held_out_batch: int = 0  # the same for validation
+    loss_sum: float = 0.0  # of the epoch's updates that were logged
+    loss_count: int = 0  # number of these updates
+    unlogged_loss: float = 0.0  # sum since the last log, so that a resumed run logs the same means
+    unlogged_norm: float = 0.0  # sum of the gradient's norms since then
     unlogged_updates: int = 0
-    best_score: float | None = None
-    best_scores: dict[str, float] = field(default_factory=dict)
+    best_score: float | None = None  # None before the first validation
+    best_scores: dict[str, float] = field(default_factory=dict)  # all scores of that validation
     best_epoch: int | None = None
-    stale: int = 0
+    stale: int = 0  # validations since then
+    # [epoch, sample] of the updates that were left out, since their loss or gradient is not finite
     left_out: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -86,34 +67,20 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """Model, optimizer and everything else that a training needs to go on exactly.
+    """Model, optimizer and everything else that a training needs to continue exactly."""
 
-    Args:
-        model: the module itself, never its compiled form.
-        forward: what a forward pass calls: the model, its compiled form, or DistributedDataParallel around one of them.
-        optimizer: over the model's parameters.
-        scheduler: stepped every update.
-        scaler: enabled in fp16 only.
-        ema: moving average of the weights, or None.
-        precision: of forward passes.
-        device: where the model is.
-        progress: where training stands.
-        distributed: the processes that train this model together.
-        proven: an update was made with this forward, so memory suffices for the next.
-        schedule_offset: updates that the schedule is ahead of progress.update, after the effective batch changed.
-    """
-
-    model: nn.Module
-    forward: Forward
+    model: nn.Module  # the module itself, never its compiled form
+    forward: Forward  # the model, its compiled form, or DistributedDataParallel around one of them
     optimizer: torch.optim.Optimizer
-    scheduler: Scheduler
-    scaler: GradScaler
-    ema: Ema | None
+    scheduler: Scheduler  # stepped every update
+    scaler: GradScaler  # enabled in fp16 only
+    ema: Ema | None  # moving average of the weights
     precision: Precision
     device: torch.device
     progress: Progress = field(default_factory=Progress)
     distributed: Distributed = SINGLE_PROCESS
-    proven: bool = False
+    proven: bool = False  # an update was made with this forward, so memory suffices for the next
+    # updates that the schedule is ahead of progress.update, after the effective batch changed
     schedule_offset: int = 0
 
     def evaluated(self) -> nn.Module:

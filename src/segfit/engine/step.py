@@ -16,7 +16,7 @@ from segfit.system.phases import phase
 
 
 class PartlyUpdated(MemoryError):  # noqa: N818 - what it leaves behind matters more than its cause
-    """Memory ran out while gradients, weights or their averages changed: load a checkpoint before going on."""
+    """Memory ran out while gradients, weights or their averages changed: load a checkpoint before continuing."""
 
 
 class PeerFailed(Exception):  # noqa: N818 - the other process reports the error
@@ -35,15 +35,8 @@ def make_update(
     """Make one optimizer update; it equals that of one big batch of all micro-batches of all processes.
 
     Nothing here waits for the device, except GradScaler in fp16 when the optimizer is not a fused one, and
-    `check_finite`.
-
-    Args:
-        state: what is trained; its progress.update counts this update afterwards.
-        task: what a batch means.
-        micro_batches: batches on the device whose gradients are accumulated.
-        seeds: one per micro-batch, for its augmentation.
-        clip_grad_norm: largest norm of the gradient, or None.
-        check_finite: read loss and gradient norm before the weights change.
+    `check_finite`, which reads loss and gradient norm before the weights change. Batches are on the device; each has a seed
+    for its augmentation. `state.progress.update` counts the update afterwards.
 
     Returns:
         This process's share of the loss, and the gradient's norm before clipping, both () on the device.
@@ -128,13 +121,10 @@ class _Attempt:
         self.announced = False  # this process has said whether it failed
 
     def begin(self, stage: str, *, agreed: bool = True) -> None:
-        """Go on to the next stage, once all processes got through this one if that is agreed upon.
+        """Begin the next stage, once all processes got through this one if that is agreed upon.
 
         Agreeing costs a round trip between the hosts. Without it, a process that runs out of memory ends the training.
-
-        Raises:
-            MemoryError: if another process ran out of memory.
-            PeerFailed: if another process failed otherwise.
+        Raises a MemoryError if another process ran out of memory, PeerFailed if it failed otherwise.
         """
         self.agree()
         self.stage, self.agreed, self.announced = stage, agreed, False
@@ -177,9 +167,8 @@ class _Attempt:
                 f"processes take together. Resume the run with half the batch_size and twice the accumulate."
             ) from error
         if self.stage == "optimizer":
-            raise PartlyUpdated(
-                f"update ran out of memory while weights were changed ({reason})"
-            ) from None
+            what = f"update ran out of memory while weights were changed ({reason})"
+            raise PartlyUpdated(what) from None
 
 
 def count_update(state: TrainingState) -> None:
@@ -196,9 +185,7 @@ def loss_scale(state: TrainingState) -> float:
 def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
     """Scale all gradients so that their common norm is `largest` at most; return the norm before, ().
 
-    Args:
-        model: its parameters' gradients are scaled.
-        largest: None leaves them as they are, which saves a pass over them.
+    None leaves them as they are, which saves a pass over them.
     """
     parameters = list(model.parameters())
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -27,14 +27,11 @@ class Meter(Protocol):
 
 
 class Task(Protocol):
-    """What a batch means.
-
-    Attributes:
-        memory_advice: sentences that say what to change if a single sample does not fit into memory.
-    """
+    """What a batch means."""
 
     @property
-    def memory_advice(self) -> str: ...  # noqa: D102
+    def memory_advice(self) -> str:
+        """Sentences that say what to change if a single sample does not fit into memory."""
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Any]:
         """Return the model's input and the targets of a training batch on the device.

@@ -31,15 +31,13 @@ _HOST_TIMEOUT = timedelta(days=1)
 # For GPUs that wait while one process saves a checkpoint or has more samples to validate.
 _DEVICE_TIMEOUT = timedelta(minutes=30)
 # A process that repeats a pass would wait for buffers that the others do not send again. (torch renamed the option.)
-_OWN_BUFFERS: dict[str, Any] = (
-    {"forward_sync_buffers": False}
-    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    else {"broadcast_buffers": False}
-)
+_parameters = signature(DistributedDataParallel).parameters
+_OPTION = "forward_sync_buffers" if "forward_sync_buffers" in _parameters else "broadcast_buffers"
+_OWN_BUFFERS: dict[str, Any] = {_OPTION: False}
 _REASON_SECONDS = 2.0  # in which a failed process must give its reason
 _GONE = (
     "another process of this training ended without giving a reason: killed (out of host memory?), or its machine "
-    "failed. Go on with resume= and the run's folder."
+    "failed. Continue with resume= and the run's folder."
 )
 _TERMINATED = "terminated by SIGTERM: from outside, or since another process of this training ended without giving a reason."
 
@@ -63,8 +61,7 @@ def joined(requested: str) -> Iterator[Distributed]:
     The main process raises why: its own error, or a line with the other's. The others end silently (SystemExit), except
     for the traceback of a bug of their own.
 
-    Args:
-        requested: device, "auto", "cpu" or "cuda"; a process takes the GPU of its number on this machine.
+    A process takes the GPU of its number on this machine, or what is `requested`: "auto", "cpu" or "cuda".
 
     Raises:
         SegFitError: if a machine has more processes than GPUs, or the processes cannot find each other.
@@ -74,7 +71,7 @@ def joined(requested: str) -> Iterator[Distributed]:
     if launch.size == 1:
         yield SINGLE_PROCESS
         return
-    processes = Torchrun(launch, _join(launch, requested))
+    processes = _Torchrun(launch, _join(launch, requested))
     # torchrun sends SIGTERM to all when one has failed: this one may still have to report why.
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -119,7 +116,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
-class Torchrun(Distributed):
+class _Torchrun(Distributed):
     """Processes in torch.distributed's default process group, which has to be initialised."""
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
@@ -133,25 +130,21 @@ class Torchrun(Distributed):
         self._read = 0  # notices
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over all processes of a tensor on the device; the host does not wait for it."""
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
 
     def max(self, *numbers: int) -> tuple[int, ...]:
-        """Return the largest of each number over all processes; waits for the other hosts, not for the device."""
         largest = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._host)
         return tuple(largest.tolist())
 
     def gather(self, value: T) -> list[T]:
-        """Return the value (picklable) of every process, by rank."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host)
         return values
 
     def once_a_machine(self, work: Callable[[], T]) -> T:
-        """Call `work` in the first process of each machine; return its result in all of that machine."""
         if self.local_rank == 0:
             result = work()
             self.gather(result)
@@ -159,18 +152,14 @@ class Torchrun(Distributed):
         return self.gather(cast(T, None))[self.rank - self.local_rank]
 
     def post(self, line: str) -> None:
-        """Send a notice to the main process."""
         self._store.set(f"line {self._store.add('lines', 1)}", line)
 
     def posted(self) -> list[str]:
-        """Return the notices that were posted since the last call."""
         first, self._read = self._read + 1, self._store.add("lines", 0)
-        return [
-            self._store.get(f"line {number}").decode() for number in range(first, self._read + 1)
-        ]
+        numbers = range(first, self._read + 1)
+        return [self._store.get(f"line {number}").decode() for number in numbers]
 
     def wrap(self, model: nn.Module, forward: Forward) -> Forward:
-        """Return a forward whose backward averages gradients over all processes; weights become the main process's."""
         # Gradients of the fast SegFormer's strided convolutions, computed as products, have another layout: they are copied.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(
@@ -181,24 +170,20 @@ class Torchrun(Distributed):
         )
 
     def unwrap(self, forward: Forward) -> Forward:
-        """Return the module inside."""
         assert isinstance(forward, DistributedDataParallel)
         return cast(nn.Module, forward.module)
 
     def no_sync(self, forward: Forward) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which passes leave their gradients in this process, for accumulation."""
         assert isinstance(forward, DistributedDataParallel)
         return forward.no_sync()
 
     def average_gradients(self, model: nn.Module) -> None:
-        """Average over all processes the gradients that passes in `no_sync` left."""
         for parameter in model.parameters():
             if parameter.grad is not None:
                 # In DistributedDataParallel's order: divided first, then summed.
                 parameter.grad.copy_(self.sum(parameter.grad.contiguous() / self.size))
 
     def average_buffers(self, model: nn.Module) -> None:
-        """Average the model's floating-point buffers over all processes."""
         buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         if not buffers:
             return

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from segfit.engine.findings import Findings
+from segfit.engine.findings import Cell, Findings, Table
 from segfit.report.events_file import write_events
 from segfit.report.files import files_of, json_text, write_json
 
@@ -27,22 +27,18 @@ def write_findings(
         "headline": findings.headline,
         "machine": machine,
         "values": findings.values,
-        "tables": {
-            table.name: [
-                dict(zip([column.name for column in table.columns], row, strict=True))
-                for row in table.rows
-            ]
-            for table in findings.tables
-        },
+        "tables": {table.name: _named(table) for table in findings.tables},
         "config": config,
     }
     write_json(folder / "results.json", results)
-    files = dict(files_of(findings))
-    for name, content in files.items():
+    images = {}
+    for name, content in files_of(findings):
         (folder / name).write_bytes(content)
-    images = {
-        name.removesuffix(".png"): content
-        for name, content in files.items()
-        if name.endswith(".png")
-    }
+        if name.endswith(".png"):
+            images[name.removesuffix(".png")] = content
     write_events(folder, json_text(results), findings.scalars, images)
+
+
+def _named(table: Table) -> list[dict[str, Cell]]:
+    names = [column.name for column in table.columns]
+    return [dict(zip(names, row, strict=True)) for row in table.rows]

@@ -9,11 +9,11 @@ from typing import Any
 from segfit.engine.findings import Findings
 from segfit.engine.task import Task
 from segfit.errors import SegFitError
-from segfit.report.files import files_of, write_json
-from segfit.system.files import atomic_write
+from segfit.report.files import files_of, json_text
+from segfit.system.files import atomic_write, reporting
 
-KIND = "evaluation"
 METRICS = "metrics.json"
+_KIND = "evaluation"
 
 
 class Evaluation:
@@ -40,50 +40,33 @@ class Evaluation:
                 f"out={path}: {', '.join(there)} in it would be replaced, and evaluate.py did not write "
                 f"{'it' if len(there) == 1 else 'them'}. Choose another folder."
             )
-        try:
+        with reporting(f"out={path}: cannot be made"):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SegFitError(f"out={path}: cannot be made ({error.strerror}).") from error
 
     def write_metrics(self, values: Mapping[str, Any]) -> None:
-        """Write metrics.json; written first, it marks the folder as an evaluation's.
-
-        Raises:
-            SegFitError: if it cannot be written.
-        """
-        try:
-            write_json(self.path / METRICS, {"kind": KIND, **values})
-        except OSError as error:
-            raise unwritable(self.path / METRICS, error) from error
+        """Write metrics.json; written first, it marks the folder as an evaluation's. Raises as `write`."""
+        self.write(self.path / METRICS, (json_text({"kind": _KIND, **values}) + "\n").encode())
 
     def finish(self, result: Findings) -> Findings:
         """Write what is left of the predictions, a CSV file a table and a PNG file a figure; return what is shown.
 
-        Raises:
-            SegFitError: if something cannot be written.
+        Raises as `write`.
         """
         for name, content in files_of(result):
             self.write(self.path / name, content)
         return result
 
     def close(self) -> None:
-        """Release what is held; called again, nothing."""
+        """Release what is held; may be called again."""
 
     def written(self) -> list[Path]:
         """Return the files and folders that are there."""
         return [self.path / name for name in self.names if (self.path / name).exists()]
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write a file, all or nothing.
-
-        Raises:
-            SegFitError: if it cannot be written.
-        """
-        try:
-            with atomic_write(path, sync=False) as file:
-                file.write(content)
-        except OSError as error:
-            raise unwritable(path, error) from error
+        """Write a file, all or nothing; raise a SegFitError if it cannot be written."""
+        with reporting(f"cannot write {path}"), atomic_write(path, sync=False) as file:
+            file.write(content)
 
 
 def _is_evaluation(metrics: Path) -> bool:
@@ -91,9 +74,4 @@ def _is_evaluation(metrics: Path) -> bool:
         values = json.loads(metrics.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(values, dict) and values.get("kind") == KIND
-
-
-def unwritable(path: Path, error: OSError) -> SegFitError:
-    """Return the error of a file that cannot be written."""
-    return SegFitError(f"cannot write {path}: {error.strerror or error}.")
+    return isinstance(values, dict) and values.get("kind") == _KIND

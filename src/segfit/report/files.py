@@ -16,14 +16,9 @@ if TYPE_CHECKING:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write strict JSON, all or nothing; NaN and infinity, which JSON lacks, become null.
+    """Write strict JSON, all or nothing; NaN and infinity, which JSON lacks, become null. May raise an OSError.
 
-    Args:
-        path: the file; its folder exists.
-        values: numbers (NumPy's and 0-d tensors too), strings, paths, lists, arrays, mappings.
-
-    Raises:
-        OSError: if it cannot be written.
+    `values` are numbers (NumPy's and 0-d tensors too), strings, paths, lists, arrays and mappings.
     """
     replace_text(path, json_text(values) + "\n")
 

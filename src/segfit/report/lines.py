@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
-from segfit.errors import SegFitError
 from segfit.report.text import duration, number, one_line
+from segfit.system.files import reporting
 
 REASONS = {
     "finished": "all epochs are done",
@@ -103,19 +103,16 @@ class LineReport(Listener):
 
 
 class LogFile(LineReport):
-    """Appends the lines to a file, whose folder is made if need be, each with the local time; a resumed run goes on in the same file.
+    """Appends the lines to a file, each with the local time; the folder is made if need be, and a resumed run continues its file.
 
-    Raises:
-        SegFitError: if the file cannot be written.
+    Raises a SegFitError if the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        with reporting(f"{path}: cannot write the log file"):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Line-buffered: every line is on disk even if the process is killed.
             self._file = path.open("a", buffering=1, encoding="utf-8")
-        except OSError as error:
-            raise SegFitError(f"{path}: cannot write the log file: {error.strerror}.") from error
         super().__init__(self._write)
 
     def close(self) -> None:

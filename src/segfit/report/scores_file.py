@@ -23,10 +23,8 @@ class ScoresFile(Listener):
         """Append the epoch's scores, if it was validated."""
         if log.result is None:
             return
-        scores = {
-            name: value if math.isfinite(value) else None
-            for name, value in log.result.scores.items()
-        }
+        found = log.result.scores
+        scores = {name: found[name] if math.isfinite(found[name]) else None for name in found}
         line = {"epoch": log.epoch, "update": log.update, "best": log.is_best, "scores": scores}
         # Opened each time: a line is written whole, and is there for other programs to read.
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:

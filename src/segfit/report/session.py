@@ -1,18 +1,52 @@
-"""The listeners of one training run, and what is written when it ends."""
+"""The listeners of one training run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.events import EndLog, Listener, Listeners
+from segfit.engine.events import Listener, Listeners
 from segfit.errors import SegFitError
-from segfit.report.files import write_json
 from segfit.report.lines import LogFile
 from segfit.report.scores_file import ScoresFile
-from segfit.report.summary import print_summary
-from segfit.report.text import monitored_first
 from segfit.system.monitor import Monitor
+
+
+class RunFiles(Protocol):
+    """What a run writes; `segfit.runs.folder.RunFolder` knows where."""
+
+    log: Path
+    scores: Path
+    tensorboard: Path
+
+
+def run_listener(
+    files: RunFiles,
+    console: Listener,
+    config_text: str | None,
+    hparams: Mapping[str, str | float | bool],
+    *,
+    resume_step: int | None = None,
+    notices: Sequence[str] = (),
+    posted: Callable[[], list[str]] = lambda: [],
+) -> Listeners:
+    """Return console, log file, scores file and TensorBoard.
+
+    Args:
+        files: where they are.
+        console: shows the training.
+        config_text: for TensorBoard; None: nothing is written for it.
+        hparams: for TensorBoard, as `resume_step`.
+        notices: that the console has shown before, for the log file.
+        posted: returns the new notices of other processes; each is shown and logged once.
+    """
+    log = LogFile(files.log)
+    for line in notices:
+        log.notice(line)
+    shown = Listeners(console, log)
+    parts = [console, log, ScoresFile(files.scores), _Posted(posted, shown, notices)]
+    if config_text is not None:
+        parts += _tensorboard(files.tensorboard, config_text, hparams, resume_step, shown.notice)
+    return Listeners(*parts)
 
 
 class _Posted(Listener):
@@ -35,72 +69,23 @@ class _Posted(Listener):
     start = log = epoch = end = _pass_on  # type: ignore[assignment]
 
 
-class RunReport:
-    """Console, log file and TensorBoard of a run; the log file also gets the notices that `console` printed so far."""
+def _tensorboard(
+    folder: Path,
+    config_text: str,
+    hparams: Mapping[str, str | float | bool],
+    resume_step: int | None,
+    notice: Callable[[str], None],
+) -> list[Listener]:
+    """Return TensorBoard's listener with a monitor; nothing but a notice where events cannot be written."""
+    try:
+        from segfit.report.tensorboard import TensorBoardReport
 
-    def __init__(self, run: Path, console: Listener, notices: list[str]) -> None:
-        self.run = run
-        self.notices = notices
-        self.log = LogFile(run / "train.log")
-        for notice in notices:
-            self.log.notice(notice)
-        self.console = console
-        self.parts: list[Listener] = [console, self.log, ScoresFile(run / "scores.jsonl")]
-        self.tensorboard: Path | None = None
-
-    def add_tensorboard(
-        self,
-        config_text: str,
-        hparams: Mapping[str, str | float | bool],
-        resume_step: int | None,
-    ) -> None:
-        """Also write TensorBoard events; logs a notice if they cannot be written."""
-        folder = self.run / "tensorboard"
-        notify = Listeners(self.console, self.log).notice
-        try:
-            from segfit.report.tensorboard import TensorBoardReport
-        except Exception as error:  # not there, or at odds with protobuf or NumPy
-            notify(
-                f"TensorBoard cannot be imported ({type(error).__name__}: {error}): training goes on without it. "
-                f"pip install tensorboard, or set report.tensorboard=false."
-            )
-            return
-        try:
-            report = TensorBoardReport(
-                folder, config_text, hparams, resume_step, Monitor(), notify=notify
-            )
-        except SegFitError as error:
-            for problem in error.problems:
-                notify(problem)
-            return
-        self.parts.append(report)
-        self.tensorboard = folder
-
-    def add_others(self, posted: Callable[[], list[str]]) -> None:
-        """Also pass on the notices of the other processes; what all of them found is passed on once."""
-        self.parts.append(_Posted(posted, Listeners(self.console, self.log), self.notices))
-
-    @property
-    def listener(self) -> Listeners:
-        """All of them."""
-        return Listeners(*self.parts)
-
-    def conclude(self, end: EndLog, metrics: Mapping[str, Any]) -> None:
-        """Write metrics.json and print what to type next.
-
-        Raises:
-            SegFitError: if metrics.json cannot be written.
-        """
-        path = self.run / "metrics.json"
-        try:
-            write_json(path, metrics)
-        except OSError as error:
-            raise SegFitError(f"cannot write {path}: {error.strerror}.") from error
-        best = Checkpoints(self.run / "checkpoints").best
-        print_summary(
-            end,
-            columns=monitored_first(metrics["monitor"], metrics["columns"]),
-            run_dir=self.run,
-            checkpoint=best if best.exists() else None,
-            tensorboard_dir=self.tensorboard,
+        return [TensorBoardReport(folder, config_text, hparams, resume_step, Monitor(), notice)]
+    except SegFitError as error:
+        notice(str(error))
+    except Exception as error:  # not there, or at odds with protobuf or NumPy
+        notice(
+            f"TensorBoard cannot be imported ({type(error).__name__}: {error}): training continues without it. "
+            f"pip install tensorboard, or set report.tensorboard=false."
         )
+    return []

@@ -11,8 +11,6 @@ from segfit.engine.events import EndLog
 from segfit.report.lines import REASONS
 from segfit.report.text import duration, hydra_override, scores_text, shown_path, stdout_console
 
-_RESUMABLE = {"interrupted", "terminated"}
-
 
 def print_summary(
     end: EndLog,
@@ -25,8 +23,7 @@ def print_summary(
 ) -> None:
     """Print how the training ended, its best score, and the commands to type next.
 
-    Every command is one line that a shell takes as it stands; paths are relative to the working
-    directory where they lie below it.
+    Every command is one line that can be pasted into a shell; paths below the working directory are relative to it.
     """
     console = console or stdout_console()
 
@@ -57,7 +54,7 @@ def next_commands(
     """Return the commands that make sense after a training, quoted for a POSIX shell."""
     run = shown_path(run_dir)
     commands = []
-    if end.reason in _RESUMABLE:
+    if end.reason in ("interrupted", "terminated"):
         commands.append(f"python train.py {hydra_override('resume', run)}")
     if tensorboard_dir is not None:
         commands.append(f"tensorboard --logdir {shlex.quote(shown_path(tensorboard_dir))}")

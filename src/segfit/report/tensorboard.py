@@ -64,10 +64,10 @@ class TensorBoardReport(Listener):
     Args:
         hparams: what the HPARAMS tab has columns for. Runs that are to be compared need the same keys:
             TensorBoard takes the columns from one of them.
-        resume_step: updates of the checkpoint that the run goes on from; None for a new run. Whatever
+        resume_step: updates of the checkpoint that the run resumes from; None for a new run. Whatever
             the folder holds of later updates is hidden, so that no step appears twice.
         monitor: runs from start to close, its means go to system/*; None: nothing is sampled.
-        notify: gets one message if writing fails later on (a full disk); training goes on.
+        notify: gets one message if writing fails later on (a full disk); training continues.
 
     Raises:
         SegFitError: if the folder cannot be written.
@@ -89,8 +89,7 @@ class TensorBoardReport(Listener):
             key: str(value).lower() if isinstance(value, bool) else value
             for key, value in hparams.items()
         }
-        self._notify = notify
-        self._monitor = monitor
+        self._notify, self._monitor = notify, monitor
         self._failed = False
         self._best_written: dict[str, float] = {}
         self._undrawn: tuple[Findings, int] | None = None
@@ -186,7 +185,7 @@ class TensorBoardReport(Listener):
             self._failed = True
             self._notify(
                 f"{self._log_dir}: cannot write TensorBoard events any more: {error.strerror or error}. "
-                f"Training goes on without them."
+                f"Training continues without them."
             )
 
     def _validation(self, result: Findings, update: int) -> None:

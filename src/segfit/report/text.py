@@ -11,8 +11,6 @@ from pathlib import Path
 from rich.console import Console
 
 ABSENT = "–"  # a number that does not exist
-
-
 _FILE_WIDTH = 10_000  # columns of what is no terminal: tables take the width that they need
 
 
@@ -81,11 +79,8 @@ def hydra_override(key: str, value: str) -> str:
     Source: https://hydra.cc/docs/1.3/advanced/override_grammar/basic/
     """
     # A bare word that Hydra reads as this very string, and not as a number or null.
-    plain = re.fullmatch(r"[A-Za-z0-9_/.+@-]+", value) and (
-        "/" in value
-        or (value[0].isalpha() and value.lower() not in {"null", "true", "false", "nan", "inf"})
-    )
-    if not plain:
+    word = value[:1].isalpha() and value.lower() not in ("null", "true", "false", "nan", "inf")
+    if not (re.fullmatch(r"[A-Za-z0-9_/.+@-]+", value) and ("/" in value or word)):
         # Hydra: a backslash escapes only in front of a quote, or of another such backslash.
         escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", value)
         escaped = re.sub(r"(\\+)$", lambda match: match.group(1) * 2, escaped)

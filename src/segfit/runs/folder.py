@@ -18,8 +18,10 @@ from segfit.config.tasks import schema_of
 from segfit.errors import SegFitError
 from segfit.runs import lock as locks
 from segfit.runs.untrusted import read_yaml
-from segfit.system.files import replace_text
+from segfit.system.files import replace_text, reporting
 from segfit.system.torchrun_env import launched
+
+_WRONG = (OmegaConfBaseException, LookupError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 class RunFolder:
@@ -67,25 +69,27 @@ _RESUMABLE = (
 def save_config(
     config: DictConfig, overrides: Sequence[str], run: Path, *, resumed: bool = False
 ) -> None:
-    """Write the composed config and, for a new run, the overrides.
+    """Write the composed config and, for a new run, the overrides; raise a SegFitError if they cannot be written."""
+    if not resumed:
+        save_overrides(overrides, run)
+    _write(run, RunFolder(run).config, OmegaConf.to_yaml(config, resolve=True))
 
-    Raises:
-        SegFitError: if they cannot be written.
-    """
-    folder = RunFolder(run)
-    try:
-        replace_text(folder.config, OmegaConf.to_yaml(config, resolve=True))
-        if not resumed:
-            replace_text(folder.overrides, yaml.safe_dump(list(overrides), allow_unicode=True))
-    except OSError as error:
-        raise SegFitError(f"cannot write to the run folder {run}: {error.strerror}.") from error
+
+def save_overrides(overrides: Sequence[str], run: Path) -> None:
+    """Write what was typed; raise a SegFitError if it cannot be written."""
+    text = yaml.safe_dump(list(overrides), allow_unicode=True)
+    _write(run, RunFolder(run).overrides, text)
+
+
+def _write(run: Path, path: Path, text: str) -> None:
+    with reporting(f"cannot write to the run folder {run}"):
+        replace_text(path, text)
 
 
 def claim(run: Path, *, resumed: bool) -> None:
     """Lock a run's folder for this process; of torchrun's processes, for the first.
 
-    Raises:
-        SegFitError: if another process trains in it, or a new run would write into an older one.
+    Raises a SegFitError if another process trains in it, or a new run would write into an older one.
     """
     if launched().rank > 0:
         return
@@ -99,11 +103,7 @@ def claim(run: Path, *, resumed: bool) -> None:
 
 
 def load_config(run: Path) -> DictConfig:
-    """Read a run's config into the schema.
-
-    Raises:
-        SegFitError: if the folder is no run, or its config holds anything but values of the schema.
-    """
+    """Read a run's config into the schema; raise a SegFitError if it holds anything else, or there is no run."""
     path = RunFolder(run).config
     try:
         values = read_yaml(path)
@@ -120,14 +120,7 @@ def load_config(run: Path) -> DictConfig:
                 raise SegFitError(f"{path}: {group}.name={name} is none of {', '.join(schemas)}.")
             config[group] = OmegaConf.structured(schemas[name])
         config = OmegaConf.merge(config, values)
-    except (
-        OmegaConfBaseException,
-        LookupError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except _WRONG as error:
         reason = f"{getattr(error, 'full_key', '') or ''}: {error}".lstrip(": ").splitlines()[0]
         raise SegFitError(f"{path}: no config of this version of SegFit ({reason}).") from error
     assert isinstance(config, DictConfig)
@@ -148,8 +141,7 @@ def may_change(key: str) -> bool:
 def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
     """Return a run's config, changed by the overrides beside `resume=`.
 
-    Raises:
-        SegFitError: if an override is not allowed, or the run cannot be read.
+    Raises a SegFitError if an override is not allowed, or the run cannot be read.
     """
     config = load_config(run)
     problems = []

@@ -20,10 +20,8 @@ class InUseError(SegFitError):
 def lock(folder: Path) -> None:
     """Lock a folder for the rest of this process's life; the system unlocks it, after SIGKILL too.
 
-    Continues without a lock where it is not possible: a read-only folder, a network file system without locks.
-
-    Raises:
-        InUseError: if another process has locked it; names the process.
+    Continues without a lock where it is not possible: a read-only folder, a network file system without locks. Raises an
+    InUseError, which names the other process, if that has locked it.
     """
     place = folder.resolve()
     if place in _held:

@@ -13,24 +13,20 @@ from segfit.errors import SegFitError
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds: mappings, lists, strings and numbers.
 
-    Raises:
-        FileNotFoundError: if there is none.
-        SegFitError: if it cannot be read, or holds a tag that makes an object or an interpolation.
+    Raises a FileNotFoundError if there is none, a SegFitError if it cannot be read, or holds a tag that makes an object or
+    an interpolation.
     """
     values = _parsed(path, yaml.safe_load)
     if "${" in repr(values):
-        raise SegFitError(
-            f"{path}: not readable (it holds an interpolation, ${{…}}; only plain values are allowed)."
-        )
+        reason = "it holds an interpolation, ${…}; only plain values are allowed"
+        raise SegFitError(f"{path}: not readable ({reason}).")
     return values
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping that a JSON file holds.
 
-    Raises:
-        FileNotFoundError: if there is none.
-        SegFitError: if it cannot be read, or holds no mapping.
+    Raises a FileNotFoundError if there is none, a SegFitError if it cannot be read, or holds no mapping.
     """
     values = _parsed(path, json.loads)
     if not isinstance(values, dict):

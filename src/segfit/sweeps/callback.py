@@ -40,25 +40,17 @@ class RefusedError(BaseException):
 
 
 class LeaderBoard(Callback):
-    """Hydra's callback around a sweep: makes its folder and record, and ends it with the leader board.
+    """Hydra's callback around a sweep: makes its folder and record, and ends it with the leader board."""
 
-    Attributes:
-        folder: of the sweep that this process launched; None before.
-        is_new: whether the folder held no sweep before.
-        failed: how many jobs have no result.
-        interrupted: whether Ctrl-C ended jobs that were launched side by side.
-    """
-
-    folder: Path | None = None
-    is_new = True
-    failed = 0
-    interrupted = False
+    folder: Path | None = None  # of the sweep that this process launched
+    is_new = True  # the folder held no sweep before
+    failed = 0  # how many jobs have no result
+    interrupted = False  # Ctrl-C ended jobs that were launched side by side
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Write the record, lock the folder, and handle signals.
 
-        Raises:
-            RefusedError: if an engine is not installed, or the folder is in use or another sweep's.
+        Raises a RefusedError if an engine is not installed, or the folder is in use or another sweep's.
         """
         try:
             _check_installed(config)
@@ -130,10 +122,8 @@ def _check_installed(config: DictConfig) -> None:
         except ModuleNotFoundError:
             found = False
         if not found:
-            raise SegFitError(
-                f"hydra/{kind}={config.hydra.runtime.choices[f'hydra/{kind}']}: not installed. "
-                f"pip install -r requirements-sweeps.txt"
-            )
+            choice = f"hydra/{kind}={config.hydra.runtime.choices[f'hydra/{kind}']}"
+            raise SegFitError(f"{choice}: not installed. pip install -r requirements-sweeps.txt")
 
 
 def _complete(config: DictConfig, folder: Path) -> None:
@@ -148,9 +138,8 @@ def _complete(config: DictConfig, folder: Path) -> None:
 def _end_after_jobs(*, here: bool) -> None:
     """Let Ctrl-C and SIGTERM end this process once its jobs have saved; launchers would kill the jobs.
 
-    Args:
-        here: whether the jobs run on this machine, where a terminal sends Ctrl-C to each of them. Then this
-            process and the launcher's, which inherit that, ignore it and end with the jobs.
+    Where the jobs run `here`, on this machine, a terminal sends Ctrl-C to each of them: this process and the launcher's,
+    which inherit that, ignore it and end with the jobs.
     """
 
     def terminate(_number: int, _frame: FrameType | None) -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from segfit.errors import SegFitError
 from segfit.runs import lock as locks
-from segfit.runs.folder import RunFolder
+from segfit.runs.folder import RunFolder, save_overrides
 from segfit.runs.untrusted import read_json, read_yaml
 from segfit.system.cores import available_cores
 from segfit.system.files import replace_text
@@ -80,7 +79,7 @@ def run_job(monitor: str, script: Path) -> float | None:
         run.error.unlink(missing_ok=True)
         overrides = [f"resume={quoted(folder)}"]
     else:
-        _write_overrides(run, overrides)
+        save_overrides(overrides, folder)
     alone = hydra.runtime.choices.get("hydra/launcher") == "basic"
     output = None if alone else run.output
     environment = {**_threads(hydra.launcher), **os.environ, _JOB_FOLDER: str(folder)}
@@ -100,9 +99,8 @@ def run_job(monitor: str, script: Path) -> float | None:
 def state_of(folder: Path) -> str:
     """Return the state of a job by its folder.
 
-    Returns:
-        str: "unstarted"; "running", in another process; "done"; "interrupted", which can be resumed; or "failed",
-            which has to start over.
+    "unstarted"; "running", in another process; "done"; "interrupted", which can be resumed; "failed", which has to start
+    over.
     """
     run = RunFolder(folder)
     if locks.holder(folder) is not None:
@@ -140,15 +138,6 @@ def _refuse_another(run: RunFolder, overrides: Sequence[str]) -> None:
         )
 
 
-def _write_overrides(run: RunFolder, overrides: Sequence[str]) -> None:
-    try:
-        replace_text(run.overrides, yaml.safe_dump(list(overrides), allow_unicode=True))
-    except OSError as error:
-        raise SegFitError(
-            f"cannot write to the job's folder {run.path}: {error.strerror}."
-        ) from error
-
-
 def _set_aside(folder: Path) -> None:
     """Rename the folder of a failed job, to keep it."""
     number = 1
@@ -169,23 +158,17 @@ def quoted(path: Path) -> str:
     return f"'{text}'"
 
 
+def config_flags(hydra: Any) -> list[str]:
+    """Return the --config-dir flags that a sweep was launched with."""
+    sources = [one for one in hydra.runtime.config_sources if one.provider == "command-line"]
+    return [f"--config-dir={source.path}" for source in sources]
+
+
 def _command(hydra: Any, script: Path, overrides: Sequence[str], folder: Path) -> list[str]:
+    start = [sys.executable, str(script.resolve()), f"--config-name={hydra.job.config_name}"]
     kept = [text for text in hydra.overrides.hydra if not text.lstrip("+~").startswith(_SWEEP_ONLY)]
     own = [f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"]
-    extra = [
-        f"--config-dir={source.path}"
-        for source in hydra.runtime.config_sources
-        if source.provider == "command-line"
-    ]
-    return [
-        sys.executable,
-        str(script.resolve()),
-        f"--config-name={hydra.job.config_name}",
-        *extra,
-        *overrides,
-        *kept,
-        *own,
-    ]
+    return [*start, *config_flags(hydra), *overrides, *kept, *own]
 
 
 def _threads(launcher: Any) -> dict[str, str]:

@@ -16,14 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from segfit.errors import SegFitError
-from segfit.report.text import (
-    duration,
-    monitored_first,
-    number,
-    one_line,
-    shown_path,
-    stdout_console,
-)
+from segfit.report import text as texts
+from segfit.report.text import duration, monitored_first, number, one_line, shown_path
 from segfit.runs.folder import RunFolder
 from segfit.runs.untrusted import read_json, read_yaml
 
@@ -34,26 +28,17 @@ _FIGURES = ("updates", "samples_per_second", "peak_memory_gib", "seconds")
 
 @dataclass(frozen=True)
 class Row:
-    """One job of a sweep.
+    """One job of a sweep."""
 
-    Args:
-        job: number of the job.
-        path: its folder.
-        overrides: option → value, as given on the command line.
-        status: why it ended well ("finished", "max_steps", "patience"), that it was stopped
-            ("interrupted", "terminated"), or how it failed ("crash", "oom", "config", "unfinished", …).
-        failed: whether it has no result to compare.
-        message: one line about a failure.
-        metrics: what `metrics.json` holds; empty without one.
-    """
-
-    job: int
+    job: int  # its number
     path: Path
-    overrides: Mapping[str, str]
+    overrides: Mapping[str, str]  # option → value, as given on the command line
+    # why it ended well ("finished", "max_steps", "patience"), that it was stopped ("interrupted", "terminated"), or how it
+    # failed ("crash", "oom", "input", "unfinished", …)
     status: str
-    failed: bool
-    message: str
-    metrics: Mapping[str, Any]
+    failed: bool  # it has no result to compare
+    message: str  # one line about a failure
+    metrics: Mapping[str, Any]  # what metrics.json holds; empty without one
 
     @property
     def scores(self) -> dict[str, float]:
@@ -129,7 +114,7 @@ def _read_overrides(path: Path) -> dict[str, str]:
 
 def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the rows in their order: what differs between the jobs, scores, speed, memory."""
-    console = console or stdout_console()
+    console = console or texts.stdout_console()
     varied = _varied(rows)
     shared = [f"{key}={rows[0].overrides[key]}" for key in _keys(rows) if key not in varied]
     # Those that did not fail come first.
@@ -146,7 +131,7 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
         table.add_column(escape(label), justify="right", no_wrap=True)
     table.add_column("end", overflow="fold")
     for place, row in enumerate(rows):
-        ending = (row.status, row.message)
+        ending = ": ".join(filter(None, (row.status, row.message)))
         cells = (
             str(row.job),
             *(escape(_short(row.overrides.get(key, ""))) for key in varied),
@@ -154,9 +139,7 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
             number(row.figures.get("samples_per_second"), ".1f"),
             number(row.figures.get("peak_memory_gib"), ".2f"),
             duration(row.figures.get("seconds", float("nan"))),
-            escape(
-                textwrap.shorten(": ".join(filter(None, ending)), _END_LENGTH, placeholder=" …")
-            ),
+            escape(textwrap.shorten(ending, _END_LENGTH, placeholder=" …")),
         )
         best = place == 0 and row.score is not None and not row.failed
         table.add_row(*cells, style="red" if row.failed else "bold green" if best else None)
@@ -183,28 +166,15 @@ def _varied(rows: Sequence[Row]) -> list[str]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write one line a job: its overrides, status, best scores ("best_<score>") and figures.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    options = _keys(rows)
-    scores = list(dict.fromkeys(name for row in rows for name in row.scores))
-    header = [
-        *("job", *options, "status", "monitored", "best_epoch"),
-        *(f"best_{name}" for name in scores),
-        *(*_FIGURES, "message", "path"),
-    ]
+    """Write one line a job: its overrides, status, best scores ("best_<score>") and figures; may raise an OSError."""
+    scores = dict.fromkeys(f"best_{name}" for row in rows for name in row.scores)
+    head = ["job", *_keys(rows), "status", "monitored", "best_epoch", *scores, *_FIGURES]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
+        writer = csv.DictWriter(file, [*head, "message", "path"])
+        writer.writeheader()
         for row in rows:
-            writer.writerow(
-                [
-                    *(row.job, *(row.overrides.get(key, "") for key in options)),
-                    *(row.status, row.metrics.get("monitor"), row.metrics.get("best_epoch")),
-                    *(row.scores.get(name) for name in scores),
-                    *(row.figures.get(name) for name in _FIGURES),
-                    *(row.message, shown_path(row.path)),
-                ]
-            )
+            about = {"job": row.job, "status": row.status, "message": row.message}
+            about |= {"monitored": row.metrics.get("monitor"), "path": shown_path(row.path)}
+            about["best_epoch"] = row.metrics.get("best_epoch")
+            best = {f"best_{name}": value for name, value in row.scores.items()}
+            writer.writerow({**row.overrides, **about, **best, **row.figures})

@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from segfit.errors import SegFitError
 from segfit.runs.untrusted import read_yaml
-from segfit.sweeps.job import quoted
-from segfit.system.files import replace_text
+from segfit.sweeps.job import config_flags, quoted
+from segfit.system.files import replace_text, reporting
 
 SWEEP = "sweep.yaml"
 _KEY = re.compile(r"(?!(hydra|resume|resume_sweep)\b)[a-z]\w*(\.\w+)*")
@@ -33,8 +33,7 @@ _HYDRAS = re.compile(
 def save_sweep(config: DictConfig, folder: Path) -> bool:
     """Write the record of a sweep, or compare it with the one in the folder; return whether it is new.
 
-    Raises:
-        SegFitError: if the folder holds another sweep, or cannot be written to.
+    Raises a SegFitError if the folder holds another sweep, or cannot be written to.
     """
     typed = config.hydra.overrides
     if (folder / SWEEP).exists():
@@ -45,28 +44,18 @@ def save_sweep(config: DictConfig, folder: Path) -> bool:
                 f"python train.py resume_sweep={folder}; for a new sweep give another folder, or none."
             )
         return False
-    flags = [
-        f"--config-dir={source.path}"
-        for source in config.hydra.runtime.config_sources
-        if source.provider == "command-line"
-    ]
     own = ("hydra.mode=", "hydra.sweep.dir=")
     hydras = [text for text in typed.hydra if not text.startswith(own)]
-    record = {"overrides": list(typed.task), "hydra": hydras + flags}
-    try:
+    record = {"overrides": list(typed.task), "hydra": hydras + config_flags(config.hydra)}
+    with reporting(f"cannot write to the sweep's folder {folder}"):
         replace_text(folder / SWEEP, yaml.safe_dump(record, allow_unicode=True, sort_keys=False))
-    except OSError as error:
-        raise SegFitError(
-            f"cannot write to the sweep's folder {folder}: {error.strerror}."
-        ) from error
     return True
 
 
 def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     """Return a command line with the sweep's record in place of `resume_sweep=<folder>`, if there is one.
 
-    Raises:
-        SegFitError: if the folder holds no sweep, or something has to be typed again.
+    Raises a SegFitError if the folder holds no sweep, or something has to be typed again.
     """
     given = next((text for text in arguments if text.startswith("resume_sweep=")), None)
     if given is None:
@@ -76,9 +65,8 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     try:
         value = OverridesParser.create().parse_override(given).value()
     except HydraException as error:
-        raise SegFitError(
-            f"{given}: not understood. Quote the folder: resume_sweep='…'."
-        ) from error
+        hint = "not understood. Quote the folder: resume_sweep='…'."
+        raise SegFitError(f"{given}: {hint}") from error
     folder = Path(str(value)).expanduser()
     record = _read(folder)
     typed = {_key(text) for text in (*before, *after)}
@@ -103,9 +91,9 @@ def _read(folder: Path) -> dict[str, list[str]]:
             f"multirun/2030-01-31/12-00-00."
         ) from error
     whole = isinstance(record, dict) and set(record) == {"overrides", "hydra"}
-    if not whole or not all(
-        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-        for texts in record.values()
+    lists = list(record.values()) if whole else [None]
+    if not all(
+        isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists
     ):
         raise SegFitError(f"{folder / SWEEP}: not the record of a sweep of this version of SegFit.")
     return dict(record)

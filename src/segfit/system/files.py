@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from segfit.errors import SegFitError
+
 
 @contextlib.contextmanager
 def atomic_write(
@@ -17,13 +19,8 @@ def atomic_write(
     Until then, and after a failure or a SIGKILL, `path` holds what it held before. A killed process leaves a
     partial file beside it; see `remove_partials`.
 
-    Args:
-        path: the file; its folder is made if it does not exist.
-        previous: what the old file is renamed to; None: it is replaced.
-        sync: flush to the disk before renaming, so that a power cut cannot leave an empty file.
-
-    Raises:
-        OSError: if the file cannot be written.
+    The folder of `path` is made if it does not exist. The old file is renamed to `previous`, or replaced without it. `sync`
+    flushes to the disk before renaming, so that a power cut cannot leave an empty file. May raise an OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Short enough for any file system, and not that of another thread or process.
@@ -45,13 +42,18 @@ def atomic_write(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file as `atomic_write` does.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write a text file as `atomic_write` does."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+@contextlib.contextmanager
+def reporting(what: str) -> Iterator[None]:
+    """Raise an OSError of the block as a SegFitError: `what`, and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise SegFitError(f"{what}: {error.strerror or error}.") from error
 
 
 def remove_partials(path: Path) -> None:

@@ -44,9 +44,8 @@ def visible_handles(library: Any) -> list[Any]:
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is not None and wanted.strip() in ("", "-1"):
         return []
-    handles = [
-        library.nvmlDeviceGetHandleByIndex(index) for index in range(library.nvmlDeviceGetCount())
-    ]
+    count = library.nvmlDeviceGetCount()
+    handles = [library.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
     if not wanted:
         return handles
     ids = [part.strip() for part in wanted.split(",")]
@@ -57,14 +56,10 @@ def visible_handles(library: Any) -> list[Any]:
 
 def visible_cards() -> list[float]:
     """Return the memory in GiB of each NVIDIA card that CUDA_VISIBLE_DEVICES allows."""
-    with (
-        nvml() as library,
-        contextlib.suppress(Exception),
-    ):  # no library, a card that fell off the bus
-        return [
-            library.nvmlDeviceGetMemoryInfo(handle).total / GIB
-            for handle in visible_handles(library)
-        ]
+    # no library, a card that fell off the bus
+    with nvml() as library, contextlib.suppress(Exception):
+        handles = visible_handles(library)
+        return [library.nvmlDeviceGetMemoryInfo(handle).total / GIB for handle in handles]
     return []
 
 
@@ -83,13 +78,10 @@ def resolve_device(requested: str) -> "tuple[torch.device, str | None]":
     """Return the device for "auto", "cpu" or "cuda", and a message if it falls back to the CPU."""
     import torch
 
-    if requested == "cpu":
-        return torch.device("cpu"), None
-    if torch.cuda.is_available():
+    if requested != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device()), None
-    if requested == "cuda":
-        return torch.device("cpu"), f"device=cuda: {_why_no_cuda()}; running on the CPU instead."
-    return torch.device("cpu"), None
+    fallback = f"device=cuda: {_why_no_cuda()}; running on the CPU instead."
+    return torch.device("cpu"), fallback if requested == "cuda" else None
 
 
 def _why_no_cuda() -> str:

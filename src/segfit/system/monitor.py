@@ -22,24 +22,15 @@ from segfit.system.hardware import GIB, nvml, visible_handles
 
 @dataclass(frozen=True)
 class Sample:
-    """One reading; None: not available on this machine.
+    """One reading; None: not available on this machine."""
 
-    Args:
-        seconds: since the monitor was started.
-        utilisation: percent of the time that the card was busy; without a card, that this process's cores
-            were busy since the last reading.
-        memory_gib: memory of the card in use, by all processes; without a card, the machine's.
-        temperature: of the card, °C; without one, the processor's hottest sensor.
-        power_w: that the card draws, watts.
-        cpu: with a card, percent of the time that this process's cores were busy.
-    """
-
-    seconds: float
+    seconds: float  # since the monitor was started
+    # percent of the time that the card, or without one this process's cores, were busy since the last reading
     utilisation: float | None
-    memory_gib: float | None
-    temperature: float | None
-    power_w: float | None
-    cpu: float | None
+    memory_gib: float | None  # in use on the card, by all processes; without a card, of the machine
+    temperature: float | None  # of the card, °C; without one, the processor's hottest sensor
+    power_w: float | None  # that the card draws
+    cpu: float | None  # with a card, percent of the time that this process's cores were busy
 
 
 READINGS = tuple(field.name for field in fields(Sample))[1:]
@@ -64,16 +55,10 @@ def summed_up(samples: Sequence[Sample]) -> Means:
 
 
 class Probe:
-    """Context manager that reads the first visible card, or the processor without NVML.
-
-    Attributes:
-        source: "NVML" or "psutil".
-        name: of the device.
-        total_gib: its memory.
-    """
+    """Context manager that reads the first visible card, or the processor without NVML."""
 
     def __init__(self) -> None:
-        self.source, self.name = "psutil", "CPU"
+        self.source, self.name = "psutil", "CPU"  # or "NVML" and the card's
         self.total_gib = psutil.virtual_memory().total / GIB
         self._library: Any = None
         self._handle: Any = None
@@ -101,27 +86,21 @@ class Probe:
             memory = (used.total - used.available) / GIB
             return Sample(seconds, cpu, memory, _cpu_temperature(), None, None)
         library, handle = self._library, self._handle
+        celsius = library.NVML_TEMPERATURE_GPU
         return Sample(
             seconds=seconds,
             utilisation=_asked(lambda: library.nvmlDeviceGetUtilizationRates(handle).gpu),
             memory_gib=_asked(lambda: library.nvmlDeviceGetMemoryInfo(handle).used / GIB),
-            temperature=_asked(
-                lambda: library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU)
-            ),
+            temperature=_asked(lambda: library.nvmlDeviceGetTemperature(handle, celsius)),
             power_w=_asked(lambda: library.nvmlDeviceGetPowerUsage(handle) / 1000),  # mW
             cpu=cpu,
         )
 
 
 class Monitor(AbstractContextManager["Monitor"]):
-    """Takes samples in a thread while it is entered, or between `start` and `close`.
+    """Takes a sample each `interval` seconds, in a thread while it is entered, or between `start` and `close`.
 
-    Args:
-        interval: seconds between two samples.
-        probe: what is read; None: this machine.
-
-    Attributes:
-        samples: all so far.
+    `probe` is what is read; None: this machine.
     """
 
     def __init__(self, interval: float = 1.0, probe: Probe | None = None) -> None:
@@ -181,8 +160,7 @@ def _cpu_percent() -> float:
 
 
 def _cpu_temperature() -> float | None:
-    sensors: dict[str, Any] = getattr(
-        psutil, "sensors_temperatures", dict
-    )()  # not on Windows and macOS
+    # not on Windows and macOS
+    sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
     readings = [entry.current for group in sensors.values() for entry in group if entry.current]
     return max(readings, default=None)

@@ -22,31 +22,21 @@ _UNTIMED = nullcontext()
 def phase(name: str, *, whole: bool = False) -> AbstractContextManager[None]:
     """Return a context that is timed under `name` while a `Recorder` is entered; otherwise it does nothing.
 
-    Args:
-        name: of the phase. The time of a phase inside another is not part of the outer one's own time.
-        whole: phases inside are not timed; their time is part of this one's.
+    The time of a phase inside another is not part of the outer one's own time. With `whole`, phases inside are not timed:
+    their time is part of this one's.
     """
     return _UNTIMED if _recorder is None else _recorder.time(name, whole)
 
 
 @dataclass
 class Span:
-    """One pass through a phase.
-
-    Args:
-        name: of the phase.
-        start: seconds on the host's clock since the recorder was entered.
-        end: the same.
-        inner: seconds of it in phases inside.
-        device_start: seconds on the device's clock since the recorder was entered; None on the CPU.
-        device_end: the same.
-    """
+    """One pass through a phase; seconds since the recorder was entered."""
 
     name: str
-    start: float
+    start: float  # on the host's clock
     end: float
-    inner: float = 0.0
-    device_start: float | None = None
+    inner: float = 0.0  # seconds in phases inside
+    device_start: float | None = None  # on the device's clock; None on the CPU
     device_end: float | None = None
 
     @property
@@ -109,10 +99,9 @@ class Recorder:
 
             torch.cuda.synchronize()
             begin: Any = self._begin_event
-            for span, events in zip(self._spans, self._events, strict=True):
-                span.device_start, span.device_end = (
-                    begin.elapsed_time(event) / 1000 for event in events
-                )
+            for span, (first, last) in zip(self._spans, self._events, strict=True):
+                span.device_start = begin.elapsed_time(first) / 1000
+                span.device_end = begin.elapsed_time(last) / 1000
         return self._spans
 
     def _event(self) -> Any:

@@ -10,19 +10,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that train one model.
+    """This process among those that train one model."""
 
-    Args:
-        rank: 0-based number among all.
-        size: how many there are.
-        local_rank: 0-based number among those of this machine.
-        local_size: how many there are on this machine.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
+    rank: int = 0  # 0-based number among all
+    size: int = 1  # how many there are
+    local_rank: int = 0  # 0-based number among those of this machine
+    local_size: int = 1  # how many there are on this machine
 
 
 def launched() -> Launch:

@@ -22,7 +22,8 @@ from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
 from segfit.report.lines import LineReport
-from segfit.report.session import RunReport
+from segfit.report.session import run_listener
+from segfit.runs.folder import RunFolder
 from segfit.system.cores import available_cores
 from segfit.system.hardware import resolve_device
 from segfit.system.monitor import Means, Monitor, summed_up
@@ -101,13 +102,13 @@ def recorded(
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)
-    report = RunReport(folder, LineReport(lambda _: None), [])
-    if config.report.tensorboard:
-        report.add_tensorboard(OmegaConf.to_yaml(config), training.hparams, resume_step=None)
+    text = OmegaConf.to_yaml(config) if config.report.tensorboard else None
+    silent = LineReport(lambda _: None)
+    listener = run_listener(RunFolder(folder), silent, text, training.hparams)
     with Monitor(min(1.0, seconds / 10)) as monitor:
         timeline = record(
             training.fit,
-            report.listener,
+            listener,
             batch_size=config.batch_size,
             seconds=seconds,
             warmup=config.benchmark.warmup,

@@ -205,6 +205,7 @@ def make_fit(
         len(held_out),
         Checkpoints(folder),
         FitOptions(**{"epochs": 3, "monitor": "score", "log_every": 1, **options}),
+        folder.parent / "bad_batches",
     )
 
 

@@ -49,6 +49,19 @@ def test_a_metric_is_named_after_its_class_and_its_entries(item, names):
     assert extra.names == names
 
 
+@pytest.mark.parametrize(
+    ("item", "mode"),
+    [
+        ("torchmetrics.classification.MulticlassF1Score", "max"),
+        ("torchmetrics.Accuracy", "max"),
+        ("torchmetrics.regression.MeanSquaredError", "min"),
+        ("torchmetrics.StatScores", None),
+    ],
+)
+def test_torchmetrics_says_whether_more_is_better(item, mode):
+    assert made(item)[0].mode == mode
+
+
 def test_all_that_is_wrong_is_said_at_once_and_nothing_foreign_imported():
     accuracy = "torchmetrics.classification.MulticlassAccuracy"
     sys.modules.pop("this", None)

@@ -242,7 +242,7 @@ def test_a_run_that_is_over_says_what_to_raise_and_changes_nothing(tmp_path, opt
     before = (tmp_path / "last.pt").read_bytes()
     heard = Recorder()
     key = reached.split("=")[0]
-    with pytest.raises(SegFitError, match=f"{reached} is reached. To go on, raise {key}"):
+    with pytest.raises(SegFitError, match=f"{reached} is reached. To continue, raise {key}"):
         run(resumed(tmp_path, make_fit(tmp_path, **options)), heard)
     assert heard.infos == []
     assert (tmp_path / "last.pt").read_bytes() == before

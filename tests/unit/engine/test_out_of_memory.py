@@ -101,7 +101,7 @@ def test_training_goes_on_with_a_smaller_micro_batch(tmp_path, error):
     heard = Recorder()
     failing_fit(tmp_path, error, 1).run(heard, {})
     assert len(heard.notices) == 1
-    assert "out of memory with a micro-batch of 2: going on with 1" in heard.notices[0]
+    assert "out of memory with a micro-batch of 2: continuing with 1" in heard.notices[0]
     assert len(heard.losses) == 4
 
 

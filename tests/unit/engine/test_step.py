@@ -166,7 +166,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tmp_path,
     halvings = {1: [4, 2], 2: [4], 3: [4]}[fits]
     assert len(heard.notices) == len(halvings)
     for notice, micro_batch in zip(heard.notices, halvings, strict=True):
-        assert f"out of memory with a micro-batch of {micro_batch}: going on" in notice
+        assert f"out of memory with a micro-batch of {micro_batch}: continuing" in notice
         assert f"batch_size={micro_batch // 2}" in notice
     assert list(heard.losses.values()) == pytest.approx(list(expected.losses.values()), abs=1e-5)
     assert torch.allclose(weights(small.state.model), weights(whole.state.model), atol=1e-5)
