@@ -222,7 +222,7 @@ def test_a_worker_that_crashes_in_a_decoder_ends_the_run_with_the_file_that_did_
 SMALL_SHARED_MEMORY = """if True:
     import torch
     from segfit.tasks.segmentation.data.dataset import TrainDataset
-    from segfit.tasks.segmentation.data.collate import collate
+    from segfit.tasks.segmentation.data.dataset import collate
     from segfit.data.loader import Loader, LoaderOptions
     from segfit.data.sampler import EpochSampler
     from segfit.tasks.segmentation.data.shapes import ShapesSource

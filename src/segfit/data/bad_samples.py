@@ -10,6 +10,7 @@ import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -39,12 +40,11 @@ class Made(NamedTuple):
     """What became of a sample, or of a batch of them."""
 
     content: Any  # the sample or batch, or None
-    skipped: list[
-        str
-    ]  # what is wrong with samples that were replaced or left out, one message a sample
-    problems: list[str]  # what ends the run
+    skipped: Sequence[str] = ()  # what is wrong with those that were replaced or left out
+    problems: Sequence[str] = ()  # what ends the run
 
 
+@dataclass
 class Skipping:
     """Logs the samples that a run skips, each once.
 
@@ -53,10 +53,9 @@ class Skipping:
         share: other processes have the rest of the samples, so that it is no error if none of these can be read.
     """
 
-    def __init__(self, notice: Callable[[str], None], *, share: bool = False) -> None:
-        self.notice = notice
-        self.share = share
-        self.logged: set[str] = set()
+    notice: Callable[[str], None]
+    share: bool = False
+    logged: set[str] = field(default_factory=set, init=False)
 
     def log(self, messages: Sequence[str]) -> None:
         """Log what was not logged yet."""
@@ -66,6 +65,7 @@ class Skipping:
                 self.notice(message)
 
 
+@dataclass
 class GuardedDataset(Dataset[Made]):
     """A dataset that raises nothing.
 
@@ -77,34 +77,35 @@ class GuardedDataset(Dataset[Made]):
         current: where workers record what they read.
     """
 
-    def __init__(self, dataset: Samples, *, skip: bool, current: CurrentSamples | None) -> None:
-        self.dataset, self.skip, self.current = dataset, skip, current
+    dataset: Samples
+    skip: bool
+    current: CurrentSamples | None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: Any) -> Made:
         """Return what became of the sample."""
+        trains = isinstance(key, tuple)
+        instead = "another sample takes its place" if trains else "it is left out"
         skipped: list[str] = []
         for one in self._candidates(key):
+            index = int(one[0] if trains else one)
             try:
-                with self.current.reading(_index(one)) if self.current else nullcontext():
-                    return Made(self.dataset[one], skipped, [])
+                with self.current.reading(index) if self.current else nullcontext():
+                    return Made(self.dataset[one], skipped)
             except SegFitError as error:
                 if not self.skip:
-                    return Made(None, [], error.problems)
-                instead = (
-                    "another sample takes its place" if isinstance(key, tuple) else "it is left out"
-                )
+                    return Made(None, problems=error.problems)
                 skipped.append(f"{' '.join(error.problems)} data.on_bad_sample=skip: {instead}.")
             except Exception as error:
-                return Made(None, [], [_unexpected(self.dataset.where(_index(one)), error)])
-        if isinstance(key, tuple):
-            problem = (
-                f"data.on_bad_sample=skip: {len(skipped)} samples were tried, and none can be read."
-            )
-            return Made(None, [], [problem, *skipped[:5]])
-        return Made(None, skipped, [])
+                return Made(None, problems=[_unexpected(self.dataset.where(index), error)])
+        if not trains:
+            return Made(None, skipped)
+        problem = (
+            f"data.on_bad_sample=skip: {len(skipped)} samples were tried, and none can be read."
+        )
+        return Made(None, problems=[problem, *skipped[:5]])
 
     def _candidates(self, key: Any) -> Iterator[Any]:
         yield key
@@ -118,11 +119,11 @@ class GuardedDataset(Dataset[Made]):
                 yield other, seed
 
 
+@dataclass
 class GuardedCollate:
     """Makes batches of what became of samples; raises nothing."""
 
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
+    collate: Collate
 
     def __call__(self, made: Sequence[Made]) -> Made:
         """Return what became of the batch."""
@@ -132,15 +133,11 @@ class GuardedCollate:
         if problems or not samples:
             return Made(None, skipped, problems)
         try:
-            return Made(self.collate(samples), skipped, [])
+            return Made(self.collate(samples), skipped)
         except RuntimeError as error:
             if "shared memory" not in str(error):
                 raise
             return Made(None, skipped, [SHARED_MEMORY_FULL])
-
-
-def _index(key: Any) -> int:
-    return int(key[0] if isinstance(key, tuple) else key)
 
 
 def _unexpected(where: str, error: Exception) -> str:

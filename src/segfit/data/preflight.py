@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +44,7 @@ def inspect_sources(
     check: str,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> dict[str, list[tuple[int, str]]]:
     """Return split → (index, report) by index; reports on unchanged files come from the cache.
 
@@ -52,6 +53,7 @@ def inspect_sources(
         check: "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
         cache_dir: where reports are remembered; None: `default_cache_dir()`.
         progress: called with (done, total) samples while files are opened; remembered ones count as done.
+        notice: called with a line if the cache was damaged.
     """
     items = [
         (split, index)
@@ -61,10 +63,7 @@ def inspect_sources(
     keys = {item: _key(sources[item[0]], item[1]) for item in items}
     # Threads: decoders release the interpreter's lock.
     threads = ThreadPoolExecutor(min(32, max(2, available_cores())))
-    with (
-        contextlib.closing(ReportCache(cache_dir or default_cache_dir())) as cache,
-        threads as pool,
-    ):
+    with closing(ReportCache(cache_dir or default_cache_dir(), notice)) as cache, threads as pool:
         known = cache.get(key for key in keys.values() if key)
         reports = {item: known[key] for item, key in keys.items() if key in known}
         new = [item for item in items if item not in reports]
@@ -114,50 +113,61 @@ def _key(source: Inspectable, index: int) -> bytes:
 class ReportCache:
     """Reports by key in an SQLite file, which several runs may share.
 
-    A cache that cannot be read or written (no space, no rights, a file that is no database) remembers nothing, and is
+    A damaged file is replaced. A cache that cannot be read or written (no space, no rights) remembers nothing, and is
     never an error.
 
     Args:
         folder: where `preflight.sqlite3` lies; made if need be.
+        notice: called with a line if the file was damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, notice: Callable[[str], None]) -> None:
+        self.path, self.notice = folder / "preflight.sqlite3", notice
         self.connection: sqlite3.Connection | None = None
-        try:
+        with self._forgiving():
             folder.mkdir(parents=True, exist_ok=True)
-            self.connection = sqlite3.connect(folder / "preflight.sqlite3", timeout=10)
-            self.connection.execute(
-                "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
-            )
-        except (sqlite3.Error, OSError):
-            self.close()
+            self._open()
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, str]:
         """Return the reports that are known."""
         found: dict[bytes, str] = {}
-        if self.connection is None:
-            return found
-        with contextlib.suppress(sqlite3.Error):
-            for key in keys:
-                found.update(
-                    self.connection.execute("SELECT key, report FROM reports WHERE key = ?", (key,))
-                )
+        with self._forgiving():
+            if self.connection is not None:
+                query = "SELECT key, report FROM reports WHERE key = ?"
+                for key in keys:
+                    found.update(self.connection.execute(query, (key,)))
         return found
 
     def put(self, reports: Mapping[bytes, str]) -> None:
         """Remember reports; they are safe from a kill once this returns."""
-        if self.connection is None or not reports:
-            return
-        try:
-            with self.connection:
-                self.connection.executemany(
-                    "INSERT OR REPLACE INTO reports VALUES (?, ?)", list(reports.items())
-                )
-        except sqlite3.Error:
-            self.close()
+        with self._forgiving():
+            if self.connection is not None:
+                with self.connection:
+                    query = "INSERT OR REPLACE INTO reports VALUES (?, ?)"
+                    self.connection.executemany(query, list(reports.items()))
 
     def close(self) -> None:
         """Close the file."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None
+
+    def _open(self) -> None:
+        self.connection = sqlite3.connect(self.path, timeout=10)
+        self.connection.execute(
+            "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
+        )
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            if type(error) is not sqlite3.DatabaseError:  # but a subclass: no space, no rights
+                return
+            with suppress(sqlite3.Error, OSError):
+                for name in (self.path.name, f"{self.path.name}-journal"):
+                    self.path.with_name(name).unlink(missing_ok=True)
+                self._open()
+                self.notice(f"{self.path}: damaged ({error}), replaced: files are checked anew.")

@@ -1,4 +1,4 @@
-"""Which samples make which batch: a pure function, so that a run can go on where it stopped."""
+"""Which samples make which batch: a pure function, so that a run can be resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -54,22 +54,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.length = length
+        self.length, self.seed, self.shuffle, self.rank = length, seed, shuffle, rank
         self.size = min(batch_size, length // world_size)
         self.step = self.size * world_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rank = rank
-        self.epoch = 0
-        self.start_sample = 0
+        self.epoch = self.start_sample = 0
 
     def set_epoch(self, epoch: int, *, start_sample: int = 0) -> None:
         """Choose the 0-based epoch that the next `__iter__` gives, and how many samples of it are left out.
 
-        Samples of all processes, in the epoch's order, rather than batches: a run can go on with batches of another size.
+        Samples of all processes, in the epoch's order, rather than batches: a run can be resumed with batches of another
+        size.
         """
-        self.epoch = epoch
-        self.start_sample = start_sample
+        self.epoch, self.start_sample = epoch, start_sample
 
     def __len__(self) -> int:
         """Return the batches that the next `__iter__` gives."""

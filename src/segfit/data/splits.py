@@ -41,24 +41,24 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name, group in zip(names, _groups(names, rule.group), strict=True):
         groups.setdefault(group, []).append(name)
-    parts = [part for part in ("val", "test") if getattr(rule, part) > 0]
-    counts = {part: max(1, round(getattr(rule, part) * len(groups))) for part in parts}
+    shares = {part: share for part in ("val", "test") if (share := getattr(rule, part)) > 0}
+    counts = {part: max(1, round(share * len(groups))) for part, share in shares.items()}
     if sum(counts.values()) >= len(groups):
         what = "samples" if rule.group is None else f"groups (data.split.group={rule.group})"
-        shares = ", ".join(f"data.split.{part}={getattr(rule, part):g}" for part in parts)
+        given = ", ".join(f"data.split.{part}={share:g}" for part, share in shares.items())
         raise SegFitError(
-            f"{len(groups)} {what} cannot be split into train and {' and '.join(parts)} ({shares}): "
-            f"at least {len(parts) + 1} are needed. Add some, or take smaller shares."
+            f"{len(groups)} {what} cannot be split into train and {' and '.join(shares)} ({given}): "
+            f"at least {len(shares) + 1} are needed. Add some, or take smaller shares."
         )
     order = sorted(
         groups, key=lambda group: hashlib.sha256(f"{rule.seed}:{group}".encode()).digest()
     )
-    held_out: dict[str, list[str]] = {}
-    for part in parts:
-        held_out[part], order = order[: counts[part]], order[counts[part] :]
+    divided = {}
+    for part, count in counts.items():
+        divided[part], order = order[:count], order[count:]
     return {
         part: sorted(name for group in members for name in groups[group])
-        for part, members in {"train": order, **held_out}.items()
+        for part, members in {"train": order, **divided}.items()
     }
 
 
@@ -71,11 +71,11 @@ def _groups(names: Sequence[str], expression: str | None) -> list[str]:
         raise SegFitError(
             f"data.split.group={expression} is not a regular expression: {error}."
         ) from error
-    matches = [pattern.search(name) for name in names]
-    missed = [name for name, match in zip(names, matches, strict=True) if match is None]
+    matches = {name: pattern.search(name) for name in names}
+    missed = [name for name, match in matches.items() if match is None]
     if missed:
         raise SegFitError(
             f"data.split.group={expression} matches nothing in {len(missed)} of {len(names)} names, "
             f"e.g. {', '.join(missed[:3])}. Every sample needs a group."
         )
-    return [(m.group(1) or "") if pattern.groups else m.group(0) for m in matches if m is not None]
+    return [(m[1] or "") if pattern.groups else m[0] for m in matches.values() if m is not None]

@@ -7,8 +7,7 @@ from segfit.data.bad_samples import Skipping
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.sampler import EpochSampler
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.data.collate import collate
-from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
+from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset, collate
 from segfit.tasks.segmentation.data.shapes import ShapesSource
 
 CPU = torch.device("cpu")

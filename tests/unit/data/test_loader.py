@@ -18,8 +18,7 @@ from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.collate import collate
-from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
+from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset, collate
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.shapes import ShapesSource
 from tests.unit.data.files import names, write_pairs

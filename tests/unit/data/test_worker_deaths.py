@@ -7,8 +7,7 @@ import torch
 
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.worker_deaths import CurrentSamples, explain_dead_workers
-from segfit.tasks.segmentation.data.collate import collate
-from segfit.tasks.segmentation.data.dataset import EvalDataset
+from segfit.tasks.segmentation.data.dataset import EvalDataset, collate
 from segfit.tasks.segmentation.data.shapes import ShapesSource
 
 

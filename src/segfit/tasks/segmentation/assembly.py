@@ -1,11 +1,10 @@
-"""Config → the objects of a segmentation: sources, datasets, model, loss, augmentation, predictor."""
+"""Config → the objects of a segmentation, as `TaskAssembly` asks for them: sources, datasets, model, loss, augmentation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -19,12 +18,13 @@ from segfit.errors import SegFitError
 from segfit.models.build import make_model
 from segfit.models.weights import Weights
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import (
+    Augment,
     EvalDataset,
     LabelledSource,
     PredictDataset,
     TrainDataset,
+    collate,
 )
 from segfit.tasks.segmentation.data.fitted import fitted_sources
 from segfit.tasks.segmentation.data.preflight import PreflightReport, count_class_pixels
@@ -33,11 +33,6 @@ from segfit.tasks.segmentation.inference import Predictor
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
 from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
-
-if TYPE_CHECKING:
-    from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
-    from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
-    from segfit.tasks.segmentation.augmentation.mix import Mix
 
 __all__ = ["collate"]
 
@@ -58,7 +53,7 @@ def make_classes(data: DictConfig) -> Classes:
     return Classes(tuple(names), colors, data.background)
 
 
-def make_sources(config: DictConfig) -> dict[str, LabelledSource]:
+def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
     """Return the splits of a config: train, val and perhaps test.
 
     Raises:
@@ -68,18 +63,12 @@ def make_sources(config: DictConfig) -> dict[str, LabelledSource]:
     if data.name == "shapes":
         from segfit.tasks.segmentation.data.shapes import shapes_sources
 
-        shapes = shapes_sources(
-            data.train_size, data.val_size, data.test_size, data.resolution, data.data_seed
-        )
-        for source in shapes.values():
-            source.classes = classes
-        return dict(shapes)
+        sizes = (data.train_size, data.val_size, data.test_size)
+        return shapes_sources(*sizes, data.resolution, data.data_seed, classes)
     from segfit.data.splits import SplitRule
     from segfit.tasks.segmentation.data.folder import folder_sources
 
-    if not Path(data.root).expanduser().is_dir():
-        raise SegFitError(f"data.root={data.root}: there is no such folder.")
-    folders = folder_sources(
+    return folder_sources(
         data.root,
         classes=classes,
         images=data.images,
@@ -88,10 +77,13 @@ def make_sources(config: DictConfig) -> dict[str, LabelledSource]:
         ignore_index=data.ignore_index,
         label_map=plain(data.label_map) if data.label_map else None,
         image_mode=data.image_mode,
-        intensity_window=tuple(data.window) if data.window is not None else None,
+        intensity_window=_window(data),
         split=SplitRule(**plain(data.split)),
     )
-    return dict(folders)
+
+
+def _window(data: DictConfig) -> tuple[float, float] | None:
+    return tuple(data.window) if data.get("window") else None
 
 
 def check_sources(
@@ -100,31 +92,15 @@ def check_sources(
     needs: Mapping[str, int],
     progress: Callable[[int, int], None] | None = None,
 ) -> PreflightReport:
-    """Look at the files of some splits.
-
-    Args:
-        config: checked.
-        sources: of `make_sources`.
-        needs: split → samples that it must have at least.
-        progress: called with (done, total) files.
-
-    Raises:
-        SegFitError: with every problem of the data set.
-    """
-    return check_masks(
-        sources,
-        check=config.data.check,
-        skip=config.data.on_bad_sample == "skip",
-        needs=needs,
-        progress=progress,
-    )
+    """Look at the files of some splits, which need so many samples; raise a SegFitError with every problem."""
+    skip = config.data.on_bad_sample == "skip"
+    return check_masks(sources, check=config.data.check, skip=skip, needs=needs, progress=progress)
 
 
 def make_train_dataset(config: DictConfig, source: LabelledSource) -> TrainDataset:
     """Return a source's samples as they are trained on."""
-    return TrainDataset(
-        source, size_of(config.image_size), config.data.fit, make_cpu_augment(config)
-    )
+    size = size_of(config.image_size)
+    return TrainDataset(source, size, config.data.fit, make_augment(config, "cpu"))
 
 
 def make_held_out_dataset(config: DictConfig, source: LabelledSource) -> EvalDataset:
@@ -133,17 +109,13 @@ def make_held_out_dataset(config: DictConfig, source: LabelledSource) -> EvalDat
 
 
 def make_predict_dataset(config: DictConfig, folder: str) -> PredictDataset:
-    """Return the images of a folder, which have no masks.
-
-    Raises:
-        SegFitError: if there are none.
-    """
+    """Return the images of a folder, which have no masks; raise a SegFitError if there are none."""
     return PredictDataset(
         folder,
         size_of(config.image_size),
         config.data.fit,
         image_mode=config.data.get("image_mode") or "rgb",
-        intensity_window=tuple(config.data.window) if config.data.get("window") else None,
+        intensity_window=_window(config.data),
     )
 
 
@@ -154,8 +126,7 @@ def held_out_batch_size(config: DictConfig) -> int:
 
 def batch_bytes(config: DictConfig) -> int:
     """Return the size of a training batch as workers return it: RGB and a mask, uint8."""
-    height, width = size_of(config.image_size)
-    return int(config.batch_size) * 4 * height * width
+    return int(config.batch_size) * 4 * math.prod(size_of(config.image_size))
 
 
 def augments_in_workers(config: DictConfig) -> bool:
@@ -172,8 +143,7 @@ def cached_forms(
 
 def reading_options(config: DictConfig) -> dict[str, Any]:
     """Return the options that the samples of `cached_form` depend on, besides the files."""
-    data = plain(config.data)
-    return {key: value for key, value in data.items() if key not in _NOT_READING}
+    return {key: value for key, value in plain(config.data).items() if key not in _NOT_READING}
 
 
 # -------------------------------------------------------------------------------------- model
@@ -191,9 +161,9 @@ def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, We
 
 def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
     """Return what the model gets of a training batch, (B, 3, H, W) float32, in its memory format."""
-    height, width = size_of(config.image_size)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return torch.zeros(batch_size, 3, height, width, device=device).contiguous(memory_format=layout)
+    images = torch.zeros(batch_size, 3, *size_of(config.image_size), device=device)
+    return images.contiguous(memory_format=layout)
 
 
 # --------------------------------------------------------------------------------------- task
@@ -203,21 +173,16 @@ def make_statistics(
     config: DictConfig, sources: Mapping[str, LabelledSource], report: PreflightReport
 ) -> dict[str, Any]:
     """Return what a task takes from the training data: the class weights of the loss, None where all are alike."""
-    return {"class_weights": _class_weights(config, sources["train"], report)}
-
-
-def _class_weights(
-    config: DictConfig, source: LabelledSource, report: PreflightReport
-) -> list[float] | None:
     wanted = config.loss.class_weights
     if wanted == "none":
-        return None
+        return {"class_weights": None}
     if wanted != "balanced":
-        return [float(weight) for weight in wanted]
+        return {"class_weights": [float(weight) for weight in wanted]}
     pixels = report.class_pixels.get("train")
     if pixels is None:
-        pixels = count_class_pixels(source, 200, skip=config.data.on_bad_sample == "skip")
-    return balanced_weights(torch.from_numpy(pixels), config.loss.balance)
+        skip = config.data.on_bad_sample == "skip"
+        pixels = count_class_pixels(sources["train"], skip=skip)
+    return {"class_weights": balanced_weights(torch.from_numpy(pixels), config.loss.balance)}
 
 
 def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -269,7 +234,7 @@ def make_task(
         criterion=make_loss(config, (statistics or {}).get("class_weights")).to(device),
         mean=torch.tensor(plain(config.data.mean), device=device).view(3, 1, 1),
         std=torch.tensor(plain(config.data.std), device=device).view(3, 1, 1),
-        augment=make_gpu_augment(config),
+        augment=make_augment(config, "kornia-gpu"),
         mix=make_mix(config),
         predictor=predictor or make_predictor(config),
         channels_last=config.channels_last,
@@ -294,41 +259,33 @@ def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
 
 def make_loss(config: DictConfig, class_weights: list[float] | None) -> SegmentationLoss:
     """Return the loss of a config with the class weights that were worked out for it."""
-    options = plain(config.loss)
-    for key in ("class_weights", "balance"):
-        options.pop(key, None)
-    return segmentation_loss(
-        num_classes=config.data.num_classes, class_weights=class_weights, **options
-    )
+    options = {**plain(config.loss), "class_weights": class_weights}
+    del options["balance"]
+    return segmentation_loss(num_classes=config.data.num_classes, **options)
 
 
-def make_predictor(
-    config: DictConfig, *, sliding: bool = False, overlap: float = 0.5, flip: bool = False
-) -> Predictor:
+def make_predictor(config: DictConfig, *, overlap: float = 0.5, flip: bool = False) -> Predictor:
     """Return how images become logits: whole, or in windows of image_size."""
-    window = size_of(config.image_size) if sliding or config.data.fit == "crop" else None
+    window = size_of(config.image_size) if config.data.fit == "crop" else None
     return Predictor(window, overlap, flip)
 
 
-def make_cpu_augment(config: DictConfig) -> CpuAugment | None:
-    """Return what workers do to each sample, or None if the config augments elsewhere."""
-    if config.augmentation.name != "cpu":
+def make_augment(config: DictConfig, name: str) -> Augment | None:
+    """Return what workers ("cpu") do to each sample or the device ("kornia-gpu") to each batch, if the config says so."""
+    if config.augmentation.name != name:
         return None
-    from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
+    options = {k: v for k, v in plain(config.augmentation).items() if k not in ("name", *_MIX)}
+    options["fill"] = plain(config.data.mean)
+    if name == "cpu":
+        from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
 
-    return CpuAugment(**_options(config))
-
-
-def make_gpu_augment(config: DictConfig) -> KorniaGpu | None:
-    """Return what the device does to each batch, or None if the config augments elsewhere."""
-    if config.augmentation.name != "kornia-gpu":
-        return None
+        return CpuAugment(**options)
     from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
 
-    return KorniaGpu(**_options(config))
+    return KorniaGpu(**options)
 
 
-def make_mix(config: DictConfig) -> Mix | None:
+def make_mix(config: DictConfig) -> Augment | None:
     """Return MixUp and CutMix with the config's probabilities, or None if both are 0."""
     shares = {key: config.augmentation[key] for key in _MIX}
     if config.augmentation.name == "none" or shares["mixup"] + shares["cutmix"] == 0:
@@ -336,11 +293,6 @@ def make_mix(config: DictConfig) -> Mix | None:
     from segfit.tasks.segmentation.augmentation.mix import Mix
 
     return Mix(num_classes=config.data.num_classes, **shares)
-
-
-def _options(config: DictConfig) -> dict[str, Any]:
-    options = {k: v for k, v in plain(config.augmentation).items() if k not in ("name", *_MIX)}
-    return {**options, "fill": plain(config.data.mean)}
 
 
 def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str], None]) -> None:

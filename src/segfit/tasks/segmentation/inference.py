@@ -1,13 +1,12 @@
 """From a model's logits to logits and class indices at an image's own size."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Forward = Callable[[Tensor], Tensor]
+from segfit.engine.task import Forward
 
 _STRIP_ELEMENTS = 2**24  # 64 MiB of fp32 logits at once, however large the image
 
@@ -36,15 +35,14 @@ class Predictor:
     def _windows(self, forward: Forward, images: Tensor) -> Tensor:
         if self.window is None:
             return forward(images)
-        height, width = (
-            max(side, size) for side, size in zip(images.shape[-2:], self.window, strict=True)
-        )
+        rows, columns = self.window
+        height, width = max(images.shape[-2], rows), max(images.shape[-1], columns)
         padded = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
         total: Tensor | None = None
         count = padded.new_zeros(1, 1, height, width)
-        for top in window_starts(height, self.window[0], self.overlap):
-            for left in window_starts(width, self.window[1], self.overlap):
-                area = (..., slice(top, top + self.window[0]), slice(left, left + self.window[1]))
+        for top in window_starts(height, rows, self.overlap):
+            for left in window_starts(width, columns, self.overlap):
+                area = (..., slice(top, top + rows), slice(left, left + columns))
                 logits = forward(padded[area].contiguous())
                 if total is None:
                     total = logits.new_zeros(len(images), logits.shape[1], height, width)
@@ -57,8 +55,7 @@ class Predictor:
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
     """Return where windows begin so that they cover `length` (>= `window`), the last one flush."""
     stride = max(1, round(window * (1 - overlap)))
-    starts = list(range(0, length - window, stride))
-    return [*starts, length - window]
+    return [*range(0, length - window, stride), length - window]
 
 
 def classes_at(logits: Tensor, height: int, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Segmentation losses that add up: accumulated micro-batches have the loss of one big batch.
 
-A loss is a weighted sum of terms. Each is a sum over the batch, divided by a total of the whole update:
+A loss is a weighted sum of terms, each a sum over the batch, divided by a total of the whole update:
 
     totals = sum(loss.totals(targets) for targets in micro_batches)
     for logits, targets in micro_batches:
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 EPSILON = 1e-7  # keeps divisors and bases of powers away from 0; no smoothing to speak of
@@ -71,7 +70,7 @@ class PixelTerm(Term):
         return self.class_weights[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
 
     def total(self, targets: Tensor) -> Tensor:
-        """Return the sum of the pixels' weights."""
+        """Return the sum of the pixels' weights, `()`."""
         if self.alike and not is_soft(targets):
             return valid_pixels(targets).sum().float()  # several times faster on a CPU
         return self.pixel_weights(targets).sum()
@@ -164,8 +163,7 @@ class Tversky(RegionTerm):
 
     def __init__(self, alpha: float = 0.5, beta: float = 0.5) -> None:
         super().__init__()
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha, self.beta = alpha, beta
 
     def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """Return `(B, C)` in [0, 1]."""
@@ -266,16 +264,8 @@ def segmentation_loss(
         focal_gamma: focusing of focal.
         tversky_alpha: weight of false positives of tversky.
         tversky_beta: weight of false negatives of tversky.
-
-    Raises:
-        SegFitError: if there is no such loss, or `class_weights` are not one a class.
     """
-    weights = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]
-    if len(weights) != num_classes:
-        raise SegFitError(
-            f"loss.class_weights has {len(weights)} numbers for {num_classes} classes: "
-            "give one a class, or 'balanced'."
-        )
+    weights = class_weights or [1.0] * num_classes
     terms: dict[str, Term] = {
         "ce": CrossEntropy(weights, label_smoothing),
         "dice": Tversky(),
@@ -286,13 +276,8 @@ def segmentation_loss(
     if name in terms:
         return SegmentationLoss({name: terms[name]}, [1.0])
     region = name.removesuffix("_ce")
-    if name not in ("dice_ce", "lovasz_ce"):
-        raise SegFitError(
-            f"loss.name={name} is unknown: use one of {', '.join(terms)}, dice_ce, lovasz_ce."
-        )
-    return SegmentationLoss(
-        {region: terms[region], "ce": terms["ce"]}, [region_weight, 1 - region_weight]
-    )
+    chosen = {region: terms[region], "ce": terms["ce"]}
+    return SegmentationLoss(chosen, [region_weight, 1 - region_weight])
 
 
 def balanced_weights(class_pixels: Tensor, power: float = 0.5) -> list[float]:

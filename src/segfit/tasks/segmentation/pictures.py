@@ -1,16 +1,24 @@
-"""Masks in class colours, and panels that show an image with its mask, prediction and errors."""
+"""Masks in class colours, panels that show an image with its mask, prediction and errors, and the confusion matrix.
+
+matplotlib is imported where it draws, without pyplot: no global state, no window, no backend to choose.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Picture = NDArray[np.uint8]
 
@@ -24,6 +32,10 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _WRONG = (235, 20, 40)
 _LEGEND_LIMIT = 40  # with more classes, the legend names only those that are in the picture
 _TITLES = ("image", "ground truth", "prediction", "errors")
+_FEW, _MANY = (
+    12,
+    40,
+)  # classes up to which cells of a confusion matrix have a decimal, or a number at all
 
 
 @dataclass(frozen=True)
@@ -65,21 +77,12 @@ def overlay(image: Picture, mask: Picture, classes: Classes, alpha: float = 0.5)
     return blended
 
 
-def panel_image(panel: Panel, classes: Classes) -> Picture:
-    """Draw image, ground truth, prediction and errors side by side, above a legend of the classes.
-
-    Small images are enlarged and large ones reduced. Errors are red on the image in grey.
-
-    Returns:
-        `(H, W, 3)` uint8 RGB.
-    """
-    return worst_cases_image([panel], classes, [""])
-
-
-def worst_cases_image(
-    panels: Sequence[Panel], classes: Classes, captions: Sequence[str]
+def panels_image(
+    panels: Sequence[Panel], classes: Classes, captions: Sequence[str] = ("",)
 ) -> Picture:
-    """Draw one row a panel (one at least), as `panel_image` does, below its caption, and one legend.
+    """Draw image, ground truth, prediction and errors side by side, a row a panel, above a legend of the classes.
+
+    Small images are enlarged and large ones reduced. Errors are red on the image in grey. A caption is above its row.
 
     Returns:
         `(H, W, 3)` uint8 RGB.
@@ -93,10 +96,10 @@ def worst_cases_image(
     return np.vstack([*rows, _legend(panels, classes, width)])
 
 
-def _row(panel: Panel, classes: Classes, caption: str = "") -> Picture:
+def _row(panel: Panel, classes: Classes, caption: str) -> Picture:
     """Draw the four pictures of a panel with their titles, below a caption if there is one."""
     tiles = _tiles(panel, classes)
-    height, width = tiles[0].shape[:2]
+    height, width, _ = tiles[0].shape
     slot = max(width, _NARROWEST) + _GAP
     top = _GAP + _LINE * (2 if caption else 1)
     canvas = Image.new("RGB", (slot * len(tiles) + _GAP, top + height), _PAPER)
@@ -116,7 +119,6 @@ def _tiles(panel: Panel, classes: Classes) -> list[Picture]:
     longest = max(height, width)
     scale = float(np.clip(longest, _SHORTEST_LONGEST, _LONGEST)) / longest
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-
     image = np.asarray(Image.fromarray(panel.image).resize(size, Image.Resampling.BILINEAR))
     mask, prediction = (
         np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
@@ -137,11 +139,10 @@ def _tiles(panel: Panel, classes: Classes) -> list[Picture]:
 
 def _legend(panels: Sequence[Panel], classes: Classes, width: int) -> Picture:
     """Draw the colour of every class with its name, in as many lines as the width asks for."""
-    shown = {int(index) for panel in panels for index in np.unique(panel.mask)}
-    shown |= {int(index) for panel in panels for index in np.unique(panel.prediction)}
+    masks = [mask for panel in panels for mask in (panel.mask, panel.prediction)]
+    shown = {int(index) for mask in masks for index in np.unique(mask)}
     if len(classes) <= _LEGEND_LIMIT:
         shown |= set(range(len(classes)))
-
     font, swatch = _font(14), 14
     entries = [(index, classes.names[index]) for index in sorted(shown) if index < len(classes)]
     entries += [(IGNORE_INDEX, "ignored")] * (IGNORE_INDEX in shown)
@@ -152,7 +153,6 @@ def _legend(panels: Sequence[Panel], classes: Classes, width: int) -> Picture:
             x, y = _GAP, y + _LINE
         places.append((x, y))
         x += needed
-
     canvas = Image.new("RGB", (width, y + _LINE + _GAP), _PAPER)
     draw = ImageDraw.Draw(canvas)
     for (index, name), (x, y) in zip(entries, places, strict=True):
@@ -165,8 +165,9 @@ def _legend(panels: Sequence[Panel], classes: Classes, width: int) -> Picture:
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # matplotlib brings DejaVu Sans along, which has the letters that class names are written in;
-    # Pillow's own font has few beyond English.
+    import matplotlib
+
+    # It brings DejaVu Sans along, which has the letters that class names are written in; Pillow's own has few beyond English.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 
@@ -177,3 +178,40 @@ def _stripes(height: int, width: int) -> Picture:
     rows, columns = np.ogrid[:height, :width]
     light = (rows + columns) % period < period // 2
     return np.where(light[..., None], np.uint8(170), np.uint8(110)).repeat(3, axis=2)
+
+
+def confusion_figure(confusion: NDArray[np.int64], classes: Classes) -> Figure:
+    """Draw a confusion matrix: each row is a class of the ground truth, in percent of its pixels.
+
+    Rows without a pixel are grey. `confusion` is `(C, C)` pixels, rows ground truth, columns prediction.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    count = len(classes)
+    pixels = confusion.sum(1, keepdims=True)
+    percent = np.where(pixels > 0, 100 * confusion / np.maximum(pixels, 1), np.nan)
+    side = float(np.clip(0.42 * count + 2.2, 4.4, 20))
+    figure = Figure(figsize=(side + 0.8, side), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    colors = matplotlib.colormaps["Blues"].with_extremes(bad="#dddddd")
+    image = axes.imshow(percent, cmap=colors, vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8, pad=0.02)
+    size = 10 if count <= _FEW else 9 if count <= _MANY else 6
+    axes.set(xlabel="prediction", ylabel="ground truth")
+    axes.set_yticks(range(count), classes.names, size=size)
+    axes.set_xticks(
+        range(count), classes.names, size=size, rotation=45, ha="right", rotation_mode="anchor"
+    )
+    axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(count - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="#eeeeee", linewidth=0.8)
+    axes.tick_params(which="minor", length=0)
+    spec, size = (".1f", 9) if count <= _FEW else (".0f", 8)
+    for (row, column), value in np.ndenumerate(percent):
+        # Cells that would read 0 stay empty: in a large matrix the errors have to stand out.
+        text = format(value, spec)
+        if count <= _MANY and not np.isnan(value) and float(text) > 0:
+            color = "white" if value > 55 else "black"
+            axes.text(column, row, text, ha="center", va="center", size=size, color=color)
+    return figure

@@ -11,7 +11,7 @@ from segfit.data.images import open_image
 from segfit.data.source import Source
 from segfit.engine.task import Batch
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.assembly import make_gpu_augment
+from segfit.tasks.segmentation.assembly import make_augment
 from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
@@ -100,7 +100,7 @@ def device_augmentation(config: DictConfig) -> tuple[Callable[[], Any], float] |
 
     Every operation is applied to every image: the host draws which apply. None: nothing is augmented there.
     """
-    augment = make_gpu_augment(costliest(config))
+    augment = make_augment(costliest(config), "kornia-gpu")
     if augment is None:
         return None
     images, masks = torch.rand(2, 3, _PROBE, _PROBE), torch.zeros(2, _PROBE, _PROBE).long()

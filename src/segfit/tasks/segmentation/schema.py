@@ -274,9 +274,7 @@ GROUPS: dict[str, dict[str, type]] = {
 
 # ------------------------------------------------------------------------------- benchmark=plan
 
-# What to change where a single sample does not fit.
 MEMORY_ADVICE = "Lower image_size, choose a smaller model, set model.checkpointing=true (SegFormer), or take augmentation=cpu."
-# Options of data that memory depends on.
 MEMORY_OPTIONS = ("num_classes", "fit")
 _SIDES = 32  # smaller images have sides that are multiples of it
 
@@ -339,23 +337,20 @@ def size_of(image_size: Any) -> tuple[int, int]:
     """
     pair = [image_size] * 2 if isinstance(image_size, int) else image_size
     good = isinstance(pair, (list, tuple)) or OmegaConf.is_list(pair)
-    if (
-        not good
-        or len(pair) != 2
-        or not all(isinstance(side, int) and 32 <= side <= LARGEST_SIDE for side in pair)
-    ):
+    sides = [side for side in pair if isinstance(side, int)] if good else []
+    if not len(sides) == len(pair) == 2 or not all(32 <= side <= LARGEST_SIDE for side in sides):
         raise SegFitError(
             f"image_size={shown(image_size)}: must be a side in pixels, or [height, width], each at least 32 "
             f"and at most {LARGEST_SIDE}."
         )
-    return int(pair[0]), int(pair[1])
+    return sides[0], sides[1]
 
 
 def _check_ranges(config: DictConfig) -> Iterator[str]:
     ranges = {
         "augmentation.scale": config.augmentation.scale,
         "augmentation.blur_sigma": config.augmentation.blur_sigma,
-        "data.window": config.data.get("window") if "window" in config.data else None,
+        "data.window": config.data.get("window"),
     }
     for key, pair in ranges.items():
         if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):

@@ -1,5 +1,6 @@
 """From a confusion matrix to the scores of a data set, as docs/metrics.md defines them."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -7,10 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segfit.engine.findings import Cell, Column, Table
+from segfit.report.text import number
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 
-SCORES = (
-    *("miou", "macro_f1", "foreground_iou", "foreground_f1", "pixel_accuracy", "mean_accuracy"),
+SCORES = ("miou", "macro_f1", "foreground_iou", "foreground_f1", "pixel_accuracy", "mean_accuracy")
+_COLUMNS = (
+    Column("class"),
+    *(Column(name, ".4f") for name in ("IoU", "F1", "accuracy")),
+    Column("pixels", ","),
+    Column("share", ".1%"),
 )
 
 
@@ -21,7 +28,6 @@ class Scores(NamedTuple):
     # iou, f1, accuracy → class name → 0-1, or None if no pixel has the class in truth
     per_class: dict[str, dict[str, float | None]]
     confusion: NDArray[np.int64]  # `(C, C)` pixels, rows ground truth, columns prediction
-    pixels: int  # how many counted
 
 
 def confusion_matrices(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:
@@ -51,14 +57,18 @@ def scores_of(confusion: NDArray[np.int64], classes: Classes) -> Scores:
         "f1": 2 * hits / np.maximum(truth + predicted, 1),
         "accuracy": hits / np.maximum(truth, 1),
     }
+
+    def mean(measure: str, where: NDArray[np.bool_]) -> float:
+        return float(measures[measure][where].mean()) if where.any() else float("nan")
+
     return Scores(
         scores={
-            "miou": _mean(measures["iou"][present]),
-            "macro_f1": _mean(measures["f1"][present]),
-            "foreground_iou": _mean(measures["iou"][foreground]),
-            "foreground_f1": _mean(measures["f1"][foreground]),
+            "miou": mean("iou", present),
+            "macro_f1": mean("f1", present),
+            "foreground_iou": mean("iou", foreground),
+            "foreground_f1": mean("f1", foreground),
             "pixel_accuracy": float(hits.sum()) / pixels if pixels else float("nan"),
-            "mean_accuracy": _mean(measures["accuracy"][present]),
+            "mean_accuracy": mean("accuracy", present),
         },
         per_class={
             measure: {
@@ -68,25 +78,36 @@ def scores_of(confusion: NDArray[np.int64], classes: Classes) -> Scores:
             for measure, values in measures.items()
         },
         confusion=confusion,
-        pixels=pixels,
     )
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else float("nan")
+def score_table(scores: Scores, classes: Classes) -> Table:
+    """Return IoU, F1 and accuracy of every class, its ground-truth pixels, and the means over the classes.
 
-
-def image_scores(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:
-    """Return each image's own mean IoU, to find the worst; not a part of the data set's scores.
-
-    Args as `confusion_matrices`.
-
-    Returns:
-        `(B,)` float64 on the device, the mean over classes in the image's ground truth; NaN for an
-        image without a valid pixel.
+    A class that is not in the ground truth has no score (None) and counts in no mean. With a background, the means over
+    the foreground are shown too.
     """
-    confusion = confusion_matrices(predictions, masks, num_classes).double()
-    hits = confusion.diagonal(dim1=1, dim2=2)
-    truth, predicted = confusion.sum(2), confusion.sum(1)
-    iou = hits / (truth + predicted - hits).clamp_min(1)
-    return (iou * (truth > 0)).sum(1) / (truth > 0).sum(1)
+    truth = scores.confusion.sum(1).tolist()
+    whole = max(sum(truth), 1)
+    rows = [
+        [name, *(values[name] for values in scores.per_class.values()), pixels, pixels / whole]
+        for name, pixels in zip(classes.names, truth, strict=True)
+    ]
+    totals = [_means("macro mean", scores, classes.names)]
+    if classes.background is not None:
+        background = classes.names[classes.background]
+        foreground = [name for name in classes.names if name != background]
+        totals.append(_means("foreground mean", scores, foreground))
+    caption = f"pixel accuracy {number(scores.scores['pixel_accuracy'])}"
+    return Table(
+        "per_class", "", _COLUMNS, rows, totals=totals, colors=classes.colors, caption=caption
+    )
+
+
+def _means(title: str, scores: Scores, names: Collection[str]) -> list[Cell]:
+    """Return a row of the means over those of some classes that are in the ground truth."""
+    means: list[Cell] = [title]
+    for values in scores.per_class.values():
+        present = [value for name in names if (value := values[name]) is not None]
+        means.append(float(np.mean(present)) if present else None)
+    return [*means, "", ""]

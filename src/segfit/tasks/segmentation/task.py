@@ -11,18 +11,16 @@ from torch import Tensor
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric, merge, restore, state_of
 from segfit.engine.findings import Findings
+from segfit.engine.task import Batch, Forward
 from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.dataset import Augment
 from segfit.tasks.segmentation.data.masks import resize_mask
-from segfit.tasks.segmentation.inference import Forward, Predictor, classes_at
+from segfit.tasks.segmentation.inference import Predictor, classes_at
 from segfit.tasks.segmentation.losses import SegmentationLoss
-from segfit.tasks.segmentation.pictures import Panel, panel_image
-from segfit.tasks.segmentation.plots import confusion_figure
+from segfit.tasks.segmentation.pictures import Panel, confusion_figure, panels_image
 from segfit.tasks.segmentation.schema import MEMORY_ADVICE
-from segfit.tasks.segmentation.score_table import score_table
-from segfit.tasks.segmentation.scores import scores_of
+from segfit.tasks.segmentation.scores import score_table, scores_of
 
-Batch = dict[str, Tensor]
-Augment = Callable[..., tuple[Tensor, Tensor]]
 OnPrediction = Callable[[int, Tensor, Tensor | None], None]
 
 
@@ -82,7 +80,7 @@ class SegmentationTask:
 
     def loss(self, logits: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
         """Return the loss (); reductions run in fp32 whatever the forward pass ran in."""
-        value: Tensor = self.criterion(logits.float(), targets, totals)
+        value: Tensor = self.criterion(logits, targets, totals)
         return value
 
     def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -142,11 +140,24 @@ class SegmentationMeter:
                 for extra, metric in zip(self.task.extra, self.extra, strict=True):
                     inputs = self._inputs_of(extra, prediction, mask, self.task.classes)
                     extra.update(metric, *inputs)
-                self._add_loss(content, mask)
-                if index in self.task.panels:
-                    self._add_panel(index, batch["image"][row][area], content, mask)
+                self._add(index, batch["image"][row][area], content, mask)
             if self.task.on_prediction is not None:
                 self.task.on_prediction(index, prediction, mask)
+
+    def _add(self, index: int, image: Tensor, logits: Tensor, mask: Tensor) -> None:
+        """Add the loss at the model's size, and keep the image if it is to be shown."""
+        mask = resize_mask(mask, logits.shape[-2:])
+        targets = mask.long()[None]
+        loss = self.task.loss(logits[None], targets, self.task.totals(targets))
+        self.loss = loss if self.loss is None else self.loss + loss
+        self.images += 1
+        if index in self.task.panels:
+            self.panels[index] = Panel(
+                name=self.task.panels[index],
+                image=image.permute(1, 2, 0).cpu().numpy(),
+                mask=mask.cpu().numpy(),
+                prediction=logits.argmax(0).to(torch.uint8).cpu().numpy(),
+            )
 
     def result(self) -> Findings:
         """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size.
@@ -175,21 +186,7 @@ class SegmentationMeter:
             figures={"confusion_matrix": partial(confusion_figure, found.confusion, classes)},
             scalars={f"score_iou/{name}": iou for name, iou in found.per_class["iou"].items()},
             panels={
-                panel.name: partial(panel_image, panel, classes)
+                panel.name: partial(panels_image, [panel], classes)
                 for _, panel in sorted(panels.items())
             },
-        )
-
-    def _add_loss(self, logits: Tensor, mask: Tensor) -> None:
-        targets = resize_mask(mask, logits.shape[-2:]).long()[None]
-        loss = self.task.loss(logits[None], targets, self.task.totals(targets))
-        self.loss = loss if self.loss is None else self.loss + loss
-        self.images += 1
-
-    def _add_panel(self, index: int, image: Tensor, logits: Tensor, mask: Tensor) -> None:
-        self.panels[index] = Panel(
-            name=self.task.panels[index],
-            image=image.permute(1, 2, 0).cpu().numpy(),
-            mask=resize_mask(mask, logits.shape[-2:]).cpu().numpy(),
-            prediction=logits.argmax(0).to(torch.uint8).cpu().numpy(),
         )

@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
 
@@ -356,10 +355,3 @@ def test_rare_classes_weigh_more_and_the_mean_pixel_weighs_one(power: float) -> 
 def test_balanced_weights_without_pixels_or_power_are_one() -> None:
     assert balanced_weights(torch.zeros(3, dtype=torch.int64)) == [1, 1, 1]
     assert balanced_weights(torch.tensor([5, 0, 3]), 0.0) == [1, 1, 1]
-
-
-def test_wrong_options_are_told() -> None:
-    with pytest.raises(SegFitError, match="3 numbers for 4 classes"):
-        make("ce", class_weights=[1, 2, 3])
-    with pytest.raises(SegFitError, match="unknown"):
-        make("hinge")

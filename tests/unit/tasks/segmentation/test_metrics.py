@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.metrics import SegmentationMetrics, extra_metrics, inputs_of
-from segfit.tasks.segmentation.scores import Scores, confusion_matrices, image_scores
+from segfit.tasks.segmentation.scores import Scores, confusion_matrices
 
 CLASSES = Classes(names=("sky", "road", "car", "bus", "pole"), background=0)
 ABSENT = 3  # predicted now and then, never true
@@ -76,7 +76,7 @@ def test_scores_follow_their_definitions() -> None:
             "mean_accuracy": mean["accuracy"],
         }
     )
-    assert result.pixels == valid.sum()
+    assert result.confusion.sum() == valid.sum()
 
 
 def test_confusion_has_truth_in_rows() -> None:
@@ -139,7 +139,7 @@ def test_without_background_the_foreground_is_everything() -> None:
 def test_nothing_valid_is_undefined_not_zero() -> None:
     predictions, masks = batch()
     result = scored(predictions, torch.full_like(masks, IGNORE_INDEX))
-    assert result.pixels == 0
+    assert not result.confusion.any()
     assert all(math.isnan(score) for score in result.scores.values())
     background_only = scored(torch.zeros_like(masks), torch.zeros_like(masks))
     assert background_only.scores["miou"] == 1
@@ -156,18 +156,6 @@ def test_counts_beyond_float_and_int32_stay_exact() -> None:
     assert not metrics.confusion.any()
 
 
-def test_image_scores_rank_images_by_their_own_classes() -> None:
-    predictions, masks = batch()
-    masks[2] = IGNORE_INDEX
-    predictions[4] = masks[4] % IGNORE_INDEX
-    result = image_scores(predictions, masks, len(CLASSES))
-    for index, score in enumerate(result.tolist()):
-        own = by_definition(predictions[index].numpy(), masks[index].numpy())["iou"].values()
-        assert score == pytest.approx(np.mean(list(own)) if own else np.nan, nan_ok=True)
-    assert result[4] == 1
-    assert math.isnan(result[2])
-
-
 def test_a_mask_value_that_is_no_class_is_an_error() -> None:
     with pytest.raises(RuntimeError):
         scored(torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), 7))
@@ -179,7 +167,6 @@ def test_updates_do_not_wait_for_the_device() -> None:
     metrics = SegmentationMetrics(CLASSES).to("meta")
     metrics.update(predictions, masks)
     assert metrics.confusion.is_meta
-    assert image_scores(predictions, masks, len(CLASSES)).shape == (7,)
 
 
 def test_it_is_a_metric_of_torchmetrics() -> None:

@@ -6,8 +6,7 @@ import torch
 
 from segfit.engine.distributed import Distributed
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.data.collate import collate
-from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset
+from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset, collate
 from segfit.tasks.segmentation.losses import segmentation_loss
 from segfit.tasks.segmentation.metrics import extra_metrics
 from segfit.tasks.segmentation.scores import scores_of
@@ -150,7 +149,7 @@ def test_panels_show_the_picture_without_its_padding():
     result = evaluate(task_of(panels={3: "three", 0: "zero"}), "pad", 2)
     assert list(result.panels) == ["zero", "three"]
     for draw, inner in zip(result.panels.values(), [(32, 42), (32, 32)], strict=True):
-        panel = draw.args[0]
+        (panel,) = draw.args[0]
         assert panel.image.shape == (*inner, 3)
         assert panel.mask.shape == panel.prediction.shape == inner
 

@@ -11,29 +11,10 @@ TAPS_PER_SIGMA = 3  # a Gaussian is cut off here; less than 0.3 % of its weight 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationOptions:
-    """The operations, with the names of the config; by default all are off.
+    """The operations: the options of `AugmentationConfig`, which says what they mean; by default all are off.
 
     In this order: brightness, contrast, saturation, hue, flips, rotation and zoom, blur, noise. Colours
     come first, so that neither the mean of `contrast` nor the colour of `fill` depends on the other.
-
-    Args:
-        hflip: probability of a left-right flip.
-        vflip: probability of an upside-down flip.
-        affine: probability of rotation and zoom, about the centre.
-        degrees: rotation is drawn uniformly from ± this.
-        scale: zoom is drawn log-uniformly from (low, high); > 1 enlarges.
-        zoom_anywhere: zoom about a point drawn uniformly from the frame: zoomed in, it is a random crop.
-        color_jitter: probability of all colour changes together.
-        brightness: its factor is drawn uniformly from 1 ± this.
-        contrast: its factor is drawn uniformly from 1 ± this.
-        saturation: its factor is drawn uniformly from 1 ± this.
-        hue: a shift is drawn uniformly from ± this, in turns of the colour circle.
-        blur: probability of a Gaussian blur.
-        blur_sigma: its sigma in pixels is drawn uniformly from (low, high).
-        noise: probability of Gaussian noise, independent in every channel of every pixel.
-        noise_std: its standard deviation, of the value range 0-1.
-        fill: RGB in 0-1 of what lies outside the frame. The mean that the model's input is normalised
-            by makes it 0 there, so that it moves no statistics.
     """
 
     hflip: float = 0.0
@@ -51,6 +32,8 @@ class AugmentationOptions:
     blur_sigma: Sequence[float] = (1.0, 1.0)
     noise: float = 0.0
     noise_std: float = 0.0
+    # RGB in 0-1 of what lies outside the frame: the mean that the model's input is normalised by makes it 0 there, so
+    # that it moves no statistics.
     fill: Sequence[float] = (0.485, 0.456, 0.406)
 
     def blur_radius(self, height: int, width: int) -> int:

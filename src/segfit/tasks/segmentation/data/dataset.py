@@ -1,19 +1,21 @@
-"""Sources → samples of one size."""
+"""Sources → samples of one size → batches."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
+from segfit.data.collate import Batch, stack
 from segfit.data.files import list_files, relative_name
 from segfit.data.images import IMAGE_SUFFIXES, ImageReader, resize_image
 from segfit.data.source import Source, read_arrays, where
@@ -21,11 +23,10 @@ from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.masks import resize_mask
 
-Image: TypeAlias = NDArray[np.uint8]
-Mask: TypeAlias = NDArray[np.uint8]
+Pixels: TypeAlias = NDArray[np.uint8]
 Sample: TypeAlias = dict[str, Any]
 # (image (3, h, w) uint8, mask (h, w) uint8, seed=int) → the same
-Augment: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Augment: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 
 class LabelledSource(Source, Protocol):
@@ -33,7 +34,7 @@ class LabelledSource(Source, Protocol):
 
     classes: Classes
 
-    def read(self, index: int) -> tuple[Image, Mask]:
+    def read(self, index: int) -> tuple[Pixels, Pixels]:
         """Return an image (H, W, 3) uint8 RGB and its mask (H, W) uint8.
 
         The mask holds class indices 0 … len(classes) - 1 and `IGNORE_INDEX`.
@@ -43,9 +44,7 @@ class LabelledSource(Source, Protocol):
         """
 
 
-class _PairDataset(Dataset[Sample]):
-    """Samples of a source's pairs, fitted to one size."""
-
+class _FittedDataset(Dataset[Sample]):
     def __init__(self, source: Source, size: tuple[int, int], fit: str) -> None:
         self.source, self.size, self.fit = source, size, fit
 
@@ -57,7 +56,7 @@ class _PairDataset(Dataset[Sample]):
         return where(self.source, index)
 
 
-class TrainDataset(_PairDataset):
+class TrainDataset(_FittedDataset):
     """Samples of one size for training.
 
     Args:
@@ -84,7 +83,7 @@ class TrainDataset(_PairDataset):
             SegFitError: if a file cannot be read; it is named.
         """
         index, seed = key
-        image, mask = read_pair(self.source, index)
+        image, mask = read_tensors(self.source, index)
         if self.fit == "crop":
             image, mask = random_crop(image, mask, self.size, seed)
         else:
@@ -94,11 +93,11 @@ class TrainDataset(_PairDataset):
         return {"image": image.contiguous(), "mask": mask.contiguous(), "index": index}
 
 
-class EvalDataset(_PairDataset):
+class EvalDataset(_FittedDataset):
     """Samples for evaluation: images fitted to `size`, masks at their original size.
 
     Args:
-        source: where images and masks come from.
+        source: where images and, if there are any, masks come from.
         size: (h, w) in pixels that the model sees.
         fit: "stretch" or "pad" as in training; "crop" leaves the image untouched, for a sliding window.
     """
@@ -108,24 +107,25 @@ class EvalDataset(_PairDataset):
 
         Returns:
             "image": (3, h', w') uint8 RGB; "mask": (H, W) uint8; "content": (4,) int64, top, left,
-            height and width of the picture inside the image; "index": int.
+            height and width of the picture inside the image; "shape": (2,) int64, H and W; "index": int.
 
         Raises:
             SegFitError: if a file cannot be read; it is named.
         """
-        image, mask = read_pair(self.source, index)
+        image, *masks = read_tensors(self.source, index)
         # The mask has the original size: an image from a cache may be fitted already.
-        content = place_image(mask.shape[0], mask.shape[1], self.size, self.fit)
-        return {
+        height, width = (masks[0] if masks else image).shape[-2:]
+        sample = {
             "image": fit_image(image, self.size, self.fit)[0].contiguous(),
-            "mask": mask,
-            "content": torch.tensor(content),
+            "content": torch.tensor(place_image(height, width, self.size, self.fit)),
+            "shape": torch.tensor([height, width]),
             "index": index,
         }
+        return {**sample, "mask": masks[0]} if masks else sample
 
 
-class PredictDataset(Dataset[Sample]):
-    """Images of a folder (and the folders below it), without masks.
+class PredictDataset(EvalDataset):
+    """Images of a folder (and the folders below it), without masks; it is its own source.
 
     Args:
         folder: where the images are.
@@ -147,22 +147,21 @@ class PredictDataset(Dataset[Sample]):
         image_mode: str = "rgb",
         intensity_window: tuple[float, float] | None = None,
     ) -> None:
+        super().__init__(self, size, fit)
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
             raise SegFitError(f"images={folder}: no such folder.")
-        paths = list_files(self.folder, IMAGE_SUFFIXES)
-        if not paths:
+        self.paths = list_files(self.folder, IMAGE_SUFFIXES)
+        if not self.paths:
             kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
             raise SegFitError(f"images={folder}: no image in it ({kinds}).")
-        self.size, self.fit = size, fit
         self.reader = ImageReader(image_mode, intensity_window)
-        self.paths = paths
-        names = [relative_name(path, self.folder) for path in paths]
+        names = [relative_name(path, self.folder) for path in self.paths]
         # a.jpg and a.png: the suffix goes into the name, so that no prediction overwrites another.
         count = Counter(names)
         self.names = [
             f"{name}_{path.suffix[1:]}" if count[name] > 1 else name
-            for name, path in zip(names, paths, strict=True)
+            for name, path in zip(names, self.paths, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -172,32 +171,13 @@ class PredictDataset(Dataset[Sample]):
         """Return a unique relative name without suffix, / between folders."""
         return self.names[index]
 
-    def file(self, index: int) -> Path:
+    def files(self, index: int) -> list[Path]:
         """Return the image's file."""
-        return self.paths[index]
+        return [self.paths[index]]
 
-    def where(self, index: int) -> str:
-        """Return the image's file, for messages."""
-        return str(self.paths[index])
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return an image.
-
-        Returns:
-            "image" and "content" as `EvalDataset`; "shape": (2,) int64, the original H and W (upright);
-            "index": int.
-
-        Raises:
-            SegFitError: if the file cannot be read; it is named.
-        """
-        pixels = self.reader(self.paths[index])
-        image, content = fit_image(_tensor(pixels), self.size, self.fit)
-        return {
-            "image": image.contiguous(),
-            "content": torch.tensor(content),
-            "shape": torch.tensor(pixels.shape[:2]),
-            "index": index,
-        }
+    def read(self, index: int) -> tuple[Pixels]:
+        """Return an image (H, W, 3) uint8 RGB, upright."""
+        return (self.reader(self.paths[index]),)
 
 
 def place_image(
@@ -209,38 +189,32 @@ def place_image(
     if fit == "stretch":
         return 0, 0, *size
     scale = min(size[0] / height, size[1] / width)
-    inner = (
-        min(size[0], max(1, round(height * scale))),
-        min(size[1], max(1, round(width * scale))),
-    )
-    return (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2, *inner
+    rows = min(size[0], max(1, round(height * scale)))
+    columns = min(size[1], max(1, round(width * scale)))
+    return (size[0] - rows) // 2, (size[1] - columns) // 2, rows, columns
 
 
 def fit_image(
-    image: torch.Tensor, size: tuple[int, int], fit: str
-) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
+    image: Tensor, size: tuple[int, int], fit: str
+) -> tuple[Tensor, tuple[int, int, int, int]]:
     """Return an image (3, H, W) uint8 fitted to `size`, and (top, left, height, width) of its picture.
 
     "crop" returns the image as it is, and so does any fit an image that was fitted before.
     """
-    top, left, height, width = place_image(image.shape[-2], image.shape[-1], size, fit)
-    content = (top, left, height, width)
-    image = resize_image(image, (height, width))
-    return image if fit == "crop" else _surround(image, size, top, left, 0), content
+    content = place_image(image.shape[-2], image.shape[-1], size, fit)
+    image = resize_image(image, content[2:])
+    return image if fit == "crop" else _surround(image, size, content, 0), content
 
 
-def fit_pair(
-    image: torch.Tensor, mask: torch.Tensor, size: tuple[int, int], fit: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_pair(image: Tensor, mask: Tensor, size: tuple[int, int], fit: str) -> tuple[Tensor, Tensor]:
     """Return an image (3, H, W) and its mask (H, W), both uint8, fitted to `size` ("stretch", "pad")."""
-    image, (top, left, height, width) = fit_image(image, size, fit)
-    mask = resize_mask(mask, (height, width))
-    return image, _surround(mask, size, top, left, IGNORE_INDEX)
+    image, content = fit_image(image, size, fit)
+    return image, _surround(resize_mask(mask, content[2:]), size, content, IGNORE_INDEX)
 
 
 def random_crop(
-    image: torch.Tensor, mask: torch.Tensor, size: tuple[int, int], seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    image: Tensor, mask: Tensor, size: tuple[int, int], seed: int
+) -> tuple[Tensor, Tensor]:
     """Return a window of `size` = (h, w), drawn by the seed alone.
 
     Where the image is smaller, it is placed at random, in black that is ignored.
@@ -253,33 +227,46 @@ def random_crop(
             image, mask = image.narrow(axis, start, wanted), mask.narrow(axis, start, wanted)
         elif length < wanted:
             sides = (start, wanted - length - start)
-            # torch lists the last axis first.
-            margins = sides if axis == -1 else (0, 0, *sides)
+            margins = sides if axis == -1 else (0, 0, *sides)  # torch lists the last axis first
             image, mask = pad(image, margins), pad(mask, margins, value=IGNORE_INDEX)
     return image, mask
 
 
 def _surround(
-    tensor: torch.Tensor, size: tuple[int, int], top: int, left: int, fill: int
-) -> torch.Tensor:
-    """Return (…, h, w) of `size`, with `tensor` at (top, left) and `fill` around it."""
-    bottom, right = size[0] - tensor.shape[-2] - top, size[1] - tensor.shape[-1] - left
-    if not (top or left or bottom or right):
+    tensor: Tensor, size: tuple[int, int], content: tuple[int, int, int, int], fill: int
+) -> Tensor:
+    """Return (…, h, w) of `size`, with `tensor` at the place of `content` and `fill` around it."""
+    top, left, height, width = content
+    if (height, width) == size:
         return tensor
-    return pad(tensor, (left, right, top, bottom), value=fill)
+    return pad(tensor, (left, size[1] - width - left, top, size[0] - height - top), value=fill)
 
 
-def read_pair(source: Source, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return image (3, H, W) and mask (H, W), both uint8.
+def read_tensors(source: Source, index: int) -> list[Tensor]:
+    """Return the image (3, H, W) and, where there is one, the mask (H, W), all uint8.
+
+    Nothing is copied unless it is read-only: images keep channels-last memory, which resizing likes.
 
     Raises:
         SegFitError: whatever is wrong with the files; they are named.
         MemoryError: if memory ran out, which is no fault of theirs.
     """
-    image, mask = read_arrays(source, index)
-    return _tensor(image), torch.from_numpy(np.require(mask, requirements=["W"]))
+    arrays = read_arrays(source, index)
+    tensors = [torch.from_numpy(np.require(array, requirements=["W"])) for array in arrays]
+    return [tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor for tensor in tensors]
 
 
-def _tensor(pixels: Image | Mask) -> torch.Tensor:
-    """Return (H, W, 3) as (3, H, W) without copying: channels-last memory, which resizing likes."""
-    return torch.from_numpy(np.require(pixels, requirements=["W"])).permute(2, 0, 1)
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Return samples as one batch, images padded with 0 and masks with `IGNORE_INDEX` to its largest.
+
+    They are padded at the bottom and right. Numbers become int64.
+
+    Raises:
+        RuntimeError: in a worker, if shared memory has no room.
+    """
+    return {
+        key: stack(
+            [torch.as_tensor(sample[key]) for sample in samples], IGNORE_INDEX * (key == "mask")
+        )
+        for key in samples[0]
+    }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from segfit.data.source import Source, SourceView
-from segfit.tasks.segmentation.data.dataset import Image, Mask, fit_image, fit_pair, read_pair
+from segfit.tasks.segmentation.data.dataset import Pixels, fit_image, fit_pair, read_tensors
 
 
 class FittedSource(SourceView):
@@ -20,13 +20,13 @@ class FittedSource(SourceView):
         super().__init__(source)
         self.size, self.fit, self.whole_masks = size, fit, whole_masks
 
-    def read(self, index: int) -> tuple[Image, Mask]:
+    def read(self, index: int) -> tuple[Pixels, Pixels]:
         """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8.
 
         Raises:
             SegFitError: if a file cannot be read; it is named.
         """
-        image, mask = read_pair(self.source, index)
+        image, mask = read_tensors(self.source, index)
         if self.whole_masks:
             image, _ = fit_image(image, self.size, self.fit)
         else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,25 @@ from segfit.data.source import where
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.data.inspection import ItemReport
 from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
 from segfit.tasks.segmentation.data.masks import ValueMap
 
 
+@dataclass(frozen=True)
+class ItemReport:
+    """What was found about one image and its mask; plain numbers and text, which are stored as JSON."""
+
+    unreadable: str = ""  # the message of what could not be read
+    size: str = ""  # "image 640×480, mask 320×240" where they differ
+    values: list[int] = field(default_factory=list)  # no class and not ignored; at most 16
+    only_0_255: bool = False  # the mask holds 255 and, perhaps, 0, and nothing else
+    orientation: int = 1  # EXIF orientation that was applied to the image; 1: none
+    frames: int = 1  # of the image's file; the first one is used
+    pixels: list[int] = field(default_factory=list)  # of each class
+    ignored: int = 0  # pixels
+
+
+@dataclass(eq=False)
 class FolderSource:
     """A `Source` of image files with masks from a `MaskReader`.
 
@@ -33,24 +48,12 @@ class FolderSource:
         options: everything that a report on an item depends on, as text.
     """
 
-    def __init__(
-        self,
-        classes: Classes,
-        names: Sequence[str],
-        listing: Listing,
-        values: ValueMap,
-        image_reader: ImageReader,
-        options: str,
-    ) -> None:
-        self.classes = classes
-        self.names = list(names)
-        self.images = [listing.images[name] for name in names]
-        self.masks = listing.masks
-        self.values = values
-        self.image_reader = image_reader
-        self.problems = tuple(listing.problems)
-        self.notices = tuple(listing.notices)
-        self.options = options
+    classes: Classes
+    names: Sequence[str]
+    listing: Listing
+    values: ValueMap
+    image_reader: ImageReader
+    options: str
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,7 +64,8 @@ class FolderSource:
 
     def files(self, index: int) -> list[Path]:
         """Return the image file, then those of the mask."""
-        return [self.images[index], *self.masks.files(self.names[index])]
+        name = self.names[index]
+        return [self.listing.images[name], *self.listing.masks.files(name)]
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return the image (H, W, 3) uint8 RGB and the mask (H, W) uint8.
@@ -73,7 +77,7 @@ class FolderSource:
         image = decoded.pixels
         if image.shape[:2] != values.shape:
             raise SegFitError(f"{self.files(index)[1]}: {_sizes(image, values)}.")
-        mask, unknown = self.values.apply(values) if self.masks.remaps else (values, [])
+        mask, unknown = self.values.apply(values)
         if unknown:
             raise SegFitError(
                 f"{self.files(index)[1]}: mask values {unknown[:16]} are no class "
@@ -83,7 +87,7 @@ class FolderSource:
 
     def inspect(self, index: int) -> str:
         """Return `report(index)` as JSON, as it is remembered."""
-        return self.report(index).to_json()
+        return json.dumps(asdict(self.report(index)))
 
     def report(self, index: int) -> ItemReport:
         """Read an item and report; never raises for what is wrong with the files.
@@ -101,7 +105,7 @@ class FolderSource:
             ) from error
         if image.shape[:2] != values.shape:
             return ItemReport(size=_sizes(image, values), orientation=orientation, frames=frames)
-        mask, unknown = self.values.apply(values) if self.masks.remaps else (values, [])
+        mask, unknown = self.values.apply(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
         white = values == 255
         return ItemReport(
@@ -114,10 +118,11 @@ class FolderSource:
         )
 
     def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:
-        decoded = self.image_reader.read(self.images[index])
+        name, masks = self.names[index], self.listing.masks
+        decoded = self.image_reader.read(self.listing.images[name])
         height, width = decoded.pixels.shape[:2]
-        values = self.masks.read(self.names[index], (height, width))
-        if self.masks.resizes_images and values.shape != (height, width):
+        values = masks.read(name, (height, width))
+        if masks.resizes_images and values.shape != (height, width):
             writable = np.require(decoded.pixels, requirements=["W"])
             tensor = torch.from_numpy(writable).permute(2, 0, 1)
             resized = resize_image(tensor, (values.shape[0], values.shape[1]))
@@ -152,24 +157,13 @@ def folder_sources(
     `root/<masks>/<split>`; `root/<images>` + `root/<masks>`, divided by `split`, as is the train folder
     where there is no val folder. An image and its mask have one relative name but for the suffix.
 
-    Args:
-        root: the folder of the data set.
-        classes: what is predicted.
-        images: folder of the images.
-        masks: folder of the masks, or the CSV file of "rle".
-        mask_format: "png" (index or palette files), "parts" (CelebAMask-HQ) or "rle" (UW-Madison).
-        ignore_index: mask value that counts nowhere (format "png").
-        label_map: mask value → class or `ignore_index` (format "png"); the rest is unknown.
-        image_mode: "rgb" or "gray".
-        intensity_window: percentiles of each image that become black and white ("gray").
-        split: how images without folders of their own are divided; None: `SplitRule()`.
+    The arguments are the options of `FolderConfig`; `ignore_index` and `label_map` are for mask_format "png" alone.
 
     Raises:
         SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
             wrong with single files.
     """
-    root = Path(root).expanduser()
-    layout, problems = find_layout(root, images, masks, mask_format)
+    layout, problems = find_layout(Path(root).expanduser(), images, masks, mask_format)
     listings: dict[str, Listing] = {}
     if not problems:
         for part, (image_folder, mask_path) in layout.items():
@@ -179,6 +173,8 @@ def folder_sources(
                 problems += error.problems
     if problems:
         raise SegFitError(list(dict.fromkeys(problems)))
+    if mask_format != "png":  # masks hold classes already
+        ignore_index, label_map = None, None
     values = ValueMap(len(classes), ignore_index, label_map)
     options = repr(
         (classes.names, mask_format, ignore_index, label_map and sorted(label_map.items()))
@@ -197,8 +193,8 @@ def _divide(
     whole = listings.get("", listings.get("train"))
     assert whole is not None  # as find_layout made sure
     own = {part: listings[part] for part in ("val", "test") if part in listings}
-    shares = {part: 0.0 if part in own else getattr(rule, part) for part in ("val", "test")}
-    rule = replace(rule, val=shares["val"], test=shares["test"])
+    none: dict[str, Any] = dict.fromkeys(own, 0.0)
+    rule = replace(rule, **none)
     divided = {"train": sorted(whole.images)}
     if rule.val or rule.test:
         divided = split_names(divided["train"], rule)

@@ -126,16 +126,11 @@ def _wanted(mask_format: str, example: str) -> str:
 
 def _unused(place: Path, what: str, unused: Sequence[str]) -> list[str]:
     """Return a notice about masks without an image, if there are any."""
-    if not unused:
-        return []
-    return [f"{place}: {len(unused)} {what} have no image and are not used: {some(unused)}."]
+    text = f"{place}: {len(unused)} {what} have no image and are not used: {some(unused)}."
+    return [text] if unused else []
 
 
-def _pair_files(
-    images: Mapping[str, Path],
-    folder: Path,
-    class_names: Sequence[str],  # noqa: ARG001
-) -> Listing:
+def _pair_files(images: Mapping[str, Path], folder: Path, _: Sequence[str]) -> Listing:
     masks, problems = files_by_name(list_files(folder, MASK_SUFFIXES), folder)
     paired = {name: path for name, path in images.items() if name in masks}
     unused = [masks[n].relative_to(folder).as_posix() for n in sorted(masks.keys() - images.keys())]
@@ -168,9 +163,8 @@ def _pair_parts(images: Mapping[str, Path], folder: Path, class_names: Sequence[
 
 def _pair_rows(images: Mapping[str, Path], path: Path, class_names: Sequence[str]) -> Listing:
     table = read_table(path, class_names)
-    matches = {name: [i for i in table_id(name) if i in table] for name in images}
-    ids = {name: found[0] for name, found in matches.items() if found}
-    paired = {name: images[name] for name in ids}
-    rows = {i: table[i] for i in ids.values()}
-    notices = _unused(path, f"of {len(table)} ids", sorted(table.keys() - rows.keys()))
-    return Listing(paired, RleMasks(path, rows, ids), [], notices)
+    ids = {name: next((i for i in table_id(name) if i in table), "") for name in images}
+    rows = {name: (key, table[key]) for name, key in ids.items() if key}
+    unused = sorted(table.keys() - set(ids.values()))
+    notices = _unused(path, f"of {len(table)} ids", unused)
+    return Listing({name: images[name] for name in rows}, RleMasks(path, rows), [], notices)

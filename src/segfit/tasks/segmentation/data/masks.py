@@ -29,7 +29,6 @@ class MaskReader(ABC):
     """Where masks come from: one file an image, one file a part, or a table of run-lengths."""
 
     resizes_images: ClassVar[bool] = False  # whether images are resized to their masks
-    remaps: ClassVar[bool] = False  # whether values are those of files, and need a `ValueMap`
 
     @abstractmethod
     def files(self, name: str) -> list[Path]:
@@ -100,7 +99,6 @@ class FolderMasks(MaskReader):
     """One mask file an image, with the same relative name."""
 
     paths: Mapping[str, Path]  # by relative name without suffix
-    remaps: ClassVar[bool] = True
 
     def files(self, name: str) -> list[Path]:
         """Return the one file."""

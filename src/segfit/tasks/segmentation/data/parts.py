@@ -6,6 +6,7 @@ and the images 1024: images are resized to their masks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from segfit.tasks.segmentation.data.masks import MaskReader, read_index_mask
 class PartMasks(MaskReader):
     """Masks painted part by part; class 0 where no part is, later classes over earlier ones."""
 
-    # relative image name without suffix → (class index, file) in the order of the classes
+    # relative image name without suffix → (class index, file), one at least, in the order of the classes
     parts: Mapping[str, Sequence[tuple[int, Path]]]
     resizes_images: ClassVar[bool] = True
 
@@ -36,19 +37,16 @@ class PartMasks(MaskReader):
         Raises:
             SegFitError: if a part is unreadable, or of another size than the first one.
         """
-        mask: NDArray[np.uint8] | None = None
-        for label, path in self.parts[name]:
-            part = read_index_mask(path)
-            if mask is None:
-                mask = np.zeros(part.shape, np.uint8)
+        files = self.parts[name]
+        parts = [read_index_mask(path) for _, path in files]
+        mask: NDArray[np.uint8] = np.zeros(parts[0].shape, np.uint8)
+        for (label, path), part in zip(files, parts, strict=True):
             if part.shape != mask.shape:
-                first = self.parts[name][0][1]
                 raise SegFitError(
-                    f"{path}: {part.shape[1]}×{part.shape[0]} pixels, but {first.name} has "
+                    f"{path}: {part.shape[1]}×{part.shape[0]} pixels, but {files[0][1].name} has "
                     f"{mask.shape[1]}×{mask.shape[0]}. All parts of an image need one size."
                 )
             mask[part != 0] = label
-        assert mask is not None  # only images with a part are in the table
         return mask
 
 
@@ -59,13 +57,13 @@ def image_key(stem: str) -> str:
 
 def find_parts(
     files: Iterable[Path], class_names: Sequence[str]
-) -> tuple[dict[str, list[tuple[int, Path]]], dict[str, int]]:
+) -> tuple[dict[str, list[tuple[int, Path]]], Counter[str]]:
     """Return image key → (class index, file), and part name → number of files of parts that are no class.
 
     Class 0 is the background and has no files.
     """
     found: dict[str, list[tuple[int, Path]]] = {}
-    others: dict[str, int] = {}
+    others: Counter[str] = Counter()
     # Longest first: "00000_l_eye" is part l_eye, not part eye of image 00000_l.
     names = sorted(enumerate(class_names[1:], 1), key=lambda item: -len(item[1]))
     for path in sorted(files):
@@ -75,8 +73,5 @@ def find_parts(
                 found.setdefault(key, []).append((label, path))
                 break
         else:
-            part = path.stem.partition("_")[2] or path.stem
-            others[part] = others.get(part, 0) + 1
-    for parts in found.values():
-        parts.sort()
-    return found, others
+            others[path.stem.partition("_")[2] or path.stem] += 1
+    return {key: sorted(parts) for key, parts in found.items()}, others

@@ -1,23 +1,30 @@
-"""A data set is checked before the first step, and everything that is wrong with it is reported at once."""
+"""A data set is checked before the first step, and everything that is wrong with it is reported at once.
+
+A message a kind of problem, with a few of the files and a remedy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segfit.data.files import some
 from segfit.data.preflight import Progress, inspect_sources, spread
 from segfit.errors import SegFitError, printable
-from segfit.tasks.segmentation.classes import IGNORE_INDEX
-from segfit.tasks.segmentation.data.dataset import LabelledSource, read_pair
-from segfit.tasks.segmentation.data.folder import FolderSource
-from segfit.tasks.segmentation.data.inspection import ItemReport
-from segfit.tasks.segmentation.data.problems import describe_classes, describe_reports
+from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.data.dataset import LabelledSource, read_tensors
+from segfit.tasks.segmentation.data.folder import FolderSource, ItemReport
 
-SYNTHETIC_SAMPLE = 200  # items of a source without files that are drawn to count classes
+SAMPLE = 200  # items that are read to count classes where no report has them
+
+Report: TypeAlias = tuple[int, ItemReport]  # index, what was found
+Item: TypeAlias = tuple[FolderSource, int, ItemReport]
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,10 @@ def check_sources(
             sizes that differ, mask values that are no class, 0/255 masks without a label_map.
     """
     problems = [
-        f"{split} has {len(sources[split]) if split in sources else 0} images, but needs {need}. "
+        f"{split} has {count} images, but needs {need}. "
         "Add images, change the split, or take a smaller batch_size."
         for split, need in (needs or {}).items()
-        if split not in sources or len(sources[split]) < need
+        if (count := len(sources.get(split, ()))) < need
     ]
     if check == "off":
         if problems:
@@ -64,13 +71,16 @@ def check_sources(
         return PreflightReport([], {})
     folders = {split: s for split, s in sources.items() if isinstance(s, FolderSource)}
     # Splits of one folder share a listing.
-    problems += dict.fromkeys(p for source in folders.values() for p in source.problems)
-    notices = list(dict.fromkeys(n for source in folders.values() for n in source.notices))
+    listings = [source.listing for source in folders.values()]
+    problems += dict.fromkeys(problem for one in listings for problem in one.problems)
+    notices = list(dict.fromkeys(notice for one in listings for notice in one.notices))
     reports = {
-        split: [(index, ItemReport.from_json(text)) for index, text in found]
-        for split, found in inspect_sources(folders, check, cache_dir, progress).items()
+        split: [(index, ItemReport(**json.loads(text))) for index, text in found]
+        for split, found in inspect_sources(
+            folders, check, cache_dir, progress, notices.append
+        ).items()
     }
-    wrong, odd = describe_reports(folders, reports, skip=skip)
+    wrong, odd = _describe_reports(folders, reports, skip=skip)
     if problems or wrong:
         raise SegFitError(problems + wrong)
     pixels = {
@@ -79,17 +89,17 @@ def check_sources(
             np.zeros(len(source.classes), np.int64),
         )
         if split in reports
-        else count_class_pixels(source, SYNTHETIC_SAMPLE, skip=skip)
+        else count_class_pixels(source, skip=skip)
         for split, source in sources.items()
     }
     if "train" in sources:
         whole = len(reports.get("train", ())) in (0, len(sources["train"]))
-        odd += describe_classes(sources["train"].classes, pixels["train"], whole=whole)
+        odd += _describe_classes(sources["train"].classes, pixels["train"], whole=whole)
     return PreflightReport([printable(notice) for notice in notices + odd], pixels)
 
 
 def count_class_pixels(
-    source: LabelledSource, limit: int, *, skip: bool = False
+    source: LabelledSource, limit: int = SAMPLE, *, skip: bool = False
 ) -> NDArray[np.int64]:
     """Return (num_classes,) int64: pixels of each class in at most `limit` items, spread evenly.
 
@@ -99,10 +109,114 @@ def count_class_pixels(
     counts = np.zeros(IGNORE_INDEX + 1, np.int64)
     for index in spread(len(source), limit):
         try:
-            mask = read_pair(source, index)[1]
+            _, mask = read_tensors(source, index)
         except SegFitError:
             if not skip:
                 raise
             continue
         counts += np.bincount(mask.numpy().ravel(), minlength=IGNORE_INDEX + 1)
     return counts[: len(source.classes)]
+
+
+def _describe_reports(
+    sources: Mapping[str, FolderSource], reports: Mapping[str, list[Report]], *, skip: bool
+) -> tuple[list[str], list[str]]:
+    """Return (problems, notices) of the reports of each split; kinds are gathered over all splits.
+
+    With `skip`, files that cannot be read are only a notice, as long as others can.
+    """
+    items = [
+        (source, index, report)
+        for split, source in sources.items()
+        for index, report in reports[split]
+    ]
+    unreadable = list(dict.fromkeys(r.unreadable for _, _, r in items if r.unreadable))
+    problems, notices = [], _notices(items)
+    if skip and unreadable:
+        problems = [
+            f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to take their place."
+            for split, found in reports.items()
+            if found and all(report.unreadable for _, report in found)
+        ]
+        notices.append(
+            f"data.on_bad_sample=skip leaves out {_count(unreadable, 'image')}: {some(unreadable)}"
+        )
+    if problems or not skip:
+        problems += unreadable[:5]
+        if len(unreadable) > 5:
+            problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
+    turned = "; the image is turned by its EXIF orientation, its mask is not"
+    sizes = [
+        f"{source.files(index)[0].as_posix()} ({r.size}{turned if r.orientation >= 5 else ''})"
+        for source, index, r in items
+        if r.size
+    ]
+    if sizes:
+        problems.append(
+            f"{_count(sizes, 'image')} and mask of different size: {some(sizes)}. Resize the masks "
+            "(nearest neighbour) or find the right ones."
+        )
+    problems += _values(items)
+    return problems, notices
+
+
+def _values(items: Iterable[Item]) -> list[str]:
+    """Return what is wrong with mask values: 0/255 masks first, they explain the rest."""
+    items = [item for item in items if item[2].pixels]
+    problems = []
+    black_white = [item for item in items if item[2].only_0_255]
+    unset = any(source.values.label_map is None for source, _, _ in items)
+    # One mask may hold 0 and 255 by chance; a set in which no mask has a class but 0 cannot be meant.
+    others = any(not r.only_0_255 and (any(r.pixels[1:]) or r.values) for _, _, r in items)
+    zero_one = bool(black_white) and unset and not others
+    if zero_one:
+        paths = [source.files(index)[1] for source, index, _ in black_white]
+        problems.append(
+            f"{_count(paths, 'mask')} with nothing but 0 and 255 (black and white pictures), so class 1 "
+            f"would never occur and 255 would be ignored or unknown: {some(paths)}. "
+            "Say what they mean: 'data.label_map={0: 0, 255: 1}'."
+        )
+    wrong = [item for item in items if item[2].values and not (zero_one and item[2].only_0_255)]
+    if wrong:
+        names = [f"{s.files(i)[1]} ({some(r.values, 8)})" for s, i, r in wrong]
+        classes = len(wrong[0][2].pixels)
+        problems.append(
+            f"{_count(names, 'mask')} with values that are no class (data.num_classes={classes}, so 0 to "
+            f"{classes - 1}), not ignored, and not in data.label_map: {some(names)}. Raise "
+            "data.num_classes, set data.ignore_index, or name the values in data.label_map."
+        )
+    return problems
+
+
+def _notices(items: Sequence[Item]) -> list[str]:
+    notices = []
+    turned = [source.files(index)[0] for source, index, r in items if r.orientation != 1]
+    if turned:
+        notices.append(
+            f"{_count(turned, 'image')} turned or mirrored by EXIF orientation, which is applied; the masks "
+            f"must be upright: {some(turned)}."
+        )
+    several = [f"{s.files(i)[0]} ({r.frames})" for s, i, r in items if r.frames > 1]
+    if several:
+        notices.append(
+            f"{_count(several, 'image')} with several frames or pages, of which the first is used: {some(several)}."
+        )
+    empty = [s.files(i)[1] for s, i, r in items if r.ignored and not any(r.pixels)]
+    if empty:
+        notices.append(f"{_count(empty, 'mask')} with every pixel ignored: {some(empty)}.")
+    return notices
+
+
+def _describe_classes(classes: Classes, pixels: NDArray[np.int64], *, whole: bool) -> list[str]:
+    """Return notices about classes without a pixel in training: `pixels` (num_classes,) of the `whole` set or a part."""
+    absent = [name for name, count in zip(classes.names, pixels, strict=True) if count == 0]
+    if not absent or len(absent) == len(classes):
+        return []
+    where = "the training masks" if whole else "the training masks that were looked at"
+    return [
+        f"No pixel of {some(absent, 20)} in {where}: the model cannot learn what it never sees."
+    ]
+
+
+def _count(items: Sequence[object], what: str) -> str:
+    return f"{len(items)} {what}{'s' if len(items) != 1 else ''}"

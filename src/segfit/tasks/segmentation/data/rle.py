@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +26,15 @@ COLUMNS = ("id", "class", "segmentation")
 _UW_SLICE = re.compile(r"^(?P<slice>.+)_\d+_\d+_\d+\.\d+_\d+\.\d+$")
 _UW_DAY = re.compile(r"^case\d+_day\d+$")
 
+Runs: TypeAlias = Sequence[tuple[int, str]]  # (class index, segmentation) by class
+
 
 @dataclass(frozen=True)
 class RleMasks(MaskReader):
     """Masks painted from the rows of a CSV; class 0 where no run is, later classes over earlier ones."""
 
     path: Path  # the CSV
-    rows: Mapping[str, Sequence[tuple[int, str]]]  # id → (class index, segmentation) by class
-    ids: Mapping[str, str]  # relative image name without suffix → id
+    rows: Mapping[str, tuple[str, Runs]]  # relative image name without suffix → id, runs
 
     def files(self, name: str) -> list[Path]:  # noqa: ARG002
         """Return the CSV."""
@@ -44,12 +47,13 @@ class RleMasks(MaskReader):
             SegFitError: if a segmentation is no list of runs, or leaves the image.
         """
         mask = np.zeros(size[0] * size[1], np.uint8)
-        for label, runs in self.rows[self.ids[name]]:
+        identity, rows = self.rows[name]
+        for label, runs in rows:
             try:
                 pairs = np.array(runs.split(), dtype=np.int64).reshape(-1, 2)
             except (ValueError, OverflowError) as error:
                 raise SegFitError(
-                    f"{self.path}: id {self.ids[name]}: a segmentation is not pairs of start and "
+                    f"{self.path}: id {identity}: a segmentation is not pairs of start and "
                     f"length: '{runs[:40]}'."
                 ) from error
             starts, lengths = pairs[:, 0] - 1, pairs[:, 1]
@@ -58,7 +62,7 @@ class RleMasks(MaskReader):
             outside = (starts < 0) | (starts >= mask.size) | (lengths < 1) | (lengths > mask.size)
             if (outside | (ends > mask.size)).any():
                 raise SegFitError(
-                    f"{self.path}: id {self.ids[name]}: a run leaves the image of "
+                    f"{self.path}: id {identity}: a run leaves the image of "
                     f"{size[1]}×{size[0]} pixels. Do the rows belong to this image?"
                 )
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
@@ -66,17 +70,30 @@ class RleMasks(MaskReader):
         return mask.reshape(size)
 
 
-def read_table(path: Path, class_names: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
-    """Return id → (class index, segmentation), sorted by class, empty segmentations left out.
+def read_table(path: Path, class_names: Sequence[str]) -> dict[str, Runs]:
+    """Return id → runs, empty segmentations left out.
 
     Raises:
-        SegFitError: if the file, a column or a class name is missing or unknown.
+        SegFitError: if the file is no CSV, or a column or a class name is missing or unknown.
     """
-    if not path.is_file():
-        raise SegFitError(f"{path}: no such file. data.masks names the CSV of run-lengths.")
+    table: dict[str, list[tuple[int, str]]] = {}
+    unknown: Counter[str] = Counter()
+    index = {name: i for i, name in enumerate(class_names)}
+    csv.field_size_limit(2**31 - 1)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            table, unknown = _sorted_by_id(path, file, class_names)
+            reader = csv.DictReader(file, restval="")
+            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                raise SegFitError(
+                    f"{path}: no column {', '.join(missing)}. A table of run-lengths has {', '.join(COLUMNS)}."
+                )
+            for row in reader:
+                runs = table.setdefault(row["id"], [])
+                if row["class"] not in index:
+                    unknown[row["class"]] += 1
+                elif row["segmentation"].strip().lower() not in ("", "nan"):
+                    runs.append((index[row["class"]], row["segmentation"]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SegFitError(f"{path}: not readable as a CSV in UTF-8 ({error}).") from error
     if unknown:
@@ -87,32 +104,7 @@ def read_table(path: Path, class_names: Sequence[str]) -> dict[str, list[tuple[i
                 for name, count in unknown.items()
             ]
         )
-    for runs in table.values():
-        runs.sort(key=lambda run: run[0])
-    return table
-
-
-def _sorted_by_id(
-    path: Path, lines: Iterable[str], class_names: Sequence[str]
-) -> tuple[dict[str, list[tuple[int, str]]], dict[str, int]]:
-    """Return id → (class index, segmentation), and unknown class → rows."""
-    table: dict[str, list[tuple[int, str]]] = {}
-    unknown: dict[str, int] = {}
-    index = {name: i for i, name in enumerate(class_names)}
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(lines, restval="")
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise SegFitError(
-            f"{path}: no column {', '.join(missing)}. A table of run-lengths has {', '.join(COLUMNS)}."
-        )
-    for row in reader:
-        runs = table.setdefault(row["id"], [])
-        if row["class"] not in index:
-            unknown[row["class"]] = unknown.get(row["class"], 0) + 1
-        elif row["segmentation"].strip().lower() not in ("", "nan"):
-            runs.append((index[row["class"]], row["segmentation"]))
-    return table, unknown
+    return {key: sorted(runs, key=lambda run: run[0]) for key, runs in table.items()}
 
 
 def table_id(name: str) -> list[str]:
@@ -123,10 +115,7 @@ def table_id(name: str) -> list[str]:
     """
     *folders, stem = name.split("/")
     ids = [stem]
-    match = _UW_SLICE.match(stem)
-    if match:
-        ids.append(match["slice"])
-        ids += [
-            f"{folder}_{match['slice']}" for folder in reversed(folders) if _UW_DAY.match(folder)
-        ]
+    if match := _UW_SLICE.match(stem):
+        days = [folder for folder in reversed(folders) if _UW_DAY.match(folder)]
+        ids += [match["slice"], *(f"{day}_{match['slice']}" for day in days)]
     return ids

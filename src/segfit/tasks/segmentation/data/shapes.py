@@ -8,6 +8,7 @@ scores, while a small network learns the task in a minute or two.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -47,22 +48,23 @@ _ORGANS = (
 )
 
 
+@dataclass(eq=False)
 class ShapesSource:
-    """Phantoms with the classes `CLASSES`; a function of (data_seed, split, index) alone.
+    """Phantoms; a function of (data_seed, split, index) alone.
 
     Args:
         size: number of images.
         split: "train", "val" or "test"; they share no image.
         resolution: side in pixels.
         data_seed: another seed, another data set.
+        classes: names and colours of the four classes.
     """
 
-    def __init__(
-        self, size: int, *, split: str = "train", resolution: int = 128, data_seed: int = 0
-    ):
-        self.classes = CLASSES
-        self.size, self.split = size, split
-        self.resolution, self.data_seed = resolution, data_seed
+    size: int
+    split: str = "train"
+    resolution: int = 128
+    data_seed: int = 0
+    classes: Classes = CLASSES
 
     def __len__(self) -> int:
         return self.size
@@ -84,12 +86,17 @@ class ShapesSource:
 
 
 def shapes_sources(
-    train_size: int, val_size: int, test_size: int, resolution: int, data_seed: int
+    train_size: int,
+    val_size: int,
+    test_size: int,
+    resolution: int,
+    data_seed: int,
+    classes: Classes = CLASSES,
 ) -> dict[str, ShapesSource]:
     """Return train, val and test: the same images of a split whatever the sizes of the others."""
     sizes = {"train": train_size, "val": val_size, "test": test_size}
     return {
-        split: ShapesSource(size, split=split, resolution=resolution, data_seed=data_seed)
+        split: ShapesSource(size, split, resolution, data_seed, classes)
         for split, size in sizes.items()
     }
 

@@ -6,11 +6,11 @@ import torch
 
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.data.collate import collate
 from segfit.tasks.segmentation.data.dataset import (
     EvalDataset,
     PredictDataset,
     TrainDataset,
+    collate,
     fit_image,
 )
 from tests.unit.data.files import noise, save
@@ -150,7 +150,7 @@ def test_prediction_reads_images_without_masks(tmp_path):
         tmp_path / "in", (16, 16), "pad", image_mode="gray", intensity_window=(1, 99)
     )
     assert [dataset.id(i) for i in range(len(dataset))] == ["b é", "sub/a"]
-    assert dataset.file(1).name == "a.png"
+    assert dataset.files(1)[0].name == "a.png"
     batch = collate([dataset[0], dataset[1]])
     assert batch["image"].shape == (2, 3, 16, 16)
     assert batch["shape"].tolist() == [[30, 20], [8, 9]]

@@ -103,7 +103,7 @@ def test_hidden_files_and_other_types_are_passed_over(tmp_path):
     (tmp_path / "images" / "Thumbs.db").write_bytes(b"junk")
     found = sources(tmp_path)
     assert sum(sizes(found).values()) == 4
-    assert not found["train"].problems
+    assert not found["train"].listing.problems
 
 
 def test_links_to_folders_are_followed(tmp_path):
@@ -205,15 +205,15 @@ def test_files_without_a_partner_wait_for_the_preflight(tmp_path):
         (tmp_path / "masks" / f"{name}.png").unlink()
     save(tmp_path / "masks" / "x.png", noise(2, 2))
     train = sources(tmp_path)["train"]
-    (problem,) = train.problems
+    (problem,) = train.listing.problems
     assert "7 of 9 images have no mask" in problem
     assert "000.png, 001.png, 002.png, 003.png, 004.png and 2 more" in problem
-    (notice,) = train.notices
+    (notice,) = train.listing.notices
     assert "1 of 3 masks have no image and are not used: x.png." in notice
 
 
 def test_two_files_of_one_name_are_a_problem(tmp_path):
     write_pairs(tmp_path, names(3))
     save(tmp_path / "images" / "000.jpg", noise(12, 16, 3))
-    (problem,) = sources(tmp_path)["train"].problems
+    (problem,) = sources(tmp_path)["train"].listing.problems
     assert "1 names stand for two files: 000.jpg and 000.png" in problem

@@ -64,10 +64,10 @@ def test_parts_of_no_class_and_images_without_parts_are_told(tmp_path):
     save(tmp_path / "anno" / "0" / "00099_skin.png", part(0, 0))
     save(tmp_path / "CelebA-HQ-img" / "77.jpg", noise(16, 16, 3))
     found = sources(tmp_path)["train"]
-    assert "count as background: hat (1 files)" in found.notices[0]
-    assert "sets of parts have no image and are not used: 99" in found.notices[1]
-    assert "77.jpg" in found.problems[0]
-    assert "77_<class name>.png" in found.problems[0]
+    assert "count as background: hat (1 files)" in found.listing.notices[0]
+    assert "sets of parts have no image and are not used: 99" in found.listing.notices[1]
+    assert "77.jpg" in found.listing.problems[0]
+    assert "77_<class name>.png" in found.listing.problems[0]
 
 
 def test_parts_of_different_size_are_refused(tmp_path):

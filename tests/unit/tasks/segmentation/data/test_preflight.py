@@ -232,13 +232,18 @@ def test_problems_are_remembered_too(data, check, inspected):
     assert inspected == []
 
 
-def test_a_damaged_cache_is_no_error(data, check, inspected, tmp_path):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "preflight.sqlite3").write_bytes(b"junk" * 1000)
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"junk" * 1000, lambda whole: whole[:4096] + b"\xff" * 8192]
+)
+def test_a_damaged_cache_is_replaced(data, check, inspected, tmp_path, damage):
     check()
-    found = list(inspected)
-    check()
-    assert inspected == 2 * found != []
+    cache = tmp_path / "cache" / "preflight.sqlite3"
+    cache.write_bytes(damage(cache.read_bytes()))
+    (notice,) = check().notices
+    assert notice.startswith(f"{cache}: damaged (")
+    assert sorted(inspected) == sorted(2 * names(10))
+    assert check().notices == []
+    assert len(inspected) == 20
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(data, check, tmp_path):

@@ -1,8 +1,7 @@
 import numpy as np
 
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.metrics import scores_of
-from segfit.tasks.segmentation.score_table import score_table
+from segfit.tasks.segmentation.scores import score_table, scores_of
 
 CLASSES = Classes(("background", "liver", "kidney"), background=0)
 
