@@ -10,14 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.data import (
-    cached_sources,
-    check_data,
-    held_out_samples,
-    make_held_out_batches,
-    make_train_batches,
-    workers_of,
-)
+from segfit.assembly import data
 from segfit.assembly.resuming import about, flat, resume
 from segfit.assembly.state import Notice, make_device, make_state
 from segfit.assembly.task import assembly_of
@@ -44,9 +37,7 @@ class Training:
 
     fit: Fit  # the loop with all it needs
     facts: dict[str, str]  # label → text of what really runs
-    hparams: dict[
-        str, str | float | bool
-    ]  # what sweeps are compared by, the same keys in every run
+    hparams: dict[str, str | float | bool]  # what sweeps are compared by, with the same keys
     statistics: dict[str, Any]  # what the task took from the training data
     unit: str  # what a sample is called
     columns: Mapping[str, str]  # score name → label, for the scores that are shown
@@ -79,7 +70,7 @@ def make_training(
     extra = assembly.make_extra_metrics(config)
     mode = monitor_mode(config, extra)
     sources = assembly.make_sources(config)
-    report = distributed.once_a_machine(partial(check_data, config, sources, progress))
+    report = distributed.once_a_machine(partial(data.check_data, config, sources, progress))
     for line in report.notices:
         notice(line)
 
@@ -89,14 +80,14 @@ def make_training(
     outdated = stale(config, device)
     if outdated is not None:
         notice(outdated)
-    workers = workers_of(config, device, cached=True)
+    workers = data.workers_of(config, device, cached=True)
     decoding = partial(progress, what="decoding images") if progress is not None else None
-    caching = partial(cached_sources, config, sources, decoding)
+    caching = partial(data.cached_sources, config, sources, decoding)
     cached, kept = caching() if config.data.cache == "none" else distributed.once_a_machine(caching)
     if kept is not None:
         notice(kept)
-    train = make_train_batches(config, cached["train"], device, workers, notice, distributed)
-    held_out = make_held_out_batches(
+    train = data.make_train_batches(config, cached["train"], device, workers, notice, distributed)
+    held_out = data.make_held_out_batches(
         config, cached["val"], device, workers, config.limit_val_batches, notice, distributed
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
@@ -131,7 +122,7 @@ def make_training(
 
 def _panels(config: DictConfig, source: Source) -> dict[int, str]:
     """Return as many held-out images as are to be shown, spread evenly."""
-    shown = held_out_samples(config, source, config.limit_val_batches)
+    shown = data.held_out_samples(config, source, config.limit_val_batches)
     count = min(config.report.panels, shown)
     spread = [round(step * (shown - 1) / max(count - 1, 1)) for step in range(count)]
     return {index: source.id(index) for index in spread}

@@ -1,7 +1,5 @@
 """What a measured setting holds for, and a line if it is used for something else."""
 
-from typing import Any
-
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,11 +18,14 @@ def tuned_for(config: DictConfig, device: torch.device) -> dict[str, str | None]
     It has the keys of `TunedForConfig`; driver is None on the CPU.
     """
     sample = assembly_of(config).example_input(config, 1, torch.device("cpu")).shape[1:]
+    usual = OmegaConf.structured(schema_of(config.task.name).GROUPS["model"][config.model.name])
+    given = {key: value for key, value in plain(config.model).items() if key not in _NOT_SPEED}
+    changed = [f"{key}={value}" for key, value in given.items() if value != usual[key]]
     return {
         "device": device_name(device),
         "driver": driver_version() if device.type == "cuda" else None,
         "torch": str(torch.__version__),  # a class of its own
-        "model": _model(config),
+        "model": " ".join([model_choice(config), *changed]),
         "sample": " × ".join(map(str, sample)),
     }
 
@@ -33,17 +34,6 @@ def model_choice(config: DictConfig) -> str:
     """Return the file of conf/model that a config's model comes from."""
     variant = config.model.get("variant")
     return f"{config.model.name}_{variant}" if variant else str(config.model.name)
-
-
-def _model(config: DictConfig) -> str:
-    usual = OmegaConf.structured(schema_of(config.task.name).GROUPS["model"][config.model.name])
-    given: dict[str, Any] = plain(config.model)
-    changed = [
-        f"{key}={value}"
-        for key, value in given.items()
-        if key not in _NOT_SPEED and value != usual[key]
-    ]
-    return " ".join([model_choice(config), *changed])
 
 
 def stale(config: DictConfig, device: torch.device) -> str | None:

@@ -47,8 +47,13 @@ def setup() -> None:
     sys.argv[1:] = tasks.qualified(sys.argv[1:], task, folders)
     _alias_detected_hardware(task, folders)
     OmegaConf.register_new_resolver("help_page", help_page.page, replace=True)
-    for resolver in (run_dir, sweep_dir, benchmark_dir):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=True, replace=True)
+    resolvers: dict[str, Callable[..., str]] = {
+        "run_dir": run_dir,
+        "sweep_dir": lambda: new_folder(Path("multirun")),
+        "benchmark_dir": lambda mode: new_folder(Path("outputs/benchmark"), f"{mode}-"),
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
 
 def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
@@ -76,16 +81,6 @@ def run_dir(resume: str | None) -> str:
     if launched().rank > 0:
         return "."  # the main process makes the folder and sends its name when all have joined
     return new_folder(Path("outputs"))
-
-
-def sweep_dir() -> str:
-    """Return a new folder for a sweep."""
-    return new_folder(Path("multirun"))
-
-
-def benchmark_dir(mode: str) -> str:
-    """Return a new folder for the results of a mode."""
-    return new_folder(Path("outputs") / "benchmark", f"{mode}-")
 
 
 def new_folder(parent: Path, prefix: str = "") -> str:

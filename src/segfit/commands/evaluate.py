@@ -81,9 +81,8 @@ def evaluate_split(
     about = {"split": options.split}
     done = _evaluated(run, options, evaluation, dataset, about, progress, notice)
     columns = {"loss": "loss", **schema_of(config.task.name).COLUMNS, **score_names(extra)}
-    return replace(
-        done, result=replace(done.result, headline=scores_text(done.result.scores, columns))
-    )
+    headline = scores_text(done.result.scores, columns)
+    return replace(done, result=replace(done.result, headline=headline))
 
 
 def _split(

@@ -96,9 +96,8 @@ def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | N
         )
     content = load_checkpoint(path)
     weights = content.get("ema") or content["model"]
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
-    ):
+    items = weights.items() if isinstance(weights, dict) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
         raise SegFitError(
             f"{path}: not a checkpoint of SegFit, its weights are no tensors by name."
         )

@@ -36,9 +36,8 @@ def train(
         training = make_training(
             config, folder, distributed.post, distributed=distributed, resumed=resumed
         )
-        return _unwritten_end(training, folder, distributed) or training.fit.run(
-            Listeners(), training.facts
-        )
+        end = _unwritten_end(training, folder, distributed)
+        return end or training.fit.run(Listeners(), training.facts)
 
 
 def _lead(

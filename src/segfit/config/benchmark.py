@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from segfit.config.schema import REQUIRED, RunConfig, option
@@ -25,6 +26,7 @@ class BenchmarkOptions:
     )
 
 
+@cache
 def benchmark_schema(run: type[RunConfig]) -> type:
     """Return the schema of benchmark.py for runs of a schema."""
     return dataclass(type("BenchmarkConfig", (BenchmarkOptions, run), {}))

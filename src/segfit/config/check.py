@@ -104,10 +104,9 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 def _problem(value: Any, metadata: Any) -> str:
     if isinstance(value, str) and "${" in value:
         return "must not hold ${, the mark of a reference: a run that keeps it could not be read again."
-    if metadata.get("choices") and value not in metadata["choices"]:
-        return f"must be one of {', '.join(metadata['choices'])}." + nearest(
-            str(value), metadata["choices"]
-        )
+    choices = metadata.get("choices")
+    if choices and value not in choices:
+        return f"must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if isinstance(value, float) and not math.isfinite(value):  # not every int is a float
             return "must be a finite number."

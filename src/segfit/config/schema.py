@@ -1,8 +1,6 @@
 """The schema of every config that SegFit composes: each option is documented where it is defined.
 
-Hydra validates names and types when it composes; `segfit.config.check` validates choices, ranges and
-contradictions. Nothing here imports torch: composing a config (`--cfg job`, shell completion) has to
-answer at once.
+Hydra validates names and types when it composes; `segfit.config.check` validates choices, ranges and contradictions.
 """
 
 from __future__ import annotations
@@ -40,17 +38,11 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-# ------------------------------------------------------------------------------------- model
-
-
 @dataclass
 class ModelConfig:
     """What every model has."""
 
     name: str = option(REQUIRED, "Which builder makes it.")
-
-
-# ------------------------------------------------------------------------ hardware, precision
 
 
 @dataclass
@@ -90,9 +82,6 @@ class PrecisionConfig:
     growth_interval: int = option(2000, "Steps without overflow before the scale doubles.", ge=1)
 
 
-# --------------------------------------------------------------------------------------- data
-
-
 @dataclass
 class DataConfig:
     """What the data of every task have."""
@@ -121,9 +110,6 @@ class DataConfig:
     )
 
 
-# ------------------------------------------------------------------------ optimizer, scheduler
-
-
 @dataclass
 class OptimizerConfig:
     """timm's optimizer factory."""
@@ -150,9 +136,6 @@ class SchedulerConfig:
     poly_power: float = option(0.9, "Exponent of poly.", gt=0, le=100)
     step_epochs: float = option(30.0, "Epochs between two drops of step.", gt=0)
     step_gamma: float = option(0.1, "Factor of a drop.", gt=0, le=1)
-
-
-# ------------------------------------------------------------------------------ the run itself
 
 
 @dataclass

@@ -7,7 +7,6 @@ says what a run of the task has besides what every run has; its `assembly` modul
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -31,9 +30,7 @@ class TaskSchema(Protocol):
     Run: type[RunConfig]  # the schema of its runs
     Evaluate: type[EvaluateConfig]  # the schema of evaluate.py for them
     GROUPS: Mapping[str, Mapping[str, type]]  # "model", "data", … → a choice's name → its schema
-    MONITORS: Mapping[
-        str, str
-    ]  # score that can pick the best checkpoint → "max" (more is better) or "min"
+    MONITORS: Mapping[str, str]  # score that `monitor` may name → "max" (more is better) or "min"
     COLUMNS: Mapping[str, str]  # score that is shown → its label, in order
     UNIT: str  # of a sample, short: "img"
     MEMORY_OPTIONS: Sequence[str]  # options of data that memory depends on
@@ -57,9 +54,8 @@ class TaskSchema(Protocol):
 def task_names() -> list[str]:
     """Return the names of all tasks."""
     segfit.tasks.add_folders()
-    return sorted(
-        module.name for module in pkgutil.iter_modules(segfit.tasks.__path__) if module.ispkg
-    )
+    found = pkgutil.iter_modules(segfit.tasks.__path__)
+    return sorted(module.name for module in found if module.ispkg)
 
 
 def schema_of(name: str) -> TaskSchema:
@@ -76,45 +72,35 @@ def monitor_mode(config: DictConfig, extra: Sequence[Any] | None = None) -> str:
     """Return "max" if more of a run's monitored score is better, else "min".
 
     `extra` are the metrics of `metrics.extra`. For None they are made where one of them is monitored, which imports torch.
-
-    Raises:
-        SegFitError: if no metric has the score, or torchmetrics does not say whether more of it is better.
+    Raises a SegFitError if there is no such score, or torchmetrics does not say whether more of it is better.
     """
-    modes, monitor = dict(schema_of(config.task.name).MONITORS), config.monitor
+    modes: dict[str, str | None] = dict(schema_of(config.task.name).MONITORS)
+    monitor = config.monitor
+    if monitor not in modes:
+        if extra is None:
+            assembly = import_module(f"segfit.tasks.{config.task.name}.assembly")
+            extra = assembly.make_extra_metrics(config)
+        modes |= {name: one.mode for one in extra for name in one.names}
+    if mode := modes.get(monitor):
+        return mode
+    known = [name for name, mode in modes.items() if mode]
+    reason = f"there is no such score.{nearest(monitor, known)}"
     if monitor in modes:
-        return modes[monitor]
-    if extra is None:
-        assembly = import_module(f"segfit.tasks.{config.task.name}.assembly")
-        extra = assembly.make_extra_metrics(config)
-    modes |= {name: one.mode for one in extra for name in one.names if one.mode}
-    if monitor in modes:
-        return modes[monitor]
-    if any(monitor in one.names for one in extra):
         reason = "torchmetrics does not say whether more of it is better."
-    else:
-        reason = f"there is no such score.{nearest(monitor, list(modes))}"
-    raise SegFitError(f"monitor={monitor}: {reason} What can be monitored: {', '.join(modes)}.")
+    raise SegFitError(f"monitor={monitor}: {reason} What can be monitored: {', '.join(known)}.")
 
 
 def register(task: str) -> None:
     """Give Hydra the schemas of a task: names that the YAML files extend."""
     schema, store = schema_of(task), ConfigStore.instance()
     store.store(name="run_schema", node=schema.Run)
-    store.store(name="benchmark_schema", node=_benchmark_schema(task))
+    store.store(name="benchmark_schema", node=benchmark_schema(schema.Run))  # type: ignore[arg-type]
     store.store(name="evaluate_schema", node=schema.Evaluate)
     for group, schemas in schema.GROUPS.items():
         for name, node in schemas.items():
             store.store(group=group, name=f"{name}_schema", node=node, package=group)
     for name, node in MODES.items():
         store.store(group="benchmark", name=f"{name}_schema", node=node)
-
-
-@cache
-def _benchmark_schema(task: str) -> type:
-    return benchmark_schema(schema_of(task).Run)
-
-
-# ------------------------------------------------------------------------------ command lines
 
 
 def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
@@ -163,14 +149,11 @@ def qualified(arguments: Sequence[str], task: str, folders: Sequence[Path]) -> l
 
     With task=restoration, `hardware=8gb` becomes `hardware=restoration/8gb` if there is conf/hardware/restoration/8gb.yaml.
     """
-    return [_qualified(text, task, folders) for text in arguments]
-
-
-def _qualified(text: str, task: str, folders: Sequence[Path]) -> str:
-    found = re.fullmatch(r"(\+?)(\w+)=([\w,-]+)", text)
-    if found is None:
-        return text
-    plus, group, choices = found.groups()
-    own = {path.stem for folder in folders for path in (folder / group / task).glob("*.yaml")}
-    names = [f"{task}/{choice}" if choice in own else choice for choice in choices.split(",")]
-    return f"{plus}{group}={','.join(names)}"
+    lines = list(arguments)
+    for place, text in enumerate(lines):
+        if found := re.fullmatch(r"(\+?(\w+)=)([\w,-]+)", text):
+            start, group, choices = found.groups()
+            files = [path for folder in folders for path in (folder / group / task).glob("*.yaml")]
+            own = {path.stem: f"{task}/{path.stem}" for path in files}
+            lines[place] = start + ",".join(own.get(name, name) for name in choices.split(","))
+    return lines

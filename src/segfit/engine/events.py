@@ -20,9 +20,7 @@ class RunInfo:
     start_epoch: int  # first epoch that runs now (> 0 after resuming)
     start_update: int  # updates that were made before (> 0 after resuming)
     total_updates: int  # after which training ends at the latest
-    facts: Mapping[
-        str, str
-    ]  # label → text of what really runs: device, precision, weights, batch, …
+    facts: Mapping[str, str]  # label → text of what really runs: device, precision, batch, …
     unit: str = "sample"  # what a sample is called in "img/s"
     columns: Mapping[str, str] = field(default_factory=dict)  # score → label, in the order shown
 

@@ -19,9 +19,7 @@ class Column:
     """A column of a table."""
 
     name: str  # its heading, unit included: "ms", "peak GiB"
-    spec: str = (
-        ""  # how its numbers are printed (format specification); CSV and JSON keep them whole
-    )
+    spec: str = ""  # how its numbers are printed (format specification); files keep them whole
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,7 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]  # numbers stay numbers; None is an absent value
     emphasis: int | None = None  # index of the row that the headline is about
-    totals: Sequence[
-        Sequence[Cell]
-    ] = ()  # sum up the others: on screen below a line, not in the CSV
+    totals: Sequence[Sequence[Cell]] = ()  # sums of the others: below a line, not in the CSV
     # One RGB triple (0-255) a row, for a coloured square before its first cell on screen.
     colors: Sequence[tuple[int, int, int]] | None = None
     caption: str = ""  # below the table

@@ -253,8 +253,6 @@ class Fit:
             return not math.isnan(score)
         return score < best if self.options.monitor_mode == "min" else score > best
 
-    # ------------------------------------------------------------------------- stopping, saving
-
     def _reached(self) -> str | None:
         """Return the option by which the training is over, or None."""
         if self.state.progress.epoch >= self.options.epochs:

@@ -38,9 +38,7 @@ class Progress:
     epoch: int = 0  # 0-based, that is running
     sample: int = 0  # samples of it that are done, of all processes, in the epoch's order
     update: int = 0  # updates made so far, over all epochs
-    micro_batch: int = (
-        0  # samples that one forward pass may take, lowered out of memory; 0: no limit
-    )
+    micro_batch: int = 0  # most samples of a forward pass, lowered out of memory; 0: no limit
     held_out_batch: int = 0  # the same for validation
     loss_sum: float = 0.0  # of the epoch's updates that were logged
     loss_count: int = 0  # number of these updates

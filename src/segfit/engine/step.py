@@ -52,9 +52,8 @@ def make_update(
     distributed, scaler = state.distributed, state.scaler
     with _Attempt(state, task, micro_batches) as attempt:
         with phase("augmentation"):
-            pieces = [
-                task.prepare(batch, seed) for batch, seed in zip(micro_batches, seeds, strict=True)
-            ]
+            seeded = zip(micro_batches, seeds, strict=True)
+            pieces = [task.prepare(batch, seed) for batch, seed in seeded]
             totals = torch.stack([task.totals(targets) for _, targets in pieces]).sum(0)
 
         attempt.begin("passes")

@@ -192,8 +192,6 @@ class _Torchrun(Distributed):
         for buffer, part in zip(buffers, mean.split(sizes), strict=True):
             buffer.copy_(part.view_as(buffer))
 
-    # --------------------------------------------------------------------------------- failing
-
     def explained(self, error: BaseException) -> BaseException:
         """Return what this process should raise after an error, its own or that of another process."""
         try:
@@ -241,6 +239,5 @@ def _is_from_peer(error: BaseException) -> bool:
     """Return whether an error only means that another process failed or is gone."""
     if isinstance(error, (PeerFailed, _Terminated, dist.DistError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        name in str(error).lower() for name in ("gloo", "nccl")
-    )
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)

@@ -1,7 +1,6 @@
 """The training as TensorBoard shows it."""
 
 import io
-import logging
 import math
 import threading
 import time
@@ -28,7 +27,6 @@ from segfit.report.files import png
 from segfit.report.text import one_line
 from segfit.system.monitor import Monitor, summed_up
 
-_LOGGER = logging.getLogger(__name__)
 _COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be resumed
 _PICTURE_SHARE = 0.02  # of the wall-clock time may go into drawing, while the device is idle
 
@@ -80,7 +78,7 @@ class TensorBoardReport(Listener):
         hparams: Mapping[str, float | str | bool],
         resume_step: int | None = None,
         monitor: Monitor | None = None,
-        notify: Callable[[str], None] = _LOGGER.warning,
+        notify: Callable[[str], None] = print,
     ) -> None:
         self._log_dir = log_dir
         self._config_text = config_text
@@ -168,8 +166,6 @@ class TensorBoardReport(Listener):
             self._monitor.close()
         with suppress(OSError):
             self._writer.close()
-
-    # ---------------------------------------------------------------------------------- writing
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

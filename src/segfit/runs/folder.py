@@ -133,9 +133,8 @@ def load_config(run: Path) -> DictConfig:
 
 def may_change(key: str) -> bool:
     """Return whether an option, by its dotted key, may change when a run is resumed."""
-    return key == "resume" or any(
-        key.startswith(name) if name[-1] == "." else key == name for name in _RESUMABLE
-    )
+    section = "".join(key.partition(".")[:2])
+    return key == "resume" or key in _RESUMABLE or section in _RESUMABLE
 
 
 def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
