@@ -22,11 +22,9 @@ def make_device(
     requested: str, precision: DictConfig, notice: Notice
 ) -> tuple[torch.device, Precision]:
     """Return the device and the precision that really run; a fallback is logged."""
-    device, fallback = resolve_device(requested)
-    if fallback:
-        notice(fallback)
-    chosen, fallback = resolve_precision(precision.name, device)
-    if fallback:
+    device, cpu_instead = resolve_device(requested)
+    chosen, other_instead = resolve_precision(precision.name, device)
+    for fallback in filter(None, (cpu_instead, other_instead)):
         notice(fallback)
     if device.type == "cuda":
         set_tf32(precision.tf32)

@@ -60,30 +60,21 @@ def explain(error: BaseException, conf: Path, config_name: str, arguments: list[
     for cause in _chain(error):
         if isinstance(cause, SegFitError):
             return cause.problems
-    if not isinstance(error, (HydraException, OmegaConfBaseException)) and not _composing(error):
-        if isinstance(error, OSError) and _of_hydras_own(error):
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    hydras = isinstance(error, (HydraException, OmegaConfBaseException))
+    if not hydras and not any(file.name in _COMPOSING for file in files):
+        places = [file.parts for file in files if {"hydra", "segfit"} & set(file.parts)]
+        if isinstance(error, OSError) and places and "hydra" in places[-1]:  # not our code
             return [f"Hydra cannot create its folder (hydra.run.dir, hydra.sweep.dir): {error}."]
         return []
     problems = _faulty_overrides(conf, config_name, arguments)
     return list(dict.fromkeys(problems)) or [_plain(str(error))]
 
 
-def _of_hydras_own(error: BaseException) -> bool:
-    """Return whether Hydra itself raised the error, rather than code of ours that it called."""
-    files = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
-    known = [parts for parts in files if "hydra" in parts or "segfit" in parts]
-    return bool(known) and "hydra" in known[-1]
-
-
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _composing(error: BaseException) -> bool:
-    files = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
-    return any(file in _COMPOSING for file in files)
 
 
 def _plain(message: str) -> str:

@@ -22,12 +22,9 @@ from segfit.system.files import reporting
 def train(
     config: DictConfig, overrides: Sequence[str], folder: Path, *, resumed: bool = False
 ) -> EndLog:
-    """Train; the last state is saved, whatever the reason to stop.
+    """Train; the last state is saved, whatever the reason to stop. Of several processes, the main one's folder counts.
 
-    Of several processes, the main one's folder counts.
-
-    Raises:
-        SegFitError: if the training cannot be built, or cannot continue.
+    Raises a SegFitError if the training cannot be built, or cannot continue.
     """
     with joined(config.device) as distributed:
         folder = distributed.gather(folder)[0]

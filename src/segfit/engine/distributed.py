@@ -78,10 +78,8 @@ SINGLE_PROCESS = Distributed()
 def refuse_differences(distributed: Distributed, values: Mapping[str, Any]) -> None:
     """Compare plain values by name with those of the other processes; every process has to call.
 
-    Machines differ: `hardware=auto` is another recipe on each kind of card, `precision=auto` another precision.
-
-    Raises:
-        SegFitError: if they differ, the same in every process.
+    Machines differ: `hardware=auto` is another recipe on each kind of card, `precision=auto` another precision. Raises a
+    SegFitError if values differ, the same in every process.
     """
     every = distributed.gather(dict(values))
     problems = []

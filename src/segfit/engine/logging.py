@@ -28,17 +28,12 @@ class RunningSums:
 
 
 class TrainingLog:
-    """Sums up updates and epochs, and passes their means to a listener.
-
-    Attributes:
-        listener: gets the logs.
-        total_samples: samples trained on in this session.
-        total_seconds: seconds that they took, without validation.
-    """
+    """Sums up updates and epochs, and passes their means to a listener."""
 
     def __init__(self, state: TrainingState) -> None:
         self.state = state
         self.listener: Listener = Listeners()
+        # samples trained on in this session, and what they took, without validation
         self.total_samples, self.total_seconds = 0, 0.0
         self.begin_epoch()
         self._last_update, self._last_epoch_end = (

@@ -38,11 +38,9 @@ def make_optimizer(
             f"optimizer.name={name}: timm has no such optimizer.{nearest(name, known)} There are: "
             f"{', '.join(known)}."
         )
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"fused": True} if name in _FUSED else {}
     if betas is not None:
         options["betas"] = tuple(betas)
-    if name in _FUSED:
-        options["fused"] = True
     try:
         optimizer = create_optimizer_v2(
             _groups(model, weight_decay, head_lr_factor),

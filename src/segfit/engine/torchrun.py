@@ -58,14 +58,10 @@ class _Terminated(BaseException):
 def joined(requested: str) -> Iterator[Distributed]:
     """Yield the processes that torchrun started, `SINGLE_PROCESS` without it; an error in this context ends all of them.
 
-    The main process raises why: its own error, or a line with the other's. The others end silently (SystemExit), except
-    for the traceback of a bug of their own.
-
-    A process takes the GPU of its number on this machine, or what is `requested`: "auto", "cpu" or "cuda".
-
-    Raises:
-        SegFitError: if a machine has more processes than GPUs, or the processes cannot find each other.
-        PeerError: if another process ended.
+    The main process raises why: its own error, or a PeerError with the other's. The others end silently (SystemExit),
+    except for the traceback of a bug of their own. Each takes the GPU of its number on this machine, if the `requested`
+    device ("auto", "cpu" or "cuda") is one. Raises a SegFitError if there are too few, or the processes cannot find each
+    other.
     """
     launch = launched()
     if launch.size == 1:

@@ -89,8 +89,7 @@ class LiveReport(Listener):
     def step(self, epoch: int, update: int) -> None:
         """Move the bar, at most ten times a second."""
         self._update = update
-        now = time.monotonic()
-        if now - self._drawn_at >= _REDRAW_SECONDS:
+        if time.monotonic() - self._drawn_at >= _REDRAW_SECONDS:
             self._redraw(self._epoch_name(epoch))
 
     def log(self, log: StepLog) -> None:
@@ -106,16 +105,14 @@ class LiveReport(Listener):
 
     def validating(self, done: int, total: int) -> None:
         """Show how far the validation is, in the place of the epoch."""
-        now = time.monotonic()
-        if now - self._drawn_at >= _REDRAW_SECONDS or done == total:
+        if time.monotonic() - self._drawn_at >= _REDRAW_SECONDS or done == total:
             self._redraw(f"val {done}/{total}")
 
     def epoch(self, log: EpochLog) -> None:
         """Print the line of the epoch above the bar; a star marks a new best."""
         scores = log.result.scores if log.result is not None else {}
-        for name in self._scores[:1]:
-            if name in scores:
-                self._fields["score"] = f"{self._info.columns[name]} {number(scores[name], '.3f')}"
+        for name in [name for name in self._scores[:1] if name in scores]:
+            self._fields["score"] = f"{self._info.columns[name]} {number(scores[name], '.3f')}"
         cells = [
             f"{log.epoch + 1}/{self._info.epochs}",
             number(log.loss),

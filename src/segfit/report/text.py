@@ -45,18 +45,13 @@ def duration(seconds: float) -> str:
     """Format a duration in seconds: "0.8s", "42s", "3:05", "1:02:03", "2d 03:04:05"."""
     if not math.isfinite(seconds):
         return ABSENT
-    if seconds < 9.95:
-        return f"{seconds:.1f}s"
     whole = round(seconds)
     if whole < 60:
-        return f"{whole}s"
-    minutes, second = divmod(whole, 60)
-    hours, minute = divmod(minutes, 60)
-    if hours == 0:
-        return f"{minute}:{second:02d}"
-    days, hour = divmod(hours, 24)
-    clock = f"{minute:02d}:{second:02d}"
-    return f"{days}d {hour:02d}:{clock}" if days else f"{hour}:{clock}"
+        return f"{seconds:.1f}s" if seconds < 9.95 else f"{whole}s"
+    days, hour, minute, second = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
+    if days:
+        return f"{days}d {hour:02d}:{minute:02d}:{second:02d}"
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
 def one_line(message: str) -> str:

@@ -117,11 +117,10 @@ def discard_unstarted() -> None:
 def _check_installed(config: DictConfig) -> None:
     for kind in ("launcher", "sweeper"):
         package = str(config.hydra[kind]["_target_"]).rpartition(".")[0]
-        try:
-            found = find_spec(package) is not None
-        except ModuleNotFoundError:
-            found = False
-        if not found:
+        found = None
+        with contextlib.suppress(ModuleNotFoundError):
+            found = find_spec(package)
+        if found is None:
             choice = f"hydra/{kind}={config.hydra.runtime.choices[f'hydra/{kind}']}"
             raise SegFitError(f"{choice}: not installed. pip install -r requirements-sweeps.txt")
 
