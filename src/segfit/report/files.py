@@ -23,9 +23,9 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     replace_text(path, json_text(values) + "\n")
 
 
-def json_text(values: Mapping[str, Any]) -> str:
+def json_text(values: Mapping[str, Any], indent: int | None = 2) -> str:
     """Return what `write_json` writes."""
-    return json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_plain(values), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -63,3 +63,15 @@ def png(draw: "Callable[[], Figure]") -> bytes:
     content = io.BytesIO()
     draw().savefig(content, format="png")
     return content.getvalue()
+
+
+def image_of(content: bytes) -> Any:
+    """Return TensorBoard's image of an encoded one."""
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    with Image.open(io.BytesIO(content)) as image:
+        width, height, channels = *image.size, len(image.getbands())
+    return Summary.Image(
+        height=height, width=width, colorspace=channels, encoded_image_string=content
+    )

@@ -6,8 +6,7 @@ from typing import Protocol
 
 from segfit.engine.events import Listener, Listeners
 from segfit.errors import SegFitError
-from segfit.report.lines import LogFile
-from segfit.report.scores_file import ScoresFile
+from segfit.report.lines import LogFile, ScoresFile
 from segfit.system.monitor import Monitor
 
 

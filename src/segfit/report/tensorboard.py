@@ -22,8 +22,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
-from segfit.report.events_file import image_of
-from segfit.report.files import png
+from segfit.report.files import image_of, png
 from segfit.report.text import one_line
 from segfit.system.monitor import Monitor, summed_up
 

@@ -43,27 +43,9 @@ class RunFolder:
 
 
 # What may change when a run is resumed; anything else would make it another run.
-_RESUMABLE = (
-    "batch_size",
-    "accumulate",
-    "epochs",
-    "max_steps",
-    "max_left_out",
-    "patience",
-    "val_every",
-    "limit_val_batches",
-    "device",
-    "compile",
-    "data.root",
-    "data.check",
-    "data.on_bad_sample",
-    "data.cache",
-    "data.cache_dir",
-    "loader.",
-    "checkpoint.",
-    "metrics.",
-    "report.",
-)
+_RESUMABLE = ("batch_size", "accumulate", "epochs", "max_steps", "max_left_out", "patience", "val_every",
+              "limit_val_batches", "device", "compile", "data.root", "data.check", "data.on_bad_sample",
+              "data.cache", "data.cache_dir", "loader.", "checkpoint.", "metrics.", "report.")  # fmt: skip
 
 
 def save_config(
