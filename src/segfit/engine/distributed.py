@@ -49,27 +49,23 @@ class Distributed:
         """Return the notices that were posted since the last call; only the main process calls."""
         return []
 
-    def wrap(self, model: nn.Module, forward: Forward) -> Forward:
+    def wrap(self, _model: nn.Module, forward: Forward) -> Forward:
         """Return a forward whose backward averages gradients over all processes; weights become the main process's."""
-        del model
         return forward
 
     def unwrap(self, forward: Forward) -> Forward:
         """Return what `wrap` was given."""
         return forward
 
-    def no_sync(self, forward: Forward) -> AbstractContextManager[Any]:
+    def no_sync(self, _forward: Forward) -> AbstractContextManager[Any]:
         """Return a context in which passes leave their gradients in this process, for accumulation."""
-        del forward
         return nullcontext()
 
-    def average_gradients(self, model: nn.Module) -> None:
+    def average_gradients(self, _model: nn.Module) -> None:
         """Average over all processes the gradients that passes in `no_sync` left."""
-        del model
 
-    def average_buffers(self, model: nn.Module) -> None:
+    def average_buffers(self, _model: nn.Module) -> None:
         """Average the model's floating-point buffers (batch norm's running statistics) over all processes."""
-        del model
 
 
 SINGLE_PROCESS = Distributed()

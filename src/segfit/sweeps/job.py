@@ -106,24 +106,19 @@ def state_of(folder: Path) -> str:
     if locks.holder(folder) is not None:
         return "running"
     started = run.config.exists()
-    error = _read(run.error)
-    if error is not None:
-        code = error.get("exit_code")
+    if run.error.exists():
+        code = _read(run.error).get("exit_code")
         killed = isinstance(code, int) and code < 0  # by a signal, not by a fault of its own
         return "interrupted" if killed and started else "failed"
-    metrics = _read(run.metrics)
-    if metrics is not None and metrics.get("status") in FINAL:
+    if _read(run.metrics).get("status") in FINAL:
         return "done"
     return "interrupted" if started else "unstarted"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(FileNotFoundError, SegFitError):  # not there, damaged
         return read_json(path)
-    except FileNotFoundError:
-        return None
-    except SegFitError:  # damaged
-        return {}
+    return {}
 
 
 def _refuse_another(run: RunFolder, overrides: Sequence[str]) -> None:
