@@ -51,7 +51,7 @@ def untrusted(place, tmp_path) -> Path:
         ({"images": "{place}/run 1/checkpoints"}, "no image in it"),
         (
             {"images": "{place}/data/val/images", "out": "{place}/data/val/images/out"},
-            "lies in images=",
+            "is inside images=",
         ),
         ({"out": "{place}/data/val"}, "masks in it would be replaced"),
         ({"out": "{place}/run 1"}, "metrics.json in it would be replaced"),

@@ -51,7 +51,7 @@ def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> No
             f"Was one of the two replaced?"
         ) from error
     if (before.get("device"), before.get("batch_size")) != (now["device"], now["batch_size"]):
-        state.progress.micro_batch = state.progress.held_out_batch = 0  # what fits is found anew
+        state.progress.micro_batch = state.progress.held_out_batch = 0  # what fits is found again
     for line in differences(before, now):
         notice(line)
 

@@ -92,7 +92,7 @@ def _split(
     data = run.config.data
     if data.get("root") and not Path(data.root).expanduser().exists():
         raise SegFitError(
-            f"{data.root}: the run's data set is not there. Say where it lies now: root=…"
+            f"{data.root}: the run's data set is not there. Say where it is now: root=…"
         )
     assembly = assembly_of(run.config)
     sources = assembly.make_sources(run.config)
@@ -131,7 +131,7 @@ def predict_folder(
     path = _out(options, run.folder, f"images-{dataset.folder.resolve().name}")
     if path.resolve().is_relative_to(dataset.folder.resolve()):
         raise SegFitError(
-            f"out={path} lies in images={options.images}: next time its pictures would be predicted too. "
+            f"out={path} is inside images={options.images}: next time its pictures would be predicted too. "
             "Choose a folder outside."
         )
     evaluation = evaluation_of(config).make_evaluation(

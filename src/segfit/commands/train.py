@@ -73,7 +73,7 @@ def _lead(
     try:
         end = _unwritten_end(training, folder, distributed)
         if end is not None:
-            listener.notice("this run is over; what it did not come to write is written now.")
+            listener.notice("this run is over; what was not written yet is written now.")
             listener.end(end)
         else:
             end = training.fit.run(listener, training.facts, training.unit, training.columns)

@@ -95,10 +95,10 @@ class MaxBatchConfig(ModeConfig):
     margin: float = option(0.1, "Share of it that is kept free.", ge=0, lt=1)
     slowdown: float = option(
         2.0,
-        "On CUDA a batch that is so many times slower a sample than a smaller one fits not.",
+        "On CUDA a batch that is so many times slower per sample than a smaller one counts as too large.",
         gt=1,
     )
-    timeout_s: float = option(600.0, "A batch that takes longer to try fits not.", gt=0)
+    timeout_s: float = option(600.0, "A batch that takes longer to try counts as too large.", gt=0)
 
 
 @dataclass
@@ -106,7 +106,7 @@ class OptimizeConfig(MaxBatchConfig):
     """The fastest setting that can be found in some minutes, written down as hardware=local."""
 
     name: str = "optimize"
-    budget_minutes: float = option(8.0, "Nothing goes on for longer, all in all.", gt=0)
+    budget_minutes: float = option(8.0, "Time for everything together.", gt=0)
     effective_batch: int | None = option(
         None, "batch_size × accumulate of the result; null: the composed one, at least 8.", ge=1
     )

@@ -116,9 +116,9 @@ class OptimizerConfig:
 
     name: str = option("adamw", "Any name from timm.optim.list_optimizers().")
     weight_decay: float = option(0.01, "Not applied to biases and norms.", ge=0, le=1000)
-    momentum: float = option(0.9, "Of SGD and its kin.", ge=0, lt=1)
+    momentum: float = option(0.9, "Of SGD and the like.", ge=0, lt=1)
     betas: list[float] | None = option(
-        None, "Of Adam and its kin; null: the optimizer's own.", ge=0, lt=1
+        None, "Of Adam and the like; null: the optimizer's own.", ge=0, lt=1
     )
     head_lr_factor: float = option(
         1.0, "Learning rate of newly made layers, times lr.", gt=0, le=1_000_000
@@ -236,7 +236,7 @@ class RunConfig:
     limit_train_batches: int | None = option(None, "Micro-batches an epoch, at the most.", ge=1)
     limit_val_batches: int | None = option(None, "Batches a validation, at the most.", ge=1)
     resume: str | None = option(
-        None, "A run folder; its config goes on, but for values given here."
+        None, "A run folder to resume, with its config except for values given here."
     )
     resume_sweep: str | None = option(
         None, "A sweep's folder, for train.py alone; what is missing of it runs."

@@ -14,7 +14,7 @@ _CERTAIN = (
     "cudaerrormemoryallocation",
     "mps backend out of memory",
     "_status_alloc_failed",  # cuDNN, cuBLAS, cuSOLVER, cuSPARSE
-    "_allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED and its kin
+    "_allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED and others
     "cufft_alloc_failed",
     "defaultcpuallocator: can't allocate memory",
     "not enough memory: you tried to allocate",  # the same on Windows

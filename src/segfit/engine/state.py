@@ -86,7 +86,7 @@ class TrainingState:
         return self.ema.module if self.ema is not None else self.model
 
     def renew_forward(self) -> None:
-        """Wrap the forward anew after a pass that failed; every process has to call.
+        """Wrap the forward again after a pass that failed; every process has to call.
 
         DistributedDataParallel would otherwise take the next backward for that of the failed pass.
         """

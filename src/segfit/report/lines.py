@@ -104,7 +104,7 @@ class LineReport(Listener):
 
 
 class LogFile(LineReport):
-    """Appends the lines to a file, each with the local time; the folder is made if need be, and a resumed run continues its file.
+    """Appends the lines to a file, each with the local time; its folder is made, and a resumed run continues the file.
 
     Raises a SegFitError if the file cannot be written.
     """

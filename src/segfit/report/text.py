@@ -60,7 +60,7 @@ def one_line(message: str) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """Return the path relative to the working directory where it lies below it, else absolute."""
+    """Return the path relative to the working directory if it is below that, else absolute."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
     try:
         return str(absolute.relative_to(Path.cwd()))
