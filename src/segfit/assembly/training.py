@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,12 @@ def make_training(
     device, precision = make_device(config.device, config.precision, notice)
     refuse_differences(distributed, {"device": device.type, "precision": precision.name})
     outdated = stale(config, device)
-    if outdated is not None:
-        notice(outdated)
     workers = data.workers_of(config, device, cached=True)
     decoding = partial(progress, what="decoding images") if progress is not None else None
     caching = partial(data.cached_sources, config, sources, decoding)
     cached, kept = caching() if config.data.cache == "none" else distributed.once_a_machine(caching)
-    if kept is not None:
-        notice(kept)
+    for line in filter(None, (outdated, kept)):
+        notice(line)
     train = data.make_train_batches(config, cached["train"], device, workers, notice, distributed)
     held_out = data.make_held_out_batches(
         config, cached["val"], device, workers, config.limit_val_batches, notice, distributed
@@ -105,16 +103,8 @@ def make_training(
     task = assembly.make_task(
         config, device, statistics, panels=panels, distributed=distributed, extra=extra
     )
-    fit = Fit(
-        state,
-        task,
-        train,
-        lambda: held_out,
-        len(held_out),
-        checkpoints,
-        _options(config, mode),
-        folder.bad_batches,
-    )
+    options, count = _options(config, mode), len(held_out)
+    fit = Fit(state, task, train, lambda: held_out, count, checkpoints, options, folder.bad_batches)
     hparams = {**_hparams(config, precision), "processes": distributed.size}
     columns = {**schema.COLUMNS, **score_names(extra)}
     return Training(fit, facts, hparams, statistics, schema.UNIT, columns)
@@ -128,22 +118,10 @@ def _panels(config: DictConfig, source: Source) -> dict[int, str]:
     return {index: source.id(index) for index in spread}
 
 
-def _options(config: DictConfig, monitor_mode: str) -> FitOptions:
-    return FitOptions(
-        epochs=config.epochs,
-        accumulate=config.accumulate,
-        seed=config.seed,
-        clip_grad_norm=config.clip_grad_norm,
-        val_every=config.val_every,
-        monitor=config.monitor,
-        monitor_mode=monitor_mode,
-        patience=config.patience,
-        max_steps=config.max_steps,
-        max_left_out=config.max_left_out,
-        log_every=config.report.log_every,
-        every_minutes=config.checkpoint.every_minutes,
-        every_steps=config.checkpoint.every_steps,
-    )
+def _options(config: DictConfig, mode: str) -> FitOptions:
+    own = {item.name: config[item.name] for item in fields(FitOptions) if item.name in config}
+    log_every = config.report.log_every
+    return FitOptions(**own, **config.checkpoint, log_every=log_every, monitor_mode=mode)
 
 
 def _facts(
@@ -185,10 +163,7 @@ def _hparams(config: DictConfig, precision: Precision) -> dict[str, str | float 
     return {
         "model": config.model.get("variant") or config.model.get("encoder") or config.model.name,
         "hardware": config.hardware.name,
-        "batch_size": config.batch_size,
-        "accumulate": config.accumulate,
-        "epochs": config.epochs,
-        "lr": config.lr,
+        **{name: config[name] for name in ("batch_size", "accumulate", "epochs", "lr")},
         "optimizer": config.optimizer.name,
         "scheduler": config.scheduler.name,
         **assembly_of(config).hparams(config),
