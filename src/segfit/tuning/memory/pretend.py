@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,8 @@ class Cuts:
     """
 
     def __init__(self) -> None:
-        self._made: list[
-            tuple[Tensor, Tensor]
-        ] = []  # (leaf that the caller has, what it stands for)
+        # (leaf that the caller has, what it stands for)
+        self._made: list[tuple[Tensor, Tensor]] = []
 
     def cut(self, tensor: Tensor) -> Tensor:
         """Return a leaf that shares the tensor's memory; `backward` goes on behind it."""
@@ -124,23 +124,22 @@ def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]
     cuda = recorder.device_type == "cuda"
     device = torch.device("cuda:0" if cuda else "cpu")
     with contextlib.ExitStack() as stack:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(owner, name, value))
+
         # There, operations that are made of others come whole, and what happens inside is not seen.
-        stack.enter_context(_replaced(torch, "inference_mode", _no_grad))
+        replace(torch, "inference_mode", _no_grad)
         if cuda:  # else autocast and GradScaler switch themselves off
-            common = torch.cuda.amp.common
-            stack.enter_context(_replaced(common, "amp_definitely_not_available", lambda: False))
-            stack.enter_context(_replaced(torch, "Generator", _HostGenerator))
-            stack.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda *_: True))
+            replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+            replace(torch, "Generator", _HostGenerator)
+            replace(torch.cuda, "is_bf16_supported", lambda *_: True)
         # Module.to() swaps tensors in place, and copies ask for their data: those without refuse both.
-        stack.enter_context(_replaced(nn.Module, "_apply", _convert))
-        stack.enter_context(_replaced(Tensor, "__deepcopy__", _copy))
-        stack.enter_context(FakeTensorMode())
-        stack.enter_context(recorder)
-        stack.enter_context(Rules(cuts, cuda))
-        stack.enter_context(
-            GraphExecGroup()
-        )  # checkpoint() takes it for one backward of the engine
-        stack.enter_context(device)
+        replace(nn.Module, "_apply", _convert)
+        replace(Tensor, "__deepcopy__", _copy)
+        # checkpoint() takes GraphExecGroup for one backward of the engine
+        for context in (FakeTensorMode(), recorder, Rules(cuts, cuda), GraphExecGroup(), device):
+            stack.enter_context(context)
         yield device
 
 
@@ -175,13 +174,3 @@ def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modul
         for name, buffer in owner.named_buffers(recurse=False):
             setattr(owner, name, convert(buffer))
     return module
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)

@@ -21,23 +21,15 @@ class MemoryRecorder(TorchDispatchMode):
 
     Sizes are rounded up as the device's allocator does. On CUDA, what kernels take besides their results counts; what
     the CPU's kernels take is too little to count (docs/plan.md).
-
-    Args:
-        device_type: "cuda" or "cpu".
-
-    Attributes:
-        events: +id at a birth, -id at a death; ids count from 1 in order of birth.
-        sizes: bytes by id.
-        parts: what the storage is part of, by id; absent: activations.
-        scalars: what is "read from the device"; tensors without data hold no numbers.
     """
 
     def __init__(self, device_type: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_type = device_type
-        self.events: list[int] = []
-        self.sizes: dict[int, int] = {}
-        self.parts: dict[int, str] = {}
+        self.events: list[int] = []  # +id at a birth, -id at a death; ids count births from 1
+        self.sizes: dict[int, int] = {}  # bytes by id
+        self.parts: dict[int, str] = {}  # what the storage is part of, by id; absent: activations
+        # What is "read from the device": tensors without data hold no numbers.
         self.scalars: Iterator[float] = iter(())
         self._living: dict[int, tuple[int, weakref.ref[Any]]] = {}  # storage → id
 

@@ -85,34 +85,63 @@ def record(
         original: size of a held-out sample.
         val_batch: samples of a validation batch, unless the config scores them one by one.
     """
-    val_batch = min(val_batch, assembly_of(config).held_out_batch_size(config))
-    config = changed(planning_of(config).costliest(config), {"compile": False, "resume": None})
-    recorder = MemoryRecorder(precision.device_type)
-    cuts = Cuts()
+    planning, assembly = planning_of(config), assembly_of(config)
+    val_batch = min(val_batch, assembly.held_out_batch_size(config))
+    config = changed(planning.costliest(config), {"compile": False, "resume": None})
+    recorder, cuts = MemoryRecorder(precision.device_type), Cuts()
+    passes: list[int] = []
     with _no_collection(), without_data(recorder, cuts) as device:
         state, _ = make_state(config, device, precision, 1, lambda _: None)
         # What augmentation takes is measured with data, by `predict`.
-        task = planning_of(config).without_augmentation(
-            assembly_of(config).make_task(config, device)
-        )
+        task = planning.without_augmentation(assembly.make_task(config, device))
         for parameter in state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         _name_parts(recorder, state)
-        train, passes = _update(config, recorder, state, CutTask(task, cuts), cuts)
-        val = _validation(config, recorder, state, task, original, val_batch)
-        parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    return Recording(
-        recorder,
-        train,
-        passes,
-        val,
-        batch=config.batch_size,
-        val_batch=val_batch,
-        accumulate=config.accumulate,
-        parameters=parameters,
-    )
+        inner = state.forward
+
+        def forward(inputs: Tensor) -> Tensor:
+            passes.append(len(recorder.events))
+            outputs = cuts.cut(inner(inputs))
+            passes.append(len(recorder.events))
+            return outputs
+
+        state.forward = forward
+        state.model.train()
+        recorder.scalars = itertools.repeat(0.0)
+        gc.collect()
+        begun = len(recorder.events)
+        window = [planning.train_example(config) for _ in range(config.accumulate)]
+        cutting: Any = CutTask(task, cuts)
+        make_update(state, cutting, window, range(config.accumulate), config.clip_grad_norm)
+        del window
+        gc.collect()
+        trained = len(recorder.events)
+
+        batch, numbers = planning.held_out_example(config, val_batch, original)
+        recorder.scalars = itertools.cycle(numbers)
+        ready = len(recorder.events)
+        try:
+            evaluate(state.evaluated(), task, [batch], state.precision, _enough)
+        except _Enough as enough:
+            enough.__traceback__ = None  # its frames hold the batch
+        del batch
+        gc.collect()
+        return Recording(
+            recorder,
+            train=(begun, trained),
+            passes=passes,
+            val=(ready, len(recorder.events)),
+            batch=config.batch_size,
+            val_batch=val_batch,
+            accumulate=config.accumulate,
+            parameters=sum(parameter.numel() for parameter in state.model.parameters()),
+        )
+
+
+def _enough(_: int) -> None:
+    raise _Enough
 
 
 @contextlib.contextmanager
@@ -133,14 +162,11 @@ def _no_collection() -> Iterator[None]:
 
 
 def _name_parts(recorder: MemoryRecorder, state: TrainingState) -> None:
-    recorder.assign(itertools.chain(state.model.parameters(), state.model.buffers()), "parameters")
+    recorder.assign([*state.model.parameters(), *state.model.buffers()], "parameters")
     if state.ema is not None:
-        module = state.ema.module
-        recorder.assign(itertools.chain(module.parameters(), module.buffers()), "average")
+        recorder.assign([*state.ema.module.parameters(), *state.ema.module.buffers()], "average")
     for values in state.optimizer.state.values():
-        recorder.assign(
-            (value for value in values.values() if isinstance(value, Tensor)), "optimizer"
-        )
+        recorder.assign(filter(torch.is_tensor, values.values()), "optimizer")
 
     def name_gradient(parameter: Tensor) -> None:
         recorder.assign([parameter.grad], "gradients")
@@ -148,50 +174,3 @@ def _name_parts(recorder: MemoryRecorder, state: TrainingState) -> None:
     for parameter in state.model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(name_gradient)
-
-
-def _update(
-    config: DictConfig, recorder: MemoryRecorder, state: TrainingState, task: Any, cuts: Cuts
-) -> tuple[tuple[int, int], list[int]]:
-    inner = state.forward
-    marks: list[int] = []
-
-    def forward(images: Tensor) -> Tensor:
-        marks.append(len(recorder.events))
-        outputs = cuts.cut(inner(images))
-        marks.append(len(recorder.events))
-        return outputs
-
-    state.forward = forward
-    state.model.train()
-    recorder.scalars = itertools.repeat(0.0)
-    gc.collect()
-    start = len(recorder.events)
-    window = [planning_of(config).train_example(config) for _ in range(config.accumulate)]
-    make_update(state, task, window, list(range(config.accumulate)), config.clip_grad_norm)
-    del window
-    gc.collect()
-    return (start, len(recorder.events)), marks
-
-
-def _validation(
-    config: DictConfig,
-    recorder: MemoryRecorder,
-    state: TrainingState,
-    task: Task,
-    original: tuple[int, ...],
-    count: int,
-) -> tuple[int, int]:
-    def stop(_: int) -> None:
-        raise _Enough
-
-    batch, numbers = planning_of(config).held_out_example(config, count, original)
-    recorder.scalars = itertools.cycle(numbers)
-    start = len(recorder.events)
-    try:
-        evaluate(state.evaluated(), task, [batch], state.precision, stop)
-    except _Enough as enough:
-        enough.__traceback__ = None  # its frames hold the batch
-    del batch
-    gc.collect()
-    return start, len(recorder.events)
