@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from segfit.errors import SegFitError
 from segfit.models.weights import Weights
 
 
@@ -20,7 +19,7 @@ def make_model(
         pretrained: False skips `options["weights"]`, when a checkpoint follows anyway.
 
     Raises:
-        SegFitError: if there is no such model, or weights that were named cannot be loaded.
+        SegFitError: if weights that were named cannot be loaded.
     """
     values = dict(options)
     name = values.pop("name")
@@ -36,11 +35,9 @@ def make_model(
         return make_segformer(
             num_classes=len(class_names), class_names=tuple(class_names), **values
         )
-    if name == "timm_unet":
-        from segfit.models.timm_unet import make_timm_unet
+    from segfit.models.timm_unet import make_timm_unet
 
-        return make_timm_unet(num_classes=len(class_names), **values)
-    raise SegFitError(f"model.name={name}: there is no such model.")
+    return make_timm_unet(num_classes=len(class_names), **values)
 
 
 def for_inference(model: nn.Module) -> nn.Module:

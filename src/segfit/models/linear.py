@@ -28,13 +28,8 @@ def onednn_multiplies_faster() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `x @ weight.T + bias` as `F.linear` does; on some CPUs as a 1×1 convolution.
 
-    Args:
-        x: `(B, N, C)` or `(B, H, W, C)`.
-        weight: `(D, C)`.
-        bias: `(D,)` or None.
-
-    Returns:
-        `(B, N, D)` or `(B, H, W, D)`: perhaps a view, so do not change it in place.
+    `x` is `(B, N, C)` or `(B, H, W, C)`, the weight `(D, C)`, the bias `(D,)`. The result may be a view, so do not change
+    it in place.
     """
     if torch.compiler.is_compiling() or not _suits_onednn(x):
         return F.linear(x, weight, bias)

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from segfit.errors import SegFitError, nearest
 from segfit.models.segformer_fast import MergedDecodeHead, resize_logits, use_fast
 from segfit.models.weights import (
     RANDOM,
@@ -102,13 +101,8 @@ def make_segformer(
         class_names: written into the config that `save_pretrained` stores.
 
     Raises:
-        SegFitError: unknown variant, or named weights that do not load.
+        SegFitError: named weights that do not load.
     """
-    if variant not in VARIANTS:
-        raise SegFitError(
-            f"model.variant={variant}: must be one of {', '.join(VARIANTS)}."
-            f"{nearest(variant, list(VARIANTS))}"
-        )
     config = segformer_config(variant, num_classes, dropout, drop_path, class_names)
     model = SegFormer._from_config(config, attn_implementation="sdpa")
     report = _load(model, variant, weights)

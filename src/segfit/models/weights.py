@@ -37,6 +37,10 @@ class WeightsUnavailableError(Exception):
     """A hub checkpoint that is neither cached nor can be fetched; its text is the reason."""
 
 
+_OFFLINE = (
+    "On a machine with a network run `hf download {0}`, copy its folder to this one, and give "
+    "model.weights=<that folder>; or copy its cache to $HF_HOME."
+)
 RANDOM = Weights("random", "Random weights, as asked (model.weights=null).")
 
 
@@ -45,17 +49,9 @@ def random_after_all(name: str, reason: str) -> Weights:
     return Weights(
         "random",
         f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {reason}. Scores will be "
-        f"far lower, and training far longer, than with pretrained weights. {offline_remedy(name)} "
+        f"far lower, and training far longer, than with pretrained weights. {_OFFLINE.format(name)} "
         "If random weights are what you want, say model.weights=null.",
         alarming=True,
-    )
-
-
-def offline_remedy(name: str) -> str:
-    """Return what to do about hub checkpoint `name` on a machine without a network."""
-    return (
-        f"On a machine with a network run `hf download {name}`, copy its folder to this one, "
-        "and give model.weights=<that folder>; or copy its cache to $HF_HOME."
     )
 
 
@@ -78,7 +74,7 @@ def locate(name: str) -> Path:
         return hub_checkpoint(name)
     except WeightsUnavailableError as error:
         raise SegFitError(
-            f"model.weights={name}: {error}. {offline_remedy(name)} "
+            f"model.weights={name}: {error}. {_OFFLINE.format(name)} "
             "Or take model.weights=null: random weights."
         ) from error
 
@@ -169,13 +165,9 @@ def weight_file(path: Path) -> Path:
 
 
 def check_keys(file: Path, what: str, remedy: str, **wrong: Collection[str]) -> None:
-    """Raise a SegFitError if there are wrong keys.
+    """Raise a SegFitError with the remedy if a file that should hold the weights of `what` has wrong keys.
 
-    Args:
-        file: the checkpoint.
-        what: whose weights it should hold.
-        remedy: what to do about it.
-        wrong: what is wrong, with _ for spaces → keys.
+    `wrong` says what is wrong with them, with _ for spaces: missing=keys.
     """
     problems = [
         f"{kind.replace('_', ' ')}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from segfit.errors import SegFitError
 from segfit.models import relu_dropout
 from segfit.models.segformer import VARIANTS, SegFormer, make_segformer, merge, segformer_config
 from segfit.models.segformer_fast import use_fast
@@ -291,11 +290,6 @@ def test_dropout_and_drop_path_reach_the_config():
     model, _ = make_segformer("b0", 3, weights=None, dropout=0.3, drop_path=0.4)
     assert model.decode_head.dropout.p == 0.3
     assert model.segformer.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.4)
-
-
-def test_unknown_variant():
-    with pytest.raises(SegFitError, match=r"model.variant=b6: must be one of b0, b1"):
-        make_segformer("b6", 3, weights=None)
 
 
 def test_head_parameters_are_the_decode_heads():
