@@ -40,13 +40,8 @@ def fits(
 ) -> dict[str, Any]:
     """Train and validate with a config's batch; on CUDA nothing past the limit can be allocated.
 
-    Args:
-        config: of `trial_config`.
-        budget_gb: GiB that may be used; None: what is free on the card. Required on the CPU.
-        margin: share (0-1) of it that is kept free.
-        rounds: of training, then validation.
-        seconds: that a round trains, but at least one update without and three with the optimizer's state.
-        largest: held-out images to validate on.
+    Of `budget_gb` GiB (None: what is free on the card) a share of `margin` is kept free. A round trains for `seconds`, but
+    at least one update without and three with the optimizer's state, and validates on the held-out images `largest`.
 
     Returns:
         "device": "cpu" or "cuda"; "peak_bytes": of tensors that torch allocated; "limit_bytes";

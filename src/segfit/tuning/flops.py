@@ -123,23 +123,13 @@ def _counter() -> FlopCounterMode:
 
 
 def convolution_backward_flops(
-    grad_out: Sequence[int],
-    inputs: Sequence[int],
-    weight: Sequence[int],
-    _bias: Any,
-    _stride: Any,
-    _padding: Any,
-    _dilation: Any,
-    transposed: bool,
-    _output_padding: Any,
-    _groups: int,
-    output_mask: Sequence[bool],
-    **_: Any,
+    grad_out: Sequence[int], inputs: Sequence[int], weight: Sequence[int], *options: Any, **_: Any
 ) -> int:
     """Return the operations of a convolution's backward pass: a forward's for each gradient that is asked for.
 
     torch's own formula (2.15) takes the weight's gradient for that of a dense convolution: for a depthwise one it
     counts as many times too much as there are channels.
     """
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, output_mask = options
     forward = conv_flop_count(list(inputs), list(weight), list(grad_out), transposed=transposed)
     return int(forward) * (int(output_mask[0]) + int(output_mask[1]))

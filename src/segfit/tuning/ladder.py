@@ -153,30 +153,19 @@ def rungs(config: DictConfig, machine: Machine) -> list[Change]:
     workers = Change(f"{machine.workers} data worker{plural}", feeding)
     if machine.workers == 0:
         workers = Change("data workers", missing="there is no core for them")
+    copies = {"loader.pin_memory": True, "loader.non_blocking": True}
+    no_card = "" if kind == "cuda" else "there is no card to copy to"
+    still = augmentation_of(config) == "none"
+    nothing = "augmentation=none: there is nothing to move" if still else ""
+    other = "" if "fast" in config.model else f"model.name={config.model.name} is no SegFormer"
     return [
         mixed,
         batch,
         workers,
-        Change(
-            "pinned memory, copies beside the step",
-            {"loader.pin_memory": True, "loader.non_blocking": True},
-            missing="" if kind == "cuda" else "there is no card to copy to",
-        ),
+        Change("pinned memory, copies beside the step", copies, missing=no_card),
         Change("decoded cache", {"data.cache": config.benchmark.cache}),
-        Change(
-            "augmentation on the device",
-            {"augmentation": "kornia-gpu"},
-            missing="augmentation=none: there is nothing to move"
-            if augmentation_of(config) == "none"
-            else "",
-        ),
-        Change(
-            "fast SegFormer",
-            {"model.fast": True},
-            missing=""
-            if "fast" in config.model
-            else f"model.name={config.model.name} is no SegFormer",
-        ),
+        Change("augmentation on the device", {"augmentation": "kornia-gpu"}, missing=nothing),
+        Change("fast SegFormer", {"model.fast": True}, missing=other),
         Change("channels_last", {"channels_last": True}),
         Change("compile", {"compile": True}),
     ]

@@ -96,14 +96,8 @@ def lr_range_test(
 ) -> RangeTest:
     """Train while the learning rate rises; `training` is changed by it, see `restored`.
 
-    Args:
-        training: as train.py builds it; its accumulation, clipping, precision and averages are in force.
-        first: rate of the first update.
-        last: rate of the last.
-        updates: at the most.
-        smoothing: weight (0-1) of the past in the running mean.
-        divergence: the sweep ends where the smoothed loss is so many times its smallest, or not finite.
-        progress: called with the updates made.
+    Its accumulation, clipping, precision and averages are in force. The other arguments are the options of
+    benchmark=lr_find; `progress` is called with the updates made.
 
     Raises:
         SegFitError: if the loss diverges before there is a curve.

@@ -254,24 +254,17 @@ def _model_label(config: DictConfig) -> str:
 
 
 def _variants(config: DictConfig) -> Iterator[DictConfig]:
-    plan = config.benchmark
+    plan, groups = config.benchmark, schema_of(config.task.name).GROUPS
     for model, size in product(plan.models or [None], plan.sizes or [None]):
         variant = config.copy()
         if model is not None:
-            variant.model = _model(config, model)
+            name = "segformer" if model.startswith("b") else model
+            if variant.model.name != name:  # else what was composed stays
+                variant.model = OmegaConf.structured(groups["model"][name])
+            if name == "segformer":
+                variant.model.variant = model
         if size is not None:
             if "image_size" not in variant:
                 raise SegFitError("benchmark.sizes: this task has no image_size to compare.")
             variant.image_size = size
         yield variant
-
-
-def _model(config: DictConfig, wanted: str) -> DictConfig:
-    """Return the options of a model by its short name; those that were composed stay where they apply."""
-    name = "segformer" if wanted.startswith("b") else wanted
-    options: DictConfig = config.model.copy()
-    if options.name != name:
-        options = OmegaConf.structured(schema_of(config.task.name).GROUPS["model"][name])
-    if name == "segformer":
-        options.variant = wanted
-    return options

@@ -47,14 +47,9 @@ class Timeline:
 def record(
     fit: Fit, listener: Listener, *, batch_size: int, seconds: float, warmup: int
 ) -> Timeline:
-    """Train and return where the time went.
+    """Train what train.py builds and return where the time went: `seconds` of it, after `warmup` updates.
 
-    Args:
-        fit: as train.py builds it; trained by this.
-        listener: of the training, as in train.py.
-        batch_size: samples of a micro-batch.
-        seconds: to record; the training is stopped after them.
-        warmup: updates before that.
+    A micro-batch has `batch_size` samples; the listener is closed afterwards.
 
     Raises:
         KeyboardInterrupt: if the user stopped it.

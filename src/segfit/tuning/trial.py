@@ -76,9 +76,6 @@ def run_trial(
     return Outcome(seconds=time.monotonic() - start, **ended)
 
 
-# ---------------------------------------------------------------------------------- the parent
-
-
 def _run_child(folder: Path, timeout_s: float | None) -> dict[str, Any]:
     """Return how the child ended, as fields of an outcome."""
     output, result = folder / _OUTPUT, folder / _RESULT
@@ -123,9 +120,6 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
     if process.stdin is not None:
         process.stdin.close()
-
-
-# ----------------------------------------------------------------------------------- the child
 
 
 def main(folder: Path) -> None:
