@@ -10,7 +10,7 @@ from segfit.data.source import Source
 
 
 class TrainBatches:
-    """Training batches by epoch and position.
+    """The `TrainingData` of the loop.
 
     Args:
         sampler: decides which samples make which batch.
@@ -26,9 +26,7 @@ class TrainBatches:
         source: Source,
         limit: int | None = None,
     ) -> None:
-        self.sampler = sampler
-        self.batches = batches
-        self.source = source
+        self.sampler, self.batches, self.source = sampler, batches, source
         per_epoch = sampler.length // sampler.step
         self._per_epoch = min(per_epoch, limit or per_epoch)
 
@@ -51,8 +49,6 @@ class TrainBatches:
 
     def names(self, batch: Batch) -> list[str]:
         """Return the file of each sample of a batch; its id where there is none."""
-        names = []
-        for index in batch["index"].tolist():  # synchronises; only where something went wrong
-            files = self.source.files(index)
-            names.append(str(files[0]) if files else self.source.id(index))
-        return names
+        indices = batch["index"].tolist()  # synchronises; only where something went wrong
+        source = self.source
+        return [str(next(iter(source.files(index)), source.id(index))) for index in indices]

@@ -116,15 +116,12 @@ def _cached(source: Source, kind: str, options: CacheOptions) -> CachedSource:
 def _name(source: Source, index: int, reading: str, versions: str) -> str:
     """Return what a sample is, "-", and the state of its files and of the libraries that decode them."""
     paths = [path if path.is_absolute() else path.absolute() for path in source.files(index)]
-    state = [str(_VERSION), versions]
+    names = [repr(os.fsencode(path)) for path in paths]
+    state = [str(_VERSION), versions, *names]
     for path in paths:
-        try:
-            stat = path.stat()
-            state.append(f"{os.fsencode(path)!r}\0{stat.st_size}\0{stat.st_mtime_ns}")
-        except OSError:  # reading it will raise
-            state.append(f"{os.fsencode(path)!r}\0gone")
-    first = os.fsencode(paths[0]) if paths else b""
-    return f"{_digest(12, reading, source.id(index), repr(first))}-{_digest(8, *state)}"
+        with contextlib.suppress(OSError):  # reading it will raise
+            state.append(f"{path.stat().st_size}\0{path.stat().st_mtime_ns}")
+    return f"{_digest(12, reading, source.id(index), *names[:1])}-{_digest(8, *state)}"
 
 
 def _digest(size: int, *parts: str) -> str:
@@ -133,9 +130,7 @@ def _digest(size: int, *parts: str) -> str:
 
 
 class _Item(NamedTuple):
-    """What a worker did with a sample."""
-
-    number: int  # its index
+    number: int
     arrays: Arrays | None = None  # where the worker cannot store them itself
     readable: bool = True
 
@@ -157,10 +152,8 @@ class _Items(Dataset[_Item]):
         if self.store.has(index):  # another run made it meanwhile
             return _Item(index)
         arrays = _read(self.source, index, skip=self.skip)
-        if arrays is None:
-            return _Item(index, readable=False)
-        if isinstance(self.store, RamStore):
-            return _Item(index, arrays)
+        if arrays is None or isinstance(self.store, RamStore):
+            return _Item(index, arrays, readable=arrays is not None)
         self.store.put(index, arrays)
         return _Item(index)
 

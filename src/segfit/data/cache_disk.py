@@ -33,8 +33,7 @@ class DiskStore:
     killed; two runs that make the same sample write the same file twice. A file holds its name and a checksum: what
     was damaged or replaced reads as missing. Nothing in it is executed.
 
-    One read of a small file (10 µs for 256 px) is faster than mapping it (21 µs), and is safe from others
-    who truncate it; the system's page cache holds it once for all processes.
+    One read of a small file (10 µs for 256 px) is faster than mapping it (21 µs), and safe from others who truncate it.
 
     Args:
         folder: where they are; made when the first sample is put.
@@ -42,8 +41,7 @@ class DiskStore:
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder = folder
-        self.names = list(names)
+        self.folder, self.names = folder, list(names)
 
     def missing(self) -> list[int]:
         """Return the samples that have no file yet; remove outdated files, and partial ones of killed writers."""
@@ -75,11 +73,7 @@ class DiskStore:
         return unpack(content[_HEADER.size :])
 
     def put(self, index: int, arrays: Arrays) -> None:
-        """Keep a sample.
-
-        Raises:
-            SegFitError: if it cannot be written.
-        """
+        """Keep a sample; raise a SegFitError if it cannot be written."""
         path = self._path(index)
         content = np.concatenate([np.zeros(_HEADER.size, np.uint8), pack(arrays)])
         content[: _HEADER.size] = np.frombuffer(self._header(index, content), np.uint8)

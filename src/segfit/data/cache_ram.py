@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -32,23 +33,16 @@ class MemoryFile:
         descriptor = os.memfd_create("segfit-cache")
         os.ftruncate(descriptor, size)
         # Children open it by the owner's descriptor, started by fork or spawn.
-        self._path, self._size = f"/proc/{os.getpid()}/fd/{descriptor}", size
         weakref.finalize(self, os.close, descriptor)
-        self._map(descriptor)
-
-    def _map(self, descriptor: int) -> None:
-        self.content = np.frombuffer(mmap.mmap(descriptor, self._size), np.uint8)
+        self.__setstate__((f"/proc/{os.getpid()}/fd/{descriptor}", size))
 
     def __getstate__(self) -> tuple[str, int]:
-        return self._path, self._size
+        return self._place
 
-    def __setstate__(self, state: tuple[str, int]) -> None:
-        self._path, self._size = state
-        descriptor = os.open(self._path, os.O_RDWR)
-        try:
-            self._map(descriptor)
-        finally:
-            os.close(descriptor)
+    def __setstate__(self, place: tuple[str, int]) -> None:
+        self._place = path, size = place
+        with Path(path).open("r+b") as file:
+            self.content = np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
 
 
 class SharedTensor:
@@ -92,11 +86,7 @@ class RamStore:
         return unpack(content)
 
     def put(self, index: int, arrays: Arrays) -> None:
-        """Keep a sample. Workers that were started before do not see it.
-
-        Raises:
-            SegFitError: if memory runs out.
-        """
+        """Keep a sample, unseen by workers that were started before; raise a SegFitError if memory runs out."""
         packed = pack(arrays)
         if not self.blocks or self._used + len(packed) > len(self.blocks[-1].content):
             size = max(len(packed), _BLOCK)

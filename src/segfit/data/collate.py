@@ -37,7 +37,7 @@ def _allocate(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Return an uninitialised tensor; a worker's lies in shared memory.
 
     torch would copy it there in a thread that hands batches over. Where /dev/shm is full, that thread loses the
-    batch without a message and every process waits for ever; here it is an error like any other, and one copy less.
+    batch without a message and every process waits without end; here it is an error, and one copy less.
     """
     if get_worker_info() is None:
         return like.new_empty(shape)

@@ -68,8 +68,5 @@ def files_by_name(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path],
         if name in named:
             twice.append(f"{named[name].name} and {file.name}")
         named.setdefault(name, file)
-    if not twice:
-        return named, []
-    return named, [
-        f"{folder}: {len(twice)} names stand for two files: {some(twice)}. Keep one of each."
-    ]
+    text = f"{folder}: {len(twice)} names stand for two files: {some(twice)}. Keep one of each."
+    return named, [text] if twice else []

@@ -71,18 +71,14 @@ class ImageReader:
     intensity_window: tuple[float, float] | None = None
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
-        """Return the image (H, W, 3) uint8, C-contiguous.
-
-        Raises:
-            SegFitError: if the file is unreadable, truncated or unreasonably large.
-        """
+        """Return the image (H, W, 3) uint8, C-contiguous; raises as `read`."""
         return self.read(path).pixels
 
     def read(self, path: Path) -> Decoded:
         """Return the image and what is odd about its file.
 
         Raises:
-            SegFitError: as `__call__`.
+            SegFitError: if the file is unreadable, truncated or unreasonably large.
         """
         with open_image(path) as image:
             frames = count_frames(image)
@@ -123,9 +119,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def upright(pixels: NDArray[Any], image: Image.Image) -> tuple[NDArray[Any], int]:
     """Return the pixels (H, W, …) of an image as its EXIF orientation says, and that (1-8); 1: none."""
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    if orientation not in _UPRIGHT:
-        return pixels, 1
-    return _UPRIGHT[orientation](pixels), int(orientation)
+    turn = _UPRIGHT.get(orientation)
+    return (turn(pixels), int(orientation)) if turn else (pixels, 1)
 
 
 def count_frames(image: Image.Image) -> int:
@@ -156,9 +151,7 @@ def scale_gray(
     if finite.size == 0:
         return np.zeros(values.shape, np.uint8)
     least, most = finite.min(), finite.max()
-    numbers = np.nan_to_num(
-        values.astype(np.float32), nan=least, neginf=least, posinf=most, copy=False
-    )
+    numbers = np.nan_to_num(values.astype(np.float32), nan=least, neginf=least, posinf=most)
     low, high = np.percentile(numbers, intensity_window or (0.0, 100.0), method="inverted_cdf")
     if high <= low:
         low, high = numbers.min(), numbers.max()
@@ -192,7 +185,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         MemoryError: if memory ran out.
     """
     try:
-        # A pipe would be waited for, /dev/zero read for ever.
+        # A pipe would be waited for, /dev/zero read without end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise SegFitError(f"{path}: no file, but a folder, a pipe or a device. Delete it.")
         with Image.open(path, formats=_FORMATS) as image:
@@ -217,7 +210,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 def reason(error: Exception) -> str:
     """Return the first line of a decoder's message, without its C++ source path or our path."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if text.startswith("cannot identify image file"):
         return "not an image"
     return text.rsplit(".cpp:", 1)[-1].partition(", ")[2] or text

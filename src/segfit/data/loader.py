@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -64,8 +64,7 @@ class Loader(DataLoader[Any]):
             self.current = CurrentSamples(options.workers) if options.workers else None
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
-        self.samples = samples
-        self.skipping = skipping
+        self.samples, self.skipping = samples, skipping
         cuda = device.type == "cuda"
         super().__init__(
             GuardedDataset(samples, skip=skipping is not None, current=self.current),
@@ -75,8 +74,7 @@ class Loader(DataLoader[Any]):
             persistent_workers=options.persistent and options.workers > 0,
             pin_memory=options.pin_memory and cuda,
             worker_init_fn=init_worker if cuda else init_worker_beside_model,
-            # Its own: by default each epoch draws a number from the global generator, and a run that was
-            # resumed in the middle of an epoch would see other dropout than one that was not.
+            # Its own: else each epoch draws a number from the global one, and a resumed run has another dropout.
             generator=torch.Generator(),
             **how,
         )
@@ -101,16 +99,14 @@ class Loader(DataLoader[Any]):
                 continue
             nothing = False
             yield made.content
-        alone = self.skipping is None or not self.skipping.share
-        if alone and nothing and skipped:
-            raise SegFitError(
-                ["data.on_bad_sample=skip: none of the samples can be read.", *skipped[:5]]
-            )
+        if nothing and skipped and self.skipping and not self.skipping.share:
+            problem = "data.on_bad_sample=skip: none of the samples can be read."
+            raise SegFitError([problem, *skipped[:5]])
 
     def _made(self) -> Iterator[Made]:
         """Yield what became of each batch; the workers end with an error."""
         iterator: Any = None
-        problems: list[str] = []
+        problems: Sequence[str] = ()
         try:
             iterator = self._started()
             for made in iterator:

@@ -32,9 +32,7 @@ class DevicePrefetcher:
     def __init__(
         self, loader: DataLoader[Any], device: torch.device, *, non_blocking: bool = True
     ) -> None:
-        self.loader = loader
-        self.device = device
-        self.non_blocking = non_blocking
+        self.loader, self.device, self.non_blocking = loader, device, non_blocking
         self.wait_seconds = 0.0
 
     def __len__(self) -> int:
@@ -48,8 +46,7 @@ class DevicePrefetcher:
             self.wait_seconds += time.perf_counter() - start
             with torch.cuda.stream(stream) if stream else nullcontext(), phase("copy"):
                 moved = {
-                    key: tensor.to(self.device, non_blocking=overlap)
-                    for key, tensor in batch.items()
+                    key: one.to(self.device, non_blocking=overlap) for key, one in batch.items()
                 }
             if stream is not None:
                 current = torch.cuda.current_stream(self.device)

@@ -29,7 +29,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     Every sample occurs at most once an epoch. An incomplete last batch is dropped, since batch norm
     hates small ones and a step of another shape is slow; a data set smaller than a batch makes
-    batches of all it has. Batches of a single sample thus occur only if there is but one sample, or if
+    batches of all it has. So batches of a single sample occur only if there is no other sample, or if
     `batch_size` is 1.
 
     Several processes cut every batch of batch_size × world_size samples into equal shares, so that together they

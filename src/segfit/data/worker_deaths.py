@@ -67,10 +67,8 @@ def explain_dead_workers(
         code = process.exitcode or 0
         what = f"the data worker (pid {process.pid})"
         index = current.index_of(worker, process.pid)
-        if index is None:
-            what += ", between two samples,"
-        else:
-            what = f"{where(index)}: {what} that read this"
+        idle = f"{what}, between two samples,"
+        what = idle if index is None else f"{where(index)}: {what} that read this"
         if code >= 0:
             dead.append(f"{what} ended with exit code {code}. What it printed says why.")
             continue

@@ -1,8 +1,7 @@
 """What the pixels of a mask mean, once it is read.
 
-Whatever values the mask files hold, a `Source` hands out uint8 masks with class indices
-0 … num_classes - 1 and `IGNORE_INDEX` for pixels that count nowhere: not in the loss, not in a
-metric, not in the normalisation of either.
+A `Source` returns uint8 masks with class indices 0 … num_classes - 1 and `IGNORE_INDEX` for pixels that
+count nowhere: not in the loss, not in a metric, not in the normalisation of either.
 """
 
 import colorsys

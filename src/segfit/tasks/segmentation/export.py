@@ -21,14 +21,11 @@ class Deployed(nn.Module):
         std: of RGB in 0-1, three numbers.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.mean = nn.Buffer(torch.tensor(mean).view(-1, 1, 1))
+        self.std = nn.Buffer(torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes, H, W)` float32 of images `(B, 3, H, W)` uint8."""
@@ -39,12 +36,7 @@ class Deployed(nn.Module):
 def make_exported(
     config: DictConfig, model: nn.Module
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
-    """Return what is exported of a model, example inputs by name, and text files that go with it.
-
-    Args:
-        config: the run's.
-        model: trained; it may be changed.
-    """
+    """Return what is exported of a run's model, which may be changed, example inputs by name, and text files."""
     deployed = Deployed(
         for_inference(model).cpu().float(), plain(config.data.mean), plain(config.data.std)
     )

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
-EPSILON = 1e-7  # keeps divisors and bases of powers away from 0; no smoothing to speak of
+EPSILON = 1e-7  # keeps divisors and bases of powers above 0; too small to smooth anything
 
 
 def is_soft(targets: Tensor) -> bool:
@@ -55,12 +55,10 @@ class Term(nn.Module, ABC):
 class PixelTerm(Term):
     """A mean over valid pixels; each weighs Σ_c class_weight_c · target_c, as in torch's losses."""
 
-    class_weights: Tensor
-
     def __init__(self, class_weights: Sequence[float]) -> None:
         super().__init__()
         self.alike = all(weight == 1 for weight in class_weights)
-        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.class_weights = nn.Buffer(torch.tensor(class_weights), persistent=False)
 
     def pixel_weights(self, targets: Tensor) -> Tensor:
         """Return `(B, H, W)` float32; 0 where ignored."""
@@ -211,13 +209,11 @@ def jaccard_slopes(truth: Tensor) -> Tensor:
 class SegmentationLoss(nn.Module):
     """Σ_k weight_k · numerator_k / total_k over K terms, given by name."""
 
-    weights: Tensor
-
     def __init__(self, terms: Mapping[str, Term], weights: Sequence[float]) -> None:
         super().__init__()
         self._terms = tuple(terms.values())
         self.terms = nn.ModuleDict(terms)  # so that .to(device) reaches them
-        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+        self.weights = nn.Buffer(torch.tensor(weights), persistent=False)
 
     @torch.no_grad()
     def totals(self, targets: Tensor) -> Tensor:

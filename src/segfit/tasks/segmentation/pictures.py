@@ -209,7 +209,7 @@ def confusion_figure(confusion: NDArray[np.int64], classes: Classes) -> Figure:
     axes.tick_params(which="minor", length=0)
     spec, size = (".1f", 9) if count <= _FEW else (".0f", 8)
     for (row, column), value in np.ndenumerate(percent):
-        # Cells that would read 0 stay empty: in a large matrix the errors have to stand out.
+        # Cells that would read 0 stay empty: in a large matrix the errors have to be visible.
         text = format(value, spec)
         if count <= _MANY and not np.isnan(value) and float(text) > 0:
             color = "white" if value > 55 else "black"

@@ -1,5 +1,6 @@
 """What benchmark.py asks of segmentation: the costliest config, example batches, the largest images."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -54,8 +55,7 @@ def largest_first(source: Source) -> list[int]:
 
 def sample_bytes(config: DictConfig) -> int:
     """Return the bytes of a training sample as it comes from the dataset: image and mask, uint8."""
-    height, width = size_of(config.image_size)
-    return 4 * height * width
+    return 4 * math.prod(size_of(config.image_size))
 
 
 def train_example(config: DictConfig) -> Batch:
@@ -104,5 +104,5 @@ def device_augmentation(config: DictConfig) -> tuple[Callable[[], Any], float] |
     if augment is None:
         return None
     images, masks = torch.rand(2, 3, _PROBE, _PROBE), torch.zeros(2, _PROBE, _PROBE).long()
-    height, width = size_of(config.image_size)
-    return (lambda: augment(images, masks, seed=0)), height * width / masks.numel()
+    share = math.prod(size_of(config.image_size)) / masks.numel()
+    return (lambda: augment(images, masks, seed=0)), share

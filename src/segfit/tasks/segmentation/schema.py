@@ -93,7 +93,7 @@ class TimmUnetConfig(ModelConfig):
 class AugmentationConfig:
     """One list of operations for both places: torchvision v2 in the workers, Kornia on the device.
 
-    Each operation strikes an image with its probability; 0 switches it off.
+    Each operation changes an image with its probability; 0 switches it off.
     """
 
     name: str = option(REQUIRED, "Where it runs.", choices=("none", "cpu", "kornia-gpu"))

@@ -28,7 +28,7 @@ class CpuAugment(AugmentationOptions):
             image = F.adjust_brightness(image, drawn.brightness.item())
             image = F.adjust_contrast(image, drawn.contrast.item())
             image = F.adjust_saturation(image, drawn.saturation.item())
-            # The dearest operation, and grey data sets switch it off.
+            # The slowest operation, and grey data sets switch it off.
             image = F.adjust_hue(image, drawn.hue.item()) if self.hue else image
         image, mask = self._move(image, mask, drawn)
         if drawn.blur:

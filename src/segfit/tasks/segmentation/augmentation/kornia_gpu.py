@@ -1,7 +1,6 @@
-"""Augmentation of whole batches on the device, with each operation only where it strikes.
+"""Augmentation of whole batches on the device, each operation only on the images that it is drawn for.
 
-What strikes is drawn on the host, so the host knows how many images each operation gets and never asks
-the device. Flips, rotation and zoom are one warp. Kornia filters; its `augmentation` classes draw from
+That is drawn on the host, which so knows how many images each operation gets and never asks the device. Flips, rotation and zoom are one warp. Kornia filters; its `augmentation` classes draw from
 the global generator, warp once an operation, and read from the device to check values.
 """
 
@@ -23,7 +22,7 @@ class KorniaGpu(AugmentationOptions):
     def __call__(self, images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         """Return augmented images and masks on their device; the arguments stay as they are.
 
-        The same seed gives the same result on every device up to rounding, but for the noise, which the
+        The same seed gives the same result on every device up to rounding, except for the noise, which the
         device's own generator makes: the host would be too slow.
 
         Args:
@@ -33,7 +32,7 @@ class KorniaGpu(AugmentationOptions):
 
         Returns:
             The same shapes, dtypes and ranges; what came from outside the frame is `fill` and
-            `IGNORE_INDEX`. An image that no operation strikes is the same to the last bit.
+            `IGNORE_INDEX`. An image that no operation is drawn for is the same to the last bit.
         """
         drawn = draw(self, len(images), seed)
         images, masks = images.clone(), masks.clone()
@@ -42,7 +41,7 @@ class KorniaGpu(AugmentationOptions):
             index, factors = chosen["color_jitter"]
             *linear, hue = factors.unbind(1)
             recolored = jitter(images[index], *linear)
-            # The dearest operation, and grey data sets switch it off.
+            # The slowest operation, and grey data sets switch it off.
             recolored = shift_hue(recolored, hue) if self.hue else recolored
             images.index_copy_(0, index, recolored)
         for name, dim in (("hflip", -1), ("vflip", -2)):
@@ -54,9 +53,7 @@ class KorniaGpu(AugmentationOptions):
             index, moves = chosen["affine"]
             matrices, shifts = moves[:, :4].view(-1, 2, 2), moves[:, 4:]
             # One scalar a kernel: a tensor made from the list would be a blocking copy to the device.
-            fill = images.new_empty(1, 3, 1, 1)
-            for channel, value in enumerate(self.fill):
-                fill[:, channel].fill_(value)
+            fill = torch.cat([images.new_full((1, 1, 1, 1), value) for value in self.fill], 1)
             warped = warp(images[index], masks[index], matrices, shifts, fill)
             images.index_copy_(0, index, warped[0])
             masks.index_copy_(0, index, warped[1])
@@ -72,13 +69,13 @@ class KorniaGpu(AugmentationOptions):
         return images, masks
 
 
-# ------------------------------------------------------------------------ what strikes, and whom
+# ---------------------------------------------------------------- what happens to which images
 
 
 def _choose(drawn: Draws) -> dict[str, Tensor]:
-    """Return operation → `(n, 1 + k)` float32 on the host: index of each struck image, k parameters.
+    """Return operation → `(n, 1 + k)` float32 on the host: index of each image that gets it, k parameters.
 
-    Operations that strike no image are left out. Flips of images that are warped go into the warp.
+    Operations that no image gets are left out. Flips of images that are warped go into the warp.
     """
     colors = (drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue)
     parameters: dict[str, tuple[Tensor, ...]] = {
@@ -91,9 +88,9 @@ def _choose(drawn: Draws) -> dict[str, Tensor]:
     }
     numbers = torch.arange(len(drawn.hflip), dtype=torch.float32)
     return {
-        name: torch.stack([numbers, *values], 1)[strikes]
-        for name, (strikes, *values) in parameters.items()
-        if strikes.any()
+        name: torch.stack([numbers, *values], 1)[drawn_for]
+        for name, (drawn_for, *values) in parameters.items()
+        if drawn_for.any()
     }
 
 
@@ -174,9 +171,8 @@ def luma(images: Tensor) -> Tensor:
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Return images with the hue of HSV shifted; a third of the time of kornia's to HSV and back.
 
-    Value and chroma (the largest channel, and what the smallest is below it) stay, so only the place on
-    the colour circle is computed, and channels follow from it as in
-    https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative.
+    Value and chroma (the largest channel, and what the smallest is below it) stay. Channels follow from the place on
+    the colour circle as in https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative.
 
     Args:
         images: `(B, 3, H, W)` float in [0, 1].

@@ -32,16 +32,15 @@ class Mix:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Return mixed images and their targets; the arguments stay as they are.
+        """Return mixed images and their targets; the arguments stay as they are. A single image is not mixed.
 
         Args:
             images: `(B, 3, H, W)` float.
             masks: `(B, H, W)` int64 class indices and `IGNORE_INDEX`.
-            seed: decides everything; global generators are left alone.
+            seed: decides everything; global generators are not used.
 
         Returns:
-            Images, and targets: hard `(B, H, W)` int64, or after MixUp soft `(B, C, H, W)` of the images'
-            dtype. A single image comes back unmixed.
+            Images, and targets: hard `(B, H, W)` int64, or after MixUp soft `(B, C, H, W)` of the images' dtype.
         """
         random = Random(seed)
         choice = random.random()

@@ -44,7 +44,7 @@ class AugmentationOptions:
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each of B images: host tensors `(B,)`, bool for what strikes, else float32."""
+    """What happens to each of B images: host tensors `(B,)`, bool for whether it happens, else float32."""
 
     hflip: Tensor
     vflip: Tensor
@@ -65,15 +65,14 @@ class Draws:
 
 
 def draw(options: AugmentationOptions, count: int, seed: int) -> Draws:
-    """Draw what happens to `count` images; the seed decides, global generators are left alone.
+    """Draw what happens to `count` images; the seed decides, global generators are not used.
 
-    Everything is drawn whether it strikes or not, so that changing the probability of one operation
-    leaves the others as they were.
+    All numbers are drawn in any case, so that changing the probability of one operation leaves the others as they were.
     """
     generator = torch.Generator().manual_seed(seed)
     columns: Iterator[Tensor] = iter(torch.rand(15, count, generator=generator))
 
-    def strikes(probability: float) -> Tensor:
+    def happens(probability: float) -> Tensor:
         return next(columns) < probability
 
     def between(low: float, high: float) -> Tensor:
@@ -84,20 +83,20 @@ def draw(options: AugmentationOptions, count: int, seed: int) -> Draws:
     # What is zoomed about a point p that stays where it is: x → zoom·x + (1 - zoom)·p.
     reach = (1 - zoom) * float(options.zoom_anywhere)
     return Draws(
-        hflip=strikes(options.hflip),
-        vflip=strikes(options.vflip),
-        affine=strikes(options.affine),
+        hflip=happens(options.hflip),
+        vflip=happens(options.vflip),
+        affine=happens(options.affine),
         angle=between(-options.degrees, options.degrees),
         zoom=zoom,
         shift_x=reach * between(-0.5, 0.5),
         shift_y=reach * between(-0.5, 0.5),
-        color_jitter=strikes(options.color_jitter),
+        color_jitter=happens(options.color_jitter),
         brightness=between(1 - options.brightness, 1 + options.brightness),
         contrast=between(1 - options.contrast, 1 + options.contrast),
         saturation=between(1 - options.saturation, 1 + options.saturation),
         hue=between(-options.hue, options.hue),
-        blur=strikes(options.blur),
+        blur=happens(options.blur),
         sigma=between(*options.blur_sigma),
-        noise=strikes(options.noise),
+        noise=happens(options.noise),
         noise_seed=int(torch.randint(2**62, (), generator=generator)),
     )

@@ -155,7 +155,7 @@ def folder_sources(
 
     Layouts, in this order: `root/<split>/<images>` + `root/<split>/<masks>`; `root/<images>/<split>` +
     `root/<masks>/<split>`; `root/<images>` + `root/<masks>`, divided by `split`, as is the train folder
-    where there is no val folder. An image and its mask have one relative name but for the suffix.
+    where there is no val folder. An image and its mask have one relative name, apart from the suffix.
 
     The arguments are the options of `FolderConfig`; `ignore_index` and `label_map` are for mask_format "png" alone.
 

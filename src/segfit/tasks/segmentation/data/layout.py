@@ -121,7 +121,7 @@ def _wanted(mask_format: str, example: str) -> str:
         return (
             f"The rows of {example} would have the id {' or '.join(dict.fromkeys(table_id(name)))}."
         )
-    return f"The mask of {example} would be {name}.png: the same name but for the suffix."
+    return f"The mask of {example} would be {name}.png: the same name with another suffix."
 
 
 def _unused(place: Path, what: str, unused: Sequence[str]) -> list[str]:

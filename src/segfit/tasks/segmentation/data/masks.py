@@ -26,21 +26,17 @@ _SHALLOW = {"L;2": 85, "L;4": 17}
 
 
 class MaskReader(ABC):
-    """Where masks come from: one file an image, one file a part, or a table of run-lengths."""
+    """Where masks come from, by image name (relative, without suffix): a file, one a part, or a table of run-lengths."""
 
     resizes_images: ClassVar[bool] = False  # whether images are resized to their masks
 
     @abstractmethod
     def files(self, name: str) -> list[Path]:
-        """Return the files that hold the mask of the image `name` (relative, without suffix)."""
+        """Return the files that hold the mask of an image."""
 
     @abstractmethod
     def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:
-        """Return the mask (H, W) of integers; `size` (H, W) is that of the image.
-
-        Raises:
-            SegFitError: if it is unreadable.
-        """
+        """Return the mask (H, W) of integers of an image of `size` (H, W); raise a SegFitError if it is unreadable."""
 
 
 def read_index_mask(path: Path) -> NDArray[Any]:
@@ -88,7 +84,7 @@ def _values(image: Image.Image, path: Path) -> NDArray[Any]:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return how a file that is not loaded yet packs its pixels, in Pillow's words, "" where it does not say."""
+    """Return Pillow's name of how a file that is not loaded yet packs its pixels, "" where there is none."""
     arguments = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
@@ -105,11 +101,7 @@ class FolderMasks(MaskReader):
         return [self.paths[name]]
 
     def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:  # noqa: ARG002
-        """Return the file's values (H, W), whatever `size` is.
-
-        Raises:
-            SegFitError: as `read_index_mask`.
-        """
+        """Return `read_index_mask` of the file, whatever `size` is."""
         return read_index_mask(self.paths[name])
 
 

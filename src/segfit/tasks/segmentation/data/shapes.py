@@ -117,7 +117,7 @@ def draw_phantom(
         box, region = _blob(rng, side, center, radius=rng.uniform(0.03, 0.08))
         tissue = _BODY._replace(mean=rng.uniform(0.30, 0.75), blotches=(6, 0.03), grain=0.02)
         _paint(rng, image, box, region & inside[box], tissue)
-    # A random order decides who lies on top; one image in eight lacks a given organ.
+    # A random order decides which is on top; one image in eight lacks a given organ.
     turn = rng.uniform(0, 2 * np.pi)
     for place, organ in enumerate(rng.permutation(len(_ORGANS))):
         if rng.random() < 1 / 8:
