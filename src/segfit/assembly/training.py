@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,21 @@ def _panels(config: DictConfig, source: Source) -> dict[int, str]:
 
 
 def _options(config: DictConfig, mode: str) -> FitOptions:
-    own = {item.name: config[item.name] for item in fields(FitOptions) if item.name in config}
-    log_every = config.report.log_every
-    return FitOptions(**own, **config.checkpoint, log_every=log_every, monitor_mode=mode)
+    return FitOptions(
+        epochs=config.epochs,
+        accumulate=config.accumulate,
+        seed=config.seed,
+        clip_grad_norm=config.clip_grad_norm,
+        val_every=config.val_every,
+        monitor=config.monitor,
+        monitor_mode=mode,
+        patience=config.patience,
+        max_steps=config.max_steps,
+        max_left_out=config.max_left_out,
+        log_every=config.report.log_every,
+        every_minutes=config.checkpoint.every_minutes,
+        every_steps=config.checkpoint.every_steps,
+    )
 
 
 def _facts(
