@@ -83,6 +83,8 @@ def test_a_sweep_puts_the_least_error_first(tmp_path):
     assert [row["lr"] for row in rows] == ["0.01", "1e-05"]
     assert errors == sorted(errors)
     assert "MSE" in output
+    again = run(tmp_path, SIGNALS[0], "resume_sweep=sweep")
+    assert again.count("done before") == 2
 
 
 @pytest.mark.parametrize(

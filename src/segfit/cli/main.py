@@ -38,9 +38,11 @@ def setup() -> None:
 
     Choices on the command line become those of the task, where it has its own.
     """
-    folders = tasks.config_folders(sys.argv[1:], CONF)
+    folders, arguments = tasks.config_folders(sys.argv[1:], CONF), sys.argv[1:]
+    with contextlib.suppress(SegFitError):  # `run` says what is wrong
+        arguments = sweep_record.resumed_arguments(arguments)
     try:
-        task = tasks.task_of(sys.argv[1:], folders)
+        task = tasks.task_of(arguments, folders)
         tasks.register(task)
     except SegFitError as error:
         fail(error.problems)

@@ -24,6 +24,7 @@ from segfit.system.files import replace_text, reporting
 
 SWEEP = "sweep.yaml"
 _KEY = re.compile(r"(?!(hydra|resume|resume_sweep)\b)[a-z]\w*(\.\w+)*")
+_CHOICES = re.compile(r"[\w-]+(/[\w-]+)?(,[\w-]+(/[\w-]+)?)*")
 _NUMBER = r"-?\d+(\.\d+)?(e-?\d+)?"
 _HYDRAS = re.compile(
     rf"hydra/(launcher|sweeper)=\w+|hydra\.(launcher|sweeper)(\.[a-z]\w*)+={_NUMBER}"
@@ -120,8 +121,9 @@ def _checked(text: str, folder: Path) -> str:
         raise SegFitError(f"{folder / SWEEP}: {text[:200]!r} is no override.") from error
     key = override.key_or_group
     plain = override.type == OverrideType.CHANGE and override.package is None
-    # A choice that is a path would load a YAML file from anywhere.
-    file = "." not in key and re.search(r"[/\\]", text.partition("=")[2])
+    # A choice that is a path would load a YAML file from anywhere; those of a task are in a folder of its name.
+    value = text.partition("=")[2]
+    file = "." not in key and re.search(r"[/\\]", value) and not _CHOICES.fullmatch(value)
     if not plain or not _KEY.fullmatch(key) or file:
         raise SegFitError(
             f"{folder / SWEEP}: refused, {text!r}: only plain key=value is taken from a sweep's folder. Type the "
