@@ -81,11 +81,9 @@ class TensorBoardReport(Listener):
     ) -> None:
         self._log_dir = log_dir
         self._config_text = config_text
-        # torch writes a bool as a number.
-        self._hparams = {
-            key: str(value).lower() if isinstance(value, bool) else value
-            for key, value in hparams.items()
-        }
+        # torch writes a bool as a number
+        flags = {k: str(v).lower() for k, v in hparams.items() if isinstance(v, bool)}
+        self._hparams = {**hparams, **flags}
         self._notify, self._monitor = notify, monitor
         self._failed = False
         self._best_written: dict[str, float] = {}
