@@ -27,6 +27,7 @@ ALL_ON: dict[str, Any] = {
     "noise_std": 0.05,
 }
 ALL_OFF = ALL_ON | dict.fromkeys(("hflip", "vflip", "affine", "color_jitter", "blur", "noise"), 0.0)
+STILL = {**ALL_OFF, "degrees": 0.0, "scale": (1.0, 1.0), "zoom_anywhere": False}
 COLOR_ONLY = {**ALL_ON, "hflip": 0.0, "vflip": 0.0, "affine": 0.0}
 MOVES_ONLY = {**ALL_ON, "affine": 1.0, "color_jitter": 0.0, "blur": 0.0, "noise": 0.0}
 PALETTE = torch.tensor([[0, 0, 0], [200, 30, 60], [40, 180, 90], [90, 70, 220]], dtype=torch.uint8)
@@ -113,7 +114,7 @@ class AugmentationContract(ABC):
     @pytest.mark.parametrize(("option", "dim"), [("hflip", -1), ("vflip", -2)])
     def test_flips_are_exact(self, option: str, dim: int) -> None:
         images, masks = scene()
-        new_images, new_masks = self.augment({option: 1.0}, images, masks, 0)
+        new_images, new_masks = self.augment({**STILL, option: 1.0}, images, masks, 0)
         torch.testing.assert_close(new_images, images.float().flip(dim), rtol=0, atol=1e-4)
         assert torch.equal(new_masks, masks.long().flip(dim))
 
@@ -128,7 +129,7 @@ class AugmentationContract(ABC):
     def test_outside_of_the_frame_is_ignored_and_filled(self) -> None:
         images = torch.full((2, 3, 40, 60), 255, dtype=torch.uint8)
         masks = torch.zeros(2, 40, 60, dtype=torch.uint8)
-        options = {"affine": 1.0, "scale": (0.5, 0.5), "fill": (0.2, 0.4, 0.6)}
+        options = {**STILL, "affine": 1.0, "scale": (0.5, 0.5), "fill": (0.2, 0.4, 0.6)}
         new_images, new_masks = self.augment(options, images, masks, 0)
         inside = torch.zeros(40, 60, dtype=torch.bool)
         inside[10:30, 15:45] = True
@@ -155,13 +156,13 @@ class AugmentationContract(ABC):
         images = torch.zeros(1, 3, 41, 61, dtype=torch.uint8)
         masks = torch.zeros(1, 41, 61, dtype=torch.uint8)
         masks[0, 18:23, 40:45] = 1  # right of the centre
-        _, zoomed = self.augment({"affine": 1.0, "scale": (1.4, 1.4)}, images, masks, 0)
+        _, zoomed = self.augment({**STILL, "affine": 1.0, "scale": (1.4, 1.4)}, images, masks, 0)
         rows, columns = (zoomed[0] == 1).nonzero(as_tuple=True)
         assert len(rows) == pytest.approx(25 * 1.4**2, rel=0.1)
         assert columns.float().mean() - 30 == pytest.approx(12 * 1.4, abs=0.5)
         assert rows.float().mean() == pytest.approx(20, abs=0.5)
         for seed in range(8):
-            turned = self.augment({"affine": 1.0, "degrees": 90.0}, images, masks, seed)[1]
+            turned = self.augment({**STILL, "affine": 1.0, "degrees": 90.0}, images, masks, seed)[1]
             rows, columns = (turned[0] == 1).nonzero(as_tuple=True)
             distance = torch.hypot(rows.float().mean() - 20, columns.float().mean() - 30)
             assert distance == pytest.approx(12, abs=0.6)
@@ -173,7 +174,7 @@ class AugmentationContract(ABC):
         masks = torch.zeros(12, 40, 60, dtype=torch.uint8)
         masks[:, 20:] = 1
         masks[:, :, 30:] += 2
-        options = {"affine": 1.0, "scale": (zoom, zoom), "zoom_anywhere": True}
+        options = {**STILL, "affine": 1.0, "scale": (zoom, zoom), "zoom_anywhere": True}
         _, moved = self.augment(options, images, masks, 0)
         inside = (moved != IGNORE_INDEX).flatten(1).float().mean(1)
         torch.testing.assert_close(inside, torch.full((12,), min(zoom**2, 1.0)), rtol=0, atol=0.08)
@@ -198,20 +199,22 @@ class AugmentationContract(ABC):
     def test_noise_has_the_strength_that_was_asked(self) -> None:
         images = torch.full((2, 3, 64, 64), 128, dtype=torch.uint8)
         masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
-        new_images, _ = self.augment({"noise": 1.0, "noise_std": 0.05}, images, masks, 0)
+        new_images, _ = self.augment({**STILL, "noise": 1.0, "noise_std": 0.05}, images, masks, 0)
         assert new_images.std() / 255 == pytest.approx(0.05, rel=0.05)
         assert new_images.mean() == pytest.approx(128, abs=0.5)
 
     def test_noise_saturates(self) -> None:
         images = torch.full((1, 3, 32, 32), 253, dtype=torch.uint8)
         masks = torch.zeros(1, 32, 32, dtype=torch.uint8)
-        new_images, _ = self.augment({"noise": 1.0, "noise_std": 0.05}, images, masks, 0)
+        new_images, _ = self.augment({**STILL, "noise": 1.0, "noise_std": 0.05}, images, masks, 0)
         assert new_images.max() == 255
         assert new_images.min() > 150
 
     def test_blur_smooths_and_keeps_the_mean(self) -> None:
         images, masks = scene()
-        new_images, _ = self.augment({"blur": 1.0, "blur_sigma": (2.0, 2.0)}, images, masks, 0)
+        new_images, _ = self.augment(
+            {**STILL, "blur": 1.0, "blur_sigma": (2.0, 2.0)}, images, masks, 0
+        )
         steps = images.float().diff(dim=3).abs().amax((2, 3))
         assert (new_images.diff(dim=3).abs().amax((2, 3)) < 0.3 * steps).all()
         assert new_images.mean() == pytest.approx(images.float().mean().item(), rel=0.02)

@@ -46,15 +46,10 @@ class Made(NamedTuple):
 
 @dataclass
 class Skipping:
-    """Logs the samples that a run skips, each once.
-
-    Args:
-        notice: called with a line each.
-        share: other processes have the rest of the samples, so that it is no error if none of these can be read.
-    """
+    """Logs the samples that a run skips, each once."""
 
     notice: Callable[[str], None]
-    share: bool = False
+    share: bool = False  # other processes have the rest of the samples: it is no error if none of these can be read
     logged: set[str] = field(default_factory=set, init=False)
 
     def log(self, messages: Sequence[str]) -> None:
@@ -69,12 +64,9 @@ class Skipping:
 class GuardedDataset(Dataset[Made]):
     """A dataset that raises nothing.
 
-    Args:
-        dataset: makes the samples.
-        skip: a training sample that cannot be read, asked for by (index, seed), is replaced by another one,
-            which index and seed alone decide; one for evaluation, asked for by index, is left out. False: it is a
-            problem, as anything else that goes wrong always is.
-        current: where workers record what they read.
+    With `skip`, a training sample that cannot be read, asked for by (index, seed), is replaced by another one, which
+    index and seed alone decide; one for evaluation, asked for by index, is left out. Without, it is a problem, as
+    anything else that goes wrong always is. Workers record in `current` what they read.
     """
 
     dataset: Samples

@@ -76,10 +76,8 @@ def cache_sources(
 ) -> tuple[dict[str, CachedSource], str]:
     """Decode what is not kept yet; return sources that read what is, and a line about it.
 
-    Args:
-        sources: split → (source, what is done to its samples, for the name of its folder).
-        options: what is kept, and where.
-        progress: called with (done, total) samples while they are decoded.
+    `sources` are split → (source, what is done to its samples, for the name of its folder); `progress` is called with
+    (done, total) samples while they are decoded.
 
     Raises:
         SegFitError: if a sample cannot be read, or memory or disk have no room or refuse to be written to.

@@ -61,13 +61,10 @@ class ImageReader:
     EXIF orientation is applied, alpha is dropped, palettes and CMYK are converted. Grey files deeper
     than 8 bits are scaled from 0 … 65535 to 0 … 255 (float files from their own minimum and maximum),
     or by `intensity_window`.
-
-    Args:
-        mode: "rgb", or "gray": one channel (the luminance of colour files), repeated to three.
-        intensity_window: two percentiles (0-100) of each grey image that become 0 and 255; needs "gray".
     """
 
-    mode: str = "rgb"
+    mode: str = "rgb"  # or "gray": one channel (the luminance of colour files), repeated to three
+    # two percentiles (0-100) of each grey image that become 0 and 255; needs "gray"
     intensity_window: tuple[float, float] | None = None
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
@@ -131,13 +128,11 @@ def count_frames(image: Image.Image) -> int:
 def scale_gray(
     values: NDArray[Any], intensity_window: tuple[float, float] | None
 ) -> NDArray[np.uint8]:
-    """Return grey values (H, W) of any type as uint8.
+    """Return grey values (H, W), bool, integer or float, as uint8.
 
-    Args:
-        values: (H, W), bool, integer or float; not-a-number counts as the minimum, infinity as the extremes.
-        intensity_window: percentiles that become 0 and 255. Where both are one value (a mostly black image),
-            minimum and maximum take their place. None: 0 … 65535 of integers becomes 0 … 255; for
-            floats, and integers outside that range, minimum … maximum does.
+    The percentiles of `intensity_window` become 0 and 255; where both are one value (a mostly black image), minimum and
+    maximum do. None: 0 … 65535 of integers; for floats, and integers outside that range, minimum … maximum.
+    Not-a-number counts as the minimum, infinity as the extremes.
     """
     if values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 65535:
         # A table of all values is five times as fast as sorting and scaling every pixel.

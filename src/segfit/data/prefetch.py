@@ -17,8 +17,8 @@ from segfit.system.phases import phase
 class DevicePrefetcher:
     """Yields a loader's batches on `device`, one ahead of what the device works on.
 
-    The host queues a step's kernels and comes back for the next batch long before they have run; the
-    copy of that batch, on a stream of its own and from pinned memory, runs beside them.
+    The host queues a step's kernels and asks for the next batch long before they have run; that batch is copied
+    meanwhile, on a stream of its own and from pinned memory.
 
     Args:
         loader: gives batches of host tensors.

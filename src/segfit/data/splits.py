@@ -32,8 +32,8 @@ class SplitRule:
 def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
     """Return split → sorted names; every name in one split, every group in one split.
 
-    Groups are ordered by a hash of seed and group, so the result depends on nothing but the set of
-    names, and a few added samples leave nearly all others where they were.
+    Groups are ordered by a hash of seed and group: the order of the names does not matter, and a few added samples leave
+    nearly all others where they were.
 
     Raises:
         SegFitError: if the expression is invalid or misses a name, or there are too few groups.

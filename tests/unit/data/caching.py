@@ -5,7 +5,7 @@ import numpy as np
 from segfit.data import cache
 from segfit.data.cache import CacheOptions
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.fitted import fitted_sources
+from segfit.tasks.segmentation.data.dataset import fitted_sources
 from segfit.tasks.segmentation.data.folder import folder_sources
 from tests.unit.data.files import names, noise, save
 

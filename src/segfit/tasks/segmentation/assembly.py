@@ -25,8 +25,8 @@ from segfit.tasks.segmentation.data.dataset import (
     PredictDataset,
     TrainDataset,
     collate,
+    fitted_sources,
 )
-from segfit.tasks.segmentation.data.fitted import fitted_sources
 from segfit.tasks.segmentation.data.preflight import PreflightReport, count_class_pixels
 from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
 from segfit.tasks.segmentation.inference import Predictor
@@ -36,7 +36,6 @@ from segfit.tasks.segmentation.task import SegmentationTask
 
 __all__ = ["collate"]
 
-_MIX = ("mixup", "mixup_alpha", "cutmix", "cutmix_alpha")
 # Keys of data that no pixel of a sample depends on; files and names of images are part of the key anyway.
 _NOT_READING = {
     "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
@@ -218,16 +217,10 @@ def make_task(
     distributed: Distributed = SINGLE_PROCESS,
     extra: Sequence[ExtraMetric] = (),
 ) -> SegmentationTask:
-    """Return what a batch means under a config.
+    """Return what a batch means under a config, on a device.
 
-    Args:
-        config: a run's.
-        device: where batches lie.
-        statistics: of `make_statistics`; None: no class weights.
-        panels: index of a held-out sample → name, for those to show.
-        predictor: how held-out images become logits; None: as data.fit says.
-        distributed: whose processes share the held-out images.
-        extra: of `make_extra_metrics`.
+    `panels` are the held-out samples to show, index → name; `predictor` says how held-out images become logits, None: as
+    data.fit does. `statistics` are of `make_statistics`, `extra` of `make_extra_metrics`.
     """
     return SegmentationTask(
         classes=make_classes(config.data),
@@ -274,8 +267,7 @@ def make_augment(config: DictConfig, name: str) -> Augment | None:
     """Return what workers ("cpu") do to each sample or the device ("kornia-gpu") to each batch, if the config says so."""
     if config.augmentation.name != name:
         return None
-    options = {k: v for k, v in plain(config.augmentation).items() if k not in ("name", *_MIX)}
-    options["fill"] = plain(config.data.mean)
+    options = {**plain(config.augmentation), "fill": plain(config.data.mean)}
     if name == "cpu":
         from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
 
@@ -287,7 +279,8 @@ def make_augment(config: DictConfig, name: str) -> Augment | None:
 
 def make_mix(config: DictConfig) -> Augment | None:
     """Return MixUp and CutMix with the config's probabilities, or None if both are 0."""
-    shares = {key: config.augmentation[key] for key in _MIX}
+    keys = ("mixup", "mixup_alpha", "cutmix", "cutmix_alpha")
+    shares = {key: config.augmentation[key] for key in keys}
     if config.augmentation.name == "none" or shares["mixup"] + shares["cutmix"] == 0:
         return None
     from segfit.tasks.segmentation.augmentation.mix import Mix

@@ -33,14 +33,7 @@ _JPEG_QUALITY = 90
 class MaskEvaluation(Evaluation):
     """Scores a run's predictions; keeps each as a file, and shows the images with the lowest scores.
 
-    Args:
-        config: the run's.
-        device: where batches lie.
-        options: of evaluate.py.
-        path: the folder of the evaluation.
-        data: a source with masks, or images without.
-        statistics: of `make_statistics`; None: there are no masks.
-        extra: of `make_extra_metrics`.
+    Made as `TaskEvaluation.make_evaluation` says: of the run's config, its `statistics` and the options of evaluate.py.
     """
 
     def __init__(

@@ -61,8 +61,7 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
 def classes_at(logits: Tensor, height: int, width: int) -> Tensor:
     """Return the argmax (height, width) int64 of logits (C, h, w) upsampled bilinearly to that size.
 
-    Equal to `F.interpolate(..., mode="bilinear", align_corners=False)` and argmax, but taken in strips of rows,
-    so that a large image with many classes does not need its full-size logits in memory.
+    As `F.interpolate` and argmax, but in strips of rows: a large image never has its full-size logits in memory.
     """
     if logits.shape[-2:] == (height, width):
         return logits.argmax(0)

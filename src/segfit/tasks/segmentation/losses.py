@@ -249,17 +249,9 @@ def segmentation_loss(
     tversky_alpha: float = 0.3,
     tversky_beta: float = 0.7,
 ) -> SegmentationLoss:
-    """Return a loss by name.
+    """Return a loss by name, with the options of `LossConfig`.
 
-    Args:
-        name: ce, dice, dice_ce, focal, tversky, lovasz or lovasz_ce.
-        num_classes: C.
-        class_weights: one a class, for cross-entropy and focal; None: all 1.
-        label_smoothing: of the cross-entropy.
-        region_weight: share of dice or lovasz in dice_ce or lovasz_ce; cross-entropy has the rest.
-        focal_gamma: focusing of focal.
-        tversky_alpha: weight of false positives of tversky.
-        tversky_beta: weight of false negatives of tversky.
+    `class_weights` are one a class, for cross-entropy and focal; None: all 1.
     """
     weights = class_weights or [1.0] * num_classes
     terms: dict[str, Term] = {

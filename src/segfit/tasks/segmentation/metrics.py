@@ -67,11 +67,10 @@ def extra_metrics(items: Sequence[Any], classes: Classes) -> list[ExtraMetric]:
 def inputs_of(
     extra: ExtraMetric, prediction: Tensor, mask: Tensor, classes: Classes
 ) -> tuple[Tensor, Tensor]:
-    """Return what a metric of torchmetrics gets of an image, prediction and ground truth, `(1, H, W)` or `(N,)` int64.
+    """Return what a metric of torchmetrics gets of prediction and mask `(H, W)`: `(1, H, W)` or `(N,)` int64.
 
     One that takes vectors gets the N pixels that count. Of the others, one with an `ignore_index` finds it at the ignored
-    pixels of the mask. One without finds the background there, or class 0, in prediction and mask alike.
-    `prediction` and `mask` are `(H, W)` integers.
+    pixels of the mask, and one without the background, or class 0, in prediction and mask.
     """
     prediction, mask = prediction.long(), mask.long()
     ignored = mask == IGNORE_INDEX

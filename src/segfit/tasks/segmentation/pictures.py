@@ -59,16 +59,9 @@ def colorize(mask: Picture, classes: Classes) -> Picture:
 
 
 def overlay(image: Picture, mask: Picture, classes: Classes, alpha: float = 0.5) -> Picture:
-    """Blend a mask into its image: the background stays as it is, ignored pixels are striped.
+    """Return an image `(H, W, 3)` uint8 RGB with its mask `(H, W)` uint8 painted over it.
 
-    Args:
-        image: `(H, W, 3)` uint8 RGB.
-        mask: `(H, W)` uint8 class indices and `IGNORE_INDEX`.
-        classes: colours, and the background (None: every class is painted).
-        alpha: share (0-1) of the class colour.
-
-    Returns:
-        `(H, W, 3)` uint8 RGB.
+    The background stays as it is, ignored pixels are striped. `alpha` is the share (0-1) of the class colours.
     """
     blended = (image * (1 - alpha) + colorize(mask, classes) * alpha).round().astype(np.uint8)
     if classes.background is not None:
@@ -80,12 +73,10 @@ def overlay(image: Picture, mask: Picture, classes: Classes, alpha: float = 0.5)
 def panels_image(
     panels: Sequence[Panel], classes: Classes, captions: Sequence[str] = ("",)
 ) -> Picture:
-    """Draw image, ground truth, prediction and errors side by side, a row a panel, above a legend of the classes.
+    """Draw image, ground truth, prediction and errors side by side, a row a panel, as `(H, W, 3)` uint8 RGB.
 
-    Small images are enlarged and large ones reduced. Errors are red on the image in grey. A caption is above its row.
-
-    Returns:
-        `(H, W, 3)` uint8 RGB.
+    Small images are enlarged and large ones reduced. Errors are red on the image in grey. A caption is above its row, and
+    a legend of the classes below all.
     """
     rows = [_row(panel, classes, caption) for panel, caption in zip(panels, captions, strict=True)]
     width = max(row.shape[1] for row in rows)

@@ -73,10 +73,7 @@ def held_out_example(
 ) -> tuple[Batch, list[int]]:
     """Return a validation batch without content, and the numbers that evaluation reads from it for each image.
 
-    Args:
-        config: of the training.
-        count: images of the batch.
-        original: (height, width) of each image before it was resized.
+    `original` is the (height, width) of each of its `count` images before it was resized.
     """
     rows, columns = original
     height, width = original if config.data.fit == "crop" else size_of(config.image_size)

@@ -335,10 +335,10 @@ def size_of(image_size: Any) -> tuple[int, int]:
     Raises:
         SegFitError: if it is neither.
     """
-    pair = [image_size] * 2 if isinstance(image_size, int) else image_size
-    good = isinstance(pair, (list, tuple)) or OmegaConf.is_list(pair)
-    sides = [side for side in pair if isinstance(side, int)] if good else []
-    if not len(sides) == len(pair) == 2 or not all(32 <= side <= LARGEST_SIDE for side in sides):
+    listed = isinstance(image_size, (list, tuple)) or OmegaConf.is_list(image_size)
+    pair = list(image_size) if listed else [image_size] * 2
+    sides = [side for side in pair if isinstance(side, int) and 32 <= side <= LARGEST_SIDE]
+    if not len(pair) == len(sides) == 2:
         raise SegFitError(
             f"image_size={shown(image_size)}: must be a side in pixels, or [height, width], each at least 32 "
             f"and at most {LARGEST_SIDE}."

@@ -162,8 +162,7 @@ class SegmentationMeter:
     def result(self) -> Findings:
         """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size.
 
-        Every process has to call, and gets the result of all their images. Every score of batches
-        without masks is NaN.
+        Every process has to call, and gets the result of all their images. Without masks, every score is NaN.
         """
         own = [state_of(metric.cpu()) for metric in self.all_metrics]
         loss = float(self.loss) if self.loss is not None else 0.0

@@ -16,12 +16,7 @@ class Mix:
     MixUp (Zhang et al., arXiv 1710.09412) blends images and labels, which makes soft targets. CutMix
     (Yun et al., arXiv 1905.04899) pastes a rectangle, labels and all: targets stay hard.
 
-    Args:
-        num_classes: C.
-        mixup: probability that a batch is mixed by MixUp; together with `cutmix` at most 1.
-        mixup_alpha: Beta(alpha, alpha) draws the share of the image itself.
-        cutmix: probability that a batch is mixed by CutMix.
-        cutmix_alpha: Beta(alpha, alpha) draws the share that is not pasted over.
+    Options as in `AugmentationConfig`; the probabilities add up to 1 at most.
     """
 
     num_classes: int

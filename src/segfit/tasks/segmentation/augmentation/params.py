@@ -6,32 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segfit.tasks.segmentation.schema import AugmentationConfig
+
 TAPS_PER_SIGMA = 3  # a Gaussian is cut off here; less than 0.3 % of its weight is lost
 
 
-@dataclass(frozen=True, kw_only=True)
-class AugmentationOptions:
-    """The operations: the options of `AugmentationConfig`, which says what they mean; by default all are off.
+@dataclass(kw_only=True)
+class AugmentationOptions(AugmentationConfig):
+    """The operations of the config, without `mixup` and `cutmix`.
 
     In this order: brightness, contrast, saturation, hue, flips, rotation and zoom, blur, noise. Colours
     come first, so that neither the mean of `contrast` nor the colour of `fill` depends on the other.
     """
 
-    hflip: float = 0.0
-    vflip: float = 0.0
-    affine: float = 0.0
-    degrees: float = 0.0
-    scale: Sequence[float] = (1.0, 1.0)
-    zoom_anywhere: bool = False
-    color_jitter: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    blur: float = 0.0
-    blur_sigma: Sequence[float] = (1.0, 1.0)
-    noise: float = 0.0
-    noise_std: float = 0.0
     # RGB in 0-1 of what lies outside the frame: the mean that the model's input is normalised by makes it 0 there, so
     # that it moves no statistics.
     fill: Sequence[float] = (0.485, 0.456, 0.406)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from segfit.data.collate import Batch, stack
 from segfit.data.files import list_files, relative_name
 from segfit.data.images import IMAGE_SUFFIXES, ImageReader, resize_image
-from segfit.data.source import Source, read_arrays, where
+from segfit.data.source import Source, SourceView, read_arrays, where
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.masks import resize_mask
@@ -76,11 +76,7 @@ class TrainDataset(_FittedDataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the sample for (index, seed); the seed decides everything that is random.
 
-        Returns:
-            "image": (3, h, w) uint8 RGB, "mask": (h, w) uint8, "index": int.
-
-        Raises:
-            SegFitError: if a file cannot be read; it is named.
+        That is "image": (3, h, w) uint8 RGB, "mask": (h, w) uint8, "index": int. Raises as `read_tensors`.
         """
         index, seed = key
         image, mask = read_tensors(self.source, index)
@@ -105,12 +101,8 @@ class EvalDataset(_FittedDataset):
     def __getitem__(self, index: int) -> Sample:
         """Return an image and its whole mask.
 
-        Returns:
-            "image": (3, h', w') uint8 RGB; "mask": (H, W) uint8; "content": (4,) int64, top, left,
-            height and width of the picture inside the image; "shape": (2,) int64, H and W; "index": int.
-
-        Raises:
-            SegFitError: if a file cannot be read; it is named.
+        That is "image": (3, h', w') uint8 RGB; "mask": (H, W) uint8; "content": (4,) int64, top, left, height and width
+        of the picture inside the image; "shape": (2,) int64, H and W; "index": int. Raises as `read_tensors`.
         """
         image, *masks = read_tensors(self.source, index)
         # The mask has the original size: an image from a cache may be fitted already.
@@ -127,12 +119,7 @@ class EvalDataset(_FittedDataset):
 class PredictDataset(EvalDataset):
     """Images of a folder (and the folders below it), without masks; it is its own source.
 
-    Args:
-        folder: where the images are.
-        size: (h, w) in pixels that the model sees.
-        fit: as `EvalDataset`.
-        image_mode: "rgb" or "gray", as in training.
-        intensity_window: percentiles of "gray", as in training.
+    `size` and `fit` as `EvalDataset`, `image_mode` and `intensity_window` as `ImageReader`.
 
     Raises:
         SegFitError: if there is no such folder or no image in it.
@@ -178,6 +165,47 @@ class PredictDataset(EvalDataset):
     def read(self, index: int) -> tuple[Pixels]:
         """Return an image (H, W, 3) uint8 RGB, upright."""
         return (self.reader(self.paths[index]),)
+
+
+class FittedSource(SourceView):
+    """A `Source` whose images are fitted to one size (h, w) already: fitting them again changes nothing.
+
+    With `whole_masks`, masks keep their original size, as `EvalDataset` needs them; else they are fitted too.
+    """
+
+    def __init__(
+        self, source: Source, size: tuple[int, int], fit: str, *, whole_masks: bool = False
+    ) -> None:
+        super().__init__(source)
+        self.size, self.fit, self.whole_masks = size, fit, whole_masks
+
+    def read(self, index: int) -> tuple[Pixels, Pixels]:
+        """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8; raises as `read_tensors`."""
+        image, mask = read_tensors(self.source, index)
+        if self.whole_masks:
+            image, _ = fit_image(image, self.size, self.fit)
+        else:
+            image, mask = fit_pair(image, mask, self.size, self.fit)
+        return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), mask.contiguous().numpy()
+
+
+def fitted_sources(
+    sources: Mapping[str, Source], size: tuple[int, int], fit: str
+) -> dict[str, tuple[Source, str]]:
+    """Return split → (source, what is done to its pairs), as `cache_sources` takes them.
+
+    "train" is for a `TrainDataset` of this size and fit, every other split for an `EvalDataset`. With "crop", images
+    and masks are kept as they are read.
+    """
+    if fit == "crop":
+        return {split: (source, "original") for split, source in sources.items()}
+    kind = f"{size[1]}x{size[0]}-{fit}"
+    return {
+        split: (FittedSource(source, size, fit), kind)
+        if split == "train"
+        else (FittedSource(source, size, fit, whole_masks=True), f"{kind}-whole-masks")
+        for split, source in sources.items()
+    }
 
 
 def place_image(

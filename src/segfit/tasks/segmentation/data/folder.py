@@ -37,23 +37,14 @@ class ItemReport:
 
 @dataclass(eq=False)
 class FolderSource:
-    """A `Source` of image files with masks from a `MaskReader`.
-
-    Args:
-        classes: the classes.
-        names: relative names without suffix, in the order of the indices.
-        listing: where images and masks are, and what listing them found.
-        values: what the mask's values mean.
-        image_reader: how image files become RGB.
-        options: everything that a report on an item depends on, as text.
-    """
+    """A `Source` of image files with masks from a `MaskReader`."""
 
     classes: Classes
-    names: Sequence[str]
+    names: Sequence[str]  # relative, without suffix, in the order of the indices
     listing: Listing
     values: ValueMap
     image_reader: ImageReader
-    options: str
+    options: str  # everything but the files that a report depends on
 
     def __len__(self) -> int:
         return len(self.names)

@@ -9,8 +9,14 @@ from pathlib import Path
 from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import IMAGE_SUFFIXES
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.data.masks import MASK_SUFFIXES, FolderMasks, MaskReader
-from segfit.tasks.segmentation.data.parts import PartMasks, find_parts, image_key
+from segfit.tasks.segmentation.data.masks import (
+    MASK_SUFFIXES,
+    FolderMasks,
+    MaskReader,
+    PartMasks,
+    find_parts,
+    image_key,
+)
 from segfit.tasks.segmentation.data.rle import RleMasks, read_table, table_id
 
 SPLITS = ("train", "val", "test")

@@ -50,20 +50,12 @@ _ORGANS = (
 
 @dataclass(eq=False)
 class ShapesSource:
-    """Phantoms; a function of (data_seed, split, index) alone.
+    """Phantoms; a function of (data_seed, split, index) alone."""
 
-    Args:
-        size: number of images.
-        split: "train", "val" or "test"; they share no image.
-        resolution: side in pixels.
-        data_seed: another seed, another data set.
-        classes: names and colours of the four classes.
-    """
-
-    size: int
-    split: str = "train"
-    resolution: int = 128
-    data_seed: int = 0
+    size: int  # number of images
+    split: str = "train"  # or "val" or "test"; they share no image
+    resolution: int = 128  # side in pixels
+    data_seed: int = 0  # another seed, another data set
     classes: Classes = CLASSES
 
     def __len__(self) -> int:
@@ -136,9 +128,7 @@ def _blob(
 ) -> tuple[Box, NDArray[np.bool_]]:
     """Return an ellipse whose radius waves slowly with the angle: its box and (h, w) bool inside it.
 
-    Args:
-        center: (y, x) as shares of the side.
-        radius: geometric mean of the half axes, as a share of the side.
+    `center` (y, x) and `radius`, the geometric mean of the half axes, are shares of the side.
     """
     stretch, turn = np.exp(rng.uniform(-0.28, 0.28)), rng.uniform(0, np.pi)
     harmonics = rng.normal(0, 1, (3, 2)) * np.array([[0.09], [0.05], [0.03]])
