@@ -9,6 +9,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ _GIB = 1 << 30
 _RESERVE = _GIB // 4  # bytes that stay free for checkpoints
 
 
+@dataclass
 class DiskStore:
     """Samples in files below a folder, which all workers and any number of runs share.
 
@@ -34,14 +36,11 @@ class DiskStore:
     was damaged or replaced reads as missing. Nothing in it is executed.
 
     One read of a small file (10 µs for 256 px) is faster than mapping it (21 µs), and safe from others who truncate it.
-
-    Args:
-        folder: where they are; made when the first sample is put.
-        names: one a sample: what it is and, after the "-", the state of its files. At most 48 ASCII characters.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder, self.names = folder, list(names)
+    folder: Path  # made when the first sample is put
+    # one a sample: what it is and, after the "-", the state of its files; at most 48 ASCII characters
+    names: Sequence[str]
 
     def missing(self) -> list[int]:
         """Return the samples that have no file yet; remove outdated files, and partial ones of killed writers."""

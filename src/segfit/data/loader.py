@@ -162,9 +162,9 @@ class Loader(DataLoader[Any]):
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Start workers with the signals blocked that `init_worker` handles.
+    """Start workers with the signals blocked that `init_worker` handles: before it, a SIGTERM would kill them.
 
-    A SIGTERM that comes before that would kill a worker. This process gets what came meanwhile afterwards.
+    This process gets afterwards what came meanwhile.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -202,8 +202,7 @@ def init_worker(worker: int) -> None:  # noqa: ARG001
 def init_worker_beside_model(worker: int) -> None:
     """Prepare a worker that shares the cores with the model: at a low priority, it takes what the model leaves.
 
-    At equal priority a worker takes the core of one of the model's threads, and the others wait for that
-    thread in every operation. `choose_workers` has figures.
+    At equal priority, the model's threads would wait for the one whose core it takes. `choose_workers` has figures.
     """
     init_worker(worker)
     if hasattr(os, "nice"):  # not on Windows

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from segfit.data.source import Source
 from segfit.system.cores import available_cores
 
 SAMPLE = 100  # samples of each split that check="sample" opens
@@ -21,19 +22,10 @@ _CHUNK = 256  # samples between two saves of reports
 Progress = Callable[[int, int], None]
 
 
-class Inspectable(Protocol):
-    """A source of files that can be inspected one by one.
+class Inspectable(Source, Protocol):
+    """A source of files that can be inspected one by one."""
 
-    `options` is everything but the files that a report depends on.
-    """
-
-    options: str
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def files(self, index: int) -> list[Path]:
-        """Return the files behind a sample."""
+    options: str  # everything but the files that a report depends on
 
     def inspect(self, index: int) -> str:
         """Read a sample and return a report, as text; never raises for what is wrong with the files."""

@@ -25,11 +25,9 @@ LARGEST_SIDE = 16384  # of image_size in pixels
 UNIT = "img"
 # Scores that can pick the best checkpoint, and whether more or less of them is better.
 MONITORS = {
-    "miou": "max",
-    "macro_f1": "max",
-    "foreground_f1": "max",
-    "foreground_iou": "max",
-    "pixel_accuracy": "max",
+    **dict.fromkeys(
+        ("miou", "macro_f1", "foreground_f1", "foreground_iou", "pixel_accuracy"), "max"
+    ),
     "loss": "min",
 }
 # Scores that are shown, in this order, and what they are called.

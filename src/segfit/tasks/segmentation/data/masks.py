@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,14 +156,12 @@ def find_parts(
     """
     found: dict[str, list[tuple[int, Path]]] = {}
     others: Counter[str] = Counter()
-    # Longest first: "00000_l_eye" is part l_eye, not part eye of image 00000_l.
-    names = sorted(enumerate(class_names[1:], 1), key=lambda item: -len(item[1]))
+    labels = {name: label for label, name in enumerate(class_names[1:], 1)}
+    # The shortest image: "00000_l_eye" is part l_eye, not part eye of image 00000_l.
+    pattern = re.compile(rf"(.*?)_({'|'.join(map(re.escape, labels))})", re.DOTALL)
     for path in sorted(files):
-        for label, name in names:
-            if path.stem.endswith("_" + name):
-                key = image_key(path.stem[: -len(name) - 1])
-                found.setdefault(key, []).append((label, path))
-                break
+        if match := pattern.fullmatch(path.stem):
+            found.setdefault(image_key(match[1]), []).append((labels[match[2]], path))
         else:
             others[path.stem.partition("_")[2] or path.stem] += 1
     return {key: sorted(parts) for key, parts in found.items()}, others
