@@ -159,7 +159,7 @@ def test_the_search_starts_at_the_forecast(tmp_path, monkeypatch):
     assert first("benchmark.budget_gb=11", "benchmark.margin=0") == 10
     assert first("benchmark.budget_gb=11", "benchmark.margin=0.2") == 7
     assert first("benchmark.budget_gb=100") == 24
-    assert first("benchmark.budget_gb=0.1") == 1
+    assert first("benchmark.budget_gb=0.1") == 0
 
 
 def test_without_a_forecast_the_search_starts_at_batch_size(tmp_path, outcomes):

@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.training import make_training
 from segfit.cli import main as cli
 from segfit.cli.explain import explain
 from segfit.errors import SegFitError
-from segfit.tuning import climb, max_batch, optimize
+from segfit.tuning import climb, max_batch, optimize, search
 from segfit.tuning.local_recipe import MARK
-from segfit.tuning.measure import measure_training
 from segfit.tuning.trial import Outcome
 from tests.integration.benchmarking import Benchmarked, benchmark, outcome
-from tests.integration.training import TINY, compose_run, one_thread
+from tests.integration.training import TINY, command, compose_run, finished, one_thread
 
 
 class Scripted:
@@ -55,14 +53,14 @@ class Scripted:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that optimizes with scripted trials; the forecast says that everything fits."""
-    monkeypatch.setattr(optimize, "native_precisions", lambda device: ["bf16", "fp32"])
-    monkeypatch.setattr(optimize, "start", lambda trials, cap: cap)
+    monkeypatch.setattr(search, "native_precisions", lambda device: ["bf16", "fp32"])
+    monkeypatch.setattr(search, "start", lambda trials, cap: cap)
     (tmp_path / "hardware").mkdir()
 
-    def start(script: Any, *overrides: str) -> Benchmarked:
+    def start(script: Any, *overrides: str, **how: Any) -> Benchmarked:
         monkeypatch.setattr(climb, "run_trial", script)
         out = tmp_path / "hardware" / "local.yaml"
-        return benchmark(tmp_path, "optimize", f"benchmark.out={out}", *overrides)
+        return benchmark(tmp_path, "optimize", f"benchmark.out={out}", *overrides, **how)
 
     return start
 
@@ -86,7 +84,7 @@ def test_what_is_faster_is_kept_and_composes(tmp_path: Path, run: Any) -> None:
     done = run(script, "batch_size=1", "augmentation=cpu")
     verdicts = {row["setting"]: row["verdict"] for row in done.table("trials")}
     assert verdicts["batch_size=4 × 2"] == "kept"
-    assert verdicts["batch_size=2 × 4"] == optimize.SURPASSED
+    assert verdicts["batch_size=2 × 4"] == search.SURPASSED
     assert verdicts["augmentation=kornia-gpu"] == "kept"
     for slower in ("data.cache=disk", "channels_last=false", "precision=fp32"):
         assert verdicts[slower] == "not faster"
@@ -214,7 +212,7 @@ def test_a_search_decides_where_the_forecast_does_not(
         }
         return Outcome(ok=True, values=values)
 
-    monkeypatch.setattr(optimize, "start", lambda trials, cap: 2)
+    monkeypatch.setattr(search, "start", lambda trials, cap: 2)
     monkeypatch.setattr(max_batch, "run_trial", fits)
     done = run(Scripted({1: 10.0, 2: 14.0, 4: 20.0}), "batch_size=1", "accumulate=8")
     assert max(asked) > 2
@@ -222,23 +220,116 @@ def test_a_search_decides_where_the_forecast_does_not(
     assert "batch_size=2 accumulate=4" in done.findings.values["changes"]
 
 
-@pytest.mark.slow
-def test_real_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure every setting for real, but in this process."""
+class Arithmetic(Scripted):
+    """Stands for trainings whose time is their arithmetic; at 32 channels, 2 blocks and 64 pixels they are as `batches` says."""
 
-    def in_process(config: DictConfig, *, job: str, timeout_s: float, **how: Any) -> Outcome:
-        return Outcome(ok=True, values=measure_training(config, **how))
+    def __call__(self, config: DictConfig, **how: Any) -> Outcome:
+        done = super().__call__(config, **how)
+        if done.ok:
+            model, size = config.model, config.image_size
+            cost = (model.base_channels / 32) ** 2 * model.num_blocks / 2 * (size / 64) ** 2
+            done.values["speed"]["samples_per_second"] /= cost
+            done.values["facts"]["model"] = f"cnn {model.base_channels} {model.num_blocks}"
+        return done
 
-    monkeypatch.setattr(climb, "run_trial", in_process)
-    out = tmp_path / "local.yaml"
-    quick = ("seconds=0.05", "benchmark.warmup=1", "report.panels=0", "batch_size=1")
-    done = benchmark(tmp_path, "optimize", f"benchmark.out={out}", *quick)
-    rows = done.table("trials")
-    assert rows[0]["setting"] == "as composed"
-    assert all(row["samples/s"] > 0 for row in rows)
-    written = yaml.safe_load(out.read_text())
-    assert written["batch_size"] * written["accumulate"] in (1, 8)
-    assert written["hardware"]["tuned_for"]["image_size"] == "64 × 64"
+
+GROW = ("benchmark.grow=true", "model.base_channels=32", "batch_size=8")
+
+
+def test_a_model_grows_while_its_speed_is_kept(tmp_path: Path, run: Any) -> None:
+    done = run(Arithmetic({8: 100.0}), *GROW, "benchmark.min_speed=0.2", "data.resolution=128")
+    (first, *rows) = done.table("trials")
+    tried = [
+        (row["setting"], row["verdict"])
+        for row in rows
+        if "model." in row["setting"] or "image" in row["setting"]
+    ]
+    assert first["samples/s"] == pytest.approx(100)
+    assert tried == [
+        ("model.base_channels=40", "kept"),
+        ("model.num_blocks=3", "kept"),
+        ("image_size=96", search.TOO_SLOW),
+        ("model.base_channels=56", "kept"),
+        ("model.num_blocks=5", search.TOO_SLOW),
+        ("model.base_channels=72", search.TOO_SLOW),
+    ]
+    assert (
+        "Grown to model.base_channels=56 model.num_blocks=3: cnn 56 3, 64 × 64 in place of cnn 32 2, 64 × 64"
+        in done.findings.headline
+    )
+    assert "at 21.8 samples/s, 0.22 times 100.0." in done.findings.headline
+    assert done.findings.values["grown"] == pytest.approx(21.77, abs=0.01)
+    assert done.findings.values["fastest"] == pytest.approx(100)
+    local = composed_local(tmp_path)
+    assert (local.model.base_channels, local.model.num_blocks, local.image_size) == (56, 3, 64)
+    assert (local.batch_size, local.accumulate) == (8, 1)
+
+
+def test_samples_grow_up_to_what_the_data_has(run: Any) -> None:
+    base = tuple(text for text in TINY if not text.startswith("model."))
+    model = ("model=segformer_b0", "batch_size=8", "benchmark.grow=true")
+    for resolution, sizes in ((96, {64, 96}), (64, {64})):
+        free = Scripted({8: 100.0})
+        run(free, *model, f"data.resolution={resolution}", base=base)
+        assert {config.image_size for config in free.tried} == sizes
+
+
+def test_what_grows_trains_in_smaller_micro_batches_up_to_its_limits(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fits(config: DictConfig, **how: Any) -> Outcome:
+        peak = config.batch_size * config.model.base_channels
+        values = {"device": "cpu", "peak_bytes": peak, "limit_bytes": 320}
+        return Outcome(ok=True, values={**values, "samples_per_second": 1.0})
+
+    monkeypatch.setattr(
+        search, "start", lambda trials, cap: min(cap, 320 // trials.config.model.base_channels)
+    )
+    monkeypatch.setattr(max_batch, "run_trial", fits)
+    done = run(Scripted(dict.fromkeys((1, 2, 4, 8), 100.0)), *GROW)
+    verdicts = {row["setting"]: row["verdict"] for row in done.table("trials")}
+    assert verdicts["model.base_channels=40"] == "kept"
+    assert verdicts["model.base_channels=56 batch_size=4 accumulate=2"] == "kept"
+    assert verdicts["model.base_channels=368"] == "out of memory"
+    assert "model.num_blocks=140: must be at most 100" in verdicts["model.num_blocks=140"]
+    local = composed_local(tmp_path)
+    assert (local.model.base_channels, local.model.num_blocks) == (296, 93)
+    assert (local.batch_size, local.accumulate) == (1, 8)
+
+
+def test_nothing_grows_that_is_too_slow(tmp_path: Path, run: Any) -> None:
+    done = run(Arithmetic({8: 100.0}), *GROW, "benchmark.min_speed=1")
+    assert "Nothing grew" in done.findings.headline
+    assert done.findings.values["grown"] is None
+    assert composed_local(tmp_path).model.base_channels == 32  # though it is not the usual number
+
+
+def test_real_trainings_by_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "hardware").mkdir()
+    out = tmp_path / "hardware" / "local.yaml"
+    options = (
+        *("benchmark=optimize", f"benchmark.out={out}", "batch_size=8", "data.resolution=96"),
+        *("benchmark.grow=true", "benchmark.min_speed=0.5", "model.num_blocks=1"),
+        *("seconds=0.01", "benchmark.warmup=0", "report.panels=0", "hydra.run.dir=found"),
+    )
+    last = {text.split("=")[0]: text for text in (*TINY, *options)}
+    done = finished(command(*last.values(), script="tests/integration/in_process.py"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "found/results.json").read_text())["values"]
+    composed, *tried = values["trials"]
+    assert composed["change"]["name"] == "as composed"
+    assert all(step["speed"]["samples_per_second"] > 0 for step in [composed, *tried])
+    grown = [step for step in tried if step["change"]["name"].startswith(("model.", "image_size"))]
+    assert len(grown) >= 3
+    expected = {"model.base_channels": 8, "model.num_blocks": 1, "image_size": 64}
+    for step in grown:
+        kept = step["speed"]["samples_per_second"] >= values["composed"] / 2
+        assert step["verdict"] == ("kept" if kept else search.TOO_SLOW)
+        expected |= step["change"]["options"] if kept else {}
     text = out.read_text()
     assert text.startswith("# @package _global_\n")
-    assert done.findings.values["gain"] >= 1
+    written = composed_local(tmp_path)
+    assert {key: OmegaConf.select(written, key) for key in expected} == expected
+    size = expected["image_size"]
+    assert written.hardware.tuned_for.sample == f"3 × {size} × {size}"
+    assert ("Grown to" if values["grown"] else "Nothing grew") in text

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
 from segfit.engine.checkpoint import load_checkpoint
 from tests.integration.training import ROOT, command, finished, same, start, wait_for
@@ -102,6 +104,24 @@ def test_benchmarks_answer(tmp_path, mode, options, answer):
     output = run(tmp_path, *arguments, script="benchmark.py")
     assert answer in output
     assert json.loads((tmp_path / "found/results.json").read_text())["benchmark"] == mode
+
+
+def test_the_fastest_setting_is_written_and_composes(tmp_path):
+    conf = tmp_path / "conf"
+    shutil.copytree(HOME / "conf", conf)
+    options = (
+        *("benchmark=optimize", f"benchmark.out={conf / 'hardware/signal/local.yaml'}"),
+        *("benchmark.grow=true", "model.channels=16", "seconds=0.01", "benchmark.warmup=0"),
+    )
+    output = run(tmp_path, *SIGNALS, *options, script="tests/integration/in_process.py")
+    assert (
+        "Nothing grew" in output
+    )  # it has neither base_channels nor num_blocks, nor larger samples
+    arguments = (f"--config-dir={conf}", *SIGNALS[1:], "hardware=local", "hydra.run.dir=run")
+    run(tmp_path, *arguments, "epochs=1")
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["hardware"]["name"], config["model"]["channels"]) == ("local", 16)
+    assert config["batch_size"] * config["accumulate"] in (4, 8)
 
 
 def test_what_is_wrong_with_it_is_said_by_its_own_rules(tmp_path):

@@ -1,5 +1,7 @@
 """What a measured setting holds for, and a line if it is used for something else."""
 
+from typing import Any
+
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,9 +20,7 @@ def tuned_for(config: DictConfig, device: torch.device) -> dict[str, str | None]
     It has the keys of `TunedForConfig`; driver is None on the CPU.
     """
     sample = assembly_of(config).example_input(config, 1, torch.device("cpu")).shape[1:]
-    usual = OmegaConf.structured(schema_of(config.task.name).GROUPS["model"][config.model.name])
-    given = {key: value for key, value in plain(config.model).items() if key not in _NOT_SPEED}
-    changed = [f"{key}={value}" for key, value in given.items() if value != usual[key]]
+    changed = [f"{key}={value}" for key, value in model_options(config).items()]
     return {
         "device": device_name(device),
         "driver": driver_version() if device.type == "cuda" else None,
@@ -34,6 +34,15 @@ def model_choice(config: DictConfig) -> str:
     """Return the file of conf/model that a config's model comes from."""
     variant = config.model.get("variant")
     return f"{config.model.name}_{variant}" if variant else str(config.model.name)
+
+
+def model_options(config: DictConfig) -> dict[str, Any]:
+    """Return the options that decide how fast a model is, where they are not the usual ones."""
+    usual = OmegaConf.structured(schema_of(config.task.name).GROUPS["model"][config.model.name])
+    given: dict[str, Any] = plain(config.model)
+    return {
+        key: value for key, value in given.items() if key not in _NOT_SPEED and value != usual[key]
+    }
 
 
 def stale(config: DictConfig, device: torch.device) -> str | None:

@@ -103,7 +103,7 @@ class MaxBatchConfig(ModeConfig):
 
 @dataclass
 class OptimizeConfig(MaxBatchConfig):
-    """The fastest setting that can be found in some minutes, written down as hardware=local."""
+    """The fastest setting that can be found in some minutes, or the largest that is fast enough, as hardware=local."""
 
     name: str = "optimize"
     budget_minutes: float = option(8.0, "Time for everything together.", gt=0)
@@ -114,6 +114,12 @@ class OptimizeConfig(MaxBatchConfig):
     warmup: int = option(3, "Updates that are made before anything is timed.", ge=0)
     compile: bool | None = option(
         None, "Try compile=true, too; null: on CUDA only. It takes minutes."
+    )
+    grow: bool = option(
+        False, "Then make model and samples larger while they fit and min_speed is kept."
+    )
+    min_speed: float = option(
+        0.5, "Share of the composed samples per second that grow keeps.", gt=0
     )
 
 

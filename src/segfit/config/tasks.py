@@ -48,7 +48,7 @@ class TaskSchema(Protocol):
     def smaller_samples(
         self, config: DictConfig, share: float
     ) -> Iterator[tuple[dict[str, Any], str]]:
-        """Yield options for ever smaller samples, and what they cost, from a share (0-1) of the present size on."""
+        """Yield options for ever smaller samples, and what they cost, from a share of the present size on (above 1: a larger one)."""
 
 
 def task_names() -> list[str]:

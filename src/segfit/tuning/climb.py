@@ -43,53 +43,43 @@ class Step:
         return None if self.speed is None else self.speed.samples_per_second
 
     def cells(self) -> list[Cell]:
-        """Return median milliseconds, percent of waiting for data and peak GiB, of `SPEED_COLUMNS`."""
+        """Return what `SPEED_COLUMNS` show."""
         if self.speed is None:
             return [None, None, None]
         return [self.speed.ms_median, 100 * self.speed.data_wait, self.speed.peak_gib]
 
 
+@dataclass
 class Climb:
     """Tries changes of a config. Each measurement runs in a process of its own.
 
     Args:
-        config: checked, of benchmark.py; where the climb starts.
+        start_config: checked, of benchmark.py; where the climb starts.
         bench: its progress gets the name of each change.
         seconds: of a measurement.
-        least_gain: a change is kept if it is more than so many times as fast as what was kept before.
         total: steps that are expected, for the progress.
+        least_gain: a change is kept if it is more than so many times as fast as what was kept before.
         patience: seconds after which a measurement is killed.
         deadline: by `time.monotonic`; what still runs then is killed.
 
     Attributes:
         steps: what was tried, in order.
-        kept: options that were kept, where they differ from `config`.
+        kept: options that were kept, where they differ from `start_config`.
         best: samples per second with them; None if nothing was measured.
         longest: seconds that the longest measurement took, its process's start included.
     """
 
-    def __init__(
-        self,
-        config: DictConfig,
-        bench: Bench,
-        *,
-        seconds: float,
-        least_gain: float = 1.0,
-        total: int,
-        patience: float = math.inf,
-        deadline: float = math.inf,
-    ) -> None:
-        self.start_config = config
-        self.bench = bench
-        self.seconds = seconds
-        self.least_gain = least_gain
-        self.total = total
-        self.patience = patience
-        self.deadline = deadline
-        self.steps: list[Step] = []
-        self.kept: dict[str, Any] = {}
-        self.best: float | None = None
-        self.longest = 0.0
+    start_config: DictConfig
+    bench: Bench
+    seconds: float
+    total: int
+    least_gain: float = 1.0
+    patience: float = math.inf
+    deadline: float = math.inf
+    steps: list[Step] = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)
+    best: float | None = None
+    longest: float = 0.0
 
     def config(self) -> DictConfig:
         """Return the config with the options that are kept."""

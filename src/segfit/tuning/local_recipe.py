@@ -1,27 +1,32 @@
 """conf/hardware/local.yaml: a measured setting as a recipe that hardware=local composes."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from segfit.assembly.tuned import model_choice
+from segfit.assembly.tuned import model_choice, model_options
 from segfit.config.check import plain
+from segfit.config.tasks import DEFAULT, config_folders, qualified, schema_of
 from segfit.errors import SegFitError
 from segfit.system.files import replace_text
 from segfit.tuning.change import GROUPS
 
-LOCAL = Path(__file__).parents[3] / "conf" / "hardware" / "local.yaml"
+CONF = Path(__file__).parents[3] / "conf"
 MARK = "Written by benchmark=optimize"
 
 # What a recipe says at the top level, in the order of conf/hardware/*.yaml.
-_TOP = (
-    "batch_size", "accumulate", "image_size", "epochs", "lr", "channels_last", "compile",
-)  # fmt: skip
+_TOP = ("batch_size", "accumulate", "epochs", "lr", "channels_last", "compile")
 _GROUPS = (*GROUPS, "scheduler")
+
+
+def usual_path(task: str) -> Path:
+    """Return the file that hardware=local composes for a task."""
+    return CONF / "hardware" / ("" if task == DEFAULT else task) / "local.yaml"
 
 
 def writable(path: Path) -> None:
@@ -44,12 +49,17 @@ def writable(path: Path) -> None:
 
 
 def recipe(
-    config: DictConfig, tuned_for: Mapping[str, Any], vram_gb: float | None, header: Sequence[str]
+    config: DictConfig,
+    kept: Mapping[str, Any],
+    tuned_for: Mapping[str, Any],
+    vram_gb: float | None,
+    header: Sequence[str],
 ) -> str:
     """Return the text of a hardware file that composes to `config`, as far as a recipe goes.
 
     Args:
-        config: the fastest that was found.
+        config: the fastest that was found, or the largest.
+        kept: its options that are not as they were composed.
         tuned_for: of `segfit.assembly.tuned`.
         vram_gb: of the card, GiB; None: no card.
         header: figures, a line each.
@@ -57,19 +67,33 @@ def recipe(
     groups = {"model": model_choice(config)} | {
         name: str(config[name].name) for name in _GROUPS if name in config
     }
-    values: dict[str, Any] = {
-        "defaults": [
-            {f"override /{name}@_global_.{name}": choice} for name, choice in groups.items()
-        ],
-        "hardware": {"name": "local", "vram_gb": vram_gb, "tuned_for": dict(tuned_for)},
-        **{key: plain(config)[key] for key in _TOP if key in config},
-        "loader": {"workers": config.loader.workers},
-        "data": {"cache": str(config.data.cache)},
-    }
+    typed = [f"{name}={choice}" for name, choice in groups.items()]
+    choices = qualified(typed, config.task.name, config_folders(sys.argv[1:], CONF))
+    values = OmegaConf.create(
+        {
+            "hardware": {"name": "local", "vram_gb": vram_gb, "tuned_for": dict(tuned_for)},
+            **{key: plain(config)[key] for key in _TOP if key in config},
+            "loader": {"workers": config.loader.workers},
+            "data": {"cache": str(config.data.cache)},
+        }
+    )
+    model = model_options(config)
     if config.model.get("checkpointing"):  # not every model has the key
-        values["model"] = {"checkpointing": True}
-    body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
-    top = ("@package _global_", "python train.py hardware=local", f"{MARK}; it will do so again.")
+        model["checkpointing"] = True
+    sample, _ = next(schema_of(config.task.name).smaller_samples(config, 2.0), ({}, ""))
+    options = {key: OmegaConf.select(config, key) for key in sample}
+    options |= {f"model.{key}": value for key, value in model.items()}
+    for key, value in (options | dict(kept)).items():
+        if key not in groups:
+            OmegaConf.update(values, key, value)
+    defaults = [
+        {f"override /{name}@_global_.{name}": choice}
+        for name, _, choice in (text.partition("=") for text in choices)
+    ]
+    everything = {"defaults": defaults, **plain(values)}
+    body = yaml.safe_dump(everything, sort_keys=False, allow_unicode=True, width=110)
+    command = f"python train.py task={config.task.name} hardware=local"
+    top = ("@package _global_", command, f"{MARK}; it will do so again.")
     return "\n".join([*(f"# {line}" for line in (*top, *header)), body])
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 
 import psutil
+import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
@@ -14,7 +15,7 @@ from segfit.assembly.task import assembly_of, planning_of
 from segfit.config.tasks import schema_of
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
-from segfit.system.hardware import GIB, resolve_device, visible_cards
+from segfit.system.hardware import GIB, resolve_device
 from segfit.tuning.batch_trial import trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.planner import CONTEXT, forecast_of
@@ -58,7 +59,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 
 
 def start(trials: "Trials", cap: int) -> int:
-    """Return the batch that the search begins with: the forecast's answer, or batch_size where there is no forecast."""
+    """Return the batch that the search begins with: the forecast's answer, 0 if that is none; batch_size without a forecast."""
     config, bench = trials.config, trials.bench
     device, _ = resolve_device(config.device)
     working = partial(bench.progress, "recording a step without data", 0, 1)
@@ -69,8 +70,8 @@ def start(trials: "Trials", cap: int) -> int:
         return min(int(config.batch_size), cap)
     room = trials.budget_gb * GIB if trials.budget_gb is not None else math.inf
     if device.type == "cuda":
-        room = min(room, visible_cards()[0] * GIB - CONTEXT)
-    return int(max(1, min(forecast.largest(room * (1 - trials.options.margin)), cap)))
+        room = min(room, torch.cuda.get_device_properties(device).total_memory - CONTEXT)
+    return int(min(forecast.largest(room * (1 - trials.options.margin)), cap))
 
 
 class Trials:
@@ -99,7 +100,7 @@ class Trials:
         """Return the largest batch up to `cap` that fits, in a second, longer trial too; 0 if none does."""
         fits = cache(lambda batch: self.tries(batch).fits)
         while cap > 0:
-            answer = largest_that_fits(fits, start=start, cap=cap, guess=self._guess)
+            answer = largest_that_fits(fits, start=max(start, 1), cap=cap, guess=self._guess)
             if answer == 0 or self.tries(answer, _VERIFY).fits:
                 return answer
             cap = answer - 1

@@ -295,9 +295,11 @@ def held_out_shape(config: DictConfig) -> tuple[int, ...]:
 
 
 def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield options for ever smaller samples and what they cost, from a share (0-1) of the pixels on."""
-    scale = min(math.sqrt(share), 0.99)
-    rows, columns = (int(side * scale) // _SIDES * _SIDES for side in size_of(config.image_size))
+    """Yield options for ever smaller samples and what they cost, from a share of the pixels on; above 1 it is rounded up."""
+    rounded = math.ceil if share > 1 else math.floor
+    rows, columns = (
+        rounded(side * math.sqrt(share) / _SIDES) * _SIDES for side in size_of(config.image_size)
+    )
     while min(rows, columns) >= 2 * _SIDES:
         size = rows if rows == columns else [rows, columns]
         yield {"image_size": size}, "small things are lost"

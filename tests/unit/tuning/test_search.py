@@ -3,7 +3,7 @@
 import pytest
 
 from segfit.tuning.change import Change
-from segfit.tuning.optimize import best_micro_batch, micro_batches, worker_changes
+from segfit.tuning.search import best_micro_batch, micro_batches, worker_changes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,300 @@
+"""What benchmark=optimize tries, in its order, each change on top of those that were kept; and how it lets a model grow."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from segfit.assembly.data import workers_of
+from segfit.assembly.task import planning_of
+from segfit.config.check import check
+from segfit.config.tasks import schema_of
+from segfit.data.source import Source
+from segfit.engine.precision import native_precisions, resolve_precision
+from segfit.errors import SegFitError
+from segfit.system.cores import free_memory
+from segfit.system.hardware import GIB
+from segfit.tuning.change import Change, augmentation_of, changed
+from segfit.tuning.climb import KEPT, NOT_FASTER, OUT_OF_MEMORY, Climb, Step
+from segfit.tuning.max_batch import Trials, start
+
+SURPASSED, TOO_SLOW = "another is faster still", "too slow"
+LEAST_EFFECTIVE = 8  # a smaller batch trains neither fast nor, with batch norm, well
+LEAST_GAIN = 1.02  # smaller gains are chance
+# A measurement is killed after so many seconds, or so many times the first one's.
+_PATIENCE, _PATIENCE_TIMES = 60.0, 4.0
+# Share of the free memory; the rest is for files, data workers and other programs.
+_HOST_SHARE = 0.5
+GROWTH = 1.5  # of the arithmetic, a step
+# Option that makes a model larger → the power of it that arithmetic grows with, and what it stays a multiple of: cards
+# multiply eight channels of 16 bits at a time.
+_KNOBS = {"model.base_channels": (2, 8), "model.num_blocks": (1, 1)}
+SAMPLES = "samples"
+
+
+class _NoTime(Exception):  # noqa: N818  (no error: the search ends with what it has found)
+    """The batch search has used up its time."""
+
+
+@dataclass
+class Search:
+    """A search for the fastest setting.
+
+    Args:
+        climb: measures, and holds what is kept.
+        device: of the training.
+        effective: batch of the result.
+        cap: no micro-batch is larger.
+        source: held-out samples.
+        held_out: their indices, the largest first.
+    """
+
+    climb: Climb
+    device: torch.device
+    effective: int
+    cap: int
+    source: Source
+    held_out: list[int]
+
+    def run(self) -> int:
+        """Keep whatever is faster; return the largest micro-batch, up to `cap`, that fits.
+
+        Raises:
+            SegFitError: if the training does not run, or not even one sample fits.
+        """
+        climb, config = self.climb, self.climb.start_config
+        running = resolve_precision(config.precision.name, self.device)[0].name
+        native = native_precisions(self.device)
+        precisions = [named({"precision": name}) for name in native if name != running]
+        composed = climb.measure_start(Change("as composed"))
+        if composed.speed is None and composed.verdict != OUT_OF_MEMORY:
+            raise SegFitError([f"the composed training does not run: {composed.verdict}"])
+        climb.patience = max(_PATIENCE, _PATIENCE_TIMES * climb.longest)
+        if composed.speed is not None:
+            climb.climb(precisions)
+        fitting, checkpointing = self.fitting(self.cap), {"model.checkpointing": True}
+        if fitting == 0 and config.model.get("checkpointing") is False:
+            climb.kept.update(checkpointing)
+            fitting = self.fitting(self.cap)
+        if fitting == 0:
+            advice = schema_of(config.task.name).MEMORY_ADVICE
+            raise SegFitError(
+                f"not even one sample trains here. {advice} benchmark=plan says what helps."
+            )
+        self._choose_micro_batch(fitting)
+        if composed.speed is None:
+            climb.climb(precisions)
+        climb.step(named({"channels_last": not config.channels_last}))
+        # How many workers pay depends on how samples come, so they are tried before and after.
+        climb.climb(self._other_workers())
+        if climb.climb(feeding_changes(config)):
+            climb.climb(self._other_workers())
+        if fitting < self.cap and climb.config().model.get("checkpointing") is False:
+            # Memory was the limit: recompute activations for a larger micro-batch.
+            most = self.fitting(self.cap, checkpointing)
+            batch = max(micro_batches(self.effective, most), default=0)
+            if batch > climb.config().batch_size:
+                climb.step(named({**checkpointing, **micro_batch(batch, self.effective).options}))
+        wanted = config.benchmark.compile
+        if not config.compile and (self.device.type == "cuda" if wanted is None else wanted):
+            climb.step(named({"compile": True}))
+        return fitting
+
+    def fitting(self, cap: int, options: Mapping[str, Any] | None = None) -> int:
+        """Return the largest micro-batch up to `cap` that fits with what is kept and `options`, 0 if none does.
+
+        On the CPU a forecast that needs less than half of the free memory is enough; else max_batch's trials decide.
+        """
+        climb = self.climb
+        config = changed(climb.config(), options or {})
+        config.accumulate = min(self.effective, 2)  # gradients stay alive between micro-batches
+        if config.benchmark.budget_gb is None and self.device.type == "cpu":
+            config.benchmark.budget_gb = _HOST_SHARE * free_memory() / GIB
+        end = time.monotonic() + climb.left() / 2
+
+        def progress(what: str, done: int, total: int) -> None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise _NoTime
+            config.benchmark.timeout_s = max(left, 1.0)
+            climb.bench.progress(what, done, total)
+
+        trials = Trials(config, replace(climb.bench, progress=progress), self.held_out)
+        try:
+            planned = start(trials, cap)
+            if self.device.type == "cpu" and planned == cap:
+                return cap
+            return trials.largest(start=planned, cap=cap)
+        except _NoTime:
+            found = max((tried.batch_size for tried in trials.tried if tried.fits), default=0)
+            composed = int(config.batch_size) if climb.best is not None else 0
+            return found or min(composed, cap)
+
+    def _choose_micro_batch(self, fitting: int) -> None:
+        climb, config, effective = self.climb, self.climb.start_config, self.effective
+        composed, before = climb.best, len(climb.steps)
+        batches = micro_batches(effective, fitting)
+        found = best_micro_batch(batches, int(config.batch_size), effective, climb.attempt)
+        if found is None:
+            if composed is None:
+                raise SegFitError(
+                    "no batch could be trained in the time given: raise benchmark.budget_minutes, or try "
+                    "benchmark=max_batch."
+                )
+            return
+        batch, rate = found
+        asked = config.benchmark.effective_batch is not None
+        same = config.batch_size * config.accumulate == effective
+        # Learning from more samples an update has to be worth it, unless it was asked for.
+        if asked or same or composed is None or rate > composed:
+            climb.keep(micro_batch(batch, effective), rate)
+            for step in climb.steps[before:]:
+                if step.verdict == NOT_FASTER and (step.rate or 0) > (composed or math.inf):
+                    step.verdict = SURPASSED
+
+    def _other_workers(self) -> list[Change]:
+        now = self.climb.config()
+        current = workers_of(now, self.device, cached=True)
+        now.loader.workers = None
+        return worker_changes(current, workers_of(now, self.device))
+
+    def grow(self, floor: float) -> list[Step]:
+        """Keep ever larger channels, blocks and samples, as long as they fit and train at `floor` samples per second.
+
+        They grow in turn, each step by about half of the arithmetic: width, depth and resolution pay most together (Tan
+        and Le, arXiv 1905.11946). What was too large once is not tried again.
+
+        Returns:
+            The steps that were kept.
+        """
+        before, knobs = len(self.climb.steps), [*_KNOBS, SAMPLES]
+        while knobs:
+            knobs = [knob for knob in knobs if self._grown(knob, floor)]
+        return [step for step in self.climb.steps[before:] if step.verdict == KEPT]
+
+    def _grown(self, knob: str, floor: float) -> bool:
+        climb, now = self.climb, self.climb.config()
+        options = self.larger(now, knob)
+        if not options:
+            return False
+        try:
+            check(changed(now, options))
+            most = self.fitting(int(now.batch_size), options)
+        except SegFitError as error:  # larger than its limit, or than the data
+            climb.steps.append(Step(named(options), " ".join(error.problems)))
+            return False
+        if most == 0:
+            climb.steps.append(Step(named(options), OUT_OF_MEMORY))
+            return False
+        if most < now.batch_size:
+            effective = int(now.batch_size * now.accumulate)
+            options |= micro_batch(max(micro_batches(effective, most)), effective).options
+        rate = climb.attempt(named(options))
+        if rate is None:
+            return False
+        if rate < floor:
+            climb.steps[-1].verdict = TOO_SLOW
+            return False
+        climb.keep(named(options), rate)
+        return True
+
+    def larger(self, config: DictConfig, knob: str) -> dict[str, Any]:
+        """Return the options that are larger by a step; empty if there are none.
+
+        Args:
+            config: of the present size.
+            knob: `SAMPLES`, or an option of models; one that a model does not have never grows.
+        """
+        if knob == SAMPLES:
+            bigger = schema_of(config.task.name).smaller_samples(config, GROWTH)
+            options, _ = next(bigger, ({}, ""))
+            size, planning = changed(config, options), planning_of(config)
+            # Nothing more is to be seen in a sample than the data has.
+            most = sum(array.nbytes for array in self.source.read(self.held_out[0]))
+            grows = planning.sample_bytes(config) < planning.sample_bytes(size) <= most
+            return options if grows else {}
+        power, multiple = _KNOBS[knob]
+        value = OmegaConf.select(config, knob)
+        if value is None:
+            return {}
+        return {knob: math.ceil(value * GROWTH ** (1 / power) / multiple) * multiple}
+
+
+def effective_batch(config: DictConfig, samples: int) -> int:
+    """Return the effective batch: benchmark.effective_batch, else the composed one, at least 8 of all `samples`."""
+    if config.benchmark.effective_batch is not None:
+        return int(config.benchmark.effective_batch)
+    composed = int(config.batch_size * config.accumulate)
+    return max(composed, min(LEAST_EFFECTIVE, samples))
+
+
+def micro_batches(effective: int, most: int) -> list[int]:
+    """Return micro-batches up to `most` that divide the effective batch, each at least 1.5 times the one before."""
+    chosen: list[int] = []
+    for batch in range(1, min(effective, most) + 1):
+        if effective % batch == 0 and (not chosen or batch >= 1.5 * chosen[-1]):
+            chosen.append(batch)
+    return chosen
+
+
+def micro_batch(batch: int, effective: int) -> Change:
+    """Return the change to a micro-batch; accumulation keeps the effective batch."""
+    options = {"batch_size": batch, "accumulate": effective // batch}
+    return Change(f"batch_size={batch} × {effective // batch}", options)
+
+
+def best_micro_batch(
+    batches: Sequence[int], start: int, effective: int, attempt: Callable[[Change], float | None]
+) -> tuple[int, float] | None:
+    """Return the micro-batch at which samples per second stop rising, and them; None if none can be trained.
+
+    `start`, or the nearest that is smaller, is tried first; from there larger ones while they are faster, and if none
+    was, smaller ones while they are.
+
+    Args:
+        batches: ascending.
+        start: of the composed recipe.
+        effective: batch, a multiple of each.
+        attempt: returns samples per second with a change, or None if it cannot be trained.
+    """
+    place = max(sum(batch <= start for batch in batches) - 1, 0)
+
+    def while_rising(
+        batches: Sequence[int], best: tuple[int, float] | None
+    ) -> tuple[int, float] | None:
+        for batch in batches:
+            rate = attempt(micro_batch(batch, effective))
+            if rate is None and best is None:
+                continue  # a smaller one may fit
+            if rate is None or (best is not None and rate < LEAST_GAIN * best[1]):
+                break
+            best = batch, rate
+        return best
+
+    best = while_rising([batches[place]], None)
+    risen = while_rising(batches[place + 1 :], best) if best is not None else None
+    return risen if risen != best else while_rising(batches[:place][::-1], best)
+
+
+def feeding_changes(config: DictConfig) -> Iterator[Change]:
+    """Yield the other place of augmentation, and a cache of decoded images if there is none."""
+    place = augmentation_of(config)
+    if place != "none":
+        yield named({"augmentation": "cpu" if place == "kornia-gpu" else "kornia-gpu"})
+    if config.data.cache == "none":
+        yield named({"data.cache": "disk"})
+
+
+def worker_changes(current: int, chosen: int) -> list[Change]:
+    """Return other numbers of data workers than the current one: `chosen` by cores, half of that, none."""
+    others = sorted({chosen, chosen // 2, 0} - {current}, reverse=True)
+    return [named({"loader.workers": workers}) for workers in others]
+
+
+def named(options: Mapping[str, Any]) -> Change:
+    """Return the change of options, named as it is typed."""
+    return Change(Change("", options).typed, options)
