@@ -23,7 +23,7 @@ from segfit.tuning.memory.planner import Card, forecast_of
 from segfit.tuning.memory.predict import forecast, peak_bytes, predict
 from segfit.tuning.memory.recording import record
 from tests.integration.benchmarking import benchmark, compose_benchmark
-from tests.integration.training import command, environment, train
+from tests.integration.training import ROOT, command, environment, train
 
 CPU = torch.device("cpu")
 SMALL = ("data=shapes", "augmentation=none", "hardware=cpu", "accumulate=1")
@@ -109,6 +109,18 @@ def test_prediction_is_what_torch_records(model, size, batch, precision, within,
     config = composed(*weightless(model), f"image_size={size}", f"batch_size={batch}", *options)
     peak = predicted(config, precision).train.peak(batch)
     assert peak == pytest.approx(real_training_peak(config, precision), rel=within)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "conf/optimizer").glob("*.yaml")])
+def test_every_optimizer_is_planned(name):
+    config = composed(*CNN, f"optimizer={name}")
+    assert predicted(config, "fp32").train.peak(4) == pytest.approx(
+        real_training_peak(config, "fp32"), rel=0.10
+    )
+    on_card = predicted(config, "fp16", "cuda")
+    moments = 1 if name == "sgd" else 2
+    weights = 4 * on_card.parameters
+    assert on_card.train.at(4)["optimizer"] == pytest.approx(moments * weights, rel=0.1)
 
 
 @pytest.mark.parametrize(

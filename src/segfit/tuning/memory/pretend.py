@@ -132,6 +132,7 @@ def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]
         replace(torch, "inference_mode", _no_grad)
         if cuda:  # else autocast and GradScaler switch themselves off
             replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+            replace(torch.amp.GradScaler, "_maybe_opt_step", _step)
             replace(torch, "Generator", _HostGenerator)
             replace(torch.cuda, "is_bf16_supported", lambda *_: True)
         # Module.to() swaps tensors in place, and copies ask for their data: those without refuse both.
@@ -148,6 +149,11 @@ def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     if id(tensor) not in memo:
         memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     return memo[id(tensor)]  # type: ignore[no-any-return]
+
+
+def _step(_: Any, optimizer: torch.optim.Optimizer, *__: Any) -> None:
+    """Stand for `GradScaler._maybe_opt_step`, which reads whether a gradient overflowed."""
+    optimizer.step()
 
 
 @contextlib.contextmanager

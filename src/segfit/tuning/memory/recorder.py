@@ -39,8 +39,12 @@ class MemoryRecorder(TorchDispatchMode):
         """Run the operation and note the storages of its results that are new."""
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            value = next(self.scalars, 0.0)
+            value = next(self.scalars, 1.0)
             return value if args[0].dtype.is_floating_point else int(value)
+        if (
+            func._overloadpacket is aten._fused_sgd_
+        ):  # in place, and not known for tensors without data
+            return None
         result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

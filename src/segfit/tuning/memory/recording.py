@@ -109,7 +109,6 @@ def record(
 
         state.forward = forward
         state.model.train()
-        recorder.scalars = itertools.repeat(0.0)
         gc.collect()
         begun = len(recorder.events)
         window = [planning.train_example(config) for _ in range(config.accumulate)]
