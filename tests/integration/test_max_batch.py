@@ -3,9 +3,11 @@
 import json
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from segfit.errors import SegFitError
 from segfit.system.hardware import GIB
@@ -16,6 +18,7 @@ from segfit.tuning.batch_trial import fits, trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.max_batch import Trials
 from segfit.tuning.memory.curve import Curve, Forecast, Moment
+from segfit.tuning.memory.planner import CONTEXT
 from segfit.tuning.trial import Outcome
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.integration.training import ROOT, TINY, one_thread
@@ -160,6 +163,19 @@ def test_the_search_starts_at_the_forecast(tmp_path, monkeypatch):
     assert first("benchmark.budget_gb=11", "benchmark.margin=0.2") == 7
     assert first("benchmark.budget_gb=100") == 24
     assert first("benchmark.budget_gb=0.1") == 0
+
+
+def test_a_card_that_nvml_does_not_know_is_asked_by_torch(tmp_path, monkeypatch):
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(max_batch, "resolve_device", lambda _: (card, None))
+    memory = SimpleNamespace(total_memory=8 * GIB + CONTEXT)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {card: memory}.__getitem__)
+    curve = Curve([Moment({"parameters": GIB}, {"activations": GIB})])
+    each = Forecast(curve, curve, parameters=1)
+    monkeypatch.setattr(max_batch, "forecast_of", lambda *_arguments, **_options: each)
+    config = compose_benchmark("max_batch", "benchmark.margin=0")
+    trials = Trials(config, Bench(tmp_path, print, lambda *_: None), [])
+    assert max_batch.start(trials, cap=24) == 7
 
 
 def test_without_a_forecast_the_search_starts_at_batch_size(tmp_path, outcomes):

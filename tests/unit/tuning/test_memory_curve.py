@@ -8,7 +8,7 @@ import pytest
 
 from segfit.system.hardware import GIB
 from segfit.tasks.segmentation.schema import held_out_shape
-from segfit.tuning.memory import cache
+from segfit.tuning.memory import cache, planner
 from segfit.tuning.memory.curve import Curve, Forecast, Moment
 from segfit.tuning.memory.planner import (
     CONTEXT,
@@ -139,9 +139,14 @@ def test_plain_values_only():
 # ------------------------------------------------------------------------------ what is planned
 
 
-def test_the_card_is_the_recipes():
-    card = card_of(compose_benchmark("plan", "hardware=8gb", "device=auto"))
-    assert (card.device_type, card.gib, card.name) == ("cuda", 8.0, "8 GB")
+@pytest.mark.parametrize(
+    ("visible", "gib", "name"),
+    [([], 12.0, "12 GB"), ([10.0, 24.0], 10.0, "10 GB"), ([24.0], 12.0, "12 GB")],
+)
+def test_the_card_is_the_recipes_unless_the_one_here_is_smaller(monkeypatch, visible, gib, name):
+    monkeypatch.setattr(planner, "visible_cards", lambda: visible)
+    card = card_of(compose_benchmark("plan", "hardware=12gb", "device=auto"))
+    assert (card.device_type, card.gib, card.name) == ("cuda", gib, name)
 
 
 def test_without_a_card_the_ram_is_planned():

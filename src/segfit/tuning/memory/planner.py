@@ -53,13 +53,12 @@ class Card:
 
 
 def card_of(config: DictConfig) -> Card:
-    """Return the card that a config is made for: its recipe's, else the one in this machine, else the CPU."""
+    """Return the smaller of the card that a recipe is made for and the one in this machine; without either, the CPU."""
     if config.device != "cpu":
-        if config.hardware.vram_gb is not None:
-            return Card("cuda", float(config.hardware.vram_gb))
-        cards = visible_cards()
-        if cards:
-            return Card("cuda", cards[0])
+        recipe = config.hardware.vram_gb
+        sizes = [*([] if recipe is None else [float(recipe)]), *visible_cards()[:1]]
+        if sizes:
+            return Card("cuda", min(sizes))
     return Card("cpu", psutil.virtual_memory().total / GIB)
 
 
