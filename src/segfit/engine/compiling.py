@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from segfit.engine.out_of_memory import is_out_of_memory
+from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import Precision
 from segfit.engine.task import Forward
 
@@ -26,6 +26,7 @@ def compiled_or_eager(
 ) -> tuple[Forward, str | None]:
     """Return a compiled forward that was tried on `example`, or the model and a notice that says why not.
 
+    Where memory runs out, half of the example is tried, as an update tries half of its micro-batch.
     `model` is in training mode, on its device; its buffers and the generators of random numbers are restored. `example` is
     an input (B, …) of the shape that will be trained on.
     """
@@ -34,9 +35,10 @@ def compiled_or_eager(
     try:
         with torch.random.fork_rng(devices=cuda):
             forward: Forward = torch.compile(model)
-            with precision.autocast():
-                output = forward(example)
-            output.float().sum().backward()
+            while not _fits(forward, example, precision):
+                model.zero_grad(set_to_none=True)
+                release_memory()
+                example = example[: len(example) // 2]
     except Exception as error:  # no Triton, no C++ compiler, a bug of the compiler, …
         return model, give_up_compiling(error)
     finally:
@@ -47,6 +49,19 @@ def compiled_or_eager(
     return forward, None
 
 
+def _fits(forward: Forward, example: Tensor, precision: Precision) -> bool:
+    """Pass an example forward and backward; return whether memory sufficed, for a single sample raise why not."""
+    try:
+        with precision.autocast():
+            output = forward(example)
+        output.float().sum().backward()
+    except Exception as error:
+        if len(example) == 1 or not any(map(is_out_of_memory, _chain(error))):
+            raise
+        return False
+    return True
+
+
 def is_compile_error(error: BaseException) -> bool:
     """Return whether a forward or backward pass failed because something did not compile.
 
@@ -54,7 +69,7 @@ def is_compile_error(error: BaseException) -> bool:
     Errors of operations that were compiled and run do not count, nor does memory that ran out, also while compiling.
     """
     chain = list(_chain(error))
-    if any(is_out_of_memory(one) for one in chain):
+    if any(map(is_out_of_memory, chain)):
         return False
     kinds = [kind for one in chain for kind in type(one).__mro__]
     frames = traceback.walk_tb(error.__traceback__)

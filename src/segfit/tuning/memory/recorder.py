@@ -29,7 +29,7 @@ class MemoryRecorder(TorchDispatchMode):
         self.events: list[int] = []  # +id at a birth, -id at a death; ids count births from 1
         self.sizes: dict[int, int] = {}  # bytes by id
         self.parts: dict[int, str] = {}  # what the storage is part of, by id; absent: activations
-        # What is "read from the device": tensors without data hold no numbers.
+        # What is "read from the device", then 1: tensors without data hold no numbers, and optimizers divide by steps.
         self.scalars: Iterator[float] = iter(())
         self._living: dict[int, tuple[int, weakref.ref[Any]]] = {}  # storage → id
 
