@@ -51,19 +51,12 @@ def make_training(
     distributed: Distributed = SINGLE_PROCESS,
     resumed: bool = False,
 ) -> Training:
-    """Return everything that `config` says, ready to run; every process of `distributed` has to call.
+    """Return everything that a checked `config` says, ready to run; every process of `distributed` has to call.
 
-    Args:
-        config: checked.
-        run: the run's folder.
-        notice: called with a line for each fallback or oddity.
-        progress: called with (done, total) files while the data set is checked, and with (done, total,
-            what="decoding images") while `data.cache` is filled.
-        distributed: the processes that train together.
-        resumed: load the run's last checkpoint.
-
-    Raises:
-        SegFitError: with every problem of the extra metrics or of the data set, or what else cannot be built.
+    `run` is the run's folder; if `resumed`, its last checkpoint is loaded. `notice` is called with a line for each fallback
+    or oddity, `progress` with (done, total) files while the data set is checked, and with (done, total, what="decoding
+    images") while `data.cache` is filled. Raises a SegFitError with every problem of the extra metrics or of the data set,
+    or what else cannot be built.
     """
     refuse_differences(distributed, flat(plain(config)))
     assembly, schema = assembly_of(config), schema_of(config.task.name)

@@ -60,15 +60,9 @@ def evaluate_split(
     With the run's own options, the scores are those that training logged for the checkpoint: the same batches and
     precision, and the same statistics of the training data.
 
-    Args:
-        run: of `load_run`.
-        options: of evaluate.py, checked.
-        notice: called with what is odd about the data, and with memory that ran out, a line each.
-        checking: called with (done, total) files while the data set is checked.
-        progress: called with (done, total) batches.
-
-    Raises:
-        SegFitError: if there is no such split, the data set is broken, or results cannot be written.
+    `notice` is called with what is odd about the data, and with memory that ran out, a line each; `checking` with
+    (done, total) files while the data set is checked; `progress` with (done, total) batches. Raises a SegFitError if there
+    is no such split, the data set is broken, or results cannot be written.
     """
     config, assembly = run.config, assembly_of(run.config)
     extra = assembly.make_extra_metrics(config)

@@ -93,9 +93,7 @@ def write_tensors(content: dict[str, Any], path: Path, previous: Path | None = N
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; tensors and plain values only, so that an untrusted file cannot run code.
 
-    Raises:
-        DamagedCheckpointError: if it is not whole.
-        SegFitError: if it is missing, foreign, or holds anything else.
+    Raises a DamagedCheckpointError if it is not whole, a SegFitError if it is missing, foreign, or holds anything else.
     """
     try:
         whole = _is_whole(path)

@@ -24,21 +24,12 @@ def evaluate(
     largest: int = 0,
     lowered: Callable[[int, str], None] | None = None,
 ) -> Findings:
-    """Return the scores of `model`; its mode is restored.
+    """Return the scores of `model` on held-out batches, which are on its device; its mode is restored.
 
-    When memory runs out, a batch is evaluated again in halves, and the following ones in pieces of that size.
-
-    Args:
-        model: on the device of the batches.
-        task: makes the meter.
-        batches: held-out batches on the device.
-        precision: of forward passes.
-        on_batch: called after each batch with the number done; may raise to end the pass.
-        largest: samples that a forward pass may take; 0 is no limit.
-        lowered: called with a new `largest` and a notice.
-
-    Raises:
-        SegFitError: if a single sample does not fit.
+    When memory runs out, a batch is evaluated again in halves, and the following ones in pieces of that size: `lowered` is
+    called with the new `largest` (samples that a forward pass may take; 0 is no limit) and a notice. `on_batch` is called
+    after each batch with the number done, and may raise to end the pass. Raises a SegFitError if a single sample does not
+    fit.
     """
     start, training, meter = time.perf_counter(), model.training, task.meter()
     model.eval()

@@ -122,16 +122,11 @@ def make_extra_metrics(
 ) -> list[ExtraMetric]:
     """Return the metrics that a config names; each has scored an example.
 
-    Args:
-        items: dotted names, or mappings of `name`, perhaps `score`, and the constructor's arguments.
-        packages: of torchmetrics, from which a metric may come.
-        filled: arguments for the constructors that take them, where they are not given.
-        example: returns what updates a metric.
-        labels: of the entries of a result, if the arguments ask for one a class.
-        taken: the task's own scores.
-
-    Raises:
-        SegFitError: with every metric that is unknown, cannot be made, or cannot score the example.
+    `items` are dotted names, or mappings of `name`, perhaps `score`, and the constructor's arguments. A metric may come from
+    `packages` of torchmetrics. `filled` are arguments for the constructors that take them, where they are not given;
+    `example` returns what updates a metric; `labels` are those of a result's entries, if the arguments ask for one a class;
+    `taken` are the task's own scores. Raises a SegFitError with every metric that is unknown, cannot be made, or cannot
+    score the example.
     """
     found: list[ExtraMetric] = []
     problems: list[str] = []

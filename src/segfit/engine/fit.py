@@ -63,11 +63,8 @@ class Fit:
     ) -> EndLog:
         """Train; return how it ended. The last state is saved, whatever the reason.
 
-        `facts`, `unit` and `columns` are for the listener, as in `RunInfo`.
-
-        Raises:
-            SegFitError: if nothing is left to train, too many updates were not finite, a single sample does not fit,
-                or the last state could not be saved.
+        `facts`, `unit` and `columns` are for the listener, as in `RunInfo`. Raises a SegFitError if nothing is left to
+        train, too many updates were not finite, a single sample does not fit, or the last state could not be saved.
         """
         key = self._reached()
         if key is not None:

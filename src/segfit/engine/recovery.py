@@ -123,9 +123,8 @@ class Recovery:
     ) -> None:
         """Save the batch of an update that is not finite and remember to leave it out; every process has to call.
 
-        Raises:
-            NotFinite: if the weights were not finite before the update: its batch is not the cause.
-            SegFitError: if too many were left out.
+        Raises NotFinite if the weights were not finite before the update, whose batch is not the cause, a SegFitError if
+        too many were left out.
         """
         state, progress, distributed = self.state, self.state.progress, self.state.distributed
         finite = are_finite(state.model.parameters())  # synchronises

@@ -17,16 +17,11 @@ _KIND = "evaluation"
 
 
 class Evaluation:
-    """What an evaluation writes. Files of an earlier one are replaced, never those of somebody else.
+    """What an evaluation writes to `path`. Files of an earlier one are replaced, never those of somebody else.
 
-    Args:
-        path: the folder; made if it does not exist.
-        task: scores the batches.
-        facts: that only the task knows, for metrics.json.
-        names: of the files and folders that are written besides metrics.json, in the order in which they are shown.
-
-    Raises:
-        SegFitError: if the folder holds files under our names that evaluate.py did not write, or cannot be made.
+    `task` scores the batches; `facts` are those that only the task knows, for metrics.json; `names` are those of the files
+    and folders that are written besides it, in the order in which they are shown. Raises a SegFitError if the folder holds
+    files under our names that evaluate.py did not write, or cannot be made.
     """
 
     def __init__(

@@ -28,15 +28,10 @@ def run_listener(
     notices: Sequence[str] = (),
     posted: Callable[[], list[str]] = lambda: [],
 ) -> Listeners:
-    """Return console, log file, scores file and TensorBoard.
+    """Return console, log file, scores file and, unless `config_text` is None, a `TensorBoardReport`.
 
-    Args:
-        files: where they are.
-        console: shows the training.
-        config_text: for TensorBoard; None: nothing is written for it.
-        hparams: for TensorBoard, as `resume_step`.
-        notices: that the console has shown before, for the log file.
-        posted: returns the new notices of other processes; each is shown and logged once.
+    The log file also gets `notices`, which the console has shown before. `posted` returns the new notices of other
+    processes; each is shown and logged once.
     """
     log = LogFile(files.log)
     for line in notices:
