@@ -5,15 +5,13 @@ from difflib import get_close_matches
 
 
 class SegFitError(Exception):
-    """What is wrong, where, and what to do about it: printed without a traceback, exit code 2.
+    """What is wrong, where, and what to do about it: printed without a traceback.
 
-    Args:
-        problems: one message, or all that were found; each names the file, key or value at fault.
+    `problems` is one message, or all that were found; each names the file, key or value at fault.
     """
 
-    exit_code = 2
-
-    def __init__(self, problems: str | Sequence[str]) -> None:
+    def __init__(self, problems: str | Sequence[str], exit_code: int = 2) -> None:
+        self.exit_code = exit_code
         problems = [problems] if isinstance(problems, str) else problems
         self.problems = [printable(problem) for problem in problems]
         super().__init__("\n".join(self.problems))

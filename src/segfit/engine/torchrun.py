@@ -42,14 +42,6 @@ _GONE = (
 _TERMINATED = "terminated by SIGTERM: from outside, or since another process of this training ended without giving a reason."
 
 
-class PeerError(SegFitError):
-    """Another process of this training ended, or SIGTERM ended all of them."""
-
-    def __init__(self, reason: str, exit_code: int = 1) -> None:
-        super().__init__(reason)
-        self.exit_code = exit_code
-
-
 class _Terminated(BaseException):
     """Raised by the SIGTERM; no `except Exception` catches it."""
 
@@ -58,7 +50,7 @@ class _Terminated(BaseException):
 def joined(requested: str) -> Iterator[Distributed]:
     """Yield the processes that torchrun started, `SINGLE_PROCESS` without it; an error in this context ends all of them.
 
-    The main process raises why: its own error, or a PeerError with the other's. The others end silently (SystemExit),
+    The main process raises why: its own error, or a SegFitError with the other's. The others end silently (SystemExit),
     except for the traceback of a bug of their own. Each takes the GPU of its number on this machine, if the `requested`
     device ("auto", "cpu" or "cuda") is one. Raises a SegFitError if there are too few, or the processes cannot find each
     other.
@@ -200,9 +192,9 @@ class _Torchrun(Distributed):
             if isinstance(error, _Terminated):
                 return self._reported(_TERMINATED, 128 + signal.SIGTERM)
             first = self._store.add("gone", 1) == 1  # else another process reports it
-            return PeerError(_GONE) if first else SystemExit(1)
+            return SegFitError(_GONE, 1) if first else SystemExit(1)
         except RuntimeError:  # the store is gone: without torchrun it is in the main process
-            return PeerError(_GONE)
+            return SegFitError(_GONE, 1)
 
     def _own(self, error: BaseException) -> BaseException:
         code = error.exit_code if isinstance(error, SegFitError) else 1
@@ -219,7 +211,7 @@ class _Torchrun(Distributed):
         return error
 
     def _reported(self, reason: str, code: int) -> BaseException:
-        return PeerError(reason, code) if self.is_main else SystemExit(code)
+        return SegFitError(reason, code) if self.is_main else SystemExit(code)
 
     def _appears(self, key: str) -> bool:
         """Return whether a key is in the store, or gets there soon."""

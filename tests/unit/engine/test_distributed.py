@@ -154,16 +154,16 @@ def slow(*values: object) -> object:
     ("who", "what", "first", "second"),
     [
         slow("0", "input", (3, "SegFitError|2|a bad file"), (2, "")),
-        slow("1", "input", (3, "PeerError|2|process 1 of 2 ended: a bad file"), (2, "")),
+        slow("1", "input", (3, "SegFitError|2|process 1 of 2 ended: a bad file"), (2, "")),
         slow("2", "input", (3, "SegFitError|2|a bad file"), (2, "")),
         (
             "1",
             "bug",
-            (3, "PeerError|1|process 1 of 2 ended: ZeroDivisionError: a bug"),
+            (3, "SegFitError|1|process 1 of 2 ended: ZeroDivisionError: a bug"),
             (3, "ZeroDivisionError|None|a bug"),
         ),
         slow("2", "bug", (3, "ZeroDivisionError|None|a bug"), (1, "")),
-        slow("1", "killed", (3, "PeerError|1|another process of this training ended"), (-9, "")),
+        slow("1", "killed", (3, "SegFitError|1|another process of this training ended"), (-9, "")),
     ],
 )
 def test_a_failure_ends_all_and_is_reported_once(who, what, first, second):
