@@ -18,6 +18,7 @@ Node = Any  # of the autograd graph
 Slots = dict[int, Tensor]  # which result of a node → its gradient
 
 
+@torch.no_grad()
 def backward(roots: list[tuple[Node, Tensor]], ends: Sequence[Tensor] = ()) -> None:
     """Walk the graph from a node and the gradient of its result; gradients arrive in the leaves' `.grad`.
 
@@ -61,11 +62,10 @@ def _uses(root: Node) -> dict[Node, int]:
     stack = [root]
     while stack:
         for target, _ in stack.pop().next_functions:
-            if target is None:
-                continue
-            if target not in uses:
-                stack.append(target)
-            uses[target] = uses.get(target, 0) + 1
+            if target is not None:
+                if target not in uses:
+                    stack.append(target)
+                uses[target] = uses.get(target, 0) + 1
     return uses
 
 
@@ -79,8 +79,7 @@ def _call(node: Node, gradients: Slots) -> list[Tensor | None]:
         return [None] * len(node.next_functions)
     inputs = [gradients.pop(index, None) for index in range(len(node._input_metadata))]
     call = node.apply if hasattr(node, "apply") else node
-    with torch.no_grad():
-        results = call(*inputs)
+    results = call(*inputs)
     del inputs
     return list(results) if isinstance(results, (tuple, list)) else [results]
 
@@ -92,36 +91,32 @@ def _fitted(gradient: Tensor, target: Node, slot: int) -> Tensor:
     else:
         expected = target._input_metadata[slot]
         shape, dtype = expected.shape, expected.dtype
-    with torch.no_grad():
-        if gradient.shape != shape:
-            gradient = gradient.sum_to_size(shape)
-        return gradient if gradient.dtype == dtype else gradient.to(dtype)
+    if gradient.shape != shape:
+        gradient = gradient.sum_to_size(shape)
+    return gradient if gradient.dtype == dtype else gradient.to(dtype)
 
 
 def _add(slots: Slots, slot: int, gradient: Tensor) -> None:
     if slot not in slots:
         slots[slot] = gradient
-        return
-    with torch.no_grad():
-        if slots[slot]._base is None and _is_sole_owner(slots[slot]):
-            slots[slot].add_(gradient)
-        else:
-            slots[slot] = slots[slot] + gradient
+    elif slots[slot]._base is None and _is_sole_owner(slots[slot]):
+        slots[slot].add_(gradient)
+    else:
+        slots[slot] = slots[slot] + gradient
 
 
 def _accumulate(leaf: Tensor, gradients: Slots, ends: Sequence[Tensor]) -> None:
     if not gradients:
         return
     gradient = gradients.pop(0)
-    with torch.no_grad():
-        if leaf.grad is not None:
-            leaf.grad.add_(gradient)
-        elif any(leaf is end for end in ends):
-            leaf.grad = gradient
-        elif gradient.stride() == leaf.stride() and _is_sole_owner(gradient):
-            leaf.grad = gradient.detach()
-        else:
-            leaf.grad = torch.empty_like(leaf).copy_(gradient)
+    if leaf.grad is not None:
+        leaf.grad.add_(gradient)
+    elif any(leaf is end for end in ends):
+        leaf.grad = gradient
+    elif gradient.stride() == leaf.stride() and _is_sole_owner(gradient):
+        leaf.grad = gradient.detach()
+    else:
+        leaf.grad = torch.empty_like(leaf).copy_(gradient)
     for hook in (leaf._post_accumulate_grad_hooks or {}).values():
         hook(leaf)
 
