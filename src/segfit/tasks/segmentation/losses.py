@@ -145,10 +145,8 @@ class RegionTerm(Term):
     def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """Return the loss of each class of an image, `(B, C)`, finite for absent classes too.
 
-        Args:
-            probabilities: `(B, C, N)` float over the N pixels of an image.
-            truth: `(B, C, N)` bool or float in [0, 1]; 0 at ignored pixels.
-            valid: `(B, 1, N)` bool.
+        `probabilities` are `(B, C, N)` float over the N pixels of an image, `truth` `(B, C, N)` bool or float in [0, 1],
+        0 at ignored pixels, `valid` `(B, 1, N)` bool.
         """
 
 
@@ -189,11 +187,8 @@ class Lovasz(RegionTerm):
 def jaccard_slopes(truth: Tensor) -> Tensor:
     """Return by how much each pixel raises the Jaccard loss when it joins the errors before it.
 
-    Args:
-        truth: `(B, C, N)` bool or float in [0, 1], sorted by descending error.
-
-    Returns:
-        `(B, C, N)` float, ≥ 0; sums to 1 over N where the class is present.
+    `truth` is `(B, C, N)` bool or float in [0, 1], sorted by descending error. The result, `(B, C, N)` float ≥ 0, sums to
+    1 over N where the class is present.
     """
     hits = truth.cumsum(2)  # int64 for bool: exact, and deterministic on CUDA
     pixels = torch.arange(1, truth.shape[2] + 1, device=truth.device)
@@ -224,12 +219,7 @@ class SegmentationLoss(nn.Module):
         """Return the loss, `()` float32 (float64 for float64 logits).
 
         Computed in fp32 also under autocast: sums over pixels overflow fp16. A term whose total is 0 adds 0 and has no
-        gradient.
-
-        Args:
-            logits: `(B, C, H, W)`, any float type.
-            targets: hard `(B, H, W)` int64 or soft `(B, C, H, W)` float.
-            totals: `(K,)` float32 of the whole update.
+        gradient. Logits are `(B, C, H, W)` of any float type, `totals` `(K,)` float32 those of the whole update.
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
         numerators = torch.stack([term.numerator(logits, targets) for term in self._terms])
@@ -271,11 +261,8 @@ def segmentation_loss(
 def balanced_weights(class_pixels: Tensor, power: float = 0.5) -> list[float]:
     """Return class weights that favour rare classes: a power of the inverse pixel share, and 1 for an absent class.
 
-    Scaled so that the mean weight of a pixel is 1: the learning rate keeps its meaning.
-
-    Args:
-        class_pixels: `(C,)` int64, pixels of each class in the training data.
-        power: 0: all weigh the same; 0.5: the inverse square root; 1: each class weighs the same in sum.
+    Scaled so that the mean weight of a pixel is 1: the learning rate keeps its meaning. `class_pixels` are `(C,)` int64.
+    With power=0 all weigh the same; 0.5 is the inverse square root; with 1 each class weighs the same in sum.
     """
     pixels = class_pixels.double()
     share = pixels / pixels.sum().clamp_min(1)

@@ -13,15 +13,10 @@ class CpuAugment(AugmentationOptions):
     """Augments one image and its mask; options and their meaning: `AugmentationOptions`."""
 
     def __call__(self, image: Tensor, mask: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the augmented image and mask; the arguments stay as they are.
+        """Return the augmented image and mask; the arguments stay as they are, the seed decides everything.
 
-        Args:
-            image: `(3, H, W)` uint8 RGB.
-            mask: `(H, W)` uint8 class indices and `IGNORE_INDEX`.
-            seed: decides everything.
-
-        Returns:
-            The same shapes and dtypes; what came from outside the frame is `fill` and `IGNORE_INDEX`.
+        Images are `(3, H, W)` uint8 RGB, masks `(H, W)` uint8 class indices and `IGNORE_INDEX`. What came from outside
+        the frame is `fill` and `IGNORE_INDEX`.
         """
         drawn = draw(self, 1, seed)
         if drawn.color_jitter:

@@ -25,14 +25,9 @@ class KorniaGpu(AugmentationOptions):
         The same seed gives the same result on every device up to rounding, except for the noise, which the
         device's own generator makes: the host would be too slow.
 
-        Args:
-            images: `(B, 3, H, W)` float32 RGB in [0, 1].
-            masks: `(B, H, W)` int64 class indices and `IGNORE_INDEX`.
-            seed: decides everything.
-
-        Returns:
-            The same shapes, dtypes and ranges; what came from outside the frame is `fill` and
-            `IGNORE_INDEX`. An image that no operation is drawn for is the same to the last bit.
+        Images are `(B, 3, H, W)` float32 RGB in [0, 1], masks `(B, H, W)` int64 class indices and `IGNORE_INDEX`.
+        What came from outside the frame is `fill` and `IGNORE_INDEX`. An image that no operation is drawn for is the
+        same to the last bit.
         """
         drawn = draw(self, len(images), seed)
         images, masks = images.clone(), masks.clone()
@@ -148,13 +143,9 @@ def warp(
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Return images with changed colours, as torchvision's `adjust_*`, one after the other.
+    """Return images `(B, 3, H, W)` float in [0, 1] with changed colours, as torchvision's `adjust_*`, one after the other.
 
-    Args:
-        images: `(B, 3, H, W)` float in [0, 1].
-        brightness: `(B,)` factors; 0 is black.
-        contrast: `(B,)` factors; 0 is the image's mean grey.
-        saturation: `(B,)` factors; 0 is grey.
+    Factors are `(B,)`: brightness 0 is black, contrast 0 the image's mean grey, saturation 0 grey.
     """
     images = (images * brightness.view(-1, 1, 1, 1)).clamp_(0, 1)
     mean = luma(images).mean((1, 2, 3), keepdim=True)
@@ -172,11 +163,8 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Return images with the hue of HSV shifted; a third of the time of kornia's to HSV and back.
 
     Value and chroma (the largest channel, and what the smallest is below it) stay. Channels follow from the place on
-    the colour circle as in https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative.
-
-    Args:
-        images: `(B, 3, H, W)` float in [0, 1].
-        turns: `(B,)`, in turns of the colour circle.
+    the colour circle as in https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative. Images are `(B, 3, H, W)`
+    float in [0, 1], `turns` `(B,)` in turns of that circle.
     """
     red, green, blue = images.unbind(1)
     value = images.amax(1)

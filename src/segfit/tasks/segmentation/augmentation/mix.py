@@ -29,13 +29,9 @@ class Mix:
     def __call__(self, images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         """Return mixed images and their targets; the arguments stay as they are. A single image is not mixed.
 
-        Args:
-            images: `(B, 3, H, W)` float.
-            masks: `(B, H, W)` int64 class indices and `IGNORE_INDEX`.
-            seed: decides everything; global generators are not used.
-
-        Returns:
-            Images, and targets: hard `(B, H, W)` int64, or after MixUp soft `(B, C, H, W)` of the images' dtype.
+        Images are `(B, 3, H, W)` float, masks `(B, H, W)` int64 class indices and `IGNORE_INDEX`, targets hard
+        `(B, H, W)` int64, or after MixUp soft `(B, C, H, W)` of the images' dtype. The seed decides everything; global
+        generators are not used.
         """
         random = Random(seed)
         choice = random.random()
