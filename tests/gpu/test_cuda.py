@@ -19,6 +19,7 @@ from segfit.tasks.segmentation.augmentation.mix import Mix
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.losses import segmentation_loss
 from segfit.tasks.segmentation.task import SegmentationTask
+from tests.contracts.augmentation_contract import STILL
 from tests.integration.test_diagnose import diagnosed
 
 pytestmark = [
@@ -42,7 +43,10 @@ MODELS = {
 
 
 def make_task(device: torch.device) -> SegmentationTask:
-    augment = KorniaGpu(hflip=0.5, affine=1.0, degrees=20.0, scale=(0.8, 1.2), color_jitter=1.0)
+    augment = KorniaGpu(
+        **STILL
+        | {"hflip": 0.5, "affine": 1.0, "degrees": 20.0, "scale": (0.8, 1.2), "color_jitter": 1.0}
+    )
     return SegmentationTask(
         classes=CLASSES,
         criterion=segmentation_loss("dice_ce", num_classes=4).to(device),
