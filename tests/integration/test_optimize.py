@@ -154,6 +154,17 @@ def test_the_time_is_kept(run: Any) -> None:
     assert (done.findings.values["gain"] or 0) >= 1
 
 
+def test_without_time_nothing_is_planned(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(config: DictConfig, **how: Any) -> Outcome:
+        time.sleep(0.3)
+        return outcome(10.0)
+
+    monkeypatch.setattr(search, "start", lambda trials, cap: pytest.fail("there is no time for it"))
+    done = run(slow, *GROW, "benchmark.budget_minutes=0.01")
+    assert done.table("trials")[-1]["verdict"] == climb.NO_TIME
+    assert "there was no time" in done.findings.headline
+
+
 def test_a_foreign_file_is_not_overwritten(tmp_path: Path, run: Any) -> None:
     out = tmp_path / "hardware" / "local.yaml"
     out.write_text("# mine\n")

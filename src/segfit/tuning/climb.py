@@ -100,8 +100,7 @@ class Climb:
     def attempt(self, *changes: Change) -> float | None:
         """Measure a change on top of what is kept: of several, the first that fits into memory.
 
-        Returns:
-            Samples per second; None if it cannot be trained, or there is no time for it.
+        Return samples per second; None if it cannot be trained, or there is no time for it.
         """
         now = self.config()
         for change in changes:
@@ -141,9 +140,7 @@ class Climb:
         """Measure the start and what was kept once more, for longer, right after each other.
 
         The fastest of many measurements was also a lucky one, and machines that others use change within minutes.
-
-        Returns:
-            Samples per second of both; None if one does not fit, or time ran out.
+        Return samples per second of both; None if one does not fit, or time ran out.
         """
         start = self.steps[0]
         if start.speed is None or not self.kept:

@@ -69,6 +69,10 @@ def recipe(
     }
     typed = [f"{name}={choice}" for name, choice in groups.items()]
     choices = qualified(typed, config.task.name, config_folders(sys.argv[1:], CONF))
+    defaults = [
+        {f"override /{name}@_global_.{name}": text.partition("=")[2]}
+        for name, text in zip(groups, choices, strict=True)
+    ]
     values = OmegaConf.create(
         {
             "hardware": {"name": "local", "vram_gb": vram_gb, "tuned_for": dict(tuned_for)},
@@ -86,10 +90,6 @@ def recipe(
     for key, value in (options | dict(kept)).items():
         if key not in groups:
             OmegaConf.update(values, key, value)
-    defaults = [
-        {f"override /{name}@_global_.{name}": choice}
-        for name, _, choice in (text.partition("=") for text in choices)
-    ]
     everything = {"defaults": defaults, **plain(values)}
     body = yaml.safe_dump(everything, sort_keys=False, allow_unicode=True, width=110)
     command = f"python train.py task={config.task.name} hardware=local"
@@ -98,11 +98,7 @@ def recipe(
 
 
 def write(path: Path, text: str) -> None:
-    """Write a recipe, whole or not at all.
-
-    Raises:
-        SegFitError: as `writable`, or if the disk is full.
-    """
+    """Write a recipe, whole or not at all; raise a SegFitError as `writable` does, or if the disk is full."""
     writable(path)
     try:
         replace_text(path, text)

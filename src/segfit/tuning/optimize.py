@@ -48,17 +48,11 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     device, _ = resolve_device(config.device)
     samples = len(sources["train"])
     effective = effective_batch(config, samples)
-    climb = Climb(
-        config,
-        bench,
-        seconds=config.seconds or SECONDS,
-        least_gain=LEAST_GAIN,
-        total=12,
-        deadline=deadline,
-    )
-    held_out = planning_of(config).largest_first(sources["val"])[:samples]
-    cap = min(samples, effective)
-    search = Search(climb, device, effective, cap, sources["val"], held_out)
+    seconds = config.seconds or SECONDS
+    climb = Climb(config, bench, seconds, 12, least_gain=LEAST_GAIN, deadline=deadline)
+    val = sources["val"]
+    held_out = planning_of(config).largest_first(val)[:samples]
+    search = Search(climb, device, effective, min(samples, effective), val, held_out)
     fitting = search.run()
     before, after = climb.compare()
     if before is not None and after is not None and after < before:

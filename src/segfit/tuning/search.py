@@ -68,8 +68,8 @@ class Search:
         """
         climb, config = self.climb, self.climb.start_config
         running = resolve_precision(config.precision.name, self.device)[0].name
-        native = native_precisions(self.device)
-        precisions = [named({"precision": name}) for name in native if name != running]
+        names = (name for name in native_precisions(self.device) if name != running)
+        precisions = [named({"precision": name}) for name in names]
         composed = climb.measure_start(Change("as composed"))
         if composed.speed is None and composed.verdict != OUT_OF_MEMORY:
             raise SegFitError([f"the composed training does not run: {composed.verdict}"])
@@ -125,6 +125,8 @@ class Search:
 
         trials = Trials(config, replace(climb.bench, progress=progress), self.held_out)
         try:
+            if climb.left() <= 0:
+                raise _NoTime
             planned = start(trials, cap)
             if self.device.type == "cpu" and planned == cap:
                 return cap
@@ -168,8 +170,7 @@ class Search:
         They grow in turn, each step by about half of the arithmetic: width, depth and resolution pay most together (Tan
         and Le, arXiv 1905.11946). What was too large once is not tried again.
 
-        Returns:
-            The steps that were kept.
+        Return the steps that were kept.
         """
         before, knobs = len(self.climb.steps), [*_KNOBS, SAMPLES]
         while knobs:
@@ -184,11 +185,11 @@ class Search:
         try:
             check(changed(now, options))
             most = self.fitting(int(now.batch_size), options)
+            refused = "" if most else OUT_OF_MEMORY
         except SegFitError as error:  # larger than its limit, or than the data
-            climb.steps.append(Step(named(options), " ".join(error.problems)))
-            return False
-        if most == 0:
-            climb.steps.append(Step(named(options), OUT_OF_MEMORY))
+            refused = " ".join(error.problems)
+        if refused:
+            climb.steps.append(Step(named(options), refused))
             return False
         if most < now.batch_size:
             effective = int(now.batch_size * now.accumulate)
@@ -203,23 +204,18 @@ class Search:
         return True
 
     def larger(self, config: DictConfig, knob: str) -> dict[str, Any]:
-        """Return the options that are larger by a step; empty if there are none.
-
-        Args:
-            config: of the present size.
-            knob: `SAMPLES`, or an option of models; one that a model does not have never grows.
-        """
+        """Return options that are larger than a config's by a step of a knob; empty if there are none."""
         if knob == SAMPLES:
             bigger = schema_of(config.task.name).smaller_samples(config, GROWTH)
             options, _ = next(bigger, ({}, ""))
-            size, planning = changed(config, options), planning_of(config)
+            now, then = map(planning_of(config).sample_bytes, (config, changed(config, options)))
             # Nothing more is to be seen in a sample than the data has.
-            most = sum(array.nbytes for array in self.source.read(self.held_out[0]))
-            grows = planning.sample_bytes(config) < planning.sample_bytes(size) <= most
-            return options if grows else {}
+            if now < then <= sum(array.nbytes for array in self.source.read(self.held_out[0])):
+                return options
+            return {}
         power, multiple = _KNOBS[knob]
         value = OmegaConf.select(config, knob)
-        if value is None:
+        if value is None:  # not every model has it
             return {}
         return {knob: math.ceil(value * GROWTH ** (1 / power) / multiple) * multiple}
 
