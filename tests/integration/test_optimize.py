@@ -320,7 +320,8 @@ def test_real_trainings_by_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "hardware" / "local.yaml"
     options = (
         *("benchmark=optimize", f"benchmark.out={out}", "batch_size=8", "data.resolution=96"),
-        *("benchmark.grow=true", "benchmark.min_speed=0.5", "model.num_blocks=1"),
+        *("benchmark.grow=true", "benchmark.min_speed=0.7", "model.num_blocks=1"),
+        *("augmentation=none", "data.cache=ram"),  # so that there is less to try
         *("seconds=0.01", "benchmark.warmup=0", "report.panels=0", "hydra.run.dir=found"),
     )
     last = {text.split("=")[0]: text for text in (*TINY, *options)}
@@ -334,7 +335,7 @@ def test_real_trainings_by_the_command_line(tmp_path: Path) -> None:
     assert len(grown) >= 3
     expected = {"model.base_channels": 8, "model.num_blocks": 1, "image_size": 64}
     for step in grown:
-        kept = step["speed"]["samples_per_second"] >= values["composed"] / 2
+        kept = step["speed"]["samples_per_second"] >= 0.7 * values["composed"]
         assert step["verdict"] == ("kept" if kept else search.TOO_SLOW)
         expected |= step["change"]["options"] if kept else {}
     text = out.read_text()
