@@ -126,7 +126,7 @@ def test_images_larger_than_the_window_train_by_crops_and_are_scored_whole(tmp_p
     trained = train(tmp_path, "data.fit=crop", "data.resolution=96", *TWO_STEPS)
     assert_trained(trained, 2)
     draw = next(iter(trained.heard.epochs[-1].result.panels.values()))
-    panel = draw.args[0]
+    panel = draw.args[0][0]
     assert panel.prediction.shape == panel.mask.shape == (96, 96)
 
 
