@@ -21,12 +21,13 @@ from segfit.runs import folder as runs
 from tests.fuzz import configs, keys, lines, run_folders
 from tests.fuzz.profiles import examples
 from tests.integration.training import one_thread
+from tests.unit.composing import set_up
 from tests.unit.engine.fakes import Recorder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _set_up():
-    cli.setup()
+    set_up()
 
 
 def composed(arguments: list[str], name: str = "train") -> DictConfig:

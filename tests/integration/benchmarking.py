@@ -36,9 +36,9 @@ class Benchmarked:
 def compose_benchmark(mode: str, *overrides: str, base: tuple[str, ...] = TINY) -> DictConfig:
     """Compose and check what `benchmark.py` would of these overrides; the last one of a key wins."""
     last = {text.split("=")[0]: text for text in (*base, *overrides)}
-    set_up()
+    arguments = set_up(*last.values())
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("benchmark", [f"benchmark={mode}", *last.values()])
+        config = compose("benchmark", [f"benchmark={mode}", *arguments])
     check(config)
     return config
 

@@ -225,7 +225,7 @@ SMALL_SHARED_MEMORY = """if True:
     from segfit.tasks.segmentation.data.dataset import collate
     from segfit.data.loader import Loader, LoaderOptions
     from segfit.data.sampler import EpochSampler
-    from segfit.tasks.segmentation.data.shapes import ShapesSource
+    from segfit.data.shapes import ShapesSource
     from segfit.errors import SegFitError
     dataset = TrainDataset(ShapesSource(64, resolution=32), (256, 256), "stretch")
     batches = Loader(dataset, collate, torch.device("cpu"), LoaderOptions(1), batch_sampler=EpochSampler(64, 8, 0))

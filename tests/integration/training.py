@@ -69,9 +69,9 @@ class Trained:
 def compose_run(*overrides: str, base: tuple[str, ...] = TINY) -> DictConfig:
     """Compose and check what `train.py` would of these overrides; the last one of a key wins."""
     last = {text.split("=")[0]: text for text in (*base, *overrides)}
-    set_up()
+    arguments = set_up(*last.values())
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", list(last.values()))
+        config = compose("train", arguments)
     check(config)
     return config
 

@@ -74,13 +74,15 @@ def make_train_batches(
             f"{distributed.size} processes train together, but train has {len(source)} images, and each needs one at least. "
             f"Start fewer (--nproc_per_node)."
         )
-    dataset = assembly_of(config).make_train_dataset(config, source)
+    assembly = assembly_of(config)
+    dataset = assembly.make_train_dataset(config, source)
     sampler = EpochSampler(
         len(source),
         config.batch_size,
         config.seed,
         rank=distributed.rank,
         world_size=distributed.size,
+        repeats=assembly.samples_per_read(config),
     )
     batches = _batches(config, dataset, device, workers, notice, batch_sampler=sampler)
     return TrainBatches(sampler, batches, source, config.limit_train_batches)

@@ -48,6 +48,9 @@ class TaskAssembly(Protocol):
     def make_train_dataset(self, config: DictConfig, source: Source) -> Any:
         """Return a dataset: (index, seed) → a sample to train on."""
 
+    def samples_per_read(self, config: DictConfig) -> int:
+        """Return how many training samples are made of what is read once, one after the other."""
+
     def make_held_out_dataset(self, config: DictConfig, source: Source) -> Any:
         """Return a dataset: index → a sample to score."""
 

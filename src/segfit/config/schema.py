@@ -111,6 +111,19 @@ class DataConfig:
 
 
 @dataclass
+class SplitConfig:
+    """How samples without train/val/test folders are divided."""
+
+    val: float = option(0.2, "Share of the groups that is held out for validation.", gt=0, lt=1)
+    test: float = option(0.0, "Share that is held out for testing.", ge=0, lt=1)
+    seed: int = option(0, "Another seed, another split.", ge=0)
+    group: str | None = option(
+        None,
+        "Regex on the file's relative name; samples whose first group (or match) agrees stay together.",
+    )
+
+
+@dataclass
 class OptimizerConfig:
     """timm's optimizer factory."""
 

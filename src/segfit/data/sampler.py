@@ -42,6 +42,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         shuffle: a new order every epoch; False keeps the order of the indices.
         rank: 0-based number of this process.
         world_size: processes that share each batch.
+        repeats: times that an index comes in a row, each with a seed of its own; `length` counts them all.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        repeats: int = 1,
     ) -> None:
-        self.length, self.seed, self.shuffle, self.rank = length, seed, shuffle, rank
-        self.size = min(batch_size, length // world_size)
+        self.length, self.repeats = length * repeats, repeats
+        self.seed, self.shuffle, self.rank = seed, shuffle, rank
+        self.size = min(batch_size, self.length // world_size)
         self.step = self.size * world_size
         self.epoch = self.start_sample = 0
 
@@ -72,12 +75,13 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return max(self.length - self.start_sample, 0) // self.step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.length)
+        order = np.arange(self.length // self.repeats)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        order = (order[:, None] * self.repeats + np.arange(self.repeats)).ravel()
         # Copied: the loader draws batches ahead, while the next epoch may already be set.
         epoch, first = self.epoch, self.start_sample + self.rank * self.size
         for batch in range(len(self)):
             start = first + batch * self.step
-            indices = order[start : start + self.size].tolist()
-            yield [(index, sample_seed(self.seed, epoch, index)) for index in indices]
+            draws = order[start : start + self.size].tolist()
+            yield [(draw // self.repeats, sample_seed(self.seed, epoch, draw)) for draw in draws]

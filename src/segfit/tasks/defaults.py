@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from segfit.data.source import Source
+from segfit.errors import SegFitError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def held_out_batch_size(config: DictConfig) -> int:
     """Return the batch size of training: samples are all of one size."""
     return int(config.batch_size)
+
+
+def samples_per_read(_: DictConfig) -> int:
+    """Return one: every sample is read for itself."""
+    return 1
 
 
 def augments_in_workers(_: DictConfig) -> bool:
@@ -85,8 +91,20 @@ def costliest(config: DictConfig) -> DictConfig:
 
 
 def largest_first(source: Source) -> list[int]:
-    """Return all indices: samples are all of one size."""
-    return list(range(len(source)))
+    """Return the indices of a source's samples by the pixels of their first files, most first; of others in order."""
+    from segfit.data.images import open_image
+
+    def pixels(index: int) -> int:
+        files = source.files(index)
+        if not files:
+            return 0  # made, not read: all are of one size
+        try:
+            with open_image(files[0]) as image:
+                return image.width * image.height
+        except SegFitError:
+            return 0  # no picture; or one that cannot be read, with data.check=off: reading it will raise
+
+    return sorted(range(len(source)), key=pixels, reverse=True)
 
 
 def without_augmentation(task: Any) -> Any:

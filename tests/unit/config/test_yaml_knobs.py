@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segfit.cli import main as cli
 from segfit.config.check import check
+from tests.unit.composing import set_up
 from tests.unit.test_readme import parsed, single_runs
 
 GROUP_FILES = [
@@ -50,10 +51,10 @@ def commands(path: Path) -> list[tuple[str, list[str]]]:
 
 def compose_all(program: str, overrides: list[str]) -> DictConfig:
     """Compose with Hydra's own config, which some files set."""
-    cli.setup()
+    arguments = set_up(*overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return compose(program, overrides, return_hydra_config=True)
+        return compose(program, arguments, return_hydra_config=True)
 
 
 def differences(values: dict[str, Any], config: Any, prefix: str = "") -> list[str]:
@@ -84,9 +85,11 @@ def test_it_launches_as_its_header_says_and_its_knobs_hold_the_defaults(path: Pa
         for overrides in single_runs(arguments):
             config = compose_all(program, overrides)
             if index == 0:
-                assert f"{path.parent.name}={path.stem}" in overrides
+                group, *task, _ = path.relative_to(cli.CONF).parts
+                assert f"{group}={path.stem}" in overrides
+                assert all(f"task={name}" in overrides for name in task)
                 root = "# @package _global_" in path.read_text(encoding="utf-8")
-                assert differences(values, config if root else config[path.parent.name]) == []
+                assert differences(values, config if root else config[group]) == []
             with open_dict(config):
                 del config["hydra"]
             check(config)

@@ -6,9 +6,9 @@ import torch
 from segfit.data.bad_samples import Skipping
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.sampler import EpochSampler
+from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset, collate
-from segfit.tasks.segmentation.data.shapes import ShapesSource
 
 CPU = torch.device("cpu")
 SIZE = 16, 16

@@ -11,9 +11,9 @@ from segfit.data.cache_disk import DiskStore
 from segfit.data.cache_ram import RamStore, SharedTensor
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.sampler import EpochSampler
+from segfit.data.shapes import ShapesSource, shapes_sources
 from segfit.tasks.segmentation.data.dataset import EvalDataset, FittedSource, TrainDataset, collate
 from segfit.tasks.segmentation.data.folder import folder_sources
-from segfit.tasks.segmentation.data.shapes import ShapesSource, shapes_sources
 from tests.contracts.source_contract import SourceContract
 from tests.unit.data.caching import (
     CLASSES,

@@ -12,8 +12,8 @@ from torch.multiprocessing import get_context
 
 from segfit.data import cache_disk, cache_ram
 from segfit.data.cache_ram import RamStore
+from segfit.data.shapes import ShapesSource, shapes_sources
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.data.shapes import ShapesSource, shapes_sources
 from tests.unit.data.caching import cache_sources, counted, decoded, equal, folders, options
 
 

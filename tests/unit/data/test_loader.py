@@ -16,11 +16,11 @@ import torch
 from segfit.data.loader import Loader, LoaderOptions, init_worker
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
+from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset, collate
 from segfit.tasks.segmentation.data.folder import folder_sources
-from segfit.tasks.segmentation.data.shapes import ShapesSource
 from tests.unit.data.files import names, write_pairs
 
 CPU = torch.device("cpu")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from segfit.data.loader import Loader, LoaderOptions
+from segfit.data.shapes import ShapesSource
 from segfit.data.worker_deaths import CurrentSamples, explain_dead_workers
 from segfit.tasks.segmentation.data.dataset import EvalDataset, collate
-from segfit.tasks.segmentation.data.shapes import ShapesSource
 
 
 def end_by(number):

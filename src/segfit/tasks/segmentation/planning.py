@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from segfit.data.images import open_image
-from segfit.data.source import Source
 from segfit.engine.task import Batch
-from segfit.errors import SegFitError
+from segfit.tasks.defaults import largest_first
 from segfit.tasks.segmentation.assembly import make_augment
 from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
+
+__all__ = ["largest_first"]
 
 _PROBE = 128  # pixels a side: augmentation takes the same bytes a pixel of any image
 
@@ -35,22 +35,6 @@ def costliest(config: DictConfig) -> DictConfig:
     if augmentation.mixup + augmentation.cutmix > 0:
         augmentation.mixup, augmentation.cutmix = 1.0, 0.0  # soft targets, which either makes
     return config
-
-
-def largest_first(source: Source) -> list[int]:
-    """Return the indices of a source's images, those with most pixels first, read from the files' headers."""
-
-    def pixels(index: int) -> int:
-        files = source.files(index)
-        if not files:
-            return 0  # synthetic images are all of one size
-        try:
-            with open_image(files[0]) as image:
-                return image.width * image.height
-        except SegFitError:
-            return 0  # possible with data.check=off; reading the image will raise
-
-    return sorted(range(len(source)), key=pixels, reverse=True)
 
 
 def sample_bytes(config: DictConfig) -> int:

@@ -17,6 +17,7 @@ from segfit.config.schema import (
     EvaluateConfig,
     ModelConfig,
     RunConfig,
+    SplitConfig,
     option,
 )
 from segfit.errors import SegFitError, nearest
@@ -160,19 +161,6 @@ class ShapesConfig(MaskDataConfig):
     test_size: int = option(64, "Held-out images that no choice is made on.", ge=1, le=10_000_000)
     resolution: int = option(128, "Side of the drawn image in pixels.", ge=32, le=16384)
     data_seed: int = option(0, "Another seed, another data set.", ge=0)
-
-
-@dataclass
-class SplitConfig:
-    """How images without train/val/test folders are divided."""
-
-    val: float = option(0.2, "Share of the groups that is held out for validation.", gt=0, lt=1)
-    test: float = option(0.0, "Share that is held out for testing.", ge=0, lt=1)
-    seed: int = option(0, "Another seed, another split.", ge=0)
-    group: str | None = option(
-        None,
-        "Regex on the file's relative name; images whose first group (or match) agrees stay together.",
-    )
 
 
 @dataclass

@@ -135,6 +135,7 @@ def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]
             replace(torch.amp.GradScaler, "_maybe_opt_step", _step)
             replace(torch, "Generator", _HostGenerator)
             replace(torch.cuda, "is_bf16_supported", lambda *_: True)
+            replace(torch.cuda, "get_device_capability", lambda *_: (8, 0))
         # Module.to() swaps tensors in place, and copies ask for their data: those without refuse both.
         replace(nn.Module, "_apply", _convert)
         replace(Tensor, "__deepcopy__", _copy)

@@ -87,7 +87,8 @@ def record(
     """
     planning, assembly = planning_of(config), assembly_of(config)
     val_batch = min(val_batch, assembly.held_out_batch_size(config))
-    config = changed(planning.costliest(config), {"compile": False, "resume": None})
+    as_recorded = {"compile": False, "resume": None, "precision": precision.name}
+    config = changed(planning.costliest(config), as_recorded)
     recorder, cuts = MemoryRecorder(precision.device_type), Cuts()
     passes: list[int] = []
     with _no_collection(), without_data(recorder, cuts) as device:

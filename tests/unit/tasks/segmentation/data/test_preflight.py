@@ -6,15 +6,16 @@ import pytest
 from PIL import Image
 
 from segfit.data.preflight import default_cache_dir, spread
+from segfit.data.shapes import shapes_sources
 from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.folder import FolderSource, folder_sources
 from segfit.tasks.segmentation.data.preflight import check_sources, count_class_pixels
-from segfit.tasks.segmentation.data.shapes import shapes_sources
 from tests.unit.data.files import names, noise, save, write_pairs
 
 CLASSES = Classes(("background", "cell", "wall"))
+ORGANS = Classes(("background", "liver", "kidney", "spleen"))  # of the phantoms
 
 
 @pytest.fixture
@@ -284,7 +285,10 @@ def test_progress_reaches_the_end(data, check):
 
 
 def test_synthetic_data_is_counted_from_a_sample(tmp_path):
-    report = check_sources(shapes_sources(4, 2, 1, 64, 0), cache_dir=tmp_path)
+    sources = shapes_sources(4, 2, 1, 64, 0)
+    for source in sources.values():
+        source.classes = ORGANS
+    report = check_sources(sources, cache_dir=tmp_path)
     assert report.notices == []
     assert report.class_pixels["train"].sum() == 4 * 64 * 64
     assert (report.class_pixels["train"] > 0).all()
@@ -293,6 +297,7 @@ def test_synthetic_data_is_counted_from_a_sample(tmp_path):
 
 def test_class_pixels_of_a_sample_are_those_of_its_images():
     source = shapes_sources(6, 1, 1, 64, 0)["train"]
+    source.classes = ORGANS
     expected = sum(np.bincount(source.read(i)[1].ravel(), minlength=4) for i in (0, 3))
     np.testing.assert_array_equal(count_class_pixels(source, 2), expected)
 

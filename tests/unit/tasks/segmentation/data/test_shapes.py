@@ -1,13 +1,17 @@
 import numpy as np
 import pytest
 
-from segfit.tasks.segmentation.data.shapes import ShapesSource, shapes_sources
+from segfit.data.shapes import ShapesSource, shapes_sources
+from segfit.tasks.segmentation.classes import Classes
 from tests.contracts.source_contract import LabelledSourceContract
 
 
 class TestShapesContract(LabelledSourceContract):
     def make_sources(self, folder):
-        return shapes_sources(6, 2, 2, resolution=64, data_seed=3)
+        sources = shapes_sources(6, 2, 2, resolution=64, data_seed=3)
+        for source in sources.values():
+            source.classes = Classes(("background", "liver", "kidney", "spleen"))
+        return sources
 
 
 @pytest.fixture(scope="module")

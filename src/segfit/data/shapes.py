@@ -2,7 +2,7 @@
 
 No organ can be recognised by its grey value: all of them, and the tissue around, share most of their intensities,
 under a slow bias field as of an MR coil. They differ in texture, tint and soft outline. Distractors of any brightness
-belong to the background. So a pipeline that shifts masks, swaps channels or augments only the images shows in the
+belong to the background. So a pipeline that shifts labels, swaps channels or augments only the images shows in the
 scores, while a small network learns the task in a minute or two.
 """
 
@@ -11,21 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.tasks.segmentation.classes import Classes
-
 Field: TypeAlias = NDArray[np.float32]
 Box: TypeAlias = tuple[slice, slice]
 
-CLASSES = Classes(
-    names=("background", "liver", "kidney", "spleen"),
-    colors=((0, 0, 0), (220, 80, 60), (250, 200, 60), (80, 140, 230)),
-    background=0,
-)
 # Added to an index, it seeds an image: the splits share none.
 _SPLIT_OFFSETS = {"train": 0, "val": 1 << 40, "test": 2 << 40}
 
@@ -50,13 +43,13 @@ _ORGANS = (
 
 @dataclass(eq=False)
 class ShapesSource:
-    """Phantoms; a function of (data_seed, split, index) alone."""
+    """Phantoms and what is where in them; a function of (data_seed, split, index) alone."""
 
     size: int  # number of images
     split: str = "train"  # or "val" or "test"; they share no image
     resolution: int = 128  # side in pixels
     data_seed: int = 0  # another seed, another data set
-    classes: Classes = CLASSES
+    classes: Any = None  # what the labels mean, where a task predicts them
 
     def __len__(self) -> int:
         return self.size
@@ -70,7 +63,7 @@ class ShapesSource:
         return []
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return an image (R, R, 3) uint8 and its mask (R, R) uint8, R the resolution."""
+        """Return an image (R, R, 3) uint8 and its labels (R, R) uint8, R the resolution."""
         if not 0 <= index < self.size:
             raise IndexError(index)
         rng = np.random.default_rng((self.data_seed, _SPLIT_OFFSETS[self.split] + index))
@@ -83,7 +76,7 @@ def shapes_sources(
     test_size: int,
     resolution: int,
     data_seed: int,
-    classes: Classes = CLASSES,
+    classes: Any = None,
 ) -> dict[str, ShapesSource]:
     """Return train, val and test: the same images of a split whatever the sizes of the others."""
     sizes = {"train": train_size, "val": val_size, "test": test_size}
@@ -96,13 +89,16 @@ def shapes_sources(
 def draw_phantom(
     rng: np.random.Generator, side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return an image (side, side, 3) uint8 RGB and its mask (side, side) uint8 with 4 classes."""
+    """Return an image (side, side, 3) uint8 RGB and its labels (side, side) uint8.
+
+    0: background, 1: liver, 2: kidney, 3: spleen.
+    """
     image = np.full((side, side, 3), rng.uniform(0.02, 0.10), np.float32)
     box, body = _blob(rng, side, center=rng.normal(0.5, 0.02, 2), radius=rng.uniform(0.40, 0.47))
     _paint(rng, image, box, body, _BODY)
     inside = np.zeros((side, side), bool)
     inside[box] = body
-    mask = np.zeros((side, side), np.uint8)
+    labels = np.zeros((side, side), np.uint8)
     for _ in range(rng.integers(2, 5)):
         # A vessel or bone of any brightness: plain, where organs have a texture or a tint.
         center = 0.5 + rng.uniform(-0.33, 0.33, 2)
@@ -119,8 +115,8 @@ def draw_phantom(
         box, region = _blob(rng, side, center, radius=rng.uniform(0.11, 0.17))
         region &= inside[box]
         _paint(rng, image, box, region, _ORGANS[organ])
-        mask[box][region] = organ + 1
-    return _expose(rng, image), mask
+        labels[box][region] = organ + 1
+    return _expose(rng, image), labels
 
 
 def _blob(
