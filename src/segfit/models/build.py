@@ -40,6 +40,21 @@ def make_model(
     return make_timm_unet(num_classes=len(class_names), **values)
 
 
+def make_restorer(channels: int, options: Mapping[str, Any]) -> tuple[nn.Module, Weights]:
+    """Return a model (B, channels, H, W) → the same, degraded pictures to restored ones, with random weights.
+
+    Args:
+        channels: of the pictures, 1 or 3.
+        options: the fields of the model's config; its `name` is cnn or nafnet.
+    """
+    from segfit.models.nafnet import NAFNet
+    from segfit.models.residual_unet import ResidualUNet
+
+    values = dict(options)
+    kind = {"cnn": ResidualUNet, "nafnet": NAFNet}[values.pop("name")]
+    return kind(channels, **values), Weights("random", "There are none for this model.")
+
+
 def for_inference(model: nn.Module) -> nn.Module:
     """Return the model in the form that computes least, in eval mode; a SegFormer's decode head is merged."""
     from segfit.models.segformer import SegFormer, merge

@@ -1,0 +1,106 @@
+"""A residual U-Net without normalisation that cleans pictures, to be trained from random weights."""
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions beside the identity, without norm (EDSR, Lim et al., arXiv 1707.02921).
+
+    The second one starts at zero, so that the block starts as the identity (Fixup, arXiv 1901.09321).
+
+    Shapes: `(B, channels, H, W)` → the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the convolutions make of `x`."""
+        added: Tensor = self.conv2(F.relu(self.conv1(x), inplace=True))
+        return x + added
+
+
+class ResidualUNet(nn.Module):
+    """U-Net (Ronneberger et al., arXiv 1505.04597) that predicts what is wrong with a picture.
+
+    It sees the picture at half its size with four times the channels (pixel-unshuffle, as FFDNet, arXiv 1710.04026),
+    where a convolution costs a quarter; skip connections are added.
+
+    Args:
+        channels: of the pictures.
+        base_channels: channels of the first level; doubled a level.
+        num_blocks: blocks of each level, on the way down and again on the way up; of the deepest level, once.
+        checkpointing: compute blocks again in backward instead of keeping their activations.
+        levels: how many.
+        unshuffle: side of the square of pixels that becomes one.
+        block: channels → a module that keeps its input's shape.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        base_channels: int = 32,
+        num_blocks: int = 4,
+        checkpointing: bool = False,
+        *,
+        levels: int = 3,
+        unshuffle: int = 2,
+        block: type[nn.Module] = ResidualBlock,
+    ) -> None:
+        super().__init__()
+        widths = [base_channels * 2**level for level in range(levels)]
+        self.checkpointing = checkpointing
+        self.unshuffle = unshuffle
+        self.multiple = unshuffle * 2 ** (levels - 1)
+
+        def blocks(width: int) -> nn.ModuleList:
+            return nn.ModuleList(block(width) for _ in range(num_blocks))
+
+        self.head = nn.Conv2d(channels * unshuffle**2, base_channels, 3, padding=1)
+        self.encoder = nn.ModuleList(map(blocks, widths))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
+        self.decoder = nn.ModuleList(map(blocks, widths[:-1]))
+        self.tail = nn.Conv2d(base_channels, channels * unshuffle**2, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        assert self.tail.bias is not None
+        nn.init.zeros_(self.tail.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return restored pictures; untrained, the pictures as they are.
+
+        Args:
+            images: `(B, channels, H, W)` float, degraded, about in [0, 1]; any H, W ≥ 1.
+
+        Returns:
+            The same shape, in the type of `images`.
+        """
+        height, width = images.shape[-2:]
+        rim = (0, -width % self.multiple, 0, -height % self.multiple)
+        x = self.head(F.pixel_unshuffle(F.pad(images, rim, mode="replicate"), self.unshuffle))
+        skips: list[Tensor] = []
+        for level, down in zip(self.encoder[:-1], self.down, strict=True):
+            skips.append(self._through(level, x))
+            x = down(skips[-1])
+        x = self._through(self.encoder[-1], x)
+        for level, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
+            x = self._through(level, up(x) + skips.pop())
+        residual = F.pixel_shuffle(self.tail(x), self.unshuffle)[..., :height, :width]
+        return images + residual
+
+    def _through(self, blocks: nn.Module, x: Tensor) -> Tensor:
+        for block in blocks.children():
+            again = self.checkpointing and self.training
+            x = (
+                checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+                if again
+                else block(x)
+            )
+        return x
