@@ -1,0 +1,1 @@
+"""Image restoration: degraded pictures in, clean ones out."""

@@ -1,0 +1,191 @@
+"""How clean pictures are made bad: noise, blur, JPEG, or all three one after the other.
+
+For training, on the device, a whole batch at once, each picture by its own seed. For evaluation, one picture at a time, the
+same at every call: in the middle of each range and not clipped, as the field does it. The noise is then that of
+`numpy.random.seed(0)` for every picture, which published scores of denoising are computed with (Zhang et al., arXiv
+1608.03981, and their successors).
+"""
+
+import io
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from segfit.tasks.restoration import draws
+from segfit.tasks.restoration.jpeg import JpegCodec
+
+Range = float | Sequence[float]  # a number, or [low, high]
+
+
+class Stage(nn.Module, ABC):
+    """A degradation whose strength is drawn uniformly from a range."""
+
+    def __init__(self, strength: Range) -> None:
+        super().__init__()
+        self.low, self.high = _ends(strength)
+
+    @property
+    def middle(self) -> float:
+        """The strength for evaluation."""
+        return (self.low + self.high) / 2
+
+    def strengths(self, share: Tensor) -> Tensor:
+        """Return strengths `(B,)` for how far up in the range `(B,)` they are, 0-1."""
+        return self.low + (self.high - self.low) * share
+
+    @abstractmethod
+    def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Degrade images `(B, C, H, W)` float, each by its seed `(B,)` int64."""
+
+    @abstractmethod
+    def held_out(self, image: np.ndarray) -> np.ndarray:
+        """Degrade an image `(H, W, C)` float32 in the middle of the range."""
+
+
+class Noise(Stage):
+    """Add Gaussian noise, whose standard deviation is given for values of 0-255."""
+
+    def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Return images of any value range."""
+        sigma = self.strengths(draws.uniforms(seeds, 1, stream=0)[:, 0]) / 255
+        noise = draws.normals(seeds, images[0].numel(), stream=1).view_as(images)
+        return torch.addcmul(images, noise, sigma.view(-1, 1, 1, 1))
+
+    def held_out(self, image: np.ndarray) -> np.ndarray:
+        """Return the image with the field's noise, not clipped."""
+        noise = np.random.RandomState(0).normal(0, self.middle / 255, image.shape)
+        return (image + noise).astype(np.float32)
+
+
+class Blur(Stage):
+    """Blur, by a Gaussian whose standard deviation is given, or along a straight line of the given length, in pixels."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, kind: str, strength: Range) -> None:
+        super().__init__(strength)
+        self.kind = kind
+        radius = math.ceil(3 * self.high if kind == "gaussian" else self.high / 2)
+        offsets = torch.arange(-radius, radius + 1.0)
+        self.register_buffer("rows", offsets[:, None], persistent=False)
+        self.register_buffer("columns", offsets[None, :], persistent=False)
+
+    def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Return images of the same value range; a line has any direction."""
+        return self._blurred(images, draws.uniforms(seeds, 2, stream=2))
+
+    def held_out(self, image: np.ndarray) -> np.ndarray:
+        """Return the image of the same value range; a line is vertical."""
+        blurred = self._blurred(
+            torch.from_numpy(image).permute(2, 0, 1)[None], torch.full((1, 2), 0.5)
+        )
+        return blurred[0].permute(1, 2, 0).contiguous().numpy()
+
+    def _blurred(self, images: Tensor, shares: Tensor) -> Tensor:
+        from kornia.filters import filter2d
+
+        strength, turn = self.strengths(shares[:, :1, None]), math.pi * shares[:, 1:, None]
+        if self.kind == "gaussian":
+            square = self.rows**2 + self.columns**2
+            kernels = torch.exp(-square / (2 * strength.clamp_min(1e-3) ** 2))
+        else:  # a line one pixel wide, its rim antialiased
+            along = self.columns * turn.cos() + self.rows * turn.sin()
+            across = self.rows * turn.cos() - self.columns * turn.sin()
+            length = (strength / 2 + 0.5 - along.abs()).clamp(0, 1)
+            kernels = length * (1 - across.abs()).clamp_min(0)
+        kernels = kernels / kernels.sum((1, 2), keepdim=True)
+        return filter2d(images, kernels, "replicate")  # type: ignore[no-any-return]
+
+
+class Jpeg(Stage):
+    """Compress to JPEG, of a quality of 1-100."""
+
+    def __init__(self, strength: Range) -> None:
+        super().__init__(strength)
+        self.codec = JpegCodec()
+
+    def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Return images in [0, 1]."""
+        return self.codec(images, self.strengths(draws.uniforms(seeds, 1, stream=3)[:, 0]))  # type: ignore[no-any-return]
+
+    def held_out(self, image: np.ndarray) -> np.ndarray:
+        """Return the image as libjpeg leaves it, in [0, 1]."""
+        levels = np.round(image.clip(0, 1) * 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(
+            file, "JPEG", quality=round(self.middle)
+        )
+        return np.asarray(Image.open(file), dtype=np.float32).reshape(image.shape) / 255
+
+
+class Degradation(nn.Module):
+    """Stages one after the other; move it to the device of the batches."""
+
+    def __init__(self, *stages: Stage) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    @torch.no_grad()
+    def forward(self, clean: Tensor, seeds: Tensor) -> Tensor:
+        """Return what is made of clean pictures; never waits for the device.
+
+        Args:
+            clean: `(B, C, H, W)` float32 in [0, 1]; C = 1 or 3.
+            seeds: `(B,)` int64 on the same device, one for each picture, which alone decides what is drawn for it.
+        """
+        for stage in self.stages:
+            clean = stage(clean, seeds)
+        return clean
+
+    @torch.no_grad()
+    def held_out(self, clean: np.ndarray) -> np.ndarray:
+        """Return what is made of a clean picture to be scored, the same at every call.
+
+        Args:
+            clean: `(H, W, C)` float32 in [0, 1].
+
+        Returns:
+            `(H, W, C)` float32, not clipped.
+        """
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            clean = stage.held_out(clean)
+        return clean
+
+
+def make_degradation(options: Mapping[str, Any]) -> Degradation:
+    """Return a degradation by name.
+
+    Args:
+        options: `name`, and what it takes, each a number or [low, high]:
+            noise: `sigma`, of values of 0-255.
+            blur: `kind` gaussian with its `sigma` in pixels, or motion with its `length` in pixels; then `noise` as above.
+            jpeg: `quality`, 1-100.
+            mixed: `blur`, the sigma of a Gaussian in pixels, then `noise`, then `quality`.
+    """
+    name = options["name"]
+    if name == "noise":
+        return Degradation(Noise(options["sigma"]))
+    if name == "jpeg":
+        return Degradation(Jpeg(options["quality"]))
+    if name == "blur":
+        kind = options["kind"]
+        strength = options["sigma" if kind == "gaussian" else "length"]
+        return Degradation(Blur(kind, strength), Noise(options["noise"]))
+    return Degradation(
+        Blur("gaussian", options["blur"]), Noise(options["noise"]), Jpeg(options["quality"])
+    )
+
+
+def _ends(strength: Range) -> tuple[float, float]:
+    if isinstance(strength, (int, float)):
+        return float(strength), float(strength)
+    low, high = strength
+    return float(low), float(high)
