@@ -78,7 +78,7 @@ class TimmUnet(nn.Module):
             )
         self.encoder = encoder
         self.tokens_last = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
-        self.size_multiple = _size_multiple(encoder, strides[-1])
+        self.size_multiple = size_multiple(encoder, strides[-1])
         self.two_pixels = 2 * strides[-1]  # a side that leaves two of the deepest features
         *skips, deep = info.channels()
         self.decoder = nn.ModuleList()
@@ -134,14 +134,23 @@ def make_timm_unet(
     Raises:
         SegFitError: unknown or unfit encoder, or named weights that do not load.
     """
+    network, report = make_encoder(encoder, weights)
+    model = TimmUnet(network, num_classes, decoder_channels, dropout)
+    return model.train(), report
+
+
+def make_encoder(encoder: str, weights: str | None) -> tuple[nn.Module, Weights]:
+    """Return a model of `timm.create_model(..., features_only=True)` and which weights it has.
+
+    Arguments and errors are those of `make_timm_unet`.
+    """
     name = encoder.split(".")[0]
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Good ones: {GOOD_ENCODERS}."
         raise SegFitError(f"model.encoder={encoder}: timm knows no such model. {hint}")
     path, report = _find_weights(encoder, weights)
-    model = TimmUnet(_create(encoder, path), num_classes, decoder_channels, dropout)
-    return model.train(), report
+    return _create(encoder, path), report
 
 
 def _create(encoder: str, weights: Path | None) -> nn.Module:
@@ -161,7 +170,7 @@ def _create(encoder: str, weights: Path | None) -> nn.Module:
         ) from error
 
 
-def _size_multiple(encoder: nn.Module, stride: int) -> int:
+def size_multiple(encoder: nn.Module, stride: int) -> int:
     """Return what height and width have to be divisible by, found by trying: 1, or the last stride."""
     for multiple, size in ((1, (65, 97)), (stride, (2 * stride, 3 * stride))):
         try:
