@@ -1,0 +1,144 @@
+"""PSNR, SSIM and LPIPS of pictures, and how much better they are than the input; docs/restoration.md is the contract.
+
+Its import takes seconds, torchmetrics': not before the first validation.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from segfit.errors import SegFitError
+
+SMALLEST = 11  # pixels a side, of SSIM's window
+PERFECT = 100.0  # dB, for a picture that equals its target: infinity would make every mean infinite
+_RIM = SMALLEST // 2
+_LUMA = (65.481, 128.553, 24.966)  # of RGB in 0-1 on the scale of 0-255, ITU-R BT.601; black is 16
+
+
+class RestorationMetrics(Metric):
+    """Means over pictures of their scores, and by how much they exceed those of the input.
+
+    The states are sums in float64, and an update never waits for the device.
+
+    Args:
+        channels: "rgb": PSNR is that of all channels together, SSIM the mean over channels. "y": both are those of luma.
+            Grey pictures are scored as they are.
+        crop_border: pixels at each side that do not count.
+        rounded: first round to 8 bits, as what is written to an 8-bit file.
+        lpips: of `lpips_network`, or None.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        channels: str = "rgb",
+        crop_border: int = 0,
+        *,
+        rounded: bool = True,
+        lpips: nn.Module | None = None,
+    ) -> None:
+        super().__init__(sync_on_compute=False)
+        self.channels = channels
+        self.crop_border = crop_border
+        self.rounded = rounded
+        self.lpips = lpips
+        self.names = ("psnr", "ssim") if lpips is None else ("psnr", "ssim", "lpips")
+        zeros = torch.zeros(2, len(self.names), dtype=torch.float64)
+        self.add_state("sums", zeros, dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, restored: Tensor, target: Tensor, degraded: Tensor) -> None:
+        """Count pictures `(B, C, H, W)` float, the target in [0, 1]; H and W at least 11 without the border."""
+        for row, pictures in enumerate((restored, degraded)):
+            self.sums[row] += self.scores(pictures, target).double().sum(0)
+        self.count += len(target)
+
+    def scores(self, pictures: Tensor, target: Tensor) -> Tensor:
+        """Return `(B, K)` float32, the scores of each picture in the order of `names`; arguments as for `update`."""
+        border = self.crop_border
+        pictures, target = (self._levels(images) for images in (pictures, target))
+        if border:
+            inside = (..., slice(border, -border), slice(border, -border))
+            pictures, target = pictures[inside], target[inside]
+        scores = []
+        if self.lpips is not None:
+            rgb = (images.expand(-1, 3, -1, -1) for images in (pictures, target))
+            scores.append(self.lpips(*rgb, normalize=True).flatten())
+        if self.channels == "y" and target.shape[1] == 3:
+            pictures, target = luma(pictures), luma(target)
+        return torch.stack((psnr(pictures, target), ssim(pictures, target), *scores), 1)
+
+    def compute(self) -> dict[str, float]:
+        """Return each score, and its gain over the input as `<score>_gain`; NaN without pictures. Waits for the device."""
+        restored, degraded = (self.sums / self.count).tolist()
+        found = dict(zip(self.names, restored, strict=True))
+        before = dict(zip(self.names, degraded, strict=True))
+        return found | {f"{name}_gain": found[name] - before[name] for name in self.names}
+
+    def _levels(self, images: Tensor) -> Tensor:
+        images = images.float().clamp(0, 1)
+        return (images * 255).round() / 255 if self.rounded else images
+
+
+def luma(images: Tensor) -> Tensor:
+    """Return `(B, 1, H, W)`, Y of RGB `(B, 3, H, W)` in [0, 1], as MATLAB's rgb2ycbcr has it but not rounded."""
+    red, green, blue = images.unbind(1)
+    return ((16 + _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue) / 255)[:, None]
+
+
+def psnr(pictures: Tensor, target: Tensor) -> Tensor:
+    """Return `(B,)`, the PSNR in dB of each picture `(B, C, H, W)` for a range of 1, `PERFECT` at most."""
+    found = peak_signal_noise_ratio(
+        pictures, target, data_range=1.0, reduction="none", dim=(1, 2, 3)
+    )
+    return found.clamp_max(PERFECT)
+
+
+def ssim(pictures: Tensor, target: Tensor) -> Tensor:
+    """Return `(B,)`, the SSIM of each picture `(B, C, H, W)` for a range of 1 (Wang et al., 2004).
+
+    A Gaussian window of 11 × 11 with σ 1.5, where it lies inside the picture; the mean over channels.
+    """
+    _, maps = structural_similarity_index_measure(
+        pictures, target, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
+    )
+    return maps[..., _RIM:-_RIM, _RIM:-_RIM].mean((1, 2, 3))
+
+
+def lpips_network(name: str) -> nn.Module:
+    """Return the network of LPIPS (Zhang et al., arXiv 1801.03924); nothing is fetched.
+
+    Args:
+        name: alex, vgg or squeeze.
+
+    Raises:
+        SegFitError: if torch's cache has not the weights that torchvision gives the network.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
+
+    choices: Mapping[str, Any] = {
+        "alex": AlexNet_Weights,
+        "vgg": VGG16_Weights,
+        "squeeze": SqueezeNet1_1_Weights,
+    }
+    url: str = choices[name].DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not file.exists():
+        raise SegFitError(
+            f"metrics.lpips={name}: needs the weights {file}, which are not there. Download {url} to that place on a "
+            "machine with a network, or take metrics.lpips=null."
+        )
+    network: nn.Module = LearnedPerceptualImagePatchSimilarity(name).net  # type: ignore[arg-type]
+    return network
