@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import Tensor
+
+from segfit.models.build import make_restorer
+from segfit.tasks.restoration.tiles import restore
+
+CPU = torch.device("cpu")
+SIZES = [(96, 96), (97, 260), (300, 64), (225, 161), (33, 500)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("overlap", [0, 16, 48])
+def test_tiles_cover_every_pixel_once(size: tuple[int, int], overlap: int) -> None:
+    picture = torch.rand(3, *size)
+    shapes: list[tuple[int, ...]] = []
+
+    def double(batch: Tensor) -> Tensor:
+        shapes.append(tuple(batch.shape))
+        return 2 * batch
+
+    found = restore(double, picture, tile=96, overlap=overlap, batch_size=3, device=CPU)
+    torch.testing.assert_close(found, 2 * picture)
+    assert all(len(shape) == 4 and shape[0] <= 3 and max(shape) <= 96 for shape in shapes)
+
+
+def test_a_small_picture_goes_whole() -> None:
+    sizes: list[torch.Size] = []
+
+    def keep(batch: Tensor) -> Tensor:
+        sizes.append(batch.shape)
+        return batch
+
+    picture = torch.rand(1, 90, 96)
+    for tile in (96, None):
+        restore(keep, picture, tile=tile, overlap=32, batch_size=4, device=CPU)
+    assert sizes == [(1, 1, 90, 96)] * 2
+
+
+def test_tiles_equal_the_whole() -> None:
+    torch.manual_seed(0)
+    model, _ = make_restorer(1, {"name": "cnn", "base_channels": 8, "num_blocks": 1})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    picture = torch.rand(1, 331, 450)
+    with torch.inference_mode():
+        whole = restore(model, picture, tile=None, overlap=0, batch_size=1, device=CPU)
+        tiled = restore(model, picture, tile=192, overlap=96, batch_size=4, device=CPU)
+    assert (whole - picture).abs().mean() > 0.01
+    assert (tiled - whole).abs().max() < 1e-4
