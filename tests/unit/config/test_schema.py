@@ -9,13 +9,14 @@ import pytest
 
 from segfit.cli import main as cli
 from segfit.config import schema as config
+from segfit.tasks.restoration import schema as restoration
 from segfit.tasks.segmentation import schema as segmentation
 from tests.unit.composing import composed
 
 SOURCE = Path(config.__file__).parents[1]
 SCHEMAS = [
     item
-    for module in (config, segmentation)
+    for module in (config, segmentation, restoration)
     for item in vars(module).values()
     if isinstance(item, type) and is_dataclass(item)
 ]

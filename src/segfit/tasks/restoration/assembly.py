@@ -1,0 +1,297 @@
+"""Config → the objects of a restoration: sources, datasets, model, degradation, loss, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from segfit.config.check import plain, shown
+from segfit.data.shapes import shapes_sources
+from segfit.data.source import Arrays, Source, SourceView
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.extra_metrics import ExtraMetric
+from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
+from segfit.engine.precision import resolve_precision
+from segfit.models.build import make_restorer
+from segfit.models.weights import Weights
+from segfit.tasks.defaults import (
+    NothingToReport,
+    augments_in_workers,
+    cached_forms,
+    make_statistics,
+    recorded_statistics,
+    statistics_need_train,
+)
+from segfit.tasks.restoration.data.dataset import (
+    HeldOutDataset,
+    PredictDataset,
+    TrainDataset,
+    collate,
+)
+from segfit.tasks.restoration.data.folder import SPLITS, folder_sources
+from segfit.tasks.restoration.data.preflight import check_sources as check_pictures
+from segfit.tasks.restoration.degradations import Degradation, make_degradation
+from segfit.tasks.restoration.losses import RestorationLoss, restoration_loss
+from segfit.tasks.restoration.schema import channels_of
+from segfit.tasks.restoration.task import RestorationTask
+
+__all__ = [
+    "augments_in_workers", "cached_forms", "collate", "make_statistics", "recorded_statistics", "statistics_need_train",
+]  # fmt: skip
+
+_SCORES = ("loss", "psnr", "ssim", "lpips", "psnr_gain", "ssim_gain", "lpips_gain")
+_SMALLEST = 11  # pixels a side, of SSIM's window
+# Options that the samples depend on, besides the files.
+_READING = ("image_mode", "resolution", "data_seed")
+
+
+class Drawn(SourceView):
+    """A `Source` of the built-in phantoms as clean pictures, in RGB or grey."""
+
+    def __init__(self, source: Source, channels: int) -> None:
+        super().__init__(source)
+        self.channels = channels
+
+    def read(self, index: int) -> Arrays:
+        """Return the picture (H, W, C) uint8; its green channel where C is 1."""
+        picture = self.source.read(index)[0]
+        return (picture if self.channels == 3 else picture[..., 1:2].copy(),)
+
+
+# --------------------------------------------------------------------------------------- data
+
+
+def make_sources(config: DictConfig) -> dict[str, Source]:
+    """Return the splits of a config.
+
+    Raises:
+        SegFitError: if the folder is not laid out as the config says.
+    """
+    data = config.data
+    if data.name == "shapes":
+        drawn = shapes_sources(
+            data.train_size, data.val_size, data.test_size, data.resolution, data.data_seed
+        )
+        return {split: Drawn(source, channels_of(config)) for split, source in drawn.items()}
+    smallest = dict.fromkeys(SPLITS, _SMALLEST + 2 * config.metrics.crop_border)
+    return dict(folder_sources(data, {**smallest, "train": config.patch_size}))
+
+
+def check_sources(
+    config: DictConfig,
+    sources: Mapping[str, Source],
+    needs: Mapping[str, int],
+    progress: Callable[[int, int], None] | None = None,
+) -> NothingToReport:
+    """Look at the files of some splits.
+
+    Args:
+        config: checked.
+        sources: of `make_sources`.
+        needs: split → pictures that it must have at least.
+        progress: called with (done, total) pictures.
+
+    Raises:
+        SegFitError: with every problem of the data set.
+    """
+    return check_pictures(
+        sources,
+        check=config.data.check,
+        skip=config.data.on_bad_sample == "skip",
+        needs=needs,
+        progress=progress,
+    )
+
+
+def make_train_dataset(config: DictConfig, source: Source) -> TrainDataset:
+    """Return a source's patches."""
+    return TrainDataset(source, config.patch_size)
+
+
+def samples_per_read(config: DictConfig) -> int:
+    """Return the patches that are cut each time that a picture is decoded."""
+    return int(config.data.patches)
+
+
+def make_held_out_dataset(config: DictConfig, source: Source) -> HeldOutDataset:
+    """Return a source's pictures as they are scored."""
+    return HeldOutDataset(source, make_degradation(plain(config.degrade)).held_out)
+
+
+def make_predict_dataset(config: DictConfig, folder: str) -> PredictDataset:
+    """Return the degraded pictures of a folder.
+
+    Raises:
+        SegFitError: if there are none.
+    """
+    return PredictDataset(folder, config.data.image_mode)
+
+
+def held_out_batch_size(_: DictConfig) -> int:
+    """Return one: pictures are of any size."""
+    return 1
+
+
+def batch_bytes(config: DictConfig) -> int:
+    """Return the size of a training batch as workers return it, 8 bits a value."""
+    pictures = 2 if config.data.name == "pairs" else 1
+    return int(config.batch_size) * pictures * channels_of(config) * int(config.patch_size) ** 2
+
+
+def reading_options(config: DictConfig) -> dict[str, Any]:
+    """Return the options that the samples depend on, besides the files."""
+    return {key: config.data[key] for key in _READING if key in config.data}
+
+
+# -------------------------------------------------------------------------------------- model
+
+
+def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:  # noqa: ARG001
+    """Return the model of a config, (B, C, H, W) → the same, and which weights it has."""
+    return make_restorer(channels_of(config), plain(config.model))
+
+
+def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
+    """Return what the model gets of a training batch, (B, C, P, P) float32, in its memory format."""
+    side = config.patch_size
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    patches = torch.zeros(batch_size, channels_of(config), side, side, device=device)
+    return patches.contiguous(memory_format=layout)
+
+
+# --------------------------------------------------------------------------------------- task
+
+
+def make_task(
+    config: DictConfig,
+    device: torch.device,
+    statistics: Mapping[str, Any] | None = None,  # noqa: ARG001
+    *,
+    panels: Mapping[int, str] | None = None,
+    distributed: Distributed = SINGLE_PROCESS,
+    extra: Sequence[ExtraMetric] = (),
+) -> RestorationTask:
+    """Return what a batch means under a config.
+
+    Args:
+        config: a run's.
+        device: where batches lie.
+        statistics: of `make_statistics`: nothing.
+        panels: index of a held-out picture → name, for those to show.
+        distributed: whose processes share the held-out pictures.
+        extra: of `make_extra_metrics`.
+
+    Raises:
+        SegFitError: if the weights of the perceptual loss or of LPIPS cannot be had.
+    """
+    scores = plain(config.metrics)
+    scores.pop("extra")
+    return RestorationTask(
+        criterion=make_loss(config, device),
+        degrade=make_degrade(config, device),
+        scores=scores,
+        tile=config.tile,
+        tiles_at_once=max(1, config.batch_size * config.patch_size**2 // config.tile**2),
+        device=device,
+        channels_last=config.channels_last,
+        panels=panels or {},
+        distributed=distributed,
+        extra=extra,
+    )
+
+
+def make_loss(config: DictConfig, device: torch.device) -> RestorationLoss:
+    """Return the loss of a config on a device; its perceptual term runs in the precision of the step."""
+    precision, _ = resolve_precision(config.precision.name, device)
+    return restoration_loss(precision=precision, **plain(config.loss)).to(device)
+
+
+def make_degrade(config: DictConfig, device: torch.device) -> Degradation:
+    """Return what degrades clean patches on a device."""
+    return make_degradation(plain(config.degrade)).to(device)
+
+
+def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
+    """Return the metrics of `metrics.extra`, each of which has scored an example.
+
+    Raises:
+        SegFitError: with everything that is wrong with them.
+    """
+    if not config.metrics.extra:
+        return []
+    restored, target = torch.rand(
+        2, 1, channels_of(config), 64, 64, generator=torch.Generator().manual_seed(0)
+    )
+    return extra_metrics(
+        plain(config.metrics.extra),
+        packages=("image",),
+        filled={"data_range": 1.0},
+        example=lambda _: (restored, target),
+        labels=(),
+        taken=_SCORES,
+    )
+
+
+def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str], None]) -> None:
+    """Change in a run's config what the options of evaluate.py say about the task."""
+    for key, value in options.metrics.items():
+        if value is not None:
+            config.metrics[key] = value
+    config.tile = options.tile or config.tile
+    if options.batch_size not in (None, 1):
+        notice(f"batch_size={options.batch_size}: whole pictures are taken one by one.")
+    if options.root is not None and options.split == "test":
+        root = Path(options.root).expanduser()
+        if not any((root / config.data[split]).is_dir() for split in SPLITS):
+            config.data.test = "."  # a test set has no folders for splits
+
+
+# ------------------------------------------------------------------------------------- report
+
+
+def degraded_by(config: DictConfig) -> str:
+    """Return how a config's pictures are degraded: "noise sigma=25.0"."""
+    if config.data.name == "pairs":
+        return "given pairs"
+    options = {key: value for key, value in plain(config.degrade).items() if key != "name"}
+    return " ".join(
+        [config.degrade.name, *(f"{key}={shown(value)}" for key, value in options.items())]
+    )
+
+
+def loss_label(config: DictConfig) -> str:
+    """Return what a config's loss is called: "charbonnier + 0.1 × vgg16"."""
+    loss = config.loss
+    if not loss.perceptual:
+        return str(loss.name)
+    random = "" if loss.weights is not None else " with RANDOM features"
+    return f"{loss.name} + {loss.perceptual:g} × {loss.encoder}{random}"
+
+
+def facts(config: DictConfig) -> dict[str, str]:
+    """Return what really runs, label → text, that only this task knows."""
+    scores = config.metrics
+    colours = "grey" if channels_of(config) == 1 else {"rgb": "RGB", "y": "Y"}[scores.channels]
+    rounded = "rounded to 8 bits" if scores.rounded else "not rounded"
+    return {
+        "degraded by": degraded_by(config),
+        "patches": f"{config.data.patches} of a picture",
+        "loss": loss_label(config),
+        "scores": f"on {colours}, {scores.crop_border} pixels cropped, {rounded}",
+    }
+
+
+def hparams(config: DictConfig) -> dict[str, str | float | bool]:
+    """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
+    return {
+        "base_channels": config.model.base_channels,
+        "num_blocks": config.model.num_blocks,
+        "patch_size": config.patch_size,
+        "degrade": degraded_by(config),
+        "loss": loss_label(config),
+    }

@@ -1,0 +1,1 @@
+"""Pictures from files, and what is trained, scored and restored of them."""

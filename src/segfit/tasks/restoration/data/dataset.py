@@ -1,0 +1,170 @@
+"""Sources → patches to train on, whole pictures to score or to restore."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from segfit.data.collate import Batch, stack
+from segfit.data.files import files_by_name, list_files
+from segfit.data.images import IMAGE_SUFFIXES
+from segfit.data.source import Arrays, Source, read_arrays, where
+from segfit.errors import SegFitError
+from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
+
+Sample: TypeAlias = dict[str, Any]
+# (clean (H, W, C) float32 in [0, 1]) → degraded, the same each time, perhaps outside of [0, 1]
+Degrade: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class _PictureDataset(Dataset[Sample]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, index: int) -> str:
+        """Return the files behind a picture, for messages."""
+        return where(self.source, index)
+
+
+class TrainDataset(_PictureDataset):
+    """Patches at random places, in one of the eight turns and flips.
+
+    The picture that was read last is kept: its patches come one after the other.
+
+    Args:
+        source: of clean pictures, or of clean and degraded ones.
+        patch_size: side of a patch in pixels.
+    """
+
+    def __init__(self, source: Source, patch_size: int) -> None:
+        super().__init__(source)
+        self.patch_size = patch_size
+        self._last: tuple[int, Arrays] | None = None
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """Return the patch for (index, seed); the seed decides everything that is random.
+
+        Returns:
+            "target": (C, P, P) uint8 or uint16; "input": the same, of pairs alone; "seed": int, for what degrades;
+            "index": int.
+
+        Raises:
+            SegFitError: if a file cannot be read, or the picture is smaller than a patch.
+        """
+        index, seed = key
+        if self._last is None or self._last[0] != index:
+            self._last = index, read_arrays(self.source, index)
+        pictures = self._last[1]
+        height, width = pictures[0].shape[:2]
+        size, draw = self.patch_size, random.Random(seed)
+        if min(height, width) < size:
+            raise SegFitError(
+                f"{self.where(index)}: {width}×{height}, smaller than patch_size={size}. Lower it, or leave the picture out."
+            )
+        top, left = draw.randint(0, height - size), draw.randint(0, width - size)
+        turns, flipped = draw.randrange(4), draw.randrange(2)
+        sample: Sample = {"seed": seed, "index": index}
+        for name, pixels in zip(("target", "input"), pictures, strict=False):
+            patch = np.rot90(pixels[top : top + size, left : left + size], turns)
+            sample[name] = _tensor(patch[:, ::-1] if flipped else patch)
+        return sample
+
+
+class HeldOutDataset(_PictureDataset):
+    """Whole pictures with their degraded partners.
+
+    Args:
+        source: of clean pictures, or of clean and degraded ones.
+        degrade: makes the partners of those that have none.
+    """
+
+    def __init__(self, source: Source, degrade: Degrade) -> None:
+        super().__init__(source)
+        self.degrade = degrade
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return a picture.
+
+        Returns:
+            "input": (C, H, W) uint8 or uint16, or float32 where it was made; "target": (C, H, W) uint8 or uint16;
+            "index": int.
+
+        Raises:
+            SegFitError: if a file cannot be read; it is named.
+        """
+        target, *degraded = read_arrays(self.source, index)
+        given = degraded[0] if degraded else self.degrade(as_float(target))
+        return {"input": _tensor(given), "target": _tensor(target), "index": index}
+
+
+class PredictDataset(Dataset[Sample]):
+    """Degraded pictures of a folder (and the folders below it), without targets.
+
+    Args:
+        folder: where they are.
+        image_mode: as in training.
+
+    Raises:
+        SegFitError: if there is no such folder or no picture in it, or two have one name.
+    """
+
+    def __init__(self, folder: str | Path, image_mode: str) -> None:
+        self.folder, self.image_mode = Path(folder).expanduser(), image_mode
+        if not self.folder.is_dir():
+            raise SegFitError(f"images={folder}: no such folder.")
+        named, problems = files_by_name(list_files(self.folder, IMAGE_SUFFIXES), self.folder)
+        if not named:
+            kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+            problems = [f"images={folder}: no picture in it ({kinds})."]
+        if problems:
+            raise SegFitError(problems)
+        self.names, self.paths = list(named), list(named.values())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def id(self, index: int) -> str:
+        """Return a unique relative name without suffix, / between folders."""
+        return self.names[index]
+
+    def where(self, index: int) -> str:
+        """Return the picture's file, for messages."""
+        return str(self.paths[index])
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return "input": (C, H, W) uint8 or uint16 and "index": int.
+
+        Raises:
+            SegFitError: if the file cannot be read; it is named.
+        """
+        return {"input": _tensor(read_picture(self.paths[index], self.image_mode)), "index": index}
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Return samples of one size as one batch; where only some have 16 bits, the others are scaled to them."""
+    batch: Batch = {}
+    for key in samples[0]:
+        values = [torch.as_tensor(sample[key]) for sample in samples]
+        if len({value.dtype for value in values}) > 1:
+            values = [
+                value if value.dtype == torch.uint16 else (value.int() * 257).to(torch.uint16)
+                for value in values
+            ]
+        batch[key] = stack(values)
+    return batch
+
+
+def _tensor(pixels: Pixels) -> Tensor:
+    """Return (H, W, C) as a contiguous (C, H, W)."""
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))

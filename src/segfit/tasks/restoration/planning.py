@@ -1,0 +1,73 @@
+"""What benchmark.py asks of restoration: the costliest config and example batches."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from segfit.engine.task import Batch
+from segfit.tasks.defaults import largest_first
+from segfit.tasks.restoration.assembly import make_degrade
+from segfit.tasks.restoration.schema import channels_of
+from segfit.tasks.restoration.task import RestorationTask
+
+__all__ = ["largest_first"]
+
+_PROBE = 64  # pixels a side: degrading takes the same bytes a pixel of any picture
+
+
+def costliest(config: DictConfig) -> DictConfig:
+    """Return a copy with random features in the loss: they take the same memory, and no files."""
+    config = config.copy()
+    config.loss.weights = None
+    return config
+
+
+def sample_bytes(config: DictConfig) -> int:
+    """Return the bytes of a training patch as it comes from the dataset, 8 bits a value."""
+    pictures = 2 if config.data.name == "pairs" else 1
+    return int(pictures * channels_of(config) * config.patch_size**2)
+
+
+def train_example(config: DictConfig) -> Batch:
+    """Return a training micro-batch without content."""
+    shape = (config.batch_size, channels_of(config), config.patch_size, config.patch_size)
+    batch = {name: torch.empty(config.batch_size, dtype=torch.int64) for name in ("seed", "index")}
+    names = ("target", "input") if config.data.name == "pairs" else ("target",)
+    return batch | {name: torch.empty(shape, dtype=torch.uint8) for name in names}
+
+
+def held_out_example(
+    config: DictConfig, count: int, original: tuple[int, ...]
+) -> tuple[Batch, list[int]]:
+    """Return held-out pictures without content, and the number that evaluation reads for each: its index.
+
+    Args:
+        config: of the training.
+        count: pictures of the batch.
+        original: (height, width) of each.
+    """
+    shape = (count, channels_of(config), *original)
+    made = torch.uint8 if config.data.name == "pairs" else torch.float32
+    batch = {
+        "input": torch.empty(shape, dtype=made),
+        "target": torch.empty(shape, dtype=torch.uint8),
+        "index": torch.empty(count, dtype=torch.int64),
+    }
+    return batch, [0]
+
+
+def without_augmentation(task: RestorationTask) -> RestorationTask:
+    """Return a task that degrades nothing: its inputs are copies of the targets."""
+    return replace(task, degrade=lambda targets, _: targets.clone())
+
+
+def device_augmentation(config: DictConfig) -> tuple[Callable[[], Any], float] | None:
+    """Return a function that degrades a few patches, and how many of them are as large as a sample; None for pairs."""
+    if config.data.name == "pairs":
+        return None
+    degrade = make_degrade(config, torch.device("cpu"))
+    patches, seeds = torch.rand(2, channels_of(config), _PROBE, _PROBE), torch.arange(2)
+    return (lambda: degrade(patches, seeds)), config.patch_size**2 / (2 * _PROBE**2)

@@ -1,0 +1,232 @@
+"""Image restoration: what a batch of degraded and clean pictures means to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.extra_metrics import ExtraMetric, merge, state_of
+from segfit.engine.extra_metrics import restore as reset
+from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.engine.out_of_memory import is_out_of_memory, release_memory
+from segfit.engine.task import Batch, Forward
+from segfit.tasks.restoration.losses import RestorationLoss
+from segfit.tasks.restoration.pictures import Panel, draw, panel_of
+from segfit.tasks.restoration.schema import MEMORY_ADVICE
+from segfit.tasks.restoration.tiles import restore
+
+OnPicture = Callable[["Restored"], None]
+
+_SMALLEST_TILE = 64  # pixels a side, where memory runs out
+
+
+class Restored(NamedTuple):
+    """A held-out picture that was restored; pictures are (C, H, W) float32, wherever they lie."""
+
+    number: int  # index of the sample
+    degraded: Tensor
+    restored: Tensor
+    deep: bool  # the file has 16 bits, not 8
+    target: Tensor | None = None
+    psnr: Tensor | None = None  # ()
+
+
+@dataclass(frozen=True)
+class RestorationTask:
+    """Clean patches (B, C, P, P) or pairs in, scores of whole pictures out.
+
+    Args:
+        criterion: the loss, on the device of the batches.
+        degrade: (clean (B, C, H, W) float in [0, 1], seeds (B,) int64) → degraded, on the device of the batches.
+        scores: arguments of `RestorationMetrics`; its "lpips" is the name of a network.
+        tile: held-out pictures with a longer side are restored in tiles of this side.
+        tiles_at_once: of them in a forward pass.
+        device: of the batches.
+        channels_last: memory format of the model's input.
+        overlap: pixels that neighbouring tiles share.
+        panels: index of a held-out picture → its name, for those that are kept for the eye.
+        on_picture: called with every held-out picture.
+        distributed: the processes whose sums make up the scores.
+        extra: metrics of torchmetrics, whose results join the scores.
+    """
+
+    criterion: RestorationLoss
+    degrade: Callable[[Tensor, Tensor], Tensor]
+    scores: Mapping[str, Any]
+    tile: int
+    tiles_at_once: int
+    device: torch.device
+    channels_last: bool = True
+    overlap: int = 64
+    panels: Mapping[int, str] = field(default_factory=dict)
+    on_picture: OnPicture | None = None
+    distributed: Distributed = SINGLE_PROCESS
+    extra: Sequence[ExtraMetric] = ()
+    memory_advice: ClassVar[str] = MEMORY_ADVICE
+
+    def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return degraded and clean patches (B, C, P, P) float32; the patches' own seeds decide what is random."""
+        targets = scaled(batch["target"])
+        inputs = (
+            scaled(batch["input"]) if "input" in batch else self.degrade(targets, batch["seed"])
+        )
+        return self.laid_out(inputs), self.laid_out(targets)
+
+    def laid_out(self, pictures: Tensor) -> Tensor:
+        """Return pictures (B, C, H, W) in the memory format of the model."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return pictures.contiguous(memory_format=layout)
+
+    def totals(self, targets: Tensor) -> Tensor:
+        """Return the denominators of the loss's K terms, (K,) float32."""
+        return self.criterion.totals(targets)
+
+    def loss(self, outputs: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
+        """Return the loss (); sums run in fp32 whatever the forward pass ran in."""
+        value: Tensor = self.criterion(outputs, targets, totals)
+        return value
+
+    def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+        """Cut patches into pieces of at most `size`."""
+        return list(zip(inputs.split(size), targets.split(size), strict=True))
+
+    def meter(self) -> RestorationMeter:
+        """Return a fresh collector of scores."""
+        return RestorationMeter(self)
+
+
+class RestorationMeter:
+    """Restores whole pictures and scores them; docs/restoration.md is the contract."""
+
+    def __init__(self, task: RestorationTask) -> None:
+        from segfit.tasks.restoration import metrics  # torchmetrics: not before the first update
+
+        self.task = task
+        lpips = task.scores["lpips"] and metrics.lpips_network(task.scores["lpips"])
+        self.metrics = metrics.RestorationMetrics(**{**task.scores, "lpips": lpips})
+        self.extra = [extra.make() for extra in task.extra]
+        self.all_metrics = (self.metrics, *self.extra)
+        self.loss: Tensor | None = None
+        self.pictures = 0
+        self.tile = task.tile
+        self.panels: dict[int, Panel] = {}
+
+    def update(self, forward: Forward, batch: Batch) -> None:
+        """Restore and count pictures; those without targets are only restored.
+
+        If it raises, nothing of the batch is counted; `on_picture` may have been called.
+        """
+        loss, pictures = self.loss, self.pictures
+        states = [state_of(metric) for metric in self.all_metrics]
+        try:
+            for row, index in enumerate(batch["index"].tolist()):  # synchronises, once a picture
+                target = batch["target"][row] if "target" in batch else None
+                self._update(forward, index, batch["input"][row], target)
+        except Exception:
+            self.loss, self.pictures = loss, pictures
+            for metric, state in zip(self.all_metrics, states, strict=True):
+                reset(metric, state)
+            raise
+
+    def _update(self, forward: Forward, index: int, given: Tensor, clean: Tensor | None) -> None:
+        degraded, restored = self._restored(forward, given)
+        target, score = None, None
+        if clean is not None:
+            target = scaled(clean.to(restored.device))
+            score = self._count(restored[None], target[None], degraded[None])
+            if index in self.task.panels:
+                self.panels[index] = panel_of(self.task.panels[index], degraded, restored, target)
+        if self.task.on_picture is not None:
+            deep = (given if clean is None or not given.is_floating_point() else clean).dtype
+            self.task.on_picture(
+                Restored(index, degraded, restored, deep == torch.uint16, target, score)
+            )
+
+    def _restored(self, forward: Forward, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a picture and what is made of it, (C, H, W) float32.
+
+        Both lie in the host's memory if they are larger than a tile: the card holds the picture as it was read, and tiles.
+        """
+        task = self.task
+        while True:
+            whole = max(given.shape[-2:]) <= self.tile
+            degraded = scaled(given if whole else given.cpu())  # synchronises
+            try:
+                return degraded, restore(
+                    lambda pictures: forward(task.laid_out(pictures)),
+                    degraded,
+                    tile=self.tile,
+                    overlap=min(task.overlap, self.tile // 2),
+                    batch_size=task.tiles_at_once,
+                    device=task.device,
+                )
+            except Exception as error:
+                if not is_out_of_memory(error) or self.tile <= _SMALLEST_TILE:
+                    raise
+            self.tile = max(_SMALLEST_TILE, min(self.tile, max(given.shape[-2:])) // 2)
+            release_memory()
+
+    def _count(self, restored: Tensor, target: Tensor, degraded: Tensor) -> Tensor | None:
+        """Add a picture (1, C, H, W) to the scores; return its PSNR () if somebody wants it."""
+        for metric in self.all_metrics:
+            metric.to(restored.device)
+        self.metrics.update(restored, target, degraded)
+        for extra, metric in zip(self.task.extra, self.extra, strict=True):
+            extra.update(metric, restored.clamp(0, 1), target)
+        criterion = self.task.criterion.to(restored.device)
+        loss = criterion(restored, target, criterion.totals(target)).to(self.task.device)
+        self.task.criterion.to(self.task.device)
+        self.loss = loss if self.loss is None else self.loss + loss
+        self.pictures += 1
+        if self.task.on_picture is None:
+            return None
+        return self.metrics.scores(restored, target)[0, 0]
+
+    def result(self) -> Findings:
+        """Read the device; `scores["loss"]` is the mean over pictures of the loss of the whole picture.
+
+        Every process has to call, and gets the result of all their pictures. Every score of pictures without targets is
+        NaN.
+        """
+        own = [state_of(metric.cpu()) for metric in self.all_metrics]
+        loss = float(self.loss) if self.loss is not None else 0.0
+        every = self.task.distributed.gather((own, loss, self.pictures, self.panels))
+        pictures = sum(count for _, _, count, _ in every)
+        counted = [states for states, _, count, _ in every if count]
+        for metric, *states in zip(self.all_metrics, *counted, strict=True):
+            merge(metric, states)
+        added: dict[str, float] = {}
+        for extra, metric in zip(self.task.extra, self.extra, strict=True):
+            added |= extra.compute(metric, pictures)
+        loss = sum(part for _, part, _, _ in every) / pictures if pictures else float("nan")
+        found: dict[str, float] = self.metrics.compute()
+        panels = {index: panel for *_, kept in every for index, panel in kept.items()}
+        return Findings(
+            scores={"loss": loss, **found, **added},
+            tables=[_score_table(found)],
+            panels={panel.name: partial(draw, [panel]) for _, panel in sorted(panels.items())},
+        )
+
+
+def scaled(pictures: Tensor) -> Tensor:
+    """Return pictures of uint8 or uint16 as float32 in [0, 1]; others as they are."""
+    if pictures.is_floating_point():
+        return pictures
+    return pictures.float().div_(torch.iinfo(pictures.dtype).max)
+
+
+def _score_table(found: Mapping[str, float]) -> Table:
+    """Return what was scored before and after, for each score."""
+    names = [name for name in found if not name.endswith("_gain")]
+    columns = [Column("score"), *(Column(name, ".4f") for name in ("input", "restored", "gain"))]
+    rows: list[list[Cell]] = [
+        [name.upper(), found[name] - found[f"{name}_gain"], found[name], found[f"{name}_gain"]]
+        for name in names
+    ]
+    return Table("scores", "", columns, rows)

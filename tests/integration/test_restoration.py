@@ -1,0 +1,303 @@
+"""task=restoration through the real commands: it trains, resumes exactly, is scored, writes pictures and refuses bad data."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.tasks.restoration.data.reading import read_picture
+from tests.integration.restoring import SMALL, TINY, picture, write
+from tests.integration.training import command, compose_run, finished, same, start, train, wait_for
+
+CPU = torch.device("cpu")
+
+
+def run(folder: Path, *arguments: str, script: str = "train.py", code: int = 0) -> str:
+    done = finished(command(*arguments, script=script), folder, PYTHONUNBUFFERED="1")
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def values(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Hold pictures of several sizes and depths, in folders."""
+    root = tmp_path_factory.mktemp("photos")
+    for number, (height, width) in enumerate([(64, 48), (50, 90), (72, 72), (40, 64), (64, 64)]):
+        deep = number == 2
+        write(
+            root / f"roll {number % 2}/{number}.png", picture(height, width, seed=number, deep=deep)
+        )
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, photos) -> Path:
+    folder = tmp_path_factory.mktemp("restored")
+    output = run(
+        folder,
+        *SMALL,
+        "data=folder",
+        f"data.root={photos}",
+        "hydra.run.dir=run",
+        *("epochs=24", "val_every=24", "lr=0.006"),
+    )
+    assert "patch/s" in output
+    return folder
+
+
+# ----------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("degrade", ["noise", "blur", "jpeg", "mixed"])
+@pytest.mark.parametrize("model", ["cnn", "nafnet"])
+def test_every_model_trains_on_every_degradation(tmp_path, model, degrade, precision):
+    options = (f"model={model}", f"degrade={degrade}", f"precision={precision}")
+    # A range for each value that may be one, motion, grey.
+    options += ("degrade.sigma=[5,50]",) if degrade == "noise" else ()
+    options += ("degrade.kind=motion", "data.image_mode=gray") if degrade == "blur" else ()
+    done = train(tmp_path / "run", *options, "max_steps=2", base=TINY)
+    assert len(done.losses) == 2
+    assert all(np.isfinite(done.losses))
+    assert set(done.training.fit.result.scores) >= {
+        "psnr",
+        "ssim",
+        "psnr_gain",
+        "ssim_gain",
+        "loss",
+    }
+
+
+def test_it_gains_on_its_input(trained):
+    scores = values(trained / "run/metrics.json")["best"]
+    assert scores["psnr_gain"] > 1
+    assert (
+        "scores: on RGB, 0 pixels cropped, rounded to 8 bits"
+        in (trained / "run/train.log").read_text()
+    )
+
+
+def test_accumulated_patches_are_those_of_the_large_batch(tmp_path):
+    options = ("epochs=1", "max_steps=2", "degrade=mixed", "optimizer=sgd", "lr=0.1")
+    weights = [
+        train(
+            tmp_path / str(size), f"batch_size={size}", f"accumulate={count}", *options, base=TINY
+        ).model.state_dict()
+        for size, count in ((8, 1), (2, 4))
+    ]
+    assert any(weights[0][name].abs().sum() > 0 for name in weights[0])
+    for name, large in weights[0].items():
+        torch.testing.assert_close(weights[1][name], large, rtol=1e-4, atol=1e-6)
+
+
+def test_killed_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
+    options = (
+        *TINY,
+        "degrade=mixed",
+        "epochs=3",
+        "checkpoint.every_steps=4",
+        "report.tensorboard=false",
+    )
+    run(tmp_path, *options, "hydra.run.dir=calm")
+    struck = tmp_path / "struck"
+    process = start(tmp_path, *options, f"hydra.run.dir={struck}", PYTHONUNBUFFERED="1")
+    wait_for(process, tmp_path, "update 10/", logs="struck/train.log")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(tmp_path, f"resume={struck}")
+    resumed, calm = (
+        load_checkpoint(tmp_path / name / "checkpoints/last.pt") for name in ("struck", "calm")
+    )
+    assert same(resumed["model"], calm["model"])
+    assert resumed["progress"]["best_scores"] == calm["progress"]["best_scores"]
+
+
+def test_a_cache_changes_nothing(tmp_path, photos):
+    losses = [
+        train(
+            tmp_path / cache,
+            "data=folder",
+            f"data.root={photos}",
+            f"data.cache={cache}",
+            base=SMALL,
+        ).losses
+        for cache in ("none", "ram")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_pairs_are_not_degraded(tmp_path):
+    for number in range(4):
+        clean = picture(48, 48, seed=number)
+        write(tmp_path / f"data/sharp/{number}.png", clean)
+        write(tmp_path / f"data/soft/{number}.png", (clean // 2 + 40).astype(np.uint8))
+    pairs = ("data=pairs", f"data.root={tmp_path / 'data'}", "data.input=soft", "data.target=sharp")
+    done = train(tmp_path / "run", *pairs, "lr=0.003", "epochs=12", base=SMALL)
+    assert done.training.fit.result.scores["psnr_gain"] > 3
+    assert done.training.facts["degraded by"] == "given pairs"
+
+
+def test_a_sweep_puts_the_highest_psnr_first(tmp_path):
+    run(tmp_path, "-m", *TINY, "lr=0.00001,0.003", "hydra.sweep.dir=sweep", "epochs=3")
+    with (tmp_path / "sweep/leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scores = [float(row["best_psnr"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert rows[0]["lr"] == "0.003"
+
+
+# --------------------------------------------------------------------------------- evaluation
+
+
+def test_it_is_evaluated_as_training_scored_it(trained):
+    output = run(trained, "run=run", "device=cpu", script="evaluate.py")
+    found = values(trained / "run/evaluation/val/metrics.json")
+    assert found["scores"] == values(trained / "run/metrics.json")["best"]
+    assert found["degraded_by"] == "noise sigma=25.0"
+    assert f"PSNR {found['scores']['psnr']:.4f}" in output
+    assert [entry["psnr"] for entry in found["worst"]] == [pytest.approx(found["scores"]["psnr"])]
+    assert (trained / "run/evaluation/val/worst.png").is_file()
+
+
+def test_a_test_set_of_its_own_is_scored_whole(trained, photos):
+    options = ("metrics.channels=y", "metrics.crop_border=4", f"root={photos}", "split=test")
+    run(trained, "run=run", "device=cpu", *options, script="evaluate.py")
+    found = values(trained / "run/evaluation/test/metrics.json")
+    assert found["samples"] == 5
+    assert found["metrics"] == {"channels": "y", "crop_border": 4, "rounded": True, "lpips": None}
+
+
+def test_pictures_are_restored_in_their_own_depth(trained, tmp_path):
+    for name, deep in (("a/8", False), ("a/16", True)):
+        write(tmp_path / f"noisy/{name}.png", picture(70, 90, seed=7, deep=deep))
+    write(tmp_path / "noisy/grey.png", picture(33, 40, 1, seed=8))
+    run(
+        trained, "run=run", f"images={tmp_path / 'noisy'}", f"out={tmp_path / 'clean'}", "device=cpu", script="evaluate.py"
+    )  # fmt: skip
+    for name, kind, shape in (
+        ("a/8", np.uint8, (70, 90, 3)),
+        ("a/16", np.uint16, (70, 90, 3)),
+        ("grey", np.uint8, (33, 40, 3)),
+    ):
+        restored = read_picture(tmp_path / f"clean/restored/{name}.png", "rgb")
+        assert restored.dtype == kind
+        assert restored.shape == shape
+    both = [read_picture(tmp_path / f"clean/restored/a/{depth}.png", "rgb") for depth in (8, 16)]
+    np.testing.assert_allclose(both[0] / 255, both[1] / 65535, atol=0.01)
+
+
+def test_tiles_give_what_the_whole_gives(trained, photos):
+    scores = []
+    for tile in ("64", "1024"):
+        options = (
+            f"tile={tile}",
+            "overlap=32",
+            "save_images=false",
+            f"root={photos}",
+            "split=test",
+        )
+        run(trained, "run=run", "device=cpu", "precision=fp32", *options, script="evaluate.py")
+        scores.append(values(trained / "run/evaluation/test/metrics.json")["scores"])
+    assert scores[0]["psnr"] == pytest.approx(scores[1]["psnr"], abs=1e-3)
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], abs=1e-4)
+
+
+def test_an_exported_model_restores(trained, tmp_path):
+    run(trained, "run=run", f"export={tmp_path / 'model.pt2'}", "device=cpu", script="evaluate.py")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    restored = program(torch.rand(3, 3, 32, 32))
+    assert restored.shape == (3, 3, 32, 32)
+    assert 0 <= restored.min() <= restored.max() <= 1
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+def test_all_that_is_wrong_with_pairs_is_said_at_once(tmp_path):
+    for number in range(5):
+        clean = picture(96, 96, seed=number)
+        write(tmp_path / f"data/target/{number}.png", clean)
+        other = {2: clean[:80], 3: np.roll(clean, (0, 5), (0, 1))}.get(number, clean)
+        write(tmp_path / f"data/input/{number}.png", other)
+    write(tmp_path / "data/input/alone.png", picture(64, 64))
+    (tmp_path / "data/target/4.png").write_bytes(b"no picture")
+    output = run(
+        tmp_path, *SMALL, "data=pairs", f"data.root={tmp_path / 'data'}", "patch_size=128", code=2
+    )
+    assert "1 of 6 pictures have no partner" in output
+    assert "alone.png" in output
+    assert "1 pairs of unequal size" in output
+    assert "target 96×96, input 96×80" in output
+    assert "3.png ([0, 5])" in output
+    assert "too small" in output
+    assert "4.png: unreadable" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("patch_size=128",), "data.resolution=64: smaller than patch_size=128."),
+        (("degrade.sigma=[50,5]",), "degrade.sigma=[50, 5]: must lie in 0 to 255"),
+        (("degrade=jpeg", "degrade.quality=bad"), "degrade.quality=bad: must be a number or [low, high]."),
+        (("loss=dice_ce",), "loss.name=dice_ce: must be one of charbonnier, l1, mse, psnr."),
+        (("hardware=9gb",), "There are: 12gb, 24gb, 4gb, 8gb, auto, cpu."),
+        (("image_size=64",), "image_size: there is no such key."),
+        (("loss.perceptual=0.1",), "HF_HUB_OFFLINE is set"),
+        (("metrics.lpips=alex",), "metrics.lpips=alex: needs the weights"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_its_own_words(tmp_path, options, said):
+    output = run(tmp_path, *TINY, *options, code=2)
+    assert said in output, output
+    assert "Traceback" not in output
+
+
+# --------------------------------------------------------------------------------- benchmarks
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "answer"),
+    [
+        ("plan", (), "it fits"),
+        ("throughput", ("benchmark.warmup=1",), "TFLOP"),
+        ("lr_find", ("benchmark.updates=20",), "lr"),
+        ("diagnose", ("benchmark.warmup=1",), "Bottleneck"),
+        pytest.param("max_batch", (), "batch_size=", marks=pytest.mark.slow),
+        pytest.param("ladder", ("benchmark.warmup=1",), "samples/s", marks=pytest.mark.slow),
+        pytest.param("optimize", ("benchmark.warmup=1", "benchmark.out=local.yaml"), "hardware=local", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_benchmarks_answer(tmp_path, mode, options, answer):
+    arguments = (*TINY, f"benchmark={mode}", "seconds=0.2", "hydra.run.dir=found", *options)
+    output = run(tmp_path, *arguments, script="benchmark.py")
+    assert answer in output
+    assert values(tmp_path / "found/results.json")["benchmark"] == mode
+
+
+@pytest.mark.parametrize("tier", ["24gb", "12gb", "8gb", "4gb", "cpu"])
+def test_recipes_are_the_published_ones(tier):
+    published = {
+        "24gb": (128, 12, 256, 64, True), "12gb": (96, 8, 192, 32, True), "8gb": (64, 6, 128, 16, False),
+        "4gb": (32, 4, 128, 16, False), "cpu": (32, 4, 128, 16, False),
+    }  # fmt: skip
+    config = compose_run(f"hardware={tier}", base=("task=restoration", "device=cpu"))
+    assert config.hardware.name == tier
+    effective = config.batch_size * config.accumulate
+    found = (
+        config.model.base_channels,
+        config.model.num_blocks,
+        config.patch_size,
+        effective,
+        config.loss.perceptual > 0,
+    )
+    assert found == published[tier]
