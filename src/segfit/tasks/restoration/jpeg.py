@@ -55,10 +55,10 @@ class JpegCodec(nn.Module):
         waves = cosines[:, None, :, None] * cosines[None, :, None, :]
         to_ycc = torch.tensor(_TO_YCC, dtype=torch.float64)
         for name, value in {
-            "tables": torch.tensor((_LUMA, _CHROMA)).view(2, 64, 1, 1),
-            "waves": waves.view(64, 1, 8, 8),
-            "to_ycc": to_ycc[:, :, None, None],
-            "to_rgb": to_ycc.inverse()[:, :, None, None],
+            "tables": torch.tensor((_LUMA, _CHROMA)).view(2, 1, 1, 1, 64),
+            "waves": waves.reshape(64, 64).T,
+            "to_ycc": to_ycc,
+            "to_rgb": to_ycc.inverse(),
         }.items():
             self.register_buffer(name, value.float(), persistent=False)
 
@@ -69,24 +69,27 @@ class JpegCodec(nn.Module):
         levels = F.pad(levels, (0, -width % 16, 0, -height % 16), mode="replicate")
         quality = quality.round().clamp(1, 100)
         scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()
-        steps = ((self.tables * scale.view(-1, 1, 1, 1, 1) + 50) / 100).floor().clamp(1, 255)
+        steps = ((self.tables * scale.view(-1, 1, 1, 1, 1, 1) + 50) / 100).floor().clamp(1, 255)
         # Without 128, grey is 0 in every channel, before and after the change of colours.
         if images.shape[1] == 1:
             levels = self._quantised(levels, steps[:, 0])
         else:
-            ycc = F.conv2d(levels, self.to_ycc)
+            ycc = _mixed(self.to_ycc, levels)
             luma = self._quantised(ycc[:, :1], steps[:, 0])
             chroma = self._quantised(F.avg_pool2d(ycc[:, 1:], 2), steps[:, 1])
             # libjpeg's "fancy" upsampling is bilinear.
             chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
-            levels = F.conv2d(torch.cat((luma, chroma), 1), self.to_rgb)
+            levels = _mixed(self.to_rgb, torch.cat((luma, chroma), 1))
         return (levels[..., :height, :width] + 128).round().clamp(0, 255) / 255
 
     def _quantised(self, planes: Tensor, steps: Tensor) -> Tensor:
-        """Return planes `(B, C, H, W)` after their 8×8 cosine transform was rounded to steps `(B, 64, 1, 1)`."""
-        count = planes.shape[1]
-        coefficients = F.conv2d(planes.round().flatten(0, 1)[:, None], self.waves, stride=8)
-        steps = steps.repeat_interleave(count, 0)
-        rounded = (coefficients / steps).round() * steps
-        decoded = F.conv_transpose2d(rounded, self.waves, stride=8).view_as(planes)
-        return decoded.round().clamp(-128, 127)
+        """Return planes `(B, C, H, W)` after their 8×8 cosine transform was rounded to steps `(B, 1, 1, 1, 64)`."""
+        blocks: Tensor = planes.round().unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
+        rounded = (blocks.flatten(4) @ self.waves / steps).round() * steps
+        blocks = (rounded @ self.waves.T).unflatten(4, (8, 8)).transpose(3, 4)
+        return blocks.flatten(4).flatten(2, 3).round().clamp(-128, 127)
+
+
+def _mixed(matrix: Tensor, planes: Tensor) -> Tensor:
+    """Return planes `(B, 3, H, W)` whose channels a matrix has mixed."""
+    return (matrix @ planes.flatten(2)).view_as(planes)
