@@ -50,7 +50,7 @@ class ResidualUNet(nn.Module):
         num_blocks: int = 4,
         checkpointing: bool = False,
         *,
-        levels: int = 3,
+        levels: int = 2,
         unshuffle: int = 2,
         block: type[nn.Module] = ResidualBlock,
     ) -> None:
