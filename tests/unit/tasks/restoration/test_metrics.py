@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from segfit.errors import SegFitError
-from segfit.tasks.restoration.metrics import RestorationMetrics, lpips_network
+from segfit.tasks.restoration.metrics import RestorationMetrics, lpips_network, psnr
 
 DENOISE = Path(__file__).parents[5] / "shared" / "data" / "denoise"
 
@@ -75,6 +76,14 @@ def test_equal_an_independent_computation(
     assert found["ssim"] == pytest.approx(after[1], abs=1e-5)
     assert found["psnr_gain"] == pytest.approx(after[0] - before[0], abs=1e-4)
     assert found["ssim_gain"] == pytest.approx(after[1] - before[1], abs=1e-5)
+
+
+def test_psnr_is_that_of_torchmetrics() -> None:
+    restored, target, _ = pictures(3)
+    expected = peak_signal_noise_ratio(
+        restored, target, data_range=1.0, reduction="none", dim=(1, 2, 3)
+    )
+    torch.testing.assert_close(psnr(restored, target), expected)
 
 
 def test_a_perfect_picture_has_a_finite_score() -> None:
