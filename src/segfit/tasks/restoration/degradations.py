@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -89,8 +90,6 @@ class Blur(Stage):
         return blurred[0].permute(1, 2, 0).contiguous().numpy()
 
     def _blurred(self, images: Tensor, shares: Tensor) -> Tensor:
-        from kornia.filters import filter2d
-
         strength, turn = self.strengths(shares[:, :1, None]), math.pi * shares[:, 1:, None]
         if self.kind == "gaussian":
             square = self.rows**2 + self.columns**2
@@ -101,7 +100,10 @@ class Blur(Stage):
             length = (strength / 2 + 0.5 - along.abs()).clamp(0, 1)
             kernels = length * (1 - across.abs()).clamp_min(0)
         kernels = kernels / kernels.sum((1, 2), keepdim=True)
-        return filter2d(images, kernels, "replicate")  # type: ignore[no-any-return]
+        padded = F.pad(images, 4 * [kernels.shape[-1] // 2], mode="replicate")
+        kernels = kernels.repeat_interleave(images.shape[1], 0)[:, None]
+        planes = padded.flatten(0, 1)[None]  # a group of the convolution each
+        return F.conv2d(planes, kernels, groups=len(kernels)).view_as(images)
 
 
 class Jpeg(Stage):
