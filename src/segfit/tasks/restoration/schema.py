@@ -287,8 +287,11 @@ def held_out_shape(config: DictConfig) -> tuple[int, ...]:
 
 
 def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield options for ever smaller patches and what they cost, from a share (0-1) of the pixels on."""
-    side = int(config.patch_size * min(math.sqrt(share), 0.99)) // _SIDES * _SIDES
+    """Yield options for ever smaller patches and what they cost, from a share of the pixels on; above 1: a larger one."""
+    rounded = math.ceil if share > 1 else math.floor
+    side = rounded(config.patch_size * math.sqrt(share) / _SIDES) * _SIDES
+    if side == config.patch_size:
+        side -= _SIDES
     while side >= 2 * _SIDES:
         yield {"patch_size": side}, "the network learns from less of a picture"
         side -= _SIDES

@@ -205,7 +205,10 @@ class RestorationMeter:
         for extra, metric in zip(self.task.extra, self.extra, strict=True):
             added |= extra.compute(metric, pictures)
         loss = sum(part for _, part, _, _ in every) / pictures if pictures else float("nan")
-        found: dict[str, float] = self.metrics.compute()
+        nothing = dict.fromkeys(
+            (*self.metrics.names, *(f"{n}_gain" for n in self.metrics.names)), float("nan")
+        )
+        found: dict[str, float] = self.metrics.compute() if pictures else nothing
         panels = {index: panel for *_, kept in every for index, panel in kept.items()}
         return Findings(
             scores={"loss": loss, **found, **added},
