@@ -39,6 +39,16 @@ def shown(folder: Path, *command: str) -> tuple[str, str]:
         ),
         (("train.py", "-h", "data=folder"), ["data.root=??? The folder that holds images"]),
         (
+            ("train.py", "-h", "task=restoration", "hardware=8gb", "data=pairs"),
+            [
+                "data folder pairs* shapes",
+                "degrade blur jpeg mixed noise*",
+                "hardware 12gb 24gb 4gb 8gb* cpu auto",
+                "model cnn* nafnet",
+                "data.input=input Folder of the degraded pictures",
+            ],
+        ),
+        (
             ("evaluate.py", "--help"),
             ["precision auto bf16 fp16 fp32", "run=??? A run folder of train.py.", "flip=false"],
         ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from segfit.engine.checkpoint import load_checkpoint
@@ -210,6 +211,24 @@ def test_tiles_give_what_the_whole_gives(trained, photos):
         scores.append(values(trained / "run/evaluation/test/metrics.json")["scores"])
     assert scores[0]["psnr"] == pytest.approx(scores[1]["psnr"], abs=1e-3)
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], abs=1e-4)
+
+
+def test_what_the_perceptual_loss_needs_is_not_needed_to_restore(tmp_path):
+    weights, clean = tmp_path / "encoder.pth", write(tmp_path / "photos/a.png", picture(40, 40))
+    encoder = timm.create_model("mobilenetv3_small_050")
+    torch.save(encoder.state_dict(), weights)
+    loss = (
+        "loss.perceptual=0.1",
+        f"loss.encoder={encoder.default_cfg['architecture']}",
+        f"loss.weights={weights}",
+    )
+    run(tmp_path, *TINY, *loss, "max_steps=2", "hydra.run.dir=run")
+    assert "charbonnier + 0.1 × mobilenetv3_small_050" in (tmp_path / "run/train.log").read_text()
+    weights.unlink()
+    assert "loss.weights=" in run(tmp_path, "run=run", "device=cpu", script="evaluate.py", code=2)
+    options = ("run=run", f"images={clean.parent}", "out=restored", "device=cpu")
+    run(tmp_path, *options, script="evaluate.py")
+    assert (tmp_path / "restored/restored/a.png").is_file()
 
 
 def test_an_exported_model_restores(trained, tmp_path):

@@ -29,7 +29,7 @@ def choose_mode() -> None:
 def page(*, _root_: DictConfig) -> str:
     """Return the page for a composed config, as the template that Hydra substitutes: `$` is doubled."""
     width = max(80, shutil.get_terminal_size((120, 24)).columns)
-    groups = _groups(_root_.hydra.runtime.choices)
+    groups = _groups(_root_.hydra.runtime.choices, OmegaConf.select(_root_, "task.name"))
     lines = [(sys.modules["__main__"].__doc__ or "").rstrip()]
     lines += ["", "Groups (group=choice); * marks what is composed:"]
     lines += [_row(name, " ".join(choices), width) for name, choices in groups.items()]
@@ -40,15 +40,18 @@ def page(*, _root_: DictConfig) -> str:
     return "\n".join([*lines, "", _FLAGS]).replace("$", "$$")
 
 
-def _groups(chosen: DictConfig) -> dict[str, list[str]]:
+def _groups(chosen: DictConfig, task: str) -> dict[str, list[str]]:
     """Return the choices of each group; the chosen one with an asterisk."""
     groups = [str(name) for name in chosen if not str(name).startswith("hydra")]
     groups += ["hydra/launcher", "hydra/sweeper"] if "hparams_search" in groups else []
+    options = GlobalHydra.instance().config_loader().get_group_options
     found = {}
     for group in sorted(groups):
-        names = GlobalHydra.instance().config_loader().get_group_options(group)
-        names = [name for name in names if not name.endswith("_schema")]
-        found[group] = [f"{name}*" if name == chosen[group] else name for name in names]
+        names = [name for name in options(group) if not name.endswith("_schema")]
+        own = options(f"{group}/{task}")  # what a task has of its own stands for the rest
+        names = [*own, *(name for name in names if name == "auto")] if own else names
+        now = str(chosen[group]).removeprefix(f"{task}/")
+        found[group] = [f"{name}*" if name == now else name for name in names]
     return found
 
 

@@ -243,6 +243,8 @@ def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str
         if value is not None:
             config.metrics[key] = value
     config.tile = options.tile or config.tile
+    if options.images is not None:  # nothing is scored, so nothing has to be had for it
+        config.loss.perceptual, config.metrics.lpips = 0.0, None
     if options.batch_size not in (None, 1):
         notice(f"batch_size={options.batch_size}: whole pictures are taken one by one.")
     if options.root is not None and options.split == "test":

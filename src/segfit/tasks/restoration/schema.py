@@ -133,7 +133,6 @@ class ShapesConfig(PictureDataConfig):
     """Built-in phantoms, 8 bit: no files, deterministic by index."""
 
     name: str = "shapes"
-    cache: str = "ram"
     train_size: int = option(128, "Pictures to train on.", ge=1, le=10_000_000)
     val_size: int = option(16, "Held-out pictures.", ge=1, le=10_000_000)
     test_size: int = option(16, "Held-out pictures that no choice is made on.", ge=1, le=10_000_000)

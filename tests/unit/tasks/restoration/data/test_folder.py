@@ -5,10 +5,13 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.ndimage import gaussian_filter, uniform_filter1d
 
+from segfit.data.shapes import shapes_sources
 from segfit.errors import SegFitError
+from segfit.tasks.restoration.assembly import Drawn
 from segfit.tasks.restoration.data.folder import folder_sources
 from segfit.tasks.restoration.data.preflight import check_sources, shift
 from segfit.tasks.restoration.schema import FolderConfig, PairsConfig
+from tests.contracts.source_contract import SourceContract
 from tests.integration.restoring import picture, write
 
 SMALLEST = {"train": 16, "val": 11, "test": 11}
@@ -101,3 +104,18 @@ def test_a_shift_is_found_whatever_else_was_done(moved, degraded):
         other = other / 3
     found = shift(clean, other.clip(0, 255).astype(np.uint8))
     assert found == (None if moved == (0, 0) else moved)
+
+
+class TestPictures(SourceContract):
+    def make_sources(self, folder):
+        fill(folder, 6)
+        return sources(FolderConfig, folder, image_mode="gray")
+
+
+class TestDrawn(SourceContract):
+    def make_sources(self, folder):
+        return {split: Drawn(one, 1) for split, one in shapes_sources(3, 2, 2, 32, 0).items()}
+
+    def test_they_are_clean_pictures_alone(self, sources):
+        (picture,) = sources["train"].read(0)
+        assert picture.shape == (32, 32, 1)
