@@ -1,0 +1,307 @@
+"""Forecasters of series: windows of columns in, the values that follow out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segfit.errors import SegFitError
+from segfit.models.weights import Weights
+
+EPSILON = 1e-5  # added to variances, as in RevIN: a window may be constant
+TREND = 25  # steps of DLinear's moving average, as published
+KNOWN_WIDTH = 32  # of the layer between what is known in advance and a step's values
+
+
+class Forecaster(nn.Module):
+    """Scales windows, forecasts by an encoder and a linear head, and scales back.
+
+    Every target column is forecast by the same weights from its own past, beside which lie the other inputs and what is
+    known in advance; so no target sees another, as in PatchTST (Nie et al., arXiv 2211.14730). With `mixed`, all targets
+    make up one series. Values known of the step itself add to its forecast, by a small network.
+
+    Args:
+        encoder: `(N, lookback, columns) → (N, features)`.
+        features: of the encoder.
+        horizon: steps that are forecast.
+        channels: columns of the past, the targets first.
+        targets: columns that are forecast.
+        known: columns known in advance, after the others.
+        quantiles: forecasts a value; 0: one, without a dimension of its own.
+        scaling: of each window's columns by their own past: "revin", by mean and deviation (RevIN, Kim et al., ICLR 2022,
+            without its affine layer); "last", less the last value; "none".
+        mixed: see above.
+        dropout: before the head.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        features: int,
+        *,
+        horizon: int,
+        channels: int,
+        targets: int,
+        known: int = 0,
+        quantiles: int = 0,
+        scaling: Literal["revin", "last", "none"] = "revin",
+        mixed: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.horizon, self.channels, self.targets = horizon, channels, targets
+        self.quantiles, self.scaling = quantiles, scaling
+        self.width = targets if mixed else 1  # targets a series
+        outputs = self.width * max(quantiles, 1)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, horizon * outputs))
+        self.known = (
+            nn.Sequential(nn.Linear(known, KNOWN_WIDTH), nn.GELU(), nn.Linear(KNOWN_WIDTH, outputs))
+            if known
+            else None
+        )
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Return forecasts.
+
+        Args:
+            window: `(B, lookback, channels)` float; with columns known in advance
+                `(B, lookback + horizon, channels + known)`, of which the future of the first `channels` is not looked at.
+
+        Returns:
+            `(B, horizon, targets)` float32, or `(B, horizon, targets, quantiles)`.
+        """
+        past = window if self.known is None else window[:, : -self.horizon]
+        values, extra = past[..., : self.channels], past[..., self.channels :]
+        mean, std = self._scale(values)
+        values = (values - mean) / std
+        own, other = values[..., : self.targets], values[..., self.targets :]
+        groups = self.targets // self.width
+        beside = torch.cat([other, extra], 2).unsqueeze(2).expand(-1, -1, groups, -1)
+        series = torch.cat([own.unflatten(2, (groups, self.width)), beside], 3)
+        features = self.encoder(series.transpose(1, 2).flatten(0, 1))
+        outputs: Tensor = self.head(features).float()
+        outputs = outputs.unflatten(1, (self.horizon, -1)).unflatten(0, (-1, groups))
+        if self.known is not None:
+            future = window[:, -self.horizon :, self.channels :]
+            outputs = outputs + self.known(future).float().unsqueeze(1)
+        # (B, groups, horizon, width · Q) → (B, horizon, targets, Q)
+        outputs = outputs.transpose(1, 2).reshape(
+            len(window), self.horizon, self.targets, max(self.quantiles, 1)
+        )
+        own_mean, own_std = (part[..., : self.targets].unsqueeze(3) for part in (mean, std))
+        outputs = outputs * own_std + own_mean
+        return outputs if self.quantiles else outputs[..., 0]
+
+    def _scale(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is subtracted from and divides `(B, lookback, channels)`, both `(B, 1, channels)` float32."""
+        values = values.float()
+        if self.scaling == "revin":
+            variance, mean = torch.var_mean(values, 1, correction=0, keepdim=True)
+            return mean, (variance + EPSILON).sqrt()
+        last = values[:, -1:]
+        shift = last if self.scaling == "last" else torch.zeros_like(last)
+        return shift, torch.ones_like(last)
+
+
+def patches(series: Tensor, size: int) -> Tensor:
+    """Return `(N, lookback, columns)` in patches of `size` steps, `(N, ⌈lookback / size⌉, size · columns)`.
+
+    Where they do not go into it, the first step is repeated in front.
+    """
+    missing = -series.shape[1] % size
+    if missing:
+        series = torch.cat([series[:, :1].expand(-1, missing, -1), series], 1)
+    return series.reshape(len(series), series.shape[1] // size, -1)
+
+
+class LSTMEncoder(nn.Module):
+    """The last state of an LSTM that reads steps, or patches of them as in SegRNN (Lin et al., arXiv 2308.11200).
+
+    Args:
+        columns: of the series.
+        hidden_size: of its states.
+        num_layers: one upon the other.
+        dropout: between layers.
+        patch: steps that it reads at once, through a linear layer; 0: single ones.
+    """
+
+    def __init__(
+        self, columns: int, hidden_size: int, num_layers: int, dropout: float, patch: int
+    ) -> None:
+        super().__init__()
+        self.features = hidden_size
+        self.patch = patch
+        self.embed = nn.Linear(patch * columns, hidden_size) if patch else nn.Identity()
+        self.lstm = nn.LSTM(
+            hidden_size if patch else columns,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+        )
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Return `(N, hidden_size)` of `(N, lookback, columns)`."""
+        if self.patch:
+            series = F.relu(self.embed(patches(series, self.patch)))
+        states: Tensor = self.lstm(series)[0]
+        return states[:, -1]
+
+
+class Block(nn.Module):
+    """Self-attention and two linear layers, each behind a norm (Xiong et al., arXiv 2002.04745); `(N, tokens, width)`."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens of the same shape."""
+        # (N, tokens, 3 · width) → three of (N, heads, tokens, width / heads)
+        qkv = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        tokens = tokens + self.dropout(self.project(attended))
+        mixed: Tensor = tokens + self.dropout(self.mlp(self.norm2(tokens)))
+        return mixed
+
+
+class TransformerEncoder(nn.Module):
+    """A transformer whose tokens are patches, PatchTST (Nie et al., arXiv 2211.14730).
+
+    Patches do not overlap, and layer norms take the place of its batch norms, which make an accumulated update differ from
+    that of one big batch.
+
+    Args:
+        columns: of the series.
+        lookback: steps of it.
+        hidden_size: width of the tokens.
+        num_layers: blocks.
+        num_heads: of the attention; they divide `hidden_size`.
+        dropout: of tokens and branches.
+        patch: steps of a token.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        lookback: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+        patch: int,
+    ) -> None:
+        super().__init__()
+        tokens = -(-lookback // patch)
+        self.features = tokens * hidden_size
+        self.patch = patch
+        self.embed = nn.Linear(patch * columns, hidden_size)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, tokens, hidden_size))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(
+            *(Block(hidden_size, num_heads, dropout) for _ in range(num_layers))
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Return all tokens `(N, tokens · hidden_size)` of `(N, lookback, columns)`."""
+        tokens = self.dropout(self.embed(patches(series, self.patch)) + self.positions)
+        features: Tensor = self.norm(self.blocks(tokens))
+        return features.flatten(1)
+
+
+class LinearEncoder(nn.Module):
+    """The window itself, for a head that is the whole model: NLinear and DLinear (Zeng et al., arXiv 2205.13504).
+
+    Args:
+        columns: of the series.
+        lookback: steps of it.
+        decompose: give the moving average and what remains, as DLinear, instead of the values.
+    """
+
+    def __init__(self, columns: int, lookback: int, decompose: bool) -> None:
+        super().__init__()
+        self.features = lookback * columns * (2 if decompose else 1)
+        self.decompose = decompose
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Return `(N, features)` of `(N, lookback, columns)`."""
+        if not self.decompose:
+            return series.flatten(1)
+        steps = series.transpose(1, 2)
+        ends = F.pad(steps, (TREND // 2, TREND // 2), mode="replicate")
+        trend = F.avg_pool1d(ends, TREND, stride=1)
+        return torch.cat([trend, steps - trend], 1).flatten(1)
+
+
+def make_forecaster(
+    options: Mapping[str, Any],
+    *,
+    lookback: int,
+    horizon: int,
+    channels: int,
+    targets: int,
+    known: int = 0,
+    quantiles: int = 0,
+) -> tuple[nn.Module, Weights]:
+    """Return a forecaster by name, and that its weights are random.
+
+    Args:
+        options: the fields of the model's config.
+        lookback: steps that it sees.
+        horizon: steps that it forecasts.
+        channels: columns of the past, the targets first.
+        targets: columns that are forecast.
+        known: columns known in advance, after the others.
+        quantiles: forecasts a value; 0: one, without a dimension of its own.
+
+    Raises:
+        SegFitError: if there is no such model.
+    """
+    values = dict(options)
+    name = values.pop("name")
+    mixed = bool(values.pop("mixed", False))
+    columns = channels + known + (0 if mixed else 1 - targets)
+    scaling: Literal["revin", "last", "none"] = "revin" if values.pop("revin", False) else "none"
+    encoder: LSTMEncoder | TransformerEncoder | LinearEncoder
+    if name == "lstm":
+        encoder = LSTMEncoder(columns, **values)
+    elif name == "transformer":
+        encoder = TransformerEncoder(columns, lookback, **values)
+    elif name == "linear":
+        decompose = values["kind"] == "dlinear"
+        encoder, scaling = (
+            LinearEncoder(columns, lookback, decompose),
+            "none" if decompose else "last",
+        )
+    else:
+        raise SegFitError(f"model.name={name}: there is no such model.")
+    model = Forecaster(
+        encoder,
+        encoder.features,
+        horizon=horizon,
+        channels=channels,
+        targets=targets,
+        known=known,
+        quantiles=quantiles,
+        scaling=scaling,
+        mixed=mixed,
+        dropout=values.get("dropout", 0.0),
+    )
+    return model, Weights("random", "There are none for this model.")
