@@ -1,0 +1,1 @@
+"""Series forecasting: windows of values in, the values that follow out."""
