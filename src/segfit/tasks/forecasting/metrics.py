@@ -1,0 +1,204 @@
+"""How far forecasts are off, beside two naive ones; its import takes seconds, torchmetrics'."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from segfit.engine.findings import Cell, Column, Table
+
+Vector = NDArray[np.float64]
+
+# Whose errors are counted: the model's, and those of two forecasts that need none.
+FORECASTERS = {"model": "model", "last": "last value", "season": "last season"}
+ERRORS = {
+    "mse": "MSE",
+    "mae": "MAE",
+    "true_mse": "true MSE",
+    "true_mae": "true MAE",
+    "mase": "MASE",
+}
+LEAST_SERIES = 3  # a date has for a correlation
+
+
+class Scores(NamedTuple):
+    """The scores of a data set."""
+
+    scores: dict[
+        str, float
+    ]  # `ERRORS`, with _last and _season too; of returns ic, hit_rate, and with _se
+    by_step: dict[
+        str, Vector
+    ]  # forecaster → `(horizon,)` mean squared errors on standardised values
+
+
+class ForecastMetrics(Metric):
+    """Sums of errors over all windows, for the model, repeating the last value, and repeating the last season.
+
+    Sums are float64: they do not depend on the batch size. An update never waits for the device.
+
+    Args:
+        horizon: steps that are forecast.
+        targets: columns that are forecast.
+        returns: values are returns of prices. The last price repeated is then a return of 0, and directions are scored.
+        season: steps; 1: there is none, and no seasonal forecast.
+    """
+
+    full_state_update = False
+    squared: Tensor
+    absolute: Tensor
+    true: Tensor
+    windows: Tensor
+    moves: list[Tensor]
+
+    def __init__(self, horizon: int, targets: int, *, returns: bool, season: int) -> None:
+        super().__init__(sync_on_compute=False)
+        self.horizon, self.targets, self.returns, self.season = horizon, targets, returns, season
+        self.names = tuple(FORECASTERS)[: 3 if season > 1 else 2]
+        each = torch.zeros(len(self.names), horizon, dtype=torch.float64)
+        self.add_state("squared", each, dist_reduce_fx="sum")
+        self.add_state("absolute", each.clone(), dist_reduce_fx="sum")
+        # Squared, absolute and scaled errors of true values.
+        true = torch.zeros(3, len(self.names), dtype=torch.float64)
+        self.add_state("true", true, dist_reduce_fx="sum")
+        self.add_state("windows", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("moves", [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        forecast: Tensor,
+        truth: Tensor,
+        *,
+        mean: Tensor,
+        std: Tensor,
+        scale: Tensor,
+        past: Tensor,
+        when: Tensor,
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            forecast: `(B, horizon, targets)` float32, standardised.
+            truth: the same.
+            mean: `(B, targets)`, of the training part of each window's series.
+            std: `(B, targets)`, the same.
+            scale: `(B, targets)`, mean error of the seasonal forecast of one step in the training part, for MASE.
+            past: `(B, lookback, targets)` standardised; lookback ≥ season.
+            when: `(B,)` int64, the date of the first step.
+        """
+        naive = [(-mean / std).unsqueeze(1) if self.returns else past[:, -1:]]
+        if self.season > 1:
+            repeats = -(-self.horizon // self.season)
+            naive.append(past[:, -self.season :].repeat(1, repeats, 1)[:, : self.horizon])
+        errors = torch.stack([forecast, *(each.expand_as(truth) for each in naive)]) - truth
+        self.squared += errors.square().sum((1, 3), dtype=torch.float64)
+        self.absolute += errors.abs().sum((1, 3), dtype=torch.float64)
+        true = errors * std.unsqueeze(1)
+        scaled = true.abs() / scale.unsqueeze(1)
+        self.true += torch.stack(
+            [
+                part.sum((1, 2, 3), dtype=torch.float64)
+                for part in (true.square(), true.abs(), scaled)
+            ]
+        )
+        self.windows += len(truth)
+        if self.returns:
+            both = torch.stack([forecast, truth]) * std.unsqueeze(1) + mean.unsqueeze(1)
+            predicted, happened = both.sum(2, dtype=torch.float64)
+            dates = when.double().unsqueeze(1).expand_as(predicted)
+            self.moves.append(torch.stack([dates, predicted, happened], 2).flatten(0, 1))
+
+    def compute(self) -> Scores:
+        """Return `scores()`."""
+        return self.scores()
+
+    def scores(self) -> Scores:
+        """Return the scores of the state as it is, merged or not; NaN if nothing was counted. Waits for the device."""
+        values = self.windows * self.targets
+        squared, absolute = (part / values for part in (self.squared, self.absolute))
+        true = self.true / (values * self.horizon)
+        errors = torch.stack([squared.mean(1), absolute.mean(1), *true]).T.tolist()
+        scores: dict[str, float] = {}
+        for name, numbers in zip(self.names, errors, strict=True):
+            suffix = "" if name == "model" else f"_{name}"
+            scores |= {f"{key}{suffix}": one for key, one in zip(ERRORS, numbers, strict=True)}
+        if self.returns:
+            moves = torch.cat(self.moves) if self.moves else torch.zeros(0, 3)
+            dates, predicted, happened = moves.double().cpu().numpy().T
+            scores |= direction_scores(dates, predicted, happened, self.horizon)
+        return Scores(scores, dict(zip(self.names, squared.cpu().numpy(), strict=True)))
+
+
+def direction_scores(
+    dates: Vector, predicted: Vector, happened: Vector, horizon: int
+) -> dict[str, float]:
+    """Return how well forecasts of returns order series and tell directions.
+
+    `ic`, the information coefficient, is the mean over dates of the correlation between predicted and real returns of that
+    date's series (Grinold, 1989); where no date has three series, the correlation over time. `hit_rate` is the mean over
+    dates of the share of returns whose sign was right; returns of 0 do not count. Series of one date move together, and
+    returns over a horizon overlap those of the next dates, so that the standard errors, `ic_se` and `hit_rate_se`, count
+    one date in `horizon` as independent.
+
+    Args:
+        dates: `(N,)`, equal for forecasts of one date.
+        predicted: `(N,)` returns over the whole horizon.
+        happened: `(N,)`, the same.
+        horizon: dates that a return spans.
+    """
+    _, group = np.unique(dates, return_inverse=True)
+    count = np.bincount(group)
+
+    def mean(values: Vector) -> Vector:
+        return np.bincount(group, values) / count
+
+    moved = np.abs(happened) > 1e-6 * np.abs(happened).max(
+        initial=0.0
+    )  # what rounding leaves of a return of 0
+    right = np.bincount(group, moved & (np.sign(predicted) == np.sign(happened)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hits = right / np.bincount(group, moved)
+        first, second = predicted - mean(predicted)[group], happened - mean(happened)[group]
+        correlations = mean(first * second) / np.sqrt(mean(first**2) * mean(second**2))
+    correlations = correlations[(count >= LEAST_SERIES) & np.isfinite(correlations)]
+    if len(correlations):
+        ic, ic_se = _mean_and_error(correlations, horizon)
+    else:
+        both = len(count) > 2 and predicted.std() > 0 and happened.std() > 0
+        ic = float(np.corrcoef(predicted, happened)[0, 1]) if both else float("nan")
+        ic_se = float(np.sqrt((1 - ic**2) * horizon / max(len(count), 1)))
+    hit_rate, hit_rate_se = _mean_and_error(hits[np.isfinite(hits)], horizon)
+    return {"ic": ic, "ic_se": ic_se, "hit_rate": hit_rate, "hit_rate_se": hit_rate_se}
+
+
+def _mean_and_error(by_date: Vector, horizon: int) -> tuple[float, float]:
+    if len(by_date) < 2:
+        return float(by_date.mean()) if len(by_date) else float("nan"), float("nan")
+    return float(by_date.mean()), float(by_date.std(ddof=1) * np.sqrt(horizon / len(by_date)))
+
+
+def error_table(scores: Mapping[str, float]) -> Table:
+    """Return the errors of the model and of the naive forecasts, a row each."""
+    rows: list[list[Cell]] = []
+    for name, label in FORECASTERS.items():
+        suffix = "" if name == "model" else f"_{name}"
+        if f"mse{suffix}" in scores:
+            rows.append([label, *(scores[f"{key}{suffix}"] for key in ERRORS)])
+    columns = [Column("forecast"), *(Column(label, ".4g") for label in ERRORS.values())]
+    return Table("errors", "", columns, rows, emphasis=0)
+
+
+def warning(scores: Mapping[str, float]) -> str:
+    """Return a sentence that says which naive forecasts the model does not beat; empty if it beats them."""
+    better = [
+        f"repeating the {label} ({scores[f'mse_{name}']:.4g})"
+        for name, label in FORECASTERS.items()
+        if name != "model" and scores.get(f"mse_{name}", np.inf) <= scores["mse"]
+    ]
+    if not better:
+        return ""
+    return f"The model's MSE of {scores['mse']:.4g} does not beat {' or '.join(better)}: it has learnt nothing of use."
