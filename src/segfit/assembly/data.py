@@ -11,6 +11,7 @@ from segfit.assembly.task import Preflight, assembly_of
 from segfit.data.bad_samples import Skipping
 from segfit.data.batches import TrainBatches
 from segfit.data.cache import CacheOptions, cache_sources
+from segfit.data.gathering import GatheringDataset, GatheringLoader
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
@@ -41,9 +42,10 @@ def cached_sources(
     read, or there is no room for them.
     """
     data, used = config.data, {split: sources[split] for split in ("train", "val")}
-    if data.cache == "none":
-        return used, None
     assembly = assembly_of(config)
+    forms = assembly.cached_forms(config, used) if data.cache != "none" else None
+    if not forms:
+        return used, None
     reading = assembly.reading_options(config)
     options = CacheOptions(
         where=data.cache,
@@ -52,7 +54,7 @@ def cached_sources(
         folder=Path(data.cache_dir) if data.cache_dir else None,
         skip=data.on_bad_sample == "skip",
     )
-    cached, line = cache_sources(assembly.cached_forms(config, used), options, progress)
+    cached, line = cache_sources(forms, options, progress)
     return dict(cached), line
 
 
@@ -142,7 +144,11 @@ def _batches(
     options = LoaderOptions(workers, loading.prefetch, loading.pin_memory, loading.persistent)
     skipping = Skipping(notice, share=share) if config.data.on_bad_sample == "skip" else None
     collate = assembly_of(config).collate
-    loader = Loader(dataset, collate, device, options, skipping, **order)
+    loader: Loader | GatheringLoader
+    if isinstance(dataset, GatheringDataset):
+        loader = GatheringLoader(dataset, device, **order)
+    else:
+        loader = Loader(dataset, collate, device, options, skipping, **order)
     return DevicePrefetcher(loader, device, non_blocking=loading.non_blocking)
 
 

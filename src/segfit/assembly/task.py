@@ -46,13 +46,13 @@ class TaskAssembly(Protocol):
         """Look at the files of some splits; raise a SegFitError with every problem."""
 
     def make_train_dataset(self, config: DictConfig, source: Source) -> Any:
-        """Return a dataset: (index, seed) → a sample to train on."""
+        """Return a dataset: (index, seed) → a sample to train on; or a `GatheringDataset`, which needs no workers."""
 
     def samples_per_read(self, config: DictConfig) -> int:
         """Return how many training samples are made of what is read once, one after the other."""
 
     def make_held_out_dataset(self, config: DictConfig, source: Source) -> Any:
-        """Return a dataset: index → a sample to score."""
+        """Return a dataset: index → a sample to score; or a `GatheringDataset`."""
 
     def make_predict_dataset(self, config: DictConfig, folder: str) -> Any:
         """Return a dataset: index → a sample of a folder to predict, without a target."""
@@ -70,7 +70,7 @@ class TaskAssembly(Protocol):
         """Say whether data workers have work even where samples are cached."""
 
     def cached_forms(self, config: DictConfig, sources: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what `data.cache` keeps of some splits."""
+        """Return what `data.cache` keeps of some splits; nothing where the task keeps it by itself."""
 
     def reading_options(self, config: DictConfig) -> dict[str, Any]:
         """Return the options that the samples depend on, besides the files."""

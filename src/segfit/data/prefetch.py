@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from segfit.data.collate import Batch
+from segfit.data.gathering import GatheringLoader
 from segfit.system.phases import phase
 
 
@@ -30,7 +31,11 @@ class DevicePrefetcher:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], device: torch.device, *, non_blocking: bool = True
+        self,
+        loader: DataLoader[Any] | GatheringLoader,
+        device: torch.device,
+        *,
+        non_blocking: bool = True,
     ) -> None:
         self.loader, self.device, self.non_blocking = loader, device, non_blocking
         self.wait_seconds = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 _UINT64 = (1 << 64) - 1
@@ -75,13 +76,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return max(self.length - self.start_sample, 0) // self.step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # Copied: the loader draws batches ahead, while the next epoch may already be set.
+        seed, epoch, repeats = self.seed, self.epoch, self.repeats
+        for draws in self.draws():
+            yield [(draw // repeats, sample_seed(seed, epoch, draw)) for draw in draws.tolist()]
+
+    def draws(self) -> Iterator[NDArray[np.int64]]:
+        """Yield what each batch draws, (size,): indices, or with `repeats` indices × repeats + the number of the time."""
         order = np.arange(self.length // self.repeats)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         order = (order[:, None] * self.repeats + np.arange(self.repeats)).ravel()
-        # Copied: the loader draws batches ahead, while the next epoch may already be set.
-        epoch, first = self.epoch, self.start_sample + self.rank * self.size
+        first = self.start_sample + self.rank * self.size
         for batch in range(len(self)):
             start = first + batch * self.step
-            draws = order[start : start + self.size].tolist()
-            yield [(draw // self.repeats, sample_seed(self.seed, epoch, draw)) for draw in draws]
+            yield order[start : start + self.size]

@@ -91,7 +91,7 @@ class Forecaster(nn.Module):
             outputs = outputs + self.known(future).float().unsqueeze(1)
         # (B, groups, horizon, width · Q) → (B, horizon, targets, Q)
         outputs = outputs.transpose(1, 2).reshape(
-            len(window), self.horizon, self.targets, max(self.quantiles, 1)
+            window.shape[0], self.horizon, self.targets, max(self.quantiles, 1)
         )
         own_mean, own_std = (part[..., : self.targets].unsqueeze(3) for part in (mean, std))
         outputs = outputs * own_std + own_mean
@@ -116,7 +116,8 @@ def patches(series: Tensor, size: int) -> Tensor:
     missing = -series.shape[1] % size
     if missing:
         series = torch.cat([series[:, :1].expand(-1, missing, -1), series], 1)
-    return series.reshape(len(series), series.shape[1] // size, -1)
+    cut: Tensor = series.unflatten(1, (-1, size)).flatten(2)
+    return cut
 
 
 class LSTMEncoder(nn.Module):

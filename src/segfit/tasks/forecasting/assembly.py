@@ -1,0 +1,212 @@
+"""Config → the objects of a forecasting: series, windows, model, loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from segfit.config.check import plain
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.extra_metrics import ExtraMetric
+from segfit.errors import SegFitError
+from segfit.models.forecasters import make_forecaster
+from segfit.models.weights import Weights
+from segfit.tasks.defaults import (
+    NothingToReport,
+    augments_in_workers,
+    collate,
+    held_out_batch_size,
+    make_extra_metrics,
+    statistics_need_train,
+)
+from segfit.tasks.forecasting.data.files import Layout, files_of, layout_of
+from segfit.tasks.forecasting.data.series import PARTS, LazySeries
+from segfit.tasks.forecasting.data.table import waves_layout
+from segfit.tasks.forecasting.data.windows import GatheredWindows, WindowDataset, Windows
+from segfit.tasks.forecasting.losses import ForecastLoss
+from segfit.tasks.forecasting.task import ForecastingTask
+
+__all__ = [
+    "augments_in_workers",
+    "collate",
+    "held_out_batch_size",
+    "make_extra_metrics",
+    "statistics_need_train",
+]
+
+# --------------------------------------------------------------------------------------- data
+
+
+def make_sources(config: DictConfig) -> dict[str, Windows]:
+    """Return the windows of each part: train, val, test and future, one a series; they are read when needed."""
+    lazy = LazySeries(config.data)
+    return {part: Windows(lazy, part, config.data) for part in PARTS}
+
+
+def check_sources(
+    config: DictConfig,  # noqa: ARG001
+    sources: Mapping[str, Windows],
+    needs: Mapping[str, int],
+    progress: Callable[[int, int], None] | None = None,
+) -> NothingToReport:
+    """Read the series, or what is kept of them.
+
+    Raises:
+        SegFitError: with every problem of the data set.
+    """
+    (lazy,) = {source.lazy for source in sources.values()}
+    series = lazy.get(progress)
+    empty = [part for part, least in needs.items() if len(sources[part]) < least]
+    if empty:
+        raise SegFitError(
+            f"{' and '.join(empty)}: there is no window (data.lookback + data.horizon = {sources[empty[0]].lookback} + "
+            f"{sources[empty[0]].horizon} rows). Change data.split, or shorten data.horizon."
+        )
+    return NothingToReport(series.notices)
+
+
+def make_train_dataset(config: DictConfig, source: Windows) -> WindowDataset:
+    """Return windows, gathered by the batch; with data.place=loader one by one, as plain loops do it."""
+    return WindowDataset(source) if config.data.place == "loader" else GatheredWindows(source)
+
+
+make_held_out_dataset = make_train_dataset
+
+
+def batch_bytes(config: DictConfig) -> int:
+    """Return the size of a training batch of windows, float32."""
+    rows = config.data.lookback + config.data.horizon
+    return int(config.batch_size * 4 * rows * len(columns_of(config).columns))
+
+
+def cached_forms(*_: Any) -> dict[str, Any]:
+    """Return nothing: series keep their own files."""
+    return {}
+
+
+def reading_options(_: DictConfig) -> dict[str, Any]:
+    """Return nothing, as `cached_forms`."""
+    return {}
+
+
+def columns_of(config: DictConfig) -> Layout:
+    """Return what the columns of a window are; of files, the header of the first is read.
+
+    Raises:
+        SegFitError: if there is no file.
+    """
+    data = config.data
+    return waves_layout(data) if data.name == "waves" else layout_of(data, files_of(data.root)[0])
+
+
+# -------------------------------------------------------------------------------- model, task
+
+
+def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:  # noqa: ARG001
+    """Return the model of a config: `example_input` → (B, horizon, targets) or (B, horizon, targets, quantiles)."""
+    layout = columns_of(config)
+    return make_forecaster(
+        plain(config.model),
+        lookback=config.data.lookback,
+        horizon=config.data.horizon,
+        channels=layout.inputs,
+        targets=layout.targets,
+        known=layout.known,
+        quantiles=len(quantiles_of(config)),
+    )
+
+
+def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
+    """Return what the model gets of a batch: (B, lookback, columns), (B, lookback + horizon, columns) with known ones."""
+    layout = columns_of(config)
+    rows = config.data.lookback + (config.data.horizon if layout.known else 0)
+    return torch.zeros(batch_size, rows, len(layout.columns), device=device)
+
+
+def quantiles_of(config: DictConfig) -> list[float]:
+    """Return the quantiles that the model forecasts; empty if it forecasts one value."""
+    return list(config.loss.quantiles) if config.loss.name == "quantile" else []
+
+
+def make_statistics(
+    config: DictConfig,  # noqa: ARG001
+    sources: Mapping[str, Windows],
+    report: Any,  # noqa: ARG001
+) -> dict[str, Any]:
+    """Return what the task takes from the data: the rows of a season."""
+    return {"season": sources["train"].series.season}
+
+
+def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a run's metrics.json holds of `make_statistics`; None if it holds nothing of it.
+
+    Raises:
+        SegFitError: if it holds something else.
+    """
+    if "season" not in recorded:
+        return None
+    season = recorded["season"]
+    if not (isinstance(season, int) and 1 <= season <= config.data.lookback):
+        raise SegFitError(
+            f"season must be a number from 1 to data.lookback={config.data.lookback}."
+        )
+    return {"season": season}
+
+
+def make_task(
+    config: DictConfig,
+    device: torch.device,  # noqa: ARG001
+    statistics: Mapping[str, Any] | None = None,
+    *,
+    panels: Mapping[int, str] | None = None,
+    distributed: Distributed = SINGLE_PROCESS,
+    extra: Sequence[ExtraMetric] = (),  # noqa: ARG001
+) -> ForecastingTask:
+    """Return what a batch means under a config."""
+    loss = config.loss
+    return ForecastingTask(
+        columns_of(config),
+        config.data.lookback,
+        config.data.horizon,
+        ForecastLoss(loss.name, loss.delta, quantiles_of(config)),
+        season=(statistics or {}).get("season", 1),
+        returns=config.data.returns,
+        panels=panels or {},
+        distributed=distributed,
+    )
+
+
+def apply_options(
+    config: DictConfig,  # noqa: ARG001
+    options: DictConfig,
+    notice: Callable[[str], None],  # noqa: ARG001
+) -> None:
+    """Evaluate the windows at the end of the series, if the future is asked for."""
+    if options.future:
+        options.split = "future"
+
+
+# ------------------------------------------------------------------------------------- report
+
+
+def facts(config: DictConfig) -> dict[str, str]:
+    """Return what really runs, label → text, that only this task knows."""
+    layout = columns_of(config)
+    shown = ", ".join(layout.columns[: min(layout.targets, 8)])
+    return {
+        "targets": f"{layout.targets} ({shown}{', …' if layout.targets > 8 else ''})",
+        "other inputs": f"{layout.inputs - layout.targets}, {layout.known} known in advance",
+    }
+
+
+def hparams(config: DictConfig) -> dict[str, str | float | bool]:
+    """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
+    return {
+        "lookback": config.data.lookback,
+        "horizon": config.data.horizon,
+        "loss": config.loss.name,
+    }

@@ -1,0 +1,1 @@
+"""Series from files or made up, their split by time, and windows of them."""

@@ -1,0 +1,301 @@
+"""CSV files → numbers and dates, and everything that is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from segfit.data.files import list_files, relative_name
+from segfit.data.source import Arrays
+from segfit.errors import SegFitError, nearest
+from segfit.tasks.forecasting.schema import targets_of
+
+Values = NDArray[np.float64]
+Dates = NDArray[np.int64]
+
+_DATES = ("date", "datetime", "time", "timestamp")
+_REGULAR = 0.95  # share of equal steps from which on any longer step is a gap
+_LONG = 10  # times the usual step from which on a series with irregular dates has a gap
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which column of a file is what; `columns` are in the order in which they are kept."""
+
+    date: str
+    columns: tuple[str, ...]  # targets, then other inputs, then what is known in advance
+    targets: int
+    known: int
+
+    @property
+    def inputs(self) -> int:
+        """The columns whose future is not known, targets included."""
+        return len(self.columns) - self.known
+
+
+def files_of(root: str) -> list[Path]:
+    """Return the CSV file, or those of a folder, sorted.
+
+    Raises:
+        SegFitError: if there is none.
+    """
+    path = Path(root).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise SegFitError(f"data.root={root}: there is no such file or folder.")
+    found = list_files(path, (".csv",))
+    if not found:
+        raise SegFitError(f"data.root={root}: there is no .csv file in this folder.")
+    return found
+
+
+def layout_of(data: DictConfig, file: Path) -> Layout:
+    """Return what the columns of a data set are, by the config and the header of one of its files.
+
+    Raises:
+        SegFitError: if the file has no header, or no column of dates.
+    """
+    header = _header(file)
+    date = data.date or next((name for name in header if name.lower() in _DATES), None)
+    if date is None:
+        raise SegFitError(
+            f"{file}: no column is called {', '.join(_DATES)}. Name the one of the dates: data.date=… "
+            f"It has: {', '.join(header[:20])}."
+        )
+    known = list(data.known)
+    rest = [name for name in data.columns or header if name != date and name not in known]
+    targets = targets_of(data) or rest
+    columns = (*targets, *(name for name in rest if name not in targets), *known)
+    if not targets:
+        raise SegFitError(f"{file}: there is no column to forecast besides {date}.")
+    return Layout(date, columns, len(targets), len(known))
+
+
+def _header(file: Path) -> list[str]:
+    try:
+        return list(pd.read_csv(file, nrows=0).columns)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise SegFitError(f"{file}: cannot be read ({_reason(error)}).") from error
+
+
+@dataclass
+class Report:
+    """What a file is like besides its numbers."""
+
+    observed: int = (
+        0  # rows in which the targets are there; what comes after them is known in advance alone
+    )
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def packed(self) -> NDArray[np.uint8]:
+        """Return it as an array."""
+        return np.frombuffer(json.dumps(vars(self)).encode(), np.uint8)
+
+    @classmethod
+    def unpacked(cls, content: NDArray[np.uint8]) -> Report:
+        """Return what `packed` made an array of."""
+        return cls(**json.loads(content.tobytes()))
+
+
+class SeriesFiles:
+    """A `Source` whose samples are whole files.
+
+    `read` gives the values (N, columns) float32, the dates (N,) int64 in seconds since 1970, and a `Report`, packed.
+    """
+
+    def __init__(self, root: str, files: Sequence[Path], layout: Layout, data: DictConfig) -> None:
+        folder = Path(root).expanduser()
+        self.folder = folder if folder.is_dir() else folder.parent
+        self.paths, self.layout = list(files), layout
+        self.returns, self.on_missing = bool(data.returns), str(data.on_missing)
+        self.reading = repr((layout, self.returns, self.on_missing))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def id(self, index: int) -> str:
+        """Return the file's name below the folder, without suffix."""
+        return relative_name(self.paths[index], self.folder)
+
+    def files(self, index: int) -> list[Path]:
+        """Return the file."""
+        return [self.paths[index]]
+
+    def read(self, index: int) -> Arrays:
+        """Return values, dates and report; what is wrong with the file is in the report."""
+        report = Report()
+        values, dates = np.empty((0, len(self.layout.columns))), np.empty(0, np.int64)
+        try:
+            wanted = {self.layout.date, *self.layout.columns}
+            frame = pd.read_csv(self.paths[index], usecols=lambda name: name in wanted)
+            values, dates = self._read(frame, self.paths[index], report)
+        except (OSError, ValueError) as error:
+            report.problems.append(f"cannot be read ({_reason(error)}).")
+        return values.astype(np.float32), dates, report.packed()
+
+    def _read(self, frame: pd.DataFrame, file: Path, report: Report) -> tuple[Values, Dates]:
+        layout, problems = self.layout, report.problems
+        absent = [name for name in (layout.date, *layout.columns) if name not in frame]
+        if absent:
+            header = _header(file)
+            problems += [f"there is no column {name}.{nearest(name, header)}" for name in absent]
+            return np.empty((0, len(layout.columns))), np.empty(0, np.int64)
+        if not len(frame):
+            problems.append("there are no rows.")
+        dates = _dates(frame[layout.date], report)
+        values = np.empty((len(frame), len(layout.columns)))
+        for place, name in enumerate(layout.columns):
+            values[:, place] = _numbers(frame[name], report)
+        values[~np.isfinite(values.astype(np.float32))] = np.nan  # infinite for the device, too
+        report.observed = _observed(values[:, : layout.inputs]) if layout.known else len(values)
+        if problems:
+            return values, dates
+        values, dates = self._complete(values, dates, report)
+        if self.returns:
+            values, dates = self._returns(values, dates, report)
+        return values, dates
+
+    def _complete(self, values: Values, dates: Dates, report: Report) -> tuple[Values, Dates]:
+        """Return rows without missing values, in one regular order if they had one."""
+        layout, remedy = self.layout, "Set data.on_missing=ffill or drop, or mend the file."
+        needed = np.ones(values.shape, bool)
+        needed[report.observed :, : layout.inputs] = False
+        missing = np.isnan(values) & needed
+        gaps, step = _gaps(dates)
+        if self.on_missing == "fail":
+            for place in np.flatnonzero(missing.any(axis=0)):
+                lines = np.flatnonzero(missing[:, place])
+                report.problems.append(
+                    f"{layout.columns[place]}: {len(lines)} values are missing or infinite, the first in line "
+                    f"{lines[0] + 2}. {remedy}"
+                )
+        if len(gaps):
+            where = f"{len(gaps)} gaps in the dates, the first after {_text(dates[gaps[0]])}"
+            if self.on_missing == "fail" and step:
+                report.problems.append(f"{where}. {remedy}")
+            else:
+                filled = step and self.on_missing == "ffill"
+                report.notices.append(f"{where}{', filled' if filled else ', left as they are'}.")
+        if report.problems:
+            return values, dates
+        if self.on_missing == "drop":
+            whole = np.asarray(~missing.any(axis=1))
+            report.observed = int(whole[: report.observed].sum())
+            values, dates = values[whole], dates[whole]
+        elif self.on_missing == "ffill":
+            if step and len(gaps):
+                rows = (dates - dates[0]) // step
+                last = np.searchsorted(rows, np.arange(rows[-1] + 1), side="right") - 1
+                report.observed = int(np.searchsorted(last, report.observed))
+                values, dates = values[last], dates[0] + step * np.arange(rows[-1] + 1)
+            unknown = values[report.observed :, : layout.inputs].copy()
+            values = pd.DataFrame(values).ffill().to_numpy(copy=True)  # never from what comes later
+            values[report.observed :, : layout.inputs] = unknown
+            begin = int(np.argmax(~np.isnan(values[:, : layout.inputs]).any(1)))
+            values, dates = values[begin:], dates[begin:]
+            report.observed -= begin
+        if missing.any():
+            what = "rows left out" if self.on_missing == "drop" else "values filled in"
+            count = missing.any(1).sum() if self.on_missing == "drop" else missing.sum()
+            report.notices.append(f"{count} {what}, missing or infinite (data.on_missing).")
+        return values, dates
+
+    def _returns(self, values: Values, dates: Dates, report: Report) -> tuple[Values, Dates]:
+        """Return the logarithmic returns of the targets, and the other columns as they are, from the second row on."""
+        prices = values[:, : self.layout.targets]
+        for place, name in enumerate(self.layout.columns[: self.layout.targets]):
+            wrong = np.flatnonzero(prices[:, place] <= 0)
+            if len(wrong):
+                report.problems.append(
+                    f"{name}: {len(wrong)} values are not above 0 (the first in line {wrong[0] + 2}), so they "
+                    f"have no returns. Set data.returns=false, or mend the file."
+                )
+        if report.problems or not len(values):
+            return values, dates
+        values = values[1:].copy()
+        values[:, : self.layout.targets] = np.diff(np.log(prices), axis=0)
+        report.observed -= 1
+        return values, dates[1:]
+
+
+def _numbers(column: Any, report: Report) -> Any:
+    """Return a column's values, NaN where there is none; text is a problem."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    text = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
+    if len(text):
+        report.problems.append(
+            f"{column.name}: {len(text)} values are no numbers, e.g. {str(column.iloc[text[0]])[:40]!r} in line "
+            f"{text[0] + 2}. Mend them, or name the columns to read: data.columns=[…]"
+        )
+    return numbers
+
+
+def _dates(column: Any, report: Report) -> Dates:
+    """Return dates as seconds since 1970, UTC; those that are no dates, or do not rise, are a problem."""
+    options: dict[str, Any] = {}
+    if pd.api.types.is_numeric_dtype(column):
+        largest = column.max()
+        if 1e7 <= largest < 1e8:
+            column, options = column.astype("Int64").astype("string"), {"format": "%Y%m%d"}
+        else:
+            options = {"unit": "s" if largest < 1e11 else "ms"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of formats that pandas has to guess
+        parsed = pd.to_datetime(column, errors="coerce", utc=True, **options)
+    none = np.flatnonzero(parsed.isna().to_numpy())
+    if len(none):
+        report.problems.append(
+            f"{column.name}: {len(none)} dates are not understood, e.g. {str(column.iloc[none[0]])[:40]!r} in line "
+            f"{none[0] + 2}."
+        )
+        return np.zeros(len(column), np.int64)
+    dates: Dates = parsed.dt.tz_localize(None).to_numpy("datetime64[s]").astype(np.int64)
+    steps = np.diff(dates)
+    for wrong, what, remedy in (
+        (steps < 0, "are out of order", "Sort the rows."),
+        (steps == 0, "occur twice", "Keep one row of each; of several series make a file each."),
+    ):
+        lines = np.flatnonzero(wrong)
+        if len(lines):
+            report.problems.append(
+                f"{column.name}: {len(lines)} dates {what}, the first in line {lines[0] + 3}. {remedy}"
+            )
+    return dates
+
+
+def _observed(values: Values) -> int:
+    """Return the rows up to the last with a value."""
+    rows = np.flatnonzero(~np.isnan(values).all(1))
+    return int(rows[-1]) + 1 if len(rows) else 0
+
+
+def _gaps(dates: Dates) -> tuple[NDArray[np.int64], int]:
+    """Return the rows that a gap follows, and the step of a regular series in seconds; 0 for one with irregular dates.
+
+    Trading days and months are irregular: there only what is many steps long is a gap.
+    """
+    steps = np.diff(dates)
+    if not len(steps):
+        return np.empty(0, np.int64), 0
+    usual = int(np.median(steps))
+    regular = bool((steps == usual).mean() >= _REGULAR)
+    return np.flatnonzero(steps > (usual if regular else _LONG * usual)), usual if regular else 0
+
+
+def _text(date: int) -> str:
+    return str(np.datetime64(int(date), "s")).replace("T", " ")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]

@@ -1,0 +1,140 @@
+"""Windows of series: gathered by index, a whole batch at once, where the series lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from torch import Tensor
+
+from segfit.data.collate import Batch
+from segfit.data.gathering import Indices
+from segfit.data.source import Arrays
+from segfit.tasks.forecasting.data.series import LazySeries, Rows, SeriesSet
+
+
+class Windows:
+    """The windows of a part of all series, a `Source`: series after series, each from its oldest window on.
+
+    Args:
+        lazy: the series, which all parts share.
+        part: "train", "val", "test" or "future".
+        data: the config: `lookback`, `horizon`, `place`.
+    """
+
+    def __init__(self, lazy: LazySeries, part: str, data: DictConfig) -> None:
+        self.lazy, self.part = lazy, part
+        self.lookback, self.horizon = int(data.lookback), int(data.horizon)
+        self.place = str(data.place)
+
+    @property
+    def series(self) -> SeriesSet:
+        """The series themselves."""
+        return self.lazy.get()
+
+    @cached_property
+    def ends(self) -> Rows:
+        """The number of windows up to and with each series, (series,)."""
+        return np.cumsum(self.series.counts[self.part])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def locate(self, indices: Indices) -> tuple[Rows, Rows, Rows]:
+        """Return the series of windows, their numbers within it, and the rows at which they begin, (B,) each."""
+        at = np.asarray(indices)
+        which = np.searchsorted(self.ends, at, side="right")
+        number = at - (self.ends[which] - self.series.counts[self.part][which])
+        return which, number, self.series.first[self.part][which] + number
+
+    def id(self, index: int) -> str:
+        """Return the name of the series and the date of the last row that is seen."""
+        which, _, row = self.locate([index])
+        date = np.datetime64(int(self.series.table.dates[row[0] + self.lookback - 1]), "s")
+        return f"{self.series.table.names[which[0]]}@{date}"
+
+    def files(self, index: int) -> list[Path]:
+        """Return the file of the series."""
+        files = self.series.table.files
+        return [files[self.locate([index])[0][0]]] if files else []
+
+    def read(self, index: int) -> Arrays:
+        """Return a window, (lookback + horizon, columns) float32."""
+        window: NDArray[np.float32] = self.gather([index], torch.device("cpu"))["window"][0].numpy()
+        return (window,)
+
+    def gather(self, indices: Indices, device: torch.device) -> Batch:
+        """Return windows as a batch, on the device if the series lie there, else on the host.
+
+        Returns:
+            window: (B, lookback + horizon, columns) float32, true values; of the future, what was not observed is 0.
+            mean, std: (B, columns) float32, of the series' training part. scale: (B, targets) float32, the error of
+            the seasonal naive forecast there. when: (B,) int64, date of the first forecast row, seconds since 1970.
+            index: (B,) int64.
+        """
+        place = self.series.on(device, self.place)
+        which, _, begin = (_moved(part, place.values.device) for part in self.locate(indices))
+        at = _moved(np.asarray(indices), place.values.device)
+        rows = begin[:, None] + self._offsets(place.values.device)
+        if self.part == "future":
+            rows = rows.clamp(max=len(place.values) - 1)
+        batch = {
+            "window": place.values[rows],
+            "mean": place.mean[which],
+            "std": place.std[which],
+            "scale": place.scale[which],
+            "when": place.dates[rows[:, self.lookback]],
+            "index": at,
+        }
+        if self.part == "future":
+            layout = self.series.table.layout
+            batch["window"][:, self.lookback :, : layout.inputs] = 0
+        if batch["window"].device != device and device.type == "cuda":
+            return {key: tensor.pin_memory() for key, tensor in batch.items()}
+        return batch
+
+    def _offsets(self, device: torch.device) -> Tensor:
+        return torch.arange(self.lookback + self.horizon, device=device)
+
+
+def _moved(values: Rows, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    # From pinned memory, so that the host does not wait for the device.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+@dataclass(frozen=True)
+class WindowDataset:
+    """Windows one by one.
+
+    Args:
+        source: has them.
+    """
+
+    source: Windows
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, index: int) -> str:
+        """Return the name of a window, for messages."""
+        return self.source.id(index)
+
+    def __getitem__(self, key: Any) -> Batch:
+        """Return the sample for an index, or for (index, seed)."""
+        batch = self.source.gather([key[0] if isinstance(key, tuple) else key], torch.device("cpu"))
+        return {name: values[0] for name, values in batch.items()}
+
+
+class GatheredWindows(WindowDataset):
+    """Windows by the batch, a `GatheringDataset`."""
+
+    def batch(self, indices: Indices, device: torch.device) -> Batch:
+        """Return the samples of some indices."""
+        return self.source.gather(indices, device)
