@@ -42,7 +42,7 @@ class LSTMConfig(ModelConfig):
     """A long short-term memory (Hochreiter and Schmidhuber, 1997), a row or a patch a step."""
 
     name: str = "lstm"
-    hidden_size: int = option(64, "Width of the hidden state.", ge=1, le=8192)
+    hidden_size: int = option(128, "Width of the hidden state.", ge=1, le=8192)
     num_layers: int = option(2, "Layers on top of each other.", ge=1, le=64)
     dropout: float = option(0.1, "Between layers and before the head.", ge=0, lt=1)
     patch: int = option(

@@ -157,7 +157,7 @@ class SeriesFiles:
         values = np.empty((len(frame), len(layout.columns)))
         for place, name in enumerate(layout.columns):
             values[:, place] = _numbers(frame[name], report)
-        values[~np.isfinite(values.astype(np.float32))] = np.nan  # infinite for the device, too
+        values[np.abs(values) > np.finfo(np.float32).max] = np.nan  # infinite on the device
         report.observed = _observed(values[:, : layout.inputs]) if layout.known else len(values)
         if problems:
             return values, dates
