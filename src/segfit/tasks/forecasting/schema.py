@@ -218,8 +218,8 @@ def held_out_shape(config: DictConfig) -> tuple[int, ...]:
 
 
 def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield ever shorter look-backs and what they cost, from a share (0-1) of the present one on."""
-    rows = int(config.data.lookback * min(share, 0.99))
+    """Yield ever shorter look-backs and what they cost, from a share of the present one on, which may be above 1."""
+    rows = int(config.data.lookback * share)
     least = max(config.model.get("patch") or 1, config.data.season or 1)
     while rows >= least:
         yield {"data.lookback": rows}, "less of the past is seen"

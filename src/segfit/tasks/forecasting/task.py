@@ -137,7 +137,7 @@ class ForecastMeter:
         if not windows:
             return Findings()
         merge(self.metrics, [states for states, _, count, _ in every if count])
-        found = self.metrics.compute()
+        found = self.metrics.scores()
         panels = {index: panel for *_, kept in every for index, panel in kept.items()}
         return Findings(
             scores={"loss": sum(part for _, part, _, _ in every) / windows, **found.scores},

@@ -1,0 +1,211 @@
+"""Forecasting by the real command line: train, evaluate, export, kill and resume, sweep, benchmarks."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.errors import SegFitError
+from segfit.tasks.forecasting.data.table import waves_table
+from tests.integration.training import command, compose_run, finished, same, start, train, wait_for
+
+SMALL = (
+    *("task=forecasting", "hardware=cpu", "model=linear", "device=cpu", "precision=fp32"),
+    *("data.length=500", "data.lookback=48", "data.horizon=12", "batch_size=64", "epochs=3"),
+    "lr=0.01",
+)
+LOUD = {"PYTHONUNBUFFERED": "1"}
+
+
+def run(folder: Path, *arguments: str, script: str = "train.py", code: int = 0) -> str:
+    done = finished(command(*arguments, script=script), folder)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("series")
+    output = run(folder, *SMALL, "hydra.run.dir=run")
+    assert "window/s" in output
+    assert "last value's MSE" in output
+    return folder
+
+
+def test_it_learns_more_than_repeating_the_past(trained):
+    found = metrics(trained / "run")
+    assert found["monitor_mode"] == "min"
+    assert found["season"] == 24
+    best = found["best"]
+    assert best["mse"] < 0.8 * best["mse_season"]
+    assert best["mse"] < 0.8 * best["mse_last"]
+
+
+def test_evaluation_gives_the_scores_of_training_and_writes_forecasts(trained):
+    run(trained, "run=run", "split=val", "device=cpu", "every=1", script="evaluate.py")
+    folder = trained / "run/evaluation/val"
+    assert metrics(folder)["scores"] == pytest.approx(metrics(trained / "run")["best"])
+    table = pd.read_csv(folder / "forecasts.csv", parse_dates=["date"])
+    assert list(table.columns) == ["series", "date", "step", "prediction", "truth"]
+    assert len(table) == 4 * 2 * 39 * 12  # series, columns, windows of 50 rows, horizon
+    squared = (table["prediction"] - table["truth"]) ** 2
+    assert squared.mean() == pytest.approx(metrics(folder)["scores"]["true_mse"], rel=1e-4)
+    truths = table.groupby(["series", "date"])["truth"]
+    assert (truths.max() - truths.min()).max() == 0  # one truth a date, whatever the window
+    assert {"forecasts.png", "error_by_step.png", "errors.csv"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_the_future_begins_an_hour_after_the_data(trained):
+    run(trained, "run=run", "future=true", "device=cpu", script="evaluate.py")
+    table = pd.read_csv(trained / "run/evaluation/future/forecasts.csv", parse_dates=["date"])
+    assert len(table) == 4 * 2 * 12
+    hours = pd.date_range("2020-01-01", periods=512, freq="h")[500:]
+    assert (table["date"].unique() == hours).all()
+    assert table["truth"].isna().all()
+
+
+def test_the_exported_program_forecasts_what_evaluation_wrote(trained):
+    run(trained, "run=run", "export=model.pt2", "device=cpu", script="evaluate.py")
+    run(trained, "run=run", "split=test", "device=cpu", "out=test", script="evaluate.py")
+    files = {"series.json": ""}
+    program = torch.export.load(trained / "model.pt2", extra_files=files).module()
+    facts = json.loads(files["series.json"])
+    table = pd.read_csv(trained / "test/forecasts.csv")
+    one = table[table["series"] == "wave_002/value_1"]
+    assert facts["targets"] == ["value_0", "value_1"]
+    rows = waves_table(compose_run(*SMALL, base=()).data).values.view(4, 500, 2)[2]
+    own = facts["series"]["wave_002"]
+    mean, std = (torch.tensor([own[key]]) for key in ("mean", "std"))
+    forecast = program(rows[None, 400 - 48 : 400], mean, std).detach()
+    assert np.allclose(forecast[0, :, 1], one["prediction"].iloc[:12], atol=1e-4)
+    assert np.allclose(rows[400:412, 1], one["truth"].iloc[:12], atol=1e-5)
+
+
+def test_killed_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
+    dropout = ("model=lstm_64", "model.patch=12")  # where random numbers have to go on, too
+    short = (*SMALL, *dropout, "epochs=2", "data.length=300")
+    run(tmp_path, *short, "hydra.run.dir=calm")
+    slow = ("checkpoint.every_steps=3", "report.log_every=1", "hydra.run.dir=run")
+    process = start(tmp_path, *short, *slow, **LOUD)
+    wait_for(process, tmp_path, "update 10/", logs="run/train.log")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(tmp_path, f"resume={tmp_path / 'run'}")
+    resumed, calm = (
+        load_checkpoint(tmp_path / name / "checkpoints/last.pt")["model"]
+        for name in ("run", "calm")
+    )
+    assert same(resumed, calm)
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "quantile"])
+def test_accumulated_updates_are_those_of_the_big_batch(tmp_path, loss):
+    short = (*SMALL, f"loss={loss}", "max_steps=4", "seed=3")
+    one = train(tmp_path / "one", *short, base=())
+    many = train(tmp_path / "many", *short, "batch_size=16", "accumulate=4", base=())
+    for a, b in zip(one.model.parameters(), many.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["host", "loader"])
+def test_wherever_windows_are_made_they_are_the_same(tmp_path, place):
+    short = (*SMALL, "max_steps=4", "report.log_every=1")
+    gathered = train(tmp_path / "one", *short, base=())
+    other = train(tmp_path / "two", *short, f"data.place={place}", base=())
+    assert gathered.losses == other.losses
+
+
+def test_a_sweep_puts_the_least_error_first(tmp_path):
+    run(tmp_path, "-m", *SMALL, "lr=0.00001,0.01", "hydra.sweep.dir=sweep", "epochs=1")
+    with (tmp_path / "sweep/leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    errors = [float(row["best_mse"]) for row in rows]
+    assert [row["lr"] for row in rows] == ["0.01", "1e-05"]
+    assert errors == sorted(errors)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "answer"),
+    [
+        ("plan", (), "it fits"),
+        slow("throughput", ("benchmark.warmup=1",), "TFLOP"),
+        slow("max_batch", ("batch_size=64",), "batch_size="),
+        ("lr_find", ("benchmark.updates=40",), "lr"),
+        ("diagnose", ("benchmark.warmup=1",), "Bottleneck"),
+    ],
+)
+def test_benchmarks_answer(tmp_path, mode, options, answer):
+    arguments = (*SMALL, f"benchmark={mode}", "seconds=0.3", "hydra.run.dir=found", *options)
+    assert answer in run(tmp_path, *arguments, script="benchmark.py")
+
+
+# ------------------------------------------------------------------------------------ returns
+
+PRICES = (
+    *("task=forecasting", "hardware=cpu", "model=linear", "device=cpu", "precision=fp32"),
+    *("data=csv", "data.target=close", "data.returns=true", "data.lookback=8", "data.horizon=1"),
+    *("data.cache=none", "epochs=4", "lr=0.03"),
+)
+
+
+def write_prices(folder: Path, signal: float) -> None:
+    """Write prices of twelve symbols whose returns remember `signal` of those before."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    days = pd.date_range("2018-01-01", periods=1000, freq="B")
+    for number in range(12):
+        returns = draw.normal(0, 0.01, 1000)
+        for day in range(1, 1000):
+            returns[day] += signal * returns[day - 1]
+        table = pd.DataFrame({"date": days, "close": 100 * np.exp(returns.cumsum())})
+        table.to_csv(folder / f"s{number}.csv", index=False)
+
+
+def test_random_walks_give_no_information(tmp_path):
+    write_prices(tmp_path / "prices", signal=0.0)
+    scores = train(tmp_path / "run", *PRICES, f"data.root={tmp_path / 'prices'}", base=())
+    found = scores.training.fit.result.scores
+    assert abs(found["ic"]) < 2 * found["ic_se"]
+    assert abs(found["hit_rate"] - 0.5) < 2 * found["hit_rate_se"]
+    assert found["mse"] > 0.99 * found["mse_last"]
+
+
+def test_a_planted_signal_is_found(tmp_path):
+    write_prices(tmp_path / "prices", signal=0.5)
+    scores = train(tmp_path / "run", *PRICES, f"data.root={tmp_path / 'prices'}", base=())
+    found = scores.training.fit.result.scores
+    files = sorted((tmp_path / "prices").iterdir())
+    prices = np.stack([pd.read_csv(file)["close"] for file in files])
+    returns = np.diff(np.log(prices))
+    days = range(699, 799)  # of validation
+    best = np.mean([np.corrcoef(returns[:, day - 1], returns[:, day])[0, 1] for day in days])
+    assert found["ic"] > 0.9 * best > 0.3
+    assert found["hit_rate"] > 0.6
+
+
+def test_what_contradicts_itself_is_said_before_any_work(tmp_path):
+    wrong = ("data.season=100", "monitor=ic", "data.split.val=0.6", "data.split.test=0.5")
+    output = run(tmp_path, *SMALL, *wrong, code=2)
+    for text in ("data.season=100: must be at most data.lookback=48", "monitor=ic", "below 1"):
+        assert text in output
+
+
+def test_a_data_set_without_test_part_says_so(tmp_path):
+    with pytest.raises(SegFitError, match="val: there is no window"):
+        train(tmp_path, *SMALL, "data.split.val=0.01", base=())
