@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,12 +60,12 @@ class Table:
     begins: NDArray[np.int64]
     reports: list[Report] = field(default_factory=list)
 
-    @property
+    @cached_property
     def ends(self) -> NDArray[np.int64]:
         """The row after the last that was observed, of each series."""
         return self.begins + np.array([report.observed for report in self.reports], np.int64)
 
-    @property
+    @cached_property
     def stops(self) -> NDArray[np.int64]:
         """The row after the last of each series, in which perhaps only what is known in advance is there."""
         return np.append(self.begins[1:], len(self.dates))
