@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import GraphExecGroup
 
 from segfit.tuning.memory.backward import backward
+from segfit.tuning.memory.lstm import lstm
 from segfit.tuning.memory.recorder import MemoryRecorder
 
 aten = torch.ops.aten
@@ -57,11 +58,11 @@ class Cuts:
 
 
 class Rules(TorchFunctionMode):
-    """Answers calls that would ask a driver: which attention kernel to take, and backward.
+    """Answers calls that would ask a driver: which attention kernel to take, cuDNN's LSTM, and backward.
 
     Args:
         cuts: made in the graphs that are walked.
-        cuda: attention as a card of Ampere or later does it; False: torch decides.
+        cuda: attention and LSTMs as a card of Ampere or later does them; False: torch decides.
     """
 
     def __init__(self, cuts: Cuts, cuda: bool) -> None:
@@ -78,6 +79,8 @@ class Rules(TorchFunctionMode):
                 return self.cuts.backward(args[0])
         if func is F.scaled_dot_product_attention and self.cuda:
             return attention(*args, **(kwargs or {}))
+        if func is torch.lstm and self.cuda:
+            return lstm(*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -136,6 +139,8 @@ def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]
             replace(torch, "Generator", _HostGenerator)
             replace(torch.cuda, "is_bf16_supported", lambda *_: True)
             replace(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+        # It asks where weights lie, and the driver.
+        replace(nn.RNNBase, "flatten_parameters", lambda _: None)
         # Module.to() swaps tensors in place, and copies ask for their data: those without refuse both.
         replace(nn.Module, "_apply", _convert)
         replace(Tensor, "__deepcopy__", _copy)
@@ -177,7 +182,7 @@ def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modul
             if parameter not in made:
                 new = convert(parameter.detach())
                 made[parameter] = nn.Parameter(new, parameter.requires_grad)
-            owner.register_parameter(name, made[parameter])
+            setattr(owner, name, made[parameter])  # an LSTM keeps a list of them, too
         for name, buffer in owner.named_buffers(recurse=False):
             setattr(owner, name, convert(buffer))
     return module

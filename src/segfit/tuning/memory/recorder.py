@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from segfit.tuning.memory.lstm import onednn_scratch, onednn_workspace
+
 aten = torch.ops.aten
 _BLOCK = {"cuda": 512, "cpu": 1}  # CUDACachingAllocator.cpp's kMinBlockSize
 
@@ -19,8 +21,8 @@ _BLOCK = {"cuda": 512, "cpu": 1}  # CUDACachingAllocator.cpp's kMinBlockSize
 class MemoryRecorder(TorchDispatchMode):
     """Notes births and deaths of the storages on one type of device while it is active.
 
-    Sizes are rounded up as the device's allocator does. On CUDA, what kernels take besides their results counts; what
-    the CPU's kernels take is too little to count (docs/plan.md).
+    Sizes are rounded up as the device's allocator does. On CUDA, what kernels take besides their results counts; of
+    the CPU's kernels, an LSTM's: that of others is too little to count (docs/plan.md).
     """
 
     def __init__(self, device_type: str) -> None:
@@ -41,15 +43,19 @@ class MemoryRecorder(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             value = next(self.scalars, 1.0)
             return value if args[0].dtype.is_floating_point else int(value)
-        if (
-            func._overloadpacket is aten._fused_sgd_
-        ):  # in place, and not known for tensors without data
+        packet = func._overloadpacket
+        if packet is aten._fused_sgd_:  # in place, and not known for tensors without data
             return None
         result = func(*args, **kwargs)
+        if packet is aten.mkldnn_rnn_layer and torch.is_grad_enabled():
+            result = (*result[:3], onednn_workspace(args[0], args[1]))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
-        if self.device_type == "cuda" and (scratch := cuda_scratch(func, args, result)) > 0:
+        scratch = cuda_scratch(func, args, result) if self.device_type == "cuda" else 0
+        if packet is aten.mkldnn_rnn_layer_backward:
+            scratch = onednn_scratch(args)
+        if scratch > 0:
             number = self._born(scratch)
             self.parts[number] = "workspace"
             self.events.append(-number)
