@@ -1,8 +1,9 @@
 """How much arithmetic a step asks for, and how much of it the device could do."""
 
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,8 +119,23 @@ def _measured_peak(device: torch.device, dtype: torch.dtype, side: int) -> float
 
 
 def _counter() -> FlopCounterMode:
-    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    aten = torch.ops.aten
+    mapping: dict[Any, Callable[..., int]] = {aten.convolution_backward: convolution_backward_flops}
+    for forward in (aten.mkldnn_rnn_layer, aten._cudnn_rnn):
+        mapping[forward] = lstm_flops
+    for backward in (aten.mkldnn_rnn_layer_backward, aten._cudnn_rnn_backward):
+        mapping[backward] = lambda *args, **_: 2 * lstm_flops(*args)
     return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
+def lstm_flops(series: Sequence[int], weights: Sequence[Any], *more: Any, **_: Any) -> int:
+    """Return the operations of an LSTM's forward pass, from the shapes of its arguments; torch (2.14) counts none.
+
+    cuDNN gets the weights of all layers as a list, oneDNN those of a layer one by one.
+    """
+    shapes = [weights, more[0]] if isinstance(weights[0], int) else weights
+    numbers: int = sum(math.prod(each) for each in shapes if len(each) == 2)
+    return 2 * series[0] * series[1] * numbers
 
 
 def convolution_backward_flops(

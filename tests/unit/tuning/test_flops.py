@@ -47,6 +47,20 @@ def test_dense_convolutions_as_torch_counts_them(layer: nn.Module) -> None:
     assert backward_flops(layer) == counter.get_total_flops() > 0
 
 
+def test_an_lstm_by_hand() -> None:
+    layers, units, columns = 2, 8, 5
+    model = nn.LSTM(columns, units, layers, batch_first=True)
+    series = torch.randn(BATCH, 7, columns)
+    by_hand = 2 * BATCH * 7 * 4 * units * (columns + units + (layers - 1) * 2 * units)
+    with flops._counter() as counter:
+        outputs = model(series)[0].sum()
+        assert counter.get_total_flops() == by_hand
+        outputs.backward()
+    assert counter.get_total_flops() == 3 * by_hand
+    weights = [list(part.shape) for part in model.parameters()]
+    assert flops.lstm_flops(list(series.shape), weights) == by_hand  # as cuDNN gets them
+
+
 def build(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Training:
     config = compose_run("report.panels=0", "augmentation=none", *overrides, base=base)
     with one_thread():
