@@ -131,6 +131,8 @@ def naive(config: DictConfig) -> Change:
     }
     if augmentation_of(config) != "none":
         options["augmentation"] = "cpu"
+    if "place" in config.data:
+        options["data.place"] = "loader"
     if "fast" in config.model:
         options["model.fast"] = False
     return Change("naive", options)
@@ -148,6 +150,12 @@ def rungs(config: DictConfig, machine: Machine) -> list[Change]:
     if larger <= config.batch_size:
         why = f"batch_size={config.batch_size} is the largest that is asked for, or all samples"
         batch = Change("larger batch", missing=why)
+    uncompiled = "torch.compile leaves nn.LSTM as it is" if config.model.name == "lstm" else ""
+    compiled = Change("compile", {"compile": True}, missing=uncompiled)
+    if "place" in config.data:  # samples of series need no workers
+        twice = [with_batch(config, 2 * larger)] if 2 * larger <= machine.samples else []
+        windows = Change("windows on the device", {"data.place": "device"})
+        return [mixed, batch, *twice, windows, compiled]
     plural = "s" if machine.workers > 1 else ""
     feeding = {"loader.workers": machine.workers, "loader.persistent": True}
     workers = Change(f"{machine.workers} data worker{plural}", feeding)
@@ -167,7 +175,7 @@ def rungs(config: DictConfig, machine: Machine) -> list[Change]:
         Change("augmentation on the device", {"augmentation": "kornia-gpu"}, missing=nothing),
         Change("fast SegFormer", {"model.fast": True}, missing=other),
         Change("channels_last", {"channels_last": True}),
-        Change("compile", {"compile": True}),
+        compiled,
     ]
 
 

@@ -1,5 +1,7 @@
 """Which rungs a machine has is decided from facts alone."""
 
+from dataclasses import replace
+
 import pytest
 from omegaconf import DictConfig
 
@@ -106,3 +108,21 @@ def test_a_halved_batch_keeps_the_effective_one() -> None:
 def test_changes_as_they_are_typed() -> None:
     change = Change("", {"precision": "bf16", "model.fast": True, "image_size": [64, 96]})
     assert change.typed == "precision=bf16 model.fast=true image_size=[64,96]"
+
+
+def test_series_have_rungs_of_their_own() -> None:
+    base = ("task=forecasting", "hardware=cpu", "model=lstm", "batch_size=128")
+    config = compose_benchmark("ladder", base=base)
+    machine = Machine("cpu", ("bf16", "fp32"), workers=2, samples=5000)
+    assert naive(config).options["data.place"] == "loader"
+    found = by_name(config, machine)
+    assert [name for name, rung in found.items() if not rung.missing] == [
+        "mixed precision (bf16)",
+        "batch 512",
+        "batch 1024",
+        "windows on the device",
+    ]
+    assert "nn.LSTM" in found["compile"].missing
+    few = by_name(config, replace(machine, samples=600))
+    assert "batch 512" in few
+    assert "batch 1024" not in few
