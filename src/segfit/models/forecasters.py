@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfit.errors import SegFitError
+from segfit.models.cnn import BatchNorm
 from segfit.models.weights import Weights
+
+Norm = Literal["batch", "layer"]
 
 EPSILON = 1e-5  # added to variances, as in RevIN: a window may be constant
 TREND = 25  # steps of DLinear's moving average, as published
@@ -154,13 +157,22 @@ class LSTMEncoder(nn.Module):
         return states[:, -1]
 
 
-class Block(nn.Module):
-    """Self-attention and two linear layers, each behind a norm (Xiong et al., arXiv 2002.04745); `(N, tokens, width)`."""
+class TokenNorm(BatchNorm):
+    """Batch norm over all tokens, `(N, tokens, width)`."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        return super().forward(input.flatten(0, 1)[..., None, None]).view_as(input)
+
+
+class Block(nn.Module):
+    """Self-attention and two linear layers, each followed by a norm; `(N, tokens, width)`."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, norm: Norm) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        kind = TokenNorm if norm == "batch" else nn.LayerNorm
+        self.norm1, self.norm2 = kind(width), kind(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
         self.mlp = nn.Sequential(
@@ -174,19 +186,18 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens of the same shape."""
         # (N, tokens, 3 · width) → three of (N, heads, tokens, width / heads)
-        qkv = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, -1))
+        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        tokens = tokens + self.dropout(self.project(attended))
-        mixed: Tensor = tokens + self.dropout(self.mlp(self.norm2(tokens)))
-        return mixed
+        tokens = self.norm1(tokens + self.dropout(self.project(attended)))
+        tokens = self.norm2(tokens + self.dropout(self.mlp(tokens)))
+        return tokens  # noqa: RET504
 
 
 class TransformerEncoder(nn.Module):
     """A transformer whose tokens are patches, PatchTST (Nie et al., arXiv 2211.14730).
 
-    Patches do not overlap, and layer norms take the place of its batch norms, which make an accumulated update differ from
-    that of one big batch.
+    Patches do not overlap.
 
     Args:
         columns: of the series.
@@ -196,6 +207,7 @@ class TransformerEncoder(nn.Module):
         num_heads: of the attention; they divide `hidden_size`.
         dropout: of tokens and branches.
         patch: steps of a token.
+        norm: "batch", PatchTST's, with which the parts of an accumulated update differ from one big batch; or "layer".
     """
 
     def __init__(
@@ -207,6 +219,7 @@ class TransformerEncoder(nn.Module):
         num_heads: int,
         dropout: float,
         patch: int,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         tokens = -(-lookback // patch)
@@ -216,14 +229,13 @@ class TransformerEncoder(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, tokens, hidden_size))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(
-            *(Block(hidden_size, num_heads, dropout) for _ in range(num_layers))
+            *(Block(hidden_size, num_heads, dropout, norm) for _ in range(num_layers))
         )
-        self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, series: Tensor) -> Tensor:
         """Return all tokens `(N, tokens · hidden_size)` of `(N, lookback, columns)`."""
         tokens = self.dropout(self.embed(patches(series, self.patch)) + self.positions)
-        features: Tensor = self.norm(self.blocks(tokens))
+        features: Tensor = self.blocks(tokens)
         return features.flatten(1)
 
 

@@ -17,6 +17,10 @@ OPTIONS = {
         **{"name": "transformer", "hidden_size": 16, "num_layers": 2, "num_heads": 4, "dropout": 0.1},
         **{"patch": 8, "revin": True},
     },
+    "layer norms": {
+        **{"name": "transformer", "hidden_size": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.0},
+        **{"patch": 4, "revin": False, "norm": "layer"},
+    },
     "nlinear": {"name": "linear", "kind": "nlinear"},
     "dlinear": {"name": "linear", "kind": "dlinear"},
 }  # fmt: skip
@@ -102,6 +106,24 @@ def test_with_revin_forecasts_follow_level_and_scale(name):
 @every_model
 def test_a_constant_window_is_forecast_without_nan(name):
     assert make(name)(torch.full((2, LOOKBACK, TARGETS), 3.0)).isfinite().all()
+
+
+def test_a_single_window_of_a_single_token_trains():
+    model = make("transformer", patch=LOOKBACK).train()
+    assert model(window(1)[..., :TARGETS]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["lstm", "layer norms", "nlinear"])
+def test_without_batch_norm_parts_of_a_batch_have_its_gradient(name):
+    model, batch = make(name, dropout=0.0) if name == "lstm" else make(name), window(6)
+    model.train()
+    gradients = []
+    for size in (6, 2):
+        model.zero_grad()
+        for part in batch.split(size):
+            model(part).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients)
 
 
 def test_nlinear_is_a_line_through_what_is_left_of_the_last_value():
