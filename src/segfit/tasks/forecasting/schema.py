@@ -67,6 +67,11 @@ class TransformerConfig(ModelConfig):
     revin: bool = option(
         True, "Normalise each window by itself (RevIN); false: by the series alone."
     )
+    norm: str = option(
+        "batch",
+        "Of tokens. batch: PatchTST's, the better one. layer: accumulated updates equal those of the big batch.",
+        choices=("batch", "layer"),
+    )
     mixed: bool = option(False, "Tokens of all targets at once; false: each target by itself.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +13,7 @@ from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import merge, restore, state_of
 from segfit.engine.findings import Findings
 from segfit.engine.task import Batch, Forward, count_samples
+from segfit.report.text import number
 from segfit.tasks.forecasting.data.files import Layout
 from segfit.tasks.forecasting.plots import Forecast, error_figure, forecast_image
 from segfit.tasks.forecasting.schema import MEMORY_ADVICE
@@ -96,7 +97,7 @@ class ForecastMeter:
         self.metrics = metrics.ForecastMetrics(
             task.horizon, targets, returns=task.returns, season=task.season
         )
-        self._error_table = metrics.error_table
+        self._error_table, self._warning = metrics.error_table, metrics.warning
         self.loss: Tensor | None = None
         self.windows = 0
         self.panels: dict[int, Forecast] = {}
@@ -141,13 +142,21 @@ class ForecastMeter:
         panels = {index: panel for *_, kept in every for index, panel in kept.items()}
         return Findings(
             scores={"loss": sum(part for _, part, _, _ in every) / windows, **found.scores},
-            tables=[self._error_table(found.scores)],
+            tables=[replace(self._error_table(found.scores), caption=self._caption(found.scores))],
             values={"mse_by_step": found.by_step},
             figures={"error_by_step": partial(error_figure, found.by_step)},
             panels={
                 panel.name: partial(forecast_image, panel) for _, panel in sorted(panels.items())
             },
         )
+
+    def _caption(self, scores: Mapping[str, float]) -> str:
+        texts = [
+            f"{label} {number(scores[name])} ± {number(scores[f'{name}_se'])} (standard error)."
+            for name, label in (("ic", "IC"), ("hit_rate", "Hit rate"))
+            if name in scores
+        ]
+        return " ".join([*texts, self._warning(scores)])
 
     def _keep_panels(self, batch: Batch, values: Tensor) -> None:
         for row, index in enumerate(batch["index"].tolist()):  # synchronises, once a batch
