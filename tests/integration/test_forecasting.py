@@ -94,7 +94,11 @@ def test_the_exported_program_forecasts_what_evaluation_wrote(trained):
 
 
 def test_killed_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
-    dropout = ("model=lstm_64", "model.patch=12")  # where random numbers have to go on, too
+    dropout = (
+        "model=lstm_64",
+        "model.patch=12",
+        "model.num_layers=2",
+    )  # where random numbers have to go on, too
     short = (*SMALL, *dropout, "epochs=2", "data.length=300")
     run(tmp_path, *short, "hydra.run.dir=calm")
     slow = ("checkpoint.every_steps=3", "report.log_every=1", "hydra.run.dir=run")

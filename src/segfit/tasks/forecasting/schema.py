@@ -43,11 +43,9 @@ class LSTMConfig(ModelConfig):
 
     name: str = "lstm"
     hidden_size: int = option(128, "Width of the hidden state.", ge=1, le=8192)
-    num_layers: int = option(2, "Layers on top of each other.", ge=1, le=64)
-    dropout: float = option(0.1, "Between layers and before the head.", ge=0, lt=1)
-    patch: int = option(
-        0, "Values a step; 0: one. Longer patches are faster, and often better.", ge=0
-    )
+    num_layers: int = option(1, "Layers on top of each other.", ge=1, le=64)
+    dropout: float = option(0.3, "Between layers and before the head.", ge=0, lt=1)
+    patch: int = option(24, "Values a step; 0: one, which takes many times as long.", ge=0)
     revin: bool = option(
         True, "Normalise each window by itself (RevIN); false: by the series alone."
     )
@@ -243,6 +241,8 @@ def problems(config: DictConfig) -> Iterator[str]:
         yield f"model.hidden_size={model.hidden_size}: must be a multiple of model.num_heads={model.num_heads}."
     if data.season is not None and data.season > data.lookback:
         yield f"data.season={data.season}: must be at most data.lookback={data.lookback}."
+    if config.metrics.extra:
+        yield "metrics.extra: forecasting takes no other metrics. Leave it away."
     if config.monitor in ("ic", "hit_rate") and not data.returns:
         yield f"monitor={config.monitor}: only returns have this score. Set data.returns=true."
     if config.loss.name == "quantile":

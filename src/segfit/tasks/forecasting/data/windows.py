@@ -85,7 +85,8 @@ class Windows:
         if self.part == "future":
             rows = rows.clamp(max=len(place.values) - 1)
         batch = {
-            "window": place.values[rows],
+            # A third of the time of values[rows] on a CPU.
+            "window": place.values.index_select(0, rows.flatten()).view(*rows.shape, -1),
             "mean": place.mean[which],
             "std": place.std[which],
             "scale": place.scale[which],
