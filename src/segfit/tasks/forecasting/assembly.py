@@ -23,9 +23,8 @@ from segfit.tasks.defaults import (
     make_extra_metrics,
     statistics_need_train,
 )
-from segfit.tasks.forecasting.data.files import Layout, files_of, layout_of
+from segfit.tasks.forecasting.data.files import columns_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries
-from segfit.tasks.forecasting.data.table import waves_layout
 from segfit.tasks.forecasting.data.windows import GatheredWindows, WindowDataset, Windows
 from segfit.tasks.forecasting.losses import ForecastLoss
 from segfit.tasks.forecasting.task import ForecastingTask
@@ -91,16 +90,6 @@ def cached_forms(*_: Any) -> dict[str, Any]:
 def reading_options(_: DictConfig) -> dict[str, Any]:
     """Return nothing, as `cached_forms`."""
     return {}
-
-
-def columns_of(config: DictConfig) -> Layout:
-    """Return what the columns of a window are; of files, the header of the first is read.
-
-    Raises:
-        SegFitError: if there is no file.
-    """
-    data = config.data
-    return waves_layout(data) if data.name == "waves" else layout_of(data, files_of(data.root)[0])
 
 
 # -------------------------------------------------------------------------------- model, task

@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.tasks.forecasting.assembly import columns_of, make_sources, quantiles_of
+from segfit.tasks.forecasting.assembly import make_sources, quantiles_of
+from segfit.tasks.forecasting.data.files import columns_of
 
 
 class Deployed(nn.Module):

@@ -12,7 +12,7 @@ from segfit.tasks.defaults import (
     largest_first,
     without_augmentation,
 )
-from segfit.tasks.forecasting.assembly import columns_of
+from segfit.tasks.forecasting.data.files import columns_of
 
 __all__ = ["costliest", "device_augmentation", "largest_first", "without_augmentation"]
 

@@ -216,8 +216,14 @@ def sample_label(config: DictConfig) -> str:
 
 
 def held_out_shape(config: DictConfig) -> tuple[int, ...]:
-    """Return the rows of a window."""
-    return (int(config.data.lookback + config.data.horizon),)
+    """Return the rows of a window, its columns, and how many of them are targets and known in advance."""
+    from segfit.tasks.forecasting.data.files import (
+        columns_of,
+    )  # reads the header of a file, if there are any
+
+    layout = columns_of(config)
+    rows = int(config.data.lookback + config.data.horizon)
+    return rows, len(layout.columns), layout.targets, layout.known
 
 
 def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str, Any], str]]:

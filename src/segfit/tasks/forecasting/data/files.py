@@ -81,6 +81,22 @@ def layout_of(data: DictConfig, file: Path) -> Layout:
     return Layout(date, columns, len(targets), len(known))
 
 
+def waves_layout(data: DictConfig) -> Layout:
+    """Return the columns of made-up series, all of them targets."""
+    columns = tuple(f"value_{place}" for place in range(data.columns))
+    return Layout("date", columns, data.columns, 0)
+
+
+def columns_of(config: DictConfig) -> Layout:
+    """Return what the columns of a window are; of files, the header of the first is read.
+
+    Raises:
+        SegFitError: if there is no file.
+    """
+    data = config.data
+    return waves_layout(data) if data.name == "waves" else layout_of(data, files_of(data.root)[0])
+
+
 def _header(file: Path) -> list[str]:
     try:
         return list(pd.read_csv(file, nrows=0).columns)

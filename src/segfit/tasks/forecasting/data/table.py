@@ -29,6 +29,7 @@ from segfit.tasks.forecasting.data.files import (
     SeriesFiles,
     files_of,
     layout_of,
+    waves_layout,
 )
 
 Progress = Callable[[int, int], None]
@@ -69,12 +70,6 @@ class Table:
     def stops(self) -> NDArray[np.int64]:
         """The row after the last of each series, in which perhaps only what is known in advance is there."""
         return np.append(self.begins[1:], len(self.dates))
-
-
-def waves_layout(data: DictConfig) -> Layout:
-    """Return the columns of made-up series, all of them targets."""
-    columns = tuple(f"value_{place}" for place in range(data.columns))
-    return Layout("date", columns, data.columns, 0)
 
 
 def waves_table(data: DictConfig) -> Table:
