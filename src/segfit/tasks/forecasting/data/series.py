@@ -163,7 +163,11 @@ def _cuts(table: Table, good: Sequence[int], split: DictConfig) -> tuple[int, in
     dates = np.unique(np.concatenate(spans)) if len(spans) > 1 else spans[0]
     test = len(dates) - round(split.test * len(dates))
     val = test - round(split.val * len(dates))
-    return int(dates[val]), int(dates[test]) if test < len(dates) else _NEVER, _NEVER
+    return (
+        int(dates[min(val, len(dates) - 1)]),
+        int(dates[test]) if test < len(dates) else _NEVER,
+        _NEVER,
+    )
 
 
 def _seconds(date: str | None) -> int:
