@@ -318,6 +318,6 @@ def make_forecaster(
         quantiles=quantiles,
         scaling=scaling,
         mixed=mixed,
-        dropout=values["dropout"] if name == "lstm" else 0.0,
+        dropout=values.get("dropout", 0.0),
     )
     return model, Weights("random", "There are none for this model.")
