@@ -15,9 +15,14 @@ from tests.unit.data.files import save
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = "outputs/2030-01-31/12-00-00"  # the README's
 SMALL_RUN = (
-    *("image_size=32", "batch_size=2", "accumulate=1", "max_steps=1", "limit_val_batches=1"),
+    *("batch_size=2", "accumulate=1", "max_steps=1", "limit_val_batches=1"),
     *("loader.workers=0", "report.panels=0", "device=cpu", "precision=fp32"),
 )
+SMALL_SAMPLES = {
+    "segmentation": ("image_size=32",),
+    "restoration": ("patch_size=16", "model.base_channels=8", "model.num_blocks=1"),
+    "forecasting": (),
+}
 SMALL = {
     "train": (*SMALL_RUN, "report.tensorboard=false"),
     "benchmark": (*SMALL_RUN, "seconds=0.2"),
@@ -41,6 +46,21 @@ def run(
     return finished([sys.executable, *launcher, *line[1:]], place)
 
 
+def task_of(words: list[str]) -> str:
+    if any("etth1" in word for word in words):
+        return "forecasting"
+    return next((word[5:] for word in words if word.startswith("task=")), "segmentation")
+
+
+def write_series(path: Path, hours: int, columns: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    path.parent.mkdir(exist_ok=True)
+    start = np.datetime64("2016-07-01T00:00:00")
+    rows = 50 + rng.normal(0, 1, (hours, len(columns)))
+    lines = [f"{start + hour},{','.join(map(str, row))}" for hour, row in enumerate(rows)]
+    path.write_text("\n".join([",".join(["date", *columns]), *lines]) + "\n")
+
+
 def write_masks(root: Path, values: list[int], *, gray: bool = False) -> None:
     rng = np.random.default_rng(0)
     for number in range(6):
@@ -57,8 +77,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_masks(place / "CelebAMask-HQ", list(range(19)))
     write_masks(place / "slices", list(range(4)), gray=True)
     write_masks(place / "photos", [0])
+    write_series(place / "ETTh1.csv", 20 * 30 * 24, ["load", "OT"])
+    for name in ("a", "b", "c"):
+        write_series(place / "prices" / f"{name}.csv", 1500, ["open", "close"])
     model = ("model=cnn", "model.base_channels=8", "epochs=3")
-    done = run(["train.py", *model, *SMALL["train"], *SHAPES, f"hydra.run.dir={RUN}"], place)
+    done = run(
+        ["train.py", *model, *SMALL["train"], "image_size=32", *SHAPES, f"hydra.run.dir={RUN}"],
+        place,
+    )
     assert done.returncode == 0, done.stderr
     return place
 
@@ -78,12 +104,17 @@ def test_the_command_runs(line: str, place: Path) -> None:
     if any(word.startswith("resume=") for word in words):
         # Whichever of them comes first, there is something left for the other.
         small = [f"max_steps={3 if any(word.startswith('batch_size=') for word in words) else 2}"]
-    if words[0] != "evaluate.py" and any("=8gb" in word for word in words):
+    elif kind != "evaluate":
+        small += SMALL_SAMPLES[task_of(words)]
+    task = task_of(words)
+    if task == "segmentation" and kind != "evaluate" and any("=8gb" in word for word in words):
         small.append("model.variant=b0")  # with nothing but its sizes changed
     given = {word.split("=")[0] for word in words}
     small = [text for text in small if text.split("=")[0] not in given]
-    if kind != "evaluate" and not any(
-        w.startswith(("data=", "experiment=", "resume=")) for w in words
+    if (
+        kind != "evaluate"
+        and task != "forecasting"
+        and not any(w.startswith(("data=", "experiment=", "resume=")) for w in words)
     ):
         small += SHAPES
     # One job is as good as three: test_sweep.py has several.

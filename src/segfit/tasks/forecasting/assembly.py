@@ -21,6 +21,7 @@ from segfit.tasks.defaults import (
     collate,
     held_out_batch_size,
     make_extra_metrics,
+    samples_per_read,
     statistics_need_train,
 )
 from segfit.tasks.forecasting.data.files import columns_of
@@ -34,6 +35,7 @@ __all__ = [
     "collate",
     "held_out_batch_size",
     "make_extra_metrics",
+    "samples_per_read",
     "statistics_need_train",
 ]
 
