@@ -57,7 +57,10 @@ def write_series(path: Path, hours: int, columns: list[str]) -> None:
     path.parent.mkdir(exist_ok=True)
     start = np.datetime64("2016-07-01T00:00:00")
     rows = 50 + rng.normal(0, 1, (hours, len(columns)))
-    lines = [f"{start + hour},{','.join(map(str, row))}" for hour, row in enumerate(rows)]
+    lines = [
+        f"{start + np.timedelta64(hour, 'h')},{','.join(map(str, row))}"
+        for hour, row in enumerate(rows)
+    ]
     path.write_text("\n".join([",".join(["date", *columns]), *lines]) + "\n")
 
 
