@@ -37,7 +37,7 @@ _BASE = (
     *("checkpoint.every_steps=10", "max_left_out=1000", "deterministic=true"),
 )
 _PAUSE = (1.0, 6.0)  # seconds between two faults
-_DISK = 20_000  # bytes that a file may have on the full disk
+_DISK = 100_000  # bytes that a file may have on the full disk; batches in shared memory have fewer, checkpoints more
 _GROWTH_MIB = 40.0  # of a process from the first third of its life to the last
 _SURVIVED = ("weight becomes NaN", "disk full for a while")
 _MORE_FILES = 4
