@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segfit.errors import SegFitError
 from segfit.models.cnn import BatchNorm
-from segfit.models.weights import Weights
-
-Norm = Literal["batch", "layer"]
 
 EPSILON = 1e-5  # added to variances, as in RevIN: a window may be constant
 TREND = 25  # steps of DLinear's moving average, as published
@@ -27,41 +23,40 @@ class Forecaster(nn.Module):
     known in advance; so no target sees another, as in PatchTST (Nie et al., arXiv 2211.14730). With `mixed`, all targets
     make up one series. Values known of the step itself add to its forecast, by a small network.
 
-    Args:
-        encoder: `(N, lookback, columns) → (N, features)`.
-        features: of the encoder.
-        horizon: steps that are forecast.
-        channels: columns of the past, the targets first.
-        targets: columns that are forecast.
-        known: columns known in advance, after the others.
-        quantiles: forecasts a value; 0: one, without a dimension of its own.
-        scaling: of each window's columns by their own past: "revin", by mean and deviation (RevIN, Kim et al., ICLR 2022,
-            without its affine layer); "last", less the last value; "none".
-        mixed: see above.
-        dropout: before the head.
+    The columns of a window are scaled by their own past: with `revin` by mean and deviation (RevIN, Kim et al., ICLR 2022,
+    without its affine layer); for NLinear, less the last value.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
-        features: int,
+        options: Mapping[str, Any],  # the fields of the model's config
         *,
+        lookback: int,
         horizon: int,
-        channels: int,
+        channels: int,  # columns of the past, the targets first
         targets: int,
-        known: int = 0,
-        quantiles: int = 0,
-        scaling: Literal["revin", "last", "none"] = "revin",
-        mixed: bool = False,
-        dropout: float = 0.0,
+        known: int,  # columns known in advance, after the others
+        quantiles: int,  # forecasts a value; 0: one, without a dimension of its own
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        values = dict(options)
+        name, mixed = values.pop("name"), values.pop("mixed", False)
+        self.scaling = "revin" if values.pop("revin", False) else "none"
+        columns = channels + known + (0 if mixed else 1 - targets)
+        self.encoder: LSTMEncoder | TransformerEncoder | LinearEncoder
+        if name == "lstm":
+            self.encoder = LSTMEncoder(columns, **values)
+        elif name == "transformer":
+            self.encoder = TransformerEncoder(columns, lookback, **values)
+        else:
+            self.encoder = LinearEncoder(columns, lookback, **values)
+            self.scaling = "none" if self.encoder.decompose else "last"
         self.horizon, self.channels, self.targets = horizon, channels, targets
-        self.quantiles, self.scaling = quantiles, scaling
+        self.quantiles = quantiles
         self.width = targets if mixed else 1  # targets a series
         outputs = self.width * max(quantiles, 1)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, horizon * outputs))
+        head = nn.Linear(self.encoder.features, horizon * outputs)
+        self.head = nn.Sequential(nn.Dropout(values.get("dropout", 0.0)), head)
         self.known = (
             nn.Sequential(nn.Linear(known, KNOWN_WIDTH), nn.GELU(), nn.Linear(KNOWN_WIDTH, outputs))
             if known
@@ -69,20 +64,21 @@ class Forecaster(nn.Module):
         )
 
     def forward(self, window: Tensor) -> Tensor:
-        """Return forecasts.
+        """Return forecasts `(B, horizon, targets)` float32, or `(B, horizon, targets, quantiles)`.
 
-        Args:
-            window: `(B, lookback, channels)` float; with columns known in advance
-                `(B, lookback + horizon, channels + known)`, of which the future of the first `channels` is not looked at.
-
-        Returns:
-            `(B, horizon, targets)` float32, or `(B, horizon, targets, quantiles)`.
+        The window is `(B, lookback, channels)` float; with columns known in advance
+        `(B, lookback + horizon, channels + known)`, of which the future of the first `channels` is not looked at.
         """
         past = window if self.known is None else window[:, : -self.horizon]
         # Columns before steps: what is done along the steps is several times faster.
         columns = past.float().transpose(1, 2).contiguous()
         values, extra = columns[:, : self.channels], columns[:, self.channels :]
-        mean, std = self._scale(values)
+        if self.scaling == "revin":
+            variance, mean = torch.var_mean(values, 2, correction=0, keepdim=True)
+            std = (variance + EPSILON).sqrt()
+        else:
+            std = torch.ones_like(values[..., :1])
+            mean = values[..., -1:] if self.scaling == "last" else torch.zeros_like(std)
         values = (values - mean) / std
         own, other = values[:, : self.targets], values[:, self.targets :]
         groups = self.targets // self.width
@@ -104,15 +100,6 @@ class Forecaster(nn.Module):
         outputs = outputs * own_std + own_mean
         return outputs if self.quantiles else outputs[..., 0]
 
-    def _scale(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is subtracted from and divides `(B, channels, lookback)`, both `(B, channels, 1)`."""
-        if self.scaling == "revin":
-            variance, mean = torch.var_mean(values, 2, correction=0, keepdim=True)
-            return mean, (variance + EPSILON).sqrt()
-        last = values[..., -1:]
-        shift = last if self.scaling == "last" else torch.zeros_like(last)
-        return shift, torch.ones_like(last)
-
 
 def patches(series: Tensor, size: int) -> Tensor:
     """Return `(N, lookback, columns)` in patches of `size` steps, `(N, ⌈lookback / size⌉, size · columns)`.
@@ -129,12 +116,7 @@ def patches(series: Tensor, size: int) -> Tensor:
 class LSTMEncoder(nn.Module):
     """The last state of an LSTM that reads steps, or patches of them as in SegRNN (Lin et al., arXiv 2308.11200).
 
-    Args:
-        columns: of the series.
-        hidden_size: of its states.
-        num_layers: one upon the other.
-        dropout: between layers.
-        patch: steps that it reads at once, through a linear layer; 0: single ones.
+    It reads `patch` steps at once, through a linear layer; 0: single ones.
     """
 
     def __init__(
@@ -171,7 +153,7 @@ class TokenNorm(BatchNorm):
 class Block(nn.Module):
     """Self-attention and two linear layers, each followed by a norm; `(N, tokens, width)`."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float, norm: Norm) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float, norm: str) -> None:
         super().__init__()
         self.num_heads = num_heads
         kind = TokenNorm if norm == "batch" else nn.LayerNorm
@@ -198,19 +180,9 @@ class Block(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A transformer whose tokens are patches, PatchTST (Nie et al., arXiv 2211.14730).
+    """A transformer whose tokens are patches that do not overlap, PatchTST (Nie et al., arXiv 2211.14730).
 
-    Patches do not overlap.
-
-    Args:
-        columns: of the series.
-        lookback: steps of it.
-        hidden_size: width of the tokens.
-        num_layers: blocks.
-        num_heads: of the attention; they divide `hidden_size`.
-        dropout: of tokens and branches.
-        patch: steps of a token.
-        norm: "batch", PatchTST's, with which the parts of an accumulated update differ from one big batch; or "layer".
+    `norm` is "batch", PatchTST's, with which the parts of an accumulated update differ from one big batch; or "layer".
     """
 
     def __init__(
@@ -222,7 +194,7 @@ class TransformerEncoder(nn.Module):
         num_heads: int,
         dropout: float,
         patch: int,
-        norm: Norm = "batch",
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         tokens = -(-lookback // patch)
@@ -245,16 +217,13 @@ class TransformerEncoder(nn.Module):
 class LinearEncoder(nn.Module):
     """The window itself, for a head that is the whole model: NLinear and DLinear (Zeng et al., arXiv 2205.13504).
 
-    Args:
-        columns: of the series.
-        lookback: steps of it.
-        decompose: give the moving average and what remains, as DLinear, instead of the values.
+    Of "dlinear", the moving average and what remains.
     """
 
-    def __init__(self, columns: int, lookback: int, decompose: bool) -> None:
+    def __init__(self, columns: int, lookback: int, kind: str) -> None:
         super().__init__()
-        self.features = lookback * columns * (2 if decompose else 1)
-        self.decompose = decompose
+        self.decompose = kind == "dlinear"
+        self.features = lookback * columns * (2 if self.decompose else 1)
 
     def forward(self, series: Tensor) -> Tensor:
         """Return `(N, features)` of `(N, lookback, columns)`."""
@@ -264,60 +233,3 @@ class LinearEncoder(nn.Module):
         ends = F.pad(steps, (TREND // 2, TREND // 2), mode="replicate")
         trend = F.avg_pool1d(ends, TREND, stride=1)
         return torch.cat([trend, steps - trend], 1).flatten(1)
-
-
-def make_forecaster(
-    options: Mapping[str, Any],
-    *,
-    lookback: int,
-    horizon: int,
-    channels: int,
-    targets: int,
-    known: int = 0,
-    quantiles: int = 0,
-) -> tuple[nn.Module, Weights]:
-    """Return a forecaster by name, and that its weights are random.
-
-    Args:
-        options: the fields of the model's config.
-        lookback: steps that it sees.
-        horizon: steps that it forecasts.
-        channels: columns of the past, the targets first.
-        targets: columns that are forecast.
-        known: columns known in advance, after the others.
-        quantiles: forecasts a value; 0: one, without a dimension of its own.
-
-    Raises:
-        SegFitError: if there is no such model.
-    """
-    values = dict(options)
-    name = values.pop("name")
-    mixed = bool(values.pop("mixed", False))
-    columns = channels + known + (0 if mixed else 1 - targets)
-    scaling: Literal["revin", "last", "none"] = "revin" if values.pop("revin", False) else "none"
-    encoder: LSTMEncoder | TransformerEncoder | LinearEncoder
-    if name == "lstm":
-        encoder = LSTMEncoder(columns, **values)
-    elif name == "transformer":
-        encoder = TransformerEncoder(columns, lookback, **values)
-    elif name == "linear":
-        decompose = values["kind"] == "dlinear"
-        encoder, scaling = (
-            LinearEncoder(columns, lookback, decompose),
-            "none" if decompose else "last",
-        )
-    else:
-        raise SegFitError(f"model.name={name}: there is no such model.")
-    model = Forecaster(
-        encoder,
-        encoder.features,
-        horizon=horizon,
-        channels=channels,
-        targets=targets,
-        known=known,
-        quantiles=quantiles,
-        scaling=scaling,
-        mixed=mixed,
-        dropout=values.get("dropout", 0.0),
-    )
-    return model, Weights("random", "There are none for this model.")

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.errors import SegFitError
-from segfit.models.forecasters import make_forecaster
+from segfit.models.forecasters import Forecaster
 
 LOOKBACK, HORIZON, TARGETS = 30, 7, 3
 OPTIONS = {
@@ -40,7 +39,7 @@ def make(name, *, inputs=0, known=0, quantiles=0, **options):
         "channels": TARGETS + inputs,
     }
     options = {**OPTIONS[name], **options}
-    return make_forecaster(options, **sizes, known=known, quantiles=quantiles)[0].eval()
+    return Forecaster(options, **sizes, known=known, quantiles=quantiles).eval()
 
 
 def window(batch=4, *, inputs=0, known=0):
@@ -144,8 +143,3 @@ def test_dlinear_is_a_line_through_the_trend_and_one_through_the_rest():
     expected = np.einsum("blt,hl->bht", trend, weight[:, :LOOKBACK]) + bias[:, None]
     expected += np.einsum("blt,hl->bht", values - trend, weight[:, LOOKBACK:])
     np.testing.assert_allclose(model(series).detach().numpy(), expected, atol=1e-4)
-
-
-def test_an_unknown_model_is_named():
-    with pytest.raises(SegFitError, match=r"model\.name=gru"):
-        make_forecaster({"name": "gru"}, lookback=4, horizon=2, channels=1, targets=1)

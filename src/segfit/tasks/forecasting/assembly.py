@@ -13,7 +13,7 @@ from segfit.config.check import plain
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
-from segfit.models.forecasters import make_forecaster
+from segfit.models.forecasters import Forecaster
 from segfit.models.weights import Weights
 from segfit.tasks.defaults import (
     NothingToReport,
@@ -100,7 +100,7 @@ def reading_options(_: DictConfig) -> dict[str, Any]:
 def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:  # noqa: ARG001
     """Return the model of a config: `example_input` → (B, horizon, targets) or (B, horizon, targets, quantiles)."""
     layout = columns_of(config)
-    return make_forecaster(
+    model = Forecaster(
         plain(config.model),
         lookback=config.data.lookback,
         horizon=config.data.horizon,
@@ -109,6 +109,7 @@ def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, We
         known=layout.known,
         quantiles=len(quantiles_of(config)),
     )
+    return model, Weights("random", "There are none for this model.")
 
 
 def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:

@@ -10,32 +10,21 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class ForecastLoss:
-    """A mean over all values of an update.
-
-    Args:
-        name: "mse", "mae", "huber" or "quantile".
-        delta: error up to which huber is a square, in standard deviations.
-        quantiles: of the quantile loss, the outputs' last dimension.
-    """
+    """A mean over all values of an update, by name: "mse", "mae", "huber" or "quantile"."""
 
     name: str
-    delta: float = 1.0
-    quantiles: Sequence[float] = ()
+    delta: float = 1.0  # error up to which huber is a square, in standard deviations
+    quantiles: Sequence[float] = ()  # of the quantile loss, the outputs' last dimension; with 0.5
 
     def totals(self, targets: Tensor) -> Tensor:
         """Return how many values there are, `(1,)` float32, to be summed over the micro-batches of an update."""
         return torch.full((1,), float(targets.numel()), device=targets.device)
 
     def __call__(self, outputs: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
-        """Return the loss, `()` float32.
+        """Return the loss, `()` float32, of outputs `(B, H, T)` and targets `(B, H, T)`.
 
         The quantile loss is the pinball loss max(q·e, (q - 1)·e) of the errors e = truth - forecast (Koenker and Bassett,
-        1978), averaged over the quantiles.
-
-        Args:
-            outputs: `(B, H, T)`, or `(B, H, T, Q)` for the quantile loss.
-            targets: `(B, H, T)`.
-            totals: `(1,)` float32 of the whole update.
+        1978), averaged over the quantiles; its outputs are `(B, H, T, Q)`. `totals` are `(1,)` float32 of the whole update.
         """
         outputs, targets = outputs.float(), targets.float()
         if self.name == "mse":
@@ -53,8 +42,5 @@ class ForecastLoss:
         return value / totals[0]
 
     def point(self, outputs: Tensor) -> Tensor:
-        """Return one forecast a value, `(B, H, T)`: the quantile next to the median where there are several."""
-        if self.name != "quantile":
-            return outputs
-        nearest = min(range(len(self.quantiles)), key=lambda at: abs(self.quantiles[at] - 0.5))
-        return outputs[..., nearest]
+        """Return one forecast a value, `(B, H, T)`: the median where there are several."""
+        return outputs[..., self.quantiles.index(0.5)] if self.quantiles else outputs
