@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from segfit.engine.findings import Cell, Column, Table
+from segfit.report.text import number
 
 Vector = NDArray[np.float64]
 
@@ -28,68 +29,55 @@ LEAST_SERIES = 3  # a date has for a correlation
 class Scores(NamedTuple):
     """The scores of a data set."""
 
-    scores: dict[
-        str, float
-    ]  # `ERRORS`, with _last and _season too; of returns ic, hit_rate, and with _se
-    by_step: dict[
-        str, Vector
-    ]  # forecaster → `(horizon,)` mean squared errors on standardised values
+    # `ERRORS`, with _last and _season too; of returns ic, hit_rate, and with _se
+    scores: dict[str, float]
+    # forecaster → `(horizon,)` mean squared errors on standardised values
+    by_step: dict[str, Vector]
 
 
 class ForecastMetrics(Metric):
     """Sums of errors over all windows, for the model, repeating the last value, and repeating the last season.
 
     Sums are float64: they do not depend on the batch size. An update never waits for the device.
-
-    Args:
-        horizon: steps that are forecast.
-        targets: columns that are forecast.
-        returns: values are returns of prices. The last price repeated is then a return of 0, and directions are scored.
-        season: steps; 1: there is none, and no seasonal forecast.
     """
 
     full_state_update = False
     squared: Tensor
     absolute: Tensor
-    true: Tensor
+    true: Tensor  # squared, absolute and scaled errors of true values
     windows: Tensor
     moves: list[Tensor]
 
-    def __init__(self, horizon: int, targets: int, *, returns: bool, season: int) -> None:
+    def __init__(
+        self,
+        horizon: int,
+        targets: int,
+        *,
+        returns: bool,  # of prices: the last price repeated is one of 0, and directions are scored
+        season: int,  # steps; 1: there is none, and no seasonal forecast
+    ) -> None:
         super().__init__(sync_on_compute=False)
         self.horizon, self.targets, self.returns, self.season = horizon, targets, returns, season
         self.names = tuple(FORECASTERS)[: 3 if season > 1 else 2]
-        each = torch.zeros(len(self.names), horizon, dtype=torch.float64)
-        self.add_state("squared", each, dist_reduce_fx="sum")
-        self.add_state("absolute", each.clone(), dist_reduce_fx="sum")
-        # Squared, absolute and scaled errors of true values.
-        true = torch.zeros(3, len(self.names), dtype=torch.float64)
-        self.add_state("true", true, dist_reduce_fx="sum")
+        count, double = len(self.names), torch.float64
+        self.add_state("squared", torch.zeros(count, horizon, dtype=double), dist_reduce_fx="sum")
+        self.add_state("absolute", torch.zeros(count, horizon, dtype=double), dist_reduce_fx="sum")
+        self.add_state("true", torch.zeros(3, count, dtype=double), dist_reduce_fx="sum")
         self.add_state("windows", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("moves", [], dist_reduce_fx="cat")
 
     def update(
         self,
-        forecast: Tensor,
-        truth: Tensor,
+        forecast: Tensor,  # (B, horizon, targets) float32, standardised
+        truth: Tensor,  # the same
         *,
-        mean: Tensor,
-        std: Tensor,
-        scale: Tensor,
-        past: Tensor,
-        when: Tensor,
+        mean: Tensor,  # (B, targets), of the training part of each window's series
+        std: Tensor,  # the same
+        scale: Tensor,  # (B, targets), error of the seasonal forecast of one step there, for MASE
+        past: Tensor,  # (B, lookback, targets) standardised; lookback ≥ season
+        when: Tensor,  # (B,) int64, the date of the first step
     ) -> None:
-        """Count a batch.
-
-        Args:
-            forecast: `(B, horizon, targets)` float32, standardised.
-            truth: the same.
-            mean: `(B, targets)`, of the training part of each window's series.
-            std: `(B, targets)`, the same.
-            scale: `(B, targets)`, mean error of the seasonal forecast of one step in the training part, for MASE.
-            past: `(B, lookback, targets)` standardised; lookback ≥ season.
-            when: `(B,)` int64, the date of the first step.
-        """
+        """Count a batch."""
         naive = [(-mean / std).unsqueeze(1) if self.returns else past[:, -1:]]
         if self.season > 1:
             repeats = -(-self.horizon // self.season)
@@ -98,23 +86,14 @@ class ForecastMetrics(Metric):
         self.squared += errors.square().sum((1, 3), dtype=torch.float64)
         self.absolute += errors.abs().sum((1, 3), dtype=torch.float64)
         true = errors * std.unsqueeze(1)
-        scaled = true.abs() / scale.unsqueeze(1)
-        self.true += torch.stack(
-            [
-                part.sum((1, 2, 3), dtype=torch.float64)
-                for part in (true.square(), true.abs(), scaled)
-            ]
-        )
+        parts = true.square(), true.abs(), true.abs() / scale.unsqueeze(1)
+        self.true += torch.stack([part.sum((1, 2, 3), dtype=torch.float64) for part in parts])
         self.windows += len(truth)
         if self.returns:
             both = torch.stack([forecast, truth]) * std.unsqueeze(1) + mean.unsqueeze(1)
             predicted, happened = both.sum(2, dtype=torch.float64)
             dates = when.double().unsqueeze(1).expand_as(predicted)
             self.moves.append(torch.stack([dates, predicted, happened], 2).flatten(0, 1))
-
-    def compute(self) -> Scores:
-        """Return `scores()`."""
-        return self.scores()
 
     def scores(self) -> Scores:
         """Return the scores of the state as it is, merged or not; NaN if nothing was counted. Waits for the device."""
@@ -132,23 +111,19 @@ class ForecastMetrics(Metric):
             scores |= direction_scores(dates, predicted, happened, self.horizon)
         return Scores(scores, dict(zip(self.names, squared.cpu().numpy(), strict=True)))
 
+    compute = scores
+
 
 def direction_scores(
     dates: Vector, predicted: Vector, happened: Vector, horizon: int
 ) -> dict[str, float]:
-    """Return how well forecasts of returns order series and tell directions.
+    """Return how well forecasts of returns, `(N,)` each over the whole horizon, order series and tell directions.
 
     `ic`, the information coefficient, is the mean over dates of the correlation between predicted and real returns of that
     date's series (Grinold, 1989); where no date has three series, the correlation over time. `hit_rate` is the mean over
     dates of the share of returns whose sign was right; returns of 0 do not count. Series of one date move together, and
     returns over a horizon overlap those of the next dates, so that the standard errors, `ic_se` and `hit_rate_se`, count
     one date in `horizon` as independent.
-
-    Args:
-        dates: `(N,)`, equal for forecasts of one date.
-        predicted: `(N,)` returns over the whole horizon.
-        happened: `(N,)`, the same.
-        horizon: dates that a return spans.
     """
     _, group = np.unique(dates, return_inverse=True)
     count = np.bincount(group)
@@ -156,9 +131,8 @@ def direction_scores(
     def mean(values: Vector) -> Vector:
         return np.bincount(group, values) / count
 
-    moved = np.abs(happened) > 1e-6 * np.abs(happened).max(
-        initial=0.0
-    )  # what rounding leaves of a return of 0
+    # Not above 0: rounding leaves something of a return of 0.
+    moved = np.abs(happened) > 1e-6 * np.abs(happened).max(initial=0.0)
     right = np.bincount(group, moved & (np.sign(predicted) == np.sign(happened)))
     with np.errstate(invalid="ignore", divide="ignore"):
         hits = right / np.bincount(group, moved)
@@ -182,14 +156,20 @@ def _mean_and_error(by_date: Vector, horizon: int) -> tuple[float, float]:
 
 
 def error_table(scores: Mapping[str, float]) -> Table:
-    """Return the errors of the model and of the naive forecasts, a row each."""
+    """Return the errors of the model and of the naive forecasts, a row each; what else there is to say is below."""
     rows: list[list[Cell]] = []
     for name, label in FORECASTERS.items():
         suffix = "" if name == "model" else f"_{name}"
         if f"mse{suffix}" in scores:
             rows.append([label, *(scores[f"{key}{suffix}"] for key in ERRORS)])
     columns = [Column("forecast"), *(Column(label, ".4g") for label in ERRORS.values())]
-    return Table("errors", "", columns, rows, emphasis=0)
+    texts = [
+        f"{label} {number(scores[name])} ± {number(scores[f'{name}_se'])} (standard error)."
+        for name, label in (("ic", "IC"), ("hit_rate", "Hit rate"))
+        if name in scores
+    ]
+    caption = " ".join([*texts, warning(scores)])
+    return Table("errors", "", columns, rows, emphasis=0, caption=caption)
 
 
 def warning(scores: Mapping[str, float]) -> str:

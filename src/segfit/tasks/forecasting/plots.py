@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -15,7 +14,11 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.floating[Any]]
 
 _PAST, _TRUTH, _FORECAST = "#888888", "#222222", "#d03040"
-_LABELS = {"model": "model", "last": "last value", "season": "a season before"}
+_FORECASTERS = {  # label, colour
+    "model": ("model", _FORECAST),
+    "last": ("last value", _TRUTH),
+    "season": ("a season before", _PAST),
+}
 _SEEN = 2  # horizons of the past that are drawn
 
 
@@ -40,35 +43,30 @@ def forecast_image(forecast: Forecast) -> NDArray[np.uint8]:
 def forecast_figure(forecasts: Sequence[Forecast]) -> Figure:
     """Draw forecasts below each other, each with what it was made from and what came."""
     figure = Figure(figsize=(7, 2.4 * len(forecasts)), dpi=100, layout="constrained")
-    for number, forecast in enumerate(forecasts):
-        _draw(figure.add_subplot(len(forecasts), 1, number + 1), forecast, legend=number == 0)
+    for number, one in enumerate(forecasts, 1):
+        axes = figure.add_subplot(len(forecasts), 1, number)
+        past = one.past[-_SEEN * len(one.forecast) :]
+        steps = np.arange(1, len(one.forecast) + 1)
+        axes.plot(np.arange(1 - len(past), 1), past, color=_PAST, linewidth=1, label="seen")
+        if one.truth is not None:
+            axes.plot(steps, one.truth, color=_TRUTH, linewidth=1, label="truth")
+        axes.plot(steps, one.forecast, color=_FORECAST, linewidth=1.4, label="forecast")
+        if one.band is not None:
+            axes.fill_between(steps, *one.band.T, color=_FORECAST, alpha=0.2, linewidth=0)
+        axes.axvline(0.5, color=_PAST, linewidth=0.6, linestyle=":")
+        axes.set_title(one.name, size=9, loc="left")
+        axes.tick_params(labelsize=8)
+    figure.axes[0].legend(fontsize=8, loc="upper left", frameon=False)
     return figure
-
-
-def _draw(axes: Axes, forecast: Forecast, *, legend: bool) -> None:
-    past = forecast.past[-_SEEN * len(forecast.forecast) :]
-    steps = np.arange(1, len(forecast.forecast) + 1)
-    axes.plot(np.arange(1 - len(past), 1), past, color=_PAST, linewidth=1, label="seen")
-    if forecast.truth is not None:
-        axes.plot(steps, forecast.truth, color=_TRUTH, linewidth=1, label="truth")
-    axes.plot(steps, forecast.forecast, color=_FORECAST, linewidth=1.4, label="forecast")
-    if forecast.band is not None:
-        axes.fill_between(steps, *forecast.band.T, color=_FORECAST, alpha=0.2, linewidth=0)
-    axes.axvline(0.5, color=_PAST, linewidth=0.6, linestyle=":")
-    axes.set_title(forecast.name, size=9, loc="left")
-    axes.tick_params(labelsize=8)
-    if legend:
-        axes.legend(fontsize=8, loc="upper left", frameon=False)
 
 
 def error_figure(by_step: Mapping[str, Numbers]) -> Figure:
     """Draw the mean squared error of each forecaster by step of the horizon, standardised values."""
     figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    colors = {"model": _FORECAST, "last": _TRUTH, "season": _PAST}
     for name, errors in by_step.items():
-        steps = np.arange(1, len(errors) + 1)
-        axes.plot(steps, errors, color=colors[name], label=_LABELS[name])
+        label, color = _FORECASTERS[name]
+        axes.plot(np.arange(1, len(errors) + 1), errors, color=color, label=label)
     axes.set(xlabel="step of the horizon", ylabel="MSE, standardised")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
