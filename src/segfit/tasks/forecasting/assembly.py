@@ -24,20 +24,16 @@ from segfit.tasks.defaults import (
     samples_per_read,
     statistics_need_train,
 )
-from segfit.tasks.forecasting.data.files import columns_of
+from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries
 from segfit.tasks.forecasting.data.windows import GatheredWindows, WindowDataset, Windows
 from segfit.tasks.forecasting.losses import ForecastLoss
+from segfit.tasks.forecasting.schema import held_out_shape
 from segfit.tasks.forecasting.task import ForecastingTask
 
 __all__ = [
-    "augments_in_workers",
-    "collate",
-    "held_out_batch_size",
-    "make_extra_metrics",
-    "samples_per_read",
-    "statistics_need_train",
-]
+    "augments_in_workers", "collate", "held_out_batch_size", "make_extra_metrics", "samples_per_read", "statistics_need_train",
+]  # fmt: skip
 
 # --------------------------------------------------------------------------------------- data
 
@@ -54,11 +50,7 @@ def check_sources(
     needs: Mapping[str, int],
     progress: Callable[[int, int], None] | None = None,
 ) -> NothingToReport:
-    """Read the series, or what is kept of them.
-
-    Raises:
-        SegFitError: with every problem of the data set.
-    """
+    """Read the series, or what is kept of them; raise a SegFitError with every problem of the data set."""
     (lazy,) = {source.lazy for source in sources.values()}
     series = lazy.get(progress)
     empty = [part for part, least in needs.items() if len(sources[part]) < least]
@@ -78,10 +70,15 @@ def make_train_dataset(config: DictConfig, source: Windows) -> WindowDataset:
 make_held_out_dataset = make_train_dataset
 
 
+def sample_bytes(config: DictConfig) -> int:
+    """Return the bytes of a window, float32."""
+    rows, columns, *_ = held_out_shape(config)
+    return 4 * rows * columns
+
+
 def batch_bytes(config: DictConfig) -> int:
-    """Return the size of a training batch of windows, float32."""
-    rows = config.data.lookback + config.data.horizon
-    return int(config.batch_size * 4 * rows * len(columns_of(config).columns))
+    """Return the size of a training batch."""
+    return int(config.batch_size) * sample_bytes(config)
 
 
 def cached_forms(*_: Any) -> dict[str, Any]:
@@ -89,9 +86,7 @@ def cached_forms(*_: Any) -> dict[str, Any]:
     return {}
 
 
-def reading_options(_: DictConfig) -> dict[str, Any]:
-    """Return nothing, as `cached_forms`."""
-    return {}
+reading_options = cached_forms
 
 
 # -------------------------------------------------------------------------------- model, task
@@ -99,7 +94,7 @@ def reading_options(_: DictConfig) -> dict[str, Any]:
 
 def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:  # noqa: ARG001
     """Return the model of a config: `example_input` → (B, horizon, targets) or (B, horizon, targets, quantiles)."""
-    layout = columns_of(config)
+    layout = layout_of(config.data)
     model = Forecaster(
         plain(config.model),
         lookback=config.data.lookback,
@@ -114,9 +109,8 @@ def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, We
 
 def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
     """Return what the model gets of a batch: (B, lookback, columns), (B, lookback + horizon, columns) with known ones."""
-    layout = columns_of(config)
-    rows = config.data.lookback + (config.data.horizon if layout.known else 0)
-    return torch.zeros(batch_size, rows, len(layout.columns), device=device)
+    rows, columns, _, known = held_out_shape(config)
+    return torch.zeros(batch_size, rows if known else config.data.lookback, columns, device=device)
 
 
 def quantiles_of(config: DictConfig) -> list[float]:
@@ -134,11 +128,7 @@ def make_statistics(
 
 
 def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a run's metrics.json holds of `make_statistics`; None if it holds nothing of it.
-
-    Raises:
-        SegFitError: if it holds something else.
-    """
+    """Return what a run's metrics.json holds of `make_statistics`, None for nothing; raise a SegFitError for else."""
     if "season" not in recorded:
         return None
     season = recorded["season"]
@@ -159,12 +149,11 @@ def make_task(
     extra: Sequence[ExtraMetric] = (),  # noqa: ARG001
 ) -> ForecastingTask:
     """Return what a batch means under a config."""
-    loss = config.loss
     return ForecastingTask(
-        columns_of(config),
+        layout_of(config.data),
         config.data.lookback,
         config.data.horizon,
-        ForecastLoss(loss.name, loss.delta, quantiles_of(config)),
+        ForecastLoss(config.loss.name, config.loss.delta, quantiles_of(config)),
         season=(statistics or {}).get("season", 1),
         returns=config.data.returns,
         panels=panels or {},
@@ -187,7 +176,7 @@ def apply_options(
 
 def facts(config: DictConfig) -> dict[str, str]:
     """Return what really runs, label → text, that only this task knows."""
-    layout = columns_of(config)
+    layout = layout_of(config.data)
     shown = ", ".join(layout.columns[: min(layout.targets, 8)])
     return {
         "targets": f"{layout.targets} ({shown}{', …' if layout.targets > 8 else ''})",
@@ -197,8 +186,5 @@ def facts(config: DictConfig) -> dict[str, str]:
 
 def hparams(config: DictConfig) -> dict[str, str | float | bool]:
     """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
-    return {
-        "lookback": config.data.lookback,
-        "horizon": config.data.horizon,
-        "loss": config.loss.name,
-    }
+    data = config.data
+    return {"lookback": data.lookback, "horizon": data.horizon, "loss": config.loss.name}

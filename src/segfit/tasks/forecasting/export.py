@@ -8,58 +8,39 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.tasks.forecasting.assembly import make_sources, quantiles_of
-from segfit.tasks.forecasting.data.files import columns_of
+from segfit.tasks.forecasting.assembly import example_input, make_sources, quantiles_of
+from segfit.tasks.forecasting.data.files import layout_of
+from segfit.tasks.forecasting.task import true_values
 
 
 class Deployed(nn.Module):
-    """A model from windows of true values to forecasts of true values.
+    """A model of standardised windows as one from windows of true values to forecasts of true values."""
 
-    Args:
-        model: takes standardised windows.
-        lookback: rows that are seen.
-        inputs: columns whose future is not seen.
-        targets: columns that are forecast.
-    """
-
-    def __init__(self, model: nn.Module, lookback: int, inputs: int, targets: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.lookback, self.inputs, self.targets = model, lookback, inputs, targets
+        self.model = model
 
     def forward(self, window: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Return forecasts, (B, horizon, targets) float32 or (B, horizon, targets, quantiles).
 
-        Args:
-            window: (B, lookback, columns) float32; with columns that are known in advance (B, lookback + horizon,
-                columns), where of the last rows only those columns are looked at.
-            mean: (B, columns) of each window's series, as in series.json.
-            std: (B, columns).
+        The window is (B, lookback, columns) float32; with columns that are known in advance (B, lookback + horizon,
+        columns), where of the last rows only those columns are looked at. `mean` and `std` are (B, columns) of each
+        window's series, as in series.json.
         """
-        window = (window - mean[:, None]) / std[:, None]
-        future = torch.zeros_like(window[:, self.lookback :, : self.inputs])
-        rest = window[:, self.lookback :, self.inputs :]
-        seen = torch.cat([window[:, : self.lookback], torch.cat([future, rest], 2)], 1)
-        outputs: Tensor = self.model(seen)
-        scale, level = std[:, None, : self.targets], mean[:, None, : self.targets]
-        if outputs.dim() == 4:
-            scale, level = scale[..., None], level[..., None]
-        return outputs * scale + level
+        return true_values(self.model((window - mean[:, None]) / std[:, None]), mean, std)
 
 
 def make_exported(
     config: DictConfig, model: nn.Module
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
-    """Return what is exported of a model, example inputs by name, and text files that go with it.
+    """Return what is exported of a trained model, example inputs by name, and text files that go with it.
 
-    Args:
-        config: the run's; its data have to be there, for the statistics of each series.
-        model: trained; it may be changed.
+    The run's data have to be there, for the statistics of each series. The model may be changed.
     """
-    layout, lookback = columns_of(config), config.data.lookback
-    series = make_sources(config)["train"].series
+    layout, series = layout_of(config.data), make_sources(config)["train"].series
     mean, std, _ = series.statistics
     facts = {
-        "lookback": lookback,
+        "lookback": config.data.lookback,
         "horizon": config.data.horizon,
         "columns": layout.columns,
         "targets": layout.columns[: layout.targets],
@@ -71,12 +52,10 @@ def make_exported(
             for number, name in enumerate(series.table.names)
         },
     }
-    rows = lookback + (config.data.horizon if layout.known else 0)
     columns = len(layout.columns)
-    deployed = Deployed(model.cpu().float(), lookback, layout.inputs, layout.targets)
     inputs = {
-        "window": torch.zeros(2, rows, columns),
+        "window": example_input(config, 2, torch.device("cpu")),
         "mean": torch.zeros(2, columns),
         "std": torch.ones(2, columns),
     }
-    return deployed.eval(), inputs, {"series.json": json.dumps(facts)}
+    return Deployed(model.cpu().float()).eval(), inputs, {"series.json": json.dumps(facts)}

@@ -12,15 +12,12 @@ from segfit.tasks.defaults import (
     largest_first,
     without_augmentation,
 )
-from segfit.tasks.forecasting.data.files import columns_of
+from segfit.tasks.forecasting.assembly import sample_bytes
+from segfit.tasks.forecasting.schema import held_out_shape
 
-__all__ = ["costliest", "device_augmentation", "largest_first", "without_augmentation"]
-
-
-def sample_bytes(config: DictConfig) -> int:
-    """Return the bytes of a window, float32."""
-    rows = config.data.lookback + config.data.horizon
-    return int(4 * rows * len(columns_of(config).columns))
+__all__ = [
+    "costliest", "device_augmentation", "largest_first", "sample_bytes", "without_augmentation",
+]  # fmt: skip
 
 
 def train_example(config: DictConfig) -> Batch:
@@ -34,13 +31,12 @@ def held_out_example(
     original: tuple[int, ...],  # noqa: ARG001
 ) -> tuple[Batch, list[int]]:
     """Return a validation batch without content; evaluation reads the index of each window."""
-    layout = columns_of(config)
-    columns = len(layout.columns)
+    rows, columns, targets, _ = held_out_shape(config)
     return {
-        "window": torch.empty(count, config.data.lookback + config.data.horizon, columns),
+        "window": torch.empty(count, rows, columns),
         "mean": torch.empty(count, columns),
         "std": torch.empty(count, columns),
-        "scale": torch.empty(count, layout.targets),
+        "scale": torch.empty(count, targets),
         "when": torch.empty(count, dtype=torch.int64),
         "index": torch.empty(count, dtype=torch.int64),
     }, [0]

@@ -20,16 +20,7 @@ from segfit.config.schema import (
 )
 
 UNIT = "window"
-# Scores that can pick the best checkpoint, and whether more or less of them is better.
-MONITORS = {
-    "mse": "min",
-    "mae": "min",
-    "mase": "min",
-    "loss": "min",
-    "ic": "max",
-    "hit_rate": "max",
-}
-# Scores that are shown, in this order, and what they are called.
+MONITORS = dict.fromkeys(("mse", "mae", "mase", "loss"), "min") | {"ic": "max", "hit_rate": "max"}
 COLUMNS = {"mse": "MSE", "mae": "MAE", "mse_last": "last value's MSE"}
 MEMORY_ADVICE = "Lower data.lookback, choose a smaller model, or set data.place=host."
 MEMORY_OPTIONS = ("lookback", "horizon")
@@ -46,9 +37,7 @@ class LSTMConfig(ModelConfig):
     num_layers: int = option(1, "Layers on top of each other.", ge=1, le=64)
     dropout: float = option(0.3, "Between layers and before the head.", ge=0, lt=1)
     patch: int = option(24, "Values a step; 0: one, which takes many times as long.", ge=0)
-    revin: bool = option(
-        True, "Normalise each window by itself (RevIN); false: by the series alone."
-    )
+    revin: bool = option(True, "Normalise each window by itself (RevIN), not by the series alone.")
     mixed: bool = option(False, "One state for all targets, the classic LSTM; false: one a target.")
 
 
@@ -62,9 +51,7 @@ class TransformerConfig(ModelConfig):
     num_heads: int = option(4, "Heads; hidden_size is a multiple of it.", ge=1, le=64)
     dropout: float = option(0.3, "Everywhere in the encoder.", ge=0, lt=1)
     patch: int = option(24, "Values a token; patches do not overlap.", ge=1)
-    revin: bool = option(
-        True, "Normalise each window by itself (RevIN); false: by the series alone."
-    )
+    revin: bool = option(True, "Normalise each window by itself (RevIN), not by the series alone.")
     norm: str = option(
         "batch",
         "Of tokens. batch: PatchTST's, the better one. layer: accumulated updates equal those of the big batch.",
@@ -217,11 +204,9 @@ def sample_label(config: DictConfig) -> str:
 
 def held_out_shape(config: DictConfig) -> tuple[int, ...]:
     """Return the rows of a window, its columns, and how many of them are targets and known in advance."""
-    from segfit.tasks.forecasting.data.files import (
-        columns_of,
-    )  # reads the header of a file, if there are any
+    from segfit.tasks.forecasting.data import files  # pandas; it reads a file's header, if any
 
-    layout = columns_of(config)
+    layout = files.layout_of(config.data)
     rows = int(config.data.lookback + config.data.horizon)
     return rows, len(layout.columns), layout.targets, layout.known
 
@@ -266,9 +251,7 @@ def _check_split(split: DictConfig) -> Iterator[str]:
     if split.val + split.test >= 1:
         yield "data.split.val + data.split.test: must leave something to train on (below 1)."
     if split.months is not None and (len(split.months) != 3 or split.val_from is not None):
-        yield (
-            f"data.split.months={shown(split.months)}: must be three numbers, without data.split.val_from."
-        )
+        yield f"data.split.months={shown(split.months)}: must be three numbers, without data.split.val_from."
     dates = []
     for key in ("val_from", "test_from"):
         try:
@@ -282,11 +265,8 @@ def _check_split(split: DictConfig) -> Iterator[str]:
 def _check_csv(data: DictConfig) -> Iterator[str]:
     if not data.root:
         yield "data.root is empty: give a CSV file, or a folder of them."
-    if not (
-        data.target is None
-        or isinstance(data.target, str)
-        or (OmegaConf.is_list(data.target) and all(isinstance(one, str) for one in data.target))
-    ):
+    names = data.target if OmegaConf.is_list(data.target) else [data.target]
+    if data.target is not None and not all(isinstance(name, str) for name in names):
         yield f"data.target={shown(data.target)}: must be the name of a column, or a list of them."
         return
     for name in sorted({*targets_of(data)} & {*data.known}):

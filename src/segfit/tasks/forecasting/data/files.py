@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,7 @@ class Layout:
 
 
 def files_of(root: str) -> list[Path]:
-    """Return the CSV file, or those of a folder, sorted.
-
-    Raises:
-        SegFitError: if there is none.
-    """
+    """Return the CSV file, or those of a folder, sorted; raise a SegFitError if there is none."""
     path = Path(root).expanduser()
     if path.is_file():
         return [path]
@@ -59,12 +54,16 @@ def files_of(root: str) -> list[Path]:
     return found
 
 
-def layout_of(data: DictConfig, file: Path) -> Layout:
-    """Return what the columns of a data set are, by the config and the header of one of its files.
+def layout_of(data: DictConfig) -> Layout:
+    """Return what the columns of a data set are; of files, by the config and the header of the first.
 
     Raises:
-        SegFitError: if the file has no header, or no column of dates.
+        SegFitError: if there is no file, or no column of dates in it.
     """
+    if data.name == "waves":
+        columns = tuple(f"value_{place}" for place in range(data.columns))
+        return Layout("date", columns, data.columns, 0)
+    file = files_of(data.root)[0]
     header = _header(file)
     date = data.date or next((name for name in header if name.lower() in _DATES), None)
     if date is None:
@@ -75,26 +74,10 @@ def layout_of(data: DictConfig, file: Path) -> Layout:
     known = list(data.known)
     rest = [name for name in data.columns or header if name != date and name not in known]
     targets = targets_of(data) or rest
-    columns = (*targets, *(name for name in rest if name not in targets), *known)
     if not targets:
         raise SegFitError(f"{file}: there is no column to forecast besides {date}.")
+    columns = (*targets, *(name for name in rest if name not in targets), *known)
     return Layout(date, columns, len(targets), len(known))
-
-
-def waves_layout(data: DictConfig) -> Layout:
-    """Return the columns of made-up series, all of them targets."""
-    columns = tuple(f"value_{place}" for place in range(data.columns))
-    return Layout("date", columns, data.columns, 0)
-
-
-def columns_of(config: DictConfig) -> Layout:
-    """Return what the columns of a window are; of files, the header of the first is read.
-
-    Raises:
-        SegFitError: if there is no file.
-    """
-    data = config.data
-    return waves_layout(data) if data.name == "waves" else layout_of(data, files_of(data.root)[0])
 
 
 def _header(file: Path) -> list[str]:
@@ -108,34 +91,21 @@ def _header(file: Path) -> list[str]:
 class Report:
     """What a file is like besides its numbers."""
 
-    observed: int = (
-        0  # rows in which the targets are there; what comes after them is known in advance alone
-    )
+    # Rows in which the targets are there; what comes after them is known in advance alone.
+    observed: int = 0
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
-    def packed(self) -> NDArray[np.uint8]:
-        """Return it as an array."""
-        return np.frombuffer(json.dumps(vars(self)).encode(), np.uint8)
-
-    @classmethod
-    def unpacked(cls, content: NDArray[np.uint8]) -> Report:
-        """Return what `packed` made an array of."""
-        return cls(**json.loads(content.tobytes()))
-
 
 class SeriesFiles:
-    """A `Source` whose samples are whole files.
+    """A `Source` whose samples are the files of a config, whole."""
 
-    `read` gives the values (N, columns) float32, the dates (N,) int64 in seconds since 1970, and a `Report`, packed.
-    """
-
-    def __init__(self, root: str, files: Sequence[Path], layout: Layout, data: DictConfig) -> None:
-        folder = Path(root).expanduser()
-        self.folder = folder if folder.is_dir() else folder.parent
-        self.paths, self.layout = list(files), layout
+    def __init__(self, data: DictConfig) -> None:
+        root = Path(data.root).expanduser()
+        self.folder = root if root.is_dir() else root.parent
+        self.paths, self.layout = files_of(data.root), layout_of(data)
         self.returns, self.on_missing = bool(data.returns), str(data.on_missing)
-        self.reading = repr((layout, self.returns, self.on_missing))
+        self.reading = repr((self.layout, self.returns, self.on_missing))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -149,45 +119,51 @@ class SeriesFiles:
         return [self.paths[index]]
 
     def read(self, index: int) -> Arrays:
-        """Return values, dates and report; what is wrong with the file is in the report."""
-        report = Report()
-        values, dates = np.empty((0, len(self.layout.columns))), np.empty(0, np.int64)
+        """Return values (N, columns) float32, dates (N,) int64 in seconds since 1970, and a `Report` as JSON, uint8.
+
+        What is wrong with the file is in the report; there are no rows then.
+        """
+        report, file = Report(), self.paths[index]
+        found: tuple[Values, Dates] | None = None
         try:
             wanted = {self.layout.date, *self.layout.columns}
-            frame = pd.read_csv(self.paths[index], usecols=lambda name: name in wanted)
-            values, dates = self._read(frame, self.paths[index], report)
+            frame = pd.read_csv(file, usecols=lambda name: name in wanted)
+            found = self._read(frame, file, report)
         except (OSError, ValueError) as error:
             report.problems.append(f"cannot be read ({_reason(error)}).")
-        return values.astype(np.float32), dates, report.packed()
+        if found is None:
+            report.observed = 0
+            found = np.empty((0, len(self.layout.columns))), np.empty(0, np.int64)
+        text = json.dumps(vars(report)).encode()
+        return found[0].astype(np.float32), found[1], np.frombuffer(text, np.uint8)
 
-    def _read(self, frame: pd.DataFrame, file: Path, report: Report) -> tuple[Values, Dates]:
+    def _read(self, frame: Any, file: Path, report: Report) -> tuple[Values, Dates] | None:
+        """Return values and dates; None if there are problems."""
         layout, problems = self.layout, report.problems
-        absent = [name for name in (layout.date, *layout.columns) if name not in frame]
-        if absent:
-            header = _header(file)
-            problems += [f"there is no column {name}.{nearest(name, header)}" for name in absent]
-            return np.empty((0, len(layout.columns))), np.empty(0, np.int64)
+        for name in (layout.date, *layout.columns):
+            if name not in frame:
+                problems.append(f"there is no column {name}.{nearest(name, _header(file))}")
         if not len(frame):
             problems.append("there are no rows.")
-        dates = _dates(frame[layout.date], report)
-        values = np.empty((len(frame), len(layout.columns)))
-        for place, name in enumerate(layout.columns):
-            values[:, place] = _numbers(frame[name], report)
-        values[np.abs(values) > np.finfo(np.float32).max] = np.nan  # infinite on the device
-        report.observed = _observed(values[:, : layout.inputs]) if layout.known else len(values)
         if problems:
-            return values, dates
-        values, dates = self._complete(values, dates, report)
-        if self.returns:
+            return None
+        dates = _dates(frame[layout.date], report)
+        columns = [_numbers(frame[name], report) for name in layout.columns]
+        values = np.column_stack(columns).astype(np.float64)
+        values[np.abs(values) > np.finfo(np.float32).max] = np.nan  # infinite on the device
+        there = np.flatnonzero(~np.isnan(values[:, : layout.inputs]).all(1))
+        report.observed = int(there.max(initial=-1)) + 1 if layout.known else len(values)
+        if not problems:
+            values, dates = self._complete(values, dates, report)
+        if self.returns and not problems:
             values, dates = self._returns(values, dates, report)
-        return values, dates
+        return None if problems else (values, dates)
 
     def _complete(self, values: Values, dates: Dates, report: Report) -> tuple[Values, Dates]:
         """Return rows without missing values, in one regular order if they had one."""
         layout, remedy = self.layout, "Set data.on_missing=ffill or drop, or mend the file."
-        needed = np.ones(values.shape, bool)
-        needed[report.observed :, : layout.inputs] = False
-        missing = np.isnan(values) & needed
+        missing = np.isnan(values)
+        missing[report.observed :, : layout.inputs] = False
         gaps, step = _gaps(dates)
         if self.on_missing == "fail":
             for place in np.flatnonzero(missing.any(axis=0)):
@@ -197,19 +173,20 @@ class SeriesFiles:
                     f"{lines[0] + 2}. {remedy}"
                 )
         if len(gaps):
-            where = f"{len(gaps)} gaps in the dates, the first after {_text(dates[gaps[0]])}"
+            where = f"{len(gaps)} gaps in the dates, the first after {date_text(dates[gaps[0]])}"
             if self.on_missing == "fail" and step:
                 report.problems.append(f"{where}. {remedy}")
             else:
                 filled = step and self.on_missing == "ffill"
                 report.notices.append(f"{where}{', filled' if filled else ', left as they are'}.")
-        if report.problems:
+        if report.problems or self.on_missing == "fail":
             return values, dates
         if self.on_missing == "drop":
             whole = np.asarray(~missing.any(axis=1))
             report.observed = int(whole[: report.observed].sum())
+            done = f"{missing.any(1).sum()} rows left out"
             values, dates = values[whole], dates[whole]
-        elif self.on_missing == "ffill":
+        else:
             if step and len(gaps):
                 rows = (dates - dates[0]) // step
                 last = np.searchsorted(rows, np.arange(rows[-1] + 1), side="right") - 1
@@ -221,10 +198,9 @@ class SeriesFiles:
             begin = int(np.argmax(~np.isnan(values[:, : layout.inputs]).any(1)))
             values, dates = values[begin:], dates[begin:]
             report.observed -= begin
+            done = f"{missing.sum()} values filled in"
         if missing.any():
-            what = "rows left out" if self.on_missing == "drop" else "values filled in"
-            count = missing.any(1).sum() if self.on_missing == "drop" else missing.sum()
-            report.notices.append(f"{count} {what}, missing or infinite (data.on_missing).")
+            report.notices.append(f"{done}, missing or infinite (data.on_missing).")
         return values, dates
 
     def _returns(self, values: Values, dates: Dates, report: Report) -> tuple[Values, Dates]:
@@ -290,12 +266,6 @@ def _dates(column: Any, report: Report) -> Dates:
     return dates
 
 
-def _observed(values: Values) -> int:
-    """Return the rows up to the last with a value."""
-    rows = np.flatnonzero(~np.isnan(values).all(1))
-    return int(rows[-1]) + 1 if len(rows) else 0
-
-
 def _gaps(dates: Dates) -> tuple[NDArray[np.int64], int]:
     """Return the rows that a gap follows, and the step of a regular series in seconds; 0 for one with irregular dates.
 
@@ -309,8 +279,9 @@ def _gaps(dates: Dates) -> tuple[NDArray[np.int64], int]:
     return np.flatnonzero(steps > (usual if regular else _LONG * usual)), usual if regular else 0
 
 
-def _text(date: int) -> str:
-    return str(np.datetime64(int(date), "s")).replace("T", " ")
+def date_text(seconds: int) -> str:
+    """Return a date such as 2024-01-31, with its time unless that is midnight."""
+    return str(np.datetime64(int(seconds), "s")).replace("T00:00:00", "").replace("T", " ")
 
 
 def _reason(error: Exception) -> str:

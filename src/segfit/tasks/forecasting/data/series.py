@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segfit.data.files import some
 from segfit.errors import SegFitError
-from segfit.tasks.forecasting.data.files import Dates
+from segfit.tasks.forecasting.data.files import Dates, date_text
 from segfit.tasks.forecasting.data.table import Progress, Table, csv_table, waves_table
 
 PARTS = ("train", "val", "test", "future")
@@ -39,26 +39,15 @@ class Place(NamedTuple):
 
 @dataclass
 class SeriesSet:
-    """Series that are ready to be cut into windows.
-
-    Args:
-        table: their rows.
-        first: part → (series,) the row at which its first window begins.
-        counts: part → (series,) its windows.
-        statistics: mean and std (series, columns), scale (series, targets), float64.
-        season: rows of a season; 1: there is none.
-        notices: lines for the log.
-    """
+    """Series that are ready to be cut into windows."""
 
     table: Table
-    first: Mapping[str, Rows]
-    counts: Mapping[str, Rows]
-    statistics: Statistics
-    season: int
-    notices: list[str]
-
-    def __post_init__(self) -> None:
-        self._places: dict[str, Place] = {}
+    first: Mapping[str, Rows]  # part → (series,), the row at which its first window begins
+    counts: Mapping[str, Rows]  # part → (series,), its windows
+    statistics: Statistics  # mean and std (series, columns), scale (series, targets)
+    season: int  # rows of a season; 1: there is none
+    notices: list[str]  # lines for the log
+    _places: dict[str, Place] = field(default_factory=dict)
 
     def on(self, device: torch.device, place: str) -> Place:
         """Return the series on a device, or on the host where they are to stay there or do not fit."""
@@ -78,27 +67,17 @@ class SeriesSet:
 
 
 class LazySeries:
-    """Reads the series of a config when they are first needed."""
+    """The series of a config, read when they are first needed."""
 
     def __init__(self, data: DictConfig) -> None:
         self.data = data
         self._series: SeriesSet | None = None
 
     def get(self, progress: Progress | None = None) -> SeriesSet:
-        """Return them.
-
-        Args:
-            progress: called with (done, total) files while they are read.
-
-        Raises:
-            SegFitError: with everything that is wrong with them.
-        """
+        """Return them; raise a SegFitError with everything that is wrong. `progress` is called with (done, total) files."""
         if self._series is None:
-            table = (
-                waves_table(self.data)
-                if self.data.name == "waves"
-                else csv_table(self.data, progress)
-            )
+            waves = self.data.name == "waves"
+            table = waves_table(self.data) if waves else csv_table(self.data, progress)
             self._series = prepare(table, self.data)
         return self._series
 
@@ -118,37 +97,35 @@ def prepare(table: Table, data: DictConfig) -> SeriesSet:
                 f"or leave the series away."
             )
     good = [number for number, found in enumerate(problems) if not found]
-    statistics = _nothing(table)
+    shape, targets = (len(table.names), len(table.layout.columns)), table.layout.targets
+    statistics = np.zeros(shape), np.ones(shape), np.ones((shape[0], targets))
     cuts = _cuts(table, good, data.split) if good else (0, 0, 0)
-    bounds = np.array([_bounds(table, number, cuts) for number in range(len(table.names))])
+    # Rows at which training, validation and testing begin, and where testing ends, of each series.
+    bounds = np.array([
+        [begin, *(begin + np.searchsorted(table.dates[begin:end], cuts))]
+        for begin, end in zip(table.begins, table.ends, strict=True)
+    ])  # fmt: skip
     season = _season(table, good, data) if good else 1
+    rows = bounds[:, 1] - bounds[:, 0]
     for number in good:
-        begin, stop = bounds[number, :2]
-        if stop - begin >= window:
-            problems[number] += _measure(table, number, slice(begin, stop), season, statistics)
-    bad = {number for number, found in enumerate(problems) if found}
-    notices = _judge(table, problems, bad, skip=data.on_bad_sample == "skip")
-    early = (bounds[:, 1] - bounds[:, 0] >= window) & ~np.isin(np.arange(len(bounds)), [*bad])
-    late = [
-        name for number, name in enumerate(table.names) if not early[number] and number not in bad
-    ]
-    if not early.any():
-        rows = bounds[:, 1] - bounds[:, 0]
+        if rows[number] >= window:
+            train = slice(*bounds[number, :2])
+            problems[number] += _measure(table, number, train, season, statistics)
+    fine = np.array([not found for found in problems])
+    notices = _judge(table, problems, skip=data.on_bad_sample == "skip")
+    used = (rows >= window) & fine
+    if not used.any():
         raise SegFitError(
             f"no series has a window of {window} rows (data.lookback + data.horizon) to train on: the training part, "
-            f"before {_text(cuts[0])}, has {rows.max()} at most. Shorten a window, or move data.split."
+            f"before {date_text(cuts[0])}, has {rows.max()} at most. Shorten a window, or move data.split."
         )
+    late = [table.names[number] for number in np.flatnonzero(fine & ~used)]
     if late:
         notices.append(
-            f"{len(late)} series have no window to train on before {_text(cuts[0])}, and are left out: {some(late)}."
+            f"{len(late)} series have no window to train on before {date_text(cuts[0])}, and are left out: {some(late)}."
         )
-    first, counts = _windows(table, bounds, early, data)
+    first, counts = _windows(table, bounds, used, data)
     return SeriesSet(table, first, counts, statistics, season, notices)
-
-
-def _nothing(table: Table) -> Statistics:
-    shape, targets = (len(table.names), len(table.layout.columns)), table.layout.targets
-    return np.zeros(shape), np.ones(shape), np.ones((shape[0], targets))
 
 
 def _cuts(table: Table, good: Sequence[int], split: DictConfig) -> tuple[int, int, int]:
@@ -162,29 +139,14 @@ def _cuts(table: Table, good: Sequence[int], split: DictConfig) -> tuple[int, in
         return val, test, end
     dates = np.unique(np.concatenate(spans)) if len(spans) > 1 else spans[0]
     test = len(dates) - round(split.test * len(dates))
-    val = test - round(split.val * len(dates))
-    return (
-        int(dates[min(val, len(dates) - 1)]),
-        int(dates[test]) if test < len(dates) else _NEVER,
-        _NEVER,
-    )
+    val = min(test - round(split.val * len(dates)), len(dates) - 1)
+    return int(dates[val]), int(dates[test]) if test < len(dates) else _NEVER, _NEVER
 
 
 def _seconds(date: str | None) -> int:
     if date is None:
         return _NEVER
     return int(datetime.fromisoformat(date).replace(tzinfo=timezone.utc).timestamp())
-
-
-def _text(seconds: int) -> str:
-    return str(np.datetime64(int(seconds), "s")).replace("T00:00:00", "").replace("T", " ")
-
-
-def _bounds(table: Table, number: int, cuts: tuple[int, int, int]) -> list[int]:
-    """Return the rows at which a series' training, validation and testing begin, and where testing ends."""
-    begin = int(table.begins[number])
-    dates = table.dates[begin : table.ends[number]]
-    return [begin, *(begin + int(np.searchsorted(dates, cut)) for cut in cuts)]
 
 
 def _windows(
@@ -213,11 +175,7 @@ def _windows(
 
 
 def _measure(
-    table: Table,
-    number: int,
-    train: slice,
-    season: int,
-    statistics: Statistics,
+    table: Table, number: int, train: slice, season: int, statistics: Statistics
 ) -> list[str]:
     """Write down the statistics of a series' training part; return what is wrong with it."""
     layout = table.layout
@@ -229,10 +187,9 @@ def _measure(
     targets = rows[:, : layout.targets]
     scale[number] = np.abs(targets[season:] - targets[:-season]).mean(0)
     scale[number][scale[number] == 0] = np.nan  # no score is a multiple of nothing
-    names = [layout.columns[place] for place in np.flatnonzero(constant[: layout.inputs])]
     return [
-        f"{name}: constant in the training part ({rows[0, layout.columns.index(name)]:g}). Leave it out: data.columns=[…]"
-        for name in names
+        f"{layout.columns[place]}: constant in the training part ({rows[0, place]:g}). Leave it out: data.columns=[…]"
+        for place in np.flatnonzero(constant[: layout.inputs])
     ]
 
 
@@ -242,37 +199,30 @@ def _season(table: Table, good: Sequence[int], data: DictConfig) -> int:
         return int(data.season or 1)
     dates: Dates = table.dates[table.begins[good[0]] : table.ends[good[0]]]
     step = int(np.median(np.diff(dates)))
-    weekdays = len(np.unique(dates // _DAY % 7))
     if step < _DAY:
         season = _DAY // max(step, 1)
     else:
-        usual = {1: weekdays, 7: 52, 30: 12, 31: 12, 91: 4, 92: 4}
-        season = usual.get(step // _DAY, 1)
+        weekdays = len(np.unique(dates // _DAY % 7))
+        season = {1: weekdays, 7: 52, 30: 12, 31: 12, 91: 4, 92: 4}.get(step // _DAY, 1)
     return season if season <= data.lookback else 1
 
 
-def _judge(
-    table: Table, problems: Sequence[Sequence[str]], bad: set[int], *, skip: bool
-) -> list[str]:
-    """Return what is to be logged.
-
-    Raises:
-        SegFitError: with everything that is wrong, unless it is to be skipped.
-    """
-
-    def where(number: int) -> str:
-        return str(table.files[number] if table.files else table.names[number])
-
-    lines = [f"{where(number)}: {text}" for number in sorted(bad) for text in problems[number]]
+def _judge(table: Table, problems: Sequence[Sequence[str]], *, skip: bool) -> list[str]:
+    """Return what is to be logged; raise a SegFitError with everything that is wrong, unless it is to be skipped."""
+    names = table.files or table.names
+    lines = [
+        f"{name}: {text}" for name, texts in zip(names, problems, strict=True) for text in texts
+    ]
+    bad = sum(map(bool, problems))
     shown = lines[:_SHOWN]
     if len(lines) > _SHOWN:
-        shown.append(f"… and {len(lines) - _SHOWN} more problems, in {len(bad)} series altogether.")
-    if lines and (not skip or len(bad) == len(table.names)):
+        shown.append(f"… and {len(lines) - _SHOWN} more problems, in {bad} series altogether.")
+    if lines and (not skip or bad == len(names)):
         raise SegFitError(shown)
     left_out = [f"{line} data.on_bad_sample=skip: the series is left out." for line in shown]
     notices = [
-        f"{where(number)}: {text}"
-        for number, report in enumerate(table.reports)
+        f"{name}: {text}"
+        for name, report in zip(names, table.reports, strict=True)
         for text in report.notices
     ]
     return [*left_out, *notices[:_SHOWN]]

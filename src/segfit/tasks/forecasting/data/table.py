@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,43 +18,26 @@ from torch import Tensor
 
 from segfit.data.cache import CacheOptions, cache_sources
 from segfit.errors import SegFitError
-from segfit.tasks.forecasting.data.files import (
-    Dates,
-    Layout,
-    Report,
-    SeriesFiles,
-    files_of,
-    layout_of,
-    waves_layout,
-)
+from segfit.system.files import atomic_write
+from segfit.tasks.forecasting.data.files import Dates, Layout, Report, SeriesFiles, layout_of
 
 Progress = Callable[[int, int], None]
+Part = tuple[NDArray[np.float32], Dates, Report]
 
 _HOUR = 3600
 _START = 1_577_836_800  # 2020-01-01, seconds since 1970
-_META, _VALUES, _DATES = "series.json", "values.f32", "dates.i64"
 
 
 @dataclass
 class Table:
-    """All series of a data set.
-
-    Args:
-        layout: of the columns.
-        names: one a series.
-        files: one a series; empty for those that are made up.
-        values: (N, columns) float32 on the host.
-        dates: (N,) int64, seconds since 1970.
-        begins: (series,) int64, the first row of each.
-        reports: what else there is to say about each.
-    """
+    """All series of a data set."""
 
     layout: Layout
     names: list[str]
-    files: list[Path]
-    values: Tensor
-    dates: Dates
-    begins: NDArray[np.int64]
+    files: list[Path]  # one a series; empty for those that are made up
+    values: Tensor  # (N, columns) float32 on the host
+    dates: Dates  # (N,), seconds since 1970
+    begins: NDArray[np.int64]  # (series,), the first row of each
     reports: list[Report] = field(default_factory=list)
 
     @cached_property
@@ -89,7 +68,7 @@ def waves_table(data: DictConfig) -> Table:
         rows[number] = level + trend + sum(waves) + draw.normal(0, data.noise, shape)
     names = [f"wave_{number:03d}" for number in range(data.num_series)]
     return Table(
-        waves_layout(data),
+        layout_of(data),
         names,
         [],
         torch.from_numpy(rows.reshape(-1, data.columns)),
@@ -107,81 +86,71 @@ def csv_table(data: DictConfig, progress: Progress | None = None) -> Table:
     Raises:
         SegFitError: if there is no file, or the first has no dates. What is wrong with single files is in `reports`.
     """
-    files = files_of(data.root)
-    layout = layout_of(data, files[0])
-    source = SeriesFiles(data.root, files, layout, data)
-    label = re.sub(r"[^\w.-]", "_", Path(data.root).expanduser().resolve().name)[:64]
+    source = SeriesFiles(data)
     options = CacheOptions(
         where="disk" if data.cache == "disk" else "ram",
         reading=source.reading,
-        label=label,
+        label=Path(data.root).expanduser().resolve().name,
         folder=Path(data.cache_dir) if data.cache_dir else None,
     )
-    folder = (
-        options.root.with_name("series") / f"{label}-{_digest(str(source.folder), options.reading)}"
-    )
-    kept = folder / _digest(*_states(files))
-    names = [source.id(index) for index in range(len(files))]
 
-    def decoded() -> Iterator[tuple[NDArray[np.float32], Dates, Report]]:
+    def decoded() -> Iterator[Part]:
         cached, _ = cache_sources({"series": (source, "series")}, options, progress)
-        for index in range(len(files)):
+        for index in range(len(source)):
             values, dates, report = cached["series"].read(index)
-            yield values, dates, Report.unpacked(report)
+            yield values, dates, Report(**json.loads(report.tobytes()))
 
+    width = len(source.layout.columns)
     if data.cache != "disk":
         parts = list(decoded())
         values, dates = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
         lengths, reports = [len(part[1]) for part in parts], [part[2] for part in parts]
     else:
-        if not (kept / _META).exists():
+        states = [(file, file.stat()) for file in source.paths]
+        state = _digest([(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in states])
+        kind = _digest((source.folder, source.reading))
+        kept = options.root.with_name("series") / f"{options.label}-{kind}" / state
+        if not kept.with_suffix(".json").exists():
             _keep(decoded(), kept)
-        meta = json.loads((kept / _META).read_text(encoding="utf-8"))
+        meta = json.loads(kept.with_suffix(".json").read_text(encoding="utf-8"))
         lengths, reports = meta["lengths"], [Report(**report) for report in meta["reports"]]
-        values, dates = np.empty((0, len(layout.columns)), np.float32), np.empty(0, np.int64)
+        values, dates = np.empty((0, width), np.float32), np.empty(0, np.int64)
         if sum(lengths):  # an empty file cannot be mapped
             # Copy on write: torch warns of arrays that cannot be written to.
-            values = np.memmap(kept / _VALUES, np.float32, "c").reshape(-1, len(layout.columns))
-            dates = np.memmap(kept / _DATES, np.int64, "c")
+            values = np.memmap(kept.with_suffix(".f32"), np.float32, "c").reshape(-1, width)
+            dates = np.memmap(kept.with_suffix(".i64"), np.int64, "c")
+    names = [source.id(index) for index in range(len(source))]
     begins = np.cumsum([0, *lengths[:-1]])
-    return Table(layout, names, files, torch.from_numpy(values), dates, begins, reports)
+    return Table(
+        source.layout, names, source.paths, torch.from_numpy(values), dates, begins, reports
+    )
 
 
-def _keep(series: Iterator[tuple[NDArray[np.float32], Dates, Report]], folder: Path) -> None:
-    """Write all series into a new folder, in place of those that stand beside it."""
+def _keep(series: Iterator[Part], path: Path) -> None:
+    """Write all series into files of this name, in place of the others in the folder."""
     lengths, reports = [], []
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as name:
-            partial = Path(name) / "new"
-            partial.mkdir()
-            with (partial / _VALUES).open("wb") as values, (partial / _DATES).open("wb") as dates:
-                for rows, days, report in series:
-                    values.write(np.ascontiguousarray(rows).data)
-                    dates.write(np.ascontiguousarray(days).data)
-                    lengths.append(len(days))
-                    reports.append(vars(report))
-            text = json.dumps({"lengths": lengths, "reports": reports})
-            (partial / _META).write_text(text, encoding="utf-8")
-            for old in folder.parent.iterdir():  # runs that have mapped its files keep them
-                if old.name != partial.parent.name:
-                    shutil.rmtree(old, ignore_errors=True)
-            with contextlib.suppress(FileExistsError):
-                partial.rename(folder)
+        with (
+            atomic_write(path.with_suffix(".f32"), sync=False) as values,
+            atomic_write(path.with_suffix(".i64"), sync=False) as dates,
+        ):
+            for rows, days, report in series:
+                values.write(np.ascontiguousarray(rows).data)
+                dates.write(np.ascontiguousarray(days).data)
+                lengths.append(len(days))
+                reports.append(vars(report))
+        with atomic_write(path.with_suffix(".json"), sync=False) as meta:  # last: all is there
+            meta.write(json.dumps({"lengths": lengths, "reports": reports}).encode())
+        for old in path.parent.iterdir():  # runs that have mapped its files keep them
+            if path.name not in old.name:
+                with contextlib.suppress(OSError):
+                    old.unlink()
     except OSError as error:
         raise SegFitError(
-            f"{folder}: cannot be written ({error.strerror}), as data.cache=disk needs. Set data.cache_dir to a folder "
-            f"of your own, or data.cache=none."
+            f"{path.parent}: cannot be written ({error.strerror}), as data.cache=disk needs. Set data.cache_dir to a "
+            f"folder of your own, or data.cache=none."
         ) from error
 
 
-def _states(files: Sequence[Path]) -> Iterator[str]:
-    """Yield what changes when a file does."""
-    for file in files:
-        stat = file.stat()
-        yield f"{os.fsencode(file)!r}\0{stat.st_size}\0{stat.st_mtime_ns}"
-
-
-def _digest(*parts: str) -> str:
-    text = "\0".join(parts).encode(errors="surrogateescape")
-    return hashlib.blake2b(text, digest_size=8).hexdigest()
+def _digest(value: object) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()

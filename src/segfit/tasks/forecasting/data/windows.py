@@ -22,10 +22,7 @@ from segfit.tasks.forecasting.data.series import LazySeries, Rows, SeriesSet
 class Windows:
     """The windows of a part of all series, a `Source`: series after series, each from its oldest window on.
 
-    Args:
-        lazy: the series, which all parts share.
-        part: "train", "val", "test" or "future".
-        data: the config: `lookback`, `horizon`, `place`.
+    All parts, "train", "val", "test" and "future", share the series.
     """
 
     def __init__(self, lazy: LazySeries, part: str, data: DictConfig) -> None:
@@ -70,38 +67,29 @@ class Windows:
         return (window,)
 
     def gather(self, indices: Indices, device: torch.device) -> Batch:
-        """Return windows as a batch, on the device if the series lie there, else on the host.
-
-        Returns:
-            window: (B, lookback + horizon, columns) float32, true values; of the future, what was not observed is 0.
-            mean, std: (B, columns) float32, of the series' training part. scale: (B, targets) float32, the error of
-            the seasonal naive forecast there. when: (B,) int64, date of the first forecast row, seconds since 1970.
-            index: (B,) int64.
-        """
-        place = self.series.on(device, self.place)
-        which, _, begin = (_moved(part, place.values.device) for part in self.locate(indices))
-        at = _moved(np.asarray(indices), place.values.device)
-        rows = begin[:, None] + self._offsets(place.values.device)
+        """Return windows as a batch, on the device if the series lie there, else on the host."""
+        place, table = self.series.on(device, self.place), self.series.table
+        own = place.values.device
+        which, _, begin = (_moved(part, own) for part in self.locate(indices))
+        rows = begin[:, None] + torch.arange(self.lookback + self.horizon, device=own)
         if self.part == "future":
             rows = rows.clamp(max=len(place.values) - 1)
-        batch = {
-            # A third of the time of values[rows] on a CPU.
-            "window": place.values.index_select(0, rows.flatten()).view(*rows.shape, -1),
-            "mean": place.mean[which],
-            "std": place.std[which],
-            "scale": place.scale[which],
-            "when": place.dates[rows[:, self.lookback]],
-            "index": at,
-        }
+        # (B, lookback + horizon, columns) float32, true values; index_select takes a third of the time of values[rows] on a
+        # CPU.
+        window = place.values.index_select(0, rows.flatten()).view(*rows.shape, -1)
         if self.part == "future":
-            layout = self.series.table.layout
-            batch["window"][:, self.lookback :, : layout.inputs] = 0
-        if batch["window"].device != device and device.type == "cuda":
+            window[:, self.lookback :, : table.layout.inputs] = 0  # what was not observed
+        batch = {
+            "window": window,
+            "mean": place.mean[which],  # (B, columns) float32, of the series' training part
+            "std": place.std[which],
+            "scale": place.scale[which],  # (B, targets) float32, see `Place`
+            "when": place.dates[rows[:, self.lookback]],  # (B,) int64, of the first forecast row
+            "index": _moved(np.asarray(indices), own),  # (B,) int64
+        }
+        if own != device and device.type == "cuda":
             return {key: tensor.pin_memory() for key, tensor in batch.items()}
         return batch
-
-    def _offsets(self, device: torch.device) -> Tensor:
-        return torch.arange(self.lookback + self.horizon, device=device)
 
 
 def _moved(values: Rows, device: torch.device) -> Tensor:
@@ -110,13 +98,9 @@ def _moved(values: Rows, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class WindowDataset:
-    """Windows one by one.
-
-    Args:
-        source: has them.
-    """
+    """Windows one by one."""
 
     source: Windows
 
