@@ -21,21 +21,13 @@ KEPT, NOT_FASTER, NO_TIME, OUT_OF_MEMORY = "kept", "not faster", "no time left",
 
 @dataclass
 class Step:
-    """A change that was tried on top of those that were kept before it.
-
-    Args:
-        change: what was tried.
-        verdict: "kept", or why not.
-        before: samples per second without it; None if that was not measured.
-        speed: with it; None if it was not measured to the end.
-        facts: of the training that was measured.
-    """
+    """A change that was tried on top of those that were kept before it."""
 
     change: Change
-    verdict: str
-    before: float | None = None
-    speed: Speed | None = None
-    facts: Mapping[str, str] = field(default_factory=dict)
+    verdict: str  # "kept", or why not
+    before: float | None = None  # samples per second without it, if that was measured
+    speed: Speed | None = None  # with it, if that was measured to the end
+    facts: Mapping[str, str] = field(default_factory=dict)  # of the training that was measured
 
     @property
     def rate(self) -> float | None:
@@ -51,35 +43,19 @@ class Step:
 
 @dataclass
 class Climb:
-    """Tries changes of a config. Each measurement runs in a process of its own.
+    """Tries changes of a config. Each measurement runs in a process of its own."""
 
-    Args:
-        start_config: checked, of benchmark.py; where the climb starts.
-        bench: its progress gets the name of each change.
-        seconds: of a measurement.
-        total: steps that are expected, for the progress.
-        least_gain: a change is kept if it is more than so many times as fast as what was kept before.
-        patience: seconds after which a measurement is killed.
-        deadline: by `time.monotonic`; what still runs then is killed.
-
-    Attributes:
-        steps: what was tried, in order.
-        kept: options that were kept, where they differ from `start_config`.
-        best: samples per second with them; None if nothing was measured.
-        longest: seconds that the longest measurement took, its process's start included.
-    """
-
-    start_config: DictConfig
+    start_config: DictConfig  # checked, of benchmark.py
     bench: Bench
-    seconds: float
-    total: int
-    least_gain: float = 1.0
-    patience: float = math.inf
-    deadline: float = math.inf
-    steps: list[Step] = field(default_factory=list)
-    kept: dict[str, Any] = field(default_factory=dict)
-    best: float | None = None
-    longest: float = 0.0
+    seconds: float  # of a measurement
+    total: int  # steps that are expected, for the progress
+    least_gain: float = 1.0  # a change is kept if it is more than so many times as fast
+    patience: float = math.inf  # seconds after which a measurement is killed
+    deadline: float = math.inf  # by `time.monotonic`; what still runs then is killed
+    steps: list[Step] = field(default_factory=list)  # what was tried, in order
+    kept: dict[str, Any] = field(default_factory=dict)  # options, where they differ from the start
+    best: float | None = None  # samples per second with them, if any were measured
+    longest: float = 0.0  # seconds that a measurement took, its process's start included
 
     def config(self) -> DictConfig:
         """Return the config with the options that are kept."""

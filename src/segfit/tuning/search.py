@@ -42,23 +42,14 @@ class _NoTime(Exception):  # noqa: N818  (no error: the search ends with what it
 
 @dataclass
 class Search:
-    """A search for the fastest setting.
+    """A search for the fastest setting."""
 
-    Args:
-        climb: measures, and holds what is kept.
-        device: of the training.
-        effective: batch of the result.
-        cap: no micro-batch is larger.
-        source: held-out samples.
-        held_out: their indices, the largest first.
-    """
-
-    climb: Climb
-    device: torch.device
-    effective: int
-    cap: int
-    source: Source
-    held_out: list[int]
+    climb: Climb  # measures, and holds what is kept
+    device: torch.device  # of the training
+    effective: int  # batch of the result
+    cap: int  # no micro-batch is larger
+    source: Source  # of held-out samples
+    held_out: list[int]  # their indices, the largest first
 
     def run(self) -> int:
         """Keep whatever is faster; return the largest micro-batch, up to `cap`, that fits.
@@ -248,14 +239,8 @@ def best_micro_batch(
 ) -> tuple[int, float] | None:
     """Return the micro-batch at which samples per second stop rising, and them; None if none can be trained.
 
-    `start`, or the nearest that is smaller, is tried first; from there larger ones while they are faster, and if none
-    was, smaller ones while they are.
-
-    Args:
-        batches: ascending.
-        start: of the composed recipe.
-        effective: batch, a multiple of each.
-        attempt: returns samples per second with a change, or None if it cannot be trained.
+    `start`, or the nearest smaller one of the ascending `batches`, is tried first; from there larger ones while they are
+    faster, and if none was, smaller ones while they are. `attempt` returns samples per second with a change, or None.
     """
     place = max(sum(batch <= start for batch in batches) - 1, 0)
 
