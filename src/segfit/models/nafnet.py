@@ -61,19 +61,6 @@ class NAFNet(ResidualUNet):
     whole.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        base_channels: int = 32,
-        num_blocks: int = 2,
-        checkpointing: bool = False,
-    ) -> None:
-        super().__init__(
-            channels,
-            base_channels,
-            num_blocks,
-            checkpointing,
-            levels=5,
-            unshuffle=1,
-            block=NAFBlock,
-        )
+    levels = 5
+    unshuffle = 1
+    block = NAFBlock

@@ -1,6 +1,7 @@
 """A residual U-Net without normalisation that cleans pictures, to be trained from random weights."""
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,10 +39,11 @@ class ResidualUNet(nn.Module):
         base_channels: channels of the first level; doubled a level.
         num_blocks: blocks of each level, on the way down and again on the way up; of the deepest level, once.
         checkpointing: compute blocks again in backward instead of keeping their activations.
-        levels: how many.
-        unshuffle: side of the square of pixels that becomes one.
-        block: channels → a module that keeps its input's shape.
     """
+
+    levels: ClassVar[int] = 2
+    unshuffle: ClassVar[int] = 2  # side of the square of pixels that becomes one
+    block: ClassVar[type[nn.Module]] = ResidualBlock  # channels → a module that keeps a shape
 
     def __init__(
         self,
@@ -49,38 +51,29 @@ class ResidualUNet(nn.Module):
         base_channels: int = 32,
         num_blocks: int = 4,
         checkpointing: bool = False,
-        *,
-        levels: int = 2,
-        unshuffle: int = 2,
-        block: type[nn.Module] = ResidualBlock,
     ) -> None:
         super().__init__()
-        widths = [base_channels * 2**level for level in range(levels)]
+        widths = [base_channels * 2**level for level in range(self.levels)]
         self.checkpointing = checkpointing
-        self.unshuffle = unshuffle
-        self.multiple = unshuffle * 2 ** (levels - 1)
+        self.multiple = self.unshuffle * 2 ** (self.levels - 1)
 
         def blocks(width: int) -> nn.ModuleList:
-            return nn.ModuleList(block(width) for _ in range(num_blocks))
+            return nn.ModuleList(self.block(width) for _ in range(num_blocks))
 
-        self.head = nn.Conv2d(channels * unshuffle**2, base_channels, 3, padding=1)
+        self.head = nn.Conv2d(channels * self.unshuffle**2, base_channels, 3, padding=1)
         self.encoder = nn.ModuleList(map(blocks, widths))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(map(blocks, widths[:-1]))
-        self.tail = nn.Conv2d(base_channels, channels * unshuffle**2, 3, padding=1)
+        self.tail = nn.Conv2d(base_channels, channels * self.unshuffle**2, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         assert self.tail.bias is not None
         nn.init.zeros_(self.tail.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return restored pictures; untrained, the pictures as they are.
+        """Return restored pictures in the shape and type of degraded ones; untrained, these as they are.
 
-        Args:
-            images: `(B, channels, H, W)` float, degraded, about in [0, 1]; any H, W ≥ 1.
-
-        Returns:
-            The same shape, in the type of `images`.
+        `images` are `(B, channels, H, W)` float, about in [0, 1]; any H, W ≥ 1.
         """
         height, width = images.shape[-2:]
         rim = (0, -width % self.multiple, 0, -height % self.multiple)
@@ -97,10 +90,8 @@ class ResidualUNet(nn.Module):
 
     def _through(self, blocks: nn.Module, x: Tensor) -> Tensor:
         for block in blocks.children():
-            again = self.checkpointing and self.training
-            x = (
-                checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-                if again
-                else block(x)
-            )
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
         return x
