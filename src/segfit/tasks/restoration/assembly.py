@@ -35,8 +35,8 @@ from segfit.tasks.restoration.data.dataset import (
 )
 from segfit.tasks.restoration.data.folder import SPLITS, folder_sources
 from segfit.tasks.restoration.data.preflight import check_sources as check_pictures
-from segfit.tasks.restoration.degradations import Degradation, make_degradation
-from segfit.tasks.restoration.losses import RestorationLoss, restoration_loss
+from segfit.tasks.restoration.degradations import Degradation
+from segfit.tasks.restoration.losses import RestorationLoss
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
@@ -120,7 +120,7 @@ def samples_per_read(config: DictConfig) -> int:
 
 def make_held_out_dataset(config: DictConfig, source: Source) -> HeldOutDataset:
     """Return a source's pictures as they are scored."""
-    return HeldOutDataset(source, make_degradation(plain(config.degrade)).held_out)
+    return HeldOutDataset(source, Degradation(plain(config.degrade)).held_out)
 
 
 def make_predict_dataset(config: DictConfig, folder: str) -> PredictDataset:
@@ -208,12 +208,12 @@ def make_task(
 def make_loss(config: DictConfig, device: torch.device) -> RestorationLoss:
     """Return the loss of a config on a device; its perceptual term runs in the precision of the step."""
     precision, _ = resolve_precision(config.precision.name, device)
-    return restoration_loss(precision=precision, **plain(config.loss)).to(device)
+    return RestorationLoss(precision=precision, **plain(config.loss)).to(device)
 
 
 def make_degrade(config: DictConfig, device: torch.device) -> Degradation:
     """Return what degrades clean patches on a device."""
-    return make_degradation(plain(config.degrade)).to(device)
+    return Degradation(plain(config.degrade)).to(device)
 
 
 def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:

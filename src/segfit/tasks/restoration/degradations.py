@@ -21,23 +21,18 @@ from torch import Tensor, nn
 from segfit.tasks.restoration import draws
 from segfit.tasks.restoration.jpeg import JpegCodec
 
-Range = float | Sequence[float]  # a number, or [low, high]
-
 
 class Stage(nn.Module, ABC):
-    """A degradation whose strength is drawn uniformly from a range."""
+    """A degradation whose strength, a number or [low, high], is drawn uniformly from its range."""
 
-    def __init__(self, strength: Range) -> None:
+    def __init__(self, strength: float | Sequence[float]) -> None:
         super().__init__()
-        self.low, self.high = _ends(strength)
-
-    @property
-    def middle(self) -> float:
-        """The strength for evaluation."""
-        return (self.low + self.high) / 2
+        ends = [strength] * 2 if isinstance(strength, (int, float)) else strength
+        self.low, self.high = map(float, ends)
+        self.middle = (self.low + self.high) / 2  # for evaluation
 
     def strengths(self, share: Tensor) -> Tensor:
-        """Return strengths `(B,)` for how far up in the range `(B,)` they are, 0-1."""
+        """Return strengths for how far up in the range they are, 0-1."""
         return self.low + (self.high - self.low) * share
 
     @abstractmethod
@@ -67,16 +62,12 @@ class Noise(Stage):
 class Blur(Stage):
     """Blur, by a Gaussian whose standard deviation is given, or along a straight line of the given length, in pixels."""
 
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, kind: str, strength: Range) -> None:
+    def __init__(self, kind: str, strength: float | Sequence[float]) -> None:
         super().__init__(strength)
         self.kind = kind
         radius = math.ceil(3 * self.high if kind == "gaussian" else self.high / 2)
         offsets = torch.arange(-radius, radius + 1.0)
-        self.register_buffer("rows", offsets[:, None], persistent=False)
-        self.register_buffer("columns", offsets[None, :], persistent=False)
+        self.rows, self.columns = nn.Buffer(offsets[:, None]), nn.Buffer(offsets[None, :])
 
     def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Return images of the same value range; a line has any direction."""
@@ -84,9 +75,8 @@ class Blur(Stage):
 
     def held_out(self, image: np.ndarray) -> np.ndarray:
         """Return the image of the same value range; a line is vertical."""
-        blurred = self._blurred(
-            torch.from_numpy(image).permute(2, 0, 1)[None], torch.full((1, 2), 0.5)
-        )
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+        blurred = self._blurred(planes, torch.full((1, 2), 0.5))
         return blurred[0].permute(1, 2, 0).contiguous().numpy()
 
     def _blurred(self, images: Tensor, shares: Tensor) -> Tensor:
@@ -109,7 +99,7 @@ class Blur(Stage):
 class Jpeg(Stage):
     """Compress to JPEG, of a quality of 1-100."""
 
-    def __init__(self, strength: Range) -> None:
+    def __init__(self, strength: float | Sequence[float]) -> None:
         super().__init__(strength)
         self.codec = JpegCodec()
 
@@ -121,18 +111,30 @@ class Jpeg(Stage):
         """Return the image as libjpeg leaves it, in [0, 1]."""
         levels = np.round(image.clip(0, 1) * 255).astype(np.uint8)
         file = io.BytesIO()
-        Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(
-            file, "JPEG", quality=round(self.middle)
-        )
+        picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
+        picture.save(file, "JPEG", quality=round(self.middle))
         return np.asarray(Image.open(file), dtype=np.float32).reshape(image.shape) / 255
 
 
 class Degradation(nn.Module):
-    """Stages one after the other; move it to the device of the batches."""
+    """Stages one after the other; move it to the device of the batches.
 
-    def __init__(self, *stages: Stage) -> None:
+    `options` are the values of a `DegradeConfig` by their keys.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stages)
+        name, stages = options["name"], nn.ModuleList()
+        if name == "blur":
+            kind = options["kind"]
+            stages.append(Blur(kind, options["sigma" if kind == "gaussian" else "length"]))
+        if name == "mixed":
+            stages.append(Blur("gaussian", options["blur"]))
+        if name != "jpeg":
+            stages.append(Noise(options["sigma" if name == "noise" else "noise"]))
+        if name in ("jpeg", "mixed"):
+            stages.append(Jpeg(options["quality"]))
+        self.stages = stages
 
     @torch.no_grad()
     def forward(self, clean: Tensor, seeds: Tensor) -> Tensor:
@@ -148,46 +150,11 @@ class Degradation(nn.Module):
 
     @torch.no_grad()
     def held_out(self, clean: np.ndarray) -> np.ndarray:
-        """Return what is made of a clean picture to be scored, the same at every call.
+        """Return what is made of a clean picture to be scored, the same at every call, not clipped.
 
-        Args:
-            clean: `(H, W, C)` float32 in [0, 1].
-
-        Returns:
-            `(H, W, C)` float32, not clipped.
+        Both are `(H, W, C)` float32; the clean one lies in [0, 1].
         """
         for stage in self.stages:
             assert isinstance(stage, Stage)
             clean = stage.held_out(clean)
         return clean
-
-
-def make_degradation(options: Mapping[str, Any]) -> Degradation:
-    """Return a degradation by name.
-
-    Args:
-        options: `name`, and what it takes, each a number or [low, high]:
-            noise: `sigma`, of values of 0-255.
-            blur: `kind` gaussian with its `sigma` in pixels, or motion with its `length` in pixels; then `noise` as above.
-            jpeg: `quality`, 1-100.
-            mixed: `blur`, the sigma of a Gaussian in pixels, then `noise`, then `quality`.
-    """
-    name = options["name"]
-    if name == "noise":
-        return Degradation(Noise(options["sigma"]))
-    if name == "jpeg":
-        return Degradation(Jpeg(options["quality"]))
-    if name == "blur":
-        kind = options["kind"]
-        strength = options["sigma" if kind == "gaussian" else "length"]
-        return Degradation(Blur(kind, strength), Noise(options["noise"]))
-    return Degradation(
-        Blur("gaussian", options["blur"]), Noise(options["noise"]), Jpeg(options["quality"])
-    )
-
-
-def _ends(strength: Range) -> tuple[float, float]:
-    if isinstance(strength, (int, float)):
-        return float(strength), float(strength)
-    low, high = strength
-    return float(low), float(high)

@@ -42,11 +42,6 @@ class JpegCodec(nn.Module):
     1-100 → images of the same shape, in [0, 1], with 8 bits a value.
     """
 
-    tables: Tensor
-    waves: Tensor
-    to_ycc: Tensor
-    to_rgb: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         place = torch.arange(8, dtype=torch.float64)
@@ -54,13 +49,10 @@ class JpegCodec(nn.Module):
         cosines[0] /= math.sqrt(2)  # orthonormal, so that its transpose is its inverse
         waves = cosines[:, None, :, None] * cosines[None, :, None, :]
         to_ycc = torch.tensor(_TO_YCC, dtype=torch.float64)
-        for name, value in {
-            "tables": torch.tensor((_LUMA, _CHROMA)).view(2, 1, 1, 1, 64),
-            "waves": waves.reshape(64, 64).T,
-            "to_ycc": to_ycc,
-            "to_rgb": to_ycc.inverse(),
-        }.items():
-            self.register_buffer(name, value.float(), persistent=False)
+        self.tables = nn.Buffer(torch.tensor((_LUMA, _CHROMA)).view(2, 1, 1, 1, 64).float())
+        self.waves = nn.Buffer(waves.reshape(64, 64).T.float())
+        self.to_ycc = nn.Buffer(to_ycc.float())
+        self.to_rgb = nn.Buffer(to_ycc.inverse().float())
 
     def forward(self, images: Tensor, quality: Tensor) -> Tensor:
         """Return what is left of the pictures."""

@@ -1,6 +1,6 @@
 """Restoration losses that add up: accumulated micro-batches have the loss of one big batch.
 
-A loss is a weighted sum of terms. Each is a sum over the batch, divided by a total of the whole update:
+A loss is one or two terms. Each is a sum over the batch, divided by a total of the whole update:
 
     totals = sum(loss.totals(targets) for targets in micro_batches)
     for outputs, targets in micro_batches:
@@ -10,8 +10,6 @@ Outputs and targets are `(B, C, H, W)` float; targets lie in [0, 1]. Nothing her
 """
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,72 +20,7 @@ from segfit.engine.precision import Precision
 from segfit.errors import SegFitError
 
 
-class Term(nn.Module, ABC):
-    """One summand of a loss: a numerator and its divisor."""
-
-    @abstractmethod
-    def total(self, targets: Tensor) -> float:
-        """Return the divisor of these targets; totals of micro-batches add up."""
-
-    @abstractmethod
-    def numerator(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum over this batch, `()`, of outputs in float32 or float64."""
-
-
-class PixelTerm(Term):
-    """A mean over all values."""
-
-    def total(self, targets: Tensor) -> float:
-        """Return the number of values."""
-        return targets.numel()
-
-
-class L1(PixelTerm):
-    """The absolute error."""
-
-    def numerator(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return its sum."""
-        return (outputs - targets).abs().sum()
-
-
-class MSE(PixelTerm):
-    """The squared error."""
-
-    def numerator(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return its sum."""
-        return (outputs - targets).square().sum()
-
-
-class Charbonnier(PixelTerm):
-    """√(error² + epsilon²), which is L1 but smooth at 0 (Lai et al., arXiv 1710.01992)."""
-
-    def __init__(self, epsilon: float) -> None:
-        super().__init__()
-        self.epsilon = epsilon
-
-    def numerator(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return its sum."""
-        return ((outputs - targets).square() + self.epsilon**2).sqrt().sum()
-
-
-class PictureTerm(Term):
-    """A mean over pictures."""
-
-    def total(self, targets: Tensor) -> float:
-        """Return the number of pictures."""
-        return len(targets)
-
-
-class PSNR(PictureTerm):
-    """The negative PSNR of each picture in dB, as in NAFNet (Chen et al., arXiv 2204.04676)."""
-
-    def numerator(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return its sum."""
-        errors = (outputs - targets).square().mean((1, 2, 3))
-        return 10 * (errors + 1e-8).log10().sum()
-
-
-class Perceptual(PictureTerm):
+class Perceptual(nn.Module):
     """The distance of pictures in the features of a pretrained network.
 
     As in LPIPS (Zhang et al., arXiv 1801.03924), features have unit length at each position, and their squared distance
@@ -99,9 +32,6 @@ class Perceptual(PictureTerm):
         precision: in which it runs.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, encoder: nn.Module, multiple: int, precision: Precision) -> None:
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -109,12 +39,12 @@ class Perceptual(PictureTerm):
         self.precision = precision
         self.channels = -1 if str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC") else 1
         trained_on: Any = encoder.pretrained_cfg
-        for name in ("mean", "std"):
-            value = torch.tensor(trained_on[name]).view(3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
+        self.mean, self.std = (
+            nn.Buffer(torch.tensor(trained_on[name]).view(3, 1, 1)) for name in ("mean", "std")
+        )
 
-    def numerator(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum of the pictures' distances."""
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of the pictures' distances, `()`."""
         with torch.no_grad():
             wanted = self._features(targets)
         distances = [
@@ -132,19 +62,46 @@ class Perceptual(PictureTerm):
 
 
 class RestorationLoss(nn.Module):
-    """Σ_k weight_k · numerator_k / total_k over K terms."""
+    """A mean over all values, or over pictures, and perhaps a perceptual term.
 
-    def __init__(self, terms: Mapping[str, Term], weights: Mapping[str, float]) -> None:
+    Args:
+        name: l1 and mse are means over values; so is charbonnier, √(error² + epsilon²), which is L1 but smooth at 0 (Lai
+            et al., arXiv 1710.01992). psnr is the negative PSNR in dB, a mean over pictures as in NAFNet (Chen et al.,
+            arXiv 2204.04676).
+        precision: of the step, in which the perceptual term's network runs.
+        epsilon: of charbonnier.
+        perceptual: weight of the perceptual term beside the other one's 1; 0: none.
+        encoder: the timm model whose features it compares.
+        weights: of the encoder: `auto` (timm's checkpoint of this name from cache or hub), a hub name, folder or file,
+            or None for random ones, which serve to plan memory and for nothing else.
+
+    Raises:
+        SegFitError: if the encoder's weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        precision: Precision,
+        *,
+        epsilon: float = 1e-3,
+        perceptual: float = 0.0,
+        encoder: str = "vgg16",
+        weights: str | None = "auto",
+    ) -> None:
         super().__init__()
-        self._terms = [(term, weights.get(name, 1.0)) for name, term in terms.items()]
-        self.terms = nn.ModuleDict(terms)  # so that .to(device) reaches them
+        self.name, self.epsilon, self.weight = name, epsilon, perceptual
+        self.perceptual = _perceptual(encoder, weights, precision) if perceptual > 0 else None
 
     def totals(self, targets: Tensor) -> Tensor:
         """Return the divisor of each term, `(K,)` float32, to be summed over the micro-batches of an update."""
-        counts = [term.total(targets) for term, _ in self._terms]
+        counts = [len(targets) if self.name == "psnr" else targets.numel(), len(targets)]
         # Filled on the device: a copy from the host would make it wait.
         return torch.stack(
-            [torch.full((), count, device=targets.device, dtype=torch.float32) for count in counts]
+            [
+                torch.full((), count, device=targets.device, dtype=torch.float32)
+                for count in (counts if self.perceptual is not None else counts[:1])
+            ]
         )
 
     def forward(self, outputs: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
@@ -156,46 +113,19 @@ class RestorationLoss(nn.Module):
             totals: `(K,)` float32 of the whole update.
         """
         outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
-        parts = [
-            weight * term.numerator(outputs, targets) / total
-            for (term, weight), total in zip(self._terms, totals.unbind(), strict=True)
-        ]
-        return torch.stack(parts).sum()
+        loss = self._sum(outputs - targets) / totals[0]
+        if self.perceptual is None:
+            return loss
+        return loss + self.weight * self.perceptual(outputs, targets) / totals[1]
 
-
-def restoration_loss(
-    name: str,
-    precision: Precision,
-    *,
-    epsilon: float = 1e-3,
-    perceptual: float = 0.0,
-    encoder: str = "vgg16",
-    weights: str | None = "auto",
-) -> RestorationLoss:
-    """Return a loss by name.
-
-    Args:
-        name: charbonnier, l1, mse or psnr.
-        precision: of the step, in which the perceptual term's network runs.
-        epsilon: of charbonnier.
-        perceptual: weight of the perceptual term beside the other one's 1; 0: none.
-        encoder: the timm model whose features it compares.
-        weights: of the encoder: `auto` (timm's checkpoint of this name from cache or hub), a hub name, folder or file,
-            or None for random ones, which serve to plan memory and for nothing else.
-
-    Raises:
-        SegFitError: if the encoder's weights cannot be had.
-    """
-    terms: dict[str, Term] = {
-        "charbonnier": Charbonnier(epsilon),
-        "l1": L1(),
-        "mse": MSE(),
-        "psnr": PSNR(),
-    }
-    chosen = {name: terms[name]}
-    if perceptual > 0:
-        chosen["perceptual"] = _perceptual(encoder, weights, precision)
-    return RestorationLoss(chosen, {"perceptual": perceptual})
+    def _sum(self, errors: Tensor) -> Tensor:
+        if self.name == "l1":
+            return errors.abs().sum()
+        if self.name == "mse":
+            return errors.square().sum()
+        if self.name == "charbonnier":
+            return (errors.square() + self.epsilon**2).sqrt().sum()
+        return 10 * (errors.square().mean((1, 2, 3)) + 1e-8).log10().sum()
 
 
 def _perceptual(encoder: str, weights: str | None, precision: Precision) -> Perceptual:

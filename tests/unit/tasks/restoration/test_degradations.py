@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segfit.data.sampler import sample_seed
 from segfit.tasks.restoration import draws
-from segfit.tasks.restoration.degradations import Degradation, make_degradation
+from segfit.tasks.restoration.degradations import Degradation
 from segfit.tasks.restoration.jpeg import JpegCodec
 
 OPTIONS = {
@@ -34,7 +34,7 @@ def pictures(channels: int = 3, height: int = 40, width: int = 56) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_picture_is_the_same_in_any_batch(kind: str, channels: int) -> None:
-    degradation, clean = make_degradation(OPTIONS[kind]), pictures(channels)
+    degradation, clean = Degradation(OPTIONS[kind]), pictures(channels)
     whole = degradation(clean, SEEDS)
     assert whole.shape == clean.shape
     assert not torch.equal(whole, clean)
@@ -46,7 +46,7 @@ def test_a_picture_is_the_same_in_any_batch(kind: str, channels: int) -> None:
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_another_seed_is_another_picture(kind: str) -> None:
-    degradation, clean = make_degradation(OPTIONS[kind]), pictures()[:1].expand(6, -1, -1, -1)
+    degradation, clean = Degradation(OPTIONS[kind]), pictures()[:1].expand(6, -1, -1, -1)
     made = degradation(clean, SEEDS)
     assert all(not torch.equal(made[i], made[j]) for i in range(6) for j in range(i))
     assert torch.equal(degradation(clean, SEEDS), made)
@@ -85,9 +85,9 @@ def test_draws_have_their_distributions() -> None:
 
 def test_noise_has_its_standard_deviation() -> None:
     clean = pictures(height=200, width=200)
-    noise = make_degradation({"name": "noise", "sigma": 25})(clean, SEEDS) - clean
+    noise = Degradation({"name": "noise", "sigma": 25})(clean, SEEDS) - clean
     assert (noise.std((1, 2, 3)) * 255).tolist() == pytest.approx([25] * 6, rel=0.01)
-    ranged = make_degradation({"name": "noise", "sigma": [5, 50]})(clean, SEEDS) - clean
+    ranged = Degradation({"name": "noise", "sigma": [5, 50]})(clean, SEEDS) - clean
     sigmas = ranged.std((1, 2, 3)) * 255
     assert sigmas.min() > 4.9
     assert sigmas.max() < 50.5
@@ -99,7 +99,7 @@ def test_held_out_noise_is_the_fields() -> None:
     np.random.seed(0)
     expected = clean + np.random.normal(0, 25 / 255, clean.shape)
     for sigma in (25, [10, 40]):
-        found = make_degradation({"name": "noise", "sigma": sigma}).held_out(clean)
+        found = Degradation({"name": "noise", "sigma": sigma}).held_out(clean)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.min() < 0
@@ -108,7 +108,7 @@ def test_held_out_noise_is_the_fields() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_held_out_repeats_itself(kind: str, channels: int) -> None:
-    degradation = make_degradation(OPTIONS[kind])
+    degradation = Degradation(OPTIONS[kind])
     clean = pictures(channels)[0].permute(1, 2, 0).numpy()
     before = clean.copy()
     found = degradation.held_out(clean)
@@ -128,7 +128,7 @@ def test_gaussian_blur_by_its_formula() -> None:
     options = {"name": "blur", "kind": "gaussian", "sigma": 1.5, "noise": 0}
     y, x = np.mgrid[-15:16, -15:16]
     expected = np.exp(-(x**2 + y**2) / (2 * 1.5**2)) * (np.maximum(abs(x), abs(y)) <= 5)
-    found = blurred_point(make_degradation(options))
+    found = blurred_point(Degradation(options))
     np.testing.assert_allclose(found, expected / expected.sum(), atol=1e-6)
 
 
@@ -136,12 +136,12 @@ def test_motion_blur_is_a_line() -> None:
     options = {"name": "blur", "kind": "motion", "length": 7, "noise": 0}
     expected = np.zeros((31, 31))
     expected[12:19, 15] = 1 / 7
-    found = blurred_point(make_degradation(options))
+    found = blurred_point(Degradation(options))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
     point = torch.zeros(6, 1, 31, 31)
     point[..., 15, 15] = 1
-    lines = make_degradation(options)(point, SEEDS)[:, 0]
+    lines = Degradation(options)(point, SEEDS)[:, 0]
     assert lines.sum((1, 2)).tolist() == pytest.approx([1] * 6)
     offsets = torch.arange(-15, 16.0)
     spread = (lines * (offsets**2 + offsets[:, None] ** 2)).sum((1, 2)).sqrt()

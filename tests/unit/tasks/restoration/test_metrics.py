@@ -152,12 +152,12 @@ class DnCNN(nn.Module):
 def test_published_weights_have_their_published_score() -> None:
     from PIL import Image
 
-    from segfit.tasks.restoration.degradations import make_degradation
+    from segfit.tasks.restoration.degradations import Degradation
 
     network = DnCNN()
     network.load_state_dict(torch.load(DENOISE / "dncnn_25.pth", weights_only=True))
     network = network.eval().to(memory_format=torch.channels_last)
-    degradation = make_degradation({"name": "noise", "sigma": 25})
+    degradation = Degradation({"name": "noise", "sigma": 25})
     metrics = RestorationMetrics()
     with torch.inference_mode():
         for file in sorted((DENOISE / "set12").glob("*.png")):

@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segfit.engine.precision import Precision
-from segfit.tasks.restoration.degradations import make_degradation
-from segfit.tasks.restoration.losses import restoration_loss
+from segfit.tasks.restoration.degradations import Degradation
+from segfit.tasks.restoration.losses import RestorationLoss
 from segfit.tasks.restoration.metrics import RestorationMetrics
 from segfit.tuning.memory.pretend import Cuts, without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
@@ -32,8 +32,8 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_an_update_never_waits(kind: str) -> None:
     with without_data(MemoryRecorder("cuda"), Cuts()) as device:
-        degradation = make_degradation(OPTIONS[kind]).to(device)
-        loss = restoration_loss(
+        degradation = Degradation(OPTIONS[kind]).to(device)
+        loss = RestorationLoss(
             "psnr", Precision("fp16", "cuda"), perceptual=0.1, encoder="test_resnet", weights=None
         ).to(device)
         metrics = RestorationMetrics("y", crop_border=2).to(device)
