@@ -1,6 +1,5 @@
 """What an evaluation keeps of its pictures: each restored one as a file, and the worst to be seen."""
 
-import heapq
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,67 +20,36 @@ from segfit.tasks.restoration.assembly import degraded_by, make_task
 from segfit.tasks.restoration.data.dataset import PredictDataset
 from segfit.tasks.restoration.data.reading import png
 from segfit.tasks.restoration.pictures import Panel, draw, panel_of
-from segfit.tasks.restoration.task import RestorationTask, Restored
 
 WORST, RESTORED = "worst.png", "restored"
 _NAMES = ("scores.csv", "worst.csv", WORST, RESTORED)
 _THREADS = 4
 
 
-def make_evaluation(
-    config: DictConfig,
-    device: torch.device,
-    options: DictConfig,
-    path: Path,
-    data: Any,
-    statistics: Mapping[str, Any] | None,  # noqa: ARG001
-    extra: Sequence[ExtraMetric] = (),
-) -> "PictureEvaluation":
-    """Return what scores a run's restored pictures and writes them down.
-
-    Args:
-        config: the run's.
-        device: where batches lie.
-        options: of evaluate.py.
-        path: the folder of the evaluation.
-        data: a source, or a `PredictDataset`.
-        statistics: nothing.
-        extra: of `make_extra_metrics`.
-    """
-    task = replace(make_task(config, device, extra=extra), overlap=options.overlap)
-    facts = {"degraded_by": degraded_by(config), "metrics": dict(task.scores)}
-    facts = {} if isinstance(data, PredictDataset) else facts
-    return PictureEvaluation(path, task, facts, data, saves=options.save_images, kept=options.worst)
-
-
 class PictureEvaluation(Evaluation):
     """Keeps every restored picture as a PNG of its input's depth, and a part of those with the lowest PSNR.
 
-    Args:
-        path: the folder.
-        task: scores the pictures.
-        facts: for metrics.json.
-        data: their names by index.
-        saves: whether restored pictures are written.
-        kept: how many of the worst are kept.
+    Made as `TaskEvaluation.make_evaluation` says: of the run's config and the options of evaluate.py.
     """
 
     def __init__(
         self,
+        config: DictConfig,
+        device: torch.device,
+        options: DictConfig,
         path: Path,
-        task: RestorationTask,
-        facts: Mapping[str, Any],
         data: Any,
-        *,
-        saves: bool,
-        kept: int,
+        statistics: Mapping[str, Any] | None,  # noqa: ARG002
+        extra: Sequence[ExtraMetric] = (),
     ) -> None:
-        super().__init__(path, replace(task, on_picture=self._keep), facts, _NAMES)
-        self.data, self.saves, self.kept = data, saves, kept
+        task = make_task(config, device, extra=extra)
+        task = replace(task, overlap=options.overlap, on_picture=self._keep)
+        facts = {"degraded_by": degraded_by(config), "metrics": dict(task.scores)}
+        super().__init__(path, task, {} if isinstance(data, PredictDataset) else facts, _NAMES)
+        self.data, self.saves, self.kept = data, options.save_images, options.worst
         self._pool = ThreadPoolExecutor(_THREADS)
         self._pending: deque[Future[None]] = deque()
-        # (-PSNR, -index, its panel): the heap's first is the best of the worst, which is dropped first.
-        self._heap: list[tuple[float, int, Panel]] = []
+        self._worst: dict[int, tuple[float, Panel]] = {}  # index → PSNR, what is shown
 
     def finish(self, result: Findings) -> Findings:
         """Wait until all pictures are written; add the worst to the tables."""
@@ -89,11 +57,11 @@ class PictureEvaluation(Evaluation):
             self._pending.popleft().result()
         if isinstance(self.data, PredictDataset):
             return Findings(seconds=result.seconds)
-        ranked = sorted(self._heap, key=lambda item: item[:2], reverse=True)
-        rows = [(panel.name, -score) for score, _, panel in ranked]
+        ranked = [self._worst[index] for index in sorted(self._worst, key=self._rank)]
+        rows = [(panel.name, score) for score, panel in ranked]
         if rows:
             captions = [f"{name}: {score:.2f} dB" for name, score in rows]
-            picture = draw([panel for *_, panel in ranked], captions)
+            picture = draw([panel for _, panel in ranked], captions)
             self.write(self.path / WORST, png(picture))
             columns = Column("picture"), Column("PSNR", ".2f")
             tables = [*result.tables, Table("worst", "Worst pictures", columns, rows)]
@@ -105,25 +73,28 @@ class PictureEvaluation(Evaluation):
         """Release the threads; what has not been begun is dropped."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _keep(self, found: Restored) -> None:
+    def _keep(
+        self, index: int, degraded: Tensor, restored: Tensor, target: Tensor | None,
+        psnr: Tensor | None, deep: bool,
+    ) -> None:  # fmt: skip
         """Take a restored picture; see `RestorationTask.on_picture`."""
-        index, name = found.number, self.data.id(found.number)
+        name = self.data.id(index)
         if self.saves:
-            self._save(name, found.restored, deep=found.deep)
-        if found.target is None or found.psnr is None or not self.kept:
+            self._save(name, restored, deep)
+        if target is None or psnr is None or not self.kept:
             return
-        psnr = float(found.psnr)  # synchronises: only the worst pictures are kept
-        known = any(-index == other for _, other, _ in self._heap)  # repeated after out-of-memory
-        if known or (len(self._heap) == self.kept and (-psnr, -index) < self._heap[0][:2]):
+        score = float(psnr)  # synchronises: only the worst pictures are kept
+        worst = [self._rank(other) for other in self._worst]
+        if len(worst) == self.kept and (score, index) > max(worst):
             return
-        panel = panel_of(name, found.degraded, found.restored, found.target)
-        item = (-psnr, -index, panel)
-        if len(self._heap) < self.kept:
-            heapq.heappush(self._heap, item)
-        else:
-            heapq.heapreplace(self._heap, item)
+        self._worst[index] = score, panel_of(name, degraded, restored, target)
+        if len(self._worst) > self.kept:
+            del self._worst[max(self._worst, key=self._rank)]
 
-    def _save(self, name: str, picture: Tensor, *, deep: bool) -> None:
+    def _rank(self, index: int) -> tuple[float, int]:
+        return self._worst[index][0], index
+
+    def _save(self, name: str, picture: Tensor, deep: bool) -> None:
         """Write `restored/<name>.png`, in threads: compressing releases Python's lock.
 
         Raises:
@@ -138,3 +109,6 @@ class PictureEvaluation(Evaluation):
         self._pending.append(self._pool.submit(lambda: self.write(file, png(pixels))))
         if len(self._pending) > 2 * _THREADS:  # no more pictures in memory than that
             self._pending.popleft().result()
+
+
+make_evaluation = PictureEvaluation

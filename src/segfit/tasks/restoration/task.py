@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,53 +21,30 @@ from segfit.tasks.restoration.pictures import Panel, draw, panel_of
 from segfit.tasks.restoration.schema import MEMORY_ADVICE
 from segfit.tasks.restoration.tiles import restore
 
-OnPicture = Callable[["Restored"], None]
+# Index of a held-out picture, how it was given, what was made of it, its target, all (C, H, W) float32 wherever they lie,
+# PSNR (), and whether its file has 16 bits, not 8.
+OnPicture = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None, bool], None]
 
 _SMALLEST_TILE = 64  # pixels a side, where memory runs out
 
 
-class Restored(NamedTuple):
-    """A held-out picture that was restored; pictures are (C, H, W) float32, wherever they lie."""
-
-    number: int  # index of the sample
-    degraded: Tensor
-    restored: Tensor
-    deep: bool  # the file has 16 bits, not 8
-    target: Tensor | None = None
-    psnr: Tensor | None = None  # ()
-
-
 @dataclass(frozen=True)
 class RestorationTask:
-    """Clean patches (B, C, P, P) or pairs in, scores of whole pictures out.
+    """Clean patches (B, C, P, P) or pairs in, scores of whole pictures out."""
 
-    Args:
-        criterion: the loss, on the device of the batches.
-        degrade: (clean (B, C, H, W) float in [0, 1], seeds (B,) int64) → degraded, on the device of the batches.
-        scores: arguments of `RestorationMetrics`; its "lpips" is the name of a network.
-        tile: held-out pictures with a longer side are restored in tiles of this side.
-        tiles_at_once: of them in a forward pass.
-        device: of the batches.
-        channels_last: memory format of the model's input.
-        overlap: pixels that neighbouring tiles share.
-        panels: index of a held-out picture → its name, for those that are kept for the eye.
-        on_picture: called with every held-out picture.
-        distributed: the processes whose sums make up the scores.
-        extra: metrics of torchmetrics, whose results join the scores.
-    """
-
-    criterion: RestorationLoss
+    criterion: RestorationLoss  # on the device of the batches
+    # (clean (B, C, H, W) float in [0, 1], seeds (B,) int64) → degraded, on the device of the batches
     degrade: Callable[[Tensor, Tensor], Tensor]
-    scores: Mapping[str, Any]
-    tile: int
+    scores: Mapping[str, Any]  # arguments of `RestorationMetrics`; "lpips" is a network's name
+    tile: int  # held-out pictures with a longer side are restored in tiles of this side
     tiles_at_once: int
-    device: torch.device
-    channels_last: bool = True
-    overlap: int = 64
-    panels: Mapping[int, str] = field(default_factory=dict)
-    on_picture: OnPicture | None = None
-    distributed: Distributed = SINGLE_PROCESS
-    extra: Sequence[ExtraMetric] = ()
+    device: torch.device  # of the batches
+    channels_last: bool = True  # memory format of the model's input
+    overlap: int = 64  # pixels that neighbouring tiles share
+    panels: Mapping[int, str] = field(default_factory=dict)  # pictures to show, index → name
+    on_picture: OnPicture | None = None  # called with every held-out picture
+    distributed: Distributed = SINGLE_PROCESS  # the processes whose sums make up the scores
+    extra: Sequence[ExtraMetric] = ()  # metrics whose results join the scores
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -112,7 +89,7 @@ class RestorationMeter:
         self.metrics = metrics.RestorationMetrics(**{**task.scores, "lpips": lpips})
         self.extra = [extra.make() for extra in task.extra]
         self.all_metrics = (self.metrics, *self.extra)
-        self.loss: Tensor | None = None
+        self.loss = torch.zeros((), device=task.device)
         self.pictures = 0
         self.tile = task.tile
         self.panels: dict[int, Panel] = {}
@@ -135,18 +112,18 @@ class RestorationMeter:
             raise
 
     def _update(self, forward: Forward, index: int, given: Tensor, clean: Tensor | None) -> None:
+        task, target, psnr = self.task, None, None
         degraded, restored = self._restored(forward, given)
-        target, score = None, None
         if clean is not None:
             target = scaled(clean.to(restored.device))
-            score = self._count(restored[None], target[None], degraded[None])
-            if index in self.task.panels:
-                self.panels[index] = panel_of(self.task.panels[index], degraded, restored, target)
-        if self.task.on_picture is not None:
+            self._count(restored[None], target[None], degraded[None])
+            if index in task.panels:
+                self.panels[index] = panel_of(task.panels[index], degraded, restored, target)
+        if task.on_picture is not None:
+            if target is not None:
+                psnr = self.metrics.scores(restored[None], target[None])[0, 0]
             deep = (given if clean is None or not given.is_floating_point() else clean).dtype
-            self.task.on_picture(
-                Restored(index, degraded, restored, deep == torch.uint16, target, score)
-            )
+            task.on_picture(index, degraded, restored, target, psnr, deep == torch.uint16)
 
     def _restored(self, forward: Forward, given: Tensor) -> tuple[Tensor, Tensor]:
         """Return a picture and what is made of it, (C, H, W) float32.
@@ -172,21 +149,18 @@ class RestorationMeter:
             self.tile = max(_SMALLEST_TILE, min(self.tile, max(given.shape[-2:])) // 2)
             release_memory()
 
-    def _count(self, restored: Tensor, target: Tensor, degraded: Tensor) -> Tensor | None:
-        """Add a picture (1, C, H, W) to the scores; return its PSNR () if somebody wants it."""
+    def _count(self, restored: Tensor, target: Tensor, degraded: Tensor) -> None:
+        """Add a picture (1, C, H, W) to the scores."""
         for metric in self.all_metrics:
             metric.to(restored.device)
         self.metrics.update(restored, target, degraded)
         for extra, metric in zip(self.task.extra, self.extra, strict=True):
             extra.update(metric, restored.clamp(0, 1), target)
         criterion = self.task.criterion.to(restored.device)
-        loss = criterion(restored, target, criterion.totals(target)).to(self.task.device)
+        loss = criterion(restored, target, criterion.totals(target))
         self.task.criterion.to(self.task.device)
-        self.loss = loss if self.loss is None else self.loss + loss
+        self.loss = self.loss + loss.to(self.task.device)
         self.pictures += 1
-        if self.task.on_picture is None:
-            return None
-        return self.metrics.scores(restored, target)[0, 0]
 
     def result(self) -> Findings:
         """Read the device; `scores["loss"]` is the mean over pictures of the loss of the whole picture.
@@ -195,8 +169,7 @@ class RestorationMeter:
         NaN.
         """
         own = [state_of(metric.cpu()) for metric in self.all_metrics]
-        loss = float(self.loss) if self.loss is not None else 0.0
-        every = self.task.distributed.gather((own, loss, self.pictures, self.panels))
+        every = self.task.distributed.gather((own, float(self.loss), self.pictures, self.panels))
         pictures = sum(count for _, _, count, _ in every)
         counted = [states for states, _, count, _ in every if count]
         for metric, *states in zip(self.all_metrics, *counted, strict=True):
@@ -205,14 +178,18 @@ class RestorationMeter:
         for extra, metric in zip(self.task.extra, self.extra, strict=True):
             added |= extra.compute(metric, pictures)
         loss = sum(part for _, part, _, _ in every) / pictures if pictures else float("nan")
-        nothing = dict.fromkeys(
-            (*self.metrics.names, *(f"{n}_gain" for n in self.metrics.names)), float("nan")
-        )
+        names = self.metrics.names
+        nothing = dict.fromkeys((*names, *(f"{name}_gain" for name in names)), float("nan"))
         found: dict[str, float] = self.metrics.compute() if pictures else nothing
+        columns = [Column("score"), *(Column(one, ".4f") for one in ("input", "restored", "gain"))]
+        rows: list[list[Cell]] = [
+            [name.upper(), found[name] - found[f"{name}_gain"], found[name], found[f"{name}_gain"]]
+            for name in names
+        ]
         panels = {index: panel for *_, kept in every for index, panel in kept.items()}
         return Findings(
             scores={"loss": loss, **found, **added},
-            tables=[_score_table(found)],
+            tables=[Table("scores", "", columns, rows)],
             panels={panel.name: partial(draw, [panel]) for _, panel in sorted(panels.items())},
         )
 
@@ -222,14 +199,3 @@ def scaled(pictures: Tensor) -> Tensor:
     if pictures.is_floating_point():
         return pictures
     return pictures.float().div_(torch.iinfo(pictures.dtype).max)
-
-
-def _score_table(found: Mapping[str, float]) -> Table:
-    """Return what was scored before and after, for each score."""
-    names = [name for name in found if not name.endswith("_gain")]
-    columns = [Column("score"), *(Column(name, ".4f") for name in ("input", "restored", "gain"))]
-    rows: list[list[Cell]] = [
-        [name.upper(), found[name] - found[f"{name}_gain"], found[name], found[f"{name}_gain"]]
-        for name in names
-    ]
-    return Table("scores", "", columns, rows)
