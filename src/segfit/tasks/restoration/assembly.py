@@ -1,4 +1,4 @@
-"""Config → the objects of a restoration: sources, datasets, model, degradation, loss, scores."""
+"""Config → the objects of a restoration, as `TaskAssembly` asks for them: sources, datasets, model, loss, scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.config.check import plain, shown
+from segfit.config.check import plain
 from segfit.data.shapes import shapes_sources
 from segfit.data.source import Arrays, Source, SourceView
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
@@ -67,16 +67,11 @@ class Drawn(SourceView):
 
 
 def make_sources(config: DictConfig) -> dict[str, Source]:
-    """Return the splits of a config.
-
-    Raises:
-        SegFitError: if the folder is not laid out as the config says.
-    """
+    """Return the splits of a config; raise a SegFitError if the folder is not laid out as the config says."""
     data = config.data
     if data.name == "shapes":
-        drawn = shapes_sources(
-            data.train_size, data.val_size, data.test_size, data.resolution, data.data_seed
-        )
+        sizes = (data.train_size, data.val_size, data.test_size)
+        drawn = shapes_sources(*sizes, data.resolution, data.data_seed)
         return {split: Drawn(source, channels_of(config)) for split, source in drawn.items()}
     smallest = dict.fromkeys(SPLITS, _SMALLEST + 2 * config.metrics.crop_border)
     return dict(folder_sources(data, {**smallest, "train": config.patch_size}))
@@ -88,23 +83,10 @@ def check_sources(
     needs: Mapping[str, int],
     progress: Callable[[int, int], None] | None = None,
 ) -> NothingToReport:
-    """Look at the files of some splits.
-
-    Args:
-        config: checked.
-        sources: of `make_sources`.
-        needs: split → pictures that it must have at least.
-        progress: called with (done, total) pictures.
-
-    Raises:
-        SegFitError: with every problem of the data set.
-    """
+    """Look at the files of some splits, which need so many samples; raise a SegFitError with every problem."""
+    skip = config.data.on_bad_sample == "skip"
     return check_pictures(
-        sources,
-        check=config.data.check,
-        skip=config.data.on_bad_sample == "skip",
-        needs=needs,
-        progress=progress,
+        sources, check=config.data.check, skip=skip, needs=needs, progress=progress
     )
 
 
@@ -124,11 +106,7 @@ def make_held_out_dataset(config: DictConfig, source: Source) -> HeldOutDataset:
 
 
 def make_predict_dataset(config: DictConfig, folder: str) -> PredictDataset:
-    """Return the degraded pictures of a folder.
-
-    Raises:
-        SegFitError: if there are none.
-    """
+    """Return the degraded pictures of a folder; raise a SegFitError if there are none."""
     return PredictDataset(folder, config.data.image_mode)
 
 
@@ -137,10 +115,15 @@ def held_out_batch_size(_: DictConfig) -> int:
     return 1
 
 
-def batch_bytes(config: DictConfig) -> int:
-    """Return the size of a training batch as workers return it, 8 bits a value."""
+def sample_bytes(config: DictConfig) -> int:
+    """Return the size of a training patch as it comes from the dataset, 8 bits a value."""
     pictures = 2 if config.data.name == "pairs" else 1
-    return int(config.batch_size) * pictures * channels_of(config) * int(config.patch_size) ** 2
+    return int(pictures * channels_of(config) * config.patch_size**2)
+
+
+def batch_bytes(config: DictConfig) -> int:
+    """Return the size of a training batch as workers return it."""
+    return int(config.batch_size) * sample_bytes(config)
 
 
 def reading_options(config: DictConfig) -> dict[str, Any]:
@@ -176,24 +159,17 @@ def make_task(
     distributed: Distributed = SINGLE_PROCESS,
     extra: Sequence[ExtraMetric] = (),
 ) -> RestorationTask:
-    """Return what a batch means under a config.
-
-    Args:
-        config: a run's.
-        device: where batches lie.
-        statistics: of `make_statistics`: nothing.
-        panels: index of a held-out picture → name, for those to show.
-        distributed: whose processes share the held-out pictures.
-        extra: of `make_extra_metrics`.
+    """Return what a batch means under a config, on a device; `panels` are the held-out samples to show, index → name.
 
     Raises:
         SegFitError: if the weights of the perceptual loss or of LPIPS cannot be had.
     """
     scores = plain(config.metrics)
     scores.pop("extra")
+    precision, _ = resolve_precision(config.precision.name, device)
     return RestorationTask(
-        criterion=make_loss(config, device),
-        degrade=make_degrade(config, device),
+        criterion=RestorationLoss(precision=precision, **plain(config.loss)).to(device),
+        degrade=Degradation(plain(config.degrade)).to(device),
         scores=scores,
         tile=config.tile,
         tiles_at_once=max(1, config.batch_size * config.patch_size**2 // config.tile**2),
@@ -205,17 +181,6 @@ def make_task(
     )
 
 
-def make_loss(config: DictConfig, device: torch.device) -> RestorationLoss:
-    """Return the loss of a config on a device; its perceptual term runs in the precision of the step."""
-    precision, _ = resolve_precision(config.precision.name, device)
-    return RestorationLoss(precision=precision, **plain(config.loss)).to(device)
-
-
-def make_degrade(config: DictConfig, device: torch.device) -> Degradation:
-    """Return what degrades clean patches on a device."""
-    return Degradation(plain(config.degrade)).to(device)
-
-
 def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     """Return the metrics of `metrics.extra`, each of which has scored an example.
 
@@ -224,9 +189,8 @@ def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     """
     if not config.metrics.extra:
         return []
-    restored, target = torch.rand(
-        2, 1, channels_of(config), 64, 64, generator=torch.Generator().manual_seed(0)
-    )
+    shape = (2, 1, channels_of(config), 64, 64)
+    restored, target = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     return extra_metrics(
         plain(config.metrics.extra),
         packages=("image",),
@@ -260,10 +224,8 @@ def degraded_by(config: DictConfig) -> str:
     """Return how a config's pictures are degraded: "noise sigma=25.0"."""
     if config.data.name == "pairs":
         return "given pairs"
-    options = {key: value for key, value in plain(config.degrade).items() if key != "name"}
-    return " ".join(
-        [config.degrade.name, *(f"{key}={shown(value)}" for key, value in options.items())]
-    )
+    options = plain(config.degrade)
+    return " ".join([options.pop("name"), *(f"{key}={one}" for key, one in options.items())])
 
 
 def loss_label(config: DictConfig) -> str:

@@ -9,11 +9,7 @@ from segfit.tasks.restoration.schema import channels_of
 
 
 class Deployed(nn.Module):
-    """A model with its results in [0, 1].
-
-    Args:
-        model: takes degraded pictures.
-    """
+    """A model with its results in [0, 1]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -28,11 +24,6 @@ class Deployed(nn.Module):
 def make_exported(
     config: DictConfig, model: nn.Module
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
-    """Return what is exported of a model, example inputs by name, and text files that go with it: none.
-
-    Args:
-        config: the run's.
-        model: trained; it may be changed.
-    """
+    """Return what is exported of a run's model, which may be changed, example inputs by name, and no text files."""
     images = torch.zeros(2, channels_of(config), config.patch_size, config.patch_size)
     return Deployed(for_inference(model).cpu().float()).eval(), {"images": images}, {}

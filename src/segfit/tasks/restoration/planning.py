@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from segfit.config.check import plain
 from segfit.engine.task import Batch
 from segfit.tasks.defaults import largest_first
-from segfit.tasks.restoration.assembly import make_degrade
+from segfit.tasks.restoration.assembly import sample_bytes
+from segfit.tasks.restoration.degradations import Degradation
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
-__all__ = ["largest_first"]
+__all__ = ["largest_first", "sample_bytes"]
 
 _PROBE = 64  # pixels a side: degrading takes the same bytes a pixel of any picture
 
@@ -23,12 +25,6 @@ def costliest(config: DictConfig) -> DictConfig:
     config = config.copy()
     config.loss.weights = None
     return config
-
-
-def sample_bytes(config: DictConfig) -> int:
-    """Return the bytes of a training patch as it comes from the dataset, 8 bits a value."""
-    pictures = 2 if config.data.name == "pairs" else 1
-    return int(pictures * channels_of(config) * config.patch_size**2)
 
 
 def train_example(config: DictConfig) -> Batch:
@@ -42,13 +38,7 @@ def train_example(config: DictConfig) -> Batch:
 def held_out_example(
     config: DictConfig, count: int, original: tuple[int, ...]
 ) -> tuple[Batch, list[int]]:
-    """Return held-out pictures without content, and the number that evaluation reads for each: its index.
-
-    Args:
-        config: of the training.
-        count: pictures of the batch.
-        original: (height, width) of each.
-    """
+    """Return so many pictures of a size without content, and the number that evaluation reads for each: its index."""
     shape = (count, channels_of(config), *original)
     made = torch.uint8 if config.data.name == "pairs" else torch.float32
     batch = {
@@ -68,6 +58,6 @@ def device_augmentation(config: DictConfig) -> tuple[Callable[[], Any], float] |
     """Return a function that degrades a few patches, and how many of them are as large as a sample; None for pairs."""
     if config.data.name == "pairs":
         return None
-    degrade = make_degrade(config, torch.device("cpu"))
+    degrade = Degradation(plain(config.degrade))
     patches, seeds = torch.rand(2, channels_of(config), _PROBE, _PROBE), torch.arange(2)
     return (lambda: degrade(patches, seeds)), config.patch_size**2 / (2 * _PROBE**2)
