@@ -18,6 +18,7 @@ from segfit.data.files import files_by_name, list_files
 from segfit.data.images import IMAGE_SUFFIXES
 from segfit.data.source import Arrays, Source, read_arrays, where
 from segfit.errors import SegFitError
+from segfit.tasks.restoration.data.folder import no_picture
 from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
 
 Sample: TypeAlias = dict[str, Any]
@@ -38,13 +39,9 @@ class _PictureDataset(Dataset[Sample]):
 
 
 class TrainDataset(_PictureDataset):
-    """Patches at random places, in one of the eight turns and flips.
+    """Patches of `patch_size` pixels a side of clean pictures, or pairs, at random places, in one of the eight turns and flips.
 
     The picture that was read last is kept: its patches come one after the other.
-
-    Args:
-        source: of clean pictures, or of clean and degraded ones.
-        patch_size: side of a patch in pixels.
     """
 
     def __init__(self, source: Source, patch_size: int) -> None:
@@ -82,12 +79,7 @@ class TrainDataset(_PictureDataset):
 
 
 class HeldOutDataset(_PictureDataset):
-    """Whole pictures with their degraded partners.
-
-    Args:
-        source: of clean pictures, or of clean and degraded ones.
-        degrade: makes the partners of those that have none.
-    """
+    """Whole pictures with their degraded partners; `degrade` makes those that are not there."""
 
     def __init__(self, source: Source, degrade: Degrade) -> None:
         super().__init__(source)
@@ -109,11 +101,7 @@ class HeldOutDataset(_PictureDataset):
 
 
 class PredictDataset(Dataset[Sample]):
-    """Degraded pictures of a folder (and the folders below it), without targets.
-
-    Args:
-        folder: where they are.
-        image_mode: as in training.
+    """Degraded pictures of a folder (and the folders below it), without targets, in the `image_mode` of training.
 
     Raises:
         SegFitError: if there is no such folder or no picture in it, or two have one name.
@@ -125,8 +113,7 @@ class PredictDataset(Dataset[Sample]):
             raise SegFitError(f"images={folder}: no such folder.")
         named, problems = files_by_name(list_files(self.folder, IMAGE_SUFFIXES), self.folder)
         if not named:
-            kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-            problems = [f"images={folder}: no picture in it ({kinds})."]
+            problems = [f"images={no_picture(self.folder)}"]
         if problems:
             raise SegFitError(problems)
         self.names, self.paths = list(named), list(named.values())
@@ -143,11 +130,7 @@ class PredictDataset(Dataset[Sample]):
         return str(self.paths[index])
 
     def __getitem__(self, index: int) -> Sample:
-        """Return "input": (C, H, W) uint8 or uint16 and "index": int.
-
-        Raises:
-            SegFitError: if the file cannot be read; it is named.
-        """
+        """Return "input": (C, H, W) uint8 or uint16 and "index": int; raise a SegFitError that names an unreadable file."""
         return {"input": _tensor(read_picture(self.paths[index], self.image_mode)), "index": index}
 
 

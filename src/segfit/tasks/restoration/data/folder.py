@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import IMAGE_SUFFIXES
+from segfit.data.source import where
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
-from segfit.tasks.restoration.data.reading import Pixels, read_picture
+from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
 
 SPLITS = ("train", "val", "test")
+
+_LOOKED_AT = 512  # pixels a side, in the middle of a pair, in which a shift is looked for
+_SHIFT = 2  # pixels from which on it is a problem: blur moves edges by one
+_CLEARER = 1.5  # so many times the correlation of the pair as it lies
 
 
 @dataclass
 class PictureSource:
-    """A `Source` of picture files: clean ones, or clean ones with degraded partners.
+    """A `Source` of picture files: clean ones, or clean ones with degraded partners."""
 
-    Args:
-        image_mode: "rgb" or "gray".
-        names: relative names without suffix, in the order of the indices.
-        targets: the clean file of each name.
-        inputs: the degraded file of each name; None: they are made.
-        problems: what listing the files found.
-        smallest: pixels that a side has to have, for the pre-flight.
-    """
-
-    image_mode: str
-    names: Sequence[str]
-    targets: Mapping[str, Path]
-    inputs: Mapping[str, Path] | None = None
-    problems: Sequence[str] = ()
-    smallest: int = 0
-    options: str = field(init=False)
+    image_mode: str  # "rgb" or "gray"
+    names: Sequence[str]  # relative, without suffix, in the order of the indices
+    targets: Mapping[str, Path]  # the clean file of each name
+    inputs: Mapping[str, Path] | None = None  # the degraded file of each name; None: they are made
+    problems: Sequence[str] = ()  # what listing the files found
+    smallest: int = 0  # pixels that a side has to have, for the pre-flight
+    options: str = field(init=False)  # what a report depends on
 
     def __post_init__(self) -> None:
-        self.options = repr(("restoration", self.image_mode, self.smallest))  # of a report
+        self.options = repr(("restoration", self.image_mode, self.smallest))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,30 +63,67 @@ class PictureSource:
         files = self.files(index)
         pictures = tuple(read_picture(file, self.image_mode) for file in files)
         if pictures[0].shape != pictures[-1].shape:
-            raise SegFitError(f"{files[1]}: {sizes(pictures)}.")
+            raise SegFitError(f"{files[1]}: {_sizes(pictures)}.")
         return pictures
 
     def inspect(self, index: int) -> str:
-        """Return a report on a picture or pair as JSON; see `preflight.look_at`."""
-        from segfit.tasks.restoration.data.preflight import look_at
+        """Return what is wrong with a picture or pair, as JSON: "unreadable", "small", "size", "shift"; {} if nothing."""
+        try:
+            pictures = [read_picture(file, self.image_mode) for file in self.files(index)]
+        except SegFitError as error:
+            return json.dumps({"unreadable": str(error)})
+        except MemoryError as error:  # no fault of the file's, and nothing to remember
+            raise SegFitError(
+                f"{where(self, index)}: memory ran out while this was read. Cut large pictures into tiles."
+            ) from error
+        report: dict[str, Any] = {}
+        height, width = pictures[0].shape[:2]
+        if min(height, width) < self.smallest:
+            report["small"] = f"{width}×{height}, {self.smallest} needed"
+        if pictures[0].shape != pictures[-1].shape:
+            report["size"] = _sizes(pictures)
+        elif len(pictures) == 2 and (moved := shift(*pictures)) is not None:
+            report["shift"] = moved
+        return json.dumps(report)
 
-        return look_at(self, index)
 
-
-def sizes(pictures: Sequence[Pixels]) -> str:
+def _sizes(pictures: Sequence[Pixels]) -> str:
     """Return "target 640×480, input 320×240"."""
     words = zip(("target", "input"), pictures, strict=False)
     return ", ".join(f"{name} {one.shape[1]}×{one.shape[0]}" for name, one in words)
 
 
+def shift(target: Pixels, picture: Pixels) -> tuple[int, int] | None:
+    """Return by how many pixels (down, right) a picture lies beside its target; None where it does not.
+
+    The peak of the cross-correlation of their gradients, in which neither noise nor blur have a part.
+    """
+    one, other = (np.fft.fft2(_edges(pixels)) for pixels in (target, picture))
+    correlation = np.fft.ifft2(other * one.conj()).real
+    peak = np.unravel_index(correlation.argmax(), correlation.shape)
+    down, right = (
+        int(place - size if place > size // 2 else place)
+        for place, size in zip(peak, correlation.shape, strict=True)
+    )
+    clear = correlation.max() > _CLEARER * max(correlation[0, 0], 0)
+    return (down, right) if clear and max(abs(down), abs(right)) >= _SHIFT else None
+
+
+def _edges(pixels: Pixels) -> NDArray[np.complex64]:
+    """Return the gradient (h, w) of the middle of a picture as complex numbers, less towards the rim."""
+    top, left = (max(side - _LOOKED_AT, 0) // 2 for side in pixels.shape[:2])
+    middle = as_float(pixels[top : top + _LOOKED_AT, left : left + _LOOKED_AT]).mean(2)
+    down = np.diff(middle, axis=0, prepend=middle[:1])
+    right = np.diff(middle, axis=1, prepend=middle[:, :1])
+    window = np.hanning(middle.shape[0])[:, None] * np.hanning(middle.shape[1])
+    return np.asarray((right + 1j * down) * window, np.complex64)
+
+
 def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, PictureSource]:
     """Return the splits of a data set in folders: `root/<split>` where there is one, else `root`, divided by `data.split`.
 
-    As is the train folder where there is no val folder. A pair has one relative name but for the suffix.
-
-    Args:
-        data: a FolderConfig or PairsConfig.
-        smallest: split → pixels that a side has to have.
+    As is the train folder where there is no val folder. A pair has one relative name but for the suffix. `data` is a
+    FolderConfig or PairsConfig; `smallest` are the pixels that a side has to have in each split.
 
     Raises:
         SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
@@ -98,95 +135,57 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
             f"data.root={data.root}: there is no such folder (looked in {Path.cwd()})."
         )
     folders = {part: root / data[part] for part in SPLITS if (root / data[part]).is_dir()}
-    listings = {part: _list(folder, data) for part, folder in (folders or {"": root}).items()}
-    problems = [problem for found in listings.values() for problem in found.fatal]
-    if problems:
-        raise SegFitError(problems)
-    found: dict[str, PictureSource] = {}
-    for part, (names, listing) in _divide(listings, SplitRule(**plain(data.split))).items():
-        found[part] = PictureSource(
-            data.image_mode, names, listing.targets, listing.inputs, listing.problems,
-            smallest[part],
-        )  # fmt: skip
-    return found
+    fatal: list[str] = []
+    found = {part: _list(path, data, fatal) for part, path in (folders or {"": root}).items()}
+    if fatal:
+        raise SegFitError(fatal)
+    if "val" not in found and (whole := found.pop("", found.pop("train", None))) is not None:
+        rule = SplitRule(**plain(data.split))
+        if "test" in found:
+            rule = replace(rule, test=0.0)
+        divided = split_names(whole.names, rule)
+        found = {**{part: replace(whole, names=own) for part, own in divided.items()}, **found}
+    return {part: replace(source, smallest=smallest[part]) for part, source in found.items()}
 
 
-@dataclass
-class _Listing:
-    targets: dict[str, Path]
-    inputs: dict[str, Path] | None = None
-    problems: list[str] = field(default_factory=list)  # files without a partner, and the like
-    fatal: list[str] = field(default_factory=list)  # there is nothing to train on
-
-
-def _list(folder: Path, data: DictConfig) -> _Listing:
-    if data.name == "folder":
-        targets, problems = _pictures(folder)
-        return _Listing(targets, None, problems, [] if targets else [_nothing(folder)])
-    sides = {key: folder / data[key] for key in ("target", "input")}
-    missing = [
-        f"{side}: no such folder (data.{key}). {folder} holds "
-        f"{some(sorted(path.name for path in folder.iterdir())) or 'nothing'}."
-        for key, side in sides.items()
-        if not side.is_dir()
-    ]
-    if missing:
-        return _Listing({}, fatal=missing)
-    (targets, problems), (inputs, more) = (_pictures(side) for side in sides.values())
-    problems += more
-    paired = sorted(targets.keys() & inputs.keys())
-    fatal = [
-        _nothing(side)
-        for side, files in zip(sides.values(), (targets, inputs), strict=True)
-        if not files
-    ]
-    if not paired and not fatal:
-        fatal = [
-            f"{sides['input']}: no picture of it has a partner of the same name in {sides['target']}."
-        ]
-    for own, other, files, others in (
-        (sides["target"], sides["input"], targets, inputs),
-        (sides["input"], sides["target"], inputs, targets),
-    ):
-        alone = [
-            files[name].relative_to(own).as_posix() for name in sorted(files.keys() - others.keys())
-        ]
-        if alone:
-            problems.append(
-                f"{own}: {len(alone)} of {len(files)} pictures have no partner in {other}: {some(alone)}. "
-                "Partners have one name but for the suffix."
-            )
-    return _Listing(
-        {name: targets[name] for name in paired},
-        {name: inputs[name] for name in paired},
-        problems,
-        fatal,
+def _list(folder: Path, data: DictConfig, fatal: list[str]) -> PictureSource:
+    """Return the pictures of a folder; add to `fatal` why there is nothing to train on."""
+    pairs = data.name == "pairs"
+    sides = (
+        {key: folder / data[key] for key in ("target", "input")} if pairs else {"target": folder}
     )
+    named: dict[str, dict[str, Path]] = {}
+    problems: list[str] = []
+    for key, side in sides.items():
+        named[key], twice = files_by_name(list_files(side, IMAGE_SUFFIXES), side)
+        problems += twice
+        if not side.is_dir():
+            there = some(sorted(path.name for path in folder.iterdir())) or "nothing"
+            fatal.append(f"{side}: no such folder (data.{key}). {folder} holds {there}.")
+        elif not named[key]:
+            fatal.append(no_picture(side))
+    targets, inputs = named["target"], named.get("input")
+    if inputs is None:
+        return PictureSource(data.image_mode, sorted(targets), targets, None, problems)
+    paired = sorted(targets.keys() & inputs.keys())
+    if targets and inputs and not paired:
+        fatal.append(
+            f"{sides['input']}: no picture of it has a partner of the same name in {sides['target']}."
+        )
+    for own, other in (("target", "input"), ("input", "target")):
+        files = [named[own][name] for name in sorted(named[own].keys() - named[other].keys())]
+        if files:
+            alone = [file.relative_to(sides[own]).as_posix() for file in files]
+            problems.append(
+                f"{sides[own]}: {len(alone)} of {len(named[own])} pictures have no partner in {sides[other]}: "
+                f"{some(alone)}. Partners have one name but for the suffix."
+            )
+    return PictureSource(data.image_mode, paired, targets, inputs, problems)
 
 
-def _pictures(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    return files_by_name(list_files(folder, IMAGE_SUFFIXES), folder)
-
-
-def _nothing(folder: Path) -> str:
+def no_picture(folder: Path) -> str:
+    """Return a message that a folder holds no picture, and what it holds instead."""
     kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
     other = sorted({path.suffix for path in list_files(folder, ())})
-    return f"{folder}: no picture in it ({kinds})" + (
-        f"; it holds files of type {some(other)}." if other else "."
-    )
-
-
-def _divide(
-    listings: Mapping[str, _Listing], rule: SplitRule
-) -> dict[str, tuple[list[str], _Listing]]:
-    """Return split → names and where they are listed: train gives what has no folder of its own."""
-    parts = {part: (sorted(found.targets), found) for part, found in listings.items() if part}
-    whole = listings.get("", listings.get("train"))
-    if whole is None or "val" in parts:
-        return parts
-    test = 0.0 if "test" in parts else rule.test
-    divided = split_names(sorted(whole.targets), SplitRule(rule.val, test, rule.seed, rule.group))
-    return {
-        **{part: (names, whole) for part, names in divided.items()},
-        **{k: v for k, v in parts.items() if k == "test"},
-    }
+    held = f"; it holds files of type {some(other)}" if other else ""
+    return f"{folder}: no picture in it ({kinds}){held}."

@@ -8,8 +8,8 @@ from scipy.ndimage import gaussian_filter, uniform_filter1d
 from segfit.data.shapes import shapes_sources
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.assembly import Drawn
-from segfit.tasks.restoration.data.folder import folder_sources
-from segfit.tasks.restoration.data.preflight import check_sources, shift
+from segfit.tasks.restoration.data.folder import folder_sources, shift
+from segfit.tasks.restoration.data.preflight import check_sources
 from segfit.tasks.restoration.schema import FolderConfig, PairsConfig
 from tests.contracts.source_contract import SourceContract
 from tests.integration.restoring import picture, write
