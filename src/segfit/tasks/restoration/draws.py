@@ -32,13 +32,7 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def bits(seeds: Tensor, count: int, stream: int) -> Tensor:
-    """Return `(B, count)` int64 of 64 random bits each.
-
-    Args:
-        seeds: `(B,)` int64.
-        count: numbers of each seed.
-        stream: another stream, other numbers.
-    """
+    """Return `(B, count)` int64 of 64 random bits each for `(B,)` int64 seeds; another stream, other numbers."""
     start = _mix(seeds + _signed(_STEP * (stream + 1) % 2**64))
     return _mix(start[:, None] + _signed(_STEP) * torch.arange(count, device=seeds.device))
 

@@ -78,10 +78,9 @@ class RestorationMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """Return each score, and its gain over the input as `<score>_gain`; NaN without pictures. Waits for the device."""
-        restored, degraded = (self.sums / self.count).tolist()
-        found = dict(zip(self.names, restored, strict=True))
-        before = dict(zip(self.names, degraded, strict=True))
-        return found | {f"{name}_gain": found[name] - before[name] for name in self.names}
+        restored, degraded = self.sums / self.count
+        names = (*self.names, *(f"{name}_gain" for name in self.names))
+        return dict(zip(names, torch.cat((restored, restored - degraded)).tolist(), strict=True))
 
     def _levels(self, images: Tensor) -> Tensor:
         images = images.float().clamp(0, 1)
@@ -115,10 +114,7 @@ def ssim(pictures: Tensor, target: Tensor) -> Tensor:
 
 
 def lpips_network(name: str) -> nn.Module:
-    """Return the network of LPIPS (Zhang et al., arXiv 1801.03924); nothing is fetched.
-
-    Args:
-        name: alex, vgg or squeeze.
+    """Return the network of LPIPS (Zhang et al., arXiv 1801.03924), alex, vgg or squeeze; nothing is fetched.
 
     Raises:
         SegFitError: if torch's cache has not the weights that torchvision gives the network.

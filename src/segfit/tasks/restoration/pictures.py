@@ -23,33 +23,23 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of a held-out picture, pixel by pixel.
+    """A part of a held-out picture, pixel by pixel."""
 
-    Args:
-        name: the sample's id.
-        parts: title → (h, w, 3) uint8.
-    """
-
-    name: str
-    parts: dict[str, Picture]
+    name: str  # the sample's id
+    parts: dict[str, Picture]  # title → (h, w, 3) uint8
 
 
 def panel_of(name: str, degraded: Tensor, restored: Tensor, target: Tensor) -> Panel:
     """Return the part of 256 × 256 pixels, or less, in which the restored picture is most wrong.
 
-    Args:
-        name: the sample's id.
-        degraded: (C, H, W) float.
-        restored: the same.
-        target: the same, in [0, 1].
+    Pictures are (C, H, W) float; the target lies in [0, 1].
     """
     error = (restored.clamp(0, 1) - target).abs().mean(0, keepdim=True)
     height, width = (min(side, _SIDE) for side in target.shape[-2:])
     step = _SIDE // 4
     means = F.avg_pool2d(error[None], (height, width), step)[0, 0]
-    top, left = (
-        int(place) * step for place in divmod(int(means.argmax()), means.shape[1])
-    )  # synchronises
+    place = int(means.argmax())  # synchronises
+    top, left = (step * steps for steps in divmod(place, means.shape[1]))
     area = (..., slice(top, top + height), slice(left, left + width))
     parts = {
         "input": degraded[area],
@@ -61,19 +51,12 @@ def panel_of(name: str, degraded: Tensor, restored: Tensor, target: Tensor) -> P
 
 
 def draw(panels: Sequence[Panel], captions: Sequence[str] = ("",)) -> Picture:
-    """Draw one row a panel (one at least) below its caption, if it has one.
-
-    Returns:
-        `(H, W, 3)` uint8 RGB.
-    """
+    """Draw one row a panel (one at least) below its caption, if it has one; return `(H, W, 3)` uint8 RGB."""
     rows = [_row(panel, caption) for panel, caption in zip(panels, captions, strict=True)]
     width = max(row.shape[1] for row in rows)
-    return np.vstack(
-        [
-            np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
-            for row in rows
-        ]
-    )
+    rims = [((0, 0), (0, width - row.shape[1]), (0, 0)) for row in rows]
+    padded = [np.pad(row, rim, constant_values=255) for row, rim in zip(rows, rims, strict=True)]
+    return np.vstack(padded)
 
 
 def _row(panel: Panel, caption: str) -> Picture:

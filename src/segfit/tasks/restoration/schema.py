@@ -32,9 +32,10 @@ COLUMNS = {"psnr": "PSNR", "psnr_gain": "gain", "ssim": "SSIM"}
 
 
 @dataclass
-class RestorerConfig(ModelConfig):
-    """What both networks have."""
+class CnnConfig(ModelConfig):
+    """Norm-free residual U-Net behind a pixel-unshuffle; what it predicts is added to the picture."""
 
+    name: str = "cnn"
     base_channels: int = option(
         32, "Channels at the highest resolution; doubled a level.", ge=4, le=1024
     )
@@ -47,14 +48,7 @@ class RestorerConfig(ModelConfig):
 
 
 @dataclass
-class CnnConfig(RestorerConfig):
-    """Norm-free residual U-Net behind a pixel-unshuffle; what it predicts is added to the picture."""
-
-    name: str = "cnn"
-
-
-@dataclass
-class NafnetConfig(RestorerConfig):
+class NafnetConfig(CnnConfig):
     """NAFNet (Chen et al., arXiv 2204.04676): gates instead of activations, channel attention, layer norm."""
 
     name: str = "nafnet"

@@ -20,20 +20,12 @@ def restore(
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
-    """Return a restored picture.
+    """Return a restored picture of one that is `(C, H, W)` float; waits for the device once a batch.
 
-    In tiles, the picture and the result stay where the picture is, and the device holds a batch of tiles. Neighbours fade
-    into one another over their overlap, by a Gaussian: the pixels at the edge of a tile, which know nothing of what is
-    behind it, count next to nothing. Waits for the device once a batch.
-
-    Args:
-        forward: `(B, C, H, W)` → the same shape, on the device.
-        picture: `(C, H, W)` float.
-        tile: side of a tile in pixels, rounded down to a multiple of 32; None, or no side of the picture longer: the
-            whole at once.
-        overlap: pixels that neighbours share at least.
-        batch_size: tiles at once.
-        device: of the network.
+    `forward` takes `(B, C, H, W)` to the same shape, on the `device`. A picture with a side longer than `tile` pixels goes
+    there in tiles, `batch_size` at once; it and the result stay where it is. Tiles have sides of multiples of 32, and
+    neighbours share `overlap` pixels at least. They fade into one another there, by a Gaussian: the pixels at the edge of
+    a tile, which know nothing of what is behind it, count next to nothing.
     """
     height, width = picture.shape[-2:]
     if tile is None or max(height, width) <= tile:

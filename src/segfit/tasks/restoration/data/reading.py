@@ -21,11 +21,8 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
 def read_picture(path: Path, image_mode: str) -> Pixels:
     """Return a picture (H, W, C), upright, C-contiguous: uint8, or uint16 where the file has 16 bits.
 
-    Alpha is dropped; palettes and CMYK are converted.
-
-    Args:
-        path: of a file that Pillow reads.
-        image_mode: "gray" for one channel, the luminance of colour files; "rgb" for three.
+    Alpha is dropped; palettes and CMYK are converted. `image_mode` is "gray" for one channel, the luminance of colour
+    files, or "rgb" for three.
 
     Raises:
         SegFitError: if the file cannot be read, or holds other than 8 or 16 bits.
