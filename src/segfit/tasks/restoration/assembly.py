@@ -161,8 +161,7 @@ def make_task(
 ) -> RestorationTask:
     """Return what a batch means under a config, on a device; `panels` are the held-out samples to show, index → name.
 
-    Raises:
-        SegFitError: if the weights of the perceptual loss or of LPIPS cannot be had.
+    Raises a SegFitError if the weights of the perceptual loss or of LPIPS cannot be had.
     """
     scores = plain(config.metrics)
     scores.pop("extra")
@@ -182,11 +181,7 @@ def make_task(
 
 
 def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
-    """Return the metrics of `metrics.extra`, each of which has scored an example.
-
-    Raises:
-        SegFitError: with everything that is wrong with them.
-    """
+    """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
     if not config.metrics.extra:
         return []
     shape = (2, 1, channels_of(config), 64, 64)

@@ -138,11 +138,9 @@ class Degradation(nn.Module):
 
     @torch.no_grad()
     def forward(self, clean: Tensor, seeds: Tensor) -> Tensor:
-        """Return what is made of clean pictures; never waits for the device.
+        """Return what is made of clean pictures `(B, C, H, W)` float32 in [0, 1], C 1 or 3; never waits for the device.
 
-        Args:
-            clean: `(B, C, H, W)` float32 in [0, 1]; C = 1 or 3.
-            seeds: `(B,)` int64 on the same device, one for each picture, which alone decides what is drawn for it.
+        The seeds `(B,)` int64 on the same device, one for each picture, alone decide what is drawn for it.
         """
         for stage in self.stages:
             clean = stage(clean, seeds)

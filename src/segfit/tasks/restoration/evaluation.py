@@ -95,11 +95,7 @@ class PictureEvaluation(Evaluation):
         return self._worst[index][0], index
 
     def _save(self, name: str, picture: Tensor, deep: bool) -> None:
-        """Write `restored/<name>.png`, in threads: compressing releases Python's lock.
-
-        Raises:
-            SegFitError: if an earlier one could not be written, or a name leads out of the folder.
-        """
+        """Write `restored/<name>.png`, in threads: compressing releases Python's lock. Raises what an earlier one raised."""
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts:
             raise SegFitError(f"{name}: refused, the name leads out of {self.path}.")

@@ -21,15 +21,11 @@ from segfit.errors import SegFitError
 
 
 class Perceptual(nn.Module):
-    """The distance of pictures in the features of a pretrained network.
+    """The distance of pictures in the features of a pretrained network, timm's with `features_only`.
 
     As in LPIPS (Zhang et al., arXiv 1801.03924), features have unit length at each position, and their squared distance
-    is averaged over positions; here all channels count alike, and all levels too.
-
-    Args:
-        encoder: a model of `timm.create_model(..., features_only=True)`.
-        multiple: what height and width have to be divisible by for it.
-        precision: in which it runs.
+    is averaged over positions; here all channels count alike, and all levels too. The network takes heights and widths
+    that are divisible by `multiple`, and runs in `precision`.
     """
 
     def __init__(self, encoder: nn.Module, multiple: int, precision: Precision) -> None:
@@ -62,18 +58,12 @@ class Perceptual(nn.Module):
 
 
 class RestorationLoss(nn.Module):
-    """A mean over all values, or over pictures, and perhaps a perceptual term.
+    """A mean over all values, or over pictures, and perhaps a perceptual term. The options are those of `LossConfig`.
 
-    Args:
-        name: l1 and mse are means over values; so is charbonnier, √(error² + epsilon²), which is L1 but smooth at 0 (Lai
-            et al., arXiv 1710.01992). psnr is the negative PSNR in dB, a mean over pictures as in NAFNet (Chen et al.,
-            arXiv 2204.04676).
-        precision: of the step, in which the perceptual term's network runs.
-        epsilon: of charbonnier.
-        perceptual: weight of the perceptual term beside the other one's 1; 0: none.
-        encoder: the timm model whose features it compares.
-        weights: of the encoder: `auto` (timm's checkpoint of this name from cache or hub), a hub name, folder or file,
-            or None for random ones, which serve to plan memory and for nothing else.
+    l1 and mse are means over values; so is charbonnier, √(error² + epsilon²), which is L1 but smooth at 0 (Lai et al.,
+    arXiv 1710.01992). psnr is the negative PSNR in dB, a mean over pictures as in NAFNet (Chen et al., arXiv 2204.04676).
+    The perceptual term's network runs in the `precision` of the step; its weights are random for `weights` None, which
+    serves to plan memory and for nothing else.
 
     Raises:
         SegFitError: if the encoder's weights cannot be had.
@@ -95,22 +85,16 @@ class RestorationLoss(nn.Module):
 
     def totals(self, targets: Tensor) -> Tensor:
         """Return the divisor of each term, `(K,)` float32, to be summed over the micro-batches of an update."""
-        counts = [len(targets) if self.name == "psnr" else targets.numel(), len(targets)]
+        counts = [len(targets) if self.name == "psnr" else targets.numel()]
+        if self.perceptual is not None:
+            counts.append(len(targets))
         # Filled on the device: a copy from the host would make it wait.
-        return torch.stack(
-            [
-                torch.full((), count, device=targets.device, dtype=torch.float32)
-                for count in (counts if self.perceptual is not None else counts[:1])
-            ]
-        )
+        return torch.stack([targets.new_full((), one, dtype=torch.float32) for one in counts])
 
     def forward(self, outputs: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
         """Return the loss, `()` float32 (float64 for float64 outputs): sums over pixels overflow fp16.
 
-        Args:
-            outputs: `(B, C, H, W)`, any float type.
-            targets: `(B, C, H, W)` float in [0, 1].
-            totals: `(K,)` float32 of the whole update.
+        Outputs are of any float type; `totals` are those of the whole update.
         """
         outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
         loss = self._sum(outputs - targets) / totals[0]

@@ -23,14 +23,10 @@ _LUMA = (65.481, 128.553, 24.966)  # of RGB in 0-1 on the scale of 0-255, ITU-R 
 class RestorationMetrics(Metric):
     """Means over pictures of their scores, and by how much they exceed those of the input.
 
-    The states are sums in float64, and an update never waits for the device.
-
-    Args:
-        channels: "rgb": PSNR is that of all channels together, SSIM the mean over channels. "y": both are those of luma.
-            Grey pictures are scored as they are.
-        crop_border: pixels at each side that do not count.
-        rounded: first round to 8 bits, as what is written to an 8-bit file.
-        lpips: of `lpips_network`, or None.
+    The states are sums in float64, and an update never waits for the device. PSNR is that of all channels together, SSIM
+    the mean over channels; with `channels` "y" both are those of luma, where pictures have colours. `crop_border` pixels at
+    each side do not count. `rounded` rounds to 8 bits first, as what is written to an 8-bit file. `lpips` is of
+    `lpips_network`.
     """
 
     full_state_update = False

@@ -52,9 +52,7 @@ class TrainDataset(_PictureDataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the patch for (index, seed); the seed decides everything that is random.
 
-        Returns:
-            "target": (C, P, P) uint8 or uint16; "input": the same, of pairs alone; "seed": int, for what degrades;
-            "index": int.
+        "target" is (C, P, P) uint8 or uint16, of pairs "input", too; "index" and "seed", for what degrades, are int.
 
         Raises:
             SegFitError: if a file cannot be read, or the picture is smaller than a patch.
@@ -86,11 +84,7 @@ class HeldOutDataset(_PictureDataset):
         self.degrade = degrade
 
     def __getitem__(self, index: int) -> Sample:
-        """Return a picture.
-
-        Returns:
-            "input": (C, H, W) uint8 or uint16, or float32 where it was made; "target": (C, H, W) uint8 or uint16;
-            "index": int.
+        """Return a picture: "input" (C, H, W) uint8 or uint16, or float32 where it was made, "target" uint8 or uint16, "index".
 
         Raises:
             SegFitError: if a file cannot be read; it is named.

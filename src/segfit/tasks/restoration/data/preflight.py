@@ -32,12 +32,9 @@ def check_sources(
 ) -> NothingToReport:
     """Look at pictures before training; a source without files has nothing to look at.
 
-    Args:
-        sources: split → source.
-        check: "full" opens every file, "sample" a hundred of each split, "off" none.
-        skip: files that cannot be read are a notice and no problem.
-        needs: split → pictures that it has to have at least.
-        progress: called with (done, total) pictures while files are opened.
+    `check` "full" opens every file, "sample" a hundred of each split, "off" none. With `skip`, files that cannot be read
+    are a notice and no problem. `needs` are the pictures that a split has to have at least; `progress` is called with
+    (done, total) pictures while files are opened.
 
     Raises:
         SegFitError: with every problem found: too few pictures, files without a partner, unreadable files, pictures
