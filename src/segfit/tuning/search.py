@@ -243,22 +243,18 @@ def best_micro_batch(
     faster, and if none was, smaller ones while they are. `attempt` returns samples per second with a change, or None.
     """
     place = max(sum(batch <= start for batch in batches) - 1, 0)
-
-    def while_rising(
-        batches: Sequence[int], best: tuple[int, float] | None
-    ) -> tuple[int, float] | None:
-        for batch in batches:
+    best: tuple[int, float] | None = None
+    for way in (batches[place:], batches[:place][::-1]):
+        if best is not None and best[0] > batches[place]:
+            break
+        for batch in way:
             rate = attempt(micro_batch(batch, effective))
-            if rate is None and best is None:
+            if rate is None and best is None and batch < batches[place]:
                 continue  # a smaller one may fit
             if rate is None or (best is not None and rate < LEAST_GAIN * best[1]):
                 break
             best = batch, rate
-        return best
-
-    best = while_rising([batches[place]], None)
-    risen = while_rising(batches[place + 1 :], best) if best is not None else None
-    return risen if risen != best else while_rising(batches[:place][::-1], best)
+    return best
 
 
 def feeding_changes(config: DictConfig) -> Iterator[Change]:
