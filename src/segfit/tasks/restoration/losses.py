@@ -98,9 +98,9 @@ class RestorationLoss(nn.Module):
         """
         outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
         loss = self._sum(outputs - targets) / totals[0]
-        if self.perceptual is None:
-            return loss
-        return loss + self.weight * self.perceptual(outputs, targets) / totals[1]
+        if self.perceptual is not None:
+            loss = loss + self.weight * self.perceptual(outputs, targets) / totals[1]
+        return loss
 
     def _sum(self, errors: Tensor) -> Tensor:
         if self.name == "l1":
