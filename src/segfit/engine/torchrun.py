@@ -1,6 +1,8 @@
 """The processes that torchrun started: gradients by DistributedDataParallel, messages between hosts by gloo."""
 
+import atexit
 import contextlib
+import gc
 import json
 import signal
 import time
@@ -73,6 +75,9 @@ def joined(requested: str) -> Iterator[Distributed]:
         raise end from error
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     dist.destroy_process_group()
+    # Gloo's threads end with the last reference to a group. Cycles that hold one are freed while Python still runs: a thread
+    # that wants the interpreter after its end aborts the process.
+    atexit.register(gc.collect)
 
 
 def _join(launch: Launch, requested: str) -> torch.device:

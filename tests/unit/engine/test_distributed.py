@@ -63,6 +63,7 @@ with joined("cpu") as processes:
         model[0].running_mean.fill_(1.0 + 2 * rank)
     processes.average_buffers(model)
     found["mean"] = model[0].running_mean.tolist()
+del processes, forward  # gloo's threads end with them, and have to before Python does
 print(json.dumps(found))
 """
 
