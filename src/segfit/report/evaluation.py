@@ -1,19 +1,25 @@
 """The folder of one evaluation: metrics.json, tables and figures; a task adds what it keeps of its predictions."""
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segfit.engine.findings import Findings
+from segfit.engine.findings import Column, Findings, Table
 from segfit.engine.task import Task
 from segfit.errors import SegFitError
 from segfit.report.files import files_of, json_text
 from segfit.system.files import atomic_write, reporting
 
-METRICS = "metrics.json"
+METRICS, WORST = "metrics.json", "worst.png"
 _KIND = "evaluation"
+_THREADS = 4
 
 
 class Evaluation:
@@ -62,6 +68,78 @@ class Evaluation:
         """Write a file, all or nothing; raise a SegFitError if it cannot be written."""
         with reporting(f"cannot write {path}"), atomic_write(path, sync=False) as file:
             file.write(content)
+
+
+class PictureEvaluation(Evaluation):
+    """An evaluation that writes pictures of each sample, and shows the samples with the lowest scores.
+
+    `data` has the samples; if it is `predicted` alone, without targets, there are no scores. `kept` is how many samples are
+    shown.
+    """
+
+    sample: str  # what a sample is called
+    score: tuple[str, str, str]  # what ranks samples: its key in metrics.json, label and format
+
+    def __init__(
+        self, path: Path, task: Task, facts: Mapping[str, Any], names: Sequence[str],
+        *, data: Any, predicted: bool, kept: int,
+    ) -> None:  # fmt: skip
+        super().__init__(path, task, facts, names)
+        self.data, self.predicted, self.kept = data, predicted, kept
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._pending: deque[Future[None]] = deque()
+        self._worst: dict[int, tuple[float, Any]] = {}  # index → score, what is kept to draw it
+
+    @abstractmethod
+    def draw_worst(self, worst: Sequence[tuple[int, float, Any]]) -> bytes:
+        """Return a PNG of samples: (index, score, what was kept of it), the lowest score first."""
+
+    def keep(self, index: int, score: float, shown: Callable[[], Any]) -> None:
+        """Keep what `shown` returns of a sample, if its score is among the lowest so far; NaN never is."""
+        if math.isnan(score) or not self.kept:
+            return
+        if len(self._worst) == self.kept:
+            last = max(self._worst, key=self._rank)
+            if (score, index) > self._rank(last):
+                return
+            del self._worst[last]
+        self._worst[index] = score, shown()
+
+    def submit(self, index: int, write: Callable[[str], None]) -> None:
+        """Call `write` with a sample's name in a thread: encoding releases Python's lock.
+
+        Raises a SegFitError if an earlier one could not be written, or the name leads out of the folder.
+        """
+        name = PurePosixPath(self.data.id(index))
+        if name.is_absolute() or ".." in name.parts:
+            raise SegFitError(f"{name}: refused, the name leads out of {self.path}.")
+        self._pending.append(self._pool.submit(write, f"{name}"))
+        if len(self._pending) > 2 * _THREADS:  # no more pictures in memory than that
+            self._pending.popleft().result()
+
+    def finish(self, result: Findings) -> Findings:
+        """Wait until all pictures are written; add the worst samples to the tables."""
+        while self._pending:
+            self._pending.popleft().result()
+        if self.predicted:
+            return Findings(seconds=result.seconds)
+        key, label, form = self.score
+        worst = [(index, *self._worst[index]) for index in sorted(self._worst, key=self._rank)]
+        rows = [(self.data.id(index), score) for index, score, _ in worst]
+        if rows:
+            self.write(self.path / WORST, self.draw_worst(worst))
+            columns = Column(self.sample), Column(label, form)
+            table = Table("worst", f"Worst {self.sample}s", columns, rows)
+            result = replace(result, tables=[*result.tables, table])
+        listed = [{"id": name, key: score} for name, score in rows]
+        return super().finish(replace(result, values={**result.values, "worst": listed}))
+
+    def close(self) -> None:
+        """Release the threads; what has not been begun is dropped."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _rank(self, index: int) -> tuple[float, int]:
+        return self._worst[index][0], index
 
 
 def _is_evaluation(metrics: Path) -> bool:
