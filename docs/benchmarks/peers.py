@@ -9,7 +9,7 @@ smp    our SegFormer and segmentation_models.pytorch's: the bare update of both.
 Everybody has a process of their own (in `loop`, both share one); one at a time takes a block of steps, in turns, the order rotating. A round is
 a block of each; what is compared is compared within a round. `peers` and `smp` need
 `pip install -r requirements-peers.txt` (or `make peers-setup`). What is measured is in <out>.json and <out>.md after
-each case; a second call goes on with the cases that are missing, one with other settings begins again.
+each case; a second call continues with the cases that are missing, one with other settings begins again.
 """
 
 import argparse

@@ -69,7 +69,7 @@ class ModelContract(ABC):
         batch, target = images(), torch.randint(5, (2, 64, 64))
         losses = []
         for _ in range(2):
-            torch.manual_seed(1)  # the same dropout, so that only the update tells
+            torch.manual_seed(1)  # the same dropout, so that only the update differs
             loss = nn.functional.cross_entropy(model(batch), target)
             optimizer.zero_grad()
             loss.backward()

@@ -1,4 +1,4 @@
-"""Runs with a cache of decoded images: the same training, told, and evaluated without it."""
+"""Runs with a cache of decoded images: the same training, with a line about it, and evaluated without it."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""One seed, one result; and what is missing is told, not waited for."""
+"""One seed, one result; and what is missing is named, not waited for."""
 
 import json
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass
 class Peak:
-    """The largest sum of allocated bytes; 0 while the work goes on."""
+    """The largest sum of allocated bytes; 0 while the work runs."""
 
     bytes: int = 0
 
@@ -47,5 +47,5 @@ def recorded_peak(device: torch.device) -> Iterator[Peak]:
             allocations.append((event.start_time_ns, fields.alloc_size, fields.total_allocated))
     if allocations:
         _, size, total = min(allocations)
-        # The count goes on where an earlier record of this process ended.
+        # The count continues where an earlier record of this process ended.
         peak.bytes = int(max(total for _, _, total in allocations) - (total - size))

@@ -123,7 +123,7 @@ def train_speed(training: Training, *, seconds: float, warmup: int, resident: bo
     """Return how fast the engine updates; nothing retries with less when memory runs out.
 
     Args:
-        training: as train.py builds it. It is trained by this, so do not go on with it.
+        training: as train.py builds it. It is trained by this, so do not use it any more.
         seconds: to measure.
         warmup: updates before that.
         resident: take the first window of micro-batches again and again from the device's memory, instead of the

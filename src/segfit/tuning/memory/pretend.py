@@ -33,7 +33,7 @@ class Cuts:
         self._made: list[tuple[Tensor, Tensor]] = []
 
     def cut(self, tensor: Tensor) -> Tensor:
-        """Return a leaf that shares the tensor's memory; `backward` goes on behind it."""
+        """Return a leaf that shares the tensor's memory; `backward` continues behind it."""
         if not tensor.requires_grad:
             return tensor
         leaf = tensor.detach().requires_grad_()

@@ -14,7 +14,7 @@ from segfit.errors import SegFitError
 Pixels: TypeAlias = NDArray[Any]  # (H, W, C) uint8 or uint16, C 1 or 3
 
 _LUMINANCE = np.array([299, 587, 114], np.uint32)  # thousandths of R, G and B (BT.601), as Pillow
-# How Pillow is told which byte of a 16-bit value it is to take.
+# Pillow's raw modes: of the byte order of a 16-bit value, the one that takes the other byte.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
 
 
