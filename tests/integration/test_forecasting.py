@@ -152,6 +152,8 @@ def slow(*values):
         slow("max_batch", ("batch_size=64",), "batch_size="),
         ("lr_find", ("benchmark.updates=40",), "lr"),
         ("diagnose", ("benchmark.warmup=1",), "Bottleneck"),
+        slow("ladder", ("benchmark.warmup=1",), "windows are gathered as a whole"),
+        slow("optimize", ("benchmark.warmup=1", "benchmark.out=local.yaml"), "composed recipe"),
     ],
 )
 def test_benchmarks_answer(tmp_path, mode, options, answer):

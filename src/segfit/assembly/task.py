@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from segfit.config.tasks import Feeding
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
@@ -150,6 +151,9 @@ class TaskPlanning(Protocol):
 
     def device_augmentation(self, config: DictConfig) -> tuple[Callable[[], Any], float] | None:
         """Return a function that augments a few values on the device, and a sample's size in them; None: there is none."""
+
+    def feeding(self, config: DictConfig) -> Feeding:
+        """Return how samples come to the model."""
 
 
 class TaskEvaluation(Protocol):

@@ -7,6 +7,7 @@ says what a run of the task has besides what every run has; its `assembly` modul
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,17 @@ from segfit.config.schema import EvaluateConfig, RunConfig
 from segfit.errors import SegFitError, nearest
 
 DEFAULT = "segmentation"
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """What benchmark=ladder and optimize have to know of how a task's samples come to the model."""
+
+    plain: Mapping[str, Any] = field(default_factory=dict)  # options of the plainest way
+    # faster ways: rung of the ladder → options
+    faster: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    larger: Sequence[int] = (1,)  # the ladder's larger batches, in multiples of the usual one
+    idle: Mapping[str, str] = field(default_factory=dict)  # option that changes nothing → why
 
 
 class TaskSchema(Protocol):

@@ -163,6 +163,7 @@ def _create(encoder: str, weights: Path | None) -> nn.Module:
             return timm.create_model(encoder, strict_img_size=False, **options)  # type: ignore[no-any-return]
         except TypeError:  # most families know no such switch: they never were strict
             return timm.create_model(encoder, **options)  # type: ignore[no-any-return]
+    # Families that have no features of several strides say so in each of these ways.
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
         raise SegFitError(
             f"model.encoder={encoder}: timm can't make a feature extractor of it ({error}). "

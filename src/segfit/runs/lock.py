@@ -33,7 +33,7 @@ def lock(folder: Path) -> None:
         raise InUseError(
             f"{folder} is in use by {_owner(folder)}. Wait until that is done, or end it; or choose another folder."
         ) from None
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError):  # a file system without locks: train without one
         return
     _held[place] = own
     with contextlib.suppress(OSError):  # a full disk: the lock holds, but without a name
@@ -50,7 +50,7 @@ def holder(folder: Path) -> str | None:
             return None
     except Timeout:
         return _owner(folder)
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError):  # a file system without locks
         return None
 
 

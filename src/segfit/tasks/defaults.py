@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from segfit.config.tasks import Feeding
 from segfit.data.source import Source
 from segfit.errors import SegFitError
 
@@ -115,6 +116,11 @@ def without_augmentation(task: Any) -> Any:
 def device_augmentation(_: DictConfig) -> tuple[Callable[[], Any], float] | None:
     """Return None: nothing is augmented on the device."""
     return None
+
+
+def feeding(_: DictConfig) -> Feeding:
+    """Return what holds of samples that data workers read."""
+    return Feeding()
 
 
 def smaller_samples(*_: Any) -> Iterator[tuple[dict[str, Any], str]]:

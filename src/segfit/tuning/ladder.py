@@ -1,13 +1,13 @@
 """benchmark=ladder: what each step from a plain training loop to everything on brings on this machine."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from omegaconf import DictConfig
 
 from segfit.assembly.data import workers_of
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import assembly_of, planning_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
@@ -131,11 +131,9 @@ def naive(config: DictConfig) -> Change:
     }
     if augmentation_of(config) != "none":
         options["augmentation"] = "cpu"
-    if "place" in config.data:
-        options["data.place"] = "loader"
     if "fast" in config.model:
         options["model.fast"] = False
-    return Change("naive", options)
+    return Change("naive", {**options, **planning_of(config).feeding(config).plain})
 
 
 def rungs(config: DictConfig, machine: Machine) -> list[Change]:
@@ -146,19 +144,15 @@ def rungs(config: DictConfig, machine: Machine) -> list[Change]:
     if best == "fp32":
         why = f"this {kind.upper()} has no native bf16 or fp16"
         mixed = Change("mixed precision", missing=why)
-    batch = with_batch(config, larger)
+    feeding = planning_of(config).feeding(config)
+    sizes = [larger * times for times in feeding.larger if larger * times <= machine.samples]
+    batches = [with_batch(config, size) for size in sizes]
     if larger <= config.batch_size:
         why = f"batch_size={config.batch_size} is the largest that is asked for, or all samples"
-        batch = Change("larger batch", missing=why)
-    uncompiled = "torch.compile leaves nn.LSTM as it is" if config.model.name == "lstm" else ""
-    compiled = Change("compile", {"compile": True}, missing=uncompiled)
-    if "place" in config.data:  # samples of series need no workers
-        twice = [with_batch(config, 2 * larger)] if 2 * larger <= machine.samples else []
-        windows = Change("windows on the device", {"data.place": "device"})
-        return [mixed, batch, *twice, windows, compiled]
+        batches = [Change("larger batch", missing=why)]
     plural = "s" if machine.workers > 1 else ""
-    feeding = {"loader.workers": machine.workers, "loader.persistent": True}
-    workers = Change(f"{machine.workers} data worker{plural}", feeding)
+    reading = {"loader.workers": machine.workers, "loader.persistent": True}
+    workers = Change(f"{machine.workers} data worker{plural}", reading)
     if machine.workers == 0:
         workers = Change("data workers", missing="there is no core for them")
     copies = {"loader.pin_memory": True, "loader.non_blocking": True}
@@ -166,17 +160,21 @@ def rungs(config: DictConfig, machine: Machine) -> list[Change]:
     still = augmentation_of(config) == "none"
     nothing = "augmentation=none: there is nothing to move" if still else ""
     other = "" if "fast" in config.model else f"model.name={config.model.name} is no SegFormer"
-    return [
+    above = [
         mixed,
-        batch,
+        *batches,
         workers,
         Change("pinned memory, copies beside the step", copies, missing=no_card),
         Change("decoded cache", {"data.cache": config.benchmark.cache}),
         Change("augmentation on the device", {"augmentation": "kornia-gpu"}, missing=nothing),
         Change("fast SegFormer", {"model.fast": True}, missing=other),
         Change("channels_last", {"channels_last": True}),
-        compiled,
+        *(Change(name, options) for name, options in feeding.faster.items()),
+        Change("compile", {"compile": True}),
     ]
+    for key, why in feeding.idle.items():
+        above = [replace(rung, missing=why) if key in rung.options else rung for rung in above]
+    return above
 
 
 def with_batch(config: DictConfig, batch_size: int) -> Change:

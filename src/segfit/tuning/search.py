@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,11 +79,11 @@ class Search:
         self._choose_micro_batch(fitting)
         if composed.speed is None:
             climb.climb(precisions)
-        climb.step(named({"channels_last": not config.channels_last}))
+        self._try([named({"channels_last": not config.channels_last})])
         # How many workers pay depends on how samples come, so they are tried before and after.
-        climb.climb(self._other_workers())
-        if climb.climb(feeding_changes(config)):
-            climb.climb(self._other_workers())
+        self._try(self._other_workers())
+        if self._try(feeding_changes(config)):
+            self._try(self._other_workers())
         if fitting < self.cap and climb.config().model.get("checkpointing") is False:
             # Memory was the limit: recompute activations for a larger micro-batch.
             most = self.fitting(self.cap, checkpointing)
@@ -92,8 +92,13 @@ class Search:
                 climb.step(named({**checkpointing, **micro_batch(batch, self.effective).options}))
         wanted = config.benchmark.compile
         if not config.compile and (self.device.type == "cuda" if wanted is None else wanted):
-            climb.step(named({"compile": True}))
+            self._try([named({"compile": True})])
         return fitting
+
+    def _try(self, changes: Iterable[Change]) -> bool:
+        """Keep each change that is faster, but for those that change nothing here; return whether one was."""
+        idle = planning_of(self.climb.start_config).feeding(self.climb.config()).idle
+        return self.climb.climb(change for change in changes if not {*change.options} & {*idle})
 
     def fitting(self, cap: int, options: Mapping[str, Any] | None = None) -> int:
         """Return the largest micro-batch up to `cap` that fits with what is kept and `options`, 0 if none does.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from omegaconf import DictConfig
 
+from segfit.config.tasks import Feeding
 from segfit.engine.task import Batch
 from segfit.tasks.defaults import (
     costliest,
@@ -18,6 +19,23 @@ from segfit.tasks.forecasting.schema import held_out_shape
 __all__ = [
     "costliest", "device_augmentation", "largest_first", "sample_bytes", "without_augmentation",
 ]  # fmt: skip
+
+
+_GATHERED = "windows are gathered as a whole, not read by workers"
+
+
+def feeding(config: DictConfig) -> Feeding:
+    """Return that windows are gathered, and which options mean nothing to them."""
+    idle = {
+        "channels_last": "series are no pictures",
+        "data.cache": "series are kept as they were read, once",
+    }
+    if config.data.place != "loader":
+        idle |= {"loader.workers": _GATHERED, "loader.pin_memory": _GATHERED}
+    if config.model.name == "lstm":
+        idle["compile"] = "torch.compile leaves nn.LSTM as it is"
+    faster = {"windows on the device": {"data.place": "device"}}
+    return Feeding({"data.place": "loader"}, faster, larger=(1, 2), idle=idle)
 
 
 def train_example(config: DictConfig) -> Batch:

@@ -9,12 +9,12 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.engine.task import Batch
-from segfit.tasks.defaults import largest_first
+from segfit.tasks.defaults import feeding, largest_first
 from segfit.tasks.segmentation.assembly import make_augment
 from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
-__all__ = ["largest_first"]
+__all__ = ["feeding", "largest_first"]
 
 _PROBE = 128  # pixels a side: augmentation takes the same bytes a pixel of any image
 
