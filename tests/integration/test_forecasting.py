@@ -36,7 +36,8 @@ def metrics(folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("series")
-    output = run(folder, *SMALL, "hydra.run.dir=run")
+    extra = "[torchmetrics.regression.MeanSquaredError, torchmetrics.regression.R2Score]"
+    output = run(folder, *SMALL, f"metrics.extra={extra}", "hydra.run.dir=run")
     assert "window/s" in output
     assert "last value's MSE" in output
     return folder
@@ -49,6 +50,8 @@ def test_it_learns_more_than_repeating_the_past(trained):
     best = found["best"]
     assert best["mse"] < 0.8 * best["mse_season"]
     assert best["mse"] < 0.8 * best["mse_last"]
+    assert best["mean_squared_error"] == pytest.approx(best["mse"], rel=1e-5)
+    assert 0 < best["r2_score"] < 1
 
 
 def test_evaluation_gives_the_scores_of_training_and_writes_forecasts(trained):
@@ -121,6 +124,11 @@ def test_accumulated_updates_are_those_of_the_big_batch(tmp_path, loss):
     many = train(tmp_path / "many", *short, "batch_size=16", "accumulate=4", base=())
     for a, b in zip(one.model.parameters(), many.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_model_that_learnt_nothing_is_named_when_training_ends(tmp_path):
+    output = run(tmp_path, *SMALL, "epochs=1", "max_steps=1", "lr=1.0e-9", "data.noise=0.01")
+    assert "does not beat repeating the last value" in output or "last season" in output
 
 
 @pytest.mark.parametrize("place", ["host", "loader"])

@@ -125,6 +125,9 @@ class TaskAssembly(Protocol):
     def hparams(self, config: DictConfig) -> dict[str, str | float | bool]:
         """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
 
+    def remark(self, scores: Mapping[str, float]) -> str:
+        """Return a sentence that goes with a run's best scores; empty for nothing."""
+
 
 class TaskPlanning(Protocol):
     """The `planning` module of a task: what benchmark.py asks of it."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from segfit.assembly.task import assembly_of
 from segfit.assembly.training import Training, make_training, metrics_of
 from segfit.engine.distributed import Distributed
 from segfit.engine.events import EndLog, Listener, Listeners
@@ -84,6 +85,7 @@ def _lead(
     print_summary(
         end,
         columns=monitored_first(config.monitor, training.columns),
+        remark=assembly_of(config).remark(end.best_scores),
         run_dir=folder,
         checkpoint=best if best.exists() else None,
         tensorboard_dir=files.tensorboard if files.tensorboard.exists() else None,

@@ -16,12 +16,13 @@ def print_summary(
     end: EndLog,
     *,
     columns: Mapping[str, str],
+    remark: str,
     run_dir: Path,
     checkpoint: Path | None,
     tensorboard_dir: Path | None,
     console: Console | None = None,
 ) -> None:
-    """Print how the training ended, its best score, and the commands to type next.
+    """Print how the training ended, its best score, a remark on it, and the commands to type next.
 
     Every command is one line that can be pasted into a shell; paths below the working directory are relative to it.
     """
@@ -37,6 +38,8 @@ def print_summary(
     if end.best_epoch is not None:
         best = escape(scores_text(end.best_scores, columns))
         line(f"[bold]Best: {best}[/bold] (epoch {end.best_epoch + 1})")
+        if remark:
+            line(escape(remark))
     else:
         line("No validation yet, so there is no best score.")
     if checkpoint is not None:

@@ -15,12 +15,13 @@ def printed(width, show):
     return file.getvalue()
 
 
-def summary(end, run_dir, checkpoint, width=40):
+def summary(end, run_dir, checkpoint, width=40, remark=""):
     return printed(
         width,
         lambda console: print_summary(
             end,
             columns=events.COLUMNS,
+            remark=remark,
             run_dir=run_dir,
             checkpoint=checkpoint,
             tensorboard_dir=run_dir / "tensorboard",
@@ -32,13 +33,14 @@ def summary(end, run_dir, checkpoint, width=40):
 def test_the_commands_can_be_copied_from_a_narrow_terminal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "outputs" / "a rather long name with spaces [v2]" / "12-00-00"
-    text = summary(events.end_log(8), run, run / "best.pt")
+    text = summary(events.end_log(8), run, run / "best.pt", remark="Worse [than] nothing.")
     lines = [line.strip() for line in text.splitlines()]
     where = "outputs/a rather long name with spaces [v2]/12-00-00"
     assert f"tensorboard --logdir '{where}/tensorboard'" in lines
     assert f"Checkpoint: {where}/best.pt" in lines
     assert any(line.startswith("python evaluate.py") and line.count(where) == 1 for line in lines)
     assert "Best: mIoU 0.6000, macro F1 0.7000, foreground F1 – (epoch 2)" in lines
+    assert "Worse [than] nothing." in lines
     assert "all epochs are done" in text
     assert "resume" not in text
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segfit.config.check import plain
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
+from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
 from segfit.errors import SegFitError
 from segfit.models.forecasters import Forecaster
 from segfit.models.weights import Weights
@@ -20,7 +21,6 @@ from segfit.tasks.defaults import (
     augments_in_workers,
     collate,
     held_out_batch_size,
-    make_extra_metrics,
     samples_per_read,
     statistics_need_train,
 )
@@ -28,12 +28,14 @@ from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries
 from segfit.tasks.forecasting.data.windows import GatheredWindows, WindowDataset, Windows
 from segfit.tasks.forecasting.losses import ForecastLoss
-from segfit.tasks.forecasting.schema import held_out_shape
+from segfit.tasks.forecasting.schema import held_out_shape, remark
 from segfit.tasks.forecasting.task import ForecastingTask
 
 __all__ = [
-    "augments_in_workers", "collate", "held_out_batch_size", "make_extra_metrics", "samples_per_read", "statistics_need_train",
+    "augments_in_workers", "collate", "held_out_batch_size", "remark", "samples_per_read", "statistics_need_train",
 ]  # fmt: skip
+
+_SCORES = ("loss", "mse", "mae", "true_mse", "true_mae", "mase", "ic", "hit_rate")
 
 # --------------------------------------------------------------------------------------- data
 
@@ -146,7 +148,7 @@ def make_task(
     *,
     panels: Mapping[int, str] | None = None,
     distributed: Distributed = SINGLE_PROCESS,
-    extra: Sequence[ExtraMetric] = (),  # noqa: ARG001
+    extra: Sequence[ExtraMetric] = (),
 ) -> ForecastingTask:
     """Return what a batch means under a config."""
     return ForecastingTask(
@@ -158,6 +160,22 @@ def make_task(
         returns=config.data.returns,
         panels=panels or {},
         distributed=distributed,
+        extra=extra,
+    )
+
+
+def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
+    """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
+    if not config.metrics.extra:
+        return []
+    example = torch.rand(2, 8, generator=torch.Generator().manual_seed(0))
+    return extra_metrics(
+        plain(config.metrics.extra),
+        packages=("regression",),
+        filled={},
+        example=lambda _: tuple(example),
+        labels=(),
+        taken=_SCORES,
     )
 
 

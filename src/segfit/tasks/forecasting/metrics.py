@@ -11,11 +11,10 @@ from torchmetrics import Metric
 
 from segfit.engine.findings import Cell, Column, Table
 from segfit.report.text import number
+from segfit.tasks.forecasting.schema import FORECASTERS, remark
 
 Vector = NDArray[np.float64]
 
-# Whose errors are counted: the model's, and those of two forecasts that need none.
-FORECASTERS = {"model": "model", "last": "last value", "season": "last season"}
 ERRORS = {
     "mse": "MSE",
     "mae": "MAE",
@@ -168,17 +167,5 @@ def error_table(scores: Mapping[str, float]) -> Table:
         for name, label in (("ic", "IC"), ("hit_rate", "Hit rate"))
         if name in scores
     ]
-    caption = " ".join([*texts, warning(scores)])
+    caption = " ".join([*texts, remark(scores)])
     return Table("errors", "", columns, rows, emphasis=0, caption=caption)
-
-
-def warning(scores: Mapping[str, float]) -> str:
-    """Return a sentence that says which naive forecasts the model does not beat; empty if it beats them."""
-    better = [
-        f"repeating the {label} ({scores[f'mse_{name}']:.4g})"
-        for name, label in FORECASTERS.items()
-        if name != "model" and scores.get(f"mse_{name}", np.inf) <= scores["mse"]
-    ]
-    if not better:
-        return ""
-    return f"The model's MSE of {scores['mse']:.4g} does not beat {' or '.join(better)}: it has learnt nothing of use."

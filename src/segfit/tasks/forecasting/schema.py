@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,8 @@ from segfit.config.schema import (
 UNIT = "window"
 MONITORS = dict.fromkeys(("mse", "mae", "mase", "loss"), "min") | {"ic": "max", "hit_rate": "max"}
 COLUMNS = {"mse": "MSE", "mae": "MAE", "mse_last": "last value's MSE"}
+# Whose errors are counted: the model's, and those of two forecasts that need none.
+FORECASTERS = {"model": "model", "last": "last value", "season": "last season"}
 MEMORY_ADVICE = "Lower data.lookback, choose a smaller model, or set data.place=host."
 MEMORY_OPTIONS = ("lookback", "horizon")
 
@@ -220,6 +222,18 @@ def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str
         rows //= 2
 
 
+def remark(scores: Mapping[str, float]) -> str:
+    """Return a sentence that says which naive forecasts the model does not beat; empty if it beats them."""
+    better = [
+        f"repeating the {label} ({scores[f'mse_{name}']:.4g})"
+        for name, label in FORECASTERS.items()
+        if name != "model" and scores.get(f"mse_{name}", float("inf")) <= scores.get("mse", 0.0)
+    ]
+    if not better:
+        return ""
+    return f"The model's MSE of {scores['mse']:.4g} does not beat {' or '.join(better)}: it has learnt nothing of use."
+
+
 # ---------------------------------------------------------------------------- what can be wrong
 
 
@@ -232,8 +246,6 @@ def problems(config: DictConfig) -> Iterator[str]:
         yield f"model.hidden_size={model.hidden_size}: must be a multiple of model.num_heads={model.num_heads}."
     if data.season is not None and data.season > data.lookback:
         yield f"data.season={data.season}: must be at most data.lookback={data.lookback}."
-    if config.metrics.extra:
-        yield "metrics.extra: forecasting takes no other metrics. Leave it away."
     if config.monitor in ("ic", "hit_rate") and not data.returns:
         yield f"monitor={config.monitor}: only returns have this score. Set data.returns=true."
     if config.loss.name == "quantile":

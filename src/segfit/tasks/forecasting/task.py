@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
-from segfit.engine.extra_metrics import merge, restore, state_of
+from segfit.engine.extra_metrics import ExtraMetric, merge, restore, state_of
 from segfit.engine.findings import Findings
 from segfit.engine.task import Batch, Forward, count_samples
 from segfit.tasks.forecasting.data.files import Layout
@@ -37,6 +37,7 @@ class ForecastingTask:
     # values on the device.
     on_forecast: Callable[[Batch, Tensor], None] | None = None
     distributed: Distributed = SINGLE_PROCESS  # the processes whose windows make up the scores
+    extra: Sequence[ExtraMetric] = ()  # metrics whose results join the scores
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002 - nothing is random
@@ -77,8 +78,10 @@ class ForecastMeter:
         self.metrics = metrics.ForecastMetrics(
             task.horizon, task.layout.targets, returns=task.returns, season=task.season
         )
+        self.extra = [extra.make() for extra in task.extra]
+        self.all_metrics = (self.metrics, *self.extra)
         self.loss: Tensor | None = None
-        self.windows = 0
+        self.windows = self.batches = 0
         self.panels: dict[int, Forecast] = {}
 
     def update(self, forward: Forward, batch: Batch) -> None:
@@ -89,10 +92,11 @@ class ForecastMeter:
         values = true_values(outputs, batch["mean"], batch["std"])
         if task.on_forecast is not None:
             task.on_forecast(batch, values)
-        before = state_of(self.metrics)
+        before = [state_of(metric) for metric in self.all_metrics]
+        point = task.criterion.point(outputs)
         try:
             self.metrics.to(outputs.device).update(
-                task.criterion.point(outputs),
+                point,
                 targets,
                 std=batch["std"][:, :count],
                 mean=batch["mean"][:, :count],
@@ -100,12 +104,16 @@ class ForecastMeter:
                 past=inputs[:, : task.lookback, :count],
                 when=batch["when"],
             )
+            for extra, metric in zip(task.extra, self.extra, strict=True):
+                extra.update(metric.to(point.device), point.flatten(), targets.flatten())
             loss = task.loss(outputs, targets, task.totals(targets)) * len(targets)
         except Exception:
-            restore(self.metrics, before)
+            for metric, state in zip(self.all_metrics, before, strict=True):
+                restore(metric, state)
             raise
         self.loss = loss if self.loss is None else self.loss + loss
         self.windows += count_samples(batch)
+        self.batches += 1
         if task.panels:
             for row, index in enumerate(batch["index"].tolist()):  # synchronises, once a batch
                 if index in task.panels:
@@ -114,13 +122,18 @@ class ForecastMeter:
     def result(self) -> Findings:
         """Read the device; `scores["loss"]` is the mean over windows. Every process has to call."""
         loss = float(self.loss) if self.loss is not None else 0.0
-        own = (state_of(self.metrics.cpu()), loss, self.windows, self.panels)
+        states = [state_of(metric.cpu()) for metric in self.all_metrics]
+        own = (states, loss, (self.windows, self.batches), self.panels)
         every = self.task.distributed.gather(own)
-        windows = sum(count for _, _, count, _ in every)
+        windows, batches = map(sum, zip(*(counts for _, _, counts, _ in every), strict=True))
         if not windows:
             return Findings()
-        merge(self.metrics, [states for states, _, count, _ in every if count])
+        counted = [states for states, _, (count, _), _ in every if count]
+        for metric, *parts in zip(self.all_metrics, *counted, strict=True):
+            merge(metric, parts)
         scores, by_step = self.metrics.scores()
+        for extra, metric in zip(self.task.extra, self.extra, strict=True):
+            scores |= extra.compute(metric, batches)
         panels = {index: panel for *_, kept in every for index, panel in kept.items()}
         return Findings(
             scores={"loss": sum(part for _, part, _, _ in every) / windows, **scores},

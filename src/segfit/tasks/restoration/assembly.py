@@ -25,6 +25,7 @@ from segfit.tasks.defaults import (
     cached_forms,
     make_statistics,
     recorded_statistics,
+    remark,
     statistics_need_train,
 )
 from segfit.tasks.restoration.data.dataset import (
@@ -41,7 +42,8 @@ from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
 __all__ = [
-    "augments_in_workers", "cached_forms", "collate", "make_statistics", "recorded_statistics", "statistics_need_train",
+    "augments_in_workers", "cached_forms", "collate", "make_statistics", "recorded_statistics", "remark",
+    "statistics_need_train",
 ]  # fmt: skip
 
 _SCORES = ("loss", "psnr", "ssim", "lpips", "psnr_gain", "ssim_gain", "lpips_gain")

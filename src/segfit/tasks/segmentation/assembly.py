@@ -17,7 +17,7 @@ from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
 from segfit.models.build import make_model
 from segfit.models.weights import Weights
-from segfit.tasks.defaults import samples_per_read
+from segfit.tasks.defaults import remark, samples_per_read
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import (
     Augment,
@@ -35,7 +35,7 @@ from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights,
 from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
-__all__ = ["collate", "samples_per_read"]
+__all__ = ["collate", "remark", "samples_per_read"]
 
 # Keys of data that no pixel of a sample depends on; files and names of images are part of the key anyway.
 _NOT_READING = {

@@ -4,7 +4,8 @@ import torch
 from torchmetrics.functional import mean_absolute_error, mean_squared_error
 
 from segfit.engine.extra_metrics import merge, state_of
-from segfit.tasks.forecasting.metrics import ForecastMetrics, direction_scores, error_table, warning
+from segfit.tasks.forecasting.metrics import ForecastMetrics, direction_scores, error_table
+from segfit.tasks.forecasting.schema import remark
 
 WINDOWS, LOOKBACK, HORIZON, TARGETS, SEASON = 23, 10, 6, 2, 4
 
@@ -130,11 +131,11 @@ def test_a_single_series_is_correlated_over_time():
     assert found["ic_se"] == pytest.approx(0.1, abs=0.01)
 
 
-def test_the_table_and_the_warning_name_the_naive_forecasts():
+def test_the_table_and_the_remark_name_the_naive_forecasts():
     data = windows()
     scores = scored([data]).scores
     assert [row[0] for row in error_table(scores).rows] == ["model", "last value", "last season"]
     best = {**scores, "mse": 0.1, "mse_last": 0.2, "mse_season": 0.3}
-    assert warning(best) == ""
-    assert "repeating the last value" in warning({**best, "mse_last": 0.05})
-    assert "season" not in warning({**best, "mse_last": 0.05})
+    assert remark(best) == ""
+    assert "repeating the last value" in remark({**best, "mse_last": 0.05})
+    assert "season" not in remark({**best, "mse_last": 0.05})
