@@ -18,16 +18,12 @@ from segfit.engine.non_finite import NotFinite
 from segfit.engine.options import FitOptions
 from segfit.engine.recovery import Recovery
 from segfit.engine.saving import CheckpointManager
-from segfit.engine.signals import StopSignal
+from segfit.engine.signals import Stopped, StopSignal
 from segfit.engine.state import TrainingState
 from segfit.engine.step import PartlyUpdated
 from segfit.engine.task import Batch, Task, TrainingData, count_samples
 from segfit.errors import SegFitError
 from segfit.system.phases import phase
-
-
-class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal asked the training to end; `args[0]` is the reason."""
 
 
 @dataclass(eq=False)
@@ -209,8 +205,6 @@ class Fit:
 
         def on_batch(done: int) -> None:
             self.log.listener.validating(done, self.held_out_batches)
-            # Resuming validates again, so no update is lost. Several processes have different numbers of batches, and
-            # cannot agree in between.
             if self.stop.reason is not None and state.distributed.size == 1:
                 raise Stopped(self.stop.reason)
 
@@ -218,16 +212,22 @@ class Fit:
             state.progress.held_out_batch = size
             self.log.notice(notice)
 
-        with phase("validation", whole=True):
-            return evaluate(
-                state.evaluated(),
-                self.task,
-                self.held_out(),
-                state.precision,
-                on_batch,
-                largest=state.progress.held_out_batch,
-                lowered=lowered,
-            )
+        # Resuming validates again, so no update is lost. Several processes have different numbers of batches, and cannot
+        # agree in between.
+        self.stop.at_once = state.distributed.size == 1
+        try:
+            with phase("validation", whole=True):
+                return evaluate(
+                    state.evaluated(),
+                    self.task,
+                    self.held_out(),
+                    state.precision,
+                    on_batch,
+                    largest=state.progress.held_out_batch,
+                    lowered=lowered,
+                )
+        finally:
+            self.stop.at_once = False
 
     def _record(self, result: Findings | None) -> bool:
         """Remember a validation; return whether it is the best so far, saving it if so."""

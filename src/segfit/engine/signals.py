@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a closed terminal and Slurm's signals end a training after the present update."""
+"""Ctrl-C, SIGTERM, a closed terminal and Slurm's signals end a training after the present update, a validation at once."""
 
 import signal
 import threading
@@ -13,11 +13,19 @@ _STOPPING = tuple(
 )
 
 
+class Stopped(BaseException):  # not an Exception: code that reads a sample catches those
+    """A signal asked the training to end; `args[0]` is the reason."""
+
+
 class StopSignal:
-    """While entered, records a signal in `reason`; a second Ctrl-C raises KeyboardInterrupt."""
+    """While entered, records a signal in `reason`; a second Ctrl-C raises KeyboardInterrupt.
+
+    While `at_once` is set, the first one raises `Stopped` wherever the main thread is.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -37,3 +45,6 @@ class StopSignal:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = "interrupted" if number == signal.SIGINT else "terminated"
+        if self.at_once:
+            self.at_once = False
+            raise Stopped(self.reason)
