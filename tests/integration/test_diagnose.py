@@ -91,7 +91,7 @@ def test_a_slow_disk_is_named_and_the_cache_helps_as_predicted(tmp_path):
 
 def test_workers_restarted_every_epoch_are_named(tmp_path, four_cores):
     found = diagnosed(
-        tmp_path, "loader.workers=1", "loader.persistent=false", "data.train_size=8", "report.tensorboard=false",
+        tmp_path, "loader.workers=1", "loader.persistent=false", "data.train_size=8", "report.logger=[]",
     )  # fmt: skip
     assert found.values["bottleneck"] == "workers restarted every epoch"
     assert found.values["change"] == {"loader.persistent": "true"}
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_told_and_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(diagnose, "measure_training", with_little_memory)
     notices, most = [], [4]
-    config = composed_with("seconds=0.2", "benchmark.warmup=0", "report.tensorboard=false")
+    config = composed_with("seconds=0.2", "benchmark.warmup=0", "report.logger=[]")
     with one_thread():
         found = diagnose.run(config, Bench(tmp_path, notices.append, lambda *_: None))
     assert "batch_size=8: does not fit into memory." in notices

@@ -36,7 +36,7 @@ def place(tmp_path_factory) -> Path:
         *["data=folder", "data.root=data", "data.num_classes=3", "data.background=0"],
         f"data.class_colors={COLORS}",
         *["data.fit=pad", "image_size=[64,72]", "batch_size=2", "epochs=3", "lr=0.01"],
-        *["loss.class_weights=balanced", "ema_decay=0.5", "report.tensorboard=false"],
+        *["loss.class_weights=balanced", "ema_decay=0.5", "report.logger=[]"],
         *["loader.workers=0", "hydra.run.dir='run 1'"],
         cwd=place,
     )

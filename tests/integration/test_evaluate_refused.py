@@ -23,7 +23,7 @@ def place(tmp_path_factory) -> Path:
     overrides = (
         *("model=cnn", "model.base_channels=8", "image_size=64", "batch_size=2", "epochs=1"),
         *("data=folder", f"data.root={place / 'data'}", "data.num_classes=3", "device=cpu"),
-        *("loss.class_weights=balanced", "report.tensorboard=false", "loader.workers=0"),
+        *("loss.class_weights=balanced", "report.logger=[]", "loader.workers=0"),
     )
     with one_thread():
         training.train(compose_run(*overrides, base=()), overrides, place / "run 1")

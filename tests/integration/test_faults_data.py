@@ -169,7 +169,7 @@ def test_a_run_of_200_000_files_starts_within_a_minute_once_they_were_indexed(tm
         for number in range(100_000):
             name = f"{number:06d}.png"
             os.link(kinds / kind / f"{number % 10:03d}.png", tmp_path / "big" / kind / name)
-    small = ("max_steps=1", "limit_val_batches=1", "report.tensorboard=false", "image_size=32")
+    small = ("max_steps=1", "limit_val_batches=1", "report.logger=[]", "image_size=32")
     options = (text for text in OPTIONS if not text.startswith(("image_size", "data.on_bad")))
     # By env, or it would be forked, and no child of which the time is counted.
     line = ["env", *command(*options, f"data.root={tmp_path / 'big'}", *small)]

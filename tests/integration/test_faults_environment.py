@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from segfit.commands import train as training
 from segfit.engine.events import EndLog
-from segfit.report.tensorboard import TensorBoardReport
+from segfit.report.loggers import Loggers
+from segfit.report.tensorboard import TensorBoardLogger
 from segfit.system.monitor import Monitor
 from tests.integration.training import (
     TINY,
@@ -74,7 +75,7 @@ def told_once(text: str, outcome: tuple[EndLog, str, str]) -> None:
 def test_no_tensorboard(screen, tmp_path, monkeypatch, module):
     monkeypatch.delitem(sys.modules, "segfit.report.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
-    told_once("TensorBoard cannot be imported", screen(tmp_path / "run"))
+    told_once("report.logger=tensorboard cannot be used", screen(tmp_path / "run"))
 
 
 def test_a_file_where_tensorboard_writes(screen, tmp_path):
@@ -110,8 +111,11 @@ def test_tensorboard_that_fails_while_training(screen, tmp_path, monkeypatch):
     def full(self, *arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(TensorBoardReport, "_scalars", full)
-    told_once("cannot write TensorBoard events any more", screen(tmp_path / "run", "epochs=2"))
+    monkeypatch.setattr(TensorBoardLogger, "scalars", full)
+    told_once(
+        "tensorboard: cannot write any more: No space left on device",
+        screen(tmp_path / "run", "epochs=2"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_a_card_without_nvml_is_told(tmp_path, monkeypatch, library):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     told: list[str] = []
-    report = TensorBoardReport(tmp_path, "", {}, monitor=Monitor(), notify=told.append)
+    report = Loggers({}, Monitor(), told.append)
     report.start(events.info())
     report.close()
     (message,) = told
@@ -160,7 +164,7 @@ def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     tiny = ("model=cnn", "model.base_channels=4", "batch_size=2", "loader.workers=0", "device=cpu")
     code, printed = train_by_command_line(
-        tmp_path, *SMALL, *tiny, "data.val_size=2", "compile=true", "report.tensorboard=false"
+        tmp_path, *SMALL, *tiny, "data.val_size=2", "compile=true", "report.logger=[]"
     )
     assert code == 0, printed
     text = "torch.compile failed, running eager"

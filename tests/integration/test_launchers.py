@@ -20,7 +20,7 @@ from tests.integration.training import (
     wait_for,
 )
 
-QUICK = (*SMALL, "report.tensorboard=false", "checkpoint.every_steps=1")
+QUICK = (*SMALL, "report.logger=[]", "checkpoint.every_steps=1")
 
 
 def wait_for_update(process: "subprocess.Popen[str]", folder: Path, job: int, update: int) -> None:

@@ -24,7 +24,7 @@ SMALL_SAMPLES = {
     "forecasting": (),
 }
 SMALL = {
-    "train": (*SMALL_RUN, "report.tensorboard=false"),
+    "train": (*SMALL_RUN, "report.logger=[]"),
     "benchmark": (*SMALL_RUN, "seconds=0.2"),
     "evaluate": ("workers=0",),
 }

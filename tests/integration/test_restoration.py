@@ -106,7 +106,7 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
         "degrade=mixed",
         "epochs=3",
         "checkpoint.every_steps=4",
-        "report.tensorboard=false",
+        "report.logger=[]",
     )
     run(tmp_path, *options, "hydra.run.dir=calm")
     struck = tmp_path / "struck"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segfit.report.tensorboard import TensorBoardReport
+from segfit.report.loggers import Loggers
+from segfit.report.tensorboard import TensorBoardLogger
 from tests.integration.tensorboard_server import ReadBack, read_back
 from tests.unit.report import events
 
@@ -15,10 +16,10 @@ from tests.unit.report import events
 def write_run(log_dir: Path, batch_size: int, resumed: bool = False) -> None:
     """Write a run of two epochs; a resumed one was killed after 7 updates, 3 after its checkpoint."""
 
-    def report(resume_step: int | None = None) -> TensorBoardReport:
+    def report(resume_step: int | None = None) -> Loggers:
         hparams = {"model": "segformer_b0", "batch_size": batch_size, "lr": 3e-4}
         config = f"batch_size: {batch_size}\n"
-        return TensorBoardReport(log_dir, config, hparams, resume_step)
+        return Loggers({"tensorboard": TensorBoardLogger(log_dir, config, hparams, resume_step)})
 
     board = report()
     events.train(board, last=7 if resumed else 8)

@@ -23,12 +23,12 @@ import torch
 
 from segfit.engine import recovery
 from segfit.models.cnn import CNN
-from segfit.report.tensorboard import TensorBoardReport
+from segfit.report.tensorboard import TensorBoardLogger
 from segfit.tasks.segmentation.task import SegmentationTask
 from tests.integration.training import ROOT
 
 STRUCK = os.environ["RANK"] == "1"
-_update, _close = [0], TensorBoardReport.close
+_update, _close = [0], TensorBoardLogger.close
 _make_update, _forward, _prepare = recovery.make_update, CNN.forward, SegmentationTask.prepare
 _backward, _step = torch.Tensor.backward, torch.optim.SGD.step
 
@@ -75,7 +75,7 @@ def _bug(self: SegmentationTask, batch: Any, seed: int) -> Any:
     return _prepare(self, batch, seed)
 
 
-def _close_slowly(self: TensorBoardReport) -> None:
+def _close_slowly(self: TensorBoardLogger) -> None:
     time.sleep(10)  # until torchrun's SIGTERM
     _close(self)
 
@@ -95,7 +95,7 @@ if __name__ == "__main__":
     elif STRUCK and fault == "first_step":
         torch.optim.SGD.step = _out_of_memory_within_step  # type: ignore[method-assign]
     elif not STRUCK and fault == "bug_while_closing":
-        TensorBoardReport.close = _close_slowly  # type: ignore[method-assign]
+        TensorBoardLogger.close = _close_slowly  # type: ignore[method-assign]
     elif STRUCK and fault in ("bug", "bug_while_closing"):
         SegmentationTask.prepare = _bug  # type: ignore[method-assign]
     elif STRUCK and fault == "nan":

@@ -64,7 +64,8 @@ def _lead(
     listener = run_listener(
         files,
         console,
-        OmegaConf.to_yaml(config) if config.report.tensorboard else None,
+        config.report.logger,
+        OmegaConf.to_yaml(config),
         training.hparams,
         resume_step=training.fit.state.progress.update if resumed else None,
         notices=notices,

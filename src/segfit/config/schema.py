@@ -189,7 +189,13 @@ class ReportConfig:
     """What is reported, where."""
 
     log_every: int = option(20, "Updates between two readings of loss and gradient norm.", ge=1)
-    tensorboard: bool = option(True, "Write TensorBoard events.")
+    logger: list[str] = option(
+        ["tensorboard"],
+        "Where the numbers of training go besides log and console: TensorBoard events, scalars.csv, Weights & Biases "
+        "(offline unless WANDB_MODE says otherwise), MLflow. []: nowhere.",
+        choices=("tensorboard", "csv", "wandb", "mlflow"),
+        empty=True,
+    )
     panels: int = option(6, "Validation images shown with mask and prediction.", ge=0, le=64)
 
 

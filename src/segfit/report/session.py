@@ -7,28 +7,32 @@ from typing import Protocol
 from segfit.engine.events import Listener, Listeners
 from segfit.errors import SegFitError
 from segfit.report.lines import LogFile, ScoresFile
+from segfit.report.loggers import CsvLogger, Logger, Loggers, MlflowLogger, WandbLogger
 from segfit.system.monitor import Monitor
 
 
 class RunFiles(Protocol):
     """What a run writes; `segfit.runs.folder.RunFolder` knows where."""
 
+    path: Path
     log: Path
     scores: Path
+    scalars: Path
     tensorboard: Path
 
 
 def run_listener(
     files: RunFiles,
     console: Listener,
-    config_text: str | None,
+    loggers: Sequence[str],
+    config_text: str,
     hparams: Mapping[str, str | float | bool],
     *,
     resume_step: int | None = None,
     notices: Sequence[str] = (),
     posted: Callable[[], list[str]] = lambda: [],
 ) -> Listeners:
-    """Return console, log file, scores file and, unless `config_text` is None, a `TensorBoardReport`.
+    """Return console, log file, scores file and `loggers`, by the names that `report.logger` has.
 
     The log file also gets `notices`, which the console has shown before. `posted` returns the new notices of other
     processes; each is shown and logged once.
@@ -38,8 +42,7 @@ def run_listener(
         log.notice(line)
     shown = Listeners(console, log)
     parts = [console, log, ScoresFile(files.scores), _Posted(posted, shown, notices)]
-    if config_text is not None:
-        parts += _tensorboard(files.tensorboard, config_text, hparams, resume_step, shown.notice)
+    parts.append(_loggers(loggers, files, config_text, hparams, resume_step, shown.notice))
     return Listeners(*parts)
 
 
@@ -63,23 +66,36 @@ class _Posted(Listener):
     start = log = epoch = end = _pass_on  # type: ignore[assignment]
 
 
-def _tensorboard(
-    folder: Path,
+def _loggers(
+    names: Sequence[str],
+    files: RunFiles,
     config_text: str,
     hparams: Mapping[str, str | float | bool],
     resume_step: int | None,
     notice: Callable[[str], None],
-) -> list[Listener]:
-    """Return TensorBoard's listener with a monitor; nothing but a notice where events cannot be written."""
-    try:
-        from segfit.report.tensorboard import TensorBoardReport
+) -> Loggers:
+    """Return loggers by the names that `report.logger` has; nothing but a notice of one that cannot be made."""
 
-        return [TensorBoardReport(folder, config_text, hparams, resume_step, Monitor(), notice)]
-    except SegFitError as error:
-        notice(str(error))
-    except Exception as error:  # not there, or at odds with protobuf or NumPy
-        notice(
-            f"TensorBoard cannot be imported ({type(error).__name__}: {error}): training continues without it. "
-            f"pip install tensorboard, or set report.tensorboard=false."
-        )
-    return []
+    def tensorboard() -> Logger:
+        from segfit.report.tensorboard import TensorBoardLogger
+
+        return TensorBoardLogger(files.tensorboard, config_text, hparams, resume_step)
+
+    kinds: dict[str, Callable[[], Logger]] = {
+        "tensorboard": tensorboard,
+        "csv": lambda: CsvLogger(files.scalars),
+        "wandb": lambda: WandbLogger(files.path, config_text),
+        "mlflow": lambda: MlflowLogger(files.path, hparams),
+    }
+    made: dict[str, Logger] = {}
+    for name in names:
+        try:
+            made[name] = kinds[name]()
+        except SegFitError as error:
+            notice(str(error))
+        except Exception as error:  # not installed, or at odds with protobuf or NumPy; no server
+            notice(
+                f"report.logger={name} cannot be used ({type(error).__name__}: {error}): training continues without it. "
+                f"pip install {name}, or leave it away."
+            )
+    return Loggers(made, Monitor() if made else None, notice)

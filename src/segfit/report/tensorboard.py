@@ -4,13 +4,12 @@ import io
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -19,14 +18,13 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
-from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
+from segfit.engine.events import EndLog, EpochLog, RunInfo
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.files import image_of, png
+from segfit.report.loggers import COMPLETE, Logger
 from segfit.report.text import one_line
-from segfit.system.monitor import Monitor, summed_up
 
-_COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be resumed
 _PICTURE_SHARE = 0.02  # of the wall-clock time may go into drawing, while the device is idle
 
 
@@ -39,17 +37,12 @@ def _ignore_writer_thread(failure: threading.ExceptHookArgs) -> None:
 threading.excepthook = _ignore_writer_thread
 
 
-class TensorBoardReport(Listener):
-    """A listener that writes one TensorBoard run; the x axis is the number of updates.
+class TensorBoardLogger(Logger):
+    """Writes one TensorBoard run; the x axis is the number of updates.
 
-    TensorBoard sorts groups of tags by name, which is why loss and scores come first:
+    TensorBoard sorts groups of tags by name, which is why loss and scores come first. Beside the tags of `Loggers`:
 
-    - loss/train, loss/epoch (mean of an epoch), loss/val
-    - score/<name>: of each validation; score_best/<name>: of the best one so far, shown in the HPARAMS tab
-    - what the task adds, such as score_iou/<class>
-    - speed/samples_per_second, speed/data_wait_percent, speed/epoch_seconds
-    - system/peak_memory_gib, and what `monitor` samples: system/utilisation, …
-    - train/lr, train/grad_norm, train/loss_scale, train/scaler_skips
+    - score_best/<name>: of the best validation so far, shown in the HPARAMS tab
     - validation/<figure>, validation/panel/<sample>: images
     - config, facts: texts
 
@@ -63,8 +56,6 @@ class TensorBoardReport(Listener):
             TensorBoard takes the columns from one of them.
         resume_step: updates of the checkpoint that the run resumes from; None for a new run. Whatever
             the folder holds of later updates is hidden, so that no step appears twice.
-        monitor: runs from start to close, its means go to system/*; None: nothing is sampled.
-        notify: gets one message if writing fails later on (a full disk); training continues.
 
     Raises:
         SegFitError: if the folder cannot be written.
@@ -76,16 +67,11 @@ class TensorBoardReport(Listener):
         config_text: str,
         hparams: Mapping[str, float | str | bool],
         resume_step: int | None = None,
-        monitor: Monitor | None = None,
-        notify: Callable[[str], None] = print,
     ) -> None:
-        self._log_dir = log_dir
         self._config_text = config_text
         # torch writes a bool as a number
         flags = {k: str(v).lower() for k, v in hparams.items() if isinstance(v, bool)}
         self._hparams = {**hparams, **flags}
-        self._notify, self._monitor = notify, monitor
-        self._failed = False
         self._best_written: dict[str, float] = {}
         self._undrawn: tuple[Findings, int] | None = None
         self._begun, self._drawing = time.monotonic(), 0.0
@@ -101,97 +87,52 @@ class TensorBoardReport(Listener):
         except OSError as error:
             raise SegFitError(
                 f"{log_dir}: cannot write TensorBoard events: {error.strerror}. "
-                f"Make the folder writable, or set report.tensorboard=false."
+                f"Make the folder writable, or set report.logger=[]."
             ) from error
 
     def start(self, info: RunInfo) -> None:
         """Write the config, the facts and the row of the HPARAMS tab."""
-        with self._writing():
-            step = self._session_step
-            self._writer.add_text("config", f"```yaml\n{self._config_text.rstrip()}\n```", step)
-            self._writer.add_text("facts", _markdown_table(info.facts), step)
-            _, session_start, _ = hparams_summary(self._hparams, {})
-            self._add(session_start)
-        if self._monitor is not None:
-            self._monitor.start()
-            if torch.cuda.is_available() and self._monitor.probe.source != "NVML":
-                self._notify(
-                    "NVML does not answer: system/* in TensorBoard are the processor's, not the card's. "
-                    "It comes with NVIDIA's driver and pip install nvidia-ml-py."
-                )
+        step = self._session_step
+        self._writer.add_text("config", f"```yaml\n{self._config_text.rstrip()}\n```", step)
+        self._writer.add_text("facts", _markdown_table(info.facts), step)
+        _, session_start, _ = hparams_summary(self._hparams, {})
+        self._add(session_start)
+        self._writer.flush()
 
-    def log(self, log: StepLog) -> None:
-        """Write the numbers of training."""
-        with self._writing():
-            values = {
-                "loss/train": log.loss,
-                "train/lr": log.lr,
-                "train/grad_norm": log.grad_norm,
-                "train/loss_scale": log.loss_scale,
-                "train/scaler_skips": log.skipped,
-                "speed/samples_per_second": log.samples_per_second,
-                "speed/data_wait_percent": 100 * log.data_wait,
-                "system/peak_memory_gib": log.memory_gib,
-            }
-            means = summed_up(self._monitor.fresh() if self._monitor is not None else []).mean
-            values |= {f"system/{name}": value for name, value in means.items()}
-            self._scalars(values, log.update)
+    def scalars(self, values: Mapping[str, float], update: int) -> None:
+        """Write the numbers that are not there yet."""
+        for tag, value in values.items():
+            if self._is_new(tag, update):
+                self._writer.add_scalar(tag, value, update)
+        self._writer.flush()
 
     def epoch(self, log: EpochLog) -> None:
-        """Write the duration of the epoch and all of its validation."""
-        with self._writing():
-            values = {"loss/epoch": log.loss, "speed/epoch_seconds": log.seconds}
-            self._scalars(values, log.update)
-            if log.result is not None:
-                self._validation(log.result, log.update)
-                if log.is_best:
-                    self._best(log.result.scores, log.update)
+        """Draw the pictures of a validation, and note the best scores."""
+        if log.result is None:
+            return
+        self._undrawn = (log.result, log.update)
+        if self._drawing <= _PICTURE_SHARE * (time.monotonic() - self._begun):
+            self._draw(log.result, log.update)
+        if log.is_best:
+            self._best(log.result.scores, log.update)
+        self._writer.flush()
 
     def end(self, log: EndLog) -> None:
         """Write the final scores; mark the row in the HPARAMS tab as done, unless to be resumed."""
-        with self._writing():
-            if self._undrawn is not None:
-                self._draw(*self._undrawn)
-            self._best(log.best_scores, log.updates)
-            if log.reason in _COMPLETE:
-                *_, session_end = hparams_summary({}, {})
-                self._add(session_end)
+        if self._undrawn is not None:
+            self._draw(*self._undrawn)
+        self._best(log.best_scores, log.updates)
+        if log.reason in COMPLETE:
+            *_, session_end = hparams_summary({}, {})
+            self._add(session_end)
+        self._writer.flush()
 
     def close(self) -> None:
         """Write what is left and close the file."""
-        if self._monitor is not None:
-            self._monitor.close()
         with suppress(OSError):
             self._writer.close()
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Flush at the end; the first failure gives one notice and ends the writing."""
-        if self._failed:
-            with suppress(OSError):
-                yield
-            return
-        try:
-            yield
-            self._writer.flush()
-        except OSError as error:
-            self._failed = True
-            self._notify(
-                f"{self._log_dir}: cannot write TensorBoard events any more: {error.strerror or error}. "
-                f"Training continues without them."
-            )
-
-    def _validation(self, result: Findings, update: int) -> None:
-        names = {name: "loss/val" if name == "loss" else f"score/{name}" for name in result.scores}
-        self._scalars({names[name]: value for name, value in result.scores.items()}, update)
-        self._scalars(result.scalars, update)
-        self._undrawn = (result, update)
-        if self._drawing <= _PICTURE_SHARE * (time.monotonic() - self._begun):
-            self._draw(result, update)
-
     def _draw(self, result: Findings, update: int) -> None:
-        if self._failed:
-            return
         start = time.monotonic()
         for name, picture in result.panels.items():
             self._image(f"validation/panel/{name}", partial(_jpeg, picture), update)
@@ -209,12 +150,7 @@ class TensorBoardReport(Listener):
             experiment, *_ = hparams_summary(self._hparams, metrics)
             self._add(experiment)
         self._best_written = finite
-        self._scalars(metrics, update)
-
-    def _scalars(self, values: Mapping[str, float | None], update: int) -> None:
-        for tag, value in values.items():
-            if value is not None and self._is_new(tag, update):
-                self._writer.add_scalar(tag, value, update)
+        self.scalars(metrics, update)
 
     def _image(self, tag: str, encoded: Callable[[], bytes], update: int) -> None:
         if self._is_new(tag, update):

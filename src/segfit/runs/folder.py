@@ -35,6 +35,7 @@ class RunFolder:
         self.bad_batches = path / "bad_batches"  # left out, since loss or gradient were not finite
         self.tensorboard = path / "tensorboard"
         self.log = path / "train.log"
+        self.scalars = path / "scalars.csv"  # with report.logger=[csv]
         self.scores = path / "scores.jsonl"  # a line for each validation
         self.metrics = path / "metrics.json"  # scores, speed, memory, and the settings that ran
         self.evaluation = path / "evaluation"  # evaluate.py's, a folder for each split

@@ -102,9 +102,8 @@ def recorded(
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)
-    text = OmegaConf.to_yaml(config) if config.report.tensorboard else None
-    silent = LineReport(lambda _: None)
-    listener = run_listener(RunFolder(folder), silent, text, training.hparams)
+    silent, text = LineReport(lambda _: None), OmegaConf.to_yaml(config)
+    listener = run_listener(RunFolder(folder), silent, config.report.logger, text, training.hparams)
     with Monitor(min(1.0, seconds / 10)) as monitor:
         timeline = record(
             training.fit,

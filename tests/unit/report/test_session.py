@@ -14,7 +14,7 @@ def test_what_other_processes_post_is_told_once_and_logged(tmp_path):
     posts = [["precision fell back", "a.png is bad"], ["a.png is bad", "b.png is bad", "oom"]]
     before = ["precision fell back"]
     listener = run_listener(
-        RunFolder(tmp_path), console, None, {}, notices=before, posted=lambda: posts.pop(0)
+        RunFolder(tmp_path), console, [], "", {}, notices=before, posted=lambda: posts.pop(0)
     )
     listener.notice("oom")
     for updates in (1, 2):

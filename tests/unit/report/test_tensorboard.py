@@ -7,7 +7,8 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 
 from segfit.errors import SegFitError
-from segfit.report.tensorboard import TensorBoardReport
+from segfit.report.loggers import Loggers
+from segfit.report.tensorboard import TensorBoardLogger
 from segfit.system.monitor import Sample
 from tests.unit.report import events
 
@@ -15,9 +16,8 @@ HPARAMS = {"model": "segformer_b0", "lr": 3e-4, "batch_size": 4, "fast": True}
 
 
 def report(log_dir, resume_step=None, **options):
-    return TensorBoardReport(
-        log_dir, "lr: 0.1\nmodel: {name: x}\n", HPARAMS, resume_step, **options
-    )
+    board = TensorBoardLogger(log_dir, "lr: 0.1\nmodel: {name: x}\n", HPARAMS, resume_step)
+    return Loggers({"tensorboard": board}, **options)
 
 
 def whole_run(log_dir):
@@ -160,7 +160,7 @@ def test_resuming_twice_knows_what_the_second_session_hid(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SegFitError, match=r"cannot write TensorBoard events.*tensorboard=false"):
+    with pytest.raises(SegFitError, match=r"cannot write TensorBoard events.*report.logger=\[\]"):
         report(tmp_path / "file" / "tensorboard")
 
 
@@ -172,8 +172,9 @@ def test_a_disk_that_fills_up_is_told_once_and_training_goes_on(tmp_path, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(board._writer, "flush", full)
-    monkeypatch.setattr(board._writer, "add_scalar", full)
+    writer = board._loggers["tensorboard"]._writer
+    monkeypatch.setattr(writer, "flush", full)
+    monkeypatch.setattr(writer, "add_scalar", full)
     events.train(board)
     board.end(events.end_log(8))
     assert len(notices) == 1

@@ -1,0 +1,199 @@
+"""Loggers: the numbers of a training, under the same tags, in TensorBoard, a CSV file, Weights & Biases or MLflow."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
+from segfit.system.monitor import Monitor, summed_up
+
+_PROJECT = "segfit"
+COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be resumed
+
+
+class Logger(Listener):
+    """A listener that also gets numbers."""
+
+    def scalars(self, values: Mapping[str, float], update: int) -> None:
+        """Write tag → number, as they are after so many updates."""
+
+
+class Loggers(Listener):
+    """Turns the events of a training into numbers by tag, for some loggers:
+
+    - loss/train, loss/epoch (mean of an epoch), loss/val
+    - score/<name>: of each validation
+    - what the task adds, such as score_iou/<class>
+    - speed/samples_per_second, speed/data_wait_percent, speed/epoch_seconds
+    - system/peak_memory_gib, and what `monitor` samples: system/utilisation, …
+    - train/lr, train/grad_norm, train/loss_scale, train/scaler_skips
+
+    A logger that raises gives one notice and gets nothing more; training continues.
+
+    Args:
+        loggers: label → logger; they get the events themselves, too.
+        monitor: runs from start to close; None: nothing is sampled.
+        notify: gets the notices.
+    """
+
+    def __init__(
+        self,
+        loggers: Mapping[str, Logger],
+        monitor: Monitor | None = None,
+        notify: Callable[[str], None] = print,
+    ) -> None:
+        self._loggers, self._monitor, self._notify = dict(loggers), monitor, notify
+
+    def start(self, info: RunInfo) -> None:
+        """Start the monitor."""
+        self._each("start", info)
+        if self._monitor is None:
+            return
+        self._monitor.start()
+        if torch.cuda.is_available() and self._monitor.probe.source != "NVML":
+            self._notify(
+                "NVML does not answer: what is logged as system/* are the processor's values, not the card's. "
+                "It comes with NVIDIA's driver and pip install nvidia-ml-py."
+            )
+
+    def log(self, log: StepLog) -> None:
+        """Log the numbers of training."""
+        values = {
+            "loss/train": log.loss,
+            "train/lr": log.lr,
+            "train/grad_norm": log.grad_norm,
+            "train/loss_scale": log.loss_scale,
+            "train/scaler_skips": log.skipped,
+            "speed/samples_per_second": log.samples_per_second,
+            "speed/data_wait_percent": 100 * log.data_wait,
+            "system/peak_memory_gib": log.memory_gib,
+        }
+        means = summed_up(self._monitor.fresh() if self._monitor is not None else []).mean
+        values |= {f"system/{name}": value for name, value in means.items()}
+        self._each("scalars", values, log.update)
+
+    def epoch(self, log: EpochLog) -> None:
+        """Log the duration of the epoch and its validation."""
+        values = {"loss/epoch": log.loss, "speed/epoch_seconds": log.seconds}
+        if log.result is not None:
+            for name, value in log.result.scores.items():
+                values["loss/val" if name == "loss" else f"score/{name}"] = value
+            values |= {tag: one for tag, one in log.result.scalars.items() if one is not None}
+        self._each("scalars", values, log.update)
+        self._each("epoch", log)
+
+    def end(self, log: EndLog) -> None:
+        """Log the best scores."""
+        self._each("end", log)
+
+    def close(self) -> None:
+        """Stop the monitor and close the loggers."""
+        if self._monitor is not None:
+            self._monitor.close()
+        self._each("close")
+
+    def _each(self, method: str, *arguments: object) -> None:
+        for label, logger in list(self._loggers.items()):
+            try:
+                getattr(logger, method)(*arguments)
+            except Exception as error:
+                del self._loggers[label]
+                reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+                self._notify(
+                    f"{label}: cannot write any more: {reason}. Training continues without it."
+                )
+                with suppress(Exception):
+                    logger.close()
+
+
+class CsvLogger(Logger):
+    """Appends a line `update,tag,value` a number; of two lines of an update and tag the later one counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def scalars(self, values: Mapping[str, float], update: int) -> None:
+        """Append them."""
+        # Opened each time: lines are written whole, and are there for other programs to read.
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(("update", "tag", "value"))
+            writer.writerows((update, tag, value) for tag, value in values.items())
+
+
+class WandbLogger(Logger):
+    """Logs by Weights & Biases' own client; offline unless WANDB_MODE says otherwise (then: `wandb sync`)."""
+
+    def __init__(self, folder: Path, config_text: str) -> None:
+        wandb: Any = import_module("wandb")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", _PROJECT),
+            name=folder.name,
+            id=re.sub(r"[^\w-]", "-", "-".join(folder.absolute().parts[-2:])),  # as it was, resumed
+            resume="allow",
+            dir=folder,
+            config=OmegaConf.to_container(OmegaConf.create(config_text)),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    def scalars(self, values: Mapping[str, float], update: int) -> None:
+        """Log them with their step."""
+        self._run.log(dict(values), step=update)
+
+    def end(self, log: EndLog) -> None:
+        """Put the best scores into the summary."""
+        self._run.summary.update({f"best/{key}": one for key, one in log.best_scores.items()})
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()
+
+
+class MlflowLogger(Logger):
+    """Logs by MLflow's own client, where MLFLOW_TRACKING_URI says; by default into the working directory."""
+
+    def __init__(self, folder: Path, hparams: Mapping[str, object]) -> None:
+        mlflow: Any = import_module("mlflow")
+        self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
+        experiment = self._client.get_experiment_by_name(name)
+        key = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        tags = {"mlflow.runName": folder.name, "folder": str(folder.absolute())}
+        # A run that is resumed continues its own.
+        query = f"tags.folder = '{folder.absolute()}'".replace("\\", "\\\\")
+        known = self._client.search_runs([key], query, max_results=1)
+        run = known[0] if known else self._client.create_run(key, tags=tags)
+        self._id = run.info.run_id
+        if not known:
+            for label, value in hparams.items():
+                self._client.log_param(self._id, label, value)
+
+    def scalars(self, values: Mapping[str, float], update: int) -> None:
+        """Log them with their step."""
+        now = int(1000 * time.time())
+        metrics = [
+            self._metric(re.sub(r"[^\w/. -]", "_", tag), value, now, update)
+            for tag, value in values.items()
+            if math.isfinite(value)
+        ]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def end(self, log: EndLog) -> None:
+        """Log the best scores, and how it ended."""
+        self.scalars({f"best/{key}": one for key, one in log.best_scores.items()}, log.updates)
+        status = "FINISHED" if log.reason in COMPLETE else "KILLED"
+        self._client.set_terminated(self._id, status)
