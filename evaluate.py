@@ -28,7 +28,7 @@ def main(options: DictConfig) -> None:
 def evaluate(options: DictConfig) -> None:
     """Rebuild the run's model; predict, score, write everything down, or export it."""
     check(options)
-    config = runs.load_config(Path(options.run).expanduser())
+    config = runs.load_named(options)
 
     from segfit.commands import evaluate as evaluation
     from segfit.commands import export

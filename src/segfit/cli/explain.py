@@ -95,6 +95,12 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
             if not override.key_or_group:
                 raise ValueError("There is no key before the =.")
             parsed.append(override)
+        except HydraException:
+            key, _, value = text.partition("=")
+            problems.append(
+                f"{text}: not understood. Text with special characters needs quotes, '{key}=\"{value}\"'; brackets and "
+                f"quotes come in pairs."
+            )
         except Exception as error:
             problems.append(f"{text}: not understood. {_plain(str(error)).splitlines()[0]}")
     GlobalHydra.instance().clear()
@@ -211,6 +217,7 @@ def _reason(line: str, error: Exception, task: str) -> str:
             known = own if others else own or shared
             there = f"There are: {', '.join(known)}." if known else f"task={task} has none."
             return f"{line}: no such choice.{nearest(value, known)} {there}"
+    line = line.lstrip("+")
     for theirs, plain in _PLAINER.items():
         if any(theirs in cause for cause in causes):
             return f"{line}: {plain}"

@@ -73,7 +73,11 @@ def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
 def run_dir(resume: str | None) -> str:
     """Return the folder of this run: the resumed one, or a new one; raise a SegFitError if `resume` is not a run folder."""
     if resume is not None:
-        folder = Path(resume).expanduser()
+        folder = tasks.run_folder(resume)
+        if Path(resume).name == "best.pt":
+            raise SegFitError(
+                f"resume={resume}: a run goes on from its last state: resume={folder}."
+            )
         if not RunFolder(folder).config.is_file():
             raise SegFitError(
                 f"resume={resume}: not a run folder (it has no config.yaml). Give a folder that train.py "

@@ -23,6 +23,13 @@ from segfit.config.schema import EvaluateConfig, RunConfig
 from segfit.errors import SegFitError, nearest
 
 DEFAULT = "segmentation"
+# Options that are text whatever it looks like: a folder may be called 1e3, ~/x or "a (b), c".
+_TEXT = re.compile(
+    r"(\+{0,2}(?:run|resume|out|root|images|export|data\.(?:root|images|masks|image_name|mask_name|cache_dir|split\.group|split\.lists))=)"
+    r"(?!null$|['\"\[]|.*(?:\$\{|\\[\\()\[\]{}:=, ]))(.+)",
+    re.DOTALL,
+)
+_NAMES = re.compile(r"(\+{0,2}data\.class_names=)\[([^'\"\[\]{}\\$]+)\]")
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
             )
         return given["task"]
     if "run" in given:
-        return _task_of_run(Path(given["run"].strip("'\"")).expanduser())
+        return _task_of_run(run_folder(given["run"].strip("'\"")))
     if "experiment" in given:
         for folder in folders:
             path = folder / "experiment" / f"{given['experiment'].split(',')[0]}.yaml"
@@ -137,6 +144,13 @@ def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
             if found := re.search(r"override /task: *(\w+)", text):
                 return found[1]
     return DEFAULT
+
+
+def run_folder(given: str) -> Path:
+    """Return the run folder that a path lies in, such as <run>/checkpoints/best.pt; the path itself where there is none."""
+    path = Path(given).expanduser()
+    around = (path, *path.absolute().parents[:2]) if path.exists() else ()
+    return next((one for one in around if (one / "config.yaml").is_file()), path)
 
 
 def _task_of_run(run: Path) -> str:
@@ -157,11 +171,26 @@ def config_folders(arguments: Sequence[str], conf: Path) -> list[Path]:
 
 
 def qualified(arguments: Sequence[str], task: str, folders: Sequence[Path]) -> list[str]:
-    """Return a command line in which choices are those of the task, where it has its own of that name.
+    """Return a command line as Hydra has to read it: text in quotes, and choices of the task, where it has its own.
 
     With task=restoration, `hardware=8gb` becomes `hardware=restoration/8gb` if there is conf/hardware/restoration/8gb.yaml.
+    A label_map replaces that of a preset, which Hydra would merge it with. What is typed beside `resume=` is for the run's
+    own config: that of today may lack the key.
     """
-    lines = list(arguments)
+    sweeps = any(text.startswith(("-m", "--multirun", "hydra.mode=")) for text in arguments)
+    resumes = any(re.match(r"resume=(?!null$)", text) for text in arguments)
+    lines: list[str] = []
+    for text in arguments:
+        if resumes and re.match(r"(?!hydra\.)\w+\.[\w.]+=", text):
+            text = f"++{text}"
+        elif text.startswith("data.label_map={"):
+            lines.append("data.label_map=null")
+        if (found := _TEXT.fullmatch(text)) and not (sweeps and "," in text):
+            quoted = re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + "\\'" * bool(at[2]), found[2])
+            text = f"{found[1]}'{quoted}'"
+        elif found := _NAMES.fullmatch(text):
+            text = f"{found[1]}[{','.join(repr(name.strip()) for name in found[2].split(','))}]"
+        lines.append(text)
     for place, text in enumerate(lines):
         if found := re.fullmatch(r"(\+?(\w+)=)([\w,-]+)", text):
             start, group, choices = found.groups()

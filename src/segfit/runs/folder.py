@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segfit.config.check import check
-from segfit.config.tasks import schema_of
-from segfit.errors import SegFitError
+from segfit.config.tasks import run_folder, schema_of
+from segfit.errors import SegFitError, nearest
 from segfit.runs import lock as locks
 from segfit.runs.untrusted import read_yaml
 from segfit.system.files import replace_text, reporting
@@ -90,9 +90,10 @@ def load_config(run: Path) -> DictConfig:
     path = RunFolder(run).config
     try:
         values = read_yaml(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise SegFitError(
-            f"{run}: no run folder (it has no {path.name}). Give a folder that train.py made."
+            f"{run}: no run folder (it has no {path.name}). Give a folder that train.py made; a checkpoint needs the "
+            f"{path.name} of its run."
         ) from error
     try:
         schema = schema_of(values["task"]["name"])
@@ -114,6 +115,19 @@ def load_config(run: Path) -> DictConfig:
     return config
 
 
+def load_named(options: DictConfig) -> DictConfig:
+    """Read the config of the run that evaluate.py's options name, by its folder or a file in it; raises as `load_config`.
+
+    `options.run` becomes the folder, `options.checkpoint` the one that is named.
+    """
+    given, options.run = Path(options.run), str(run_folder(options.run))
+    if given.suffix == ".pt":
+        if given.stem not in ("best", "last"):
+            raise SegFitError(f"run={given}: give the run's folder, its best.pt or its last.pt.")
+        options.checkpoint = given.stem
+    return load_config(Path(options.run))
+
+
 def may_change(key: str) -> bool:
     """Return whether an option, by its dotted key, may change when a run is resumed."""
     section = "".join(key.partition(".")[:2])
@@ -133,14 +147,19 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
             continue
         if not may_change(key):
             problems.append(
-                f"{override.input_line}: cannot change when a run is resumed, it would be another run. What can: "
+                f"{(override.input_line or '').lstrip('+')}: cannot change when a run is resumed, it would be another run. What can: "
                 f"{', '.join(name + '*' if name[-1] == '.' else name for name in _RESUMABLE)}."
             )
             continue
         try:
             OmegaConf.update(config, key, override.value())
         except OmegaConfBaseException as error:
-            problems.append(f"{override.input_line}: {str(error).splitlines()[0]}")
+            section, _, leaf = key.rpartition(".")
+            known = [*map(str, OmegaConf.select(config, section) or ())]
+            reason = str(error).splitlines()[0]
+            if leaf not in known:
+                reason = f"the run has no such key.{nearest(leaf, known)}"
+            problems.append(f"{key}: {reason}")
     if problems:
         raise SegFitError(problems)
     check(config)

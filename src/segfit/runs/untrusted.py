@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     # A tag with a value of another kind, such as !!bool x, raises many types.
     except Exception as error:
