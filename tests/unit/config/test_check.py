@@ -4,7 +4,7 @@ import pytest
 
 from segfit.config.check import check
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.schema import size_of
+from segfit.tasks.segmentation.schema import label_map_of, size_of
 from tests.unit.composing import composed
 
 FOLDER = ("data=folder", "data.root=x", "data.num_classes=3")
@@ -61,7 +61,8 @@ def problems(*overrides: str) -> list[str]:
         ([*FOLDER, "data.label_map={0:0,7:3}"], "7 → 3 is neither a class"),
         ([*FOLDER, "data.label_map={0:liver}"], "two whole numbers"),
         ([*FOLDER, "data.label_map={0:true}"], "two whole numbers"),
-        ([*FOLDER, "data.label_map={-1:0}"], "-1 is no mask value"),
+        ([*FOLDER, "data.label_map={-70000:0}"], "-70000 is no mask value"),
+        ([*FOLDER, "+data.label_map.x=0"], "x → 0 must be two whole numbers"),
         ([*FOLDER, "data.label_map={0:1}", "data.mask_format=parts"], "needs data.mask_format=png"),
         ([*FOLDER[::2], "data.root="], "data.root is empty"),
         ([*FOLDER[::2], r"data.root='a\${b}'"], "data.root=a${b}: must not hold ${"),
@@ -102,6 +103,35 @@ def test_a_problem_explains_the_option() -> None:
 
 def test_good_values_pass() -> None:
     check(composed("hardware=8gb", *FOLDER, "data.label_map={0:0,9:255}", "image_size=[64,96]"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data=membrane", "data.label_map={0: 0, 1: 1}"], {0: 0, 1: 1}),
+        (["data=membrane", "+data.label_map.1=1"], {0: 0, 255: 1, 1: 1}),
+        (["data=membrane", "data.label_map=null"], None),
+        ([*FOLDER, "data.label_map={0: 255, 1: 0}", "data.ignore_index=null"], {0: 255, 1: 0}),
+        ([*FOLDER, "data.label_map={-1: 255, 0: 0}", "data.ignore_index=-1"], {-1: 255, 0: 0}),
+    ],
+)
+def test_a_map_is_the_one_that_is_typed(overrides, expected) -> None:
+    config = composed("hardware=cpu", "data.root=x", *overrides)
+    check(config)
+    assert label_map_of(config.data) == expected
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["1e3", "007", "2024_01", "~/x", "a b (1)", "a,b", "it's", "C:\\new\\", "a=b", "ü{1}", "x#y"],
+)
+def test_a_folder_may_be_called_anything(root) -> None:
+    assert composed("data=folder", f"data.root={root}").data.root == root
+
+
+def test_names_of_classes_stay_as_they_are_typed() -> None:
+    data = composed("data=shapes", "data.class_names=[1e3, true,01,two words]").data
+    assert data.class_names == ["1e3", "true", "01", "two words"]
 
 
 @pytest.mark.parametrize(("given", "size"), [(64, (64, 64)), ([48, 96], (48, 96))])

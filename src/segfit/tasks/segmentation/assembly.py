@@ -32,7 +32,7 @@ from segfit.tasks.segmentation.data.preflight import PreflightReport, count_clas
 from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
 from segfit.tasks.segmentation.inference import Predictor
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
-from segfit.tasks.segmentation.schema import size_of
+from segfit.tasks.segmentation.schema import label_map_of, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
 __all__ = ["collate", "remark", "samples_per_read"]
@@ -75,7 +75,7 @@ def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
         masks=data.masks,
         mask_format=data.mask_format,
         ignore_index=data.ignore_index,
-        label_map=plain(data.label_map) if data.label_map else None,
+        label_map=label_map_of(data) or None,
         image_mode=data.image_mode,
         intensity_window=_window(data),
         split=SplitRule(**plain(data.split)),

@@ -178,11 +178,11 @@ class FolderConfig(MaskDataConfig):
         choices=("png", "parts", "rle"),
     )
     ignore_index: int | None = option(
-        255, "Mask value that counts nowhere; null: none.", ge=0, le=65535
+        255, "Mask value that counts nowhere; null: none.", ge=-65536, le=65535
     )
     # Any: OmegaConf cannot merge a typed map that is None with what is typed on the command line
     label_map: Any = option(
-        None, "Mask value → class (or ignore_index); values that it does not name are an error."
+        None, "Mask value → class, or 255: ignored; values that it does not name are an error."
     )
     image_mode: str = option(
         "rgb", "rgb, or gray: one channel, 8 or 16 bit, repeated to three.", choices=("rgb", "gray")
@@ -393,21 +393,33 @@ def _is_weight(value: Any) -> bool:
     return number and 0 <= value <= LARGEST
 
 
+def label_map_of(data: DictConfig) -> Any:
+    """Return `data.label_map` as a dict of numbers, None for null; values that are wrong as they are."""
+    if not OmegaConf.is_dict(data.label_map):
+        return data.label_map
+    # A key typed by itself, +data.label_map.1=1, is text.
+    number = re.compile(r"-?\d+")
+    return {
+        int(key) if number.fullmatch(str(key)) else key: target
+        for key, target in data.label_map.items()
+    }
+
+
 def _check_folder(data: DictConfig) -> Iterator[str]:
-    label_map = {} if data.label_map is None else data.label_map
-    if not OmegaConf.is_dict(label_map) and label_map != {}:
-        yield f"data.label_map={shown(label_map)}: must be {{mask value: class, …}}."
+    label_map = label_map_of(data) or {}
+    if not isinstance(label_map, dict):
+        yield f"data.label_map={shown(data.label_map)}: must be {{mask value: class, …}}."
         label_map = {}
     for value, target in label_map.items():
         if type(value) is not int or type(target) is not int:
             yield f"data.label_map: {value!s} → {target} must be two whole numbers."
             continue
-        if not 0 <= value <= 65535:
-            yield f"data.label_map: {value} is no mask value; they are 0 to 65535."
-        if not 0 <= target < data.num_classes and target != data.ignore_index:
+        if not -65536 <= value <= 65535:
+            yield f"data.label_map: {value} is no mask value; they are -65536 to 65535."
+        if not 0 <= target < data.num_classes and target not in (255, data.ignore_index):
             yield (
                 f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) "
-                f"nor ignore_index={data.ignore_index}."
+                f"nor 255, which is ignored."
             )
     if data.split.group is not None:
         try:

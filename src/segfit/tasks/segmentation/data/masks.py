@@ -178,19 +178,21 @@ class ValueMap:
         self, num_classes: int, ignore_index: int | None, label_map: Mapping[int, int] | None
     ) -> None:
         self.label_map = label_map
-        self.table = np.full(65536, UNKNOWN, np.int16)
+        self.table = np.full(2 * 65536, UNKNOWN, np.int16)  # values below 0 are its second half
         if label_map is None:
             self.table[:num_classes] = np.arange(num_classes)
         if ignore_index is not None:
             self.table[ignore_index] = IGNORE_INDEX
         for value, target in (label_map or {}).items():
-            self.table[value] = target if target < num_classes else IGNORE_INDEX
+            self.table[value] = target if 0 <= target < num_classes else IGNORE_INDEX
 
     def apply(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
         """Return the mask (H, W) uint8, unknown values ignored, and the unknown values, sorted."""
-        mapped = self.table[values.astype(np.uint16, copy=False)]
-        if values.dtype.itemsize > 2 or values.dtype.kind == "i":
-            mapped[(values < 0) | (values > 65535)] = UNKNOWN
+        if values.dtype.itemsize > 2:
+            mapped = self.table[np.clip(values.astype(np.int64), -65536, 65535)]
+            mapped[(values < -65536) | (values > 65535)] = UNKNOWN
+        else:
+            mapped = self.table[values]
         unknown: list[int] = []
         if mapped.min(initial=0) < 0:
             unknown = np.unique(values[mapped < 0]).tolist()

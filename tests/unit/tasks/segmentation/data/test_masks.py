@@ -78,6 +78,15 @@ def test_values_that_no_16_bit_file_holds_are_unknown():
     assert unknown == [-1, 70000]
 
 
+@pytest.mark.parametrize("dtype", ["int16", "int32", "int64"])
+@pytest.mark.parametrize(("ignore", "label_map"), [(-1, None), (255, {-1: 255, 0: 0, 1: 1})])
+def test_values_below_0_may_be_named(dtype, ignore, label_map):
+    values = np.array([[1, -1, 0, -2]]).astype(dtype)
+    mask, unknown = ValueMap(2, ignore, label_map).apply(values)
+    assert mask[0].tolist() == [1, IGNORE_INDEX, 0, IGNORE_INDEX]
+    assert unknown == [-2]
+
+
 def test_resizing_a_mask_makes_no_new_values():
     mask = torch.from_numpy(noise(31, 17)) // 85 * 85
     small = resize_mask(mask, (13, 40))
