@@ -40,7 +40,8 @@ def run(config: DictConfig) -> float:
         resumed = config.resume is not None
         if resumed:
             config = runs.resumed_config(folder, overrides)
-        check(config)
+        else:
+            check(config)
         runs.claim(folder, resumed=resumed)
 
         from segfit.commands.train import train  # torch and friends only when work starts

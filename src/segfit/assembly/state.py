@@ -9,10 +9,12 @@ from torch import nn
 
 from segfit.assembly.task import assembly_of
 from segfit.config.check import plain
+from segfit.config.schema import OptimizerConfig
 from segfit.engine.compiling import compiled_or_eager
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
 from segfit.engine.state import TrainingState
+from segfit.errors import SegFitError
 from segfit.system.hardware import keep_freed_memory, resolve_device
 
 Notice = Callable[[str], None]
@@ -65,6 +67,8 @@ def make_state(
 
         ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
     optimizer = make_optimizer(model, lr=config.lr, **plain(config.optimizer))
+    if not resumed:
+        _refuse_unused(config.optimizer, model)
     scheduler = make_scheduler(
         optimizer,
         updates_per_epoch=updates_per_epoch,
@@ -74,6 +78,23 @@ def make_state(
     scaler = precision.scaler(config.precision.init_scale, config.precision.growth_interval)
     state = TrainingState(model, forward, optimizer, scheduler, scaler, ema, precision, device)
     return state, "from the checkpoint" if resumed else weights.source
+
+
+def _refuse_unused(options: DictConfig, model: nn.Module) -> None:
+    """Raise a SegFitError with the options that the optimizer or the model has no use for."""
+    from timm.optim import get_optimizer_info
+
+    info, problems = get_optimizer_info(options.name), []
+    if options.momentum != OptimizerConfig.momentum and not info.has_momentum:
+        problems.append(
+            f"optimizer.momentum={options.momentum}: has no effect with {options.name}. Set optimizer.betas, or take optimizer=sgd."
+        )
+    if options.head_lr_factor != 1 and not getattr(model, "head_parameters", set)():
+        problems.append(
+            f"optimizer.head_lr_factor={options.head_lr_factor}: has no effect, all layers of this model are new. Set lr."
+        )
+    if problems:
+        raise SegFitError(problems)
 
 
 def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segfit.config.check import check
-from segfit.config.tasks import DEFAULT, config_folders, task_of
+from segfit.config.tasks import DEFAULT, config_folders, schema_of, task_of
 from segfit.errors import SegFitError, nearest
 
 # What OmegaConf and Python say of a value → plain English; the first that is found.
@@ -135,7 +135,7 @@ def _try_each(config_name: str, overrides: list[Override], task: str) -> list[st
         elif override.is_add() or key in known or key.startswith("hydra."):
             rest += _lines(override)
         else:
-            problems.append(f"{key}: there is no such key.{_right_key(key, known)}")
+            problems.append(f"{key}: there is no such key.{_right_key(key, known, task)}")
     problems += _fitting(config_name, rest, good, task)
     return problems + _wrong_values(config_name, good) if problems else []
 
@@ -225,8 +225,11 @@ def _reason(line: str, error: Exception, task: str) -> str:
     return f"{line}: {re.sub(r' *full_key: .*', '', text).strip()}"
 
 
-def _right_key(name: str, known: list[str]) -> str:
-    leaf = name.split(".")[-1]
+def _right_key(name: str, known: list[str], task: str) -> str:
+    group, _, leaf = name.rpartition(".")
+    kinds = schema_of(task).GROUPS.get(group, {}).items()
+    if owners := [choice for choice, kind in kinds if leaf in kind.__dataclass_fields__]:
+        return f" Of {group}, {' and '.join(owners)} has it."
     ours = _OURS.get(leaf, "")
     if ours in known or ours.startswith("hydra."):
         return f" In SegFit it is {ours}."

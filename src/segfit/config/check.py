@@ -1,14 +1,15 @@
 """`check` raises one error that lists everything that is wrong with a config."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.config.schema import EvaluateConfig, RunConfig
+from segfit.config.schema import USED, EvaluateConfig, RunConfig
 from segfit.config.tasks import schema_of
 from segfit.errors import SegFitError, nearest
 
@@ -16,12 +17,17 @@ LARGEST = 2**32 - 1  # of any whole number; seeds of NumPy end here, and nothing
 _PLAIN_LISTS = ("list[int]", "list[float]", "list[str]")
 
 
-def check(config: DictConfig) -> None:
-    """Raise one SegFitError that names every missing, impossible or contradicting value."""
+def check(config: DictConfig, *, recorded: bool = False) -> None:
+    """Raise one SegFitError that names every missing, impossible or contradicting value, and what has no effect.
+
+    Options of a `recorded` run may have none.
+    """
     kind = OmegaConf.get_type(config) or object
     problems = [*_check_options(config, "")]
     if not problems and issubclass(kind, RunConfig):
-        problems = [*_check_run(config), *schema_of(config.task.name).problems(config)]
+        schema = schema_of(config.task.name)
+        problems = [*_check_run(config), *schema.problems(config)]
+        problems += [] if recorded else _check_used(config, (*USED, *schema.USED))
     if not problems and issubclass(kind, EvaluateConfig):
         problems = [
             *_check_evaluation(config),
@@ -29,6 +35,29 @@ def check(config: DictConfig) -> None:
         ]
     if problems:
         raise SegFitError(problems)
+
+
+def _check_used(config: DictConfig, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """Yield options that nothing uses, by rows as `USED`; not those of YAML whose switch alone was typed."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = {text.partition("=")[0].lstrip("+") for text in overrides}
+    for switch, values, names in rows:
+        group, _, leaf = switch.rpartition(".")
+        now = OmegaConf.select(config, switch)
+        if leaf not in config[group] or (str(now) in values.split() if values else now):
+            continue
+        choice = group if leaf == "name" else switch
+        for item in fields(OmegaConf.get_type(config[group]) or object):
+            key, value = f"{group}.{item.name}", config[group][item.name]
+            if item.name == leaf or item.name not in (names.split() or [item.name]) or not value:
+                continue
+            default = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+            if key in typed or (value != default and not typed & {group, switch}):
+                with_it = " or ".join(f"{choice}={one}" for one in values.split())
+                yield (
+                    f"{key}={shown(value)}: has no effect with {choice}={shown(now)}. Leave it away, or take "
+                    f"{with_it or f'{choice} above 0'}."
+                )
 
 
 def _check_evaluation(config: DictConfig) -> Iterator[str]:

@@ -38,6 +38,17 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+# Which options have an effect, as (switch, its values, names beside it): only with one of these values, or with any but
+# 0 and null where there are none; without names, all of the switch's group.
+USED = (
+    ("precision.name", "auto fp16", "init_scale growth_interval"),
+    ("scheduler.name", "cosine poly", "min_factor"),
+    ("scheduler.name", "poly", "poly_power"),
+    ("scheduler.name", "step", "step_epochs step_gamma"),
+    ("scheduler.warmup", "", "warmup_factor"),
+)
+
+
 @dataclass
 class ModelConfig:
     """What every model has."""

@@ -52,6 +52,7 @@ class TaskSchema(Protocol):
     MONITORS: Mapping[str, str]  # score that `monitor` may name → "max" (more is better) or "min"
     COLUMNS: Mapping[str, str]  # score that is shown → its label, in order
     UNIT: str  # of a sample, short: "img"
+    USED: Sequence[tuple[str, str, str]]  # as in config/schema.py, of the task's own options
     MEMORY_OPTIONS: Sequence[str]  # options of data that memory depends on
     MEMORY_ADVICE: str  # sentences: what to change if a single sample does not fit into memory
 

@@ -30,7 +30,7 @@ def make_optimizer(
 
     Raises a SegFitError if timm has no such optimizer, or it does not take these options.
     """
-    from timm.optim import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
     known = list_optimizers()
     if name not in known:
@@ -40,6 +40,10 @@ def make_optimizer(
         )
     options: dict[str, Any] = {"fused": True} if name in _FUSED else {}
     if betas is not None:
+        if not get_optimizer_info(name).has_betas:
+            raise SegFitError(
+                f"optimizer.betas={list(betas)}: {name} has none. Set optimizer.momentum, or take optimizer=adamw."
+            )
         options["betas"] = tuple(betas)
     try:
         optimizer = create_optimizer_v2(

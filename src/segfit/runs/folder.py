@@ -109,7 +109,7 @@ def load_config(run: Path) -> DictConfig:
         raise SegFitError(f"{path}: no config of this version of SegFit ({reason}).") from error
     assert isinstance(config, DictConfig)
     try:
-        check(config)
+        check(config, recorded=True)
     except SegFitError as error:
         raise SegFitError([f"{path}: {problem}" for problem in error.problems]) from error
     return config
@@ -162,7 +162,7 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
             problems.append(f"{key}: {reason}")
     if problems:
         raise SegFitError(problems)
-    check(config)
+    check(config, recorded=True)
     return config
 
 

@@ -8,6 +8,7 @@ from segfit.tasks.defaults import smaller_samples  # noqa: F401
 UNIT = "signal"
 MONITORS = {"mse": "min", "loss": "min"}
 COLUMNS = {"mse": "MSE"}
+USED = ()
 MEMORY_OPTIONS = ()
 MEMORY_ADVICE = "Lower length."
 

@@ -1,6 +1,9 @@
 """Everything that is wrong with values is listed at once."""
 
 import pytest
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from segfit.config.check import check
 from segfit.errors import SegFitError
@@ -58,6 +61,30 @@ def problems(*overrides: str) -> list[str]:
         (["loss.class_weights=3"], "none, balanced or a list"),
         (["data.num_classes=5", "data.class_names=null", "data.class_colors=null"], "always has 4"),
         (["patience=50", "epochs=10"], "can never stop"),
+        (["loss=tversky", "loss.label_smoothing=0.3"], "take loss=ce or loss=dice_ce or"),
+        (["loss=ce", "loss.region_weight=0.2"], "take loss=dice_ce or loss=lovasz_ce"),
+        (
+            ["loss=dice", "loss.focal_gamma=1"],
+            "no effect with loss=dice. Leave it away, or take loss=focal",
+        ),
+        (["loss.balance=1"], "take loss.class_weights=balanced"),
+        (["scheduler=cosine", "scheduler.step_gamma=0.5"], "take scheduler=step"),
+        (["scheduler.warmup_factor=0.5"], "take scheduler.warmup above 0"),
+        (["precision=bf16", "precision.init_scale=8"], "take precision=auto or precision=fp16"),
+        (
+            ["augmentation=none", "augmentation.hflip=1"],
+            "augmentation=cpu or augmentation=kornia-gpu",
+        ),
+        (["augmentation.mixup_alpha=2"], "take augmentation.mixup above 0"),
+        (
+            ["augmentation.blur=0", "augmentation.blur_sigma=[1,9]"],
+            "take augmentation.blur above 0",
+        ),
+        (["augmentation.mixup=0.5", "batch_size=1"], "Raise batch_size above 1"),
+        (["task=restoration", "loss=mse", "loss.epsilon=0.1"], "take loss=charbonnier"),
+        (["task=restoration", "loss.encoder=resnet18"], "take loss.perceptual above 0"),
+        (["task=restoration", "degrade=blur", "degrade.length=9"], "take degrade.kind=motion"),
+        (["task=forecasting", "loss=mae", "loss.delta=2"], "take loss=huber"),
         ([*FOLDER, "data.label_map={0:0,7:3}"], "7 → 3 is neither a class"),
         ([*FOLDER, "data.label_map={0:liver}"], "two whole numbers"),
         ([*FOLDER, "data.label_map={0:true}"], "two whole numbers"),
@@ -99,6 +126,23 @@ def test_all_problems_at_once() -> None:
 
 def test_a_problem_explains_the_option() -> None:
     assert "(Peak learning rate.)" in problems("lr=0")[0]
+
+
+def test_an_option_that_yaml_brings_may_lose_its_effect_by_what_is_typed(monkeypatch) -> None:
+    def typed(*overrides: str) -> None:
+        hydra = OmegaConf.structured({"hydra": HydraConf()})
+        hydra.hydra.overrides.task = list(overrides)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", hydra)
+        check(composed("hardware=cpu", *overrides))
+
+    typed("experiment=camvid", "data.root=x", "augmentation=none", "loss.class_weights=none")
+    with pytest.raises(SegFitError, match=r"augmentation.hflip=0.5: has no effect") as caught:
+        typed("augmentation=none", "augmentation.hflip=0.5", "loss=ce", "loss.focal_gamma=2.0")
+    assert len(caught.value.problems) == 2
+
+
+def test_a_recorded_run_may_have_options_without_effect() -> None:
+    check(composed("loss=dice", "loss.label_smoothing=0.3"), recorded=True)
 
 
 def test_good_values_pass() -> None:

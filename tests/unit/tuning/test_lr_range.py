@@ -29,7 +29,7 @@ SWEEP: dict[str, Any] = {
 def build(tmp_path, *overrides: str) -> Training:
     config = compose_run(
         "scheduler=cosine", "scheduler.warmup=0.2", "ema_decay=0.9", "accumulate=2", "batch_size=2",
-        "image_size=32", "augmentation=kornia-gpu", "augmentation.cutmix=0.5", "optimizer.head_lr_factor=3",
+        "image_size=32", "augmentation=kornia-gpu", "augmentation.cutmix=0.5",
         *overrides,
     )  # fmt: skip
     training = make_training(config, tmp_path, lambda _: None)
@@ -157,7 +157,12 @@ def test_the_mean_is_corrected_for_its_start(tmp_path):
 
 
 def test_divergence_ends_the_sweep(tmp_path):
-    training = build(tmp_path, "optimizer=sgd", "clip_grad_norm=null", "augmentation=none")
+    training = build(
+        tmp_path,
+        "optimizer=sgd",
+        "clip_grad_norm=null",
+        *("augmentation=none", "augmentation.cutmix=0"),
+    )
     training.fit.state.scaler = torch.amp.GradScaler("cpu", enabled=False)
     sweep = lr_range_test(training, **{**SWEEP, "first": 1e-3, "last": 1e9, "updates": 40})
     assert sweep.diverged

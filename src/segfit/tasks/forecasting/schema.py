@@ -193,6 +193,7 @@ class Evaluate(EvaluateConfig):
     pictures: int = option(8, "How many forecasts are drawn.", ge=0, le=64)
 
 
+USED = (("loss.name", "huber", "delta"), ("loss.name", "quantile", "quantiles"))
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"lstm": LSTMConfig, "transformer": TransformerConfig, "linear": LinearConfig},
     "data": {"waves": WavesConfig, "csv": CsvConfig},

@@ -205,6 +205,13 @@ class EvaluateScoreConfig(MetricsConfig):
     lpips: str | None = option(None, "LPIPS, too.", choices=("alex", "vgg", "squeeze"))
 
 
+USED = (
+    ("loss.name", "charbonnier", "epsilon"),
+    ("loss.perceptual", "", "encoder weights"),
+    ("degrade.kind", "gaussian", "sigma"),
+    ("degrade.kind", "motion", "length"),
+)
+
 # ------------------------------------------------------------------------------ the run itself
 
 

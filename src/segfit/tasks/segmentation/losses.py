@@ -40,20 +40,13 @@ def per_class(targets: Tensor, num_classes: int) -> Tensor:
     return targets.unsqueeze(1) == classes.view(1, -1, 1, 1)
 
 
+def smooth(targets: Tensor, share: float) -> Tensor:
+    """Return `(B, C, H, W)` with this share of each pixel's target spread over all classes; ignored pixels stay 0."""
+    return targets * (1 - share) + targets.sum(1, keepdim=True) * (share / targets.shape[1])
+
+
 class Term(nn.Module, ABC):
     """One summand of a loss: a numerator and its divisor."""
-
-    @abstractmethod
-    def total(self, targets: Tensor) -> Tensor:
-        """Return the divisor of these targets, `()` float32, ≥ 0; totals of micro-batches add up."""
-
-    @abstractmethod
-    def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum over this batch, `()`, from logits `(B, C, H, W)` float32 or float64."""
-
-
-class PixelTerm(Term):
-    """A mean over valid pixels; each weighs Σ_c class_weight_c · target_c, as in torch's losses."""
 
     def __init__(self, class_weights: Sequence[float]) -> None:
         super().__init__()
@@ -66,6 +59,18 @@ class PixelTerm(Term):
             return (targets.float() * self.class_weights.view(1, -1, 1, 1)).sum(1)
         ignored = targets == IGNORE_INDEX
         return self.class_weights[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+
+    @abstractmethod
+    def total(self, targets: Tensor) -> Tensor:
+        """Return the divisor of these targets, `()` float32, ≥ 0; totals of micro-batches add up."""
+
+    @abstractmethod
+    def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over this batch, `()`, from logits `(B, C, H, W)` float32 or float64."""
+
+
+class PixelTerm(Term):
+    """A mean over valid pixels; each weighs Σ_c class_weight_c · target_c, as in torch's losses."""
 
     def total(self, targets: Tensor) -> Tensor:
         """Return the sum of the pixels' weights, `()`."""
@@ -95,24 +100,27 @@ class CrossEntropy(PixelTerm):
                 reduction="none",
             ).sum()
         # torch's own smoothing would let ignored pixels (all 0) count.
-        share = self.label_smoothing
-        smoothed = targets * (1 - share) + targets.sum(1, keepdim=True) * (share / logits.shape[1])
+        smoothed = smooth(targets, self.label_smoothing)
         return -(smoothed * logits.log_softmax(1) * weights.view(1, -1, 1, 1)).sum()
 
 
 class Focal(PixelTerm):
     """Focal loss, -w (1 - p)^gamma log p (Lin et al., arXiv 1708.02002); gamma = 0: cross-entropy.
 
-    A soft target takes the mean of its classes' losses, weighted by the target.
+    A soft target takes the mean of its classes' losses, weighted by the target; smoothed labels are soft ones, as in
+    Keras's `CategoricalFocalCrossentropy`.
     """
 
-    def __init__(self, class_weights: Sequence[float], gamma: float) -> None:
+    def __init__(
+        self, class_weights: Sequence[float], gamma: float, label_smoothing: float = 0.0
+    ) -> None:
         super().__init__(class_weights)
-        self.gamma = gamma
+        self.gamma, self.label_smoothing = gamma, label_smoothing
 
     def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the weighted sum over valid pixels."""
-        if is_soft(targets):
+        if self.label_smoothing or is_soft(targets):
+            targets = smooth(per_class(targets, logits.shape[1]), self.label_smoothing)
             entropy = -logits.log_softmax(1)
             weights = targets * self.class_weights.view(1, -1, 1, 1)
         else:
@@ -124,22 +132,26 @@ class Focal(PixelTerm):
 
 
 class RegionTerm(Term):
-    """A mean over images of the mean over the classes in an image's ground truth, all of equal weight.
+    """A mean over images of the weighted mean over the classes in an image's ground truth, as MONAI's `DiceLoss(weight=)`.
 
-    An image without a valid pixel does not count.
+    An image without a valid pixel of a class that weighs something does not count.
     """
 
     def total(self, targets: Tensor) -> Tensor:
-        """Return the number of images with a valid pixel."""
-        return valid_pixels(targets).flatten(1).any(1).sum().float()
+        """Return the number of images that count."""
+        # The first is several times faster.
+        counted = valid_pixels(targets) if self.alike else self.pixel_weights(targets) > 0
+        return counted.flatten(1).any(1).sum().float()
 
     def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over images."""
         truth = per_class(targets, logits.shape[1]).flatten(2)
         valid = valid_pixels(targets).flatten(1).unsqueeze(1)
         present = truth.any(2) if truth.dtype == torch.bool else truth.amax(2) > 0
+        weights = present * self.class_weights.to(logits.dtype)
         losses = self.region_losses(logits.softmax(1).flatten(2), truth, valid)
-        return ((losses * present).sum(1) / present.sum(1).clamp_min(1)).sum()
+        whole = weights.sum(1)
+        return ((losses * weights).sum(1) / whole.masked_fill(whole == 0, 1)).sum()
 
     @abstractmethod
     def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -157,8 +169,10 @@ class Tversky(RegionTerm):
     perfect prediction costs exactly 0.
     """
 
-    def __init__(self, alpha: float = 0.5, beta: float = 0.5) -> None:
-        super().__init__()
+    def __init__(
+        self, class_weights: Sequence[float], alpha: float = 0.5, beta: float = 0.5
+    ) -> None:
+        super().__init__(class_weights)
         self.alpha, self.beta = alpha, beta
 
     def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -172,6 +186,8 @@ class Tversky(RegionTerm):
 
 class Lovasz(RegionTerm):
     """Lovász-Softmax, the convex extension of the Jaccard loss (Berman et al., arXiv 1705.08790).
+
+    Weighted, it is that of the weighted mean of the classes' Jaccard losses: the extension is linear in the set function.
 
     For soft targets, the counts along the sorted errors are sums of shares; these are not deterministic on CUDA.
     """
@@ -241,15 +257,16 @@ def segmentation_loss(
 ) -> SegmentationLoss:
     """Return a loss by name, with the options of `LossConfig`.
 
-    `class_weights` are one a class, for cross-entropy and focal; None: all 1.
+    `class_weights` are one a class, for all terms; None: all 1. `label_smoothing` is for cross-entropy and focal: regions of
+    smoothed labels overlap perfectly with no prediction.
     """
     weights = class_weights or [1.0] * num_classes
     terms: dict[str, Term] = {
         "ce": CrossEntropy(weights, label_smoothing),
-        "dice": Tversky(),
-        "focal": Focal(weights, focal_gamma),
-        "tversky": Tversky(tversky_alpha, tversky_beta),
-        "lovasz": Lovasz(),
+        "dice": Tversky(weights),
+        "focal": Focal(weights, focal_gamma, label_smoothing),
+        "tversky": Tversky(weights, tversky_alpha, tversky_beta),
+        "lovasz": Lovasz(weights),
     }
     if name in terms:
         return SegmentationLoss({name: terms[name]}, [1.0])

@@ -214,7 +214,7 @@ class LossConfig:
     balance: float = option(
         0.5, "Exponent of the inverse pixel share that balanced weights by.", ge=0, le=1
     )
-    label_smoothing: float = option(0.0, "Of the cross-entropy.", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "Of cross-entropy and focal.", ge=0, lt=1)
     region_weight: float = option(
         0.5, "Share of dice/lovasz in dice_ce/lovasz_ce; ce has the rest.", ge=0, le=1
     )
@@ -224,6 +224,21 @@ class LossConfig:
     )
     tversky_beta: float = option(0.7, "Weight of false negatives.", ge=0, le=1000)
 
+
+USED = (
+    ("loss.name", "ce dice_ce lovasz_ce focal", "label_smoothing"),
+    ("loss.name", "dice_ce lovasz_ce", "region_weight"),
+    ("loss.name", "focal", "focal_gamma"),
+    ("loss.name", "tversky", "tversky_alpha tversky_beta"),
+    ("loss.class_weights", "balanced", "balance"),
+    ("augmentation.name", "cpu kornia-gpu", ""),
+    ("augmentation.affine", "", "degrees scale"),
+    ("augmentation.color_jitter", "", "brightness contrast saturation hue"),
+    ("augmentation.blur", "", "blur_sigma"),
+    ("augmentation.noise", "", "noise_std"),
+    ("augmentation.mixup", "", "mixup_alpha"),
+    ("augmentation.cutmix", "", "cutmix_alpha"),
+)
 
 # ------------------------------------------------------------------------------ the run itself
 
@@ -350,6 +365,8 @@ def _check_ranges(config: DictConfig) -> Iterator[str]:
         yield "loss.tversky_alpha=0 with loss.tversky_beta=0: the loss would be 0 whatever is predicted."
     if config.augmentation.mixup + config.augmentation.cutmix > 1:
         yield "augmentation.mixup + augmentation.cutmix: a batch gets one of them, so at most 1 together."
+    elif config.batch_size == 1 and config.augmentation.mixup + config.augmentation.cutmix > 0:
+        yield "augmentation.mixup, augmentation.cutmix: mix the images of a batch. Raise batch_size above 1."
 
 
 def _check_classes(config: DictConfig) -> Iterator[str]:

@@ -141,12 +141,41 @@ def test_gradients_are_those_of_the_function(name: str, kind: str) -> None:
     )
 
 
-def test_focal_without_focusing_is_cross_entropy() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_focal_without_focusing_is_cross_entropy(smoothing: float) -> None:
     logits, targets = batch()
+    options = {"class_weights": WEIGHTS, "label_smoothing": smoothing}
     for kind in (targets, soft(targets)):
-        focal = value(make("focal", focal_gamma=0.0, class_weights=WEIGHTS), logits, kind)
-        ce = value(make("ce", class_weights=WEIGHTS), logits, kind)
-        torch.testing.assert_close(focal, ce)
+        focal = value(make("focal", focal_gamma=0.0, **options), logits, kind)
+        torch.testing.assert_close(focal, value(make("ce", **options), logits, kind))
+
+
+def test_focal_of_smoothed_labels_by_hand() -> None:
+    logits, targets = batch()
+    log_p = logits.double().log_softmax(1).permute(0, 2, 3, 1)[targets != IGNORE_INDEX].numpy()
+    truth = np.eye(CLASSES)[targets[targets != IGNORE_INDEX].numpy()] * 0.9 + 0.1 / CLASSES
+    expected = -(truth * (1 - np.exp(log_p)) ** 2 * log_p).sum(1).mean()
+    found = value(make("focal", label_smoothing=0.1), logits, targets)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
+def test_weights_of_regions_make_a_weighted_mean_over_the_classes_of_an_image(name: str) -> None:
+    logits, targets = batch()
+    weights = (0.0, 1.0, 2.0, 1.5)
+    images = []
+    for image, mask in zip(logits, targets, strict=True):
+        present = [c for c in range(CLASSES) if (mask == c).any() and weights[c]]
+        single = {  # the loss of one class alone: all others weigh nothing
+            c: value(make(name, class_weights=np.eye(CLASSES)[c].tolist()), image[None], mask[None])
+            for c in present
+        }
+        if present:
+            total = sum(weights[c] * single[c] for c in present)
+            images.append(total / sum(weights[c] for c in present))
+    found = value(make(name, class_weights=weights), logits, targets)
+    torch.testing.assert_close(found, torch.stack(images).mean())
+    assert len(images) == len(logits) - 1  # one is wholly ignored
 
 
 def test_focal_discounts_what_is_already_right() -> None:
