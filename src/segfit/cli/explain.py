@@ -8,6 +8,7 @@ import contextlib
 import re
 import traceback
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from hydra import compose, version
@@ -228,7 +229,7 @@ def _reason(line: str, error: Exception, task: str) -> str:
 def _right_key(name: str, known: list[str], task: str) -> str:
     group, _, leaf = name.rpartition(".")
     kinds = schema_of(task).GROUPS.get(group, {}).items()
-    if owners := [choice for choice, kind in kinds if leaf in kind.__dataclass_fields__]:
+    if owners := [name for name, kind in kinds if any(leaf == item.name for item in fields(kind))]:
         return f" Of {group}, {' and '.join(owners)} has it."
     ours = _OURS.get(leaf, "")
     if ours in known or ours.startswith("hydra."):

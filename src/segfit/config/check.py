@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -47,12 +47,11 @@ def _check_used(config: DictConfig, rows: Sequence[tuple[str, str, str]]) -> Ite
         if leaf not in config[group] or (str(now) in values.split() if values else now):
             continue
         choice = group if leaf == "name" else switch
-        for item in fields(OmegaConf.get_type(config[group]) or object):
-            key, value = f"{group}.{item.name}", config[group][item.name]
-            if item.name == leaf or item.name not in (names.split() or [item.name]) or not value:
-                continue
-            default = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
-            if key in typed or (value != default and not typed & {group, switch}):
+        defaults = OmegaConf.structured(OmegaConf.get_type(config[group]))
+        for name in names.split() or [name for name in config[group] if name != leaf]:
+            key, value = f"{group}.{name}", config[group][name]
+            changed = value != defaults[name] and not typed & {group, switch}
+            if value and (key in typed or changed):
                 with_it = " or ".join(f"{choice}={one}" for one in values.split())
                 yield (
                     f"{key}={shown(value)}: has no effect with {choice}={shown(now)}. Leave it away, or take "

@@ -40,6 +40,10 @@ def test_every_wrong_override_is_listed() -> None:
         ("precision=3", "precision=3: no such choice. There are: auto, bf16, fp16, fp32."),
         ("=3", "=3: not understood. There is no key before the =."),
         ("~wramup", "wramup: there is no such key."),
+        (
+            "model.encoder=resnet18",
+            "model.encoder: there is no such key. Of model, timm_unet has it.",
+        ),
     ],
 )
 def test_in_the_words_of_a_person(argument: str, problem: str) -> None:
