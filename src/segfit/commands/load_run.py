@@ -92,7 +92,7 @@ def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | N
     path = checkpoints.best if which == "best" else checkpoints.last
     if which == "best" and not path.exists() and checkpoints.last.exists():
         raise SegFitError(
-            f"{path}: there is no best checkpoint yet, no validation was finished. Take checkpoint=last."
+            f"{path}: there is no best checkpoint, no validation gave the monitored score a value. Take checkpoint=last."
         )
     content = load_checkpoint(path)
     weights = content.get("ema") or content["model"]

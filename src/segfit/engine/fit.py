@@ -49,6 +49,7 @@ class Fit:
         self.stop = StopSignal()
         self.manager = CheckpointManager(state, checkpoints, options, notice)
         self.result: Findings | None = None
+        self._undefined = False  # the monitored score was NaN, and that was told
 
     def run(
         self,
@@ -235,6 +236,14 @@ class Fit:
             return False
         progress = self.state.progress
         score = result.scores.get(self.options.monitor, math.nan)
+        if math.isnan(score):
+            if not self._undefined:
+                self.log.notice(
+                    f"monitor={self.options.monitor} has no value in this validation (NaN): the held-out samples do not decide "
+                    f"it. Such a validation picks no best checkpoint and does not count for patience."
+                )
+            self._undefined = True
+            return False
         if not self._is_better(score, progress.best_score):
             progress.stale += 1
             return False
@@ -246,8 +255,8 @@ class Fit:
         return True
 
     def _is_better(self, score: float, best: float | None) -> bool:
-        if best is None or math.isnan(score):
-            return not math.isnan(score)
+        if best is None:
+            return True
         return score < best if self.options.monitor_mode == "min" else score > best
 
     def _reached(self) -> str | None:

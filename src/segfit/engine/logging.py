@@ -1,5 +1,6 @@
 """What the training loop logs of its updates and epochs."""
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -21,10 +22,15 @@ class RunningSums:
     loss: Tensor
     norm: Tensor
     skipped: Tensor  # updates that GradScaler skipped
+    empty: Tensor  # updates in which nothing counted: they are in no mean
     updates: int
     samples: int = 0
     waited: float = 0.0
     start: float = field(default_factory=time.perf_counter)
+
+
+def _mean(total: float, count: int) -> float:
+    return total / count if count else math.nan
 
 
 class TrainingLog:
@@ -36,10 +42,8 @@ class TrainingLog:
         # samples trained on in this session, and what they took, without validation
         self.total_samples, self.total_seconds = 0, 0.0
         self.begin_epoch()
-        self._last_update, self._last_epoch_end = (
-            -1,
-            -1,
-        )  # what a roll-back repeats is not logged again
+        # what a roll-back repeats is not logged again
+        self._last_update, self._last_epoch_end = -1, -1
 
     def notice(self, message: str) -> None:
         """Log something that the user should know."""
@@ -58,13 +62,14 @@ class TrainingLog:
             loss=torch.tensor(carried, device=device),
             norm=torch.tensor(progress.unlogged_norm, device=device),
             skipped=torch.zeros((), dtype=torch.int64, device=device),
+            empty=torch.zeros((), dtype=torch.int64, device=device),
             updates=progress.unlogged_updates,
         )
 
-    def add(self, loss: Tensor, norm: Tensor, samples: int, waited: float) -> None:
+    def add(self, loss: Tensor, norm: Tensor, counted: Tensor, samples: int, waited: float) -> None:
         """Count an update of `samples` over all processes, for which the loop waited so many seconds.
 
-        `loss` is this process's share, `norm` the gradient's, both () on the device.
+        The tensors are those of `make_update`.
         """
         sums = self._sums
         if self.state.scaler.is_enabled():  # an overflow is no fault: GradScaler skipped the update
@@ -72,6 +77,7 @@ class TrainingLog:
             norm = norm.nan_to_num(0.0, 0.0, 0.0)
         sums.loss += loss
         sums.norm += norm
+        sums.empty += ~counted
         sums.updates += 1
         sums.samples += samples
         sums.waited += waited
@@ -83,13 +89,13 @@ class TrainingLog:
         """
         progress, sums = self.state.progress, self._sums
         loss = self.state.distributed.sum(sums.loss)
-        sum_of = [loss.double(), sums.norm.double(), sums.skipped.double()]
-        total, norm, skipped = torch.stack(sum_of).tolist()  # synchronises
+        sum_of = [loss.double(), sums.norm.double(), sums.skipped.double(), sums.empty.double()]
+        total, norm, skipped, empty = torch.stack(sum_of).tolist()  # synchronises
         found = describe(total, norm, scale=1.0)
         if found is not None:
             raise NotFinite(f"{found} within the last {sums.updates} updates")
         progress.unlogged_loss, progress.unlogged_norm = total, norm
-        progress.unlogged_updates = sums.updates
+        progress.unlogged_updates = sums.updates - int(empty)
         return int(skipped)
 
     def log(self) -> None:
@@ -105,9 +111,9 @@ class TrainingLog:
         log = StepLog(
             epoch=progress.epoch,
             update=progress.update,
-            loss=progress.unlogged_loss / sums.updates,
+            loss=_mean(progress.unlogged_loss, progress.unlogged_updates),
             lr=self._lr(),
-            grad_norm=progress.unlogged_norm / sums.updates,
+            grad_norm=_mean(progress.unlogged_norm, progress.unlogged_updates),
             loss_scale=scale,
             skipped=skipped,
             samples_per_second=sums.samples / seconds,
@@ -117,7 +123,7 @@ class TrainingLog:
         self._samples += sums.samples
         self._waited += sums.waited
         progress.loss_sum += progress.unlogged_loss
-        progress.loss_count += sums.updates
+        progress.loss_count += progress.unlogged_updates
         progress.unlogged_loss, progress.unlogged_norm, progress.unlogged_updates = 0.0, 0.0, 0
         if progress.update > self._last_update:
             self._last_update = progress.update
@@ -130,7 +136,7 @@ class TrainingLog:
         log = EpochLog(
             epoch=progress.epoch,
             update=progress.update,
-            loss=progress.loss_sum / max(progress.loss_count, 1),
+            loss=_mean(progress.loss_sum, progress.loss_count),
             lr=self._lr(),
             samples_per_second=self._samples / seconds,
             data_wait=self._waited / seconds,

@@ -49,8 +49,8 @@ class Recovery:
         """Whether the next update is checked before the weights change."""
         return self.state.progress.update < self._check_until
 
-    def update(self, micro_batches: list[Batch]) -> tuple[Tensor, Tensor] | None:
-        """Make an update; return its loss and the gradient's norm, both () on the device, or None if it was left out.
+    def update(self, micro_batches: list[Batch]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Make an update; return what `make_update` does, or None if it was left out.
 
         Raises:
             NotFinite: if the weights are not finite; `roll_back` helps.

@@ -31,7 +31,7 @@ def make_update(
     clip_grad_norm: float | None,
     *,
     check_finite: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Make one optimizer update; it equals that of one big batch of all micro-batches of all processes.
 
     Nothing here waits for the device, except GradScaler in fp16 when the optimizer is not a fused one, and
@@ -39,7 +39,8 @@ def make_update(
     for its augmentation. `state.progress.update` counts the update afterwards.
 
     Returns:
-        This process's share of the loss, and the gradient's norm before clipping, both () on the device.
+        This process's share of the loss, the gradient's norm before clipping, and whether anything counted in the loss, each
+        () on the device.
 
     Raises:
         NotFinite: if check_finite is set and the loss or the gradient is not finite; no weight has changed.
@@ -103,7 +104,7 @@ def make_update(
             attempt.agree()
             count_update(state)
     state.proven = True
-    return loss, norm
+    return loss, norm, (totals > 0).any()
 
 
 class _Attempt:

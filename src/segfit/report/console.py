@@ -96,7 +96,7 @@ class LiveReport(Listener):
         """Show the numbers in the bar."""
         self._update = log.update
         self._fields |= {
-            "loss": f"loss {log.loss:.4f}",
+            "loss": f"loss {number(log.loss)}",
             "speed": f"{log.samples_per_second:.1f} {self._info.unit}/s",
             "memory": f"{log.memory_gib:.1f} GiB",
             "wait": f"wait {log.data_wait:.0%}",

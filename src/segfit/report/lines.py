@@ -75,8 +75,8 @@ class LineReport(Listener):
         scale += f" ({log.skipped} skipped)" if log.skipped else ""
         self._emit(
             f"epoch {log.epoch + 1}/{self._info.epochs} update {log.update}/"
-            f"{self._info.total_updates} loss {log.loss:.4f} lr {log.lr:.3g} "
-            f"grad {log.grad_norm:.3g}{scale} {log.samples_per_second:.1f} {self._info.unit}/s "
+            f"{self._info.total_updates} loss {number(log.loss)} lr {log.lr:.3g} "
+            f"grad {number(log.grad_norm, '.3g')}{scale} {log.samples_per_second:.1f} {self._info.unit}/s "
             f"wait {log.data_wait:.0%} {log.memory_gib:.2f} GiB "
             f"ETA {duration(self._eta.seconds(log.update))}"
         )
@@ -90,7 +90,7 @@ class LineReport(Listener):
                 for name, label in self._info.columns.items()
             )
         self._emit(
-            f"epoch {log.epoch + 1}/{self._info.epochs} done: loss {log.loss:.4f}{scores} "
+            f"epoch {log.epoch + 1}/{self._info.epochs} done: loss {number(log.loss)}{scores} "
             f"lr {log.lr:.3g} {log.samples_per_second:.1f} {self._info.unit}/s wait {log.data_wait:.0%} "
             f"{log.memory_gib:.2f} GiB {duration(log.seconds)}" + (" new best" * log.is_best)
         )

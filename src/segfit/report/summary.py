@@ -41,7 +41,7 @@ def print_summary(
         if remark:
             line(escape(remark))
     else:
-        line("No validation yet, so there is no best score.")
+        line("No validation gave the monitored score a value, so there is no best checkpoint.")
     if checkpoint is not None:
         line(f"Checkpoint: {escape(shown_path(checkpoint))}")
 

@@ -142,7 +142,7 @@ def _updates(
     full = (window for window in windows(fit) if len(window) == whole)
     for number, window in enumerate(islice(full, updates), start=1):
         seeds = [derive_seed(fit.options.seed, number, part) for part in range(len(window))]
-        loss, _ = make_update(state, fit.task, window, seeds, fit.options.clip_grad_norm)
+        loss, *_ = make_update(state, fit.task, window, seeds, fit.options.clip_grad_norm)
         samples = sum(count_samples(batch) for batch in window)
         yield samples, float(loss), rate(begun + number - 1)  # synchronises: the next depends on it
 

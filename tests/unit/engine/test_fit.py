@@ -102,10 +102,10 @@ def test_best_holds_the_weights_of_the_best_validation_only(tmp_path):
 
 
 def test_the_best_may_be_the_lowest(tmp_path):
-    task = LineTask([math.nan, 0.5, 0.7, 0.2, 0.2, math.nan])
+    task = LineTask([math.nan, 0.5, 0.7, 0.2, 0.2, math.nan, 0.3])
     heard = run(make_fit(tmp_path, task=task, epochs=9, patience=2, monitor_mode="min"))
     assert heard.ends[0].reason == "patience"
-    assert [log.is_best for log in heard.epochs] == [False, True, False, True, False, False]
+    assert [log.is_best for log in heard.epochs] == [False, True, False, True, *[False] * 3]
     assert load_checkpoint(tmp_path / "best.pt")["scores"]["score"] == 0.2
 
 
@@ -116,8 +116,11 @@ def test_nan_is_never_the_best(tmp_path):
 
 
 def test_nothing_but_nan_leaves_no_best(tmp_path):
-    heard = run(make_fit(tmp_path, task=LineTask([math.nan] * 3)))
+    heard = run(make_fit(tmp_path, task=LineTask([math.nan] * 3), patience=1))
+    assert heard.ends[0].reason == "finished"
     assert heard.ends[0].best_epoch is None
+    (notice,) = heard.notices
+    assert notice.startswith("monitor=score has no value in this validation")
     assert not (tmp_path / "best.pt").exists()
     assert (tmp_path / "last.pt").exists()
 
@@ -313,3 +316,29 @@ def test_data_that_end_a_training_cost_no_update(tmp_path, error):
     second = make_fit(tmp_path)
     assert run(resumed(tmp_path, second)).steps == [10, 11, 12]
     assert torch.equal(weights(second.state.model), weights(whole.state.model))
+
+
+class HalfIgnored(LineTask):
+    """Every second update has nothing that counts."""
+
+    def totals(self, targets: torch.Tensor) -> torch.Tensor:
+        return super().totals(targets) * (len(self.seeds) % 2)
+
+    def loss(self, outputs, targets, totals):
+        counts = totals[0] > 0
+        return torch.where(counts, super().loss(outputs, targets, totals.clamp_min(1)), 0)
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_updates_in_which_nothing_counts_are_in_no_mean_also_over_a_resume(tmp_path, log_every):
+    single = run(make_fit(tmp_path / "1", task=HalfIgnored())).losses
+    assert [math.isnan(single[update]) for update in range(1, 5)] == [False, True, False, True]
+    task = HalfIgnored()
+    whole = run(make_fit(tmp_path / "2", task=task, log_every=log_every))
+    for log in whole.epochs:
+        losses = [single[4 * log.epoch + update] for update in (1, 3)]
+        assert log.loss == pytest.approx(sum(losses) / 2, rel=1e-5)
+    run(make_fit(tmp_path / "3", task=HalfIgnored(), log_every=log_every), StopAt(6))
+    again = make_fit(tmp_path / "3", task=HalfIgnored(), log_every=log_every)
+    heard = run(resumed(tmp_path / "3", again))
+    assert [log.loss for log in heard.epochs] == [log.loss for log in whole.epochs[1:]]

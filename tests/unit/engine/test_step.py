@@ -88,7 +88,7 @@ def two_updates(loss: str, soft: bool, size: int, clip: float | None) -> tuple[l
     micro_batches = cut(batch, size)
     seen: list[float] = []
     for _ in range(2):
-        value, norm = make_update(state, task, micro_batches, range(len(micro_batches)), clip)
+        value, norm, _ = make_update(state, task, micro_batches, range(len(micro_batches)), clip)
         seen += [float(value), float(norm)]
     return seen, weights(state.model)
 

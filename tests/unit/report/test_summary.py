@@ -51,7 +51,7 @@ def test_an_interrupted_run_is_told_how_to_go_on(tmp_path, monkeypatch):
     text = summary(events.end_log(3, "interrupted", best_epoch=None), run, None)
     assert "  python train.py resume=outputs/1\n" in text
     assert "evaluate.py" not in text
-    assert "No validation yet" in text
+    assert "No validation gave" in text
 
 
 @pytest.mark.parametrize(

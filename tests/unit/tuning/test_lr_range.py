@@ -43,7 +43,7 @@ def advance(training: Training, updates: int) -> list[float]:
     """Train, drawing from every generator and moving the sampler; return the losses."""
     fit, losses = training.fit, []
     for number, window in zip(range(updates), windows(fit), strict=False):
-        loss, _ = make_update(fit.state, fit.task, window, [number, number], 1.0)
+        loss, *_ = make_update(fit.state, fit.task, window, [number, number], 1.0)
         fit.state.model.get_buffer("scratch").add_(1)
         losses.append(float(loss) + random.random() + np.random.rand() + float(torch.rand(())))
     fit.state.progress.sample += 2 * updates

@@ -104,7 +104,7 @@ class SegmentationMeter:
         self.extra = [extra.make() for extra in task.extra]
         self.all_metrics = (self.metrics, *self.extra)
         self._inputs_of = metrics.inputs_of
-        self.loss: Tensor | None = None
+        self.losses: Tensor | None = None  # (2,): their sum, and of how many images
         self.images = 0
         self.panels: dict[int, Panel] = {}
 
@@ -113,12 +113,12 @@ class SegmentationMeter:
 
         If it raises, nothing of the batch is counted; `on_prediction` may have been called.
         """
-        loss, images = self.loss, self.images
+        losses, images = self.losses, self.images
         states = [state_of(metric) for metric in self.all_metrics]
         try:
             self._update(forward, batch)
         except Exception:
-            self.loss, self.images = loss, images
+            self.losses, self.images = losses, images
             for metric, state in zip(self.all_metrics, states, strict=True):
                 restore(metric, state)
             raise
@@ -148,8 +148,10 @@ class SegmentationMeter:
         """Add the loss at the model's size, and keep the image if it is to be shown."""
         mask = resize_mask(mask, logits.shape[-2:])
         targets = mask.long()[None]
-        loss = self.task.loss(logits[None], targets, self.task.totals(targets))
-        self.loss = loss if self.loss is None else self.loss + loss
+        totals = self.task.totals(targets)
+        loss = self.task.loss(logits[None], targets, totals)
+        losses = torch.stack([loss, (totals > 0).any()])
+        self.losses = losses if self.losses is None else self.losses + losses
         self.images += 1
         if index in self.task.panels:
             self.panels[index] = Panel(
@@ -160,13 +162,13 @@ class SegmentationMeter:
             )
 
     def result(self) -> Findings:
-        """Read the device; `scores["loss"]` is the mean over images of the loss at the model's size.
+        """Read the device; `scores["loss"]` is the mean over images with a pixel that counts of the loss at the model's size.
 
         Every process has to call, and gets the result of all their images. Without masks, every score is NaN.
         """
         own = [state_of(metric.cpu()) for metric in self.all_metrics]
-        loss = float(self.loss) if self.loss is not None else 0.0
-        every = self.task.distributed.gather((own, loss, self.images, self.panels))
+        losses = self.losses.tolist() if self.losses is not None else [0.0, 0.0]
+        every = self.task.distributed.gather((own, losses, self.images, self.panels))
         images = sum(count for _, _, count, _ in every)
         counted = [states for states, _, count, _ in every if count]
         for metric, *states in zip(self.all_metrics, *counted, strict=True):
@@ -177,7 +179,8 @@ class SegmentationMeter:
         for extra, metric in zip(self.task.extra, self.extra, strict=True):
             added |= extra.compute(metric, images)
         panels = {index: panel for *_, kept in every for index, panel in kept.items()}
-        loss = sum(part for _, part, _, _ in every) / images if images else float("nan")
+        loss, count = (sum(parts) for parts in zip(*(part for _, part, _, _ in every), strict=True))
+        loss = loss / count if count else float("nan")
         return Findings(
             scores={"loss": loss, **found.scores, **added},
             tables=[score_table(found, classes)],

@@ -92,9 +92,9 @@ def check_sources(
         else count_class_pixels(source, skip=skip)
         for split, source in sources.items()
     }
-    if "train" in sources:
-        whole = len(reports.get("train", ())) in (0, len(sources["train"]))
-        odd += _describe_classes(sources["train"].classes, pixels["train"], whole=whole)
+    for split, source in sources.items():
+        whole = len(reports.get(split, ())) in (0, len(source))
+        odd += _describe_classes(source.classes, pixels[split], split, whole=whole)
     return PreflightReport([printable(notice) for notice in notices + odd], pixels)
 
 
@@ -207,15 +207,18 @@ def _notices(items: Sequence[Item]) -> list[str]:
     return notices
 
 
-def _describe_classes(classes: Classes, pixels: NDArray[np.int64], *, whole: bool) -> list[str]:
-    """Return notices about classes without a pixel in training: `pixels` (num_classes,) of the `whole` set or a part."""
+def _describe_classes(
+    classes: Classes, pixels: NDArray[np.int64], split: str, *, whole: bool
+) -> list[str]:
+    """Return notices about classes without a pixel in a split: `pixels` (num_classes,) of the `whole` set or a part."""
     absent = [name for name, count in zip(classes.names, pixels, strict=True) if count == 0]
     if not absent or len(absent) == len(classes):
         return []
-    where = "the training masks" if whole else "the training masks that were looked at"
-    return [
-        f"No pixel of {some(absent, 20)} in {where}: the model cannot learn what it never sees."
-    ]
+    where = f"the {split} masks" + ("" if whole else " that were looked at")
+    so = "what it finds of them has no score, and is in no mean"
+    if split == "train":
+        where, so = where.replace("train", "training"), "the model cannot learn what it never sees"
+    return [f"No pixel of {some(absent, 20)} in {where}: {so}."]
 
 
 def _count(items: Sequence[object], what: str) -> str:

@@ -145,6 +145,7 @@ def test_empty_masks_and_absent_classes_are_notices(data, check):
     told = check(classes=classes).notices
     assert any("1 mask with every pixel ignored" in notice for notice in told)
     assert any(notice.startswith("No pixel of ghost in the training masks:") for notice in told)
+    assert any(notice.startswith("No pixel of ghost in the val masks:") for notice in told)
 
 
 def test_unchanged_files_are_not_opened_again(data, check, inspected):
