@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segfit.models.resize import average_pool, resize
+
 Norm = Literal["batch", "none"]
 POOL_GRIDS = (1, 2, 3, 6)  # cells a side that the context looks at, as in PSPNet
 STAGE_WIDTHS = (2, 4, 8, 8)  # channels at strides 4, 8, 16 and 32, in base_channels
@@ -86,8 +88,8 @@ class PyramidPooling(nn.Module):
         """Put the averages of all grids beside `x`, then mix the channels."""
         views = [x]
         for grid, branch in zip(POOL_GRIDS, self.branches, strict=True):
-            pooled = F.relu(branch(F.adaptive_avg_pool2d(x, grid)))
-            views.append(resize_to(pooled, x))
+            pooled = F.relu(branch(average_pool(x, grid)))
+            views.append(resize(pooled, x.shape[-2:]))
         return F.relu(self.fuse(torch.cat(views, 1)))
 
 
@@ -116,9 +118,8 @@ class UpBlock(nn.Module):
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Fuse `deep` into `skip`."""
-        fused: Tensor = self.refine(
-            F.relu(resize_to(self.reduce(deep), skip) + self.lateral(skip), inplace=True)
-        )
+        deep = resize(self.reduce(deep), skip.shape[-2:])
+        fused: Tensor = self.refine(F.relu(deep + self.lateral(skip), inplace=True))
         return fused
 
 
@@ -180,8 +181,3 @@ class CNN(nn.Module):
     def head_parameters(self) -> set[str]:
         """Return the names of the parameters that are newer than the rest: none, all start random."""
         return set()
-
-
-def resize_to(x: Tensor, like: Tensor) -> Tensor:
-    """Resize `x` `(B, C, h, w)` bilinearly to the height and width of `like` `(B, C', H, W)`."""
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -19,6 +19,7 @@ from transformers.models.segformer import modeling_segformer as hf
 
 from segfit.models.linear import FastLinear, linear
 from segfit.models.relu_dropout import relu_dropout_
+from segfit.models.resize import resize, resize_and_sum
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -64,19 +65,6 @@ def folded_bias(head: hf.SegformerDecodeHead) -> Tensor:
     return torch.stack([weight @ p.proj.bias for weight, p in pairs]).sum(0)
 
 
-def resize_and_sum(maps: Sequence[Tensor]) -> Tensor:
-    """Return the sum of all maps `(B, D, h_i, w_i)` at the size of the first, channels last."""
-    first, second, *others = maps
-    size = first.shape[2:]
-    # Adding in place into a new tensor, which no backward reads, saves a pass over memory. Not into
-    # `first`: it is a view of a linear layer's output, where autograd would copy gradients.
-    out = F.interpolate(second, size=size, mode="bilinear", align_corners=False)
-    out += first
-    for y in others:
-        out += F.interpolate(y, size=size, mode="bilinear", align_corners=False)
-    return out
-
-
 def classify(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return logits `(B, num_classes, H, W)`, channels last as x is."""
     return to_map(linear(to_tokens(x), weight.flatten(1), bias))
@@ -97,10 +85,9 @@ class _ChannelsFirst(torch.autograd.Function):
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Return channels_last logits `(B, num_classes, h, w)` at `size`, contiguous as losses like them."""
     if torch.compiler.is_compiling() or logits.device.type != "cpu":
-        return F.interpolate(logits.contiguous(), size=size, mode="bilinear", align_corners=False)
+        return resize(logits.contiguous(), size)
     # On a CPU, resizing channels last and copying takes half the time; backward alike.
-    resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    full: Tensor = _ChannelsFirst.apply(resized)
+    full: Tensor = _ChannelsFirst.apply(resize(logits, size))
     return full
 
 

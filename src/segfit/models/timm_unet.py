@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfit.errors import SegFitError
+from segfit.models.resize import resize
 from segfit.models.weights import (
     RANDOM,
     Weights,
@@ -47,7 +48,7 @@ class DecoderBlock(nn.Module):
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Fuse `deep` into `skip`."""
-        deep = F.interpolate(deep, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+        deep = resize(deep, skip.shape[-2:])
         return self.convs(torch.cat([deep, skip], dim=1))  # type: ignore[no-any-return]
 
 
@@ -103,9 +104,7 @@ class TimmUnet(nn.Module):
         x, *skips = reversed(features)
         for block, skip in zip(self.decoder, skips, strict=True):
             x = block(x, skip)
-        logits = self.classifier(self.dropout(x))
-        size = padded.shape[-2:]
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        logits = resize(self.classifier(self.dropout(x)), padded.shape[-2:])
         return logits[..., :height, :width]
 
     def head_parameters(self) -> set[str]:

@@ -1,0 +1,121 @@
+"""What CUDA does by products is what torch's kernels do; the device alone decides which of them runs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import SegformerConfig
+
+from segfit.models.cnn import CNN
+from segfit.models.resize import by_products, resize_and_sum, sum_by_products
+from segfit.models.segformer import SegFormer
+from segfit.models.segformer_fast import use_fast
+from segfit.models.timm_unet import make_timm_unet
+from segfit.tuning.memory.pretend import Cuts, without_data
+from segfit.tuning.memory.recorder import MemoryRecorder
+from tests.unit.models.test_segformer import TINY
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+REFERENCES = {
+    "bilinear": lambda x, size: F.interpolate(x, size=size, mode="bilinear"),
+    "average": F.adaptive_avg_pool2d,
+}
+
+
+def pair(function, reference, inputs):
+    """Results and gradients of both, for inputs in fp64."""
+    found = []
+    for one in (function, reference):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        out = one(leaves)
+        weigh = torch.randn(
+            out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+        )
+        found.append([out, *torch.autograd.grad(out, leaves, weigh)])
+    return zip(*found, strict=True)
+
+
+def some_map(*shape, layout=torch.channels_last):
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(shape[2]))
+    return x.to(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", REFERENCES)
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [((4, 4), (8, 8)), ((3, 5), (17, 29)), ((1, 1), (9, 4)), ((13, 7), (3, 6)), ((6, 6), (6, 6))],
+)
+def test_products_are_exact(source, size, kind, layout):
+    x = some_map(2, 3, *source, layout=layout)
+    for found, expected in pair(
+        lambda leaves: by_products(leaves[0], size, kind),
+        lambda leaves: REFERENCES[kind](leaves[0], size),
+        [x],
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    assert by_products(x, size, kind).is_contiguous(memory_format=layout)
+
+
+def test_the_sum_of_stages_is_exact():
+    maps = [some_map(2, 3, *size) for size in ((17, 25), (9, 13), (5, 7), (3, 4))]
+    for found, expected in pair(sum_by_products, resize_and_sum, maps):
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_half_precision_costs_a_rounding_or_two(scale):
+    """Atomics in bf16 would be off by 3 % at 8 times the size."""
+    x = some_map(2, 16, 8, 8)
+    reference = pair(
+        lambda leaves: by_products(
+            leaves[0].bfloat16(), (8 * scale, 8 * scale), "bilinear"
+        ).double(),
+        lambda leaves: REFERENCES["bilinear"](leaves[0], (8 * scale, 8 * scale)),
+        [x],
+    )
+    for found, expected in reference:
+        assert (found - expected).norm() < 0.005 * expected.norm()
+
+
+def test_weights_of_a_validation_serve_training():
+    x = torch.randn(1, 2, 5, 5)
+    with torch.inference_mode():
+        by_products(x, (11, 11), "bilinear")
+    by_products(x.requires_grad_(), (11, 11), "bilinear").sum().backward()
+    assert x.grad.sum() == pytest.approx(2 * 121)
+
+
+def fast_segformer():
+    model = SegFormer(SegformerConfig(**TINY))
+    use_fast(model)
+    return model
+
+
+class Kernels(MemoryRecorder):
+    """Notes the names of all operations."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._overloadpacket.__name__)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [fast_segformer, lambda: CNN(5, 8), lambda: make_timm_unet("resnet10t", 5, weights=None)[0]],
+    ids=["segformer", "cnn", "timm_unet"],
+)
+def test_a_card_runs_no_kernel_that_is_not_deterministic(make):
+    """On tensors without data that claim to be on one; in half precision, logits are, too."""
+    recorder, cuts = Kernels("cuda"), Cuts()
+    recorder.names = set()
+    with without_data(recorder, cuts) as device:
+        model = make().to(device).to(memory_format=torch.channels_last).train()
+        images = torch.randn(2, 3, 70, 90, device=device).to(memory_format=torch.channels_last)
+        recorder.names.clear()
+        for training in (False, True):
+            with torch.inference_mode(not training), torch.autocast("cuda", torch.bfloat16):
+                logits = model.train(training)(images)
+            assert logits.dtype == torch.bfloat16
+        logits.sum().backward()
+    assert {"bmm", "convolution_backward"} <= recorder.names
+    assert not [name for name in recorder.names if "upsample" in name or "adaptive" in name]
