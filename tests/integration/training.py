@@ -44,6 +44,7 @@ TINY = (
     "data.resolution=64",
     "device=cpu",
     "report.log_every=1",
+    "report.page=false",
 )
 
 

@@ -20,8 +20,11 @@ from segfit.engine.extra_metrics import score_names
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.evaluation import Evaluation
+from segfit.report.page import run_page
+from segfit.report.summary import next_commands
 from segfit.report.text import duration, scores_text, shown_path
 from segfit.runs.folder import RunFolder
+from segfit.system.files import replace_text
 from segfit.system.hardware import device_name
 
 Progress = Callable[[int, int], None]
@@ -186,6 +189,9 @@ def _evaluated(
     facts |= {"status": "finished", "seconds": result.seconds}
     scores = {"scores": result.scores, **result.values} if "split" in about else {}
     evaluation.write_metrics({**facts, **scores})
+    files = RunFolder(run.folder)
+    if files.page.exists():
+        replace_text(files.page, run_page(files, next_commands("finished", files)))
     return Evaluated(result, facts, evaluation.written())
 
 

@@ -12,12 +12,14 @@ from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.engine.torchrun import joined
 from segfit.report.console import console_report
 from segfit.report.files import write_json
+from segfit.report.page import run_page
 from segfit.report.progress import WorkProgress
 from segfit.report.session import run_listener
-from segfit.report.summary import print_summary
+from segfit.report.summary import next_commands, print_summary
 from segfit.report.text import monitored_first, stdout_console
 from segfit.runs import folder as runs
-from segfit.system.files import reporting
+from segfit.system.files import replace_text, reporting
+from segfit.system.monitor import Monitor, summed_up
 
 
 def train(
@@ -60,13 +62,15 @@ def _lead(
     finally:
         checking.close()
     runs.save_config(config, overrides, folder, resumed=resumed)
-    files, best = runs.RunFolder(folder), training.fit.checkpoints.best
+    files, monitor = runs.RunFolder(folder), Monitor()
     listener = run_listener(
         files,
         console,
         config.report.logger,
         OmegaConf.to_yaml(config),
         training.hparams,
+        monitor=monitor,
+        page=config.report.page,
         resume_step=training.fit.state.progress.update if resumed else None,
         notices=notices,
         posted=distributed.posted,
@@ -82,14 +86,16 @@ def _lead(
     finally:
         listener.close()  # an exception must leave no hidden cursor and no unwritten line
     with reporting(f"cannot write {files.metrics}"):
-        write_json(files.metrics, metrics_of(training, end, config))
+        device = summed_up(monitor.samples).mean
+        write_json(files.metrics, {**metrics_of(training, end, config), "device": device})
+    if config.report.page:
+        with reporting(f"cannot write {files.page}"):
+            replace_text(files.page, run_page(files, next_commands(end.reason, files)))
     print_summary(
         end,
         columns=monitored_first(config.monitor, training.columns),
         remark=assembly_of(config).remark(end.best_scores),
-        run_dir=folder,
-        checkpoint=best if best.exists() else None,
-        tensorboard_dir=files.tensorboard if files.tensorboard.exists() else None,
+        files=files,
     )
     return end
 

@@ -6,13 +6,30 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from segfit.engine.findings import Findings, Table
 from segfit.system.files import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class RunFiles(Protocol):
+    """The files of a run; `segfit.runs.folder.RunFolder` knows where they are."""
+
+    path: Path
+    config: Path
+    best: Path
+    tensorboard: Path
+    log: Path
+    scalars: Path
+    scores: Path
+    curves: Path
+    first_batch: Path
+    page: Path
+    metrics: Path
+    evaluation: Path
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -132,8 +132,8 @@ class ScoresFile(Listener):
     """Appends a line of JSON for each validation: for a tuner that ends hopeless runs early, a plot, a notebook.
 
     A line holds `epoch` (0-based), `update`, `best` (whether no validation before was better) and `scores`
-    (name → number, null where undefined). A run that was killed validates some epochs again: of two lines of an
-    epoch the later one counts.
+    (name → number, null where undefined), and of training `train_loss`, `lr` and `seconds`. A run that was killed
+    validates some epochs again: of two lines of an epoch the later one counts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -142,8 +142,15 @@ class ScoresFile(Listener):
     def epoch(self, log: EpochLog) -> None:
         """Append the epoch's scores, if it was validated."""
         if log.result is not None:
-            scores = log.result.scores
-            line = {"epoch": log.epoch, "update": log.update, "best": log.is_best, "scores": scores}
+            line = {
+                "epoch": log.epoch,
+                "update": log.update,
+                "best": log.is_best,
+                "scores": log.result.scores,
+                "train_loss": log.loss,
+                "lr": log.lr,
+                "seconds": log.seconds,
+            }
             # Opened each time: a line is written whole, and is there for other programs to read.
             with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
                 file.write(json_text(line, indent=None) + "\n")

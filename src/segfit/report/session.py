@@ -1,24 +1,14 @@
 """The listeners of one training run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
 
 from segfit.engine.events import Listener, Listeners
 from segfit.errors import SegFitError
+from segfit.report.curves import CurvesFile
+from segfit.report.files import RunFiles
 from segfit.report.lines import LogFile, ScoresFile
 from segfit.report.loggers import CsvLogger, Logger, Loggers, MlflowLogger, WandbLogger
 from segfit.system.monitor import Monitor
-
-
-class RunFiles(Protocol):
-    """What a run writes; `segfit.runs.folder.RunFolder` knows where."""
-
-    path: Path
-    log: Path
-    scores: Path
-    scalars: Path
-    tensorboard: Path
 
 
 def run_listener(
@@ -28,11 +18,13 @@ def run_listener(
     config_text: str,
     hparams: Mapping[str, str | float | bool],
     *,
+    monitor: Monitor | None = None,
+    page: bool = False,
     resume_step: int | None = None,
     notices: Sequence[str] = (),
     posted: Callable[[], list[str]] = lambda: [],
 ) -> Listeners:
-    """Return console, log file, scores file and `loggers`, by the names that `report.logger` has.
+    """Return console, log file, scores file, with `page` curves.png, and `loggers` by the names in `report.logger`.
 
     The log file also gets `notices`, which the console has shown before. `posted` returns the new notices of other
     processes; each is shown and logged once.
@@ -42,7 +34,10 @@ def run_listener(
         log.notice(line)
     shown = Listeners(console, log)
     parts = [console, log, ScoresFile(files.scores), _Posted(posted, shown, notices)]
-    parts.append(_loggers(loggers, files, config_text, hparams, resume_step, shown.notice))
+    if page:
+        parts.append(CurvesFile(files.scores, files.curves))
+    made = _loggers(loggers, files, config_text, hparams, resume_step, shown.notice)
+    parts.append(Loggers(made, monitor, shown.notice))
     return Listeners(*parts)
 
 
@@ -73,7 +68,7 @@ def _loggers(
     hparams: Mapping[str, str | float | bool],
     resume_step: int | None,
     notice: Callable[[str], None],
-) -> Loggers:
+) -> dict[str, Logger]:
     """Return loggers by the names that `report.logger` has; nothing but a notice of one that cannot be made."""
 
     def tensorboard() -> Logger:
@@ -98,4 +93,4 @@ def _loggers(
                 f"report.logger={name} cannot be used ({type(error).__name__}: {error}): training continues without it. "
                 f"pip install {name}, or leave it away."
             )
-    return Loggers(made, Monitor() if made else None, notice)
+    return made

@@ -2,12 +2,12 @@
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from segfit.engine.events import EndLog
+from segfit.report.files import RunFiles
 from segfit.report.lines import REASONS
 from segfit.report.text import duration, hydra_override, scores_text, shown_path, stdout_console
 
@@ -17,9 +17,7 @@ def print_summary(
     *,
     columns: Mapping[str, str],
     remark: str,
-    run_dir: Path,
-    checkpoint: Path | None,
-    tensorboard_dir: Path | None,
+    files: RunFiles,
     console: Console | None = None,
 ) -> None:
     """Print how the training ended, its best score, a remark on it, and the commands to type next.
@@ -42,25 +40,24 @@ def print_summary(
             line(escape(remark))
     else:
         line("No validation gave the monitored score a value, so there is no best checkpoint.")
-    if checkpoint is not None:
-        line(f"Checkpoint: {escape(shown_path(checkpoint))}")
+    for label, path in (("Checkpoint", files.best), ("Report", files.page)):
+        if path.exists():
+            line(f"{label}: {escape(shown_path(path))}")
 
     line("")
     line("Next:")
-    for command in next_commands(end, run_dir, checkpoint, tensorboard_dir):
+    for command in next_commands(end.reason, files):
         line(f"  [cyan]{escape(command)}[/cyan]")
 
 
-def next_commands(
-    end: EndLog, run_dir: Path, checkpoint: Path | None, tensorboard_dir: Path | None
-) -> list[str]:
+def next_commands(reason: str, files: RunFiles) -> list[str]:
     """Return the commands that make sense after a training, quoted for a POSIX shell."""
-    run = shown_path(run_dir)
+    run = shown_path(files.path)
     commands = []
-    if end.reason in ("interrupted", "terminated"):
+    if reason in ("interrupted", "terminated"):
         commands.append(f"python train.py {hydra_override('resume', run)}")
-    if tensorboard_dir is not None:
-        commands.append(f"tensorboard --logdir {shlex.quote(shown_path(tensorboard_dir))}")
-    if checkpoint is not None:
+    if files.tensorboard.exists():
+        commands.append(f"tensorboard --logdir {shlex.quote(shown_path(files.tensorboard))}")
+    if files.best.exists():
         commands.append(f"python evaluate.py {hydra_override('run', run)}")
     return commands

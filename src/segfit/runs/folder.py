@@ -32,11 +32,15 @@ class RunFolder:
         self.config = path / "config.yaml"  # composed, without interpolations
         self.overrides = path / "overrides.yaml"  # what was typed, a list
         self.checkpoints = path / "checkpoints"  # last.pt to resume from, best.pt to evaluate
+        self.best = self.checkpoints / "best.pt"
         self.bad_batches = path / "bad_batches"  # left out, since loss or gradient were not finite
         self.tensorboard = path / "tensorboard"
         self.log = path / "train.log"
         self.scalars = path / "scalars.csv"  # with report.logger=[csv]
         self.scores = path / "scores.jsonl"  # a line for each validation
+        self.curves = path / "curves.png"
+        self.first_batch = path / "first_batch.png"  # of training, augmented
+        self.page = path / "report.html"
         self.metrics = path / "metrics.json"  # scores, speed, memory, and the settings that ran
         self.evaluation = path / "evaluation"  # evaluate.py's, a folder for each split
         self.error = path / "error.json"  # why a job of a sweep failed

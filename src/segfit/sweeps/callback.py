@@ -16,9 +16,11 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from segfit.config.tasks import monitor_mode
 from segfit.errors import SegFitError
+from segfit.report.page import sweep_page
 from segfit.report.text import hydra_override, shown_path
 from segfit.runs import folder as runs
 from segfit.runs import lock as locks
+from segfit.runs.folder import RunFolder
 from segfit.sweeps.job import TERMINATED, is_grid, quoted
 from segfit.sweeps.leaderboard import Row, collect, print_leaderboard, write_csv
 from segfit.sweeps.record import SWEEP, save_sweep
@@ -84,6 +86,15 @@ def show(folder: Path) -> list[Row]:
         write_csv(rows, folder / "leaderboard.csv")
     except OSError as error:  # Hydra would log a warning and ignore the failures
         written += f": cannot be written ({error.strerror})."
+    else:
+        with contextlib.suppress(OSError):
+            pages = {str(row.job): RunFolder(row.path).page for row in rows}
+            there = {job: page for job, page in pages.items() if page.exists()}
+            if there:
+                (folder / "report.html").write_text(
+                    sweep_page(folder, folder / "leaderboard.csv", there), encoding="utf-8"
+                )
+                written += f"\n{folder / 'report.html'}"
     print(f"{written}\ntensorboard --logdir {folder}")
     return rows
 

@@ -1,0 +1,109 @@
+"""A run, or a sweep, as `report.html`: one file that opens without a network."""
+
+import base64
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from segfit.report.files import RunFiles
+from segfit.report.text import duration, number
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em } img { max-width: 100%; display: block; margin: .5em 0 }
+table { border-collapse: collapse; margin: .5em 0 } td, th { padding: .15em .8em; text-align: left; border-bottom: 1px solid #e3e3e3 }
+td.number { text-align: right; font-variant-numeric: tabular-nums } pre { background: #f5f5f5; padding: .6em 1em; overflow-x: auto }
+"""
+
+
+def run_page(files: RunFiles, commands: Sequence[str]) -> str:
+    """Return a run as HTML, of what is in its folder; `commands` are what to type next."""
+    metrics = json.loads(files.metrics.read_text(encoding="utf-8"))
+    facts, best, last = metrics["facts"], metrics["best"], metrics["last"]
+    rows = [(name, best.get(name), last.get(name)) for name in {**best, **last}]
+    device = {
+        f"{metrics['unit']}s a second": number(metrics["samples_per_second"], ".1f"),
+        "peak memory": f"{number(metrics['peak_memory_gib'], '.2f')} GiB",
+        "time": duration(metrics["seconds"]),
+        **{
+            f"{name}, mean": number(mean, ".1f") for name, mean in metrics.get("device", {}).items()
+        },
+    }
+    notices = [
+        line.partition(" notice: ")[2]
+        for line in files.log.read_text(encoding="utf-8").splitlines()
+        if " notice: " in line
+    ]
+    epoch = metrics["best_epoch"]
+    heads = "score", "best" if epoch is None else f"best (epoch {epoch + 1})", "last"
+    return _page(
+        f"{facts.get('model', '')} · {files.path.absolute().name}",
+        [
+            f"<p>{metrics['updates']} updates, status: {escape(metrics['status'])}.</p>",
+            *_pictures([files.curves]),
+            *_section("Scores", _table(heads, rows)),
+            *_section("What ran", _table(("", ""), facts.items())),
+            *_section("What the device did", _table(("", ""), device.items())),
+            *_section("Notices", "".join(f"<p>{escape(one)}</p>" for one in notices)),
+            *_section("The first training batch", "".join(_pictures([files.first_batch]))),
+            *_evaluations(files.evaluation),
+            *_section("What to type next", f"<pre>{escape(chr(10).join(commands))}</pre>"),
+            "<h2>Config</h2>",
+            f"<details><pre>{escape(files.config.read_text(encoding='utf-8'))}</pre></details>",
+        ],
+    )
+
+
+def sweep_page(folder: Path, leaderboard: Path, pages: Mapping[str, Path]) -> str:
+    """Return a sweep as HTML: its leader board, and the curves of its jobs (number → the job's page)."""
+    with leaderboard.open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    parts = [_table(head, rows)]
+    for job, page in pages.items():
+        link = escape(page.relative_to(folder).as_posix())
+        parts.append(f'<h2><a href="{link}">Job {escape(job)}</a></h2>')
+        parts += _pictures([page.with_name("curves.png")])
+    return _page(f"Sweep · {folder.absolute().name}", parts)
+
+
+def _evaluations(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*/metrics.json")):
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        scores = _table(("score", "value"), metrics.get("scores", {}).items())
+        pictures = _pictures(sorted(path.parent.glob("*.png")))
+        yield from _section(f"evaluate.py: {path.parent.name}", scores + "".join(pictures))
+
+
+def _page(title: str, parts: Iterable[str]) -> str:
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    body = "\n".join(parts)
+    return f"<!doctype html>\n<html><head>{head}</head>\n<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+
+
+def _section(title: str, content: str) -> list[str]:
+    return [f"<h2>{escape(title)}</h2>", content] if content else []
+
+
+def _pictures(paths: Iterable[Path]) -> list[str]:
+    """Return each picture that is there, inside of the page."""
+    return [
+        f'<img alt="{escape(path.stem)}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}">'
+        for path in paths
+        if path.exists()
+    ]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    top = "".join(f"<th>{escape(one)}</th>" for one in heads) if any(heads) else ""
+    lines = ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows]
+    return f"<table><tr>{top}</tr>{''.join(lines)}</table>" if lines else ""
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, (int, float)) or value is None:
+        return f'<td class="number">{number(value)}</td>'
+    return f"<td>{escape(str(value))}</td>"
