@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segfit.errors import SegFitError
-from segfit.system.hardware import GIB
+from segfit.system.cards import GIB
 from segfit.tasks.segmentation.assembly import make_sources
 from segfit.tasks.segmentation.planning import largest_first
 from segfit.tuning import max_batch, trial

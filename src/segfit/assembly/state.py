@@ -10,6 +10,7 @@ from torch import nn
 from segfit.assembly.task import assembly_of
 from segfit.config.check import plain
 from segfit.config.schema import OptimizerConfig
+from segfit.config.tasks import schema_of
 from segfit.engine.compiling import compiled_or_eager
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
@@ -21,15 +22,20 @@ Notice = Callable[[str], None]
 
 
 def make_device(
-    requested: str, precision: DictConfig, notice: Notice
+    config: DictConfig, requested: str, notice: Notice
 ) -> tuple[torch.device, Precision]:
-    """Return the device and the precision that really run; a fallback is logged."""
+    """Return the device and the precision that really run for `requested`; a fallback is logged."""
     device, cpu_instead = resolve_device(requested)
-    chosen, other_instead = resolve_precision(precision.name, device)
+    if device.type == "mps" and schema_of(config.task.name).FLOAT64:
+        device, lacking = torch.device("cpu"), "float64, in which this task sums its scores"
+        cpu_instead = (
+            f"device={requested}: Apple's GPUs lack {lacking}; running on the CPU instead."
+        )
+    chosen, other_instead = resolve_precision(config.precision.name, device)
     for fallback in filter(None, (cpu_instead, other_instead)):
         notice(fallback)
     if device.type == "cuda":
-        set_tf32(precision.tf32)
+        set_tf32(config.precision.tf32)
     else:
         keep_freed_memory()
     return device, chosen

@@ -68,7 +68,7 @@ def make_training(
         notice(line)
 
     seed_everything(config.seed, config.deterministic)
-    device, precision = make_device(config.device, config.precision, notice)
+    device, precision = make_device(config, config.device, notice)
     refuse_differences(distributed, {"device": device.type, "precision": precision.name})
     outdated = stale(config, device)
     workers = data.workers_of(config, device, cached=True)

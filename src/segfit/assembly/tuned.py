@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from segfit.assembly.task import assembly_of
 from segfit.config.check import plain
 from segfit.config.tasks import schema_of
-from segfit.system.hardware import device_name, driver_version
+from segfit.system.cards import driver_version
+from segfit.system.hardware import device_name
 
 # Keys of models that change neither how fast they are, nor what fits, or that are measured themselves.
 _NOT_SPEED = ("name", "variant", "weights", "dropout", "drop_path", "checkpointing")

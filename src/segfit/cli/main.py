@@ -25,7 +25,7 @@ from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
 from segfit.sweeps import record as sweep_record
-from segfit.system.hardware import detect_tier
+from segfit.system.cards import detect_tier
 from segfit.system.streams import outlive_readers
 from segfit.system.torchrun_env import launched, leave_reason
 
@@ -38,6 +38,8 @@ def setup() -> None:
 
     Choices on the command line become those of the task, where it has its own.
     """
+    # Before torch is imported: on a Mac, what its GPU cannot do runs on the CPU, and torch warns.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     folders, arguments = tasks.config_folders(sys.argv[1:], CONF), sys.argv[1:]
     with contextlib.suppress(SegFitError):  # `run` says what is wrong
         arguments = sweep_record.resumed_arguments(arguments)

@@ -49,7 +49,7 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
         recorded = {}
     _apply(options, config, recorded, notice)
     seed_everything(config.seed, config.deterministic)
-    device, precision = make_device(options.device, config.precision, notice)
+    device, precision = make_device(config, options.device, notice)
     path, weights, epoch = _weights(folder, options.checkpoint)
     try:
         model, _ = assembly_of(config).make_network(config, pretrained=False)

@@ -10,7 +10,8 @@ from typing import Any
 
 REQUIRED: Any = "???"  # OmegaConf's mark for a value that has to be given
 DEVICE_HELP = (
-    "auto: cuda if there is one. One card of several: CUDA_VISIBLE_DEVICES=0 python … device=cuda."
+    "auto: cuda (NVIDIA, AMD by ROCm) if there is one, else mps (Apple), else cpu. One card of several: "
+    "CUDA_VISIBLE_DEVICES=0 python …."
 )
 
 
@@ -242,7 +243,7 @@ class RunConfig:
     lr: float = option(REQUIRED, "Peak learning rate.", gt=0, le=1_000_000)
     seed: int = option(0, "Seeds weights, order, augmentation and dropout.", ge=0)
 
-    device: str = option("auto", DEVICE_HELP, choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", DEVICE_HELP, choices=("auto", "cpu", "cuda", "mps"))
     channels_last: bool = option(True, "NHWC memory; faster for convolutions.")
     compile: bool = option(False, "torch.compile, probed; falls back to eager and says why.")
     deterministic: bool = option(False, "Bitwise repeatable on CUDA too, at some cost.")
@@ -288,7 +289,7 @@ class EvaluateConfig:
     checkpoint: str = option("best", "Which state of the run.", choices=("best", "last"))
     batch_size: int | None = option(None, "Images a batch; null: the run's.", ge=1)
     workers: int | None = option(None, "Data workers; null: by cores.", ge=0)
-    device: str = option("auto", DEVICE_HELP, choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", DEVICE_HELP, choices=("auto", "cpu", "cuda", "mps"))
     precision: PrecisionConfig | None = option(
         None, "auto, fp32, fp16 or bf16; null: the one that the run used."
     )

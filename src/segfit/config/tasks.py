@@ -53,6 +53,7 @@ class TaskSchema(Protocol):
     COLUMNS: Mapping[str, str]  # score that is shown → its label, in order
     UNIT: str  # of a sample, short: "img"
     USED: Sequence[tuple[str, str, str]]  # as in config/schema.py, of the task's own options
+    FLOAT64: bool  # scores are summed in float64, which Apple's GPUs do not have
     MEMORY_OPTIONS: Sequence[str]  # options of data that memory depends on
     MEMORY_ADVICE: str  # sentences: what to change if a single sample does not fit into memory
 

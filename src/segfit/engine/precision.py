@@ -12,7 +12,7 @@ class Precision:
     """The precision of training on one device."""
 
     name: str  # "fp32", "bf16" or "fp16"
-    device_type: str  # "cpu" or "cuda"
+    device_type: str  # "cpu", "cuda" or "mps"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -38,7 +38,7 @@ def native_precisions(device: torch.device) -> list[str]:
     if device.type == "cuda":
         ampere = torch.cuda.get_device_capability(device) >= (8, 0)
         return ["bf16", "fp16", "fp32"] if ampere else ["fp16", "fp32"]
-    return ["bf16", "fp32"] if cpu_has_bf16() else ["fp32"]
+    return ["bf16", "fp32"] if device.type == "cpu" and cpu_has_bf16() else ["fp32"]
 
 
 def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:

@@ -140,7 +140,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, gauss],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "cuda": torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None,
     }
 
 
@@ -150,5 +150,5 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"].cpu())
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    if device.type != "cpu" and state["cuda"] is not None:
+        torch.get_device_module(device).set_rng_state(state["cuda"].cpu())

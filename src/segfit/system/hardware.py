@@ -1,95 +1,68 @@
-"""What this machine has: cards, processor, driver. The hardware tier is found without importing torch."""
+"""What this machine has: the device that trains, and the processor."""
 
 import contextlib
-import os
 import platform
+import re
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from segfit.errors import SegFitError
+from segfit.system.cards import GIB, driver_version, visible_gpus
 from segfit.system.cores import available_cores
 
 if TYPE_CHECKING:
     import torch
 
-GIB = 2**30
-
-# A card that is sold as 8 GB reports a little less; the 10 GB 3080 counts as 12gb.
-_TIERS = ((20.0, "24gb"), (9.5, "12gb"), (6.5, "8gb"), (0.0, "4gb"))
-
-
-@contextlib.contextmanager
-def nvml() -> Iterator[Any]:
-    """Yield the initialised pynvml module, or None where NVIDIA's management library is not available."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no driver, no library, an old one: no card can be found
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        with contextlib.suppress(Exception):
-            pynvml.nvmlShutdown()
-
-
-def visible_handles(library: Any) -> list[Any]:
-    """Return NVML's handles of the cards in CUDA_VISIBLE_DEVICES, in its order."""
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is not None and wanted.strip() in ("", "-1"):
-        return []
-    count = library.nvmlDeviceGetCount()
-    handles = [library.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-    if not wanted:
-        return handles
-    ids = [part.strip() for part in wanted.split(",")]
-    by_index = [int(part) for part in ids if part.isdigit() and int(part) < len(handles)]
-    by_uuid = [h for h in handles if str(library.nvmlDeviceGetUUID(h)) in ids]
-    return [handles[index] for index in by_index] or by_uuid or handles
-
-
-def visible_cards() -> list[float]:
-    """Return the memory in GiB of each NVIDIA card that CUDA_VISIBLE_DEVICES allows."""
-    # no library, a card that fell off the bus
-    with nvml() as library, contextlib.suppress(Exception):
-        handles = visible_handles(library)
-        return [library.nvmlDeviceGetMemoryInfo(handle).total / GIB for handle in handles]
-    return []
-
-
-def detect_tier() -> str:
-    """Return the hardware tier of the first visible card, or "cpu"."""
-    cards = visible_cards()
-    return tier_of(cards[0]) if cards else "cpu"
-
-
-def tier_of(vram_gib: float) -> str:
-    """Return the largest tier whose recipe fits a card of `vram_gib`."""
-    return next(name for least, name in _TIERS if vram_gib >= least)
-
 
 def resolve_device(requested: str) -> "tuple[torch.device, str | None]":
-    """Return the device for "auto", "cpu" or "cuda", and a message if it falls back to the CPU."""
+    """Return the device for "auto", "cpu", "cuda" or "mps", and a message if it falls back to the CPU.
+
+    Raises a SegFitError if there is a CUDA card that this build of torch has no kernels for.
+    """
     import torch
 
-    if requested != "cpu" and torch.cuda.is_available():
+    if requested in ("auto", "cuda") and torch.cuda.is_available():
+        _refuse_without_kernels()
         return torch.device("cuda", torch.cuda.current_device()), None
-    fallback = f"device=cuda: {_why_no_cuda()}; running on the CPU instead."
-    return torch.device("cpu"), fallback if requested == "cuda" else None
+    if requested in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps"), None
+    reason = _why_no_cuda() if requested == "cuda" else "torch finds no GPU of Apple's here"
+    fallback = f"device={requested}: {reason}; running on the CPU instead."
+    return torch.device("cpu"), fallback if requested in ("cuda", "mps") else None
+
+
+def _refuse_without_kernels() -> None:
+    """Raise a SegFitError if the first kernel on the present card would fail: not every build has those of every card."""
+    import torch
+
+    built_for = torch.cuda.get_arch_list()
+    if torch.version.hip is not None or not built_for:
+        return
+    own = torch.cuda.get_device_capability()
+    kinds = [re.fullmatch(r"(sm|compute)_(\d+)(\d).*", name) for name in built_for]
+    known = [(kind[1], (int(kind[2]), int(kind[3]))) for kind in kinds if kind]
+    # Machine code runs on later cards of its generation, PTX is compiled for any later card.
+    if any(one <= own and (kind == "compute" or one[0] == own[0]) for kind, one in known):
+        return
+    older = all(own < one for _, one in known)
+    build = "for CUDA 12.6 (…/whl/cu126)" if older else "for a newer CUDA"
+    raise SegFitError(
+        f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (compute capability "
+        f"{own[0]}.{own[1]}), only for {', '.join(built_for)}. Install a build {build}: "
+        f"https://pytorch.org/get-started/locally. Another card: CUDA_VISIBLE_DEVICES=1. Without one: device=cpu."
+    )
 
 
 def _why_no_cuda() -> str:
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:
-        return "this build of torch is for the CPU only"
-    if visible_cards():
+        return "this build of torch has no CUDA"
+    if visible_gpus():
         return f"the driver is too old for torch {torch.__version__} (CUDA {torch.version.cuda}): update it"
     return "torch finds no CUDA card"
 
@@ -101,7 +74,7 @@ def device_name(device: "torch.device") -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / GIB:.1f} GiB"
-    return _cpu_label()
+    return f"Apple GPU ({cpu_name()})" if device.type == "mps" else _cpu_label()
 
 
 def _cpu_label() -> str:
@@ -122,23 +95,16 @@ def machine() -> dict[str, Any]:
 
 
 def _torch_facts() -> dict[str, Any]:
-    if "torch" not in sys.modules and not visible_cards():  # nothing ran on a card
+    if "torch" not in sys.modules and not visible_gpus():  # nothing ran on a card
         return {"device": _cpu_label(), "torch": metadata.version("torch"), "cuda": None}
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     return {
-        "device": device_name(torch.device("cuda" if cuda else "cpu")),
+        "device": device_name(torch.device("cuda" if cuda else "mps" if mps else "cpu")),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
     }
-
-
-def driver_version() -> str | None:
-    """Return the version of NVIDIA's driver, or None without one."""
-    with nvml() as library, contextlib.suppress(Exception):
-        return str(library.nvmlSystemGetDriverVersion())
-    return None
 
 
 def cpu_name() -> str:

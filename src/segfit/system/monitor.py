@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
+from segfit.system.cards import GIB, nvml, visible_gpus
 from segfit.system.cores import core_ids
-from segfit.system.hardware import GIB, nvml, visible_handles
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Probe:
         _cpu_percent()  # psutil measures from one call to the next
         library = self._stack.enter_context(nvml())
         with contextlib.suppress(Exception):  # a card that fell off the bus, no permission
-            if library is not None and (handles := visible_handles(library)):
-                name = str(library.nvmlDeviceGetName(handles[0]))
-                total = library.nvmlDeviceGetMemoryInfo(handles[0]).total / GIB
-                self._library, self._handle = library, handles[0]
-                self.source, self.name, self.total_gib = "NVML", name, total
+            if library is not None and (cards := visible_gpus()):
+                handle = cards[0].handle(library)
+                name = str(library.nvmlDeviceGetName(handle))
+                self._library, self._handle = library, handle
+                self.source, self.name, self.total_gib = "NVML", name, cards[0].total_gib
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,7 +11,8 @@ from segfit.assembly.data import make_held_out_batches
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.training import make_training
 from segfit.engine.evaluate import evaluate
-from segfit.system.hardware import GIB, resolve_device
+from segfit.system.cards import GIB
+from segfit.system.hardware import resolve_device
 from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.change import changed
 from segfit.tuning.measure import train_speed

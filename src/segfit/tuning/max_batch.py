@@ -15,7 +15,8 @@ from segfit.assembly.task import assembly_of, planning_of
 from segfit.config.tasks import schema_of
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
-from segfit.system.hardware import GIB, resolve_device
+from segfit.system.cards import GIB
+from segfit.system.hardware import resolve_device
 from segfit.tuning.batch_trial import trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.memory.planner import CONTEXT, forecast_of

@@ -15,7 +15,8 @@ from segfit.assembly.data import check_data
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.tuned import tuned_for
 from segfit.engine.findings import Column, Findings, Table
-from segfit.system.hardware import GIB, resolve_device
+from segfit.system.cards import GIB
+from segfit.system.hardware import resolve_device
 from segfit.tuning import local_recipe
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.errors import SegFitError
-from segfit.system.hardware import GIB
+from segfit.system.cards import GIB
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, changed
 from segfit.tuning.memory.curve import PARTS, Forecast

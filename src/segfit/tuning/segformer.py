@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from segfit.assembly.training import make_training
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
-from segfit.system.hardware import GIB
+from segfit.system.cards import GIB
 from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import changed

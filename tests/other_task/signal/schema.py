@@ -6,6 +6,7 @@ from segfit.config.schema import DataConfig, EvaluateConfig, ModelConfig, RunCon
 from segfit.tasks.defaults import smaller_samples  # noqa: F401
 
 UNIT = "signal"
+FLOAT64 = False
 MONITORS = {"mse": "min", "loss": "min"}
 COLUMNS = {"mse": "MSE"}
 USED = ()

@@ -6,7 +6,7 @@ import torch
 from segfit.engine import precision
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
 
-VOLTA, AMPERE, OLD_CPU, NEW_CPU = "volta", "ampere", "old cpu", "new cpu"
+VOLTA, AMPERE, APPLE, OLD_CPU, NEW_CPU = "volta", "ampere", "apple", "old cpu", "new cpu"
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def device(request, monkeypatch) -> torch.device:
     capability = (8, 0) if machine == AMPERE else (7, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: machine == NEW_CPU)
-    return torch.device("cpu" if "cpu" in machine else "cuda")
+    return torch.device({APPLE: "mps", OLD_CPU: "cpu", NEW_CPU: "cpu"}.get(machine, "cuda"))
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,8 @@ def device(request, monkeypatch) -> torch.device:
         (VOLTA, "bf16", "fp16"),
         (VOLTA, "fp16", "fp16"),
         (VOLTA, "fp32", "fp32"),
+        (APPLE, "auto", "fp32"),
+        (APPLE, "fp16", "fp32"),
         (OLD_CPU, "auto", "fp32"),
         (OLD_CPU, "bf16", "fp32"),
         (OLD_CPU, "fp16", "fp32"),

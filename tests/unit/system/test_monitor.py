@@ -1,15 +1,15 @@
 """The sampler, on this machine and on a stand-in for NVIDIA's library."""
 
-import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from segfit.system import hardware
+from segfit.system.cards import GIB
 from segfit.system.monitor import Monitor, Probe, Sample, summed_up
-from tests.unit.system.test_hardware import FakeNvml
+from tests.unit.system import test_cards as fakes
+from tests.unit.system.test_cards import LARGE, FakeDriver, FakeNvml
 
 
 class Card(FakeNvml):
@@ -18,7 +18,7 @@ class Card(FakeNvml):
     NVML_TEMPERATURE_GPU = 0
 
     def __init__(self, *silent: str) -> None:
-        super().__init__(8.0)
+        super().__init__({LARGE: 8192})
         self.silent = silent
 
     def _answer(self, name: str, value: object) -> object:
@@ -27,31 +27,30 @@ class Card(FakeNvml):
         assert self.open, "asked before nvmlInit or after nvmlShutdown"
         return value
 
-    def lose(self, handle: int) -> None:
+    def lose(self, handle: str) -> None:
         raise RuntimeError("GPU is lost")
 
-    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+    def nvmlDeviceGetName(self, handle: str) -> str:  # noqa: N802
         return "NVIDIA Stand-in"
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(total=8 * hardware.GIB, used=6 * hardware.GIB)
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=8 * GIB, used=6 * GIB)
 
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> object:  # noqa: N802
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> object:  # noqa: N802
         return self._answer("utilisation", SimpleNamespace(gpu=87, memory=12))
 
-    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> object:  # noqa: N802
+    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> object:  # noqa: N802
         assert sensor == self.NVML_TEMPERATURE_GPU
         return self._answer("temperature", 71)
 
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> object:  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> object:  # noqa: N802
         return self._answer("power_w", 123456)
 
 
 @pytest.fixture
 def plug_in(monkeypatch):
     def plug_in(card):
-        monkeypatch.setitem(sys.modules, "pynvml", card)
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        fakes.plug_in(monkeypatch, FakeDriver({LARGE: 8192}), card)
         return card
 
     return plug_in
@@ -84,7 +83,7 @@ def test_a_hidden_card_is_not_watched(plug_in, monkeypatch):
         assert probe.source == "psutil"
 
 
-@pytest.mark.parametrize("library", [None, FakeNvml(8.0, broken=True), FakeNvml()])
+@pytest.mark.parametrize("library", [None, FakeNvml({LARGE: 8192}, broken=True), FakeNvml({})])
 def test_without_nvml_the_processor_is_watched(plug_in, library):
     plug_in(library)
     with Probe() as probe:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from segfit.system.hardware import GIB
+from segfit.system.cards import GIB, Gpu
 from segfit.tasks.segmentation.schema import held_out_shape
 from segfit.tuning.memory import cache, planner
 from segfit.tuning.memory.curve import Curve, Forecast, Moment
@@ -144,7 +144,8 @@ def test_plain_values_only():
     [([], 12.0, "12 GB"), ([10.0, 24.0], 10.0, "10 GB"), ([24.0], 12.0, "12 GB")],
 )
 def test_the_card_is_the_recipes_unless_the_one_here_is_smaller(monkeypatch, visible, gib, name):
-    monkeypatch.setattr(planner, "visible_cards", lambda: visible)
+    gpus = [Gpu(size, "") for size in visible]
+    monkeypatch.setattr(planner, "visible_gpus", lambda: gpus)
     card = card_of(compose_benchmark("plan", "hardware=12gb", "device=auto"))
     assert (card.device_type, card.gib, card.name) == ("cuda", gib, name)
 

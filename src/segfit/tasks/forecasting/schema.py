@@ -20,6 +20,7 @@ from segfit.config.schema import (
 )
 
 UNIT = "window"
+FLOAT64 = True
 MONITORS = dict.fromkeys(("mse", "mae", "mase", "loss"), "min") | {"ic": "max", "hit_rate": "max"}
 COLUMNS = {"mse": "MSE", "mae": "MAE", "mse_last": "last value's MSE"}
 # Whose errors are counted: the model's, and those of two forecasts that need none.

@@ -23,6 +23,7 @@ from segfit.config.schema import (
 )
 
 UNIT = "patch"
+FLOAT64 = True
 # Scores that can pick the best checkpoint, and whether more or less of them is better.
 MONITORS = {"psnr": "max", "ssim": "max", "loss": "min"}
 # Scores that are shown, in this order, and what they are called.

@@ -24,6 +24,7 @@ from segfit.errors import SegFitError, nearest
 
 LARGEST_SIDE = 16384  # of image_size in pixels
 UNIT = "img"
+FLOAT64 = False
 # Scores that can pick the best checkpoint, and whether more or less of them is better.
 MONITORS = {
     **dict.fromkeys(

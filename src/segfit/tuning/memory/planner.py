@@ -9,7 +9,8 @@ import psutil
 from omegaconf import DictConfig
 
 from segfit.config.tasks import schema_of
-from segfit.system.hardware import GIB, cpu_has_bf16, visible_cards
+from segfit.system.cards import GIB, visible_gpus
+from segfit.system.hardware import cpu_has_bf16
 from segfit.tuning.memory import cache
 from segfit.tuning.memory.curve import Forecast
 
@@ -56,7 +57,9 @@ def card_of(config: DictConfig) -> Card:
     """Return the smaller of the card that a recipe is made for and the one in this machine; without either, the CPU."""
     if config.device != "cpu":
         recipe = config.hardware.vram_gb
-        sizes = [*([] if recipe is None else [float(recipe)]), *visible_cards()[:1]]
+        sizes = [gpu.total_gib for gpu in visible_gpus()[:1]]
+        if recipe is not None:
+            sizes.append(float(recipe))
         if sizes:
             return Card("cuda", min(sizes))
     return Card("cpu", psutil.virtual_memory().total / GIB)

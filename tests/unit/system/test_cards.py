@@ -1,0 +1,192 @@
+"""Which cards a process sees, told by stand-ins for NVIDIA's driver and for NVML, which disagree as the real ones do."""
+
+import ctypes
+import os
+import sys
+from importlib import metadata
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from segfit.system import cards
+
+MIB = 2**20
+SMALL, LARGE, MIDDLE = "aaaa1111", "bbbb2222", "cccc3333"  # by the bus
+MIG = "dddd4444"  # a slice of the large one
+
+
+def uuid(start: str) -> str:
+    return f"{start}-0000-0000-0000-000000000000"
+
+
+class FakeDriver:
+    """libcuda: the fastest card first, and CUDA_VISIBLE_DEVICES as NVIDIA documents it.
+
+    Of a list, what comes before the first entry that names no card counts; a card is named by its number or the beginning of
+    its UUID.
+    """
+
+    prefix, uuid_function = "cu", "cuDeviceGetUuid_v2"
+
+    def __init__(self, mib: dict[str, int], slices: dict[str, int] | None = None) -> None:
+        self.mib, self.slices = mib, slices or {}
+
+    def visible(self) -> list[str]:
+        wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if wanted is None:
+            return list(self.mib)
+        found: list[str] = []
+        for text in map(str.strip, wanted.split(",")):
+            named = [name for name in self.mib if text and f"GPU-{uuid(name)}".startswith(text)]
+            named += [name for name in self.slices if f"MIG-{uuid(name)}" == text]
+            if text.isdigit() and int(text) < len(self.mib):
+                named = [list(self.mib)[int(text)]]
+            if len(named) != 1:
+                break
+            if named[0] in found:  # the same card twice: none
+                return []
+            found += named
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        calls = {
+            f"{self.prefix}Init": lambda _: 0 if self.visible() else 100,
+            "cuDeviceGetCount": self.count,
+            "hipGetDeviceCount": self.count,
+            f"{self.prefix}DeviceGet": self.get,
+            "cuDeviceTotalMem_v2": self.total,
+            "hipDeviceTotalMem": self.total,
+            "cuDeviceGetUuid": lambda buffer, device: self.name(buffer, ctypes.c_int(0)),  # v1
+            self.uuid_function: self.name,
+        }
+        if name in calls and name.startswith(self.prefix):
+            return calls[name]
+        raise AttributeError(name)
+
+    def count(self, number: Any) -> int:
+        number._obj.value = len(self.visible())
+        return 0
+
+    def get(self, device: Any, index: int) -> int:
+        device._obj.value = index
+        return 0
+
+    def total(self, size: Any, device: Any) -> int:
+        size._obj.value = (self.mib | self.slices)[self.visible()[device.value]] * MIB
+        return 0
+
+    def name(self, buffer: Any, device: Any) -> int:
+        buffer.raw = UUID(uuid(self.visible()[device.value])).bytes
+        return 0
+
+
+class FakeNvml:
+    """As much of pynvml as SegFit calls: every card by the bus, whatever CUDA may use of them."""
+
+    def __init__(self, mib: dict[str, int], *, broken: bool = False) -> None:
+        self.mib, self.broken, self.open = mib, broken, False
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if self.broken:
+            raise RuntimeError("Driver Not Loaded")
+        self.open = True
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open = False
+
+    def nvmlDeviceGetHandleByUUID(self, name: str) -> str:  # noqa: N802
+        for start in self.mib:
+            if name in (f"GPU-{uuid(start)}", f"MIG-{uuid(start)}"):
+                return start
+        raise RuntimeError("Not Found")
+
+    def nvmlDeviceGetName(self, handle: str) -> str:  # noqa: N802
+        return handle
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=self.mib[handle] * MIB, free=(self.mib[handle] - 100) * MIB)
+
+
+def plug_in(monkeypatch: pytest.MonkeyPatch, driver: Any, library: Any) -> None:
+    """Let this process find a driver (None: there is none) and NVML."""
+
+    def load(name: str) -> Any:
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return driver
+
+    monkeypatch.setattr(cards, "ctypes", SimpleNamespace(**{**vars(ctypes), "CDLL": load}))
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    mib = {LARGE: 24564, MIDDLE: 12288, SMALL: 4096}
+    driver = FakeDriver(mib, {MIG: 9856})
+    plug_in(monkeypatch, driver, FakeNvml({SMALL: 4096, LARGE: 24564, MIDDLE: 12288, MIG: 9856}))
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen", "tier"),
+    [
+        (None, [LARGE, MIDDLE, SMALL], "24gb"),  # the fastest first, not by the bus
+        ("", [], "cpu"),
+        ("-1", [], "cpu"),
+        ("NoDevFiles", [], "cpu"),
+        ("99", [], "cpu"),
+        (" 1 ", [MIDDLE], "12gb"),
+        ("2,0", [SMALL, LARGE], "4gb"),
+        ("0,99,1", [LARGE], "24gb"),
+        ("GPU-cccc", [MIDDLE], "12gb"),
+        (f"GPU-{uuid(SMALL)},GPU-{uuid(LARGE)}", [SMALL, LARGE], "4gb"),
+        (f"MIG-{uuid(MIG)}", [MIG], "12gb"),
+        ("1,GPU-aaaa1111", [MIDDLE, SMALL], "12gb"),
+    ],
+)
+def test_cards_are_those_that_cuda_shows(machine, monkeypatch, visible, seen, tier):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = cards.visible_gpus()
+    assert [card.uuid for card in found] == list(map(uuid, seen))
+    assert cards.detect_tier() == tier
+    with cards.nvml() as library:  # the same cards by their UUIDs, whatever NVML's order
+        assert [library.nvmlDeviceGetName(card.handle(library)) for card in found] == seen
+    for card in found:
+        assert card.free_gib() == pytest.approx(card.total_gib - 100 / 1024)
+
+
+@pytest.mark.parametrize(
+    ("mib", "tier"),
+    [(4096, "4gb"), (6144, "8gb"), (7799, "8gb"), (10240, "12gb"), (11264, "12gb"), (12288, "12gb"),
+     (9856, "12gb"), (16380, "24gb"), (15360, "24gb"), (20475, "24gb"), (23034, "24gb"),
+     (24564, "24gb"), (81559, "24gb"), (97887, "24gb"), (2048, "4gb"), (5900, "8gb"), (15109, "24gb")],
+)  # fmt: skip
+def test_a_card_gets_the_recipe_of_its_size(mib, tier):
+    assert cards.tier_of(mib / 1024) == tier
+
+
+@pytest.mark.parametrize("library", [None, FakeNvml({}), FakeNvml({}, broken=True)])
+def test_without_nvml_the_driver_suffices(monkeypatch, library):
+    """GB10 and others, of whose memory NVML says nothing."""
+    plug_in(monkeypatch, FakeDriver({LARGE: 122502}), library)
+    (card,) = cards.visible_gpus()
+    assert cards.detect_tier() == "24gb"
+    assert card.free_gib() == card.total_gib == pytest.approx(122502 / 1024)
+
+
+def test_rocm_counts_as_cuda(monkeypatch):
+    class Hip(FakeDriver):
+        prefix, uuid_function = "hip", "hipDeviceGetUuid"
+
+    plug_in(monkeypatch, Hip({LARGE: 24560}), None)
+    assert cards.detect_tier() == "cpu"  # this torch is not for it
+    monkeypatch.setattr(metadata, "version", lambda _: "2.14.1+rocm7.1")
+    assert cards.detect_tier() == "24gb"
+
+
+def test_without_a_driver_it_is_the_cpu(monkeypatch):
+    plug_in(monkeypatch, None, FakeNvml({LARGE: 24564}))
+    assert (cards.visible_gpus(), cards.detect_tier()) == ([], "cpu")
