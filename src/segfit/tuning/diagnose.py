@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.task import planning_of
 from segfit.assembly.training import make_training
+from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.precision import native_precisions
@@ -57,7 +58,8 @@ _NOTABLE = 0.3  # share of the time from which validation or saving is worth a s
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Record the training, try what might be faster, and say what is; apply=true trains again with it."""
     seconds = config.seconds or SECONDS
-    total = len(list(settings(config))) + 3 + config.benchmark.apply
+    cuda = resolve_device(config.device)[0].type == "cuda"
+    total = len(list(settings(config))) + 3 + cuda + config.benchmark.apply
     names: list[str] = []
 
     def measuring(what: str) -> None:
@@ -73,8 +75,13 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             f"batch_size={config.batch_size} does not fit into memory: set batch_size lower and accumulate higher. "
             f"benchmark=max_batch finds the largest that fits."
         )
+    launching = 0.0
+    if cuda:
+        measuring("what launching it takes")
+        launching = resident(config, _smallest(config), seconds) or arithmetic
     tried = try_settings(config, bench, seconds, arithmetic, samples, measuring)
-    found = verdict(facts := replace(facts, resident=arithmetic, tried=tried))
+    facts = replace(facts, resident=arithmetic, launching=launching, tried=tried)
+    found = verdict(facts)
     applied = None
     if config.benchmark.apply and found.best is not None:
         measuring(f"the training with {found.best.change.typed}")
@@ -91,7 +98,7 @@ def recorded(
     Nothing of the training is kept: what is tried next needs the memory.
 
     Returns:
-        The facts, except for `resident` and `tried`; where the time went; the monitor's means; samples of the data set.
+        The facts, except for `resident`, `launching` and `tried`; where the time went; the monitor's means; samples of the data set.
     """
     config = changed(
         config, {"epochs": _ENDLESS, "max_steps": None, "patience": None, "resume": None}
@@ -122,6 +129,7 @@ def recorded(
         update=timeline.update,
         phases={name: value / timeline.updates for name, value in timeline.phases.items()},
         resident=0.0,
+        launching=0.0,
         costs=costs,
         workers=loader.num_workers,
         cores=available_cores(),
@@ -151,6 +159,13 @@ def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> 
             raise
         return None
     return float(speed["speed"]["ms_median"]) / 1000
+
+
+def _smallest(config: DictConfig) -> dict[str, Any]:
+    """Return options for as many kernels that have next to nothing to do."""
+    every = schema_of(config.task.name).smaller_samples(config, 1.0)
+    *_, (samples, _) = [({}, ""), *every]
+    return {**samples, "batch_size": 2}
 
 
 def settings(config: DictConfig) -> Iterator[Change]:

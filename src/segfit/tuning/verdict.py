@@ -2,7 +2,7 @@
 
 The model of an update's time, by which every change is predicted:
 
-- the host takes `host` seconds beside waiting for data, the device `resident` for the arithmetic of a batch that it has
+- the host takes `host` seconds beside waiting for data and for a full queue of kernels, the device `resident` for the arithmetic of a batch that it has
   already, the data side `loader` to make the samples of one update;
 - on the CPU they are one after the other without workers (host + loader), else side by side (the longer of them);
 - on CUDA the device works beside the host too: the longest of resident, host (+ loader without workers), loader;
@@ -59,6 +59,9 @@ class Facts:
     update: float  # wall-clock, without validation and checkpoints
     phases: Mapping[str, float]  # on the host's clock: data, copy, `ARITHMETIC`, logging
     resident: float  # of the arithmetic alone, with a batch that lies on the device
+    # That the host takes to launch the arithmetic on CUDA, measured with samples that cost the device nothing. Phases do not
+    # show it: a queue of about a thousand kernels is full behind a busy device, and launching waits for it.
+    launching: float
     costs: Costs
     workers: int
     cores: int  # that this process may use
@@ -79,11 +82,18 @@ class Facts:
 
     @property
     def host(self) -> float:
-        """What the host does beside waiting: for data and, on CUDA, for the device to be read."""
+        """What the host does beside waiting: for data and, on CUDA, for room in the queue and for the device to be read."""
         waiting = self.phase("data")
         if self.cuda and self.log_every >= RARELY:
             waiting += self.phase("logging")
+        if not self.in_step:
+            waiting += max(self.arithmetic - self.launching, 0.0)
         return max(self.update - waiting, 0.0)
+
+    @property
+    def arithmetic(self) -> float:
+        """What the arithmetic takes on the host's clock."""
+        return sum(self.phase(name) for name in ARITHMETIC)
 
     @property
     def in_step(self) -> bool:
@@ -95,7 +105,7 @@ class Facts:
         """What workers take from the arithmetic, which has the same cores: on the CPU, where no core is spare."""
         if self.cuda or self.workers == 0 or self.threads < self.cores:
             return 0.0
-        return max(sum(self.phase(name) for name in ARITHMETIC) - self.resident, 0.0)
+        return max(self.arithmetic - self.resident, 0.0)
 
     @property
     def loader(self) -> float:
@@ -238,6 +248,8 @@ def _tried(facts: Facts, tried: Resident) -> Prediction:
     host = facts.host + facts.disturbed * (times - 1)
     if facts.in_step:
         host += tried.seconds - facts.resident
+    else:  # its update cannot take the host longer to launch than it took in all
+        host -= max(min(facts.arithmetic, facts.launching) - tried.seconds, 0.0)
     loader = times * facts.loader
     if tried.change.options.get("augmentation") == "kornia-gpu" and facts.costs.total > 0:
         loader *= 1 - facts.costs.augment / facts.costs.total

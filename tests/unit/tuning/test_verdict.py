@@ -24,6 +24,7 @@ CARD = Facts(
         "logging": 30 * MS,  # 20 updates' worth of waiting for the device, spread over them
     },
     resident=50 * MS,
+    launching=19.5 * MS,
     costs=Costs(decode=10 * MS, fit=2 * MS, augment=1 * MS),
     cached=Costs(decode=0.1 * MS, augment=1 * MS),
     workers=8,
@@ -37,6 +38,7 @@ CPU = Facts(
     update=340 * MS,
     phases={"data": 40 * MS, "augmentation": 5 * MS, "forward": 90 * MS, "backward": 190 * MS, "optimizer": 10 * MS},
     resident=295 * MS,
+    launching=0.0,
     costs=Costs(decode=9 * MS, augment=1 * MS),
     cached=Costs(decode=0.1 * MS, augment=1 * MS),
     workers=0,
@@ -190,6 +192,57 @@ def test_a_faster_model_does_not_help_a_starved_card():
     assert next(
         one for one in predictions(facts) if one.change.name == "the stock model"
     ).gain == pytest.approx(1)
+
+
+# A busy card: the queue is full, so that launching takes the host as long as the device takes for all of it.
+FULL_QUEUE = replace(
+    CARD,
+    update=100 * MS,
+    phases={
+        "data": 1 * MS,
+        "copy": 0.5 * MS,
+        "augmentation": 4 * MS,
+        "forward": 33 * MS,
+        "backward": 55 * MS,
+        "optimizer": 4.5 * MS,
+        "logging": 2 * MS,
+    },
+    resident=98 * MS,
+    launching=20 * MS,
+    costs=Costs(decode=2 * MS, fit=1 * MS, augment=1 * MS),
+    cached=None,
+)
+
+
+def test_a_full_queue_does_not_hide_what_a_busy_card_would_gain():
+    trials = [
+        tried("full precision", {"precision": "bf16"}, 45 * MS, 16),
+        tried("many small kernels", {"compile": True}, 60 * MS, 16),
+        tried("the stock model", {"model.fast": True}, 70 * MS, 16),
+    ]
+    found = verdict(replace(FULL_QUEUE, tried=trials))
+    assert (found.bottleneck, found.best.change.typed) == ("full precision", "precision=bf16")
+    assert found.best.gain == pytest.approx(100 / 45)
+    gains = [one.gain for one in found.predictions if one.change.name != "too few workers"]
+    assert gains == pytest.approx([100 / 45, 100 / 60, 100 / 70])
+
+
+def test_what_the_host_takes_to_launch_bounds_the_gain():
+    trials = [tried("full precision", {"precision": "bf16"}, 45 * MS, 16)]
+    found = verdict(replace(FULL_QUEUE, launching=60 * MS, tried=trials))
+    # the trial shows that it launches within 45 ms; copying and the rest of the host come on top
+    assert found.best.gain == pytest.approx(100 / 45.5)
+
+
+def test_fewer_launches_help_where_the_host_sets_the_pace():
+    launching = {"augmentation": 2, "forward": 4, "backward": 5, "optimizer": 1, "logging": 0}
+    phases = {name: value * MS for name, value in launching.items()}
+    facts = replace(CARD, update=12 * MS, phases=phases, resident=12 * MS, launching=12 * MS)
+    facts = replace(facts, costs=Costs(decode=1 * MS), cached=None)
+    compiled = tried("many small kernels", {"compile": True}, 5 * MS, 16)
+    found = verdict(replace(facts, tried=[compiled]))
+    assert found.best.change.typed == "compile=true"
+    assert found.best.gain == pytest.approx(12 / 5)
 
 
 # --------------------------------------------------------------------------------------- no card
