@@ -218,3 +218,18 @@ class AugmentationContract(ABC):
         steps = images.float().diff(dim=3).abs().amax((2, 3))
         assert (new_images.diff(dim=3).abs().amax((2, 3)) < 0.3 * steps).all()
         assert new_images.mean() == pytest.approx(images.float().mean().item(), rel=0.02)
+
+    @pytest.mark.parametrize(("hflip", "vflip"), [(1, 0), (0, 1), (1, 1), (0, 0)])
+    @pytest.mark.parametrize("affine", [0.0, 1.0])
+    def test_a_mirror_image_exchanges_the_classes_of_swap(
+        self, hflip: int, vflip: int, affine: float
+    ) -> None:
+        images, masks = scene()
+        options = {**ALL_OFF, "hflip": hflip, "vflip": vflip, "affine": affine}
+        plain = self.augment(options, images, masks, 3)
+        swapped = self.augment({**options, "swap": [[1, 2]]}, images, masks, 3)
+        assert torch.equal(plain[0], swapped[0])
+        table = torch.arange(IGNORE_INDEX + 1)
+        if hflip != vflip:  # both at once turn the image, and left stays left
+            table[[1, 2]] = table[[2, 1]]
+        assert torch.equal(swapped[1], table[plain[1]])

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from segfit.assembly.task import assembly_of
 from segfit.errors import SegFitError
 from tests.integration.evaluating import evaluate
-from tests.integration.training import train
+from tests.integration.training import compose_run, train
 from tests.unit.data.files import save
 
 
@@ -40,3 +41,22 @@ def test_a_score_that_nothing_decides_picks_no_best_and_stops_nothing(tmp_path) 
     with pytest.raises(SegFitError, match=r"no validation gave the monitored score a value\. Take"):
         evaluate(tmp_path)
     assert evaluate(tmp_path, checkpoint="last").result.scores["pixel_accuracy"] >= 0
+
+
+def test_sides_that_flips_confuse_are_told_with_the_remedy() -> None:
+    def told(*overrides: str) -> list[str]:
+        names = "data.class_names=[face,left_eye,right_eye,nose]"
+        config = compose_run(names, *overrides)
+        sources = assembly_of(config).make_sources(config)
+        return list(assembly_of(config).check_sources(config, sources, {}).notices)
+
+    (notice,) = told()
+    assert notice == (
+        "A mirror image exchanges left_eye and right_eye, but flips do not: set augmentation.swap=[[1,2]] in training, or "
+        "augmentation.hflip=0."
+    )
+    assert told("augmentation.swap=[[2,1]]") == []
+    assert told("augmentation.hflip=0") == []
+    assert told("augmentation=none") == []
+    faces = compose_run("data=face_parsing", "data.root=x", base=())
+    assert assembly_of(faces)._unswapped(faces) == ""

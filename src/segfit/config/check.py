@@ -48,7 +48,7 @@ def _check_used(config: DictConfig, rows: Sequence[tuple[str, str, str]]) -> Ite
             continue
         choice = group if leaf == "name" else switch
         defaults = OmegaConf.structured(OmegaConf.get_type(config[group]))
-        for name in names.split() or [name for name in config[group] if name != leaf]:
+        for name in names.split():
             key, value = f"{group}.{name}", config[group][name]
             changed = value != defaults[name] and not typed & {group, switch}
             if value and (key in typed or changed):

@@ -40,7 +40,7 @@ def option(
 
 
 # Which options have an effect, as (switch, its values, names beside it): only with one of these values, or with any but
-# 0 and null where there are none; without names, all of the switch's group.
+# 0 and null where there are none.
 USED = (
     ("precision.name", "auto fp16", "init_scale growth_interval"),
     ("scheduler.name", "cosine poly", "min_factor"),

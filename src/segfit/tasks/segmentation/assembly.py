@@ -18,7 +18,7 @@ from segfit.errors import SegFitError
 from segfit.models.build import make_model
 from segfit.models.weights import Weights
 from segfit.tasks.defaults import remark, samples_per_read
-from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.classes import Classes, sided_pairs
 from segfit.tasks.segmentation.data.dataset import (
     Augment,
     EvalDataset,
@@ -94,7 +94,26 @@ def check_sources(
 ) -> PreflightReport:
     """Look at the files of some splits, which need so many samples; raise a SegFitError with every problem."""
     skip = config.data.on_bad_sample == "skip"
-    return check_masks(sources, check=config.data.check, skip=skip, needs=needs, progress=progress)
+    report = check_masks(
+        sources, check=config.data.check, skip=skip, needs=needs, progress=progress
+    )
+    augmentation = config.augmentation
+    flips = [key for key in ("hflip", "vflip") if augmentation[key] > 0]
+    if augmentation.name != "none" and flips and (sides := _unswapped(config)):
+        off = " ".join(f"augmentation.{key}=0" for key in flips)
+        report.notices.append(f"{sides} in training, or {off}.")
+    return report
+
+
+def _unswapped(config: DictConfig) -> str:
+    """Return what to do about classes that differ by left and right and are not in `augmentation.swap`, "" without any."""
+    names, swap = make_classes(config.data).names, plain(config.augmentation)["swap"] or []
+    pairs = [list(pair) for pair in sided_pairs(names) if sorted(pair) not in map(sorted, swap)]
+    if not pairs:
+        return ""
+    told = "; ".join(f"{names[one]} and {names[other]}" for one, other in pairs)
+    value = str(swap + pairs).replace(" ", "")
+    return f"A mirror image exchanges {told}, but flips do not: set augmentation.swap={value}"
 
 
 def make_train_dataset(config: DictConfig, source: LabelledSource) -> TrainDataset:
@@ -261,7 +280,7 @@ def make_loss(config: DictConfig, class_weights: list[float] | None) -> Segmenta
 def make_predictor(config: DictConfig, *, overlap: float = 0.5, flip: bool = False) -> Predictor:
     """Return how images become logits: whole, or in windows of image_size."""
     window = size_of(config.image_size) if config.data.fit == "crop" else None
-    return Predictor(window, overlap, flip)
+    return Predictor(window, overlap, flip, plain(config.augmentation)["swap"] or ())
 
 
 def make_augment(config: DictConfig, name: str) -> Augment | None:
@@ -292,6 +311,10 @@ def make_mix(config: DictConfig) -> Augment | None:
 def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str], None]) -> None:
     """Change in a run's config what the options of evaluate.py say about the task."""
     config.augmentation.name = "none"
+    if options.flip and (sides := _unswapped(config)):
+        notice(
+            f"flip=true averages classes with each other. {sides} in training, or leave flip away."
+        )
     if options.sliding_window:
         config.data.fit = "crop"
     if config.data.fit == "crop" and options.batch_size not in (None, 1):

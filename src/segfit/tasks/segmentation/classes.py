@@ -5,6 +5,8 @@ count nowhere: not in the loss, not in a metric, not in the normalisation of eit
 """
 
 import colorsys
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 IGNORE_INDEX = 255
@@ -30,6 +32,27 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+_SIDES = {
+    "left": "right",
+    "link": "recht",
+    "左": "右",
+    "gauche": "droite",
+    "izquierd": "derech",
+    "sinistr": "destr",
+}
+
+
+def sided_pairs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the classes whose names differ by left and right alone: left_eye and right_eye, ear.L and ear.R, 左眼 and 右眼."""
+    lower = [name.lower() for name in names]
+    for index, name in enumerate(names):
+        others = [lower[index].replace(left, right) for left, right in _SIDES.items()]
+        others.append(re.sub(r"L(?![a-z])|(?<![A-Za-z])l(?![A-Za-z])", "r", name).lower())
+        for other in {*others} - {lower[index]}:
+            if other in lower:
+                yield index, lower.index(other)
 
 
 def distinct_colors(count: int, background: int | None = None) -> tuple[tuple[int, int, int], ...]:

@@ -1,5 +1,6 @@
 """From a model's logits to logits and class indices at an image's own size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +20,22 @@ class Predictor:
         window: (height, width) of a sliding window, or None to predict whole images.
         overlap: share (0-1) of a window that the next one covers again.
         flip: average with the prediction of the mirrored image.
+        swap: pairs of classes that a mirror image exchanges.
     """
 
     window: tuple[int, int] | None = None
     overlap: float = 0.5
     flip: bool = False
+    swap: Sequence[Sequence[int]] = ()
 
     def __call__(self, forward: Forward, images: Tensor) -> Tensor:
         """Return logits (B, num_classes, H, W) of normalised images (B, 3, H, W)."""
         logits = self._windows(forward, images)
         if self.flip:
-            logits = (logits + self._windows(forward, images.flip(-1)).flip(-1)) / 2
+            mirrored = self._windows(forward, images.flip(-1)).flip(-1)
+            for one, other in self.swap:
+                mirrored[:, [one, other]] = mirrored[:, [other, one]]  # synchronises
+            logits = (logits + mirrored) / 2
         return logits
 
     def _windows(self, forward: Forward, images: Tensor) -> Tensor:

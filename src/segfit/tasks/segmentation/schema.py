@@ -99,6 +99,10 @@ class AugmentationConfig:
     name: str = option(REQUIRED, "Where it runs.", choices=("none", "cpu", "kornia-gpu"))
     hflip: float = option(0.5, "Probability of a left-right flip.", ge=0, le=1)
     vflip: float = option(0.0, "Probability of an upside-down flip.", ge=0, le=1)
+    swap: list[list[int]] | None = option(
+        None,
+        "Pairs of classes that a mirror image exchanges, left and right: [[4, 5], …]. For flips here and in evaluate.py.",
+    )
     affine: float = option(0.7, "Probability of rotation and scale.", ge=0, le=1)
     degrees: float = option(20.0, "Rotation is drawn from ± this many degrees.", ge=0, le=180)
     scale: list[float] = option(
@@ -232,7 +236,12 @@ USED = (
     ("loss.name", "focal", "focal_gamma"),
     ("loss.name", "tversky", "tversky_alpha tversky_beta"),
     ("loss.class_weights", "balanced", "balance"),
-    ("augmentation.name", "cpu kornia-gpu", ""),
+    (
+        "augmentation.name",
+        "cpu kornia-gpu",
+        "hflip vflip affine degrees scale color_jitter brightness contrast saturation "
+        "hue blur blur_sigma noise noise_std mixup mixup_alpha cutmix cutmix_alpha",
+    ),
     ("augmentation.affine", "", "degrees scale"),
     ("augmentation.color_jitter", "", "brightness contrast saturation hue"),
     ("augmentation.blur", "", "blur_sigma"),
@@ -387,6 +396,13 @@ def _check_classes(config: DictConfig) -> Iterator[str]:
             yield f"data.class_colors: {shown(color)} is no RGB triple of 0 to 255."
     if data.background is not None and data.background >= count:
         yield f"data.background={data.background}: must be below num_classes={count}."
+    pairs = [list(pair) for pair in config.augmentation.swap or []]
+    swapped = [label for pair in pairs for label in pair]
+    whole = all(type(label) is int and 0 <= label < count for label in swapped)
+    if not whole or len({*swapped}) < len(swapped) or any(len(pair) != 2 for pair in pairs):
+        yield (
+            f"augmentation.swap={shown(pairs)}: must be pairs of classes (0 to {count - 1}), each class in one of them at most."
+        )
     weights = config.loss.class_weights
     if isinstance(weights, str):
         if weights not in ("none", "balanced"):

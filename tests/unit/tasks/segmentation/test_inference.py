@@ -73,3 +73,16 @@ def test_flip_averages_with_the_mirror_image():
     torch.testing.assert_close(
         Predictor(flip=True)(shifted, images.flip(-1)).flip(-1), averaged
     )  # a mirrored image gets the mirrored prediction
+
+
+@pytest.mark.parametrize("window", [None, (32, 32)])
+def test_the_mirrored_image_has_the_classes_of_swap_exchanged(window):
+    def sides(images: torch.Tensor) -> torch.Tensor:
+        """Tell left from right: class 1 from class 2."""
+        x = torch.linspace(-1, 1, images.shape[-1]).expand(len(images), 1, *images.shape[-2:])
+        return torch.cat([0 * x, -x, x], 1)
+
+    images = logits_of(2, 3, 32, 32)
+    found = Predictor(window, flip=True, swap=[[1, 2]])(sides, images)
+    torch.testing.assert_close(found, sides(images))
+    assert not Predictor(window, flip=True)(sides, images).any()

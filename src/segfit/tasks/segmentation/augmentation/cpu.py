@@ -41,6 +41,8 @@ class CpuAugment(AugmentationOptions):
             image, mask = image.flip(-1), mask.flip(-1)
         if drawn.vflip:
             image, mask = image.flip(-2), mask.flip(-2)
+        if drawn.hflip != drawn.vflip:  # both make a turn
+            mask = self.mirrored(mask)
         if drawn.affine:
             fill = [round(255 * value) for value in self.fill]
             image = _rotate_and_zoom(image, drawn, InterpolationMode.BILINEAR, fill)

@@ -44,6 +44,9 @@ class KorniaGpu(AugmentationOptions):
                 index, _ = chosen[name]
                 for batch in (images, masks):
                     batch.index_copy_(0, index, batch[index].flip(dim))
+        if "mirror" in chosen:
+            index, _ = chosen["mirror"]
+            masks.index_copy_(0, index, self.mirrored(masks[index]))
         if "affine" in chosen:
             index, moves = chosen["affine"]
             matrices, shifts = moves[:, :4].view(-1, 2, 2), moves[:, 4:]
@@ -76,6 +79,7 @@ def _choose(drawn: Draws) -> dict[str, Tensor]:
     parameters: dict[str, tuple[Tensor, ...]] = {
         "hflip": (drawn.hflip & ~drawn.affine,),
         "vflip": (drawn.vflip & ~drawn.affine,),
+        "mirror": (drawn.hflip ^ drawn.vflip,),  # both make a turn
         "affine": (drawn.affine, *_inverse_matrices(drawn), drawn.shift_x, drawn.shift_y),
         "color_jitter": (drawn.color_jitter, *colors),
         "blur": (drawn.blur, drawn.sigma),

@@ -23,6 +23,13 @@ class AugmentationOptions(AugmentationConfig):
     # that it moves no statistics.
     fill: Sequence[float] = (0.485, 0.456, 0.406)
 
+    def mirrored(self, masks: Tensor) -> Tensor:
+        """Return mirrored masks, of any shape and dtype, with the classes of `swap` exchanged."""
+        result = masks.clone() if self.swap else masks
+        for one, other in self.swap or ():
+            result.masked_fill_(masks == one, other).masked_fill_(masks == other, one)
+        return result
+
     def blur_radius(self, height: int, width: int) -> int:
         """Return the reach of the widest blur, in pixels; reflection needs it inside the image."""
         reach = int(TAPS_PER_SIGMA * max(self.blur_sigma) + 1)
