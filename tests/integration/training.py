@@ -96,8 +96,7 @@ def one_thread() -> Iterator[None]:
 def train(run: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Trained:
     """Train in this process, without console and files but for checkpoints and config."""
     config = compose_run(*overrides, base=base)
-    runs.save_config(config, overrides, run)
-    return _fit(config, run)
+    return _fit(config, run, overrides)
 
 
 def resume(run: Path, *overrides: str) -> Trained:
@@ -105,11 +104,14 @@ def resume(run: Path, *overrides: str) -> Trained:
     return _fit(runs.resumed_config(run, [f"resume={run}", *overrides]), run, resumed=True)
 
 
-def _fit(config: DictConfig, run: Path, *, resumed: bool = False) -> Trained:
+def _fit(
+    config: DictConfig, run: Path, overrides: Sequence[str] = (), *, resumed: bool = False
+) -> Trained:
     notices: list[str] = []
     heard = Recorder()
     with one_thread():
         training = make_training(config, run, notices.append, resumed=resumed)
+        runs.save_config(config, overrides, run, resumed=resumed)
         end = training.fit.run(heard, training.facts)
     return Trained(training, end, heard, run, notices + heard.notices)
 

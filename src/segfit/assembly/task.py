@@ -78,6 +78,9 @@ class TaskAssembly(Protocol):
 
     # Model, task ------------------------------------------------------------------------------
 
+    def settle(self, config: DictConfig, notice: Callable[[str], None]) -> None:
+        """Give options that are null, and that a run has to keep, what follows from the model; say so if it is unusual."""
+
     def make_network(self, config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
         """Return the model, and which weights it has."""
 

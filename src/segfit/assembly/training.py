@@ -60,6 +60,8 @@ def make_training(
     """
     refuse_differences(distributed, flat(plain(config)))
     assembly, schema = assembly_of(config), schema_of(config.task.name)
+    if not resumed:
+        assembly.settle(config, notice)
     extra = assembly.make_extra_metrics(config)
     mode = monitor_mode(config, extra)
     sources = assembly.make_sources(config)

@@ -5,7 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from segfit.models.weights import Weights
+from segfit.models.weights import Weights, locate, recorded_normalisation
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of RGB in 0-1
+IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def make_model(
@@ -38,6 +41,25 @@ def make_model(
     from segfit.models.timm_unet import make_timm_unet
 
     return make_timm_unet(num_classes=len(class_names), **values)
+
+
+def normalisation(options: Mapping[str, Any]) -> tuple[str, Normalisation | None]:
+    """Return which weights a model starts from, and the mean and std that they were made for; None: nobody says.
+
+    What lies beside the weights counts more than what timm knows of an encoder of this name. `options` as for `make_model`;
+    raises a SegFitError as it does.
+    """
+    weights, encoder = options.get("weights"), options.get("encoder")
+    if weights not in (None, "auto"):
+        found = recorded_normalisation(locate(weights))
+        if found is not None:
+            return weights, found
+    if encoder is None:
+        return options["name"], None
+    from timm import get_pretrained_cfg, is_model
+
+    known = get_pretrained_cfg(encoder) if is_model(encoder) else None
+    return encoder, known and (known.mean, known.std)
 
 
 def make_restorer(channels: int, options: Mapping[str, Any]) -> tuple[nn.Module, Weights]:

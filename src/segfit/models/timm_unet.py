@@ -205,11 +205,7 @@ def _find_weights(encoder: str, weights: str | None) -> tuple[Path | None, Weigh
     except WeightsUnavailableError as error:
         return None, random_after_all(name, str(error))
     read_state_dict(file)  # refuses what would run code before timm opens the file
-    return file, Weights(
-        name,
-        f"Pretrained encoder: {name}, made for data.mean={list(config.mean)}, "
-        f"data.std={list(config.std)}. The decoder is new.",
-    )
+    return file, Weights(name, f"Pretrained encoder: {name}. The decoder is new.")
 
 
 def _check_keys(encoder: str, file: Path) -> None:

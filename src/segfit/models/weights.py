@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -162,6 +163,22 @@ def weight_file(path: Path) -> Path:
     raise SegFitError(
         f"model.weights={path}: no checkpoint there ({' or '.join(WEIGHT_FILES)}); found {found}."
     )
+
+
+def recorded_normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and std that files of the hub's beside a checkpoint (or in its folder) name; None without such files."""
+    folder = path if path.is_dir() else path.parent
+    for file, keys in (
+        ("preprocessor_config.json", ("image_mean", "image_std")),
+        ("config.json", ("mean", "std")),
+    ):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            values = json.loads((folder / file).read_text("utf-8"))
+            values = values.get("pretrained_cfg", values)  # timm's
+            mean, std = (tuple(float(number) for number in values[key]) for key in keys)
+            if len(mean) == len(std) == 3:
+                return mean, std
+    return None
 
 
 def check_keys(file: Path, what: str, remedy: str, **wrong: Collection[str]) -> None:

@@ -37,6 +37,10 @@ def held_out_batch_size(config: DictConfig) -> int:
     return int(config.batch_size)
 
 
+def settle(*_: Any) -> None:
+    """Settle nothing: no option follows from the model."""
+
+
 def samples_per_read(_: DictConfig) -> int:
     """Return one: every sample is read for itself."""
     return 1

@@ -22,6 +22,7 @@ from segfit.tasks.defaults import (
     collate,
     held_out_batch_size,
     samples_per_read,
+    settle,
     statistics_need_train,
 )
 from segfit.tasks.forecasting.data.files import layout_of
@@ -32,7 +33,8 @@ from segfit.tasks.forecasting.schema import held_out_shape, remark
 from segfit.tasks.forecasting.task import ForecastingTask
 
 __all__ = [
-    "augments_in_workers", "collate", "held_out_batch_size", "remark", "samples_per_read", "statistics_need_train",
+    "augments_in_workers", "collate", "held_out_batch_size", "remark", "samples_per_read", "settle",
+    "statistics_need_train",
 ]  # fmt: skip
 
 _SCORES = ("loss", "mse", "mae", "true_mse", "true_mae", "mase", "ic", "hit_rate")

@@ -15,7 +15,7 @@ from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
-from segfit.models.build import make_model
+from segfit.models.build import IMAGENET, make_model, normalisation
 from segfit.models.weights import Weights
 from segfit.tasks.defaults import remark, samples_per_read
 from segfit.tasks.segmentation.classes import Classes, sided_pairs
@@ -168,6 +168,34 @@ def reading_options(config: DictConfig) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------- model
 
 
+def settle(config: DictConfig, notice: Callable[[str], None]) -> None:
+    """Give data.mean and data.std, where they are null, those of the model's pretrained weights, else ImageNet's.
+
+    Raises:
+        SegFitError: if weights that were named cannot be had.
+    """
+    name, known = normalisation(plain(config.model))
+    data = config.data
+    given = None not in (data.mean, data.std)
+    theirs = [list(values) for values in known or IMAGENET]
+    data.mean, data.std = data.mean or theirs[0], data.std or theirs[1]
+    if known and normalisation_of(config) != theirs:
+        notice(
+            f"data.mean={data.mean} data.std={data.std} stay as given, but {name} was pretrained with {theirs[0]} and "
+            f"{theirs[1]}: leave both away to take those."
+        )
+    elif known and known != IMAGENET and not given:
+        notice(f"data.mean={data.mean} data.std={data.std}: what {name} was pretrained with.")
+
+
+def normalisation_of(config: DictConfig) -> list[list[float]]:
+    """Return mean and std of RGB in 0-1; ImageNet's where no training has settled them, to measure or plan."""
+    return [
+        plain(config.data)[key] or list(values)
+        for key, values in zip(("mean", "std"), IMAGENET, strict=True)
+    ]
+
+
 def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
     """Return the model of a config, (B, 3, H, W) → (B, num_classes, H, W), and which weights it has.
 
@@ -242,11 +270,12 @@ def make_task(
     `panels` are the held-out samples to show, index → name; `predictor` says how held-out images become logits, None: as
     data.fit does. `statistics` are of `make_statistics`, `extra` of `make_extra_metrics`.
     """
+    mean, std = normalisation_of(config)
     return SegmentationTask(
         classes=make_classes(config.data),
         criterion=make_loss(config, (statistics or {}).get("class_weights")).to(device),
-        mean=torch.tensor(plain(config.data.mean), device=device).view(3, 1, 1),
-        std=torch.tensor(plain(config.data.std), device=device).view(3, 1, 1),
+        mean=torch.tensor(mean, device=device).view(3, 1, 1),
+        std=torch.tensor(std, device=device).view(3, 1, 1),
         augment=make_augment(config, "kornia-gpu"),
         mix=make_mix(config),
         predictor=predictor or make_predictor(config),
@@ -287,7 +316,7 @@ def make_augment(config: DictConfig, name: str) -> Augment | None:
     """Return what workers ("cpu") do to each sample or the device ("kornia-gpu") to each batch, if the config says so."""
     if config.augmentation.name != name:
         return None
-    options = {**plain(config.augmentation), "fill": plain(config.data.mean)}
+    options = {**plain(config.augmentation), "fill": normalisation_of(config)[0]}
     if name == "cpu":
         from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
 

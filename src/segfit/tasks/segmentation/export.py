@@ -6,9 +6,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.config.check import plain
 from segfit.models.build import for_inference
-from segfit.tasks.segmentation.assembly import make_classes
+from segfit.tasks.segmentation.assembly import make_classes, normalisation_of
 from segfit.tasks.segmentation.schema import size_of
 
 
@@ -37,9 +36,7 @@ def make_exported(
     config: DictConfig, model: nn.Module
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
     """Return what is exported of a run's model, which may be changed, example inputs by name, and text files."""
-    deployed = Deployed(
-        for_inference(model).cpu().float(), plain(config.data.mean), plain(config.data.std)
-    )
+    deployed = Deployed(for_inference(model).cpu().float(), *normalisation_of(config))
     images = torch.zeros(2, 3, *size_of(config.image_size), dtype=torch.uint8)
     classes = json.dumps(list(make_classes(config.data).names))
     return deployed.eval(), {"images": images}, {"classes.json": classes}

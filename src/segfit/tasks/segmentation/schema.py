@@ -151,8 +151,13 @@ class MaskDataConfig(DataConfig):
         "ignored. crop: random crops in training, a sliding window in evaluation.",
         choices=("stretch", "pad", "crop"),
     )
-    mean: list[float] = option([0.485, 0.456, 0.406], "Subtracted from RGB in 0-1.", ge=0, le=1)
-    std: list[float] = option([0.229, 0.224, 0.225], "Divides RGB in 0-1.", ge=0.001)
+    mean: list[float] | None = option(
+        None,
+        "Subtracted from RGB in 0-1. null: what the model's pretrained weights were made for, else ImageNet's.",
+        ge=0,
+        le=1,
+    )
+    std: list[float] | None = option(None, "Divides RGB in 0-1; null as for mean.", ge=0.001)
 
 
 @dataclass
@@ -369,7 +374,7 @@ def _check_ranges(config: DictConfig) -> Iterator[str]:
         if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
             yield f"{key}={shown(pair)}: must be [low, high]."
     for key in ("mean", "std"):
-        if len(config.data[key]) != 3:
+        if config.data[key] is not None and len(config.data[key]) != 3:
             yield f"data.{key}={shown(config.data[key])}: must be three numbers, for R, G and B."
     if config.loss.name == "tversky" and config.loss.tversky_alpha + config.loss.tversky_beta == 0:
         yield "loss.tversky_alpha=0 with loss.tversky_beta=0: the loss would be 0 whatever is predicted."
