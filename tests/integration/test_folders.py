@@ -114,7 +114,7 @@ def test_a_new_run_does_not_write_into_an_old_one(tmp_path):
     before = files(tmp_path / "old")
     code, output = train_by_command_line(tmp_path, *TINY, "hydra.run.dir=old")
     assert code == 2, output
-    assert "hydra.run.dir=old holds a run already. To resume it: resume=old;" in output
+    assert "old holds a run already. To resume it: resume=old;" in output
     after = files(tmp_path / "old")
     assert {
         path: time for path, time in after.items() if not path.name.startswith(".lock")
@@ -246,3 +246,22 @@ def test_what_others_typed_is_shown_and_nothing_more(untrusted, tmp_path):
     again = resume(untrusted, "max_steps=8")
     assert again.heard.steps == [8]
     assert not marker.exists()
+
+
+def test_a_run_has_a_name_and_the_newest_is_last(tmp_path):
+    def run(*arguments: str, script: str = "train.py") -> str:
+        done = finished(command(*arguments, script=script), tmp_path)
+        return f"{done.returncode} {done.stdout}{done.stderr}"
+
+    small = (*TINY, "max_steps=1", "limit_val_batches=1", "report.tensorboard=false")
+    assert "2 Error:\n  - last: there is no run below" in run("run=last", script="evaluate.py")
+    assert "2 Error:\n  - name=../b: must be a folder below outputs" in run(*small, "name=../b")
+    (tmp_path / "outputs/2000-01-01/00-00-00").mkdir(parents=True)  # older, and no run
+    assert run(*small, "name=a b/first").startswith("0 ")
+    again = run(*small, "name=a b/first")
+    assert "outputs/a b/first holds a run already. To resume it: resume=outputs/a b/first" in again
+    assert run("resume=last", "max_steps=2").startswith("0 ")
+    newest = tmp_path / "outputs/a b/first"
+    assert load_checkpoint(newest / "checkpoints/last.pt")["progress"]["update"] == 2
+    options = ("run=last", "device=cpu", "workers=0", "save_masks=false", "worst=0")
+    assert "outputs/a b/first, best" in run(*options, script="evaluate.py")

@@ -20,7 +20,7 @@ from segfit.cli import help as help_page
 from segfit.cli.explain import explain
 from segfit.config import tasks
 from segfit.errors import SegFitError
-from segfit.runs.folder import RunFolder
+from segfit.runs.folder import RunFolder, last_run
 from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
@@ -40,6 +40,10 @@ def setup() -> None:
     """
     # Before torch is imported: on a Mac, what its GPU cannot do runs on the CPU, and torch warns.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    try:
+        sys.argv[1:] = with_last_run(sys.argv[1:])
+    except SegFitError as error:
+        fail(error.problems)
     folders, arguments = tasks.config_folders(sys.argv[1:], CONF), sys.argv[1:]
     with contextlib.suppress(SegFitError):  # `run` says what is wrong
         arguments = sweep_record.resumed_arguments(arguments)
@@ -53,7 +57,9 @@ def setup() -> None:
     OmegaConf.register_new_resolver("help_page", help_page.page, replace=True)
     resolvers: dict[str, Callable[..., str]] = {
         "run_dir": run_dir,
-        "sweep_dir": lambda: new_folder(Path("multirun")),
+        "sweep_dir": lambda name: (
+            named_folder("multirun", name) if name else new_folder(Path("multirun"))
+        ),
         "benchmark_dir": lambda mode: new_folder(Path("outputs/benchmark"), f"{mode}-"),
     }
     for name, resolver in resolvers.items():
@@ -72,13 +78,25 @@ def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
     )
 
 
-def run_dir(resume: str | None) -> str:
-    """Return the folder of this run: the resumed one, or a new one; raise a SegFitError if `resume` is not a run folder."""
+def with_last_run(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the newest run in place of `last`; raise a SegFitError if there is none."""
+    keys = {"run=last": "run", "resume=last": "resume"}
+    return [
+        f"{keys[text]}={sweep_jobs.quoted(last_run())}" if text in keys else text
+        for text in arguments
+    ]
+
+
+def run_dir(resume: str | None, name: str | None) -> str:
+    """Return the folder of this run: the resumed one, or a new one.
+
+    Raises a SegFitError if `resume` is not a run folder, or `name` leads out of outputs.
+    """
     if resume is not None:
         folder = tasks.run_folder(resume)
         if Path(resume).name == "best.pt":
             raise SegFitError(
-                f"resume={resume}: a run goes on from its last state: resume={folder}."
+                f"resume={resume}: a run is resumed from its last state: resume={folder}."
             )
         if not RunFolder(folder).config.is_file():
             raise SegFitError(
@@ -88,7 +106,17 @@ def run_dir(resume: str | None) -> str:
         return str(folder)
     if launched().rank > 0:
         return "."  # the main process makes the folder and sends its name when all have joined
-    return new_folder(Path("outputs"))
+    return new_folder(Path("outputs")) if name is None else named_folder("outputs", name)
+
+
+def named_folder(parent: str, name: str) -> str:
+    """Return the folder of a name below `parent`; raise a SegFitError if it lies elsewhere."""
+    path = Path(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise SegFitError(
+            f"name={name}: must be a folder below {parent}. For others: hydra.run.dir=…"
+        )
+    return str(parent / path)
 
 
 def new_folder(parent: Path, prefix: str = "") -> str:

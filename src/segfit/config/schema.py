@@ -267,8 +267,12 @@ class RunConfig:
     )
     limit_train_batches: int | None = option(None, "Micro-batches an epoch, at the most.", ge=1)
     limit_val_batches: int | None = option(None, "Batches a validation, at the most.", ge=1)
+    name: str | None = option(
+        None, "Folder of the run below outputs, of a sweep below multirun; null: date and time."
+    )
     resume: str | None = option(
-        None, "A run folder to resume, with its config except for values given here."
+        None,
+        "A run folder to resume, with its config except for values given here; last: the newest run.",
     )
     resume_sweep: str | None = option(
         None, "A sweep's folder, for train.py alone; what is missing of it runs."
@@ -279,7 +283,7 @@ class RunConfig:
 class EvaluateConfig:
     """evaluate.py: everything about model and data comes from the run."""
 
-    run: str = option(REQUIRED, "A run folder of train.py.")
+    run: str = option(REQUIRED, "A run folder of train.py; last: the newest below outputs.")
     split: str = option("val", "Which part of the run's data.", choices=("train", "val", "test"))
     out: str | None = option(None, "Where results go; null: below <run>/evaluation.")
     export: str | None = option(

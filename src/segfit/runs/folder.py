@@ -73,6 +73,20 @@ def _write(run: Path, path: Path, text: str) -> None:
         replace_text(path, text)
 
 
+def last_run() -> Path:
+    """Return the run that was begun or resumed last, of those below outputs and multirun; raise a SegFitError if there is none."""
+    found = [
+        path
+        for parent in ("outputs", "multirun")
+        for depth in ("*", "*/*", "*/*/*")
+        for path in Path(parent).glob(f"{depth}/config.yaml")
+        if RunFolder(path.parent).log.exists()
+    ]
+    if not found:
+        raise SegFitError(f"last: there is no run below {Path.cwd()}/outputs. Give its folder.")
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
 def claim(run: Path, *, resumed: bool) -> None:
     """Lock a run's folder for this process; of torchrun's processes, for the first.
 
@@ -84,8 +98,8 @@ def claim(run: Path, *, resumed: bool) -> None:
     if not resumed and RunFolder(run).config.exists():
         shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
         raise SegFitError(
-            f"hydra.run.dir={shown} holds a run already. To resume it: resume={shown}; for a new run give another "
-            f"folder, or none."
+            f"{shown} holds a run already. To resume it: resume={shown}; for a new run give another name= (or "
+            f"hydra.run.dir=), or none."
         )
 
 
