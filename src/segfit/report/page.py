@@ -23,7 +23,8 @@ def run_page(files: RunFiles, commands: Sequence[str]) -> str:
     """Return a run as HTML, of what is in its folder; `commands` are what to type next."""
     metrics = json.loads(files.metrics.read_text(encoding="utf-8"))
     facts, best, last = metrics["facts"], metrics["best"], metrics["last"]
-    rows = [(name, best.get(name), last.get(name)) for name in {**best, **last}]
+    labels = metrics["columns"]
+    rows = [(labels.get(key, key), best.get(key), last.get(key)) for key in {**best, **last}]
     device = {
         f"{metrics['unit']}s a second": number(metrics["samples_per_second"], ".1f"),
         "peak memory": f"{number(metrics['peak_memory_gib'], '.2f')} GiB",
