@@ -172,4 +172,6 @@ def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False
         batch_bytes=sharing * assembly.batch_bytes(config),
         prefetch=config.loader.prefetch,
     )
-    return workers if config.loader.workers is not None else -(-workers // sharing)
+    if config.loader.workers is not None or workers == 0:
+        return workers
+    return max(workers // sharing, 1)

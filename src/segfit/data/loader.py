@@ -65,15 +65,14 @@ class Loader(DataLoader[Any]):
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
         self.samples, self.skipping = samples, skipping
-        cuda = device.type == "cuda"
         super().__init__(
             GuardedDataset(samples, skip=skipping is not None, current=self.current),
             collate_fn=GuardedCollate(collate),
             num_workers=options.workers,
             prefetch_factor=options.prefetch if options.workers else None,
             persistent_workers=options.persistent and options.workers > 0,
-            pin_memory=options.pin_memory and cuda,
-            worker_init_fn=init_worker if cuda else init_worker_beside_model,
+            pin_memory=options.pin_memory and device.type == "cuda",
+            worker_init_fn=init_worker,
             # Its own: else each epoch draws a number from the global one, and a resumed run has another dropout.
             generator=torch.Generator(),
             **how,
@@ -178,12 +177,17 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def init_worker(worker: int) -> None:  # noqa: ARG001
-    """Prepare a worker process: one thread, and signals are left to the main process.
+    """Prepare a worker process: one thread, a low priority, and signals are left to the main process.
+
+    At equal priority, the threads of a model on the CPU would wait for the one whose core a worker takes, and a card for
+    the thread that launches its kernels. `choose_workers` has figures.
 
     Ctrl-C, and Slurm's SIGTERM and SIGUSR, reach every process of the job. A worker that died of one would end the
     main process before its checkpoint is written.
     """
     torch.set_num_threads(1)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)
     for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):  # only the first is on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -197,16 +201,6 @@ def init_worker(worker: int) -> None:  # noqa: ARG001
     # A spawned worker does not inherit it. After the signals: OpenBLAS starts a thread here, which would take
     # the SIGTERM that ends this worker if it did not inherit that the signal is blocked.
     one_blas_thread()
-
-
-def init_worker_beside_model(worker: int) -> None:
-    """Prepare a worker that shares the cores with the model: at a low priority, it takes what the model leaves.
-
-    At equal priority, the model's threads would wait for the one whose core it takes. `choose_workers` has figures.
-    """
-    init_worker(worker)
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(10)
 
 
 def _ignore_lost_connections(

@@ -12,6 +12,7 @@ _CERTAIN = (
     "cuda error: out of memory",  # the driver's or the runtime's, past torch's allocator
     "cuda driver error: out of memory",
     "cudaerrormemoryallocation",
+    "'out of memory'",  # NCCL: Cuda failure 2 'out of memory'
     "mps backend out of memory",
     "_status_alloc_failed",  # cuDNN, cuBLAS, cuSOLVER, cuSPARSE
     "_allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED and others

@@ -1,8 +1,10 @@
 """Which precision runs on a device, and its autocast and GradScaler."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 
 from segfit.system.hardware import cpu_has_bf16
 
@@ -36,17 +38,33 @@ class Precision:
 def native_precisions(device: torch.device) -> list[str]:
     """Return the precisions that the device has native arithmetic for, the best one for training first."""
     if device.type == "cuda":
-        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
-        return ["bf16", "fp16", "fp32"] if ampere else ["fp16", "fp32"]
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return ["bf16", "fp16", "fp32"]
+        return ["fp16", "fp32"] if convolves_in_fp16(device) else ["fp32"]
     return ["bf16", "fp32"] if device.type == "cpu" and cpu_has_bf16() else ["fp32"]
+
+
+@cache
+def convolves_in_fp16(device: torch.device) -> bool:
+    """Return whether fp16 convolutions are finite: on GTX 16xx, cuDNN's are NaN (pytorch issue 77955). Synchronises."""
+    images = torch.ones(2, 64, 32, 32, dtype=torch.float16, device=device)
+    kernel = torch.full((64, 64, 3, 3), 1e-3, dtype=torch.float16, device=device)
+    layouts = torch.contiguous_format, torch.channels_last
+    made = [F.conv2d(images.contiguous(memory_format=one), kernel, padding=1) for one in layouts]
+    return bool(torch.stack(made).isfinite().all())
 
 
 def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, str | None]:
     """Return the precision that runs for "auto", "fp32", "fp16" or "bf16", and a notice if it is not the requested one."""
     native = native_precisions(device)
     chosen = native[0] if requested not in native else requested
-    notice = f"precision={requested}: this {device.type.upper()} has no native {requested}; running in {chosen} instead."
-    return Precision(chosen, device.type), notice if requested not in ("auto", chosen) else None
+    reason = f"this {device.type.upper()} has no native {requested}"
+    nan = device.type == "cuda" and "fp16" not in native
+    if nan:
+        reason = "fp16 convolutions of this card give NaN, as known of GTX 16xx"
+    notice = f"precision={requested}: {reason}; running in {chosen} instead."
+    told = requested != chosen and (requested != "auto" or nan)
+    return Precision(chosen, device.type), notice if told else None
 
 
 def set_tf32(allowed: bool) -> None:

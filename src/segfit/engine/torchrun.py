@@ -20,6 +20,7 @@ from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.step import PeerFailed
 from segfit.engine.task import Forward
 from segfit.errors import SegFitError
@@ -230,6 +231,8 @@ class _Torchrun(Distributed):
 
 def _is_from_peer(error: BaseException) -> bool:
     """Return whether an error only means that another process failed or is gone."""
+    if is_out_of_memory(error):  # NCCL's own buffers, in this process
+        return False
     if isinstance(error, (PeerFailed, _Terminated, dist.DistError)):
         return True
     text = str(error).lower()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -36,6 +38,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     as_map = x if x.dim() == 4 else x.unsqueeze(2)
     y = F.conv2d(as_map.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
     return y if x.dim() == 4 else y.squeeze(2)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Keep TF32, and its 10 bits of mantissa, out of the products of fp32 weights that are made inside; compiled code does not set it."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _suits_onednn(x: Tensor) -> bool:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.segformer import modeling_segformer as hf
 
-from segfit.models.linear import FastLinear, linear
+from segfit.models.linear import FastLinear, linear, without_tf32
 from segfit.models.relu_dropout import relu_dropout_
 from segfit.models.resize import resize, resize_and_sum
 
@@ -107,7 +107,7 @@ class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
 def merged_weights(head: hf.SegformerDecodeHead) -> tuple[list[Tensor], Tensor]:
     """Return one weight `(D, C_i)` a stage and one bias `(D,)`: projection, fusing and batch norm in eval mode."""
     norm = head.batch_norm
-    with torch.autocast(norm.weight.device.type, enabled=False):
+    with torch.autocast(norm.weight.device.type, enabled=False), without_tf32():
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         pairs = zip(fusing_weights(head), head.linear_projections, strict=True)
         weights = [(scale[:, None] * weight) @ p.proj.weight for weight, p in pairs]

@@ -82,9 +82,9 @@ def choose_workers(
 
     Args:
         requested: what the config says; None: chosen by the machine.
-        device_type: "cuda" leaves the cores to the workers. On "cpu" the model needs them too, and workers
-            run at a low priority: a CNN at 96 px on camvid and 2 cores trains 108 images/s with 2 workers
-            and 101 without; at equal priority it is 98 with 2 and 86 with 1.
+        device_type: other than "cpu" leaves all cores but one to the workers: that one launches kernels. On "cpu"
+            the model needs them too, and a low priority of workers matters: a CNN at 96 px on camvid and 2 cores
+            trains 108 images/s with 2 workers and 101 without; at equal priority it is 98 with 2 and 86 with 1.
         kept: samples come from a cache and are not augmented by workers. That takes a fraction of a
             millisecond each, less than sending them between processes, so on "cpu" no worker is started.
         batch_bytes: size of a batch. Prefetched batches are in shared memory, which is small in containers
@@ -97,7 +97,7 @@ def choose_workers(
     cores = available_cores()
     # A spawned process takes seconds to start, and memory for another interpreter with torch.
     most = 16 if sys.platform.startswith("linux") else 4
-    workers = min(most, cores)
+    workers = min(most, cores if device_type == "cpu" else max(cores - 1, 1))
     if cores == 1 or (kept and device_type == "cpu"):
         workers = 0  # they would compete with the training itself
     if batch_bytes and shared_memory.is_dir():

@@ -61,6 +61,10 @@ def fits(
         indices = largest[: assembly.held_out_batch_size(config)]
         source = assembly.make_sources(config)["val"]
         held_out = make_held_out_batches(config, source, device, 0, None, indices=indices)
+        if (
+            device.type == "cuda"
+        ):  # cuDNN tries its algorithms once, with more memory than it takes to use them
+            evaluate(fit.state.evaluated(), fit.task, held_out, fit.state.precision)
         for _ in range(rounds):
             speed = train_speed(training, seconds=seconds, warmup=1, resident=True)
             evaluate(fit.state.evaluated(), fit.task, held_out, fit.state.precision)

@@ -223,7 +223,7 @@ def _more_workers(facts: Facts) -> Iterator[Prediction]:
     if facts.costs.total <= 0:
         return
     waiting = facts.costs.wait / facts.costs.total
-    spare = facts.cores if facts.cuda else facts.cores - facts.threads
+    spare = facts.cores - (1 if facts.cuda else facts.threads)  # on CUDA one launches kernels
 
     def pace(workers: int) -> float:
         return waiting / workers + (1 - waiting) / min(workers, max(spare, 1))

@@ -269,7 +269,7 @@ class Priority(ShapesSource):
 
 
 @pytest.mark.skipif(not hasattr(os, "nice"), reason="no priorities here")
-def test_workers_leave_the_cores_to_a_model_on_the_cpu():
+def test_workers_leave_the_cores_to_the_model_and_to_launching():
     dataset = EvalDataset(Priority(2, resolution=32), (8, 8), "pad")
     (batch,) = Loader(dataset, collate, CPU, LoaderOptions(1), batch_size=2)
     assert batch["mask"].unique().tolist() == [min(19, os.nice(0) + 10)]

@@ -17,6 +17,10 @@ DISGUISES = [
     RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
     torch.AcceleratorError("CUDA error: out of memory"),
     RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError(
+        "NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error\nLast error:\n"
+        "Cuda failure 2 'out of memory'"
+    ),
     RuntimeError("MPS backend out of memory (MPS allocated: 5.92 GB)"),
     RuntimeError(
         "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a"
@@ -96,7 +100,7 @@ def failing_fit(folder, error, fits):
     return fit
 
 
-@pytest.mark.parametrize("error", [DISGUISES[0], DISGUISES[7], MemoryError()], ids=name)
+@pytest.mark.parametrize("error", [DISGUISES[0], DISGUISES[8], MemoryError()], ids=name)
 def test_training_goes_on_with_a_smaller_micro_batch(tmp_path, error):
     heard = Recorder()
     failing_fit(tmp_path, error, 1).run(heard, {})

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from segfit.engine import precision
-from segfit.engine.precision import Precision, resolve_precision, set_tf32
+from segfit.engine.precision import Precision, convolves_in_fp16, resolve_precision, set_tf32
 
-VOLTA, AMPERE, APPLE, OLD_CPU, NEW_CPU = "volta", "ampere", "apple", "old cpu", "new cpu"
+VOLTA, GTX_16, AMPERE, APPLE = "volta", "gtx 16", "ampere", "apple"
+OLD_CPU, NEW_CPU = "old cpu", "new cpu"
 
 
 @pytest.fixture
@@ -14,6 +15,7 @@ def device(request, monkeypatch) -> torch.device:
     machine = request.param
     capability = (8, 0) if machine == AMPERE else (7, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(precision, "convolves_in_fp16", lambda _: machine != GTX_16)
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: machine == NEW_CPU)
     return torch.device({APPLE: "mps", OLD_CPU: "cpu", NEW_CPU: "cpu"}.get(machine, "cuda"))
 
@@ -50,6 +52,24 @@ def test_what_runs_and_that_a_fall_back_is_told(device, requested, runs):
         assert f"precision={requested}" in notice
         assert f"running in {runs} instead" in notice
         assert "\n" not in notice
+
+
+@pytest.mark.parametrize("device", [GTX_16], indirect=True)
+@pytest.mark.parametrize("requested", ["auto", "fp16", "fp32"])
+def test_where_fp16_convolutions_are_wrong_fp32_runs_with_a_line(device, requested):
+    chosen, notice = resolve_precision(requested, device)
+    assert chosen.name == "fp32"
+    assert (notice is None) == (requested == "fp32")
+    assert requested == "fp32" or "fp16 convolutions of this card give NaN" in notice
+
+
+def test_one_convolution_shows_whether_fp16_works(monkeypatch):
+    convolves_in_fp16.cache_clear()
+    monkeypatch.setattr(precision.F, "conv2d", lambda *_, **__: torch.tensor([1.0, torch.nan]))
+    assert not convolves_in_fp16(torch.device("cpu"))
+    monkeypatch.undo()
+    convolves_in_fp16.cache_clear()
+    assert convolves_in_fp16(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

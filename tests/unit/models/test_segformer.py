@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from segfit.models import relu_dropout
@@ -228,6 +229,27 @@ def test_without_gradients_the_head_is_merged_on_the_fly(size):
     with torch.inference_mode():
         torch.testing.assert_close(fast(images(*size).double()), expected, rtol=1e-12, atol=1e-12)
     assert not normed
+
+
+def test_weights_are_merged_without_tf32():
+    _, fast = stock_and_fast(SegformerConfig(**TINY), torch.float32)
+    precisions = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func in (torch.Tensor.__matmul__, torch.Tensor.matmul):
+                precisions.add(torch.get_float32_matmul_precision())
+            return func(*args, **(kwargs or {}))
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Watch():
+            merge(fast)
+        assert precisions == {"highest"}
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_merging_leaves_the_model_alone():

@@ -50,8 +50,9 @@ def test_a_containers_quota_limits_the_cores(tmp_path, monkeypatch, files, expec
         (1, "cuda", 0),
         (1, "cpu", 0),
         (2, "cpu", 2),
-        (2, "cuda", 2),
-        (12, "cuda", 12),
+        (2, "cuda", 1),
+        (12, "cuda", 11),
+        (12, "mps", 11),
         (64, "cuda", 16),
     ],
 )
@@ -63,7 +64,7 @@ def test_workers_follow_the_cores(machine, count, device_type, expected):
 def test_kept_images_need_no_workers_beside_a_model_on_the_cpu(machine):
     machine(8)
     assert choose_workers(None, device_type="cpu", kept=True) == 0
-    assert choose_workers(None, device_type="cuda", kept=True) == 8
+    assert choose_workers(None, device_type="cuda", kept=True) == 7
 
 
 def test_a_wish_is_granted(machine):
@@ -77,7 +78,7 @@ def test_workers_never_fill_the_shared_memory(machine, tmp_path):
     options = {"prefetch": 4, "shared_memory": tmp_path}
     assert choose_workers(None, batch_bytes=8 << 20, **options) == 1
     assert choose_workers(None, batch_bytes=80 << 20, **options) == 0
-    assert choose_workers(None, batch_bytes=1 << 10, **options) == 8
+    assert choose_workers(None, batch_bytes=1 << 10, **options) == 7
 
 
 def test_starting_processes_is_dear_where_they_are_spawned(machine, monkeypatch):

@@ -101,8 +101,8 @@ def test_augmentation_is_named_where_every_core_augments_already():
     assert found.best.gain == pytest.approx(200 / 55)
 
 
-def test_a_card_gets_no_more_workers_than_have_cores():
-    facts = replace(starved(augment=90, decode=10), cached=None, cores=12)
+def test_a_card_gets_as_many_workers_as_there_are_cores_beside_the_one_that_launches():
+    facts = replace(starved(augment=90, decode=10), cached=None, cores=13)
     best = verdict(facts).best
     assert best.change.typed == "loader.workers=12"
     assert best.gain == pytest.approx(12 / 8)
