@@ -1,12 +1,15 @@
 """What an option says, it does, or the run says why not: from the files to the scores."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from segfit.assembly.task import assembly_of
 from segfit.errors import SegFitError
 from tests.integration.evaluating import evaluate
-from tests.integration.training import compose_run, train
+from tests.integration.training import compose_run, resume, same, train, weights_of
 from tests.unit.data.files import save
 
 
@@ -60,3 +63,45 @@ def test_sides_that_flips_confuse_are_told_with_the_remedy() -> None:
     assert told("augmentation=none") == []
     faces = compose_run("data=face_parsing", "data.root=x", base=())
     assert assembly_of(faces)._unswapped(faces) == ""
+
+
+RARE = (
+    *("model=cnn", "model.base_channels=4", "image_size=32", "batch_size=2", "device=cpu", "data=folder"),
+    *("data.num_classes=4", "data.background=0", "data.fit=crop", "data.sampling=balanced", "precision=fp32"),
+    *("data.crops_per_image=2", "data.foreground=0.33", "augmentation.swap=[[1,2]]", "epochs=3", "val_every=3"),
+    *("augmentation.vflip=0.5", "model.dropout=0.2", "loader.workers=0", "report.log_every=1"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory) -> Path:
+    """Twelve images, of which one has class 3."""
+    root = tmp_path_factory.mktemp("rare")
+    for index in range(12):
+        image, mask = rectangle(1 + index % 2 if index != 5 else 3, 4 + index, 3 * index)
+        save(root / "images" / f"{index:02}.png", image)
+        save(root / "masks" / f"{index:02}.png", mask)
+    return root
+
+
+def test_rare_classes_come_more_often_and_a_resumed_run_sees_the_same(tmp_path, rare) -> None:
+    overrides = [f"data.root={rare}"]
+    whole = train(tmp_path / "whole", *overrides, base=RARE)
+    train(tmp_path / "cut", *overrides, "max_steps=7", base=RARE)
+    done = resume(tmp_path / "cut", "max_steps=null")
+    assert done.losses == whole.losses[7:]
+    assert same(*(weights_of(tmp_path / name / "checkpoints/last.pt") for name in ("cut", "whole")))
+
+    sampler, source = whole.training.fit.train.sampler, whole.training.fit.train.source
+    masks = [np.asarray(Image.open(source.files(index)[1])) for index in range(len(source))]
+    has = np.array([[(mask == label).any() for label in range(4)] for mask in masks])
+    chance = (has / has.sum(0)).sum(1) / 4  # a class, then an image that has it
+    times = np.zeros(len(source))
+    for epoch in range(100):
+        sampler.set_epoch(epoch)
+        drawn = [index for batch in sampler for index, _ in batch]
+        assert drawn[::2] == drawn[1::2]  # two crops of each
+        times += np.bincount(drawn[::2], minlength=len(source)) / 100
+    assert times == pytest.approx(len(source) * chance, abs=0.25)
+    assert times.argmax() == has[:, 3].argmax()
+    assert times.max() > 2

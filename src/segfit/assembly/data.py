@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.assembly.task import Preflight, assembly_of
@@ -65,11 +67,12 @@ def make_train_batches(
     workers: int,
     notice: Callable[[str], None] = lambda _: None,
     distributed: Distributed = SINGLE_PROCESS,
+    weights: NDArray[np.float64] | None = None,
 ) -> TrainBatches:
     """Return the training batches of a config, read by `workers` processes.
 
     `notice` is called with samples that `data.on_bad_sample=skip` replaces; the processes of `distributed` share each
-    batch of batch_size × their number. Raises a SegFitError if there are fewer images than processes.
+    batch of batch_size × their number; `weights` are the task's `sample_weights`. Raises a SegFitError if there are fewer images than processes.
     """
     if len(source) < distributed.size:
         raise SegFitError(
@@ -85,6 +88,7 @@ def make_train_batches(
         rank=distributed.rank,
         world_size=distributed.size,
         repeats=assembly.samples_per_read(config),
+        weights=weights,
     )
     batches = _batches(config, dataset, device, workers, notice, batch_sampler=sampler)
     return TrainBatches(sampler, batches, source, config.limit_train_batches)

@@ -52,6 +52,9 @@ class TaskAssembly(Protocol):
     def samples_per_read(self, config: DictConfig) -> int:
         """Return how many training samples are made of what is read once, one after the other."""
 
+    def sample_weights(self, config: DictConfig, source: Any) -> Any:
+        """Return how often each training sample comes, (N,) float64 up to a factor; None: once an epoch."""
+
     def make_held_out_dataset(self, config: DictConfig, source: Source) -> Any:
         """Return a dataset: index → a sample to score; or a `GatheringDataset`."""
 

@@ -79,14 +79,17 @@ def make_training(
     cached, kept = caching() if config.data.cache == "none" else distributed.once_a_machine(caching)
     for line in filter(None, (outdated, kept)):
         notice(line)
-    train = data.make_train_batches(config, cached["train"], device, workers, notice, distributed)
+    weights = assembly.sample_weights(config, sources["train"])
+    train = data.make_train_batches(
+        config, cached["train"], device, workers, notice, distributed, weights
+    )
     held_out = data.make_held_out_batches(
         config, cached["val"], device, workers, config.limit_val_batches, notice, distributed
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
-    state, weights = make_state(config, device, precision, updates, notice, resumed)
+    state, initial = make_state(config, device, precision, updates, notice, resumed)
     state.distributed, state.forward = distributed, distributed.wrap(state.model, state.forward)
-    facts = _facts(config, sources, state, weights, train.sampler.size, workers)
+    facts = _facts(config, sources, state, initial, train.sampler.size, workers)
     if not distributed.is_main:  # dropout is to differ; the weights are equal by now
         seed_everything(derive_seed(config.seed, distributed.rank), config.deterministic)
     folder = RunFolder(run)

@@ -28,7 +28,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, seed), a pure function of (length, batch size, seed, epoch, first sample).
 
-    Every sample occurs at most once an epoch. An incomplete last batch is dropped, since batch norm
+    Every sample occurs at most once an epoch, unless there are `weights`. An incomplete last batch is dropped, since batch norm
     hates small ones and a step of another shape is slow; a data set smaller than a batch makes
     batches of all it has. So batches of a single sample occur only if there is no other sample, or if
     `batch_size` is 1.
@@ -44,6 +44,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         rank: 0-based number of this process.
         world_size: processes that share each batch.
         repeats: times that an index comes in a row, each with a seed of its own; `length` counts them all.
+        weights: (length,) an index comes as often as its share of them says, rounded up or down.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         repeats: int = 1,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
+        self.samples, self.weights = length, weights
         self.length, self.repeats = length * repeats, repeats
         self.seed, self.shuffle, self.rank = seed, shuffle, rank
         self.size = min(batch_size, self.length // world_size)
@@ -79,13 +82,26 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         # Copied: the loader draws batches ahead, while the next epoch may already be set.
         seed, epoch, repeats = self.seed, self.epoch, self.repeats
         for draws in self.draws():
-            yield [(draw // repeats, sample_seed(seed, epoch, draw)) for draw in draws.tolist()]
+            yield [
+                (draw // repeats % self.samples, sample_seed(seed, epoch, draw))
+                for draw in draws.tolist()
+            ]
 
     def draws(self) -> Iterator[NDArray[np.int64]]:
-        """Yield what each batch draws, (size,): indices, or with `repeats` indices × repeats + the number of the time."""
-        order = np.arange(self.length // self.repeats)
+        """Yield what each batch draws, (size,): indices, or with `repeats` indices × repeats + the number of the time.
+
+        With `weights`, `length` is added to an index each time that it comes again.
+        """
+        order, random = np.arange(self.samples), np.random.default_rng((self.seed, self.epoch))
+        if self.weights is not None:
+            random.shuffle(order)  # else neighbours would be drawn in turns
+            ends = np.cumsum(self.weights[order])
+            ends = np.floor(self.samples * (ends / ends[-1]) + random.random()).astype(int)
+            times = np.diff(ends, prepend=0)
+            before = np.repeat(np.cumsum(times) - times, times)
+            order = np.repeat(order, times) + self.samples * (np.arange(len(before)) - before)
         if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+            random.shuffle(order)
         order = (order[:, None] * self.repeats + np.arange(self.repeats)).ravel()
         first = self.start_sample + self.rank * self.size
         for batch in range(len(self)):

@@ -46,6 +46,10 @@ def samples_per_read(_: DictConfig) -> int:
     return 1
 
 
+def sample_weights(*_: Any) -> None:
+    """Return None: every sample comes once an epoch."""
+
+
 def augments_in_workers(_: DictConfig) -> bool:
     """Say no: where samples are cached, workers have nothing to do."""
     return False

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from segfit.data.sampler import EpochSampler, sample_seed
@@ -106,3 +107,35 @@ def test_processes_share_alike_what_is_less_than_a_batch_for_each():
     shares = [list(EpochSampler(5, 4, 0, rank=rank, world_size=2)) for rank in range(2)]
     assert [len(batch) for share in shares for batch in share] == [2, 2]
     assert len(set(indices(shares[0]) + indices(shares[1]))) == 4
+
+
+WEIGHTS = np.array([0, 1, 1, 2, 6, 0.5, 0.25, 1, 1, 7.25])
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_weights_say_how_often_an_index_comes(repeats):
+    sampler = EpochSampler(10, 5, seed=3, weights=WEIGHTS, repeats=repeats)
+    expected, total = WEIGHTS / WEIGHTS.sum() * 10, np.zeros(10)
+    for epoch in range(200):
+        sampler.set_epoch(epoch)
+        found = indices(list(sampler))
+        assert len({seed for batch in sampler for _, seed in batch}) == len(found) == 10 * repeats
+        times = np.bincount(found, minlength=10) / repeats
+        assert (np.floor(expected) <= times).all()
+        assert (times <= np.ceil(expected)).all()
+        total += times
+    np.testing.assert_allclose(total / 200, expected, atol=0.1)
+
+
+def test_weighted_epochs_go_on_where_they_stopped_and_are_shared_by_processes():
+    def found(start, **options):
+        sampler = EpochSampler(12, 2, seed=3, weights=np.arange(12.0), **options)
+        sampler.set_epoch(2, start_sample=start)
+        return list(sampler)
+
+    whole = found(0)
+    assert found(4) == whole[2:]
+    shares = [found(0, rank=rank, world_size=2) for rank in range(2)]
+    assert [batch for pair in zip(*shares, strict=True) for batch in pair] == whole
+    seeds = [seed for batch in whole for _, seed in batch]
+    assert len(set(seeds)) == 12

@@ -21,6 +21,7 @@ from segfit.tasks.defaults import (
     augments_in_workers,
     collate,
     held_out_batch_size,
+    sample_weights,
     samples_per_read,
     settle,
     statistics_need_train,
@@ -33,7 +34,7 @@ from segfit.tasks.forecasting.schema import held_out_shape, remark
 from segfit.tasks.forecasting.task import ForecastingTask
 
 __all__ = [
-    "augments_in_workers", "collate", "held_out_batch_size", "remark", "samples_per_read", "settle",
+    "augments_in_workers", "collate", "held_out_batch_size", "remark", "sample_weights", "samples_per_read", "settle",
     "statistics_need_train",
 ]  # fmt: skip
 

@@ -26,6 +26,7 @@ from segfit.tasks.defaults import (
     make_statistics,
     recorded_statistics,
     remark,
+    sample_weights,
     settle,
     statistics_need_train,
 )
@@ -43,7 +44,7 @@ from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
 __all__ = [
-    "augments_in_workers", "cached_forms", "collate", "make_statistics", "recorded_statistics", "remark", "settle",
+    "augments_in_workers", "cached_forms", "collate", "make_statistics", "recorded_statistics", "remark", "sample_weights", "settle",
     "statistics_need_train",
 ]  # fmt: skip
 

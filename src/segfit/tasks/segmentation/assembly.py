@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
 from segfit.models.build import IMAGENET, make_model, normalisation
 from segfit.models.weights import Weights
-from segfit.tasks.defaults import remark, samples_per_read
+from segfit.tasks.defaults import remark
 from segfit.tasks.segmentation.classes import Classes, sided_pairs
 from segfit.tasks.segmentation.data.dataset import (
     Augment,
@@ -28,19 +30,19 @@ from segfit.tasks.segmentation.data.dataset import (
     collate,
     fitted_sources,
 )
-from segfit.tasks.segmentation.data.preflight import PreflightReport, count_class_pixels
+from segfit.tasks.segmentation.data.preflight import SAMPLE, PreflightReport, class_pixels
 from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
 from segfit.tasks.segmentation.inference import Predictor
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
 from segfit.tasks.segmentation.schema import label_map_of, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
-__all__ = ["collate", "remark", "samples_per_read"]
+__all__ = ["collate", "remark"]
 
 # Keys of data that no pixel of a sample depends on; files and names of images are part of the key anyway.
 _NOT_READING = {
     "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
-    "train_size", "val_size", "test_size", "root", "images", "split",
+    "train_size", "val_size", "test_size", "root", "images", "split", "sampling", "crops_per_image", "foreground",
 }  # fmt: skip
 
 # --------------------------------------------------------------------------------------- data
@@ -119,7 +121,22 @@ def _unswapped(config: DictConfig) -> str:
 def make_train_dataset(config: DictConfig, source: LabelledSource) -> TrainDataset:
     """Return a source's samples as they are trained on."""
     size = size_of(config.image_size)
-    return TrainDataset(source, size, config.data.fit, make_augment(config, "cpu"))
+    augment, data = make_augment(config, "cpu"), config.data
+    return TrainDataset(source, size, data.fit, augment, data.foreground, data.background)
+
+
+def samples_per_read(config: DictConfig) -> int:
+    """Return how many crops of an image are trained on, one after the other."""
+    return int(config.data.crops_per_image) if config.data.fit == "crop" else 1
+
+
+def sample_weights(config: DictConfig, source: LabelledSource) -> NDArray[np.float64] | None:
+    """Return the chance of each image, (N,), where every class comes as often (Shen et al., arXiv 1512.05830)."""
+    if config.data.sampling == "uniform":
+        return None
+    present = class_pixels(source, skip=config.data.on_bad_sample == "skip") > 0
+    chances: NDArray[np.float64] = (present / present.sum(0).clip(min=1)).sum(1)
+    return chances if chances.any() else None
 
 
 def make_held_out_dataset(config: DictConfig, source: LabelledSource) -> EvalDataset:
@@ -228,7 +245,7 @@ def make_statistics(
     pixels = report.class_pixels.get("train")
     if pixels is None:
         skip = config.data.on_bad_sample == "skip"
-        pixels = count_class_pixels(sources["train"], skip=skip)
+        pixels = class_pixels(sources["train"], SAMPLE, skip=skip).sum(0)
     return {"class_weights": balanced_weights(torch.from_numpy(pixels), config.loss.balance)}
 
 

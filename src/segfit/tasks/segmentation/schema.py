@@ -151,6 +151,20 @@ class MaskDataConfig(DataConfig):
         "ignored. crop: random crops in training, a sliding window in evaluation.",
         choices=("stretch", "pad", "crop"),
     )
+    sampling: str = option(
+        "uniform",
+        "uniform: each training image once an epoch. balanced: a class is drawn, then an image that has it.",
+        choices=("uniform", "balanced"),
+    )
+    crops_per_image: int = option(
+        1, "Of fit=crop: crops of a training image each time that it is read.", ge=1, le=1024
+    )
+    foreground: float = option(
+        0.0,
+        "Of fit=crop: share of training crops around a pixel of a class that is drawn, not background; 0.33 in nnU-Net.",
+        ge=0,
+        le=1,
+    )
     mean: list[float] | None = option(
         None,
         "Subtracted from RGB in 0-1. null: what the model's pretrained weights were made for, else ImageNet's.",
@@ -241,6 +255,7 @@ USED = (
     ("loss.name", "focal", "focal_gamma"),
     ("loss.name", "tversky", "tversky_alpha tversky_beta"),
     ("loss.class_weights", "balanced", "balance"),
+    ("data.fit", "crop", "crops_per_image foreground"),
     (
         "augmentation.name",
         "cpu kornia-gpu",

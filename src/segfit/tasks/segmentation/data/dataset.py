@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from segfit.data.collate import Batch, stack
 from segfit.data.files import list_files, relative_name
 from segfit.data.images import IMAGE_SUFFIXES, ImageReader, resize_image
+from segfit.data.sampler import sample_seed
 from segfit.data.source import Source, SourceView, read_arrays, where
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -65,13 +66,25 @@ class TrainDataset(_FittedDataset):
         fit: "stretch" resizes to `size`; "pad" resizes to fit inside, centred, and fills up with black
             that is ignored; "crop" cuts a random window out, and fills up where the image is smaller.
         augment: called with image, mask and `seed=`; None: nothing.
+        foreground: share (0-1) of the crops that are centred on a pixel of a class that is drawn of those in the mask, as in
+            nnU-Net (Isensee et al. 2021).
+        background: a class that is not drawn, or None.
+
+    The image that was read last is kept: its crops come one after the other.
     """
 
     def __init__(
-        self, source: Source, size: tuple[int, int], fit: str, augment: Augment | None = None
+        self,
+        source: Source,
+        size: tuple[int, int],
+        fit: str,
+        augment: Augment | None = None,
+        foreground: float = 0.0,
+        background: int | None = None,
     ) -> None:
         super().__init__(source, size, fit)
-        self.augment = augment
+        self.augment, self.foreground, self.background = augment, foreground, background
+        self._last: tuple[int, list[Tensor]] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the sample for (index, seed); the seed decides everything that is random.
@@ -79,9 +92,14 @@ class TrainDataset(_FittedDataset):
         That is "image": (3, h, w) uint8 RGB, "mask": (h, w) uint8, "index": int. Raises as `read_tensors`.
         """
         index, seed = key
-        image, mask = read_tensors(self.source, index)
+        if self._last is None or self._last[0] != index:
+            self._last = index, read_tensors(self.source, index)
+        image, mask = self._last[1]
         if self.fit == "crop":
-            image, mask = random_crop(image, mask, self.size, seed)
+            draw, centre = random.Random(sample_seed(seed, 0, 0)), None
+            if draw.random() < self.foreground:
+                centre = draw_pixel(mask, self.background, draw)
+            image, mask = random_crop(image, mask, self.size, seed, centre)
         else:
             image, mask = fit_pair(image, mask, self.size, self.fit)
         if self.augment is not None:
@@ -240,10 +258,26 @@ def fit_pair(image: Tensor, mask: Tensor, size: tuple[int, int], fit: str) -> tu
     return image, _surround(resize_mask(mask, content[2:]), size, content, IGNORE_INDEX)
 
 
+def draw_pixel(mask: Tensor, background: int | None, draw: random.Random) -> list[int] | None:
+    """Return row and column of a pixel of a class that is drawn of those in a mask (H, W); None: there is none."""
+    labels = set(mask.flatten().bincount().nonzero().flatten().tolist()) - {
+        background,
+        IGNORE_INDEX,
+    }
+    if not labels:
+        return None
+    places = (mask == draw.choice(sorted(labels))).nonzero()
+    return cast(list[int], places[draw.randrange(len(places))].tolist())
+
+
 def random_crop(
-    image: Tensor, mask: Tensor, size: tuple[int, int], seed: int
+    image: Tensor,
+    mask: Tensor,
+    size: tuple[int, int],
+    seed: int,
+    centre: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return a window of `size` = (h, w), drawn by the seed alone.
+    """Return a window of `size` = (h, w), drawn by the seed alone, or as near to a `centre` (row, column) as there is room.
 
     Where the image is smaller, it is placed at random, in black that is ignored.
     """
@@ -252,6 +286,8 @@ def random_crop(
         length, wanted = mask.shape[axis], size[axis]
         start = draw.randint(0, abs(length - wanted))
         if length > wanted:
+            if centre is not None:
+                start = min(max(centre[axis] - wanted // 2, 0), length - wanted)
             image, mask = image.narrow(axis, start, wanted), mask.narrow(axis, start, wanted)
         elif length < wanted:
             sides = (start, wanted - length - start)

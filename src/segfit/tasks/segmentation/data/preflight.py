@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from segfit.data.files import some
 from segfit.data.preflight import Progress, inspect_sources, spread
 from segfit.errors import SegFitError, printable
-from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import LabelledSource, read_tensors
 from segfit.tasks.segmentation.data.folder import FolderSource, ItemReport
 
@@ -89,7 +89,7 @@ def check_sources(
             np.zeros(len(source.classes), np.int64),
         )
         if split in reports
-        else count_class_pixels(source, skip=skip)
+        else class_pixels(source, SAMPLE, skip=skip).sum(0)
         for split, source in sources.items()
     }
     for split, source in sources.items():
@@ -98,24 +98,30 @@ def check_sources(
     return PreflightReport([printable(notice) for notice in notices + odd], pixels)
 
 
-def count_class_pixels(
-    source: LabelledSource, limit: int = SAMPLE, *, skip: bool = False
+def class_pixels(
+    source: LabelledSource, limit: int | None = None, *, skip: bool = False
 ) -> NDArray[np.int64]:
-    """Return (num_classes,) int64: pixels of each class in at most `limit` items, spread evenly.
+    """Return (N, num_classes) int64: pixels of each class in all N items, or in at most `limit`, spread evenly.
 
-    Raises:
-        SegFitError: if one cannot be read, unless `skip`.
+    What was inspected before is not read again. Raises a SegFitError if an item cannot be read; `skip` gives it no pixels.
     """
-    counts = np.zeros(IGNORE_INDEX + 1, np.int64)
-    for index in spread(len(source), limit):
+    indices, classes = spread(len(source), limit or len(source)), len(source.classes)
+    counts = np.zeros((len(indices), classes), np.int64)
+    known = {}
+    if limit is None and isinstance(source, FolderSource):
+        known = dict(inspect_sources({"": source}, "full")[""])
+    for row, index in zip(counts, indices, strict=True):
+        if pixels := json.loads(known.get(index, "{}")).get("pixels"):
+            row[:] = pixels
+            continue
         try:
             _, mask = read_tensors(source, index)
         except SegFitError:
             if not skip:
                 raise
             continue
-        counts += np.bincount(mask.numpy().ravel(), minlength=IGNORE_INDEX + 1)
-    return counts[: len(source.classes)]
+        row[:] = np.bincount(mask.numpy().ravel(), minlength=classes)[:classes]
+    return counts
 
 
 def _describe_reports(

@@ -84,6 +84,45 @@ def test_crops_reach_every_pixel():
     assert starts == {0, 1, 5, 6}
 
 
+class Dots(ArraySource):
+    """Large pictures of class 0 with a pixel of class 1, and an ignored corner; class 2 is in no other picture."""
+
+    reads = 0
+
+    def read(self, index):
+        self.reads += 1
+        mask = np.zeros(self.sizes[index], np.uint8)
+        mask[3, 150] = 1
+        mask[100:, 100:] = IGNORE_INDEX if index else 2
+        return mask[..., None].repeat(3, 2), mask
+
+
+def test_as_many_crops_as_asked_for_show_a_class_that_is_drawn():
+    def shares(foreground, background, index=1):
+        dataset = TrainDataset(
+            Dots((200, 200), (200, 200)), (16, 16), "crop", None, foreground, background
+        )
+        masks = [dataset[index, seed]["mask"] for seed in range(400)]
+        return [sum((mask == label).any().item() for mask in masks) / 400 for label in (1, 2)]
+
+    assert shares(0.0, 0)[0] < 0.05
+    assert shares(0.33, 0)[0] == pytest.approx(0.33, abs=0.06)
+    assert shares(1.0, 0)[0] == 1.0  # the pixel is at the border, ignored ones are never drawn
+    assert shares(1.0, 0, index=0) == pytest.approx([0.5, 0.5], abs=0.08)
+    assert shares(1.0, None)[0] == pytest.approx(0.5, abs=0.08)  # class 0 is drawn, too
+
+
+def test_crops_of_an_image_that_follow_each_other_read_it_once():
+    source = Dots((200, 200), (200, 200))
+    dataset = TrainDataset(source, (16, 16), "crop", None, 0.5)
+    once = [dataset[index, seed] for index in (0, 1) for seed in range(3)]
+    assert source.reads == 2
+    again = [dataset[index, seed] for seed in range(3) for index in (0, 1)]
+    assert source.reads == 8
+    for number, sample in enumerate(again):
+        assert torch.equal(sample["mask"], once[number % 2 * 3 + number // 2]["mask"])
+
+
 def test_the_augmentation_gets_the_seed():
     def augment(image, mask, *, seed):
         return image.flip(-1), torch.full_like(mask, seed)
