@@ -41,7 +41,7 @@ def test_a_run_is_named_by_its_folder_or_what_is_in_it(run, place, checkpoint, m
         assert Path(options.run).absolute() == run
         assert options.checkpoint == checkpoint
         if not place.endswith("best.pt"):
-            assert Path(run_dir(str(given))).absolute() == run
+            assert Path(run_dir(str(given), None)).absolute() == run
 
 
 @pytest.mark.parametrize("given", ["checkpoints/previous.pt", "../x.pt", "nowhere", "../nowhere"])
@@ -53,9 +53,9 @@ def test_what_is_no_run_is_refused(run, given, monkeypatch):
         runs.load_named(options)
 
 
-def test_a_run_goes_on_from_its_last_state(run):
-    with pytest.raises(SegFitError, match="goes on from its last state"):
-        run_dir(str(run / "checkpoints/best.pt"))
+def test_a_run_is_resumed_from_its_last_state(run):
+    with pytest.raises(SegFitError, match="resumed from its last state"):
+        run_dir(str(run / "checkpoints/best.pt"), None)
 
 
 def test_what_is_typed_beside_resume_is_for_the_run(run):
