@@ -41,7 +41,7 @@ class RestoredEvaluation(PictureEvaluation):
         extra: Sequence[ExtraMetric] = (),
     ) -> None:
         task = make_task(config, device, extra=extra)
-        task = replace(task, overlap=options.overlap, on_picture=self._keep)
+        task = replace(task, overlap=options.overlap, flip=options.flip, on_picture=self._keep)
         predicted = isinstance(data, PredictDataset)
         facts = {"degraded_by": degraded_by(config), "metrics": dict(task.scores)}
         super().__init__(

@@ -242,6 +242,10 @@ class Evaluate(EvaluateConfig):
     )
     tile: int | None = option(None, "As in training; null: the run's.", ge=64, le=16384)
     overlap: int = option(64, "Pixels that neighbouring tiles share.", ge=0, le=4096)
+    flip: bool = option(
+        False,
+        "Average the eight turns and mirror images (self-ensemble; Lim et al., arXiv 1707.02921): eight times the time.",
+    )
     save_images: bool = option(True, "Write the restored pictures, as PNG of their input's depth.")
     worst: int = option(8, "How many of the worst pictures are shown.", ge=0)
     metrics: EvaluateScoreConfig = field(default_factory=EvaluateScoreConfig)

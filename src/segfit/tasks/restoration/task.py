@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +42,7 @@ class RestorationTask:
     device: torch.device  # of the batches
     channels_last: bool = True  # memory format of the model's input
     overlap: int = 64  # pixels that neighbouring tiles share
+    flip: bool = False  # held-out pictures are the mean of eight turns and mirror images
     panels: Mapping[int, str] = field(default_factory=dict)  # pictures to show, index → name
     on_picture: OnPicture | None = None  # called with every held-out picture
     distributed: Distributed = SINGLE_PROCESS  # the processes whose sums make up the scores
@@ -131,6 +133,8 @@ class RestorationMeter:
         Both lie in the host's memory if they are larger than a tile: the card holds the picture as it was read, and tiles.
         """
         task = self.task
+        if task.flip:
+            forward = partial(averaged, forward)
         while True:
             whole = max(given.shape[-2:]) <= self.tile
             degraded = scaled(given if whole else given.cpu())  # synchronises
@@ -192,6 +196,18 @@ class RestorationMeter:
             tables=[Table("scores", "", columns, rows)],
             panels={panel.name: partial(draw, [panel]) for _, panel in sorted(panels.items())},
         )
+
+
+def averaged(forward: Forward, pictures: Tensor) -> Tensor:
+    """Return the mean of what is made of the eight turns and mirror images of pictures (B, C, H, W)."""
+    total = torch.zeros(())
+    for turns, mirrored in product(range(4), (False, True)):
+        turned = torch.rot90(pictures, turns, (2, 3))
+        made = forward(turned.flip(3) if mirrored else turned)
+        total = total.to(made.device) + torch.rot90(
+            made.flip(3) if mirrored else made, -turns, (2, 3)
+        )
+    return total / 8
 
 
 def scaled(pictures: Tensor) -> Tensor:

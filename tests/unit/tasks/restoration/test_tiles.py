@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from segfit.models.build import make_restorer
+from segfit.tasks.restoration.task import averaged
 from segfit.tasks.restoration.tiles import restore
 
 CPU = torch.device("cpu")
@@ -49,3 +51,19 @@ def test_tiles_equal_the_whole() -> None:
         tiled = restore(model, picture, tile=192, overlap=96, batch_size=4, device=CPU)
     assert (whole - picture).abs().mean() > 0.01
     assert (tiled - whole).abs().max() < 1e-4
+
+
+def test_the_average_of_eight_turns_and_mirror_images_is_numpys():
+    pictures = torch.rand(2, 1, 5, 7)
+
+    def forward(given):  # depends on where a pixel is
+        height, width = given.shape[-2:]
+        return given * torch.arange(height * width).view(1, 1, height, width)
+
+    made = []
+    for turns in range(4):
+        for flip in (lambda one: one, np.fliplr):
+            turned = [flip(np.rot90(one[0], turns)) for one in pictures.numpy()]
+            places = np.arange(turned[0].size).reshape(turned[0].shape)
+            made.append([np.rot90(flip(one * places), -turns) for one in turned])
+    assert np.allclose(averaged(forward, pictures)[:, 0], np.mean(made, 0), atol=1e-5)
