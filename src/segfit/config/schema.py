@@ -246,7 +246,11 @@ class RunConfig:
     device: str = option("auto", DEVICE_HELP, choices=("auto", "cpu", "cuda", "mps"))
     channels_last: bool = option(True, "NHWC memory; faster for convolutions.")
     compile: bool = option(False, "torch.compile, probed; falls back to eager and says why.")
-    deterministic: bool = option(False, "Bitwise repeatable on CUDA too, at some cost.")
+    deterministic: bool = option(
+        False,
+        "The same bits in every run on CUDA too, as far as torch has such kernels (it warns of others). Slower; what it takes "
+        "in memory is in benchmark=plan.",
+    )
     clip_grad_norm: float | None = option(1.0, "Clip the gradient's norm; null: never.", gt=0)
     ema_decay: float | None = option(
         None, "Evaluate and keep an exponential moving average of the weights.", gt=0, lt=1

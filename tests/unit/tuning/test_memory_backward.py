@@ -8,8 +8,9 @@ from torch.utils.checkpoint import GraphExecGroup, checkpoint
 
 from segfit.models.relu_dropout import relu_dropout_
 from segfit.tuning.memory.backward import backward
-from segfit.tuning.memory.pretend import Cuts, Rules
+from segfit.tuning.memory.pretend import Cuts, Rules, without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
+from segfit.tuning.memory.recording import deterministic_algorithms
 
 
 class Residual(nn.Module):
@@ -101,3 +102,14 @@ def test_what_a_node_saved_is_freed_as_the_walk_passes_it():
         peak = max(peak, living)
     kept = 9 * x.nbytes  # the input and one result a layer; gradients come as results go
     assert kept < peak < kept + 5 * x.nbytes
+
+
+def test_what_deterministic_operations_are_made_of_is_counted():
+    def taken(wanted: bool) -> int:
+        recorder = MemoryRecorder("cuda")
+        with deterministic_algorithms(wanted), without_data(recorder, Cuts()):
+            F.interpolate(torch.empty(2, 8, 16, 16), (64, 64), mode="bilinear")
+        return sum(recorder.sizes.values())
+
+    assert taken(True) > 2 * taken(False)
+    assert not torch.are_deterministic_algorithms_enabled()

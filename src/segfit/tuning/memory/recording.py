@@ -91,7 +91,11 @@ def record(
     config = changed(planning.costliest(config), as_recorded)
     recorder, cuts = MemoryRecorder(precision.device_type), Cuts()
     passes: list[int] = []
-    with _no_collection(), without_data(recorder, cuts) as device:
+    with (
+        _no_collection(),
+        deterministic_algorithms(config.deterministic),
+        without_data(recorder, cuts) as device,
+    ):
         state, _ = make_state(config, device, precision, 1, lambda _: None)
         # What augmentation takes is measured with data, by `predict`.
         task = planning.without_augmentation(assembly.make_task(config, device))
@@ -138,6 +142,17 @@ def record(
             accumulate=config.accumulate,
             parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         )
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Let torch take the operations that it takes under `deterministic`: some of them are made of others, which take more."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=True)
 
 
 def _enough(_: int) -> None:
