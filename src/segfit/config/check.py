@@ -158,6 +158,12 @@ def _check_run(config: DictConfig) -> Iterator[str]:
             f"hydra.… beside it."
         )
     yield from _check_extra_metrics(config.metrics)
+    split = config.data.get("split") or {}
+    fold, folds = split.get("fold"), split.get("folds")
+    if fold is None and folds is not None:
+        yield f"data.split.folds={folds}: has no effect without data.split.fold, such as -m data.split.fold=0,1,2."
+    elif fold is not None and fold >= (folds or 5):
+        yield f"data.split.fold={fold}: must be less than data.split.folds={folds or 5}; the first is 0."
     betas = config.optimizer.betas
     if betas is not None and len(betas) not in (2, 3):
         yield f"optimizer.betas={shown(betas)}: must be two or three numbers."

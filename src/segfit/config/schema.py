@@ -133,6 +133,12 @@ class SplitConfig:
         None,
         "Regex on the file's relative name; samples whose first group (or match) agrees stay together.",
     )
+    fold: int | None = option(
+        None,
+        "Hold out this fold (from 0) for validation instead: -m data.split.fold=0,1,2,3,4.",
+        ge=0,
+    )
+    folds: int | None = option(None, "Number of folds; null: 5.", ge=2)
 
 
 @dataclass

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from segfit.errors import SegFitError
 
+FOLDS = 5
+
 
 @dataclass(frozen=True)
 class SplitRule:
@@ -21,12 +23,15 @@ class SplitRule:
         group: regular expression searched in a sample's relative name (no suffix, / between folders);
             samples whose first group (or match, if it has no group) agrees stay together. None: every
             sample is its own group.
+        fold: 0-based number of the fold that is held out for validation, of `folds`; None: `val` says how many.
     """
 
     val: float = 0.2
     test: float = 0.0
     seed: int = 0
     group: str | None = None
+    fold: int | None = None
+    folds: int | None = None
 
 
 def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
@@ -56,6 +61,20 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
     divided = {}
     for part, count in counts.items():
         divided[part], order = order[:count], order[count:]
+    if rule.fold is not None:  # each group but those of test is held out in one fold
+        if "val" not in divided:
+            raise SegFitError(
+                f"data.split.fold={rule.fold}: a val folder says already what is held out. Leave one of the two away."
+            )
+        order = divided["val"] + order
+        start, stop = (
+            len(order) * number // (rule.folds or FOLDS) for number in (rule.fold, rule.fold + 1)
+        )
+        divided["val"], order = order[start:stop], order[:start] + order[stop:]
+        if start == stop:
+            raise SegFitError(
+                f"data.split.folds: more than the {len(order)} samples or groups there are. Lower it."
+            )
     return {
         part: sorted(name for group in members for name in groups[group])
         for part, members in {"train": order, **divided}.items()

@@ -6,9 +6,10 @@ Imports neither torch nor NumPy: the parent process of a sweep only waits and ha
 import contextlib
 import csv
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
@@ -17,12 +18,13 @@ from rich.table import Table
 
 from segfit.errors import SegFitError
 from segfit.report import text as texts
-from segfit.report.text import duration, monitored_first, number, one_line, shown_path
+from segfit.report.text import ABSENT, duration, monitored_first, number, one_line, shown_path
 from segfit.runs.folder import RunFolder
 from segfit.runs.untrusted import read_json, read_yaml
 
 _END_LENGTH = 70
 _NUMBER_LENGTH = 8
+_REPEATS = ("data.split.fold", "seed")  # options that repeat a training
 _FIGURES = ("updates", "samples_per_second", "peak_memory_gib", "seconds")
 
 
@@ -112,6 +114,22 @@ def _read_overrides(path: Path) -> dict[str, str]:
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 
+def _means(
+    rows: Sequence[Row], varied: Sequence[str], scores: Iterable[str]
+) -> Iterator[tuple[str, ...]]:
+    """Yield cells of the mean ± sample standard deviation over jobs that differ in fold or seed alone."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    if varied and {*varied} & {*_REPEATS}:
+        for row in [row for row in rows if row.score is not None and not row.failed]:
+            same = tuple("" if key in _REPEATS else row.overrides.get(key, "") for key in varied)
+            groups.setdefault(same, []).append(row)
+    for same, group in groups.items():
+        values = [[row.scores[name] for row in group if name in row.scores] for name in scores]
+        means = [f"{number(fmean(v))} ± {number(stdev(v))}" if v[1:] else ABSENT for v in values]
+        if len(group) > 1:
+            yield f"mean of {len(group)}", *same, *means
+
+
 def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the rows in their order: what differs between the jobs, scores, speed, memory."""
     console = console or texts.stdout_console()
@@ -143,6 +161,9 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
         )
         best = place == 0 and row.score is not None and not row.failed
         table.add_row(*cells, style="red" if row.failed else "bold green" if best else None)
+    table.add_section()
+    for cells in _means(rows, varied, scores):
+        table.add_row(*map(escape, cells))
     console.print(table)
 
 

@@ -99,6 +99,9 @@ def problems(*overrides: str) -> list[str]:
         ([*FOLDER, "data.label_map=3"], "must be {mask value: class, …}"),
         ([*FOLDER, "data.split.group='('"], "no valid regular expression"),
         ([*FOLDER, "data.split.val=0.6", "data.split.test=0.5"], "leave something to train on"),
+        ([*FOLDER, "data.split.fold=5"], "must be less than data.split.folds=5"),
+        ([*FOLDER, "data.split.fold=3", "data.split.folds=3"], "must be less than"),
+        ([*FOLDER, "data.split.folds=5"], "no effect without data.split.fold"),
         ([*FOLDER, "data.window=[1,99]"], "data.window needs data.image_mode=gray"),
     ],
 )

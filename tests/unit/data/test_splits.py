@@ -54,9 +54,32 @@ def test_no_test_share_means_no_test_split():
         (SplitRule(group="(["), "is not a regular expression"),
         (SplitRule(group="x"), r"matches nothing in 30 of 30 names, e\.g\. 000, 001, 002\."),
         (SplitRule(group="^0"), "1 groups .* cannot be split"),
+        (SplitRule(val=0.0, fold=1), "a val folder says already"),
+        (SplitRule(fold=0, folds=31), "more than the 30 samples or groups there are"),
         (SplitRule(val=0.6, test=0.5), "30 samples cannot be split into train and val and test"),
     ],
 )
 def test_what_cannot_be_split_is_told(rule, message):
     with pytest.raises(SegFitError, match=message):
         split_names(NAMES, rule)
+
+
+@pytest.mark.parametrize(("test", "group"), [(0.0, None), (0.2, None), (0.2, r"^(\d+)")])
+def test_folds_hold_every_image_out_once_and_never_one_of_test(test, group):
+    slices = [f"{name}{letter}" for name in names(30) for letter in "ab"]
+    plain = split_names(slices, SplitRule(test=test, group=group))
+    found = [
+        split_names(slices, SplitRule(test=test, group=group, fold=fold, folds=4))
+        for fold in range(4)
+    ]
+    held_out = [name for split in found for name in split["val"]]
+    assert sorted(held_out) == sorted({*slices} - {*plain.get("test", [])})
+    for split in found:
+        assert split.get("test") == plain.get("test")
+        assert sorted(name for members in split.values() for name in members) == sorted(slices)
+        if group:
+            assert not {name[:3] for name in split["val"]} & {name[:3] for name in split["train"]}
+
+
+def test_the_first_of_five_folds_is_the_usual_split():
+    assert split_names(NAMES, SplitRule(fold=0)) == split_names(NAMES, SplitRule(val=0.2))

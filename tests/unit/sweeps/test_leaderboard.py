@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -129,3 +130,25 @@ def test_the_parent_of_a_sweep_stays_light():
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_folds_and_seeds_are_averaged_with_their_spread(tmp_path):
+    scores = {("ce", 0): 0.5, ("ce", 1): 0.7, ("ce", 2): 0.9, ("dice", 0): 0.8, ("dice", 1): None}
+    for number, ((loss, fold), score) in enumerate(scores.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "overrides.yaml").write_text(f"- loss={loss}\n- data.split.fold={fold}\n")
+        best = {"miou": score, "macro_f1": 0.25}
+        (folder / "metrics.json").write_text(
+            json.dumps({"best": best, "monitor": "miou", "columns": {"macro_f1": "macro F1"}})
+        )
+    file = io.StringIO()
+    print_leaderboard(collect(tmp_path), Console(file=file, width=160, _environ={}))
+    lines = [
+        [cell.strip() for cell in line.strip("│┃ ").split("│")]
+        for line in file.getvalue().splitlines()
+    ]
+    means = [line for line in lines if line[0].startswith("mean")]
+    (mean,) = means  # a single fold of dice has a score
+    spread = np.std([0.5, 0.7, 0.9], ddof=1)
+    assert mean == ["mean of 3", "ce", "", f"0.7000 ± {spread:.4f}", "0.2500 ± 0.0000"]

@@ -139,10 +139,10 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
     found = {part: _list(path, data, fatal) for part, path in (folders or {"": root}).items()}
     if fatal:
         raise SegFitError(fatal)
-    if "val" not in found and (whole := found.pop("", found.pop("train", None))) is not None:
-        rule = SplitRule(**plain(data.split))
-        if "test" in found:
-            rule = replace(rule, test=0.0)
+    divides = "val" not in found or data.split.fold is not None
+    if divides and (whole := found.pop("", found.pop("train", None))) is not None:
+        there: dict[str, Any] = dict.fromkeys({"val", "test"} & found.keys(), 0.0)
+        rule = replace(SplitRule(**plain(data.split)), **there)
         divided = split_names(whole.names, rule)
         found = {**{part: replace(whole, names=own) for part, own in divided.items()}, **found}
     return {part: replace(source, smallest=smallest[part]) for part, source in found.items()}

@@ -187,7 +187,7 @@ def _divide(
     none: dict[str, Any] = dict.fromkeys(own, 0.0)
     rule = replace(rule, **none)
     divided = {"train": sorted(whole.images)}
-    if rule.val or rule.test:
+    if rule.val or rule.test or rule.fold is not None:
         divided = split_names(divided["train"], rule)
     members = {part: (names, whole) for part, names in divided.items()}
     return members | {part: (sorted(found.images), found) for part, found in own.items()}
