@@ -46,8 +46,8 @@ def untrusted(place, tmp_path) -> Path:
         ({"split": "vall"}, "split=vall: must be one of train, val, test. Did you mean 'val'"),
         ({"overlap": 1.0}, "overlap=1.0: must be less than 1"),
         ({"root": "nowhere"}, "root=…"),
-        ({"images": "{place}/nowhere"}, "no such folder"),
-        ({"images": "{place}/data/train/masks/../nothing"}, "no such folder"),
+        ({"images": "{place}/nowhere"}, "no such file or folder"),
+        ({"images": "{place}/data/train/masks/../nothing"}, "no such file or folder"),
         ({"images": "{place}/run 1/checkpoints"}, "no image in it"),
         (
             {"images": "{place}/data/val/images", "out": "{place}/data/val/images/out"},

@@ -118,13 +118,15 @@ def predict_folder(
     progress: Progress | None = None,
     notice: Notice = lambda _: None,
 ) -> Evaluated:
-    """Predict a folder of images, `options.images`, at their original sizes (upright, as EXIF says).
+    """Predict `options.images`, a folder or a file, at their original sizes (upright, as EXIF says).
 
     `progress` and `notice` are those of `evaluate_split`. Raises a SegFitError if there is no image, one is unreadable, or
     results cannot be written.
     """
     config, assembly = run.config, assembly_of(run.config)
     dataset = assembly.make_predict_dataset(config, options.images)
+    for line in dataset.notices:
+        notice(line)
     path = _out(options, run.folder, f"images-{dataset.folder.resolve().name}")
     if path.resolve().is_relative_to(dataset.folder.resolve()):
         raise SegFitError(

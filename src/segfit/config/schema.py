@@ -139,6 +139,11 @@ class SplitConfig:
         ge=0,
     )
     folds: int | None = option(None, "Number of folds; null: 5.", ge=2)
+    lists: str | None = option(
+        None,
+        "Folder, below data.root, of train.txt, val.txt and perhaps test.txt with a name a line, as VOC's "
+        "ImageSets/Segmentation; they divide instead.",
+    )
 
 
 @dataclass

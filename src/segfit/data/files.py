@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from segfit.errors import printable
@@ -59,14 +59,19 @@ def relative_name(file: Path, folder: Path) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", printable(name))
 
 
-def files_by_name(files: Sequence[Path], folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return name → file, and one message if two files share a name."""
+def files_by_name(
+    files: Sequence[Path],
+    folder: Path,
+    name_of: Callable[[Path, Path], str | None] = relative_name,
+) -> tuple[dict[str, Path], list[str]]:
+    """Return name → file, and one message if two files share a name; files whose name is None are left out."""
     named: dict[str, Path] = {}
     twice = []
     for file in files:
-        name = relative_name(file, folder)
+        name = name_of(file, folder)
         if name in named:
             twice.append(f"{named[name].name} and {file.name}")
-        named.setdefault(name, file)
+        elif name is not None:
+            named[name] = file
     text = f"{folder}: {len(twice)} names stand for two files: {some(twice)}. Keep one of each."
     return named, [text] if twice else []

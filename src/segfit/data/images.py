@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch.nn.functional import interpolate
 
+from segfit.data.files import list_files, some
 from segfit.errors import SegFitError
 
 try:
@@ -27,10 +28,12 @@ except (ImportError, AttributeError, RuntimeError):
     _decode_jpeg = None
 _AS_RGB = 3  # torchvision.io.ImageReadMode.RGB
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".jp2"),
+    *(".ppm", ".pgm", ".heic", ".heif"),
+)
 # What these suffixes stand for, and GIF, which some carry. Pillow knows many more, and runs Ghostscript for one.
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+_FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM"]
 # Pillow refuses twice its MAX_IMAGE_PIXELS with an error; what lies below is a big picture, not a bomb.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -183,6 +186,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         # A pipe would be waited for, /dev/zero read without end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise SegFitError(f"{path}: no file, but a folder, a pipe or a device. Delete it.")
+        if path.suffix.lower() in (".heic", ".heif"):
+            _learn_heif(path)
         with Image.open(path, formats=_FORMATS) as image:
             yield image
     except (SegFitError, MemoryError):
@@ -201,6 +206,52 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise SegFitError(
             f"{path}: unreadable ({reason(error)}). Replace the file or delete it."
         ) from error
+
+
+def _learn_heif(path: Path) -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise SegFitError(
+            f"{path}: HEIC takes a package of its own: pip install pillow-heif. Or save it as PNG."
+        ) from error
+    if "HEIF" not in _FORMATS:
+        pillow_heif.register_heif_opener()
+        _FORMATS.append("HEIF")
+
+
+def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[str]]:
+    """Return the image files among those at `place`, and a line about the others, if there are any.
+
+    Raises:
+        SegFitError: if there is no image.
+    """
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    others = [
+        file.suffix or file.name for file in files if file.suffix.lower() not in IMAGE_SUFFIXES
+    ]
+    kinds = some(sorted(set(others)))
+    if not images:
+        held = f"; it holds files of type {kinds}" if others else ""
+        known = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        raise SegFitError(f"{place}: no image in it ({known}){held}.")
+    return images, [
+        f"{place}: {len(others)} files are no images ({kinds}) and are not read."
+    ] * bool(others)
+
+
+def images_at(given: str | Path) -> tuple[list[Path], Path, list[str]]:
+    """Return the images that evaluate.py's `images` names, a folder or a file; the folder of their names; notices.
+
+    Raises:
+        SegFitError: if there is no image.
+    """
+    place = Path(given).expanduser()
+    if not place.exists():
+        raise SegFitError(f"images={given}: no such file or folder.")
+    files = list_files(place, ()) if place.is_dir() else [place]
+    images, notices = only_images(files, place)
+    return images, place if place.is_dir() else place.parent, notices
 
 
 def reason(error: Exception) -> str:

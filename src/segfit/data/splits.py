@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from segfit.data.files import some
 from segfit.errors import SegFitError
 
 FOLDS = 5
@@ -24,6 +28,7 @@ class SplitRule:
             samples whose first group (or match, if it has no group) agrees stay together. None: every
             sample is its own group.
         fold: 0-based number of the fold that is held out for validation, of `folds`; None: `val` says how many.
+        lists: folder of the lists that say it instead; see `listed`.
     """
 
     val: float = 0.2
@@ -32,6 +37,93 @@ class SplitRule:
     group: str | None = None
     fold: int | None = None
     folds: int | None = None
+    lists: str | None = None
+
+
+SPLITS = ("train", "val", "test")
+_CALLED = ("train(ing)?", "val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?", "test(ing)?")
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder or a list is called after, as "train2017", "Validation" and "test_set" are, or None."""
+    for split, called in zip(SPLITS, _CALLED, strict=True):
+        if re.fullmatch(rf"({called})[-_ ]?(set|data)?[-_ ]?\d*", name, re.IGNORECASE):
+            return split
+    return None
+
+
+def split_folders(parent: Path, holding: str = ".") -> dict[str, Path]:
+    """Return split → the folder below `parent` that is called after it, and in which there is a folder `holding`.
+
+    Raises:
+        SegFitError: if two are called after one split: they are not thrown together.
+    """
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+        if (part := split_of(folder.name)) and (folder / holding).is_dir():
+            found.setdefault(part, []).append(folder)
+    twice = [
+        f"{parent}: {some([one.name for one in folders])} are all called after {part}. Keep one, or rename the others."
+        for part, folders in found.items()
+        if len(folders) > 1
+    ]
+    if twice:
+        raise SegFitError(twice)
+    return {part: folder for part, (folder,) in found.items()}
+
+
+def not_used(place: Path, names: Sequence[str]) -> list[str]:
+    """Return a notice about what lies beside the folders of splits, if there is anything that is not hidden."""
+    shown = [name for name in names if not name.startswith(".")]
+    return [f"{place}: {some(shown)} lie beside the splits and are not used."] * bool(shown)
+
+
+def listed(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return split → those of `names` that the lists in a folder hold: train.txt, val.txt and perhaps test.txt, a name a line.
+
+    A line may have folders before the name, a suffix, and further columns. Lists of other names, such as trainval.txt, are
+    not read.
+
+    Raises:
+        SegFitError: if a list is missing or cannot be read, a name is none of `names`, or stands in two lists.
+    """
+    known = {name.rpartition("/")[2]: name for name in names} | {name: name for name in names}
+    files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
+    found: dict[str, list[str]] = {}
+    problems = []
+    for file in files:
+        if (part := split_of(file.stem)) is None:
+            continue
+        lines = [line.strip() for line in file.read_text("utf-8-sig", "replace").splitlines()]
+        meant = {line: _meant(line, known) for line in lines if line}
+        if unknown := [line for line, name in meant.items() if name is None]:
+            problems.append(
+                f"{file}: {len(unknown)} of {len(meant)} names are no image: {some(unknown)}."
+            )
+        found[part] = sorted({*found.get(part, ()), *filter(None, meant.values())})
+    if missing := [part for part in ("train", "val") if not found.get(part)]:
+        problems.append(
+            f"{folder}: no image for {' and '.join(missing)} (data.split.lists; {some(files) or 'no .txt'})."
+        )
+    count = Counter(name for members in found.values() for name in members)
+    if twice := [name for name, times in count.items() if times > 1]:
+        problems.append(
+            f"{folder}: {len(twice)} names stand in the lists of two splits: {some(twice)}."
+        )
+    if problems:
+        raise SegFitError(problems)
+    return found
+
+
+def _meant(line: str, known: Mapping[str, str]) -> str | None:
+    """Return the name that a line of a list stands for."""
+    for text in (line, line.split()[0]):
+        for name in (text, text.rpartition(".")[0]):
+            parts = unicodedata.normalize("NFC", name).split("/")
+            for start in range(len(parts)):
+                if (found := known.get("/".join(parts[start:]))) is not None:
+                    return found
+    return None
 
 
 def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:

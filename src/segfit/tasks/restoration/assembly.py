@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segfit.config.check import plain
 from segfit.data.shapes import shapes_sources
 from segfit.data.source import Arrays, Source, SourceView
+from segfit.data.splits import SPLITS
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
@@ -36,7 +37,7 @@ from segfit.tasks.restoration.data.dataset import (
     TrainDataset,
     collate,
 )
-from segfit.tasks.restoration.data.folder import SPLITS, folder_sources
+from segfit.tasks.restoration.data.folder import folder_sources
 from segfit.tasks.restoration.data.preflight import check_sources as check_pictures
 from segfit.tasks.restoration.degradations import Degradation
 from segfit.tasks.restoration.losses import RestorationLoss

@@ -238,7 +238,7 @@ class Evaluate(EvaluateConfig):
     """evaluate.py of a restoration run."""
 
     images: str | None = option(
-        None, "A folder of degraded pictures to restore instead; no targets needed."
+        None, "A folder of degraded pictures, or one, to restore instead; no targets needed."
     )
     tile: int | None = option(None, "As in training; null: the run's.", ge=64, le=16384)
     overlap: int = option(64, "Pixels that neighbouring tiles share.", ge=0, le=4096)

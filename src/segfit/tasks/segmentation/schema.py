@@ -201,6 +201,17 @@ class FolderConfig(MaskDataConfig):
         "rle: a CSV of run-lengths (id, class, segmentation), as UW-Madison's.",
         choices=("png", "parts", "rle"),
     )
+    image_name: str | None = option(
+        None, "What image files are called, where only a part is the mask's, too: {stem}_0000.png."
+    )
+    mask_name: str | None = option(
+        None, "What the mask of an image is called: {stem}_mask.png, or {name}.png for a.jpg.png."
+    )
+    unmasked: str = option(
+        "error",
+        "Images without a mask. skip: left out. background: all of them is the background class.",
+        choices=("error", "skip", "background"),
+    )
     ignore_index: int | None = option(
         255, "Mask value that counts nowhere; null: none.", ge=-65536, le=65535
     )
@@ -287,7 +298,9 @@ class Run(RunConfig):
 class Evaluate(EvaluateConfig):
     """evaluate.py of a segmentation run."""
 
-    images: str | None = option(None, "A folder of images to predict instead; no masks needed.")
+    images: str | None = option(
+        None, "A folder of images, or one, to predict instead; no masks needed."
+    )
     flip: bool = option(False, "Average with the prediction of the mirrored image.")
     sliding_window: bool = option(
         False, "Predict at full resolution in windows of image_size; always on for data.fit=crop."
@@ -482,6 +495,12 @@ def _check_folder(data: DictConfig) -> Iterator[str]:
             yield f"data.split.group={data.split.group}: no valid regular expression ({error})."
     if data.split.val + data.split.test >= 1:
         yield "data.split.val + data.split.test: must leave something to train on (below 1)."
+    for key, marks in (("image_name", ["stem"]), ("mask_name", ["stem", "name"])):
+        template = data[key]
+        if template is not None and re.findall(r"{(\w*)}", template) not in [[m] for m in marks]:
+            yield f"data.{key}={template}: must hold {' or '.join(f'{{{m}}}' for m in marks)}, once."
+        if template is not None and data.mask_format != "png":
+            yield f"data.{key} needs data.mask_format=png."
     if label_map and data.mask_format != "png":
         yield "data.label_map needs data.mask_format=png; the others are matched by data.class_names."
     if not data.root:

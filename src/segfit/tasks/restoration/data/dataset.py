@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from segfit.data.collate import Batch, stack
-from segfit.data.files import files_by_name, list_files
-from segfit.data.images import IMAGE_SUFFIXES
+from segfit.data.files import files_by_name
+from segfit.data.images import images_at
 from segfit.data.source import Arrays, Source, read_arrays, where
 from segfit.errors import SegFitError
-from segfit.tasks.restoration.data.folder import no_picture
 from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
 
 Sample: TypeAlias = dict[str, Any]
@@ -95,7 +94,7 @@ class HeldOutDataset(_PictureDataset):
 
 
 class PredictDataset(Dataset[Sample]):
-    """Degraded pictures of a folder (and the folders below it), without targets, in the `image_mode` of training.
+    """Degraded pictures of a folder (and the folders below it), or one file, without targets, in the `image_mode` of training.
 
     Raises:
         SegFitError: if there is no such folder or no picture in it, or two have one name.
@@ -103,11 +102,8 @@ class PredictDataset(Dataset[Sample]):
 
     def __init__(self, folder: str | Path, image_mode: str) -> None:
         self.folder, self.image_mode = Path(folder).expanduser(), image_mode
-        if not self.folder.is_dir():
-            raise SegFitError(f"images={folder}: no such folder.")
-        named, problems = files_by_name(list_files(self.folder, IMAGE_SUFFIXES), self.folder)
-        if not named:
-            problems = [f"images={no_picture(self.folder)}"]
+        paths, base, self.notices = images_at(folder)
+        named, problems = files_by_name(paths, base)
         if problems:
             raise SegFitError(problems)
         self.names, self.paths = list(named), list(named.values())

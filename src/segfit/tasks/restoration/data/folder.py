@@ -14,13 +14,11 @@ from omegaconf import DictConfig
 
 from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
-from segfit.data.images import IMAGE_SUFFIXES
+from segfit.data.images import only_images
 from segfit.data.source import where
-from segfit.data.splits import SplitRule, split_names
+from segfit.data.splits import SPLITS, SplitRule, listed, not_used, split_folders, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
-
-SPLITS = ("train", "val", "test")
 
 _LOOKED_AT = 512  # pixels a side, in the middle of a pair, in which a shift is looked for
 _SHIFT = 2  # pixels from which on it is a problem: blur moves edges by one
@@ -36,6 +34,7 @@ class PictureSource:
     targets: Mapping[str, Path]  # the clean file of each name
     inputs: Mapping[str, Path] | None = None  # the degraded file of each name; None: they are made
     problems: Sequence[str] = ()  # what listing the files found
+    notices: Sequence[str] = ()  # what is odd, but no mistake
     smallest: int = 0  # pixels that a side has to have, for the pre-flight
     options: str = field(init=False)  # what a report depends on
 
@@ -120,10 +119,11 @@ def _edges(pixels: Pixels) -> NDArray[np.complex64]:
 
 
 def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, PictureSource]:
-    """Return the splits of a data set in folders: `root/<split>` where there is one, else `root`, divided by `data.split`.
+    """Return the splits of a data set in folders: those below `root` that the config names, or that are called after them.
 
-    As is the train folder where there is no val folder. A pair has one relative name but for the suffix. `data` is a
-    FolderConfig or PairsConfig; `smallest` are the pixels that a side has to have in each split.
+    Without such folders `root` is divided by `data.split`, as is the train folder where there is no val folder. A pair has
+    one relative name but for the suffix; its splits may also lie below the two sides. `data` is a FolderConfig or
+    PairsConfig; `smallest` are the pixels that a side has to have in each split.
 
     Raises:
         SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
@@ -134,39 +134,85 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
         raise SegFitError(
             f"data.root={data.root}: there is no such folder (looked in {Path.cwd()})."
         )
-    folders = {part: root / data[part] for part in SPLITS if (root / data[part]).is_dir()}
+    sides = {key: data[key] for key in ("target", "input") if key in data} or {"target": "."}
+    places, notices = _places(root, data, sides)
     fatal: list[str] = []
-    found = {part: _list(path, data, fatal) for part, path in (folders or {"": root}).items()}
+    found = {}
+    for part, folders in places.items():
+        wrong: list[str] = []
+        source = _list(folders, data, wrong)
+        if part == "test" and not folders["target"].is_dir():
+            notices += [
+                f"no test split: {text} To restore it: evaluate.py images=…" for text in wrong
+            ]
+        else:
+            fatal += wrong
+            found[part] = replace(source, notices=(*source.notices, *notices))
     if fatal:
         raise SegFitError(fatal)
     divides = "val" not in found or data.split.fold is not None
     if divides and (whole := found.pop("", found.pop("train", None))) is not None:
         there: dict[str, Any] = dict.fromkeys({"val", "test"} & found.keys(), 0.0)
         rule = replace(SplitRule(**plain(data.split)), **there)
-        divided = split_names(whole.names, rule)
+        if rule.lists is not None:
+            divided = listed(root / rule.lists, whole.names)
+        else:
+            divided = split_names(whole.names, rule)
         found = {**{part: replace(whole, names=own) for part, own in divided.items()}, **found}
     return {part: replace(source, smallest=smallest[part]) for part, source in found.items()}
 
 
-def _list(folder: Path, data: DictConfig, fatal: list[str]) -> PictureSource:
-    """Return the pictures of a folder; add to `fatal` why there is nothing to train on."""
-    pairs = data.name == "pairs"
-    sides = (
-        {key: folder / data[key] for key in ("target", "input")} if pairs else {"target": folder}
-    )
+def _places(
+    root: Path, data: DictConfig, sides: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Return split → the folder of each side, "" where all is in one, and notices."""
+    whole = {"": {key: root / side for key, side in sides.items()}}
+    if data.split.lists is not None:
+        return whole, []
+    folders = {part: root / data[part] for part in SPLITS if (root / data[part]).is_dir()}
+    if all(data[part] == part for part in SPLITS):  # nothing else was asked for
+        folders = split_folders(root)
+    if folders:
+        used = {folder.name for folder in folders.values()}
+        beside = sorted({one.name for one in root.iterdir()} - used)
+        told = not_used(root, beside) if root not in folders.values() else []
+        return {
+            part: {key: folder / side for key, side in sides.items()}
+            for part, folder in folders.items()
+        }, told
+    below = {key: split_folders(root / side) for key, side in sides.items() if "input" in sides}
+    parts = below.get("target", {})
+    return {
+        part: {key: found.get(part, root / sides[key] / part) for key, found in below.items()}
+        for part in parts
+    } or whole, []
+
+
+def _list(sides: Mapping[str, Path], data: DictConfig, fatal: list[str]) -> PictureSource:
+    """Return the pictures of a target folder and, of pairs, an input folder; add to `fatal` why there is nothing to train on."""
     named: dict[str, dict[str, Path]] = {}
     problems: list[str] = []
+    notices: list[str] = []
     for key, side in sides.items():
-        named[key], twice = files_by_name(list_files(side, IMAGE_SUFFIXES), side)
-        problems += twice
+        named[key] = {}
         if not side.is_dir():
-            there = some(sorted(path.name for path in folder.iterdir())) or "nothing"
-            fatal.append(f"{side}: no such folder (data.{key}). {folder} holds {there}.")
-        elif not named[key]:
-            fatal.append(no_picture(side))
+            above = side.parent
+            there = some(sorted(path.name for path in above.iterdir())) if above.is_dir() else ""
+            fatal.append(
+                f"{side}: no such folder (data.{key}). {above} holds {there or 'nothing'}."
+            )
+            continue
+        try:
+            files, others = only_images(list_files(side, ()), side)
+        except SegFitError as error:
+            fatal += error.problems
+            continue
+        named[key], twice = files_by_name(files, side)
+        problems += twice
+        notices += others
     targets, inputs = named["target"], named.get("input")
     if inputs is None:
-        return PictureSource(data.image_mode, sorted(targets), targets, None, problems)
+        return PictureSource(data.image_mode, sorted(targets), targets, None, problems, notices)
     paired = sorted(targets.keys() & inputs.keys())
     if targets and inputs and not paired:
         fatal.append(
@@ -180,12 +226,4 @@ def _list(folder: Path, data: DictConfig, fatal: list[str]) -> PictureSource:
                 f"{sides[own]}: {len(alone)} of {len(named[own])} pictures have no partner in {sides[other]}: "
                 f"{some(alone)}. Partners have one name but for the suffix."
             )
-    return PictureSource(data.image_mode, paired, targets, inputs, problems)
-
-
-def no_picture(folder: Path) -> str:
-    """Return a message that a folder holds no picture, and what it holds instead."""
-    kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-    other = sorted({path.suffix for path in list_files(folder, ())})
-    held = f"; it holds files of type {some(other)}" if other else ""
-    return f"{folder}: no picture in it ({kinds}){held}."
+    return PictureSource(data.image_mode, paired, targets, inputs, problems, notices)

@@ -56,7 +56,7 @@ def check_sources(
                 file = folders[split].files(index)[-1]
                 found[kind].append(said if kind == "unreadable" else f"{file} ({said})")
     unreadable = list(dict.fromkeys(found["unreadable"]))
-    notices: list[str] = []
+    notices = list(dict.fromkeys(text for one in folders.values() for text in one.notices))
     if skip and 0 < len(unreadable) < seen:
         notices.append(f"data.on_bad_sample=skip leaves out {len(unreadable)}: {some(unreadable)}")
     else:

@@ -16,11 +16,10 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
 from segfit.data.collate import Batch, stack
-from segfit.data.files import list_files, relative_name
-from segfit.data.images import IMAGE_SUFFIXES, ImageReader, resize_image
+from segfit.data.files import relative_name
+from segfit.data.images import ImageReader, images_at, resize_image
 from segfit.data.sampler import sample_seed
 from segfit.data.source import Source, SourceView, read_arrays, where
-from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.masks import resize_mask
 
@@ -135,12 +134,12 @@ class EvalDataset(_FittedDataset):
 
 
 class PredictDataset(EvalDataset):
-    """Images of a folder (and the folders below it), without masks; it is its own source.
+    """Images of a folder (and the folders below it), or one file, without masks; it is its own source.
 
     `size` and `fit` as `EvalDataset`, `image_mode` and `intensity_window` as `ImageReader`.
 
     Raises:
-        SegFitError: if there is no such folder or no image in it.
+        SegFitError: if there is no such folder or file, or no image in it.
     """
 
     def __init__(
@@ -154,14 +153,9 @@ class PredictDataset(EvalDataset):
     ) -> None:
         super().__init__(self, size, fit)
         self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise SegFitError(f"images={folder}: no such folder.")
-        self.paths = list_files(self.folder, IMAGE_SUFFIXES)
-        if not self.paths:
-            kinds = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-            raise SegFitError(f"images={folder}: no image in it ({kinds}).")
+        self.paths, base, self.notices = images_at(folder)
         self.reader = ImageReader(image_mode, intensity_window)
-        names = [relative_name(path, self.folder) for path in self.paths]
+        names = [relative_name(path, base) for path in self.paths]
         # a.jpg and a.png: the suffix goes into the name, so that no prediction overwrites another.
         count = Counter(names)
         self.names = [

@@ -17,7 +17,7 @@ from segfit.data.source import where
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
+from segfit.tasks.segmentation.data.layout import Listing, Naming, find_layout, list_pairs
 from segfit.tasks.segmentation.data.masks import ValueMap
 
 
@@ -55,8 +55,9 @@ class FolderSource:
 
     def files(self, index: int) -> list[Path]:
         """Return the image file, then those of the mask."""
-        name = self.names[index]
-        return [self.listing.images[name], *self.listing.masks.files(name)]
+        name, listing = self.names[index], self.listing
+        masks = [] if name in listing.unmasked else listing.masks.files(name)
+        return [listing.images[name], *masks]
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return the image (H, W, 3) uint8 RGB and the mask (H, W) uint8.
@@ -112,6 +113,10 @@ class FolderSource:
         name, masks = self.names[index], self.listing.masks
         decoded = self.image_reader.read(self.listing.images[name])
         height, width = decoded.pixels.shape[:2]
+        if name in self.listing.unmasked:
+            # The first file value that means the background.
+            blank = int((self.values.table == (self.classes.background or 0)).argmax())
+            return decoded, np.full((height, width), blank, np.int32)
         values = masks.read(name, (height, width))
         if masks.resizes_images and values.shape != (height, width):
             writable = np.require(decoded.pixels, requirements=["W"])
@@ -136,6 +141,9 @@ def folder_sources(
     images: str = "images",
     masks: str = "masks",
     mask_format: str = "png",
+    image_name: str | None = None,
+    mask_name: str | None = None,
+    unmasked: str = "error",
     ignore_index: int | None = 255,
     label_map: Mapping[int, int] | None = None,
     image_mode: str = "rgb",
@@ -144,9 +152,10 @@ def folder_sources(
 ) -> dict[str, FolderSource]:
     """Return the splits of a data set in folders: "train", "val" and perhaps "test".
 
-    Layouts, in this order: `root/<split>/<images>` + `root/<split>/<masks>`; `root/<images>/<split>` +
-    `root/<masks>/<split>`; `root/<images>` + `root/<masks>`, divided by `split`, as is the train folder
-    where there is no val folder. An image and its mask have one relative name, apart from the suffix.
+    Layouts: `root/<split>/<images>` + `root/<split>/<masks>`; `root/<images>/<split>` + `root/<masks>/<split>`;
+    `root/<images>` + `root/<masks>`, divided by `split`, as is the train folder where there is no val folder. Folders of splits
+    may have any name of `split_of`; a test folder without masks is none. An image and its mask have one relative name, apart
+    from the suffix, or names by `image_name` and `mask_name`.
 
     The arguments are the options of `FolderConfig`; `ignore_index` and `label_map` are for mask_format "png" alone.
 
@@ -154,16 +163,28 @@ def folder_sources(
         SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
             wrong with single files.
     """
-    layout, problems = find_layout(Path(root).expanduser(), images, masks, mask_format)
+    naming = Naming(images, masks, mask_format, image_name, mask_name, unmasked)
+    split, place = split or SplitRule(), Path(root).expanduser()
+    lists = place / split.lists if split.lists is not None else None
+    layout, problems, notices = find_layout(place, naming)
+    if lists is not None:
+        layout, problems, notices = {"": (place / images, place / masks)}, [], []
     listings: dict[str, Listing] = {}
     if not problems:
         for part, (image_folder, mask_path) in layout.items():
             try:
-                listings[part] = list_pairs(image_folder, mask_path, mask_format, classes.names)
+                listings[part] = list_pairs(image_folder, mask_path, naming, classes.names, lists)
             except SegFitError as error:
-                problems += error.problems
+                if part == "test":
+                    notices.append(
+                        f"{image_folder}: no test split, for there is no mask. To predict it: evaluate.py images=… "
+                        f"({error})"
+                    )
+                else:
+                    problems += error.problems
     if problems:
         raise SegFitError(list(dict.fromkeys(problems)))
+    next(iter(listings.values())).notices[:0] = notices
     if mask_format != "png":  # masks hold classes already
         ignore_index, label_map = None, None
     values = ValueMap(len(classes), ignore_index, label_map)
@@ -173,7 +194,7 @@ def folder_sources(
     reader = ImageReader(image_mode, intensity_window)
     return {
         part: FolderSource(classes, names, listing, values, reader, options)
-        for part, (names, listing) in _divide(listings, split or SplitRule()).items()
+        for part, (names, listing) in _divide(listings, split).items()
     }
 
 
@@ -183,6 +204,11 @@ def _divide(
     """Return split → names and where they are listed: train gives what has no folder of its own."""
     whole = listings.get("", listings.get("train"))
     assert whole is not None  # as find_layout made sure
+    if whole.parts is not None:
+        return {
+            part: ([name for name in names if name in whole.images], whole)
+            for part, names in whole.parts.items()
+        }
     own = {part: listings[part] for part in ("val", "test") if part in listings}
     none: dict[str, Any] = dict.fromkeys(own, 0.0)
     rule = replace(rule, **none)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from segfit.data.files import files_by_name, list_files, some
-from segfit.data.images import IMAGE_SUFFIXES
+from segfit.data.files import files_by_name, list_files, relative_name, some
+from segfit.data.images import only_images
+from segfit.data.splits import SPLITS, listed, not_used, split_folders, split_of
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.masks import (
     MASK_SUFFIXES,
@@ -19,51 +23,101 @@ from segfit.tasks.segmentation.data.masks import (
 )
 from segfit.tasks.segmentation.data.rle import RleMasks, read_table, table_id
 
-SPLITS = ("train", "val", "test")
+_LOSSY = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Where a data set's files are below its root and what they are called: options of `FolderConfig`."""
+
+    images: str = "images"
+    masks: str = "masks"
+    mask_format: str = "png"
+    image_name: str | None = None
+    mask_name: str | None = None
+    unmasked: str = "error"
 
 
 @dataclass
 class Listing:
     """Pairs of images and masks."""
 
-    images: dict[str, Path]  # by relative name without suffix; only images that have a mask
+    images: dict[str, Path]  # by relative name without suffix; only images that are used
     masks: MaskReader  # by the same names
     problems: list[str] = field(default_factory=list)  # files without a partner, and the like
     notices: list[str] = field(default_factory=list)  # what is odd, but no mistake
+    unmasked: frozenset[str] = frozenset()  # images without a mask, all background
+    parts: dict[str, list[str]] | None = None  # split → names, where lists say it
 
 
 def find_layout(
-    root: Path, images: str, masks: str, mask_format: str
-) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """Return split → (image folder, mask folder or CSV), and the problems; "" where all is in one."""
+    root: Path, naming: Naming
+) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
+    """Return split → (image folder, mask folder or CSV), the problems and the notices; "" where all is in one."""
+    images, masks = root / naming.images, root / naming.masks
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         hint = "" if root.is_absolute() else f" (looked in {Path.cwd()})"
-        return {}, [f"data.root={root} {what}{hint}. Give the folder that holds {images}/."]
+        return (
+            {},
+            [f"data.root={root} {what}{hint}. Give the folder that holds {naming.images}/."],
+            [],
+        )
+    try:
+        above, below = split_folders(root, naming.images), split_folders(images)
+        mask_folders = split_folders(masks)
+    except SegFitError as error:
+        return {}, error.problems, []
     layout: dict[str, tuple[Path, Path]] = {}
+    problems = []
     for part in SPLITS:
-        if (root / part / images).is_dir():
-            layout[part] = (root / part / images, root / part / masks)
-        elif (root / images / part).is_dir():
-            layout[part] = (root / images / part, root / masks / part)
-    problems = [
-        f"{root / part}: no folder '{images}' in it. A split holds {images}/ and {masks}, or set "
-        "data.images to what its image folder is called."
-        for part in SPLITS
-        if part not in layout and (root / part).is_dir() and Path(images).parts[:1] != (part,)
-    ]
-    if not layout:
-        layout = {"": (root / images, root / masks)}
-    elif "train" not in layout:
+        places = []
+        if part in above:
+            places.append((above[part] / naming.images, above[part] / naming.masks))
+        if part in below:
+            own = masks / below[part].name
+            other = mask_folders.get(part) or (own if mask_folders else masks)
+            places.append((below[part], own if own.is_dir() else other))
+        if len({image_folder for image_folder, _ in places}) > 1:
+            problems.append(f"{places[0][0]} and {places[1][0]} both hold {part}. Keep one.")
+        for place in places:
+            if part not in layout or place[1].is_dir():
+                layout[part] = place
+    if layout and "train" not in layout:
         problems.append(f"{root}: there is {' and '.join(layout)}, but no train folder.")
+    # The folder of all images may itself be called after a split.
+    named = {path.relative_to(root).parts[:1] for path in (images, masks)}
+    notices = []
+    for folder in sorted(root.iterdir()):
+        part = split_of(folder.name)
+        if not folder.is_dir() or (folder.name,) in named:
+            continue
+        if part is not None and part not in layout:
+            text = f"{folder}: no folder '{naming.images}' in it"
+            if part == "test" or split_of(images.relative_to(root).parts[0]):
+                notices.append(f"{text}, so it is not used.")
+            else:
+                problems.append(
+                    f"{text}. A split holds {naming.images}/ and {naming.masks}, or set data.images to what its image "
+                    "folder is called."
+                )
+        elif part is None and above and images != root and (folder / naming.images).is_dir():
+            notices.append(
+                f"{folder}: called after none of {', '.join(SPLITS)}, so it is not used."
+            )
+    if below and images != root:
+        beside = {one.name for one in images.iterdir()} - {one.name for one in below.values()}
+        notices += not_used(images, sorted(beside))
+    layout = layout or {"": (images, masks)}
     for part, (image_folder, mask_path) in layout.items():
-        if mask_format != "png" and not mask_path.exists():
+        if naming.mask_format != "png" and not mask_path.exists():
             # One table, or one folder of parts, serves all splits.
-            layout[part] = (image_folder, root / masks)
+            layout[part] = (image_folder, masks)
     if not problems:
-        for image_folder, mask_path in layout.values():
-            problems += _missing(root, image_folder, mask_path, mask_format)
-    return layout, list(dict.fromkeys(problems))
+        for part, (image_folder, mask_path) in layout.items():
+            if part != "test":
+                problems += _missing(root, image_folder, mask_path, naming.mask_format)
+    return layout, list(dict.fromkeys(problems)), notices
 
 
 def _missing(root: Path, image_folder: Path, mask_path: Path, mask_format: str) -> list[str]:
@@ -85,73 +139,149 @@ def _missing(root: Path, image_folder: Path, mask_path: Path, mask_format: str) 
 
 
 def list_pairs(
-    image_folder: Path, mask_path: Path, mask_format: str, class_names: Sequence[str]
+    image_folder: Path,
+    mask_path: Path,
+    naming: Naming,
+    class_names: Sequence[str],
+    lists: Path | None = None,
 ) -> Listing:
-    """Return the images that have a mask, and what has no partner.
+    """Return the images that have a mask, and what has no partner; `lists` is a folder of lists that divide the images.
 
     Raises:
-        SegFitError: if there is no image, or none has a mask, or the table cannot be read.
+        SegFitError: if there is no image, or none has a mask, or a table or a list cannot be read.
     """
-    files = list_files(image_folder, IMAGE_SUFFIXES, skip=mask_path)
-    if not files:
-        other = sorted({p.suffix for p in list_files(image_folder, ())})
-        found = f"; it holds files of type {some(other)}" if other else ""
+    together = image_folder.resolve() == mask_path.resolve()
+    files = list_files(image_folder, (), skip=None if together else mask_path)
+    if together:  # what is called as a mask is no image
+        files = [file for file in files if not _is_mask(file, naming.mask_name)]
+        if not files:
+            raise SegFitError(
+                f"{image_folder}: images and masks lie together, and no suffix tells them apart. Say what masks are called: "
+                "'data.mask_name={stem}_mask.png'."
+            )
+    files, notices = only_images(files, image_folder)
+    named = [file for file in files if _key(file, image_folder, naming.image_name) is not None]
+    if not named:
         raise SegFitError(
-            f"{image_folder}: no image in it ({' '.join(s[1:] for s in IMAGE_SUFFIXES)}){found}."
+            f"{image_folder}: no image is called data.image_name={naming.image_name}; there is {files[0].name}."
         )
-    images, problems = files_by_name(files, image_folder)
-    pair = {"png": _pair_files, "parts": _pair_parts, "rle": _pair_rows}[mask_format]
-    listing = pair(images, mask_path, class_names)
-    listing.problems[:0] = problems
+    images, problems = files_by_name(named, image_folder)
+    parts = listed(lists, list(images)) if lists is not None else None
+    if parts is not None:
+        used = {name for names in parts.values() for name in names}
+        notices += _unused(
+            image_folder, f"of {len(images)} images", sorted(images.keys() - used), "are in no list"
+        )
+        images = {name: images[name] for name in sorted(used)}
+    pair = {"png": _pair_files, "parts": _pair_parts, "rle": _pair_rows}[naming.mask_format]
+    listing = pair(images, mask_path, class_names, image_folder, naming)
+    listing.problems[:0], listing.notices[:0], listing.parts = problems, notices, parts
+    if parts is not None and not listing.images.keys() & parts.get("test", []):
+        for name in parts.pop("test", []):  # competitions keep the masks of their test images
+            images.pop(name, None)
     orphans = sorted(images.keys() - listing.images.keys())
     if not listing.images:
-        example = images[orphans[0]].relative_to(image_folder).as_posix()
         raise SegFitError(
-            f"{mask_path}: no image of {image_folder} has a mask here. {_wanted(mask_format, example)}"
+            f"{mask_path}: no image of {image_folder} has a mask here. {_wanted(naming, images[orphans[0]], mask_path)}"
             + "".join(f" {text}" for text in listing.problems + listing.notices)
         )
     if orphans:
         names = [images[name].relative_to(image_folder).as_posix() for name in orphans]
-        listing.problems.append(
-            f"{image_folder}: {len(orphans)} of {len(images)} images have no mask in {mask_path}: "
-            f"{some(names)}. {_wanted(mask_format, names[0])}"
-        )
+        text = f"{image_folder}: {len(orphans)} of {len(images)} images have no mask in {mask_path}"
+        if naming.unmasked == "error":
+            listing.problems.append(
+                f"{text}: {some(names)}. {_wanted(naming, images[orphans[0]], mask_path)} "
+                "Or data.unmasked=skip, or background."
+            )
+        else:
+            background = naming.unmasked == "background"
+            listing.notices.append(
+                f"{text} and {'count as background' if background else 'are left out'} (data.unmasked): {some(names)}."
+            )
+            if background:
+                listing.unmasked = frozenset(orphans)
+                listing.images |= {name: images[name] for name in orphans}
     return listing
 
 
-def _wanted(mask_format: str, example: str) -> str:
-    name = Path(example).with_suffix("").as_posix()
-    if mask_format == "parts":
-        return f"The mask of {example} would be files named {image_key(Path(name).name)}_<class name>.png."
-    if mask_format == "rle":
-        return (
-            f"The rows of {example} would have the id {' or '.join(dict.fromkeys(table_id(name)))}."
+def _key(file: Path, folder: Path, template: str | None) -> str | None:
+    """Return what an image and its mask share of their names, folders before it; None for a file of another name.
+
+    That is what stands for {stem} in a name such as "{stem}_mask.png"; null: the name without suffix.
+    """
+    if template is None:
+        return relative_name(file, folder)
+    pattern = re.sub(r"\\{\w+\\}", "(.+)", re.escape(template)) + r"\.\w+" * ("." not in template)
+    found = re.fullmatch(pattern, file.name, re.IGNORECASE)
+    return relative_name(file.with_name(f"{found[1]}.x"), folder) if found else None
+
+
+def _is_mask(file: Path, template: str | None) -> bool:
+    """Say whether a file that lies among images is a mask."""
+    if template is None:
+        return file.suffix.lower() in MASK_SUFFIXES
+    return _key(file, file.parent, template) is not None
+
+
+def _wanted(naming: Naming, image: Path, mask_path: Path) -> str:
+    name = image.with_suffix("").name
+    if naming.mask_format == "parts":
+        return f"The mask of {image.name} would be files named {image_key(name)}_<class name>.png."
+    if naming.mask_format == "rle":
+        ids = " or ".join(dict.fromkeys(table_id(name)))
+        return f"The rows of {image.name} would have the id {ids}."
+    # What has the image's name in its own shows what all masks are called.
+    alike = [file.name for file in list_files(mask_path, MASK_SUFFIXES) if name in file.name]
+    hint = "{stem}_mask.png"
+    if alike:
+        part, mark = (image.name, "{name}") if image.name in alike[0] else (name, "{stem}")
+        hint = alike[0].replace(part, mark, 1)
+    return (
+        f"The mask of {image.name} would be {(naming.mask_name or '{stem}.png').format(stem=name, name=image.name)}. Masks of "
+        f"other names: 'data.mask_name={hint}'; images: data.image_name."
+    )
+
+
+def _unused(place: Path, what: str, unused: Sequence[str], why: str = "have no image") -> list[str]:
+    """Return a notice about files that are not used, if there are any."""
+    return [f"{place}: {len(unused)} {what} {why} and are not used: {some(unused)}."] * bool(unused)
+
+
+def _pair_files(
+    images: Mapping[str, Path], folder: Path, _: Sequence[str], image_folder: Path, naming: Naming
+) -> Listing:
+    files = list_files(folder, ())
+    masks, problems = files_by_name(
+        [file for file in files if file.suffix.lower() in MASK_SUFFIXES],
+        folder,
+        partial(_key, template=naming.mask_name),
+    )
+    whole = "{name}" in (naming.mask_name or "")
+    keys = {
+        name: _key(
+            path.with_name(f"{path.name}.x") if whole else path, image_folder, naming.image_name
         )
-    return f"The mask of {example} would be {name}.png: the same name with another suffix."
-
-
-def _unused(place: Path, what: str, unused: Sequence[str]) -> list[str]:
-    """Return a notice about masks without an image, if there are any."""
-    text = f"{place}: {len(unused)} {what} have no image and are not used: {some(unused)}."
-    return [text] if unused else []
-
-
-def _pair_files(images: Mapping[str, Path], folder: Path, _: Sequence[str]) -> Listing:
-    masks, problems = files_by_name(list_files(folder, MASK_SUFFIXES), folder)
-    paired = {name: path for name, path in images.items() if name in masks}
-    unused = [masks[n].relative_to(folder).as_posix() for n in sorted(masks.keys() - images.keys())]
-    files = list_files(folder, ()) if len(paired) < len(images) else []
-    others = [p for p in files if p.suffix.lower() not in MASK_SUFFIXES]
-    if others:
+        for name, path in images.items()
+    }
+    paired = {name: masks[key] for name, key in keys.items() if key in masks}
+    unused = sorted(masks.keys() - set(keys.values()))
+    unused = [masks[name].relative_to(folder).as_posix() for name in unused]
+    others = [file for file in files if file.suffix.lower() not in MASK_SUFFIXES]
+    if len(paired) < len(images) and others and folder != image_folder:
+        kinds = sorted({file.suffix for file in others})
+        lossy = ", since JPEG changes indices" * any(kind.lower() in _LOSSY for kind in kinds)
         problems.append(
-            f"{folder}: {len(others)} files are no masks ({some(sorted({p.suffix for p in others}))}): "
-            f"masks must be {' '.join(s[1:] for s in MASK_SUFFIXES)}, since JPEG changes indices."
+            f"{folder}: {len(others)} files are no masks ({some(kinds)}): masks must be "
+            f"{' '.join(s[1:] for s in MASK_SUFFIXES)}{lossy}."
         )
     notices = _unused(folder, f"of {len(masks)} masks", unused)
-    return Listing(paired, FolderMasks({n: masks[n] for n in paired}), problems, notices)
+    used = {name: images[name] for name in paired}
+    return Listing(used, FolderMasks(paired), problems, notices)
 
 
-def _pair_parts(images: Mapping[str, Path], folder: Path, class_names: Sequence[str]) -> Listing:
+def _pair_parts(
+    images: Mapping[str, Path], folder: Path, class_names: Sequence[str], *_: Any
+) -> Listing:
     found, others = find_parts(list_files(folder, MASK_SUFFIXES), class_names)
     keys = {name: image_key(name.rsplit("/", 1)[-1]) for name in images}
     paired = {name: path for name, path in images.items() if keys[name] in found}
@@ -167,7 +297,9 @@ def _pair_parts(images: Mapping[str, Path], folder: Path, class_names: Sequence[
     return Listing(paired, PartMasks({n: found[keys[n]] for n in paired}), [], notices)
 
 
-def _pair_rows(images: Mapping[str, Path], path: Path, class_names: Sequence[str]) -> Listing:
+def _pair_rows(
+    images: Mapping[str, Path], path: Path, class_names: Sequence[str], *_: Any
+) -> Listing:
     table = read_table(path, class_names)
     ids = {name: next((i for i in table_id(name) if i in table), "") for name in images}
     rows = {name: (key, table[key]) for name, key in ids.items() if key}

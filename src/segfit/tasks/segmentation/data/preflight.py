@@ -176,7 +176,7 @@ def _values(items: Iterable[Item]) -> list[str]:
     others = any(not r.only_0_255 and (any(r.pixels[1:]) or r.values) for _, _, r in items)
     zero_one = bool(black_white) and unset and not others
     if zero_one:
-        paths = [source.files(index)[1] for source, index, _ in black_white]
+        paths = [source.files(index)[-1] for source, index, _ in black_white]
         problems.append(
             f"{_count(paths, 'mask')} with nothing but 0 and 255 (black and white pictures), so class 1 "
             f"would never occur and 255 would be ignored or unknown: {some(paths)}. "
@@ -184,7 +184,7 @@ def _values(items: Iterable[Item]) -> list[str]:
         )
     wrong = [item for item in items if item[2].values and not (zero_one and item[2].only_0_255)]
     if wrong:
-        names = [f"{s.files(i)[1]} ({some(r.values, 8)})" for s, i, r in wrong]
+        names = [f"{s.files(i)[-1]} ({some(r.values, 8)})" for s, i, r in wrong]
         classes = len(wrong[0][2].pixels)
         problems.append(
             f"{_count(names, 'mask')} with values that are no class (data.num_classes={classes}, so 0 to "
@@ -207,7 +207,7 @@ def _notices(items: Sequence[Item]) -> list[str]:
         notices.append(
             f"{_count(several, 'image')} with several frames or pages, of which the first is used: {some(several)}."
         )
-    empty = [s.files(i)[1] for s, i, r in items if r.ignored and not any(r.pixels)]
+    empty = [s.files(i)[-1] for s, i, r in items if r.ignored and not any(r.pixels)]
     if empty:
         notices.append(f"{_count(empty, 'mask')} with every pixel ignored: {some(empty)}.")
     return notices

@@ -65,7 +65,7 @@ def test_pairs_have_equal_names(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "folders", "said"),
     [
-        (FolderConfig, [], "no picture in it"),
+        (FolderConfig, [], "no image in it"),
         (PairsConfig, ["input"], "target: no such folder (data.target)"),
         (PairsConfig, ["input", "target"], "no picture of it has a partner"),
     ],
@@ -119,3 +119,39 @@ class TestDrawn(SourceContract):
     def test_they_are_clean_pictures_alone(self, sources):
         (picture,) = sources["train"].read(0)
         assert picture.shape == (32, 32, 1)
+
+
+@pytest.mark.parametrize("names", [("train", "valid", "testing"), ("Training", "val2017", "TEST")])
+@pytest.mark.parametrize("level", ["{part}/{side}", "{side}/{part}"])
+def test_splits_are_known_by_every_usual_name(tmp_path, names, level):
+    for count, part in zip((4, 2, 1), names, strict=True):
+        for side in ("input", "target"):
+            fill(tmp_path / "pairs" / level.format(part=part, side=side), count)
+        fill(tmp_path / "clean" / part, count)
+    expected = {"train": 4, "val": 2, "test": 1}
+    assert sizes(sources(PairsConfig, tmp_path / "pairs")) == expected
+    assert sizes(sources(FolderConfig, tmp_path / "clean")) == expected
+
+
+def test_a_test_folder_without_targets_is_for_restoring(tmp_path):
+    for side in ("input", "target"):
+        fill(tmp_path / side / "train", 4)
+    fill(tmp_path / "input/test", 2)
+    fill(tmp_path / "b/test/input", 2)
+    for side in ("input", "target"):
+        fill(tmp_path / "b/train" / side, 4)
+    assert sizes(sources(PairsConfig, tmp_path)) == {"train": 3, "val": 1}
+    found = sources(PairsConfig, tmp_path / "b")
+    assert sizes(found) == {"train": 3, "val": 1}
+    assert "no test split: " in check_sources(found, check="off", skip=False, needs={}).notices[0]
+
+
+def test_folders_are_not_thrown_together_and_lists_divide(tmp_path):
+    for part in ("train", "val", "valid"):
+        fill(tmp_path / part, 2)
+    with pytest.raises(SegFitError, match="val, valid are all called after val"):
+        sources(FolderConfig, tmp_path)
+    (tmp_path / "train.txt").write_text("train/0\nval/0.png\n")
+    (tmp_path / "val.txt").write_text("val/1\n")
+    found = sources(FolderConfig, tmp_path, split={"lists": "."})
+    assert sizes(found) == {"train": 2, "val": 1}

@@ -213,7 +213,7 @@ def test_names_are_relative_to_any_folder(tmp_path, monkeypatch, folder):
 
 
 def test_a_folder_without_images_is_told(tmp_path):
-    with pytest.raises(SegFitError, match="no such folder"):
+    with pytest.raises(SegFitError, match="no such file or folder"):
         PredictDataset(tmp_path / "nowhere", (8, 8), "pad")
     with pytest.raises(SegFitError, match="no image in it"):
         PredictDataset(tmp_path, (8, 8), "pad")
