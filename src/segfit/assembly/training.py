@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from segfit.assembly import data
 from segfit.assembly.resuming import about, flat, resume
+from segfit.assembly.samples import Samples, differences, kept_splits, read_samples, samples_of
 from segfit.assembly.state import Notice, make_device, make_state
 from segfit.assembly.task import assembly_of
 from segfit.assembly.tuned import stale
@@ -41,6 +42,7 @@ class Training:
     statistics: dict[str, Any]  # what the task took from the training data
     unit: str  # what a sample is called
     columns: Mapping[str, str]  # score name → label, for the scores that are shown
+    samples: Samples  # what the run was trained on, and what it holds out
 
 
 def make_training(
@@ -64,10 +66,16 @@ def make_training(
         assembly.settle(config, notice)
     extra = assembly.make_extra_metrics(config)
     mode = monitor_mode(config, extra)
-    sources = assembly.make_sources(config)
+    before = read_samples(RunFolder(run).samples) if resumed else {}
+    sources = kept_splits(config, assembly.make_sources(config), before)
     report = distributed.once_a_machine(partial(data.check_data, config, sources, progress))
-    for line in report.notices:
+    samples = samples_of(sources)
+    for line in (*report.notices, *(differences(before, samples) if distributed.is_main else ())):
         notice(line)
+    samples = {
+        part: {**before.get(part, {}), **names} if part == "train" else names
+        for part, names in samples.items()
+    }
 
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(config, config.device, notice)
@@ -105,7 +113,7 @@ def make_training(
     fit = Fit(state, task, train, lambda: held_out, count, checkpoints, options, folder.bad_batches)
     hparams = {**_hparams(config, precision), "processes": distributed.size}
     columns = {**schema.COLUMNS, **score_names(extra)}
-    return Training(fit, facts, hparams, statistics, schema.UNIT, columns)
+    return Training(fit, facts, hparams, statistics, schema.UNIT, columns, samples)
 
 
 def _panels(config: DictConfig, source: Source) -> dict[int, str]:

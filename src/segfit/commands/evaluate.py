@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from segfit.assembly.data import batches_in_order, workers_of
+from segfit.assembly.samples import differences, kept_splits, read_samples, samples_of
 from segfit.assembly.state import Notice
 from segfit.assembly.task import assembly_of, evaluation_of
 from segfit.commands.load_run import TrainedRun
@@ -92,7 +93,8 @@ def _split(
             f"{data.root}: the run's data set is not there. Say where it is now: root=…"
         )
     assembly = assembly_of(run.config)
-    sources = assembly.make_sources(run.config)
+    before = read_samples(RunFolder(run.folder).samples)
+    sources = kept_splits(run.config, assembly.make_sources(run.config), before)
     if split not in sources:
         raise SegFitError(
             f"split={split}: the run's data have no such split. There are: {', '.join(sources)}."
@@ -105,7 +107,7 @@ def _split(
     wanted = {split, "train"} if counts else {split}
     looked_at = {name: source for name, source in sources.items() if name in wanted}
     report = assembly.check_sources(run.config, looked_at, {split: 1}, checking)
-    for line in report.notices:
+    for line in (*report.notices, *differences(before, samples_of({split: sources[split]}))):
         notice(line)
     if statistics is None:
         statistics = assembly.make_statistics(run.config, sources, report)

@@ -63,6 +63,8 @@ def _lead(
         checking.close()
     runs.save_config(config, overrides, folder, resumed=resumed)
     files, monitor = runs.RunFolder(folder), Monitor()
+    with reporting(f"cannot write {files.samples}"):
+        write_json(files.samples, training.samples)
     listener = run_listener(
         files,
         console,

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from segfit.system.cores import available_cores
 
 SAMPLE = 100  # samples of each split that check="sample" opens
 # Part of every key: raise it when a report holds something new, and old ones are forgotten.
-_VERSION = 2
+_VERSION = 3
 _CHUNK = 256  # samples between two saves of reports
 
 Progress = Callable[[int, int], None]
@@ -26,6 +27,7 @@ class Inspectable(Source, Protocol):
     """A source of files that can be inspected one by one."""
 
     options: str  # everything but the files that a report depends on
+    contents: dict[str, str]  # name → key of its files' contents, of samples that were looked at
 
     def inspect(self, index: int) -> str:
         """Read a sample and return a report, as text; never raises for what is wrong with the files."""
@@ -61,16 +63,39 @@ def inspect_sources(
         new = [item for item in items if item not in reports]
         for start in range(0, len(new), _CHUNK):
             chunk = new[start : start + _CHUNK]
-            texts = pool.map(lambda item: sources[item[0]].inspect(item[1]), chunk)
+            texts = pool.map(lambda item: _look(sources[item[0]], item[1]), chunk)
             found = dict(zip(chunk, texts, strict=True))
             reports.update(found)
             cache.put({key: report for item, report in found.items() if (key := keys[item])})
             if progress is not None:
                 progress(len(reports), len(items))
-    return {
-        split: [(index, reports[part, index]) for part, index in items if part == split]
-        for split in sources
-    }
+    found_in: dict[str, list[tuple[int, str]]] = {split: [] for split in sources}
+    for split, index in items:
+        content, _, report = reports[split, index].partition("\n")
+        sources[split].contents[sources[split].id(index)] = content
+        found_in[split].append((index, report))
+    return found_in
+
+
+def _look(source: Inspectable, index: int) -> str:
+    """Return keys of a sample's files, the first one's and one of the others, and in another line its report."""
+    first, *others = (_content(file, *_state(file)) for file in source.files(index))
+    rest = hashlib.blake2b("".join(others).encode(), digest_size=8).hexdigest()
+    return f"{first} {rest}\n{source.inspect(index)}"
+
+
+def _state(file: Path) -> tuple[int, int]:
+    with suppress(OSError):
+        stat = file.stat()
+        return stat.st_size, stat.st_mtime_ns
+    return 0, 0
+
+
+@lru_cache(64)  # a table of masks is a file of many samples
+def _content(file: Path, *_state: int) -> str:
+    with suppress(OSError), file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    return "unreadable"
 
 
 def spread(length: int, limit: int) -> list[int]:

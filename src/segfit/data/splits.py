@@ -136,7 +136,7 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
         SegFitError: if the expression is invalid or misses a name, or there are too few groups.
     """
     groups: dict[str, list[str]] = {}
-    for name, group in zip(names, _groups(names, rule.group), strict=True):
+    for name, group in zip(names, groups_of(names, rule.group), strict=True):
         groups.setdefault(group, []).append(name)
     shares = {part: share for part in ("val", "test") if (share := getattr(rule, part)) > 0}
     counts = {part: max(1, round(share * len(groups))) for part, share in shares.items()}
@@ -173,7 +173,8 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
     }
 
 
-def _groups(names: Sequence[str], expression: str | None) -> list[str]:
+def groups_of(names: Sequence[str], expression: str | None) -> list[str]:
+    """Return the group of each name, as `SplitRule.group` says; raise a SegFitError if one has none."""
     if expression is None:
         return list(names)
     try:

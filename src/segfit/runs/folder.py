@@ -34,6 +34,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"  # last.pt to resume from, best.pt to evaluate
         self.best = self.checkpoints / "best.pt"
         self.bad_batches = path / "bad_batches"  # left out, since loss or gradient were not finite
+        self.samples = path / "samples.json"  # names and content keys by split
         self.tensorboard = path / "tensorboard"
         self.log = path / "train.log"
         self.scalars = path / "scalars.csv"  # with report.logger=[csv]

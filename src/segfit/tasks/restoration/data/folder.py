@@ -36,10 +36,16 @@ class PictureSource:
     problems: Sequence[str] = ()  # what listing the files found
     notices: Sequence[str] = ()  # what is odd, but no mistake
     smallest: int = 0  # pixels that a side has to have, for the pre-flight
+    contents: dict[str, str] = field(default_factory=dict)  # name → key, by the pre-flight
     options: str = field(init=False)  # what a report depends on
 
     def __post_init__(self) -> None:
         self.options = repr(("restoration", self.image_mode, self.smallest))
+
+    @property
+    def pool(self) -> Mapping[str, Path]:
+        """Pictures by name, those of other splits that were drawn from the same ones included."""
+        return self.targets
 
     def __len__(self) -> int:
         return len(self.names)

@@ -45,6 +45,12 @@ class FolderSource:
     values: ValueMap
     image_reader: ImageReader
     options: str  # everything but the files that a report depends on
+    contents: dict[str, str] = field(default_factory=dict)  # name → key, by the pre-flight
+
+    @property
+    def pool(self) -> Mapping[str, Path]:
+        """Images by name, those of other splits that were drawn from the same ones included."""
+        return self.listing.images
 
     def __len__(self) -> int:
         return len(self.names)

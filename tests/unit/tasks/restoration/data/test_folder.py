@@ -5,6 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.ndimage import gaussian_filter, uniform_filter1d
 
+from segfit.config.schema import SplitConfig
 from segfit.data.shapes import shapes_sources
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.assembly import Drawn
@@ -153,5 +154,5 @@ def test_folders_are_not_thrown_together_and_lists_divide(tmp_path):
         sources(FolderConfig, tmp_path)
     (tmp_path / "train.txt").write_text("train/0\nval/0.png\n")
     (tmp_path / "val.txt").write_text("val/1\n")
-    found = sources(FolderConfig, tmp_path, split={"lists": "."})
+    found = sources(FolderConfig, tmp_path, split=SplitConfig(lists="."))
     assert sizes(found) == {"train": 2, "val": 1}

@@ -1,0 +1,97 @@
+"""The list of a run's samples by split: what was trained on is not taken for held out once files come or go."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from omegaconf import DictConfig
+
+from segfit.data.files import some
+from segfit.data.source import Source
+from segfit.data.splits import groups_of
+from segfit.errors import SegFitError
+from segfit.runs.untrusted import read_json
+
+Samples: TypeAlias = Mapping[str, Mapping[str, str]]  # split → name → content key, "" if unknown
+
+
+def samples_of(sources: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what is known of the samples that are files; contents once the pre-flight has looked at them."""
+    return {
+        split: {name: source.contents.get(name, "") for name in source.names}
+        for split, source in sources.items()
+        if hasattr(source, "contents")
+    }
+
+
+def read_samples(path: Path) -> dict[str, dict[str, str]]:
+    """Return a run's list, empty where it has none; raise a SegFitError if the file holds anything else."""
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return {}
+    kept = [names for names in found.values() if isinstance(names, dict)]
+    if len(kept) < len(found) or not all(isinstance(k, str) for one in kept for k in one.values()):
+        raise SegFitError(f"{path}: no list of samples. Delete it, and splits are drawn anew.")
+    return found
+
+
+def kept_splits(
+    config: DictConfig, sources: Mapping[str, Source], before: Samples
+) -> dict[str, Source]:
+    """Return sources in which samples of a run are in the split that they had, where splits are drawn; so is all of a group."""
+    found: dict[str, Any] = dict(sources)
+    pool = getattr(found["train"], "pool", None)
+    drawn = [split for split, source in found.items() if getattr(source, "pool", ()) is pool]
+    if len(drawn) < 2 or not before:
+        return found
+    was = [(name, split) for split in drawn for name in before.get(split, ())]
+    now = [(name, split) for split in drawn for name in found[split].names]
+    group = config.data.split.group
+    kept = dict(zip(groups_of([n for n, _ in was], group), [s for _, s in was], strict=True))
+    groups = groups_of([name for name, _ in now], group)
+    placed = [(name, kept.get(g, split)) for (name, split), g in zip(now, groups, strict=True)]
+    for split in drawn:
+        names = sorted(name for name, part in placed if part == split)
+        found[split] = replace(found[split], names=names)
+    return found
+
+
+def differences(before: Samples, now: Samples) -> list[str]:
+    """Return what was added, removed or changed since a run, and what was trained on and is held out, a line a split."""
+    lines = []
+    train = {**before.get("train", {}), **now.get("train", {})}
+    trained = {key.split()[0]: name for name, key in train.items() if key}
+    for split, names in now.items():
+        old = before.get(split, {})
+        changes = {
+            "added": names.keys() - old.keys(),
+            "removed": old.keys() - names.keys(),
+            "changed": {
+                name for name, key in names.items() if key and old.get(name, key) not in ("", key)
+            },
+        }
+        told = [
+            f"{len(them)} {what} ({some(sorted(them))})" for what, them in changes.items() if them
+        ]
+        if old and told:
+            lines.append(f"{split} is not what the run had: {', '.join(told)}.")
+        if split == "train":
+            continue
+        seen = [
+            name if trained[key.split()[0]] == name else f"{name} (there {trained[key.split()[0]]})"
+            for name, key in names.items()
+            if key and key.split()[0] in trained
+        ]
+        seen += [
+            name
+            for name, key in names.items()
+            if not key and name in train and name not in old and old
+        ]
+        if seen:
+            lines.append(
+                f"{split}: {len(seen)} of {len(names)} are among what was trained on, so its scores are too good: "
+                f"{some(seen)}. Take them out of train or {split}."
+            )
+    return lines
