@@ -1,29 +1,35 @@
-"""evaluate.py export=…: a program that needs torch alone gives the logits of the run's model."""
+"""evaluate.py export=…: programs that need torch or onnxruntime alone give what evaluate.py predicts."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from segfit.commands import load_run as trained
 from segfit.commands.export import export_run
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
-from segfit.tasks.segmentation.export import Deployed
+from segfit.tasks.segmentation.assembly import normalisation_of
+from segfit.tasks.segmentation.data.dataset import fit_image
 from segfit.tasks.segmentation.schema import Evaluate
 from tests.integration.training import TINY, train
 
 READER = """
 import sys, torch
-extra = {"classes.json": ""}
+extra = {"classes.json": "", "model.json": ""}
 program = torch.export.load(sys.argv[1], extra_files=extra).module()
 images = torch.load(sys.argv[2])
-torch.save([program(images), program(images[:1])], sys.argv[3])
+torch.save([program(image) for image in images], sys.argv[3])
 assert not {"segfit", "transformers", "timm"} & set(sys.modules)
-print(extra["classes.json"])
+print(extra["classes.json"], extra["model.json"], sep="\\n")
 """
 
 
@@ -32,23 +38,41 @@ def load(run: Path) -> trained.TrainedRun:
     return trained.load_run(options, runs.load_config(run), lambda _: None)
 
 
+def predicted(run: trained.TrainedRun, image: Tensor) -> Tensor:
+    """Return logits (C, H, W) of an image (3, H, W) uint8, at its own size, as evaluate.py makes them."""
+    data = run.config.data
+    fitted, (top, left, height, width) = fit_image(image, tuple(run.config.image_size), data.fit)
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in normalisation_of(run.config))
+    with torch.inference_mode():
+        logits = run.model((fitted[None].float() / 255 - mean) / std)
+    content = logits[..., top : top + height, left : left + width]
+    return F.interpolate(content, image.shape[-2:], mode="bilinear", align_corners=False)[0]
+
+
+SIZES = [(3, 64, 96), (1, 200, 131), (2, 40, 37), (1, 1000, 300)]  # batch, height, width
+
+
 @pytest.mark.parametrize(
-    "model",
+    ("model", "fit"),
     [
-        pytest.param(("model=cnn", "model.base_channels=8"), id="cnn"),
+        pytest.param(("model=cnn", "model.base_channels=8"), "pad", id="cnn"),
         pytest.param(
-            ("model=segformer_b0", "model.weights=null"), id="segformer", marks=pytest.mark.slow
+            ("model=segformer_b0", "model.weights=null"),
+            "stretch",
+            id="segformer",
+            marks=pytest.mark.slow,
         ),
     ],
 )
-def test_the_program_gives_the_models_logits(model, tmp_path):
+def test_programs_give_the_predictions_of_images_of_any_size(model, fit, tmp_path):
     base = tuple(text for text in TINY if not text.startswith("model"))
-    train(tmp_path / "run", *model, "max_steps=2", "image_size=[64,96]", base=base)
+    options = (*model, f"data.fit={fit}", "image_size=[64,96]", "max_steps=2")
+    train(tmp_path / "run", *options, base=base)
     run = load(tmp_path / "run")
-    images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8)
-    mean, std = list(run.config.data.mean), list(run.config.data.std)
-    with torch.inference_mode():
-        expected = Deployed(run.model, mean, std)(images)
+    images = [torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8) for count, *size in SIZES]
+    expected = [torch.stack([predicted(run, image) for image in batch]) for batch in images]
+    with pytest.raises(SegFitError, match=r"model\.h5: must end with \.pt2"):
+        export_run(run, tmp_path / "model.h5")
 
     export_run(run, tmp_path / "out" / "model.pt2")
     torch.save(images, tmp_path / "images.pt")
@@ -57,13 +81,17 @@ def test_the_program_gives_the_models_logits(model, tmp_path):
         [sys.executable, "-I", "-c", READER, *map(str, paths)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == '["background", "liver", "kidney", "spleen"]'
-    logits, one = torch.load(tmp_path / "logits.pt")
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(one, expected[:1], rtol=1e-4, atol=1e-4)
+    names, facts = map(json.loads, done.stdout.splitlines())
+    assert names == facts["class_names"] == ["background", "liver", "kidney", "spleen"]
+    assert (facts["fit"], facts["image_size"], facts["image_mode"]) == (fit, [64, 96], "rgb")
+    for logits, right in zip(torch.load(tmp_path / "logits.pt"), expected, strict=True):
+        torch.testing.assert_close(logits, right, rtol=1e-4, atol=1e-4)
 
-
-def test_another_ending_is_refused(tmp_path):
-    train(tmp_path / "run", "max_steps=1")
-    with pytest.raises(SegFitError, match=r"model\.onnx: must end with \.pt2"):
-        export_run(load(tmp_path / "run"), tmp_path / "model.onnx")
+    export_run(run, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["model.json"]) == facts
+    for batch, right in zip(images, expected, strict=True):
+        logits, classes = session.run(["logits", "classes"], {"images": batch.numpy()})
+        assert np.abs(logits - right.numpy()).max() <= 1e-4
+        assert (classes != right.argmax(1).numpy()).mean() <= 1e-4

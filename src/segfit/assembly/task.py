@@ -14,6 +14,7 @@ from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Batch, Task
+from segfit.models.build import Exported
 from segfit.models.weights import Weights
 from segfit.report.evaluation import Evaluation
 
@@ -184,10 +185,8 @@ class TaskEvaluation(Protocol):
 class TaskExport(Protocol):
     """The `export` module of a task."""
 
-    def make_exported(
-        self, config: DictConfig, model: nn.Module
-    ) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
-        """Return what is exported of a model, example inputs by name, and text files that go with it."""
+    def make_exported(self, config: DictConfig, model: nn.Module) -> Exported:
+        """Return what is exported of a model, which may be changed."""
 
 
 def assembly_of(config: DictConfig) -> TaskAssembly:

@@ -302,7 +302,7 @@ class EvaluateConfig:
     split: str = option("val", "Which part of the run's data.", choices=("train", "val", "test"))
     out: str | None = option(None, "Where results go; null: below <run>/evaluation.")
     export: str | None = option(
-        None, "Write the model to this .pt2 file instead: a program that needs torch alone."
+        None, "Write the model to this .pt2 or .onnx file instead: a program that needs no SegFit."
     )
     root: str | None = option(None, "Read the data set from here instead of the run's data.root.")
     checkpoint: str = option("best", "Which state of the run.", choices=("best", "last"))

@@ -1,14 +1,27 @@
 """A model by name. Each builder is imported when it is asked for: transformers and timm take seconds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from segfit.models.weights import Weights, locate, recorded_normalisation
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of RGB in 0-1
 IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is exported of a model."""
+
+    module: nn.Module  # of torch.export's program
+    inputs: Mapping[str, Tensor]  # examples by name; the first dimension counts samples
+    files: Mapping[str, str]  # texts that go with it, by name
+    sizes: int = 0  # how many of the inputs' last dimensions may have any size
+    outputs: Sequence[str] = ("outputs",)  # names of what the ONNX file returns
+    onnx: nn.Module | None = None  # of the ONNX file; None: the same module
 
 
 def make_model(

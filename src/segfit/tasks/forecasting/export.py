@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from segfit.models.build import Exported
 from segfit.tasks.forecasting.assembly import example_input, make_sources, quantiles_of
 from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.task import true_values
@@ -30,10 +31,8 @@ class Deployed(nn.Module):
         return true_values(self.model((window - mean[:, None]) / std[:, None]), mean, std)
 
 
-def make_exported(
-    config: DictConfig, model: nn.Module
-) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
-    """Return what is exported of a trained model, example inputs by name, and text files that go with it.
+def make_exported(config: DictConfig, model: nn.Module) -> Exported:
+    """Return what is exported of a trained model.
 
     The run's data have to be there, for the statistics of each series. The model may be changed.
     """
@@ -58,4 +57,5 @@ def make_exported(
         "mean": torch.zeros(2, columns),
         "std": torch.ones(2, columns),
     }
-    return Deployed(model.cpu().float()).eval(), inputs, {"series.json": json.dumps(facts)}
+    files = {"series.json": json.dumps(facts)}
+    return Exported(Deployed(model.cpu().float()).eval(), inputs, files, outputs=("forecasts",))

@@ -1,4 +1,4 @@
-"""A segmentation model as a program that needs torch alone."""
+"""A segmentation model as a program without SegFit: from an image of any size to its classes."""
 
 import json
 
@@ -6,37 +6,132 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.models.build import for_inference
+from segfit.config.check import plain
+from segfit.models.build import Exported, for_inference
 from segfit.tasks.segmentation.assembly import make_classes, normalisation_of
+from segfit.tasks.segmentation.inference import resize_logits
 from segfit.tasks.segmentation.schema import size_of
 
 
 class Deployed(nn.Module):
-    """A model from uint8 images to logits.
+    """A model from uint8 images of any size to logits of that size.
 
     Args:
         model: takes normalised images.
         mean: of RGB in 0-1, three numbers.
         std: of RGB in 0-1, three numbers.
+        size: (height, width) that the model sees.
+        fit: how images come to that size, "stretch" or "pad"; "crop": they have it already.
     """
 
-    def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: list[float],
+        std: list[float],
+        size: tuple[int, int],
+        fit: str,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.size, self.fit = model, size, fit
         self.mean = nn.Buffer(torch.tensor(mean).view(-1, 1, 1))
         self.std = nn.Buffer(torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes, H, W)` float32 of images `(B, 3, H, W)` uint8."""
-        logits: Tensor = self.model((images.float() / 255 - self.mean) / self.std)
+        pixels = images.float()
+        if self.fit == "crop":
+            return self._logits(pixels)
+        shape = torch.stack([
+            torch.scalar_tensor(side, dtype=torch.float64) for side in images.shape[-2:]
+        ])  # fmt: skip
+        start, content = self._place(shape)
+        for axis in (-1, -2):  # as torch's kernel does, one after the other
+            pixels = _resize(pixels, axis, shape[axis], self.size[axis], start[axis], content[axis])
+        logits = self._logits(pixels)
+        for axis in (-2, -1):
+            logits = resize_logits(logits, axis, images.shape[axis], start[axis], content[axis])
         return logits
 
+    def _logits(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.model((pixels / 255 - self.mean) / self.std)
+        return logits
 
-def make_exported(
-    config: DictConfig, model: nn.Module
-) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
-    """Return what is exported of a run's model, which may be changed, example inputs by name, and text files."""
-    deployed = Deployed(for_inference(model).cpu().float(), *normalisation_of(config))
-    images = torch.zeros(2, 3, *size_of(config.image_size), dtype=torch.uint8)
-    classes = json.dumps(list(make_classes(config.data).names))
-    return deployed.eval(), {"images": images}, {"classes.json": classes}
+    def _place(self, shape: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the picture begins inside the model's image, and its size there, as `place_image` does."""
+        full = torch.tensor(self.size, dtype=torch.float64)
+        if self.fit == "stretch":
+            return torch.zeros_like(full), full
+        scale = torch.amin(full / shape, 0)
+        content = torch.minimum((shape * scale).round().clamp(min=1), full)
+        return torch.floor((full - content) / 2), content
+
+
+class WithClasses(nn.Module):
+    """A model whose logits come with their argmax, as uint8."""
+
+    def __init__(self, model: Deployed) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits `(B, num_classes, H, W)` float32 and classes `(B, H, W)` uint8."""
+        logits = self.model(images)
+        return logits, logits.argmax(1).to(torch.uint8)
+
+
+def _resize(
+    pixels: Tensor, axis: int, length: Tensor, target: int, start: Tensor, content: Tensor
+) -> Tensor:
+    """Return levels 0-255 `(…, H, W)` with `length` pixels along an axis resized to `content` of `target`, 0 around them.
+
+    Bit by bit what torch does to uint8 (bilinear with antialiasing, weights of 15 bits, the rounding in between), in
+    operations that every runtime has.
+    """
+    scale = length / content
+    support = scale.clamp(min=1)
+    row = torch.arange(target, dtype=torch.float64) - start
+    centre = ((row + 0.5) * scale)[:, None]
+    at = torch.arange(pixels.shape[axis], dtype=torch.float64)
+    first = torch.floor(centre - support + 0.5).clamp(min=0)
+    last = torch.minimum(torch.floor(centre + support + 0.5), length)
+    inside = ((row >= 0) & (row < content))[:, None] & (at >= first) & (at < last)
+    weights = (1 - ((at + 0.5 - centre) / support).abs()).clamp(min=0) * inside
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-9)
+    powers = 2.0 ** torch.arange(1, 23, dtype=torch.float64)
+    bits = (weights.max() * powers < 2.0**15 - 0.5).sum()
+    weights = torch.floor(weights * 2.0**bits + 0.5)
+    # In two parts of 8 and 7 bits, so that float32, and TF32, hold every sum exactly.
+    high = torch.floor(weights / 128)
+    low = (weights - 128 * high).float()
+    along = pixels if axis == -1 else pixels.mT
+    rest = torch.floor((along @ low.mT + (2.0 ** (bits - 1)).float()) / 128)
+    whole = torch.floor((along @ high.float().mT + rest) / (2.0 ** (bits - 7)).float())
+    resized = whole.clamp(0, 255)
+    return resized if axis == -1 else resized.mT
+
+
+def make_exported(config: DictConfig, model: nn.Module) -> Exported:
+    """Return what is exported of a run's model, which may be changed."""
+    data, size = config.data, size_of(config.image_size)
+    network = for_inference(model).cpu().float()
+    mean, std = normalisation_of(config)
+    deployed = Deployed(network, mean, std, size, data.fit).eval()
+    names = list(make_classes(data).names)
+    facts = {
+        "class_names": names,
+        "image_size": list(size),
+        "fit": data.fit,
+        "image_mode": data.get("image_mode") or "rgb",
+        "window": plain(data.window) if data.get("window") else None,
+        "mean": mean,
+        "std": std,
+    }
+    return Exported(
+        deployed,
+        {"images": torch.zeros(2, 3, *size, dtype=torch.uint8)},
+        {"classes.json": json.dumps(names), "model.json": json.dumps(facts)},
+        sizes=0 if data.fit == "crop" else 2,
+        outputs=("logits", "classes"),
+        onnx=WithClasses(deployed).eval(),
+    )

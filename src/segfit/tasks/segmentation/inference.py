@@ -71,7 +71,9 @@ def classes_at(logits: Tensor, height: int, width: int) -> Tensor:
     """
     if logits.shape[-2:] == (height, width):
         return logits.argmax(0)
-    upper, lower, share = _row_neighbours(logits.shape[-2], height, logits.device)
+    upper, lower, share = (
+        part.to(logits.device) for part in _neighbours(torch.tensor(logits.shape[-2]), height)
+    )
     rows = max(1, _STRIP_ELEMENTS // (logits.shape[0] * width))
     strips = []
     for start in range(0, height, rows):
@@ -84,13 +86,17 @@ def classes_at(logits: Tensor, height: int, width: int) -> Tensor:
     return torch.cat(strips)
 
 
-def _row_neighbours(
-    source: int, target: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each of `target` rows the two source rows and the lower one's share (half-pixel centres)."""
-    centre = (torch.arange(target, dtype=torch.float32) + 0.5) * (source / target) - 0.5
-    centre = centre.clamp(0, source - 1)
-    upper = centre.floor().long()
-    lower = (upper + 1).clamp(max=source - 1)
-    share = centre - upper
-    return upper.to(device), lower.to(device), share.to(device)
+def resize_logits(logits: Tensor, axis: int, target: int, start: Tensor, content: Tensor) -> Tensor:
+    """Return logits `(…, H, W)` of which `content` rows or columns from `start` on are upsampled bilinearly to `target`."""
+    low, high, share = _neighbours(content, target)
+    first, second = (logits.index_select(axis, (part + start).long()) for part in (low, high))
+    return torch.lerp(first, second, share[:, None] if axis == -2 else share)
+
+
+def _neighbours(source: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each of `target` rows the two of `source` (a number) and the second one's share (half-pixel centres)."""
+    centre = (torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) - 0.5
+    centre = torch.minimum(centre.clamp(min=0), source - 1)
+    first = centre.floor()
+    second = torch.minimum(first + 1, source - 1)
+    return first.long(), second.long(), (centre - first).float()
