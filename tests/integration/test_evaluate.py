@@ -141,7 +141,7 @@ def test_the_worst_images_are_named_and_shown(place, evaluated):
     ranked = sorted(scores, key=lambda name: scores[name])
     assert [case["id"] for case in worst] == ranked[:2]
     assert [case["miou"] for case in worst] == pytest.approx([scores[name] for name in ranked[:2]])
-    for picture in ("worst.png", "confusion_matrix.png"):
+    for picture in ("worst.png", "best.png", "confusion_matrix.png"):
         assert min(Image.open(folder / picture).size) > 100
         assert str(Path("run 1/evaluation/val") / picture) in printed
     assert ranked[0] in printed

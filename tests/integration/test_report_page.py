@@ -37,7 +37,7 @@ def test_the_page_of_a_run_holds_all_of_it(sweep):
     page = (sweep / "0/report.html").read_text()
     assert not re.search(r"(src|href)=.?(http|/)", page)  # opens without a network
     shown = pictures(page)
-    assert {"curves", "worst", "confusion_matrix"} <= set(shown)
+    assert {"curves", "worst", "best", "confusion_matrix"} <= set(shown)
     assert shown["curves"].size == Image.open(sweep / "0/curves.png").size
     for text in (
         "miou",

@@ -42,7 +42,7 @@ def kept_splits(
 ) -> dict[str, Source]:
     """Return sources in which samples of a run are in the split that they had, where splits are drawn; so is all of a group."""
     found: dict[str, Any] = dict(sources)
-    pool = getattr(found["train"], "pool", None)
+    pool = getattr(found.get("train"), "pool", None)
     drawn = [split for split, source in found.items() if getattr(source, "pool", ()) is pool]
     if len(drawn) < 2 or not before:
         return found
@@ -72,11 +72,11 @@ def differences(before: Samples, now: Samples) -> list[str]:
                 name for name, key in names.items() if key and old.get(name, key) not in ("", key)
             },
         }
-        told = [
+        said = [
             f"{len(them)} {what} ({some(sorted(them))})" for what, them in changes.items() if them
         ]
-        if old and told:
-            lines.append(f"{split} is not what the run had: {', '.join(told)}.")
+        if old and said:
+            lines.append(f"{split} is not what the run had: {', '.join(said)}.")
         if split == "train":
             continue
         seen = [

@@ -194,7 +194,7 @@ def _evaluated(
     scores = {"scores": result.scores, **result.values} if "split" in about else {}
     evaluation.write_metrics({**facts, **scores})
     files = RunFolder(run.folder)
-    if files.page.exists():
+    if files.page.exists() and files.metrics.exists():
         replace_text(files.page, run_page(files, next_commands("finished", files)))
     return Evaluated(result, facts, evaluation.written())
 

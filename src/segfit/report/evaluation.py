@@ -17,9 +17,10 @@ from segfit.errors import SegFitError
 from segfit.report.files import files_of, json_text
 from segfit.system.files import atomic_write, reporting
 
-METRICS, WORST = "metrics.json", "worst.png"
+METRICS, WORST, BEST = "metrics.json", "worst.png", "best.png"
 _KIND = "evaluation"
 _THREADS = 4
+_BEST = 3  # samples at most in best.png
 
 
 class Evaluation:
@@ -71,10 +72,10 @@ class Evaluation:
 
 
 class PictureEvaluation(Evaluation):
-    """An evaluation that writes pictures of each sample, and shows the samples with the lowest scores.
+    """An evaluation that writes pictures of each sample, and shows those with the lowest and the highest scores.
 
-    `data` has the samples; if it is `predicted` alone, without targets, there are no scores. `kept` is how many samples are
-    shown.
+    `data` has the samples; if it is `predicted` alone, without targets, there are no scores. `kept` is how many of the worst
+    are shown.
     """
 
     sample: str  # what a sample is called
@@ -88,22 +89,27 @@ class PictureEvaluation(Evaluation):
         self.data, self.predicted, self.kept = data, predicted, kept
         self._pool = ThreadPoolExecutor(_THREADS)
         self._pending: deque[Future[None]] = deque()
-        self._worst: dict[int, tuple[float, Any]] = {}  # index → score, what is kept to draw it
+        # Index → score, what is kept to draw it: of the worst samples, and of the best.
+        self._worst: dict[int, tuple[float, Any]] = {}
+        self._best: dict[int, tuple[float, Any]] = {}
 
     @abstractmethod
-    def draw_worst(self, worst: Sequence[tuple[int, float, Any]]) -> bytes:
-        """Return a PNG of samples: (index, score, what was kept of it), the lowest score first."""
+    def draw_cases(self, cases: Sequence[tuple[int, float, Any]]) -> bytes:
+        """Return a PNG of samples: (index, score, what was kept of it)."""
 
     def keep(self, index: int, score: float, shown: Callable[[], Any]) -> None:
-        """Keep what `shown` returns of a sample, if its score is among the lowest so far; NaN never is."""
+        """Keep what `shown` returns of a sample, if its score is among the lowest or highest so far; NaN never is."""
         if math.isnan(score) or not self.kept:
             return
-        if len(self._worst) == self.kept:
-            last = max(self._worst, key=self._rank)
-            if (score, index) > self._rank(last):
-                return
-            del self._worst[last]
-        self._worst[index] = score, shown()
+        case: tuple[float, Any] | None = None
+        for cases, most, sign in ((self._worst, self.kept, 1), (self._best, _BEST, -1)):
+            ranks = {other: (sign * cases[other][0], other) for other in cases}
+            if len(cases) == most:
+                last = max(ranks, key=lambda other: ranks[other])
+                if (sign * score, index) > ranks[last]:
+                    continue
+                del cases[last]
+            cases[index] = case = case or (score, shown())
 
     def submit(self, index: int, write: Callable[[str], None]) -> None:
         """Call `write` with a sample's name in a thread: encoding releases Python's lock.
@@ -124,10 +130,15 @@ class PictureEvaluation(Evaluation):
         if self.predicted:
             return Findings(seconds=result.seconds)
         key, label, form = self.score
-        worst = [(index, *self._worst[index]) for index in sorted(self._worst, key=self._rank)]
+        worst = sorted(
+            ((index, *case) for index, case in self._worst.items()), key=lambda case: case[1::-1]
+        )
         rows = [(self.data.id(index), score) for index, score, _ in worst]
         if rows:
-            self.write(self.path / WORST, self.draw_worst(worst))
+            self.write(self.path / WORST, self.draw_cases(worst))
+            best = [(index, *self._best[index]) for index in self._best]
+            best.sort(key=lambda case: (-case[1], case[0]))
+            self.write(self.path / BEST, self.draw_cases(best))
             columns = Column(self.sample), Column(label, form)
             table = Table("worst", f"Worst {self.sample}s", columns, rows)
             result = replace(result, tables=[*result.tables, table])
@@ -137,9 +148,6 @@ class PictureEvaluation(Evaluation):
     def close(self) -> None:
         """Release the threads; what has not been begun is dropped."""
         self._pool.shutdown(cancel_futures=True)
-
-    def _rank(self, index: int) -> tuple[float, int]:
-        return self._worst[index][0], index
 
 
 def _is_evaluation(metrics: Path) -> bool:

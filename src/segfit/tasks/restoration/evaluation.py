@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from segfit.engine.extra_metrics import ExtraMetric
-from segfit.report.evaluation import WORST, PictureEvaluation
+from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.tasks.restoration.assembly import degraded_by, make_task
 from segfit.tasks.restoration.data.dataset import PredictDataset
 from segfit.tasks.restoration.data.reading import Pixels, png
 from segfit.tasks.restoration.pictures import Panel, draw, panel_of
 
 RESTORED = "restored"
-_NAMES = ("scores.csv", "worst.csv", WORST, RESTORED)
+_NAMES = ("scores.csv", "worst.csv", WORST, BEST, RESTORED)
 
 
 class RestoredEvaluation(PictureEvaluation):
@@ -50,10 +50,10 @@ class RestoredEvaluation(PictureEvaluation):
         )  # fmt: skip
         self.saves = options.save_images
 
-    def draw_worst(self, worst: Sequence[tuple[int, float, Panel]]) -> bytes:
+    def draw_cases(self, cases: Sequence[tuple[int, float, Panel]]) -> bytes:
         """Draw inputs beside restored pictures, targets and errors."""
-        panels = [panel for *_, panel in worst]
-        captions = [f"{panel.name}: {score:.2f} dB" for _, score, panel in worst]
+        panels = [panel for *_, panel in cases]
+        captions = [f"{panel.name}: {score:.2f} dB" for _, score, panel in cases]
         return png(draw(panels, captions))
 
     def _keep(

@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from segfit.engine.extra_metrics import ExtraMetric
-from segfit.report.evaluation import WORST, PictureEvaluation
+from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.tasks.segmentation.assembly import make_predictor, make_task
 from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
 from segfit.tasks.segmentation.pictures import Panel, Picture, overlay, panels_image
 from segfit.tasks.segmentation.scores import confusion_matrices, scores_of
 
 MASKS, OVERLAYS = "masks", "overlays"
-_NAMES = ("per_class.csv", "confusion_matrix.png", "worst.csv", WORST, MASKS, OVERLAYS)
+_NAMES = ("per_class.csv", "confusion_matrix.png", "worst.csv", WORST, BEST, MASKS, OVERLAYS)
 _JPEG_QUALITY = 90
 
 
@@ -54,14 +54,14 @@ class MaskEvaluation(PictureEvaluation):
         )  # fmt: skip
         self._palette = np.array(colors, np.uint8).tobytes().ljust(3 * 256, b"\0")
 
-    def draw_worst(self, worst: Sequence[tuple[int, float, Picture]]) -> bytes:
+    def draw_cases(self, cases: Sequence[tuple[int, float, Picture]]) -> bytes:
         """Draw images beside their masks and predictions."""
         panels = [
             Panel(self.data.id(index), image, mask, pixels)
-            for index, _, pixels in worst
+            for index, _, pixels in cases
             for image, mask in [self.data.read(index)]
         ]
-        captions = [f"{self.data.id(index)}: mIoU {score:.3f}" for index, score, _ in worst]
+        captions = [f"{self.data.id(index)}: mIoU {score:.3f}" for index, score, _ in cases]
         return _encoded(Image.fromarray(panels_image(panels, self.classes, captions)), "PNG")
 
     def _keep(self, index: int, prediction: Tensor, mask: Tensor | None) -> None:
