@@ -31,8 +31,8 @@ def read_samples(path: Path) -> dict[str, dict[str, str]]:
         found = read_json(path)
     except FileNotFoundError:
         return {}
-    kept = [names for names in found.values() if isinstance(names, dict)]
-    if len(kept) < len(found) or not all(isinstance(k, str) for one in kept for k in one.values()):
+    plain = all(isinstance(names, dict) for names in found.values())
+    if not plain or not all(isinstance(k, str) for one in found.values() for k in one.values()):
         raise SegFitError(f"{path}: no list of samples. Delete it, and splits are drawn anew.")
     return found
 
@@ -62,7 +62,7 @@ def differences(before: Samples, now: Samples) -> list[str]:
     """Return what was added, removed or changed since a run, and what was trained on and is held out, a line a split."""
     lines = []
     train = {**before.get("train", {}), **now.get("train", {})}
-    trained = {key.split()[0]: name for name, key in train.items() if key}
+    trained = {key.partition(" ")[0]: name for name, key in train.items() if key}
     for split, names in now.items():
         old = before.get(split, {})
         changes = {
@@ -80,9 +80,11 @@ def differences(before: Samples, now: Samples) -> list[str]:
         if split == "train":
             continue
         seen = [
-            name if trained[key.split()[0]] == name else f"{name} (there {trained[key.split()[0]]})"
+            name
+            if trained[key.partition(" ")[0]] == name
+            else f"{name} (there {trained[key.partition(' ')[0]]})"
             for name, key in names.items()
-            if key and key.split()[0] in trained
+            if key and key.partition(" ")[0] in trained
         ]
         seen += [
             name

@@ -215,9 +215,8 @@ def _learn_heif(path: Path) -> None:
         raise SegFitError(
             f"{path}: HEIC takes a package of its own: pip install pillow-heif. Or save it as PNG."
         ) from error
-    if "HEIF" not in _FORMATS:
-        pillow_heif.register_heif_opener()
-        _FORMATS.append("HEIF")
+    pillow_heif.register_heif_opener()
+    _FORMATS[8:] = ["HEIF"]
 
 
 def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[str]]:

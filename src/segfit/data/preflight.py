@@ -56,6 +56,7 @@ def inspect_sources(
     ]
     keys = {item: _key(sources[item[0]], item[1]) for item in items}
     # Threads: decoders release the interpreter's lock.
+    _content.cache_clear()  # files may have changed since
     threads = ThreadPoolExecutor(min(32, max(2, available_cores())))
     with closing(ReportCache(cache_dir or default_cache_dir(), notice)) as cache, threads as pool:
         known = cache.get(key for key in keys.values() if key)
@@ -79,20 +80,13 @@ def inspect_sources(
 
 def _look(source: Inspectable, index: int) -> str:
     """Return keys of a sample's files, the first one's and one of the others, and in another line its report."""
-    first, *others = (_content(file, *_state(file)) for file in source.files(index))
+    first, *others = map(_content, source.files(index))
     rest = hashlib.blake2b("".join(others).encode(), digest_size=8).hexdigest()
     return f"{first} {rest}\n{source.inspect(index)}"
 
 
-def _state(file: Path) -> tuple[int, int]:
-    with suppress(OSError):
-        stat = file.stat()
-        return stat.st_size, stat.st_mtime_ns
-    return 0, 0
-
-
-@lru_cache(64)  # a table of masks is a file of many samples
-def _content(file: Path, *_state: int) -> str:
+@lru_cache(64)  # a table is a file of many samples
+def _content(file: Path) -> str:
     with suppress(OSError), file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
     return "unreadable"

@@ -52,30 +52,72 @@ def split_of(name: str) -> str | None:
     return None
 
 
-def split_folders(parent: Path, holding: str = ".") -> dict[str, Path]:
-    """Return split → the folder below `parent` that is called after it, and in which there is a folder `holding`.
+def find_splits(
+    root: Path, sides: Sequence[str]
+) -> tuple[dict[str, list[Path]], list[str], list[str]]:
+    """Return split → a folder for each of `sides`, such as images and targets, "" where all is in one; problems; notices.
 
-    Raises:
-        SegFitError: if two are called after one split: they are not thrown together.
+    Folders that are called after splits lie above the sides or below them.
     """
-    found: dict[str, list[Path]] = {}
-    for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
-        if (part := split_of(folder.name)) and (folder / holding).is_dir():
-            found.setdefault(part, []).append(folder)
-    twice = [
-        f"{parent}: {some([one.name for one in folders])} are all called after {part}. Keep one, or rename the others."
-        for part, folders in found.items()
-        if len(folders) > 1
+    lead = root / sides[0]
+    found: dict[str, dict[Path, list[Path]]] = {}
+    for folder in _folders(root):
+        if (part := split_of(folder.name)) and (folder / sides[0]).is_dir():
+            found.setdefault(part, {})[folder / sides[0]] = [folder / side for side in sides]
+    for folder in _folders(lead):
+        if part := split_of(folder.name):
+            places = found.setdefault(part, {})
+            if folder not in places or not places[folder][-1].exists():
+                places[folder] = [_like(folder.name, part, root / side) for side in sides]
+    problems = [
+        f"{some(list(places))} are all called after {part}, and are not thrown together. Keep one, or rename the others."
+        for part, places in found.items()
+        if len(places) > 1
     ]
-    if twice:
-        raise SegFitError(twice)
-    return {part: folder for part, (folder,) in found.items()}
+    if found and "train" not in found:
+        problems.append(f"{root}: there is {' and '.join(found)}, but no train folder.")
+    layout = {part: next(iter(places.values())) for part, places in found.items()}
+    used = {folders[0] for folders in layout.values()}
+    own = {Path(side).parts[:1] for side in sides}
+    notices = []
+    if lead != root:
+        for folder in _folders(root):
+            part = split_of(folder.name)
+            if (folder.name,) in own or part in layout:
+                continue
+            if part is None and found and (folder / sides[0]).is_dir():
+                notices.append(f"{folder}: called after no split, so it is not used.")
+            elif part == "test" or (part and split_of(sides[0].split("/")[0])):
+                notices.append(f"{folder}: no folder '{sides[0]}' in it, so it is not used.")
+            elif part:
+                problems.append(
+                    f"{folder}: no folder '{sides[0]}' in it. A split holds {' and '.join(sides)}, or say what they are called."
+                )
+    if any(folder.parent == lead for folder in used):
+        beside = [
+            one.name for one in sorted(lead.iterdir()) if one not in used and (one.name,) not in own
+        ]
+        beside = [name for name in beside if not name.startswith(".")]
+        if beside:
+            notices.append(f"{lead}: {some(beside)} lie beside the splits and are not used.")
+    return layout or {"": [root / side for side in sides]}, problems, notices
 
 
-def not_used(place: Path, names: Sequence[str]) -> list[str]:
-    """Return a notice about what lies beside the folders of splits, if there is anything that is not hidden."""
-    shown = [name for name in names if not name.startswith(".")]
-    return [f"{place}: {some(shown)} lie beside the splits and are not used."] * bool(shown)
+def _folders(parent: Path) -> list[Path]:
+    return sorted(one for one in parent.iterdir() if one.is_dir()) if parent.is_dir() else []
+
+
+def _like(name: str, part: str, side: Path) -> Path:
+    """Return the folder of a split below a side: of that name, or called after the split; all of the side if it has none."""
+    named = {split_of(folder.name): folder for folder in _folders(side)}
+    named.pop(None, None)
+    return (
+        side
+        if not named
+        else side / name
+        if (side / name).is_dir()
+        else named.get(part, side / name)
+    )
 
 
 def listed(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:

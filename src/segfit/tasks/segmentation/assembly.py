@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -69,16 +70,12 @@ def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
         return shapes_sources(*sizes, data.resolution, data.data_seed, classes)
     from segfit.data.splits import SplitRule
     from segfit.tasks.segmentation.data.folder import folder_sources
+    from segfit.tasks.segmentation.data.layout import Naming
 
     return folder_sources(
         data.root,
         classes=classes,
-        images=data.images,
-        masks=data.masks,
-        mask_format=data.mask_format,
-        image_name=data.image_name,
-        mask_name=data.mask_name,
-        unmasked=data.unmasked,
+        **{item.name: data[item.name] for item in fields(Naming)},
         ignore_index=data.ignore_index,
         label_map=label_map_of(data) or None,
         image_mode=data.image_mode,

@@ -465,11 +465,8 @@ def label_map_of(data: DictConfig) -> Any:
     if not OmegaConf.is_dict(data.label_map):
         return data.label_map
     # A key typed by itself, +data.label_map.1=1, is text.
-    number = re.compile(r"-?\d+")
-    return {
-        int(key) if number.fullmatch(str(key)) else key: target
-        for key, target in data.label_map.items()
-    }
+    given = {str(key): (key, target) for key, target in data.label_map.items()}
+    return {int(k) if re.fullmatch(r"-?\d+", k) else key: to for k, (key, to) in given.items()}
 
 
 def _check_folder(data: DictConfig) -> Iterator[str]:

@@ -16,7 +16,7 @@ from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import only_images
 from segfit.data.source import where
-from segfit.data.splits import SPLITS, SplitRule, listed, not_used, split_folders, split_names
+from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
 
@@ -141,57 +141,39 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
             f"data.root={data.root}: there is no such folder (looked in {Path.cwd()})."
         )
     sides = {key: data[key] for key in ("target", "input") if key in data} or {"target": "."}
-    places, notices = _places(root, data, sides)
+    rule, below = SplitRule(**plain(data.split)), list(sides.values())
     fatal: list[str] = []
+    notices: list[str] = []
+    named = {part: root / data[part] for part in SPLITS if (root / data[part]).is_dir()}
+    if rule.lists is not None:
+        places = {"": [root / side for side in below]}
+    elif any(data[part] != part for part in named):  # asked for by name
+        places = {part: [folder / side for side in below] for part, folder in named.items()}
+    else:
+        places, fatal, notices = find_splits(root, below)
     found = {}
     for part, folders in places.items():
-        wrong: list[str] = []
-        source = _list(folders, data, wrong)
-        if part == "test" and not folders["target"].is_dir():
-            notices += [
-                f"no test split: {text} To restore it: evaluate.py images=…" for text in wrong
-            ]
+        if part == "test" and not folders[0].is_dir():
+            notices.append(
+                f"{folders[0]} is not there, so there is no test split. To restore it: evaluate.py images=…"
+            )
         else:
-            fatal += wrong
-            found[part] = replace(source, notices=(*source.notices, *notices))
+            found[part] = _list(dict(zip(sides, folders, strict=True)), data, fatal)
     if fatal:
         raise SegFitError(fatal)
     divides = "val" not in found or data.split.fold is not None
     if divides and (whole := found.pop("", found.pop("train", None))) is not None:
         there: dict[str, Any] = dict.fromkeys({"val", "test"} & found.keys(), 0.0)
-        rule = replace(SplitRule(**plain(data.split)), **there)
+        rule = replace(rule, **there)
         if rule.lists is not None:
             divided = listed(root / rule.lists, whole.names)
         else:
             divided = split_names(whole.names, rule)
         found = {**{part: replace(whole, names=own) for part, own in divided.items()}, **found}
-    return {part: replace(source, smallest=smallest[part]) for part, source in found.items()}
-
-
-def _places(
-    root: Path, data: DictConfig, sides: Mapping[str, str]
-) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """Return split → the folder of each side, "" where all is in one, and notices."""
-    whole = {"": {key: root / side for key, side in sides.items()}}
-    if data.split.lists is not None:
-        return whole, []
-    folders = {part: root / data[part] for part in SPLITS if (root / data[part]).is_dir()}
-    if all(data[part] == part for part in SPLITS):  # nothing else was asked for
-        folders = split_folders(root)
-    if folders:
-        used = {folder.name for folder in folders.values()}
-        beside = sorted({one.name for one in root.iterdir()} - used)
-        told = not_used(root, beside) if root not in folders.values() else []
-        return {
-            part: {key: folder / side for key, side in sides.items()}
-            for part, folder in folders.items()
-        }, told
-    below = {key: split_folders(root / side) for key, side in sides.items() if "input" in sides}
-    parts = below.get("target", {})
     return {
-        part: {key: found.get(part, root / sides[key] / part) for key, found in below.items()}
-        for part in parts
-    } or whole, []
+        part: replace(source, smallest=smallest[part], notices=(*source.notices, *notices))
+        for part, source in found.items()
+    }
 
 
 def _list(sides: Mapping[str, Path], data: DictConfig, fatal: list[str]) -> PictureSource:

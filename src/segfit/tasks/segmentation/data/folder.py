@@ -144,17 +144,12 @@ def folder_sources(
     root: str | Path,
     *,
     classes: Classes,
-    images: str = "images",
-    masks: str = "masks",
-    mask_format: str = "png",
-    image_name: str | None = None,
-    mask_name: str | None = None,
-    unmasked: str = "error",
     ignore_index: int | None = 255,
     label_map: Mapping[int, int] | None = None,
     image_mode: str = "rgb",
     intensity_window: tuple[float, float] | None = None,
     split: SplitRule | None = None,
+    **naming: Any,
 ) -> dict[str, FolderSource]:
     """Return the splits of a data set in folders: "train", "val" and perhaps "test".
 
@@ -163,23 +158,23 @@ def folder_sources(
     may have any name of `split_of`; a test folder without masks is none. An image and its mask have one relative name, apart
     from the suffix, or names by `image_name` and `mask_name`.
 
-    The arguments are the options of `FolderConfig`; `ignore_index` and `label_map` are for mask_format "png" alone.
+    The arguments are the options of `FolderConfig`, `naming` those in `Naming`; `ignore_index` and `label_map` are for
+    mask_format "png" alone.
 
     Raises:
         SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
             wrong with single files.
     """
-    naming = Naming(images, masks, mask_format, image_name, mask_name, unmasked)
-    split, place = split or SplitRule(), Path(root).expanduser()
+    called, split, place = Naming(**naming), split or SplitRule(), Path(root).expanduser()
     lists = place / split.lists if split.lists is not None else None
-    layout, problems, notices = find_layout(place, naming)
+    layout, problems, notices = find_layout(place, called)
     if lists is not None:
-        layout, problems, notices = {"": (place / images, place / masks)}, [], []
+        layout, problems, notices = {"": [place / called.images, place / called.masks]}, [], []
     listings: dict[str, Listing] = {}
     if not problems:
         for part, (image_folder, mask_path) in layout.items():
             try:
-                listings[part] = list_pairs(image_folder, mask_path, naming, classes.names, lists)
+                listings[part] = list_pairs(image_folder, mask_path, called, classes.names, lists)
             except SegFitError as error:
                 if part == "test":
                     notices.append(
@@ -191,11 +186,11 @@ def folder_sources(
     if problems:
         raise SegFitError(list(dict.fromkeys(problems)))
     next(iter(listings.values())).notices[:0] = notices
-    if mask_format != "png":  # masks hold classes already
+    if called.mask_format != "png":  # masks hold classes already
         ignore_index, label_map = None, None
     values = ValueMap(len(classes), ignore_index, label_map)
     options = repr(
-        (classes.names, mask_format, ignore_index, label_map and sorted(label_map.items()))
+        (classes.names, called.mask_format, ignore_index, label_map and sorted(label_map.items()))
     )
     reader = ImageReader(image_mode, intensity_window)
     return {

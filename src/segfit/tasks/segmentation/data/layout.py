@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from segfit.data.files import files_by_name, list_files, relative_name, some
 from segfit.data.images import only_images
-from segfit.data.splits import SPLITS, listed, not_used, split_folders, split_of
+from segfit.data.splits import find_splits, listed
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.masks import (
     MASK_SUFFIXES,
@@ -50,77 +50,26 @@ class Listing:
     parts: dict[str, list[str]] | None = None  # split → names, where lists say it
 
 
-def find_layout(
-    root: Path, naming: Naming
-) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
-    """Return split → (image folder, mask folder or CSV), the problems and the notices; "" where all is in one."""
-    images, masks = root / naming.images, root / naming.masks
+def find_layout(root: Path, naming: Naming) -> tuple[dict[str, list[Path]], list[str], list[str]]:
+    """Return split → image folder and mask folder or CSV, the problems and the notices; "" where all is in one."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         hint = "" if root.is_absolute() else f" (looked in {Path.cwd()})"
-        return (
-            {},
-            [f"data.root={root} {what}{hint}. Give the folder that holds {naming.images}/."],
-            [],
-        )
-    try:
-        above, below = split_folders(root, naming.images), split_folders(images)
-        mask_folders = split_folders(masks)
-    except SegFitError as error:
-        return {}, error.problems, []
-    layout: dict[str, tuple[Path, Path]] = {}
-    problems = []
-    for part in SPLITS:
-        places = []
-        if part in above:
-            places.append((above[part] / naming.images, above[part] / naming.masks))
-        if part in below:
-            own = masks / below[part].name
-            other = mask_folders.get(part) or (own if mask_folders else masks)
-            places.append((below[part], own if own.is_dir() else other))
-        if len({image_folder for image_folder, _ in places}) > 1:
-            problems.append(f"{places[0][0]} and {places[1][0]} both hold {part}. Keep one.")
-        for place in places:
-            if part not in layout or place[1].is_dir():
-                layout[part] = place
-    if layout and "train" not in layout:
-        problems.append(f"{root}: there is {' and '.join(layout)}, but no train folder.")
-    # The folder of all images may itself be called after a split.
-    named = {path.relative_to(root).parts[:1] for path in (images, masks)}
-    notices = []
-    for folder in sorted(root.iterdir()):
-        part = split_of(folder.name)
-        if not folder.is_dir() or (folder.name,) in named:
-            continue
-        if part is not None and part not in layout:
-            text = f"{folder}: no folder '{naming.images}' in it"
-            if part == "test" or split_of(images.relative_to(root).parts[0]):
-                notices.append(f"{text}, so it is not used.")
-            else:
-                problems.append(
-                    f"{text}. A split holds {naming.images}/ and {naming.masks}, or set data.images to what its image "
-                    "folder is called."
-                )
-        elif part is None and above and images != root and (folder / naming.images).is_dir():
-            notices.append(
-                f"{folder}: called after none of {', '.join(SPLITS)}, so it is not used."
-            )
-    if below and images != root:
-        beside = {one.name for one in images.iterdir()} - {one.name for one in below.values()}
-        notices += not_used(images, sorted(beside))
-    layout = layout or {"": (images, masks)}
-    for part, (image_folder, mask_path) in layout.items():
-        if naming.mask_format != "png" and not mask_path.exists():
-            # One table, or one folder of parts, serves all splits.
-            layout[part] = (image_folder, masks)
+        text = f"data.root={root} {what}{hint}. Give the folder that holds {naming.images}/."
+        return {}, [text], []
+    layout, problems, notices = find_splits(root, (naming.images, naming.masks))
+    for places in layout.values():
+        if naming.mask_format != "png" and not places[1].exists():
+            places[1] = root / naming.masks  # one table, or one folder of parts, serves all splits
     if not problems:
-        for part, (image_folder, mask_path) in layout.items():
+        for part, places in layout.items():
             if part != "test":
-                problems += _missing(root, image_folder, mask_path, naming.mask_format)
+                problems += _missing(root, places, naming.mask_format)
     return layout, list(dict.fromkeys(problems)), notices
 
 
-def _missing(root: Path, image_folder: Path, mask_path: Path, mask_format: str) -> list[str]:
+def _missing(root: Path, places: Sequence[Path], mask_format: str) -> list[str]:
+    image_folder, mask_path = places
     entries = sorted(p.name for p in root.iterdir() if not p.name.startswith("."))
     if not entries:
         return [f"data.root={root} is empty."]
@@ -160,21 +109,17 @@ def list_pairs(
                 "'data.mask_name={stem}_mask.png'."
             )
     files, notices = only_images(files, image_folder)
-    named = [file for file in files if _key(file, image_folder, naming.image_name) is not None]
-    if not named:
-        raise SegFitError(
-            f"{image_folder}: no image is called data.image_name={naming.image_name}; there is {files[0].name}."
-        )
-    images, problems = files_by_name(named, image_folder)
+    name_of = partial(_name, template=naming.image_name, whole="{name}" in (naming.mask_name or ""))
+    images, problems = files_by_name(files, image_folder, name_of)
+    if not images:
+        raise SegFitError(f"data.image_name={naming.image_name}: {files[0]} is called otherwise.")
     parts = listed(lists, list(images)) if lists is not None else None
     if parts is not None:
         used = {name for names in parts.values() for name in names}
-        notices += _unused(
-            image_folder, f"of {len(images)} images", sorted(images.keys() - used), "are in no list"
-        )
+        unused = sorted(images.keys() - used)
+        notices += _unused(image_folder, f"of {len(images)} images", unused, "are in no list")
         images = {name: images[name] for name in sorted(used)}
-    pair = {"png": _pair_files, "parts": _pair_parts, "rle": _pair_rows}[naming.mask_format]
-    listing = pair(images, mask_path, class_names, image_folder, naming)
+    listing = _PAIR[naming.mask_format](images, mask_path, class_names, naming)
     listing.problems[:0], listing.notices[:0], listing.parts = problems, notices, parts
     if parts is not None and not listing.images.keys() & parts.get("test", []):
         for name in parts.pop("test", []):  # competitions keep the masks of their test images
@@ -204,23 +149,28 @@ def list_pairs(
     return listing
 
 
-def _key(file: Path, folder: Path, template: str | None) -> str | None:
-    """Return what an image and its mask share of their names, folders before it; None for a file of another name.
+def _name(file: Path, folder: Path, template: str | None, whole: bool = False) -> str | None:
+    """Return what an image and its mask share of their names, after the folders; None for a file of another name.
 
-    That is what stands for {stem} in a name such as "{stem}_mask.png"; null: the name without suffix.
+    That is what stands for {stem} in a template such as "{stem}_mask.png", without one the name without suffix, or `whole`.
     """
-    if template is None:
-        return relative_name(file, folder)
-    pattern = re.sub(r"\\{\w+\\}", "(.+)", re.escape(template)) + r"\.\w+" * ("." not in template)
-    found = re.fullmatch(pattern, file.name, re.IGNORECASE)
-    return relative_name(file.with_name(f"{found[1]}.x"), folder) if found else None
+    shared = file.name if whole else file.stem
+    if template is not None:
+        pattern = re.sub(r"\\{\w+\\}", "(.+)", re.escape(template)) + r"\.\w+" * (
+            "." not in template
+        )
+        found = re.fullmatch(pattern, file.name, re.IGNORECASE)
+        if found is None:
+            return None
+        shared = found[1]
+    return relative_name(file.with_name(f"{shared}.x"), folder)
 
 
 def _is_mask(file: Path, template: str | None) -> bool:
     """Say whether a file that lies among images is a mask."""
     if template is None:
         return file.suffix.lower() in MASK_SUFFIXES
-    return _key(file, file.parent, template) is not None
+    return _name(file, file.parent, template) is not None
 
 
 def _wanted(naming: Naming, image: Path, mask_path: Path) -> str:
@@ -248,35 +198,23 @@ def _unused(place: Path, what: str, unused: Sequence[str], why: str = "have no i
 
 
 def _pair_files(
-    images: Mapping[str, Path], folder: Path, _: Sequence[str], image_folder: Path, naming: Naming
+    images: Mapping[str, Path], folder: Path, _: Sequence[str], naming: Naming
 ) -> Listing:
     files = list_files(folder, ())
-    masks, problems = files_by_name(
-        [file for file in files if file.suffix.lower() in MASK_SUFFIXES],
-        folder,
-        partial(_key, template=naming.mask_name),
-    )
-    whole = "{name}" in (naming.mask_name or "")
-    keys = {
-        name: _key(
-            path.with_name(f"{path.name}.x") if whole else path, image_folder, naming.image_name
-        )
-        for name, path in images.items()
-    }
-    paired = {name: masks[key] for name, key in keys.items() if key in masks}
-    unused = sorted(masks.keys() - set(keys.values()))
-    unused = [masks[name].relative_to(folder).as_posix() for name in unused]
-    others = [file for file in files if file.suffix.lower() not in MASK_SUFFIXES]
-    if len(paired) < len(images) and others and folder != image_folder:
-        kinds = sorted({file.suffix for file in others})
+    kinds = {file.suffix for file in files if file.suffix.lower() not in MASK_SUFFIXES}
+    files = [file for file in files if file.suffix not in kinds]
+    masks, problems = files_by_name(files, folder, partial(_name, template=naming.mask_name))
+    paired = {name: path for name, path in images.items() if name in masks}
+    unused = [masks[n].relative_to(folder).as_posix() for n in sorted(masks.keys() - images.keys())]
+    beside = next(iter(images.values())).is_relative_to(folder)
+    if len(paired) < len(images) and kinds and not beside:
         lossy = ", since JPEG changes indices" * any(kind.lower() in _LOSSY for kind in kinds)
         problems.append(
-            f"{folder}: {len(others)} files are no masks ({some(kinds)}): masks must be "
+            f"{folder}: files of type {some(sorted(kinds))} are no masks: masks must be "
             f"{' '.join(s[1:] for s in MASK_SUFFIXES)}{lossy}."
         )
     notices = _unused(folder, f"of {len(masks)} masks", unused)
-    used = {name: images[name] for name in paired}
-    return Listing(used, FolderMasks(paired), problems, notices)
+    return Listing(paired, FolderMasks({n: masks[n] for n in paired}), problems, notices)
 
 
 def _pair_parts(
@@ -306,3 +244,10 @@ def _pair_rows(
     unused = sorted(table.keys() - set(ids.values()))
     notices = _unused(path, f"of {len(table)} ids", unused)
     return Listing({name: images[name] for name in rows}, RleMasks(path, rows), [], notices)
+
+
+_PAIR: dict[str, Callable[..., Listing]] = {
+    "png": _pair_files,
+    "parts": _pair_parts,
+    "rle": _pair_rows,
+}

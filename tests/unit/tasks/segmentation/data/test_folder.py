@@ -181,7 +181,7 @@ def test_reading_refuses_what_the_preflight_would(tmp_path, image, mask, message
         (
             lambda r: [save(r / kind / "a.jpg", noise(2, 2)) for kind in ("images", "masks")],
             {},
-            ["1 files are no masks (.jpg)", "JPEG changes indices"],
+            ["files of type .jpg are no masks", "JPEG changes indices"],
         ),
         (lambda r: write_pairs(r, ["a"]), {}, ["1 samples cannot be split into train and val"]),
     ],

@@ -61,9 +61,9 @@ def test_what_is_called_after_no_split():
 @pytest.mark.parametrize(
     ("folders", "said"),
     [
-        (["val/images", "valid/images"], "val, valid are all called after val"),
-        (["images/train", "images/train2017"], "train, train2017 are all called after train"),
-        (["images/train", "train/images"], "both hold train"),
+        (["val/images", "valid/images"], "valid/images are all called after val"),
+        (["images/train", "images/train2017"], "train2017 are all called after train"),
+        (["images/train", "train/images"], "images/train are all called after train"),
     ],
 )
 def test_two_folders_are_never_thrown_together(tmp_path, folders, said):
@@ -100,7 +100,7 @@ def test_what_lies_beside_the_splits_is_told(tmp_path):
     assert "holdout, loose.png lie beside the splits" in notices(sources(tmp_path))
     for part in ("train", "val", "extra"):
         fill(tmp_path / "b", f"{part}/images/a.png", f"{part}/masks/a.png")
-    assert "extra: called after none of train, val, test" in notices(sources(tmp_path / "b"))
+    assert "extra: called after no split" in notices(sources(tmp_path / "b"))
 
 
 def test_a_folder_of_images_that_is_called_train_is_divided(tmp_path):
@@ -171,7 +171,7 @@ def test_json_and_text_are_no_lossy_masks(tmp_path):
     (tmp_path / "masks/c.json").write_text("{}")
     (tmp_path / "images/c.xmp").write_text("")
     listing = sources(tmp_path)["train"].listing
-    assert "1 files are no masks (.json)" in listing.problems[0]
+    assert "files of type .json are no masks" in listing.problems[0]
     assert "JPEG" not in " ".join(listing.problems)
     assert "1 files are no images (.xmp) and are not read" in listing.notices[0]
 
