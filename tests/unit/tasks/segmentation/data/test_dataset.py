@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,7 @@ def test_prediction_reads_images_without_masks(tmp_path):
     )
     assert [dataset.id(i) for i in range(len(dataset))] == ["b é", "sub/a"]
     assert dataset.files(1)[0].name == "a.png"
+    assert dataset.notices == [f"{tmp_path / 'in'}: 1 files are no images (.txt) and are not read."]
     batch = collate([dataset[0], dataset[1]])
     assert batch["image"].shape == (2, 3, 16, 16)
     assert batch["shape"].tolist() == [[30, 20], [8, 9]]
@@ -210,6 +212,24 @@ def test_names_are_relative_to_any_folder(tmp_path, monkeypatch, folder):
     save(tmp_path / "in" / "x.y" / "a.b.png", noise(4, 4, 3))
     name = PredictDataset(folder, (8, 8), "stretch").id(0)
     assert name == ("in/x.y/a.b" if folder == "." else "x.y/a.b")
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "jp2", "webp", "ppm", "pgm"])
+def test_a_file_is_predicted_as_a_folder_is(tmp_path, suffix):
+    kind = {"jfif": "JPEG", "JPE": "JPEG"}.get(suffix)
+    pixels = noise(8, 8) if suffix == "pgm" else noise(8, 8, 3)
+    path = save(tmp_path / f"a.{suffix}", pixels, **({"format": kind} if kind else {}))
+    for place in (path, tmp_path):
+        dataset = PredictDataset(place, (8, 8), "stretch")
+        assert [dataset.id(i) for i in range(len(dataset))] == ["a"]
+        assert dataset[0]["image"].shape == (3, 8, 8)
+
+
+def test_heic_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.HEIC").write_bytes(b"....ftypheic")
+    with pytest.raises(SegFitError, match="pip install pillow-heif"):
+        PredictDataset(tmp_path, (8, 8), "stretch")[0]
 
 
 def test_a_folder_without_images_is_told(tmp_path):
