@@ -18,7 +18,7 @@ from tests.integration.training import command, compose_run, finished, one_threa
 from tests.unit.data.files import noise, save
 
 SMALL = ("model=cnn", "model.base_channels=8", "image_size=32", "batch_size=2", "epochs=1", "device=cpu",
-         "report.tensorboard=false", "loader.workers=0", "data=folder", "data.num_classes=3")  # fmt: skip
+         "report.logger=[]", "loader.workers=0", "data=folder", "data.num_classes=3")  # fmt: skip
 
 
 def add(root: Path, numbers: range) -> None:

@@ -47,7 +47,7 @@ _CALLED = ("train(ing)?", "val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?", "t
 def split_of(name: str) -> str | None:
     """Return the split that a folder or a list is called after, as "train2017", "Validation" and "test_set" are, or None."""
     for split, called in zip(SPLITS, _CALLED, strict=True):
-        if re.fullmatch(rf"({called})[-_ ]?(set|data)?[-_ ]?\d*", name, re.IGNORECASE):
+        if re.fullmatch(rf"({called})[-_ ]?(set|data|images?)?[-_ ]?\d*", name, re.IGNORECASE):
             return split
     return None
 

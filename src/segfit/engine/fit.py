@@ -191,15 +191,21 @@ class Fit:
 
     @contextmanager
     def _saving_on_error(self) -> Iterator[None]:
-        """Save the state if reading data fails: between two updates it is whole."""
+        """Save the state if reading data fails or a signal ends it: between two updates it is whole."""
+        self.stop.at_once = self.state.distributed.size == 1
         try:
             yield
+        except Stopped:
+            self.log.to_progress()
+            raise
         except Exception:
             if self.state.distributed.size == 1:  # several cannot save without the one that failed
                 with suppress(NotFinite):
                     self.log.to_progress()
                     self.manager.save_final()
             raise
+        finally:
+            self.stop.at_once = False
 
     def _validate(self) -> Findings:
         state = self.state

@@ -186,6 +186,26 @@ def test_data_that_end_the_training_cost_no_update(tmp_path, log_every):
     assert [log.loss for log in heard.epochs] == [log.loss for log in expected.epochs[1:]]
 
 
+def test_a_signal_while_data_are_read_ends_the_training_at_once_and_exactly(tmp_path):
+    class Slow(Points):
+        def epoch(self, epoch, start_sample):
+            for number, batch in enumerate(super().epoch(epoch, start_sample)):
+                if (epoch, number) == (1, 2):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    raise AssertionError("reading may take long, and this went on")
+                yield batch
+
+    whole = make_fit(tmp_path / "whole")
+    expected = run(whole)
+    heard = run(make_fit(tmp_path / "cut", train=Slow()))
+    assert heard.ends[0].reason == "terminated"
+    assert heard.ends[0].updates == 6
+    again = make_fit(tmp_path / "cut")
+    heard = run(resumed(tmp_path / "cut", again))
+    assert torch.equal(weights(again.state.model), weights(whole.state.model))
+    assert [log.loss for log in heard.epochs] == [log.loss for log in expected.epochs[1:]]
+
+
 def test_a_signal_while_validating_loses_no_update_and_validates_again(tmp_path):
     class StopInValidation(Recorder):
         def validating(self, done: int, total: int) -> None:
