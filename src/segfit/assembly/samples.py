@@ -46,16 +46,15 @@ def kept_splits(
     drawn = [split for split, source in found.items() if getattr(source, "pool", ()) is pool]
     if len(drawn) < 2 or not before:
         return found
-    was = [(name, split) for split in drawn for name in before.get(split, ())]
-    now = [(name, split) for split in drawn for name in found[split].names]
-    group = config.data.split.group
-    kept = dict(zip(groups_of([n for n, _ in was], group), [s for _, s in was], strict=True))
-    groups = groups_of([name for name, _ in now], group)
-    placed = [(name, kept.get(g, split)) for (name, split), g in zip(now, groups, strict=True)]
+    group, kept = config.data.split.group, dict[str, str]()
     for split in drawn:
-        names = sorted(name for name, part in placed if part == split)
-        found[split] = replace(found[split], names=names)
-    return found
+        kept |= dict.fromkeys(groups_of(list(before.get(split, ())), group), split)
+    placed: dict[str, list[str]] = {split: [] for split in drawn}
+    for split in drawn:
+        names = found[split].names
+        for name, key in zip(names, groups_of(names, group), strict=True):
+            placed[kept.get(key, split)].append(name)
+    return found | {split: replace(found[split], names=sorted(placed[split])) for split in drawn}
 
 
 def differences(before: Samples, now: Samples) -> list[str]:

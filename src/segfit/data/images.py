@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,11 @@ IMAGE_SUFFIXES = (
 )
 # What these suffixes stand for, and GIF, which some carry. Pillow knows many more, and runs Ghostscript for one.
 _FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM"]
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    _FORMATS.append("HEIF")
 # Pillow refuses twice its MAX_IMAGE_PIXELS with an error; what lies below is a big picture, not a bomb.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -186,8 +191,6 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         # A pipe would be waited for, /dev/zero read without end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise SegFitError(f"{path}: no file, but a folder, a pipe or a device. Delete it.")
-        if path.suffix.lower() in (".heic", ".heif"):
-            _learn_heif(path)
         with Image.open(path, formats=_FORMATS) as image:
             yield image
     except (SegFitError, MemoryError):
@@ -203,20 +206,10 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise anything
         if "can't allocate memory" in str(error):  # torch's RuntimeError
             raise MemoryError(str(error)) from error
-        raise SegFitError(
-            f"{path}: unreadable ({reason(error)}). Replace the file or delete it."
-        ) from error
-
-
-def _learn_heif(path: Path) -> None:
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise SegFitError(
-            f"{path}: HEIC takes a package of its own: pip install pillow-heif. Or save it as PNG."
-        ) from error
-    pillow_heif.register_heif_opener()
-    _FORMATS[8:] = ["HEIF"]
+        remedy = "Replace the file or delete it."
+        if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in _FORMATS:
+            remedy = "To read HEIC: pip install pillow-heif."
+        raise SegFitError(f"{path}: unreadable ({reason(error)}). {remedy}") from error
 
 
 def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[str]]:

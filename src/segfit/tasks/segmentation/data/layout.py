@@ -61,30 +61,20 @@ def find_layout(root: Path, naming: Naming) -> tuple[dict[str, list[Path]], list
     for places in layout.values():
         if naming.mask_format != "png" and not places[1].exists():
             places[1] = root / naming.masks  # one table, or one folder of parts, serves all splits
-    if not problems:
-        for part, places in layout.items():
-            if part != "test":
-                problems += _missing(root, places, naming.mask_format)
-    return layout, list(dict.fromkeys(problems)), notices
-
-
-def _missing(root: Path, places: Sequence[Path], mask_format: str) -> list[str]:
-    image_folder, mask_path = places
-    entries = sorted(p.name for p in root.iterdir() if not p.name.startswith("."))
+    entries = sorted(one.name for one in root.iterdir() if not one.name.startswith("."))
+    table = naming.mask_format == "rle"
     if not entries:
-        return [f"data.root={root} is empty."]
-    there = f"{root} holds {some(entries)}"
-    problems = []
-    if not image_folder.is_dir():
-        problems.append(
-            f"{image_folder}: no such folder (data.images). {there}. There should be images/ and masks/ "
-            "in it, or in train/, val/ and test/."
-        )
-    if mask_format == "rle" and not mask_path.is_file():
-        problems.append(f"{mask_path}: no such file (data.masks names the CSV). {there}.")
-    elif mask_format != "rle" and not mask_path.is_dir():
-        problems.append(f"{mask_path}: no such folder (data.masks). {there}.")
-    return problems
+        problems.append(f"data.root={root} is empty.")
+    for part, (image_folder, mask_path) in layout.items() if not problems else ():
+        if part != "test" and not image_folder.is_dir():
+            problems.append(
+                f"{image_folder}: no such folder (data.images). {root} holds {some(entries)}. There should be images/ and "
+                "masks/ in it, or in train/, val/ and test/."
+            )
+        if part != "test" and not (mask_path.is_file() if table else mask_path.is_dir()):
+            what = "file (data.masks names the CSV)" if table else "folder (data.masks)"
+            problems.append(f"{mask_path}: no such {what}. {root} holds {some(entries)}.")
+    return layout, list(dict.fromkeys(problems)), notices
 
 
 def list_pairs(

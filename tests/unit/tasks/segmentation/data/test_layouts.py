@@ -203,7 +203,7 @@ def test_lists_divide_as_in_voc(tmp_path):
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("2007_0\nnowhere\n")
     with pytest.raises(SegFitError) as caught:
         sources(tmp_path, **options)
-    assert "1 of 2 names are no image: nowhere" in str(caught.value)
+    assert "1 names are no image: nowhere" in str(caught.value)
     assert "1 names stand in the lists of two splits: 2007_0" in str(caught.value)
 
 
