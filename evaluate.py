@@ -28,7 +28,7 @@ def main(options: DictConfig) -> None:
 def evaluate(options: DictConfig) -> None:
     """Rebuild the run's model; predict, score, write everything down, or export it."""
     check(options)
-    config = runs.load_named(options)
+    configs = runs.load_named(options)
 
     from segfit.commands import evaluate as evaluation
     from segfit.commands import export
@@ -42,7 +42,7 @@ def evaluate(options: DictConfig) -> None:
     notice, checking = console_report(console).notice, WorkProgress(console)
     predicting = partial(checking, what="predicting")
     try:
-        run = trained.load_run(options, config, notice)
+        run = trained.load_runs(options, configs, notice)
         if options.export is not None:
             export.export_run(run, Path(options.export).expanduser())
             console.print(f"Written to {options.export}", markup=False)

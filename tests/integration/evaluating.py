@@ -38,7 +38,7 @@ def evaluate(place: Path, **values):
     given = {"run": str(place / "run 1"), "root": str(place / "data"), "workers": 0, **values}
     options = OmegaConf.merge(OmegaConf.structured(Evaluate), given)
     check(options)
-    run = trained.load_run(options, runs.load_config(Path(options.run)), print)
+    run = trained.load_runs(options, runs.load_named(options), print)
     if options.images is not None:
         return evaluation.predict_folder(run, options)
     return evaluation.evaluate_split(run, options, print)

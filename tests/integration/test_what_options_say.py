@@ -1,15 +1,25 @@
 """What an option says, it does, or the run says why not: from the files to the scores."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segfit.assembly.task import assembly_of
 from segfit.errors import SegFitError
 from tests.integration.evaluating import evaluate
-from tests.integration.training import compose_run, resume, same, train, weights_of
+from tests.integration.training import (
+    command,
+    compose_run,
+    finished,
+    resume,
+    same,
+    train,
+    weights_of,
+)
 from tests.unit.data.files import save
 
 
@@ -105,3 +115,59 @@ def test_rare_classes_come_more_often_and_a_resumed_run_sees_the_same(tmp_path, 
     assert times == pytest.approx(len(source) * chance, abs=0.25)
     assert times.argmax() == has[:, 3].argmax()
     assert times.max() > 2
+
+
+FOLDS = (
+    *("data=folder", "data.num_classes=4", "data.split.test=0.2", "data.split.folds=2", "max_steps=2"),
+    *("model=cnn", "model.base_channels=4", "image_size=[48,64]", "batch_size=2", "device=cpu"),
+    *("augmentation=none", "loader.workers=0", "epochs=1", "precision=fp32"),
+)  # fmt: skip
+
+
+def test_models_of_folds_are_averaged_on_what_none_of_them_saw(tmp_path, rare) -> None:
+    done = [
+        train(tmp_path / f"{fold}", f"data.root={rare}", f"data.split.fold={fold}", base=FOLDS)
+        for fold in (0, 1)
+    ]
+    held_out = [set(one.training.facts["data"].split()) for one in done]
+    assert held_out[0] == held_out[1]  # as many images
+    several = [str(one.run) for one in done]
+    found = evaluate(tmp_path, run=several, root=None, split="test")
+    assert found.facts["others"] == several[1:]
+    path = done[0].run / "evaluation/test-of-2-runs"
+
+    config = compose_run(f"data.root={rare}", "data.split.fold=0", base=FOLDS)
+    source = assembly_of(config).make_sources(config)["test"]
+    task = done[0].training.fit.task
+    for index in range(len(source)):
+        image = torch.tensor(source.read(index)[0]).permute(2, 0, 1)[None].float() / 255
+        probabilities = []
+        for run in several:
+            model = done[0].model
+            model.load_state_dict(weights_of(Path(run) / "checkpoints/best.pt"))
+            logits = model.eval()(task.normalise(image))[0].detach().double().numpy()
+            powers = np.exp(logits - logits.max(0))
+            probabilities.append(powers / powers.sum(0))
+        mask = np.asarray(Image.open(path / "masks" / f"{source.id(index)}.png"))
+        assert (mask == np.mean(probabilities, 0).argmax(0)).mean() > 0.999
+
+    with pytest.raises(
+        SegFitError, match=r"data\.split\.fold=1, but 0 in .* of folds, on split=test"
+    ):
+        evaluate(tmp_path, run=several, root=None)
+    with pytest.raises(SegFitError, match="export takes one run"):
+        evaluate(tmp_path, run=several, root=None, split="test", export="x.pt2")
+
+
+@pytest.mark.slow
+def test_folds_by_the_command_line(tmp_path, rare) -> None:
+    folders = ["hydra.sweep.dir=folds"]
+    sweep = finished(
+        command("-m", *FOLDS, f"data.root={rare}", "data.split.fold=0,1", *folders), tmp_path
+    )
+    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
+    assert re.search(r"mean of 2.* ± 0\.", sweep.stdout)
+    done = finished(command("run=[folds/0,folds/1]", "split=test", script="evaluate.py"), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "folds/0 and 1 more, averaged" in done.stdout
+    assert (tmp_path / "folds/0/evaluation/test-of-2-runs/metrics.json").exists()

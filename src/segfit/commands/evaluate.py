@@ -45,6 +45,7 @@ class Evaluated:
         epoch = "" if facts["epoch"] is None else f" of epoch {facts['epoch'] + 1}"
         what, took = facts.get("split") or facts["folder"], duration(facts["seconds"])
         run = shown_path(Path(facts["run"]))
+        run += f" and {len(facts['others'])} more, averaged" if facts["others"] else ""
         return {
             "run": f"{run}, {facts['checkpoint']} checkpoint{epoch}",
             "samples": f"{facts['samples']} of {what}, {took}",
@@ -71,7 +72,7 @@ def evaluate_split(
     config, assembly = run.config, assembly_of(run.config)
     extra = assembly.make_extra_metrics(config)
     source, statistics = _split(run, options.split, notice, checking)
-    path = _out(options, run.folder, options.split)
+    path = _out(options, run, options.split)
     evaluation = evaluation_of(config).make_evaluation(
         config, run.device, options, path, source, statistics, extra
     )
@@ -129,7 +130,7 @@ def predict_folder(
     dataset = assembly.make_predict_dataset(config, options.images)
     for line in dataset.notices:
         notice(line)
-    path = _out(options, run.folder, f"images-{dataset.folder.resolve().name}")
+    path = _out(options, run, f"images-{dataset.folder.resolve().name}")
     if path.resolve().is_relative_to(dataset.folder.resolve()):
         raise SegFitError(
             f"out={path} is inside images={options.images}: next time its pictures would be predicted too. "
@@ -171,6 +172,7 @@ def _evaluated(
     batches = batches_in_order(config, dataset, run.device, workers, leave_out, range(samples))
     facts = {
         "run": os.fspath(run.folder.absolute()),
+        "others": [os.fspath(folder.absolute()) for folder in run.others],
         "checkpoint": options.checkpoint,
         "epoch": run.epoch,
         "device": device_name(run.device),
@@ -199,7 +201,9 @@ def _evaluated(
     return Evaluated(result, facts, evaluation.written())
 
 
-def _out(options: DictConfig, run: Path, name: str) -> Path:
+def _out(options: DictConfig, run: TrainedRun, name: str) -> Path:
     """Return where results go: as given, or below the run."""
-    given = options.out
-    return Path(given).expanduser() if given is not None else RunFolder(run).evaluation / name
+    if options.out is not None:
+        return Path(options.out).expanduser()
+    name += f"-of-{len(run.others) + 1}-runs" if run.others else ""
+    return RunFolder(run.folder).evaluation / name

@@ -1,6 +1,8 @@
 """A trained model from its run folder alone: nothing of today's conf, nothing of the folder executed."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from segfit.assembly.resuming import flat
 from segfit.assembly.state import Notice, make_device, to_device
 from segfit.assembly.task import assembly_of
+from segfit.config.check import plain
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.precision import Precision
 from segfit.engine.seeding import seed_everything
@@ -17,6 +21,15 @@ from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.runs.untrusted import read_json
 
+# Options of data that runs whose models are averaged may differ in
+_FREE = (
+    "data.check",
+    "data.on_bad",
+    "data.cache",
+    "data.sampling",
+    "data.crops_per_image",
+    "data.foreground",
+)
 _PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -31,6 +44,39 @@ class TrainedRun:
     device: torch.device
     precision: Precision
     epoch: int | None  # 0-based, of the checkpoint
+    others: Sequence[Path] = ()  # folders of runs that the model averages, too
+
+
+def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice) -> TrainedRun:
+    """Rebuild the runs of `options.run`; of several, one whose model gives the mean of their probabilities.
+
+    Raises a SegFitError as `load_run`, or if the runs do not see, mean and hold out the same.
+    """
+    if len(configs) == 1:
+        return load_run(options, configs[0], notice)
+    folders, loaded, once = list(options.run), [], cache(notice)
+    for options.run, config in zip(folders, configs, strict=True):
+        loaded.append(load_run(options, config, once))
+    options.run, first = folders, loaded[0]
+    make_ensemble = getattr(assembly_of(first.config), "make_ensemble", None)
+    if make_ensemble is None or options.export is not None:
+        what = f"task={first.config.task.name}" if make_ensemble is None else "export"
+        raise SegFitError(f"run={folders}: {what} takes one run.")
+    images = options.get("images") is not None
+    free = _FREE + ("data.split.",) * images + ("data.split.fold",) * (options.split == "test")
+    seen = [flat(plain(run.config)) for run in loaded]
+    problems = [
+        f"run={folder}: {key}={values.get(key)}, but {seen[0].get(key)} in {folders[0]}. Runs are averaged where they see, "
+        f"mean and hold out the same; of folds, on split=test and images=…."
+        for folder, values in zip(folders, seen, strict=True)
+        for key in sorted({*values, *seen[0]})
+        if key.startswith(("task.", "data.", "image_size")) and not key.startswith(free)
+        if values.get(key) != seen[0].get(key)
+    ]
+    if problems:
+        raise SegFitError(problems)
+    model = make_ensemble([run.model for run in loaded])
+    return replace(first, model=model, epoch=None, others=[run.folder for run in loaded[1:]])
 
 
 def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> TrainedRun:

@@ -298,7 +298,11 @@ class RunConfig:
 class EvaluateConfig:
     """evaluate.py: everything about model and data comes from the run."""
 
-    run: str = option(REQUIRED, "A run folder of train.py; last: the newest below outputs.")
+    # Any: a folder or several
+    run: Any = option(
+        REQUIRED,
+        "A run folder of train.py; last: the newest below outputs. Several, '[a,b,c]': their probabilities are averaged.",
+    )
     split: str = option("val", "Which part of the run's data.", choices=("train", "val", "test"))
     out: str | None = option(None, "Where results go; null: below <run>/evaluation.")
     export: str | None = option(

@@ -139,7 +139,7 @@ def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
             )
         return given["task"]
     if "run" in given:
-        return _task_of_run(run_folder(given["run"].strip("'\"")))
+        return _task_of_run(run_folder(given["run"].strip("'\"[]").split(",")[0].strip("'\"")))
     if "experiment" in given:
         for folder in folders:
             path = folder / "experiment" / f"{given['experiment'].split(',')[0]}.yaml"

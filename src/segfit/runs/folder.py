@@ -134,17 +134,23 @@ def load_config(run: Path) -> DictConfig:
     return config
 
 
-def load_named(options: DictConfig) -> DictConfig:
-    """Read the config of the run that evaluate.py's options name, by its folder or a file in it; raises as `load_config`.
+def load_named(options: DictConfig) -> list[DictConfig]:
+    """Read the configs of the runs that evaluate.py's options name, by their folders or files in them; raises as `load_config`.
 
-    `options.run` becomes the folder, `options.checkpoint` the one that is named.
+    `options.run` becomes their folders, `options.checkpoint` the one that is named.
     """
-    given, options.run = Path(options.run), str(run_folder(options.run))
-    if given.suffix == ".pt":
-        if given.stem not in ("best", "last"):
-            raise SegFitError(f"run={given}: give the run's folder, its best.pt or its last.pt.")
-        options.checkpoint = given.stem
-    return load_config(Path(options.run))
+    several = OmegaConf.is_list(options.run)
+    named = [Path(str(run)) for run in (options.run if several else [options.run])]
+    for given in named:
+        if given.suffix == ".pt":
+            if given.stem not in ("best", "last"):
+                raise SegFitError(
+                    f"run={given}: give the run's folder, its best.pt or its last.pt."
+                )
+            options.checkpoint = given.stem
+    folders = [run_folder(str(given)) for given in named]
+    options.run = list(map(str, folders)) if several else str(folders[0])
+    return [load_config(folder) for folder in folders]
 
 
 def may_change(key: str) -> bool:

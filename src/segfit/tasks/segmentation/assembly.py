@@ -33,11 +33,12 @@ from segfit.tasks.segmentation.data.dataset import (
 )
 from segfit.tasks.segmentation.data.preflight import SAMPLE, PreflightReport, class_pixels
 from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
-from segfit.tasks.segmentation.inference import Predictor
+from segfit.tasks.segmentation.inference import Ensemble, Predictor
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
 from segfit.tasks.segmentation.schema import label_map_of, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
+make_ensemble = Ensemble
 __all__ = ["collate", "remark"]
 
 # Keys of data that no pixel of a sample depends on; files and names of images are part of the key anyway.

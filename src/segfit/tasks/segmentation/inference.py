@@ -1,15 +1,29 @@
 """From a model's logits to logits and class indices at an image's own size."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from segfit.engine.task import Forward
 
 _STRIP_ELEMENTS = 2**24  # 64 MiB of fp32 logits at once, however large the image
+
+
+class Ensemble(nn.Module):
+    """Models as one: images (B, 3, H, W) → the logarithm of their mean probabilities, (B, num_classes, H, W) float32."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits whose softmax is the mean."""
+        parts = [model(images).float().log_softmax(1) for model in self.models]
+        return torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
 
 @dataclass(frozen=True)
