@@ -21,15 +21,8 @@ from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.runs.untrusted import read_json
 
-# Options of data that runs whose models are averaged may differ in
-_FREE = (
-    "data.check",
-    "data.on_bad",
-    "data.cache",
-    "data.sampling",
-    "data.crops_per_image",
-    "data.foreground",
-)
+# Options that runs whose models are averaged may differ in, of data.
+_FREE = ("data.check", "data.on_bad", "data.cache", "data.sampling", "data.crops_per_image", "data.foreground")  # fmt: skip
 _PRECISIONS = ("fp32", "fp16", "bf16")
 
 

@@ -17,7 +17,7 @@ from segfit.system.cores import available_cores
 
 SAMPLE = 100  # samples of each split that check="sample" opens
 # Part of every key: raise it when a report holds something new, and old ones are forgotten.
-_VERSION = 3
+_VERSION = 4
 _CHUNK = 256  # samples between two saves of reports
 
 Progress = Callable[[int, int], None]

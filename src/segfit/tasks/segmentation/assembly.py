@@ -98,8 +98,9 @@ def check_sources(
     """Look at the files of some splits, which need so many samples; raise a SegFitError with every problem."""
     skip = config.data.on_bad_sample == "skip"
     report = check_masks(
-        sources, check=config.data.check, skip=skip, needs=needs, progress=progress
-    )
+        sources, check=config.data.check, skip=skip, needs=needs, progress=progress,
+        size=size_of(config.image_size), fit=config.data.fit,
+    )  # fmt: skip
     augmentation = config.augmentation
     flips = [key for key in ("hflip", "vflip") if augmentation[key] > 0]
     if augmentation.name != "none" and flips and (sides := _unswapped(config)):

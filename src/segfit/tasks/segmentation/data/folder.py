@@ -18,7 +18,7 @@ from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.layout import Listing, Naming, find_layout, list_pairs
-from segfit.tasks.segmentation.data.masks import ValueMap
+from segfit.tasks.segmentation.data.masks import ValueMap, object_sizes
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class ItemReport:
     frames: int = 1  # of the image's file; the first one is used
     pixels: list[int] = field(default_factory=list)  # of each class
     ignored: int = 0  # pixels
+    shape: list[int] = field(default_factory=list)  # height and width of the mask
+    objects: list[list[int]] = field(default_factory=list)  # of `object_sizes`
 
 
 @dataclass(eq=False)
@@ -106,13 +108,17 @@ class FolderSource:
         mask, unknown = self.values.apply(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
         white = values == 255
+        pixels, background = counts[: len(self.classes)], self.classes.background
+        surroundings = int(pixels.argmax()) if background is None else background
         return ItemReport(
             values=unknown[:16],
             only_0_255=bool(white.any() and (white | (values == 0)).all()),
             orientation=orientation,
             frames=frames,
-            pixels=counts[: len(self.classes)].tolist(),
+            pixels=pixels.tolist(),
             ignored=int(counts[IGNORE_INDEX]),
+            shape=list(mask.shape),
+            objects=object_sizes(mask, len(self.classes), surroundings),
         )
 
     def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:

@@ -23,6 +23,7 @@ from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 UNKNOWN = -1
+MOST_SIDES = 33  # pixels
 # Pillow's raw mode of grey values of 2 and 4 bits → what it multiplies them by
 _SHALLOW = {"L;2": 85, "L;4": 17}
 
@@ -205,3 +206,21 @@ def resize_mask(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if tuple(mask.shape) == tuple(size):
         return mask
     return interpolate(mask[None, None], tuple(size), mode="nearest-exact")[0, 0]
+
+
+def object_sizes(mask: NDArray[np.uint8], num_classes: int, surroundings: int) -> list[list[int]]:
+    """Return [class, height, width, count] of the bounding boxes of objects, connected pixels of a class, in a mask (H, W).
+
+    Sides are counted up to `MOST_SIDES`. One class is left out, and so is a mask that no image_size makes much smaller.
+    """
+    from scipy import ndimage
+
+    found: Counter[tuple[int, int, int]] = Counter()
+    boxes = ndimage.find_objects(mask.astype(np.int32) + 1, num_classes)
+    for label, box in enumerate(boxes if max(mask.shape) > 64 else []):
+        if box is not None and label != surroundings:
+            objects, _ = ndimage.label(mask[box] == label, np.ones((3, 3)))
+            for place in ndimage.find_objects(objects):
+                height, width = (min(side.stop - side.start, MOST_SIDES) for side in place)
+                found[label, height, width] += 1
+    return [[*size, count] for size, count in found.items()]

@@ -6,6 +6,8 @@ A message a kind of problem, with a few of the files and a remedy.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from segfit.data.files import some
 from segfit.data.preflight import Progress, inspect_sources, spread
 from segfit.errors import SegFitError, printable
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.dataset import LabelledSource, read_tensors
+from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image, read_tensors
 from segfit.tasks.segmentation.data.folder import FolderSource, ItemReport
 
 SAMPLE = 200  # items that are read to count classes where no report has them
@@ -44,6 +46,8 @@ def check_sources(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     needs: Mapping[str, int] | None = None,
+    size: tuple[int, int] | None = None,
+    fit: str = "crop",
 ) -> PreflightReport:
     """Look at a data set before training.
 
@@ -54,6 +58,8 @@ def check_sources(
         cache_dir: where reports are remembered until files change; None: `default_cache_dir()`.
         progress: called with (done, total) items while files are opened; remembered ones count as done.
         needs: split → images it has to have at least.
+        size: (h, w) that images are fitted to.
+        fit: how, as `TrainDataset`.
 
     Raises:
         SegFitError: with every problem found: too few images, files without a partner, unreadable files,
@@ -92,6 +98,8 @@ def check_sources(
         else class_pixels(source, SAMPLE, skip=skip).sum(0)
         for split, source in sources.items()
     }
+    if size is not None and fit != "crop":
+        odd += _describe_lost(folders, reports, size, fit)
     for split, source in sources.items():
         whole = len(reports.get(split, ())) in (0, len(source))
         odd += _describe_classes(source.classes, pixels[split], split, whole=whole)
@@ -211,6 +219,35 @@ def _notices(items: Sequence[Item]) -> list[str]:
     if empty:
         notices.append(f"{_count(empty, 'mask')} with every pixel ignored: {some(empty)}.")
     return notices
+
+
+def _describe_lost(
+    sources: Mapping[str, FolderSource],
+    reports: Mapping[str, list[Report]],
+    size: tuple[int, int],
+    fit: str,
+) -> list[str]:
+    """Return a notice about objects that are smaller than a pixel once images are fitted to `size`."""
+    seen, lost, factor = Counter[str](), Counter[str](), 1.0
+    for split, source in sources.items():
+        for _, report in reports[split]:
+            for label, high, wide, count in report.objects:
+                height, width = report.shape
+                _, _, rows, columns = place_image(height, width, size, fit)
+                needed = max(height / (high * rows), width / (wide * columns))
+                name = source.classes.names[label]
+                seen[name] += count
+                lost[name] += count * (needed > 1)
+                factor = max(factor, needed)
+    told = [f"{lost[name]} of {seen[name]} of {name}" for name in lost if lost[name]]
+    if not told:
+        return []
+    sides = [math.ceil(side * factor - 1e-9) for side in size]
+    keeps = sides[0] if sides[0] == sides[1] else str(sides).replace(" ", "")
+    return [
+        f"Objects smaller than a pixel at image_size={size[0]}×{size[1]} (data.fit={fit}), which mostly vanish: {some(told, 20)}. "
+        f"image_size={keeps} keeps them, and so does data.fit=crop."
+    ]
 
 
 def _describe_classes(

@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from segfit.data.preflight import default_cache_dir, spread
 from segfit.data.shapes import shapes_sources
@@ -22,7 +23,9 @@ ORGANS = Classes(("background", "liver", "kidney", "spleen"))  # of the phantoms
 def check(tmp_path):
     """Check the folder tmp_path/data with a cache of its own."""
 
-    def run(classes=CLASSES, check="full", needs=None, progress=None, skip=False, **options):
+    def run(
+        classes=CLASSES, check="full", needs=None, progress=None, skip=False, size=None, fit="crop", **options
+    ):  # fmt: skip
         sources = folder_sources(tmp_path / "data", classes=classes, **options)
         return check_sources(
             sources,
@@ -31,6 +34,8 @@ def check(tmp_path):
             needs=needs,
             progress=progress,
             skip=skip,
+            size=size,
+            fit=fit,
         )
 
     return run
@@ -146,6 +151,38 @@ def test_empty_masks_and_absent_classes_are_notices(data, check):
     assert any("1 mask with every pixel ignored" in notice for notice in told)
     assert any(notice.startswith("No pixel of ghost in the training masks:") for notice in told)
     assert any(notice.startswith("No pixel of ghost in the val masks:") for notice in told)
+
+
+@pytest.mark.parametrize(
+    ("size", "fit", "told"),
+    [
+        ((64, 64), "stretch", "12 of 13 of dot. image_size=86 keeps"),
+        ((64, 48), "stretch", "12 of 13 of dot. image_size=[89,67] keeps"),
+        ((64, 64), "pad", "12 of 13 of dot. image_size=86 keeps"),
+        ((86, 86), "stretch", ""),
+        ((64, 64), "crop", ""),
+    ],
+)
+def test_objects_below_a_pixel_are_counted_and_the_size_told_that_keeps_them(
+    tmp_path, check, size, fit, told
+):
+    """The size is right: nearest neighbours in NumPy show each object at it."""
+    mask = np.zeros((256, 200), np.uint8)
+    for place in range(12):
+        mask[10 + 20 * place : 13 + 20 * place, 7 + 15 * place : 10 + 15 * place] = 1
+    mask[200:240, 20:60] = 1
+    for part in ("train", "val"):
+        save(tmp_path / "data" / part / "images/x.png", noise(256, 200, 3))
+        save(tmp_path / "data" / part / "masks/x.png", mask * (part == "train"))
+    classes = Classes(("background", "dot"), background=0)
+    lines = [
+        line for line in check(classes=classes, size=size, fit=fit).notices if "pixel at" in line
+    ]
+    assert len(lines) == bool(told)
+    assert told in "".join(lines)
+    rows, columns = ((np.arange(86) + 0.5) * side // 86 for side in (256, 200))
+    kept = mask[np.ix_(rows.astype(int), columns.astype(int))]
+    assert ndimage.label(kept)[1] == 13
 
 
 def test_unchanged_files_are_not_opened_again(data, check, inspected):
