@@ -45,18 +45,19 @@ def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice
 
     Raises a SegFitError as `load_run`, or if the runs do not see, mean and hold out the same.
     """
-    if len(configs) == 1:
-        return load_run(options, configs[0], notice)
     folders, loaded, once = list(options.run), [], cache(notice)
     for options.run, config in zip(folders, configs, strict=True):
         loaded.append(load_run(options, config, once))
-    options.run, first = folders, loaded[0]
+    first = loaded[0]
+    if len(loaded) == 1:
+        return first
+    options.run = folders
     make_ensemble = getattr(assembly_of(first.config), "make_ensemble", None)
     if make_ensemble is None or options.export is not None:
         what = f"task={first.config.task.name}" if make_ensemble is None else "export"
         raise SegFitError(f"run={folders}: {what} takes one run.")
-    images = options.get("images") is not None
-    free = _FREE + ("data.split.",) * images + ("data.split.fold",) * (options.split == "test")
+    free = _FREE + ("data.split.fold",) * (options.split == "test")
+    free += ("data.split.",) * (options.get("images") is not None)
     seen = [flat(plain(run.config)) for run in loaded]
     problems = [
         f"run={folder}: {key}={values.get(key)}, but {seen[0].get(key)} in {folders[0]}. Runs are averaged where they see, "

@@ -1,6 +1,7 @@
 """`check` raises one error that lists everything that is wrong with a config."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -60,10 +61,26 @@ def _check_used(config: DictConfig, rows: Sequence[tuple[str, str, str]]) -> Ite
 
 
 def _check_evaluation(config: DictConfig) -> Iterator[str]:
-    for key in ("run", "out", "export", "root"):
-        if config[key] is not None and not config[key]:
+    if config.export is not None and (config.get("images") is not None or config.out is not None):
+        yield "export writes the model alone: leave images and out away, or leave export away."
+    for key in ("run", "out", "export", "root", "images"):
+        if config.get(key) is not None and not config[key]:
             yield f"{key} is empty: give a path, or leave it away."
     yield from _check_extra_metrics(config.metrics)
+
+
+def _check_split(split: DictConfig) -> Iterator[str]:
+    if split.val + split.test >= 1:
+        yield "data.split.val + data.split.test: must leave something to train on (below 1)."
+    group, fold, folds = (split.get(key) for key in ("group", "fold", "folds"))
+    try:
+        re.compile(group or "")
+    except re.error as error:
+        yield f"data.split.group={group}: no valid regular expression ({error})."
+    if fold is None and folds is not None:
+        yield f"data.split.folds={folds}: has no effect without data.split.fold, such as -m data.split.fold=0,1,2."
+    if fold is not None and fold >= (folds or 5):
+        yield f"data.split.fold={fold}: must be less than data.split.folds={folds or 5}; the first is 0."
 
 
 def _check_extra_metrics(metrics: DictConfig) -> Iterator[str]:
@@ -158,12 +175,8 @@ def _check_run(config: DictConfig) -> Iterator[str]:
             f"hydra.… beside it."
         )
     yield from _check_extra_metrics(config.metrics)
-    split = config.data.get("split") or {}
-    fold, folds = split.get("fold"), split.get("folds")
-    if fold is None and folds is not None:
-        yield f"data.split.folds={folds}: has no effect without data.split.fold, such as -m data.split.fold=0,1,2."
-    elif fold is not None and fold >= (folds or 5):
-        yield f"data.split.fold={fold}: must be less than data.split.folds={folds or 5}; the first is 0."
+    if "split" in config.data:
+        yield from _check_split(config.data.split)
     betas = config.optimizer.betas
     if betas is not None and len(betas) not in (2, 3):
         yield f"optimizer.betas={shown(betas)}: must be two or three numbers."

@@ -137,20 +137,15 @@ def load_config(run: Path) -> DictConfig:
 def load_named(options: DictConfig) -> list[DictConfig]:
     """Read the configs of the runs that evaluate.py's options name, by their folders or files in them; raises as `load_config`.
 
-    `options.run` becomes their folders, `options.checkpoint` the one that is named.
+    `options.run` becomes a list of their folders, `options.checkpoint` the one that is named.
     """
-    several = OmegaConf.is_list(options.run)
-    named = [Path(str(run)) for run in (options.run if several else [options.run])]
-    for given in named:
-        if given.suffix == ".pt":
-            if given.stem not in ("best", "last"):
-                raise SegFitError(
-                    f"run={given}: give the run's folder, its best.pt or its last.pt."
-                )
-            options.checkpoint = given.stem
-    folders = [run_folder(str(given)) for given in named]
-    options.run = list(map(str, folders)) if several else str(folders[0])
-    return [load_config(folder) for folder in folders]
+    named = list(options.run) if OmegaConf.is_list(options.run) else [options.run]
+    for given in (path for run in named if (path := Path(f"{run}")).suffix == ".pt"):
+        if given.stem not in ("best", "last"):
+            raise SegFitError(f"run={given}: give the run's folder, its best.pt or its last.pt.")
+        options.checkpoint = given.stem
+    options.run = [str(run_folder(f"{run}")) for run in named]
+    return [load_config(Path(folder)) for folder in options.run]
 
 
 def may_change(key: str) -> bool:

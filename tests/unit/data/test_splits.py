@@ -51,7 +51,6 @@ def test_no_test_share_means_no_test_split():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (SplitRule(group="(["), "is not a regular expression"),
         (SplitRule(group="x"), r"matches nothing in 30 of 30 names, e\.g\. 000, 001, 002\."),
         (SplitRule(group="^0"), "1 groups .* cannot be split"),
         (SplitRule(val=0.0, fold=1), "a val folder says already"),

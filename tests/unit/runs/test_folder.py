@@ -38,7 +38,7 @@ def test_a_run_is_named_by_its_folder_or_what_is_in_it(run, place, checkpoint, m
         monkeypatch.chdir(run.parent)
         options = OmegaConf.merge(OmegaConf.structured(Evaluate), {"run": str(given)})
         assert runs.load_named(options)[0].data.name == "shapes"
-        assert Path(options.run).absolute() == run
+        assert Path(options.run[0]).absolute() == run
         assert options.checkpoint == checkpoint
         if not place.endswith("best.pt"):
             assert Path(run_dir(str(given), None)).absolute() == run

@@ -262,8 +262,6 @@ def problems(config: DictConfig) -> Iterator[str]:
 
 
 def _check_split(split: DictConfig) -> Iterator[str]:
-    if split.val + split.test >= 1:
-        yield "data.split.val + data.split.test: must leave something to train on (below 1)."
     if split.months is not None and (len(split.months) != 3 or split.val_from is not None):
         yield f"data.split.months={shown(split.months)}: must be three numbers, without data.split.val_from."
     dates = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -316,23 +315,12 @@ def problems(config: DictConfig) -> Iterator[str]:
         return
     if not data.root:
         yield "data.root is empty: give the folder that holds the pictures."
-    if data.split.group is not None:
-        try:
-            re.compile(data.split.group)
-        except re.error as error:
-            yield f"data.split.group={data.split.group}: no valid regular expression ({error})."
-    if data.split.val + data.split.test >= 1:
-        yield "data.split.val + data.split.test: must leave something to train on (below 1)."
     if data.name == "pairs" and data.input == data.target:
         yield f"data.input={data.input}: the same folder as data.target."
 
 
 def evaluation_problems(options: DictConfig) -> Iterator[str]:
     """Yield what contradicts itself in the options of evaluate.py."""
-    if options.export is not None and (options.images is not None or options.out is not None):
-        yield "export writes the model alone: leave images and out away, or leave export away."
-    if options.images is not None and not options.images:
-        yield "images is empty: give a path, or leave it away."
     if options.tile is not None and options.overlap >= options.tile:
         yield f"overlap={options.overlap}: must be less than tile={options.tile}."
 

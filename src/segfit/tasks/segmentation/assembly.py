@@ -101,11 +101,9 @@ def check_sources(
         sources, check=config.data.check, skip=skip, needs=needs, progress=progress,
         size=size_of(config.image_size), fit=config.data.fit,
     )  # fmt: skip
-    augmentation = config.augmentation
-    flips = [key for key in ("hflip", "vflip") if augmentation[key] > 0]
-    if augmentation.name != "none" and flips and (sides := _unswapped(config)):
-        off = " ".join(f"augmentation.{key}=0" for key in flips)
-        report.notices.append(f"{sides} in training, or {off}.")
+    flips = max(config.augmentation.hflip, config.augmentation.vflip)
+    if config.augmentation.name != "none" and flips > 0 and (sides := _unswapped(config)):
+        report.notices.append(f"{sides} in training, or no flips (augmentation.hflip=0).")
     return report
 
 

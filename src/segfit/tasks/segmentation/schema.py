@@ -367,14 +367,6 @@ def problems(config: DictConfig) -> Iterator[str]:
         yield from _check_folder(config.data)
 
 
-def evaluation_problems(options: DictConfig) -> Iterator[str]:
-    """Yield what contradicts itself in the options of evaluate.py."""
-    if options.export is not None and (options.images is not None or options.out is not None):
-        yield "export writes the model alone: leave images and out away, or leave export away."
-    if options.images is not None and not options.images:
-        yield "images is empty: give a path, or leave it away."
-
-
 def size_of(image_size: Any) -> tuple[int, int]:
     """Return (height, width) of an image_size: a side in pixels, or a pair of them.
 
@@ -485,13 +477,6 @@ def _check_folder(data: DictConfig) -> Iterator[str]:
                 f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) "
                 f"nor 255, which is ignored."
             )
-    if data.split.group is not None:
-        try:
-            re.compile(data.split.group)
-        except re.error as error:
-            yield f"data.split.group={data.split.group}: no valid regular expression ({error})."
-    if data.split.val + data.split.test >= 1:
-        yield "data.split.val + data.split.test: must leave something to train on (below 1)."
     for key, marks in (("image_name", ["stem"]), ("mask_name", ["stem", "name"])):
         template = data[key]
         if template is not None and re.findall(r"{(\w*)}", template) not in [[m] for m in marks]:
