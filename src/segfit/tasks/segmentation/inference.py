@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -79,25 +80,24 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def classes_at(logits: Tensor, height: int, width: int) -> Tensor:
-    """Return the argmax (height, width) int64 of logits (C, h, w) upsampled bilinearly to that size.
+    """Return the argmax (B, height, width) int64 of logits (B, C, h, w) upsampled bilinearly to that size.
 
     As `F.interpolate` and argmax, but in strips of rows: a large image never has its full-size logits in memory.
     """
     if logits.shape[-2:] == (height, width):
-        return logits.argmax(0)
-    upper, lower, share = (
-        part.to(logits.device) for part in _neighbours(torch.tensor(logits.shape[-2]), height)
-    )
-    rows = max(1, _STRIP_ELEMENTS // (logits.shape[0] * width))
+        return logits.argmax(1)
+    fake_mode = getattr(logits, "fake_mode", None)  # of benchmark=plan: its tensors stay in it
+    upper, lower, share = _kept_neighbours(logits.shape[-2], height, logits.device, fake_mode)
+    rows = max(1, _STRIP_ELEMENTS // (logits.shape[0] * logits.shape[1] * width))
     strips = []
     for start in range(0, height, rows):
         part = slice(start, start + rows)
-        strip = torch.lerp(logits[:, upper[part]], logits[:, lower[part]], share[part, None])
+        strip = torch.lerp(logits[:, :, upper[part]], logits[:, :, lower[part]], share[part, None])
         if strip.shape[-1] != width:
             size = (strip.shape[-2], width)
-            strip = F.interpolate(strip[None], size, mode="bilinear", align_corners=False)[0]
-        strips.append(strip.argmax(0))
-    return torch.cat(strips)
+            strip = F.interpolate(strip, size, mode="bilinear", align_corners=False)
+        strips.append(strip.argmax(1))
+    return torch.cat(strips, 1)
 
 
 def resize_logits(logits: Tensor, axis: int, target: int, start: Tensor, content: Tensor) -> Tensor:
@@ -114,3 +114,9 @@ def _neighbours(source: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
     first = centre.floor()
     second = torch.minimum(first + 1, source - 1)
     return first.long(), second.long(), (centre - first).float()
+
+
+@lru_cache(maxsize=256)  # sizes come back from image to image, and a copy makes the host wait
+def _kept_neighbours(source: int, target: int, device: torch.device, _: object) -> list[Tensor]:
+    with torch.inference_mode(False):
+        return [part.to(device) for part in _neighbours(torch.tensor(source), target)]

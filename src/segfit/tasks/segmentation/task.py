@@ -1,8 +1,10 @@
 """Semantic segmentation: what a batch of images and masks means to the loop."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -20,6 +22,8 @@ from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.pictures import Panel, confusion_figure, panels_image
 from segfit.tasks.segmentation.schema import MEMORY_ADVICE
 from segfit.tasks.segmentation.scores import score_table, scores_of
+
+_PIXELS = 2**21  # of images that are counted at once: 40 bytes a pixel
 
 OnPrediction = Callable[[int, Tensor, Tensor | None], None]
 
@@ -130,19 +134,23 @@ class SegmentationMeter:
             metric.to(logits.device)
         where = torch.cat([batch["content"], batch["shape"], batch["index"][:, None]], dim=1)
         places = where.tolist()  # synchronises, once a batch: sizes differ from image to image
-        for row, (top, left, height, width, *shape, index) in enumerate(places):
-            area = (..., slice(top, top + height), slice(left, left + width))
-            content = logits[row][area]
-            prediction = classes_at(content, *shape)
-            mask = batch["mask"][row, : shape[0], : shape[1]] if "mask" in batch else None
-            if mask is not None:
-                self.metrics.update(prediction[None], mask[None])
-                for extra, metric in zip(self.task.extra, self.extra, strict=True):
-                    inputs = self._inputs_of(extra, prediction, mask, self.task.classes)
-                    extra.update(metric, *inputs)
-                self._add(index, batch["image"][row][area], content, mask)
-            if self.task.on_prediction is not None:
-                self.task.on_prediction(index, prediction, mask)
+        for rows in _alike(places):
+            top, left, height, width, *shape, _ = places[rows.start]
+            area = (rows, ..., slice(top, top + height), slice(left, left + width))
+            contents, images = logits[area], batch["image"][area]
+            predictions = classes_at(contents, *shape)
+            masks = batch["mask"][rows, : shape[0], : shape[1]] if "mask" in batch else None
+            if masks is not None:
+                self.metrics.update(predictions, masks)
+            for row, (*_, index) in enumerate(places[rows]):
+                prediction, mask = predictions[row], masks[row] if masks is not None else None
+                if mask is not None:
+                    for extra, metric in zip(self.task.extra, self.extra, strict=True):
+                        inputs = self._inputs_of(extra, prediction, mask, self.task.classes)
+                        extra.update(metric, *inputs)
+                    self._add(index, images[row], contents[row], mask)
+                if self.task.on_prediction is not None:
+                    self.task.on_prediction(index, prediction, mask)
 
     def _add(self, index: int, image: Tensor, logits: Tensor, mask: Tensor) -> None:
         """Add the loss at the model's size, and keep the image if it is to be shown."""
@@ -192,3 +200,13 @@ class SegmentationMeter:
                 for _, panel in sorted(panels.items())
             },
         )
+
+
+def _alike(places: list[list[int]]) -> Iterator[slice]:
+    """Yield the rows of a batch whose images follow each other with one size, but for the index that ends a place."""
+    first = 0
+    for place, group in groupby(places, key=lambda place: place[:-1]):
+        last = first + len(list(group))
+        most = max(1, _PIXELS // math.prod(place[-2:]))
+        yield from (slice(start, min(start + most, last)) for start in range(first, last, most))
+        first = last

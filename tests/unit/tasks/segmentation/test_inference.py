@@ -16,15 +16,15 @@ def logits_of(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("strip", [2**24, 100])
 def test_classes_at_equals_interpolation_of_the_whole(size, strip, monkeypatch):
     monkeypatch.setattr(inference, "_STRIP_ELEMENTS", strip)
-    logits = logits_of(5, 16, 12)
-    whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-    top = whole.topk(2, dim=0).values
-    decided = top[0] - top[1] > 1e-4  # rounding may settle what is a tie
+    logits = logits_of(2, 5, 16, 12)
+    whole = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    top = whole.topk(2, dim=1).values
+    decided = top[:, 0] - top[:, 1] > 1e-4  # rounding may settle what is a tie
     classes = classes_at(logits, *size)
-    assert classes.shape == size
+    assert classes.shape == (2, *size)
     assert classes.dtype == torch.int64
     assert decided.float().mean() > 0.95
-    assert torch.equal(classes[decided], whole.argmax(0)[decided])
+    assert torch.equal(classes[decided], whole.argmax(1)[decided])
 
 
 @pytest.mark.parametrize(

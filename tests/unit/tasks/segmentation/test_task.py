@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from segfit.engine.distributed import Distributed
+from segfit.tasks.segmentation import task as task_module
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset, collate
 from segfit.tasks.segmentation.losses import segmentation_loss
-from segfit.tasks.segmentation.metrics import extra_metrics
+from segfit.tasks.segmentation.metrics import SegmentationMetrics, extra_metrics
 from segfit.tasks.segmentation.scores import scores_of
 from segfit.tasks.segmentation.task import SegmentationTask
 from tests.unit.data.files import noise, save
@@ -106,6 +107,26 @@ def test_images_of_other_sizes_in_the_batch_change_nothing():
     # "crop" leaves images at their sizes, so that collate has to pad them; this model sees no neighbours.
     one, all_at_once = (evaluate(task_of(), "crop", size, model=per_pixel) for size in (1, 5))
     assert np.array_equal(one.values["confusion"], all_at_once.values["confusion"])
+
+
+@pytest.mark.parametrize(("pixels", "times"), [(2**21, [1, 3, 2]), (2 * 40 * 52, [1, 2, 1, 2])])
+def test_images_of_one_size_are_counted_at_once(monkeypatch, pixels, times):
+    class Alike(Images):
+        sizes = ((33, 61), (40, 52), (40, 52), (40, 52), (35, 35), (35, 35))
+
+    counted = []
+
+    def counting(self, predictions, masks):
+        counted.append(len(masks))
+        update(self, predictions, masks)
+
+    update = SegmentationMetrics.update
+    monkeypatch.setattr(SegmentationMetrics, "update", counting)
+    monkeypatch.setattr(task_module, "_PIXELS", pixels)
+    one, all_at_once = (evaluate(task_of(), "pad", size, Alike()) for size in (1, 6))
+    assert counted[6:] == times
+    assert np.array_equal(one.values["confusion"], all_at_once.values["confusion"])
+    assert one.scores == pytest.approx(all_at_once.scores, abs=1e-6)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
