@@ -3,6 +3,7 @@
 On the CPU the record is the truth, to the byte, of all that goes through torch's allocator.
 """
 
+import math
 import subprocess
 import sys
 
@@ -11,9 +12,12 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.state import make_state
+from segfit.assembly.tuned import model_label
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
+from segfit.system.card_needs import needs_of
+from segfit.system.cards import GIB
 from segfit.tasks.segmentation.assembly import make_task
 from segfit.tasks.segmentation.planning import device_augmentation
 from segfit.tasks.segmentation.schema import size_of
@@ -196,11 +200,20 @@ def test_checkpointing_and_the_fast_model_pay():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("choice", ["hardware={}", "experiment=fill_{}"])
 @pytest.mark.parametrize("tier", ["4gb", "8gb", "12gb", "24gb"])
-def test_every_recipe_fits_its_card(tier):
-    config = compose_benchmark("plan", f"hardware={tier}", base=("data=shapes",))
+def test_every_recipe_fits_its_card_and_needs_what_the_table_says(tier, choice):
+    config = compose_benchmark("plan", choice.format(tier), base=("data=shapes",))
     card = Card("cuda", config.hardware.vram_gb)
-    assert forecast_of(config, "cuda").peak(config.batch_size) <= card.budget
+    peak = forecast_of(config, "cuda").peak(config.batch_size)
+    assert peak <= card.budget
+    share = card.needed(peak) / GIB / card.gib
+    assert "hardware" in choice or 0.74 < share < 0.87
+    numbers = 3 * math.prod(size_of(config.image_size))
+    needs = needs_of("segmentation", model_label(config))
+    known = needs.gib(numbers, config.batch_size, config.accumulate)
+    # python docs/benchmarks/cards.py makes the table anew
+    assert known == pytest.approx(share * card.gib, rel=0.05)
 
 
 def test_trainings_go_on_as_if_nothing_had_been_recorded(tmp_path):

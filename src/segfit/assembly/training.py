@@ -15,7 +15,7 @@ from segfit.assembly.resuming import about, flat, resume
 from segfit.assembly.samples import Samples, differences, kept_splits, read_samples, samples_of
 from segfit.assembly.state import Notice, make_device, make_state
 from segfit.assembly.task import assembly_of
-from segfit.assembly.tuned import stale
+from segfit.assembly.tuned import model_label, stale
 from segfit.config.check import plain
 from segfit.config.tasks import monitor_mode, schema_of
 from segfit.data.source import Source
@@ -29,6 +29,8 @@ from segfit.engine.precision import Precision
 from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState
 from segfit.runs.folder import RunFolder
+from segfit.system.card_needs import share_of_card
+from segfit.system.cards import GIB
 from segfit.system.hardware import device_name, peak_memory_gib
 
 
@@ -163,7 +165,8 @@ def _facts(
     batch, effective = " × ".join(factors), batch_size * config.accumulate * distributed.size
     return {
         "device": device_name(state.device),
-        "recipe": config.hardware.name,
+        "recipe": " · ".join(filter(None, (config.hardware.name, config.hardware.note))),
+        **_card(config, state, batch_size),
         "precision": state.precision.name,
         "model": f"{model} ({parameters / 1e6:.1f} M parameters)",
         "weights": weights,
@@ -175,6 +178,17 @@ def _facts(
         "compiled": "no" if distributed.unwrap(state.forward) is state.model else "yes",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
     }
+
+
+def _card(config: DictConfig, state: TrainingState, batch_size: int) -> dict[str, str]:
+    """Return what share of a card is used, as far as the table of plans knows."""
+    if state.device.type != "cuda":
+        return {}
+    numbers = assembly_of(config).example_input(config, 1, torch.device("cpu")).numel()
+    model = model_label(config) if state.precision.name != "fp32" else ""
+    gib = torch.cuda.get_device_properties(state.device).total_memory / GIB
+    told = share_of_card(config.task.name, model, numbers, batch_size, config.accumulate, gib)
+    return {"memory": told} if told else {}
 
 
 def _hparams(config: DictConfig, precision: Precision) -> dict[str, str | float | bool]:

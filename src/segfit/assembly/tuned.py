@@ -21,12 +21,11 @@ def tuned_for(config: DictConfig, device: torch.device) -> dict[str, str | None]
     It has the keys of `TunedForConfig`; driver is None on the CPU.
     """
     sample = assembly_of(config).example_input(config, 1, torch.device("cpu")).shape[1:]
-    changed = [f"{key}={value}" for key, value in model_options(config).items()]
     return {
         "device": device_name(device),
         "driver": driver_version() if device.type == "cuda" else None,
         "torch": str(torch.__version__),  # a class of its own
-        "model": " ".join([model_choice(config), *changed]),
+        "model": model_label(config),
         "sample": " × ".join(map(str, sample)),
     }
 
@@ -35,6 +34,12 @@ def model_choice(config: DictConfig) -> str:
     """Return the file of conf/model that a config's model comes from."""
     variant = config.model.get("variant")
     return f"{config.model.name}_{variant}" if variant else str(config.model.name)
+
+
+def model_label(config: DictConfig) -> str:
+    """Return a model's choice and its unusual options as one line."""
+    changed = (f"{key}={value}" for key, value in model_options(config).items())
+    return " ".join([model_choice(config), *changed])
 
 
 def model_options(config: DictConfig) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
 from segfit.sweeps import record as sweep_record
-from segfit.system.cards import detect_tier
+from segfit.system.card_needs import careful
+from segfit.system.cards import tier_of, visible_gpus
 from segfit.system.streams import outlive_readers
 from segfit.system.torchrun_env import launched, leave_reason
 
@@ -69,13 +70,16 @@ def setup() -> None:
 def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
     # A defaults list may hold `hardware: ${detect:}`, but Hydra forbids `override` below such an entry, and
     # overriding the model is what a recipe is for. So auto is a second name for the file of the tier found.
-    tier = detect_tier()
+    gpus = visible_gpus()
+    tier = tier_of(gpus[0].total_gib) if gpus else "cpu"
     names = [f"{task}/{tier}.yaml", f"{task}/cpu.yaml", f"{tier}.yaml"]
     places = [folder / "hardware" / name for name in names for folder in folders]
-    recipe = next(path for path in places if path.is_file())
-    ConfigStore.instance().store(
-        group="hardware", name="auto", node=OmegaConf.load(recipe), package="_global_"
-    )
+    recipe = OmegaConf.load(next(path for path in places if path.is_file()))
+    if gpus:
+        # Processes that start together would see each other's share as taken.
+        free = gpus[0].free_gib() if launched().size == 1 else gpus[0].total_gib
+        recipe = OmegaConf.merge(recipe, careful(task, tier, recipe, free))
+    ConfigStore.instance().store(group="hardware", name="auto", node=recipe, package="_global_")
 
 
 def with_last_run(arguments: Sequence[str]) -> list[str]:

@@ -74,6 +74,7 @@ class HardwareConfig:
 
     name: str = option(REQUIRED, "Tier: cpu, 4gb, 8gb, 12gb, 24gb, or local.")
     vram_gb: float | None = option(None, "Memory of the card, GiB; null for the CPU.", gt=0)
+    note: str | None = option(None, "What hardware=auto changed of the recipe for this card.")
     tuned_for: TunedForConfig | None = option(
         None, "What a recipe of benchmark=optimize was measured for; null: nothing was measured."
     )

@@ -82,12 +82,6 @@ def _hip() -> str:
     return str(own) if own.exists() else own.name
 
 
-def detect_tier() -> str:
-    """Return the hardware tier of the first visible card, or "cpu"."""
-    cards = visible_gpus()
-    return tier_of(cards[0].total_gib) if cards else "cpu"
-
-
 def tier_of(gib: float) -> str:
     """Return the tier whose recipe is for a card of so many GiB."""
     return next(name for least, name in _TIERS if gib >= least)

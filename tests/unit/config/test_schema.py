@@ -9,6 +9,7 @@ import pytest
 
 from segfit.cli import main as cli
 from segfit.config import schema as config
+from segfit.system.cards import Gpu
 from segfit.tasks.restoration import schema as restoration
 from segfit.tasks.segmentation import schema as segmentation
 from tests.unit.composing import composed
@@ -49,11 +50,22 @@ def test_recipes_are_the_published_ones(tier: str) -> None:
 
 def test_auto_is_the_recipe_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "detect_tier", lambda: "12gb")
+        patch.setattr(cli, "visible_gpus", lambda: [Gpu(11.6, "")])
         cli.setup()
         assert composed() == composed("hardware=12gb")
         assert composed().model.variant == "b4"
     cli.setup()
+
+
+def test_auto_leaves_room_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "visible_gpus", lambda: [Gpu(15.0, "")])  # a T4
+        cli.setup()
+        run = composed()
+    cli.setup()
+    assert (run.hardware.name, run.model.variant) == ("24gb", "b5")
+    assert (run.batch_size, run.accumulate) == (16, 2)
+    assert "batch_size=16 accumulate=2 instead of 32 and 1" in run.hardware.note
 
 
 def test_the_command_line_wins_over_experiment_and_recipe() -> None:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,12 @@ import torch
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
+from segfit.assembly.training import make_training
 from segfit.engine.compiling import compiled_or_eager, give_up_compiling, is_compile_error
 from segfit.engine.precision import Precision
+from segfit.engine.step import make_update
+from segfit.tuning.measure import windows
+from tests.unit.composing import composed
 from tests.unit.engine.fakes import LineTask, Recorder, make_fit, weights
 
 FP32 = Precision("fp32", "cpu")
@@ -212,3 +218,22 @@ def test_without_what_the_compiler_needs(tmp_path: Path):
         assert "torch.compile failed, running eager" in reason
     assert "No working C++ compiler" in no_compiler
     assert "FileExistsError" in no_folder
+
+
+@pytest.mark.parametrize(
+    "options", [("model=cnn", "image_size=64"), ("task=restoration", "patch_size=64")]
+)
+def test_updates_compile_nothing_after_the_probe(options, tmp_path, monkeypatch, fresh):
+    """The probe's example has the shape, strides and precision of what training passes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.utils.counters.clear()
+    sizes = ("model.base_channels=8", "batch_size=2", "data.train_size=8", "data.resolution=64")
+    small = (*sizes, "data.val_size=2", "loader.workers=0", "compile=true", "device=cpu")
+    notices = []
+    fit = make_training(composed("hardware=cpu", *options, *small), tmp_path, notices.append).fit
+    assert fit.state.forward is not fit.state.model, notices
+    probed = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    fit.state.model.train()
+    for number, window in enumerate(islice(windows(fit), 2)):
+        make_update(fit.state, fit.task, window, [number], None)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == probed == 1
