@@ -15,12 +15,16 @@ _registered: list[str] = []
 
 def set_up(*overrides: str) -> list[str]:
     """Register what composing a command line needs, if its task is not there yet; return it with its task's choices."""
-    task = tasks.task_of(overrides, [cli.CONF])
+    folders = tasks.config_folders(overrides, cli.CONF)
+    task = tasks.task_of(overrides, folders)
     if _registered != [task]:  # it takes a fifth of the time
         with patch.object(sys, "argv", ["train.py", *overrides]):
             cli.setup()
         _registered[:] = [task]
-    return tasks.qualified(overrides, task, [cli.CONF])
+    return [
+        text.replace("--config-dir=", "hydra.searchpath=[file://") + "]" * ("--config-dir" in text)
+        for text in tasks.qualified(overrides, task, folders)
+    ]
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:

@@ -96,7 +96,8 @@ def make_update(
                 if found is not None:
                     raise NotFinite(found)
                 attempt.begin("optimizer", agreed=not state.proven)
-            scaler.step(state.optimizer)  # skips the update if a gradient overflowed in fp16
+            # Skips the update if a gradient overflowed in fp16; synchronises there unless fused.
+            scaler.step(state.optimizer)
             scaler.update()  # after step: lowers the scale if step skipped
             state.optimizer.zero_grad(set_to_none=True)
             if state.ema is not None:

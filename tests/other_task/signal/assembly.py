@@ -64,7 +64,8 @@ class Errors:
         self.found.append((restored - batch["clean"]).square().mean(1))
 
     def result(self):
-        mse = float(np.mean(self.task.distributed.gather(torch.cat(self.found).tolist())))
+        found = torch.cat(self.found).tolist()  # synchronises
+        mse = float(np.mean(self.task.distributed.gather(found)))
         return Findings(scores={"mse": mse, "loss": mse})
 
 
@@ -77,7 +78,7 @@ class SignalTask:
         return batch["noisy"][:, None], batch["clean"]
 
     def totals(self, targets):
-        return torch.tensor([float(targets.numel())], device=targets.device)
+        return targets.new_full((1,), targets.numel())
 
     def loss(self, outputs, targets, totals):
         return (outputs[:, 0].float() - targets).square().sum() / totals[0]

@@ -95,7 +95,8 @@ class ForecastMeter:
         before = [state_of(metric) for metric in self.all_metrics]
         point = task.criterion.point(outputs)
         try:
-            self.metrics.to(outputs.device).update(
+            self.metrics.to(outputs.device)  # synchronises, once a pass
+            self.metrics.update(
                 point,
                 targets,
                 std=batch["std"][:, :count],
@@ -105,6 +106,7 @@ class ForecastMeter:
                 when=batch["when"],
             )
             for extra, metric in zip(task.extra, self.extra, strict=True):
+                # synchronises, once a pass
                 extra.update(metric.to(point.device), point.flatten(), targets.flatten())
             loss = task.loss(outputs, targets, task.totals(targets)) * len(targets)
         except Exception:
@@ -120,7 +122,7 @@ class ForecastMeter:
                     self.panels[index] = forecast_of(task, task.panels[index], batch, values, row)
 
     def result(self) -> Findings:
-        """Read the device; `scores["loss"]` is the mean over windows. Every process has to call."""
+        """Return the scores; synchronises. `scores["loss"]` is the mean over windows. Every process has to call."""
         loss = float(self.loss) if self.loss is not None else 0.0
         states = [state_of(metric.cpu()) for metric in self.all_metrics]
         own = (states, loss, (self.windows, self.batches), self.panels)

@@ -117,7 +117,7 @@ class RestorationMeter:
         task, target, psnr = self.task, None, None
         degraded, restored = self._restored(forward, given)
         if clean is not None:
-            target = scaled(clean.to(restored.device))
+            target = scaled(clean.to(restored.device))  # synchronises where it was tiled
             self._count(restored[None], target[None], degraded[None])
             if index in task.panels:
                 self.panels[index] = panel_of(task.panels[index], degraded, restored, target)
@@ -156,18 +156,18 @@ class RestorationMeter:
     def _count(self, restored: Tensor, target: Tensor, degraded: Tensor) -> None:
         """Add a picture (1, C, H, W) to the scores."""
         for metric in self.all_metrics:
-            metric.to(restored.device)
+            metric.to(restored.device)  # synchronises, once a pass
         self.metrics.update(restored, target, degraded)
         for extra, metric in zip(self.task.extra, self.extra, strict=True):
             extra.update(metric, restored.clamp(0, 1), target)
         criterion = self.task.criterion.to(restored.device)
         loss = criterion(restored, target, criterion.totals(target))
         self.task.criterion.to(self.task.device)
-        self.loss = self.loss + loss.to(self.task.device)
+        self.loss = self.loss + loss.to(self.task.device)  # synchronises where it was tiled
         self.pictures += 1
 
     def result(self) -> Findings:
-        """Read the device; `scores["loss"]` is the mean over pictures of the loss of the whole picture.
+        """Return the scores; synchronises. `scores["loss"]` is the mean over pictures of the loss of the whole picture.
 
         Every process has to call, and gets the result of all their pictures. Every score of pictures without targets is
         NaN.

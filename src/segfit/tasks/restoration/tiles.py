@@ -43,7 +43,7 @@ def restore(
     for areas in groups.values():
         for start in range(0, len(areas), batch_size):
             batch = areas[start : start + batch_size]
-            inputs = torch.stack([picture[:, y, x] for y, x in batch]).to(device)
+            inputs = torch.stack([picture[:, y, x] for y, x in batch]).to(device)  # synchronises
             outputs = forward(inputs).to(picture.device)  # synchronises
             for (y, x), output in zip(batch, outputs, strict=True):
                 share = down[y.start][:, None] * across[x.start]

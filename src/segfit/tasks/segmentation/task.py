@@ -131,7 +131,7 @@ class SegmentationMeter:
         images = self.task.normalise(batch["image"].float().div_(255))
         logits = self.task.predictor(forward, images)
         for metric in self.all_metrics:
-            metric.to(logits.device)
+            metric.to(logits.device)  # synchronises, once a pass
         where = torch.cat([batch["content"], batch["shape"], batch["index"][:, None]], dim=1)
         places = where.tolist()  # synchronises, once a batch: sizes differ from image to image
         for rows in _alike(places):
@@ -162,7 +162,7 @@ class SegmentationMeter:
         self.losses = losses if self.losses is None else self.losses + losses
         self.images += 1
         if index in self.task.panels:
-            self.panels[index] = Panel(
+            self.panels[index] = Panel(  # synchronises
                 name=self.task.panels[index],
                 image=image.permute(1, 2, 0).cpu().numpy(),
                 mask=mask.cpu().numpy(),
@@ -170,7 +170,7 @@ class SegmentationMeter:
             )
 
     def result(self) -> Findings:
-        """Read the device; `scores["loss"]` is the mean over images with a pixel that counts of the loss at the model's size.
+        """Synchronises; `scores["loss"]` is the mean over images with a pixel that counts of the loss at the model's size.
 
         Every process has to call, and gets the result of all their images. Without masks, every score is NaN.
         """

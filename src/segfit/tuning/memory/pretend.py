@@ -126,6 +126,16 @@ def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]
     """
     cuda = recorder.device_type == "cuda"
     device = torch.device("cuda:0" if cuda else "cpu")
+    # It would read whether a gradient overflowed.
+    step = mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step)
+    driverless = no_driver_asked(cuts, cuda)
+    with step if cuda else contextlib.nullcontext(), FakeTensorMode(), recorder, driverless, device:
+        yield device
+
+
+@contextlib.contextmanager
+def no_driver_asked(cuts: Cuts, cuda: bool) -> Iterator[None]:
+    """Keep from the driver, and from code that asks for their data, tensors that have none; the arguments are `Rules`'."""
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
@@ -135,7 +145,6 @@ def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]
         replace(torch, "inference_mode", _no_grad)
         if cuda:  # else autocast and GradScaler switch themselves off
             replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-            replace(torch.amp.GradScaler, "_maybe_opt_step", _step)
             replace(torch, "Generator", _HostGenerator)
             replace(torch.cuda, "is_bf16_supported", lambda *_: True)
             replace(torch.cuda, "get_device_capability", lambda *_: (8, 0))
@@ -144,10 +153,10 @@ def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]
         # Module.to() swaps tensors in place, and copies ask for their data: those without refuse both.
         replace(nn.Module, "_apply", _convert)
         replace(Tensor, "__deepcopy__", _copy)
-        # checkpoint() takes GraphExecGroup for one backward of the engine
-        for context in (FakeTensorMode(), recorder, Rules(cuts, cuda), GraphExecGroup(), device):
-            stack.enter_context(context)
-        yield device
+        stack.enter_context(Rules(cuts, cuda))
+        # checkpoint() takes it for one backward of the engine
+        stack.enter_context(GraphExecGroup())
+        yield
 
 
 def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
@@ -158,7 +167,7 @@ def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
 
 
 def _step(_: Any, optimizer: torch.optim.Optimizer, *__: Any) -> None:
-    """Stand for `GradScaler._maybe_opt_step`, which reads whether a gradient overflowed."""
+    """Stand for `GradScaler._maybe_opt_step`."""
     optimizer.step()
 
 
