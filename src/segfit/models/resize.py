@@ -106,3 +106,17 @@ def _make_weights(
         begin, end = (out * length / size).floor(), ((out + 1) * length / size).ceil()
         weights = ((cells >= begin) & (cells < end)) / (end - begin)
     return weights.to(dtype)
+
+
+def shrink_by_products(gradient: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the gradients `(B, h_i, w_i, C)` of maps that were resized to that of their sum, `(B, H, W, C)`, which is read once."""
+    batch, height, width, channels = gradient.shape
+    across = torch.cat([_weights(gradient, w, width, "bilinear") for _, w in sizes], 1)
+    halves = across.T @ gradient.view(batch * height, width, channels)
+    parts = halves.view(batch, height, -1, channels).split([w for _, w in sizes], 2)
+    return [
+        torch.bmm(
+            _weights(gradient, h, height, "bilinear").T.expand(batch, -1, -1), part.flatten(2)
+        ).view(batch, h, w, channels)
+        for part, (h, w) in zip(parts, sizes, strict=True)
+    ]

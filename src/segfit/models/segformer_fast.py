@@ -10,6 +10,8 @@ Features stay token-major throughout: a map `(B, C, H, W)` is a channels_last vi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -91,6 +93,26 @@ def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     return full
 
 
+def kernels_pay(maps: Sequence[Tensor], norm: nn.BatchNorm2d) -> bool:
+    """Say whether kernels in Triton do what follows `fold` in training, instead of products and torch's kernels."""
+    # A compiler fuses by itself; tensors without data (benchmark=plan) have no kernels; and which of two ways is
+    # faster may change from run to run.
+    if torch.compiler.is_compiling() or type(maps[0]) is not Tensor:
+        return False
+    if torch.are_deterministic_algorithms_enabled() or _fused_head() is None:
+        return False
+    return _fused_head().pay(maps, norm)  # type: ignore[no-any-return]
+
+
+@cache
+def _fused_head() -> Any:
+    """Return the module; None where there is no Triton, as in torch for Windows."""
+    try:
+        return import_module("segfit.models.fused_head")
+    except ImportError:
+        return None
+
+
 class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
     """Projection, resizing, joining and fusing as one sum over stages; for inference batch norm, too."""
 
@@ -98,8 +120,14 @@ class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
         """Return logits `(B, num_classes, H/4, W/4)` of the stages' `(B, C_i, H/2^(i+2), …)`."""
         if not self.training and not torch.is_grad_enabled():
             return merged_logits(encoder_hidden_states, *merged_weights(self), self.classifier)
-        x = self.batch_norm(resize_and_sum(fold(self, encoder_hidden_states)))
-        x, scale = relu_dropout_(x, self.dropout.p if self.training else 0.0)
+        maps = fold(self, encoder_hidden_states)
+        p = self.dropout.p if self.training else 0.0
+        if self.training and maps[0].device.type == "cuda" and kernels_pay(maps, self.batch_norm):
+            x = _fused_head().sum_norm_relu_dropout(maps, self.batch_norm, p)
+            return classify(x, self.classifier.weight, self.classifier.bias)
+        x = resize_and_sum(maps)
+        del maps  # which nothing needs any more, and which are larger than their sum
+        x, scale = relu_dropout_(self.batch_norm(x), p)
         # kept units grow by 1 / (1 - p); the classifier's weight is the smallest place to do it
         return classify(x, self.classifier.weight * scale, self.classifier.bias)
 
