@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +21,20 @@ from torch.nn.functional import interpolate
 from segfit.data.files import list_files, some
 from segfit.errors import SegFitError
 
-try:
-    import torchvision.io  # noqa: F401  (registers torch.ops.image)
 
-    # The function around this operator warns of its end (torchvision 0.29); without it Pillow serves.
-    _decode_jpeg: Callable[..., torch.Tensor] | None = torch.ops.image.decode_jpeg.default
-except (ImportError, AttributeError, RuntimeError):
-    _decode_jpeg = None
-_AS_RGB = 3  # torchvision.io.ImageReadMode.RGB
+def _jpeg_decoder() -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return what decodes a JPEG's bytes (N,) uint8 to (3, H, W) RGB; without either library Pillow serves."""
+    # Wheels that were built for another torch fail in ways of their own.
+    with suppress(ImportError, OSError, AttributeError, RuntimeError):
+        return import_module("torchcodec.decoders").decode_jpeg  # type: ignore[no-any-return]
+    with suppress(ImportError, OSError, AttributeError, RuntimeError):
+        import torchvision.io  # noqa: F401  (registers torch.ops.image, which, unlike the function around it, does not warn)
+
+        return partial(torch.ops.image.decode_jpeg.default, mode=3)  # RGB
+    return None
+
+
+_decode_jpeg = _jpeg_decoder()
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".jp2"),
@@ -103,7 +111,7 @@ class ImageReader:
         if self.mode == "rgb" and plain_jpeg and _decode_jpeg is not None:
             # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
             data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-            decoded = _decode_jpeg(data, _AS_RGB)
+            decoded = _decode_jpeg(data)
             return np.asarray(decoded.permute(1, 2, 0), dtype=np.uint8)
         if image.mode in _DEEP_MODES:
             return scale_gray(np.asarray(image), self.intensity_window)

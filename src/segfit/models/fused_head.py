@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
-from segfit.models.relu_dropout import relu_dropout_
 from segfit.models.resize import shrink_by_products, sum_by_products
 
 # Of a block: pixels in a row, and channels, of which 64 are 128 bytes in half precision.
 PIXELS, CHANNELS = tl.constexpr(16), tl.constexpr(64)
-_ROUNDS = 10  # of the probe
 
 # A program of each kernel takes a row of pixels and a block of channels. `maps` are (B, H, W, D), (B, h, w, D), …,
 # `sizes` their heights and widths, `depth` is D; without types, as Triton has them.
@@ -209,10 +209,12 @@ def sum_norm_relu_dropout(maps: Sequence[Tensor], norm: nn.BatchNorm2d, p: float
     return out.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
-def in_steps(maps: Sequence[Tensor], norm: nn.BatchNorm2d, p: float) -> Tensor:
-    """Return the same by products and torch's own kernels."""
-    x, scale = relu_dropout_(norm(sum_by_products(maps)), p)
-    return x * scale if scale != 1 else x
+def in_steps(maps: Sequence[Tensor], norm: nn.BatchNorm2d, _: float = 0.0) -> Tensor:
+    """Return the same without dropout, by products and torch's own kernels."""
+    return F.relu_(norm(sum_by_products(maps)))
+
+
+_decided: dict[Any, bool] = {}
 
 
 def pay(maps: Sequence[Tensor], norm: nn.BatchNorm2d) -> bool:
@@ -221,50 +223,31 @@ def pay(maps: Sequence[Tensor], norm: nn.BatchNorm2d) -> bool:
     Arguments as those of `sum_norm_relu_dropout`, on CUDA. Trying takes two images, and seconds where Triton has not compiled
     for this card before. It waits for the device and leaves its generator alone.
     """
-    first = maps[0]
-    key = first.device, first.dtype, first.shape[1]
-    if key not in _DECIDED:
-        with torch.autocast(first.device.type, enabled=False), torch.enable_grad():
+    key = maps[0].device, maps[0].dtype, maps[0].shape[1]
+    if key not in _decided:
+        with torch.autocast(maps[0].device.type, enabled=False), torch.enable_grad():
             try:
-                _DECIDED[key] = _equal_and_faster([one.detach()[:2] for one in maps], norm)
+                _decided[key] = _equal_and_faster([one.detach()[:2] for one in maps], norm)
             except Exception:  # no C compiler for the launcher, an old Triton, no memory left, …
-                _DECIDED[key] = False
-    return _DECIDED[key]
-
-
-_DECIDED: dict[Any, bool] = {}
+                _decided[key] = False
+    return _decided[key]
 
 
 def _equal_and_faster(maps: Sequence[Tensor], norm: nn.BatchNorm2d) -> bool:
-    norm = copy.deepcopy(norm)  # its statistics change
-    exact = _results(in_steps, [one.double() for one in maps], copy.deepcopy(norm).double())
-    steps, fused = (_results(one, maps, norm) for one in (in_steps, sum_norm_relu_dropout))
-    for found, other, expected in zip(fused, steps, exact, strict=True):
-        allowed = 2 * (other - expected).norm() + 1e-4 * expected.norm()
-        if not (found - expected).norm() <= allowed:
+    def run(work: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Return a result without dropout, and the gradients for some gradient of it."""
+        own = copy.deepcopy(norm).to(torch.promote_types(dtype, torch.float32))
+        leaves = [one.to(dtype).requires_grad_() for one in maps]
+        out = work(leaves, own, 0.0)
+        return [out, *torch.autograd.grad(out, [*leaves, own.weight, own.bias], leaves[0])]
+
+    kinds, dtype = (sum_norm_relu_dropout, in_steps), maps[0].dtype
+    for fused, steps, exact in zip(
+        *(run(one, dtype) for one in kinds), run(in_steps, torch.float64), strict=True
+    ):
+        off, allowed = (fused - exact).norm(), 2 * (steps - exact).norm() + 1e-4 * exact.norm()
+        if not off <= allowed:
             return False
-    times = [
-        [_milliseconds(lambda: _results(one, maps, norm)) for _ in range(3)]  # noqa: B023
-        for one in (sum_norm_relu_dropout, in_steps)
-    ]
-    return min(times[0]) < min(times[1])
-
-
-def _results(
-    work: Callable[..., Tensor], maps: Sequence[Tensor], norm: nn.BatchNorm2d
-) -> list[Tensor]:
-    """Return a result without dropout, and the gradients for some gradient of it."""
-    leaves = [one.detach().requires_grad_() for one in maps]
-    out = work(leaves, norm, 0.0)
-    return [out, *torch.autograd.grad(out, [*leaves, norm.weight, norm.bias], leaves[0])]
-
-
-def _milliseconds(work: Callable[[], Any]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(_ROUNDS):
-        work()
-    end.record()
-    end.synchronize()
-    elapsed: float = begin.elapsed_time(end)
-    return elapsed
+    timers = [Timer("run(*what)", globals={"run": run, "what": (one, dtype)}) for one in kinds]
+    kernels, products = (min(timer.timeit(10).mean for _ in range(3)) for timer in timers)
+    return kernels < products

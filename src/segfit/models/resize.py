@@ -34,9 +34,9 @@ def average_pool(x: Tensor, grid: int) -> Tensor:
 
 def resize_and_sum(maps: Sequence[Tensor]) -> Tensor:
     """Return the sum of all maps `(B, D, h_i, w_i)` at the size of the first, channels last."""
-    first, second, *others = maps
-    if first.device.type == "cuda":
+    if maps[0].device.type == "cuda":
         return sum_by_products(maps)
+    first, second, *others = maps
     size = first.shape[2:]
     # Adding in place into a new tensor, which no backward reads, saves a pass over memory. Not into
     # `first`: it is a view of a linear layer's output, where autograd would copy gradients.
@@ -56,6 +56,18 @@ def sum_by_products(maps: Sequence[Tensor]) -> Tensor:
     for y in others:
         total.baddbmm_(*_factors(y, (height, width), "bilinear"))
     return total.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def shrink_by_products(gradient: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the gradients `(B, h_i, w_i, C)` of maps that were resized to that of their sum, `(B, H, W, C)`, which is read once."""
+    batch, height, width, channels = gradient.shape
+    across = torch.cat([_weights(gradient, w, width, "bilinear") for _, w in sizes], 1)
+    halves = across.T @ gradient.view(batch * height, width, channels)
+    found: list[Tensor] = []
+    for half in halves.view(batch, height, -1, channels).split([w for _, w in sizes], 2):
+        down = _weights(gradient, sizes[len(found)][0], height, "bilinear")
+        found.append((down.T @ half.flatten(2)).unflatten(2, half.shape[2:]))
+    return found
 
 
 def by_products(x: Tensor, size: Sequence[int], kind: str) -> Tensor:
@@ -80,22 +92,15 @@ def _weights(x: Tensor, length: int, size: int, kind: str) -> Tensor:
     device, dtype = x.device, x.dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    if torch.compiler.is_compiling():
-        return _make_weights(length, size, kind, device, dtype)
-    # tensors without data (benchmark=plan) do not mix with those of another mode
-    return _kept_weights(length, size, kind, device, dtype, getattr(x, "fake_mode", None))
+    make = _make_weights.__wrapped__ if torch.compiler.is_compiling() else _make_weights
+    # Tensors without data (benchmark=plan) do not mix with those of another mode, nor do inference mode's with training.
+    mode = getattr(x, "fake_mode", None), torch.is_inference_mode_enabled()
+    return make(length, size, kind, device, dtype, mode)
 
 
 @lru_cache(maxsize=64)  # a few sizes come back with every batch
-def _kept_weights(
-    length: int, size: int, kind: str, device: torch.device, dtype: torch.dtype, _: object
-) -> Tensor:
-    with torch.inference_mode(False):  # what is made in a validation serves training, too
-        return _make_weights(length, size, kind, device, dtype)
-
-
 def _make_weights(
-    length: int, size: int, kind: str, device: torch.device, dtype: torch.dtype
+    length: int, size: int, kind: str, device: torch.device, dtype: torch.dtype, _: object
 ) -> Tensor:
     cells = torch.arange(length, device=device, dtype=torch.float64)
     out = torch.arange(size, device=device, dtype=torch.float64)[:, None]
@@ -106,17 +111,3 @@ def _make_weights(
         begin, end = (out * length / size).floor(), ((out + 1) * length / size).ceil()
         weights = ((cells >= begin) & (cells < end)) / (end - begin)
     return weights.to(dtype)
-
-
-def shrink_by_products(gradient: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the gradients `(B, h_i, w_i, C)` of maps that were resized to that of their sum, `(B, H, W, C)`, which is read once."""
-    batch, height, width, channels = gradient.shape
-    across = torch.cat([_weights(gradient, w, width, "bilinear") for _, w in sizes], 1)
-    halves = across.T @ gradient.view(batch * height, width, channels)
-    parts = halves.view(batch, height, -1, channels).split([w for _, w in sizes], 2)
-    return [
-        torch.bmm(
-            _weights(gradient, h, height, "bilinear").T.expand(batch, -1, -1), part.flatten(2)
-        ).view(batch, h, w, channels)
-        for part, (h, w) in zip(parts, sizes, strict=True)
-    ]

@@ -10,8 +10,8 @@ Features stay token-major throughout: a map `(B, C, H, W)` is a channels_last vi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from transformers.models.segformer import modeling_segformer as hf
 from segfit.models.linear import FastLinear, linear, without_tf32
 from segfit.models.relu_dropout import relu_dropout_
 from segfit.models.resize import resize, resize_and_sum
+
+_HAS_TRITON = find_spec("triton") is not None  # torch for Windows comes without
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -97,20 +99,13 @@ def kernels_pay(maps: Sequence[Tensor], norm: nn.BatchNorm2d) -> bool:
     """Say whether kernels in Triton do what follows `fold` in training, instead of products and torch's kernels."""
     # A compiler fuses by itself; tensors without data (benchmark=plan) have no kernels; and which of two ways is
     # faster may change from run to run.
-    if torch.compiler.is_compiling() or type(maps[0]) is not Tensor:
+    if torch.compiler.is_compiling() or type(maps[0]) is not Tensor or not _HAS_TRITON:
         return False
-    if torch.are_deterministic_algorithms_enabled() or _fused_head() is None:
-        return False
-    return _fused_head().pay(maps, norm)  # type: ignore[no-any-return]
+    return not torch.are_deterministic_algorithms_enabled() and _fused_head().pay(maps, norm)
 
 
-@cache
 def _fused_head() -> Any:
-    """Return the module; None where there is no Triton, as in torch for Windows."""
-    try:
-        return import_module("segfit.models.fused_head")
-    except ImportError:
-        return None
+    return import_module("segfit.models.fused_head")
 
 
 class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]

@@ -1,4 +1,5 @@
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -28,13 +29,27 @@ def test_turned_images_of_one_pixel_become_tensors(tmp_path, size, orientation):
     assert torch.from_numpy(np.require(pixels, requirements=["W"])).ndim == 3
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("fast", [True, False])
-def test_jpeg_equals_pillow_bit_by_bit(tmp_path, monkeypatch, mode, fast):
-    if not fast:
-        monkeypatch.setattr(images, "_decode_jpeg", None)
-    path = save(tmp_path / "ü with space.JPG", smooth(), mode, quality=80)
+@pytest.mark.parametrize(
+    "missing", [(), ("torchcodec.decoders",), ("torchcodec.decoders", "torchvision.io")]
+)
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"subsampling": 2}),
+        ("RGB", {"progressive": True}),
+        ("L", {}),
+    ],
+)
+def test_jpeg_equals_pillow_bit_by_bit(tmp_path, monkeypatch, mode, options, missing):
+    for module in missing:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(images, "_decode_jpeg", images._jpeg_decoder())
+    path = save(tmp_path / "ü with space.JPG", smooth(), mode, quality=80, **options)
     np.testing.assert_array_equal(READ(path), np.asarray(Image.open(path).convert("RGB")))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(SegFitError, match="unreadable"):
+        READ(path)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

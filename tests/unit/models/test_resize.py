@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import SegformerConfig
 
 from segfit.models.cnn import CNN
-from segfit.models.resize import by_products, resize_and_sum, sum_by_products
+from segfit.models.resize import by_products, resize_and_sum, shrink_by_products, sum_by_products
 from segfit.models.segformer import SegFormer
 from segfit.models.segformer_fast import use_fast
 from segfit.models.timm_unet import make_timm_unet
@@ -60,6 +60,12 @@ def test_the_sum_of_stages_is_exact():
     maps = [some_map(2, 3, *size) for size in ((17, 25), (9, 13), (5, 7), (3, 4))]
     for found, expected in pair(sum_by_products, resize_and_sum, maps):
         torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    leaves = [one.clone().requires_grad_() for one in maps]
+    weigh = some_map(2, 3, 17, 25)
+    grads = torch.autograd.grad(resize_and_sum(leaves), leaves[1:], weigh)
+    shrunk = shrink_by_products(weigh.permute(0, 2, 3, 1), [one.shape[2:] for one in maps[1:]])
+    for found, expected in zip(shrunk, grads, strict=True):
+        torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
