@@ -56,7 +56,7 @@ def real_training_peak(config: DictConfig, precision: str) -> int:
     with recorded_peak(CPU) as peak:
         state, _ = make_state(config, CPU, Precision(precision, "cpu"), 1, lambda _: None)
         task = make_task(config, CPU)
-        state.model.train()
+        state.train()
         for _ in range(2):
             window = [
                 {name: random_batch(config)[name] for name in names}
@@ -87,6 +87,7 @@ def weightless(model: str) -> list[str]:
 FAST = [
     ("segformer_b0", 224, 2, "fp32", 0.03, ()),
     ("cnn", 128, 4, "bf16", 0.10, ("accumulate=3", "ema_decay=0.99")),
+    ("segformer_b0", 224, 2, "fp32", 0.05, ("freeze=encoder",)),
 ]
 SLOW = [
     *((model, size, batch, precision, within, ())
@@ -113,6 +114,21 @@ def test_prediction_is_what_torch_records(model, size, batch, precision, within,
     config = composed(*weightless(model), f"image_size={size}", f"batch_size={batch}", *options)
     peak = predicted(config, precision).train.peak(batch)
     assert peak == pytest.approx(real_training_peak(config, precision), rel=within)
+
+
+def test_frozen_layers_lower_the_forecast_and_the_measured_peak_alike():
+    def both(*options: str) -> tuple[float, float]:
+        config = composed(*CNN, "image_size=128", "model.base_channels=16", *options)
+        return predicted(config, "fp32").train.peak(4), real_training_peak(config, "fp32")
+
+    whole, frozen = both(), both("freeze=encoder")
+    saved = [before - after for before, after in zip(whole, frozen, strict=True)]
+    assert saved[0] == pytest.approx(saved[1], rel=0.1)
+    assert frozen[1] < 0.75 * whole[1]
+    later = composed(
+        *CNN, "image_size=128", "model.base_channels=16", "freeze=encoder", "freeze_epochs=1"
+    )
+    assert predicted(later, "fp32").train.peak(4) == whole[0]  # what is needed once all is trained
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (ROOT / "conf/optimizer").glob("*.yaml")])

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.state import Notice
-from segfit.config.check import plain
+from segfit.config.check import flat, plain
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
@@ -28,7 +28,9 @@ def about(config: DictConfig, state: TrainingState) -> dict[str, Any]:
     }
 
 
-def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> None:
+def resume(
+    state: TrainingState, checkpoints: Checkpoints, notice: Notice, updates_per_epoch: int
+) -> None:
     """Load the last whole checkpoint of a run; log what cannot continue exactly as it was.
 
     Raises a SegFitError if no checkpoint is whole, it is foreign, or was made under another config.
@@ -54,6 +56,26 @@ def resume(state: TrainingState, checkpoints: Checkpoints, notice: Notice) -> No
         state.progress.micro_batch = state.progress.held_out_batch = 0  # what fits is found again
     for line in differences(before, now):
         notice(line)
+    was, epochs = (one["config"].get("epochs") for one in (before, now))
+    if was != epochs:
+        (last, *_), progress = content["optimizer"]["param_groups"], state.progress
+        here, end = (
+            _rate_after(state, epoch * updates_per_epoch) for epoch in (progress.epoch, epochs)
+        )
+        notice(
+            f"epochs was {was}, is {epochs}: the schedule ({now['config']['scheduler.name']}) now spans {epochs} epochs. The "
+            f"learning rate was {last['lr'] / last.get('lr_scale', 1):.3g}; in epoch {progress.epoch + 1} it begins at "
+            f"{here:.3g}, and it ends at {end:.3g}."
+        )
+
+
+def _rate_after(state: TrainingState, updates: int) -> float:
+    """Return the learning rate after so many updates of the schedule, which is left as it was."""
+    state.scheduler.step_update(updates)
+    group = state.optimizer.param_groups[0]
+    rate = float(group["lr"]) / float(group.get("lr_scale", 1))
+    state.scheduler.step_update(state.progress.update + state.schedule_offset)
+    return rate
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -97,14 +119,3 @@ def _refuse_other_config(before: object, now: Mapping[str, Any], checkpoints: Ch
             )
     if problems:
         raise SegFitError(problems)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

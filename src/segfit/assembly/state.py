@@ -1,14 +1,15 @@
 """Config → device, precision, model and optimizer."""
 
+import re
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from segfit.assembly.starting import Start, start_from
 from segfit.assembly.task import assembly_of
-from segfit.config.check import plain
+from segfit.config.check import flat, plain
 from segfit.config.schema import OptimizerConfig
 from segfit.config.tasks import schema_of
 from segfit.engine.compiling import compiled_or_eager
@@ -48,25 +49,25 @@ def make_state(
     updates_per_epoch: int,
     notice: Notice,
     resumed: bool = False,
+    start: Start | None = None,
 ) -> tuple[TrainingState, str]:
     """Return model, optimizer, scheduler and scaler of a config, and where the weights come from.
 
-    `updates_per_epoch` is for the schedule; if `resumed`, the weights will be loaded from a checkpoint. Raises a SegFitError
-    if weights that were named cannot be loaded, or the optimizer does not take its options.
+    `updates_per_epoch` is for the schedule; if `resumed`, the weights will be loaded from a checkpoint; `start` is what
+    `init` names. Raises a SegFitError if weights that were named cannot be loaded or do not fit, `freeze` names nothing or
+    everything, or the optimizer does not take its options.
     """
     if config.hardware.vram_gb is not None and device.type == "cpu":
         notice(f"hardware={config.hardware.name}: no CUDA card here; running on the CPU.")
     assembly = assembly_of(config)
-    model, weights = assembly.make_network(config, pretrained=not resumed)
+    model, weights = assembly.make_network(config, pretrained=not resumed and start is None)
+    source = "from the checkpoint" if resumed else weights.source
     if weights.alarming and not resumed:
         notice(weights.message)
+    if start is not None:
+        start_from(model, start, flat(plain(config)), notice)
+        source = str(start.path)
     model = to_device(model, device, config.channels_last)
-    forward: Callable[..., Any] = model
-    if config.compile:
-        example = assembly.example_input(config, config.batch_size, device)
-        forward, reason = compiled_or_eager(model, example, precision)
-        if reason:
-            notice(reason)
     ema = None
     if config.ema_decay is not None:
         from timm.utils import ModelEmaV3
@@ -82,8 +83,36 @@ def make_state(
         **plain(config.scheduler),
     )
     scaler = precision.scaler(config.precision.init_scale, config.precision.growth_interval)
-    state = TrainingState(model, forward, optimizer, scheduler, scaler, ema, precision, device)
-    return state, "from the checkpoint" if resumed else weights.source
+    state = TrainingState(model, model, optimizer, scheduler, scaler, ema, precision, device)
+    if config.freeze is not None:
+        state.frozen, state.frozen_epochs = frozen(model, config.freeze), config.freeze_epochs
+        state.train()
+        if source == "random":
+            notice(f"freeze={config.freeze}: the weights are random, and what is frozen stays so.")
+    if config.compile:
+        example = assembly.example_input(config, config.batch_size, device)
+        state.forward, reason = compiled_or_eager(model, example, precision)
+        if reason:
+            notice(reason)
+    return state, source
+
+
+def frozen(model: nn.Module, pattern: str) -> list[nn.Parameter]:
+    """Return the parameters whose names begin with a pattern, a regular expression; "encoder" is that of any model.
+
+    Raises a SegFitError if these are none or all.
+    """
+    parts = getattr(model, "encoder_parts", ("encoder",))
+    wanted = "|".join(rf"{part}\." for part in parts) if pattern == "encoder" else pattern
+    named = dict(model.named_parameters())
+    found = [parameter for name, parameter in named.items() if re.match(wanted, name)]
+    if not 0 < len(found) < len(named):
+        names = dict.fromkeys(".".join(name.split(".")[:2]) for name in named)
+        raise SegFitError(
+            f"freeze={pattern}: {'nothing is left to train' if found else 'no parameter has a name that begins so'}. Names "
+            f"begin with {', '.join(names)}."
+        )
+    return found
 
 
 def _refuse_unused(options: DictConfig, model: nn.Module) -> None:

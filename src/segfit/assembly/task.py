@@ -82,8 +82,10 @@ class TaskAssembly(Protocol):
 
     # Model, task ------------------------------------------------------------------------------
 
-    def settle(self, config: DictConfig, notice: Callable[[str], None]) -> None:
-        """Give options that are null, and that a run has to keep, what follows from the model; say so if it is unusual."""
+    def settle(
+        self, config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str], None]
+    ) -> None:
+        """Give options that are null what follows from the weights, or from the config (by dotted keys) of `init`'s run."""
 
     def make_network(self, config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
         """Return the model, and which weights it has."""

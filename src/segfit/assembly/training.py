@@ -11,12 +11,13 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly import data
-from segfit.assembly.resuming import about, flat, resume
+from segfit.assembly.resuming import about, resume
 from segfit.assembly.samples import Samples, differences, kept_splits, read_samples, samples_of
+from segfit.assembly.starting import read_start
 from segfit.assembly.state import Notice, make_device, make_state
 from segfit.assembly.task import assembly_of
 from segfit.assembly.tuned import model_label, stale
-from segfit.config.check import plain
+from segfit.config.check import flat, plain
 from segfit.config.tasks import monitor_mode, schema_of
 from segfit.data.source import Source
 from segfit.engine.checkpoint import Checkpoints
@@ -64,8 +65,9 @@ def make_training(
     """
     refuse_differences(distributed, flat(plain(config)))
     assembly, schema = assembly_of(config), schema_of(config.task.name)
+    start = read_start(config.init) if config.init is not None and not resumed else None
     if not resumed:
-        assembly.settle(config, notice)
+        assembly.settle(config, start.config if start else {}, notice)
     extra = assembly.make_extra_metrics(config)
     mode = monitor_mode(config, extra)
     before = read_samples(RunFolder(run).samples) if resumed else {}
@@ -97,7 +99,7 @@ def make_training(
         config, cached["val"], device, workers, config.limit_val_batches, notice, distributed
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
-    state, initial = make_state(config, device, precision, updates, notice, resumed)
+    state, initial = make_state(config, device, precision, updates, notice, resumed, start)
     state.distributed, state.forward = distributed, distributed.wrap(state.model, state.forward)
     facts = _facts(config, sources, state, initial, train.sampler.size, workers)
     if not distributed.is_main:  # dropout is to differ; the weights are equal by now
@@ -105,7 +107,7 @@ def make_training(
     folder = RunFolder(run)
     checkpoints = Checkpoints(folder.checkpoints, about(config, state))
     if resumed:
-        resume(state, checkpoints, notice)
+        resume(state, checkpoints, notice, updates)
     statistics = assembly.make_statistics(config, sources, report)
     panels = _panels(config, sources["val"])
     task = assembly.make_task(
@@ -153,7 +155,11 @@ def _facts(
     workers: int,
 ) -> dict[str, str]:
     distributed = state.distributed
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    parameters, frozen = (
+        sum(parameter.numel() for parameter in some)
+        for some in (state.model.parameters(), state.frozen)
+    )
+    lasting = f", the first {config.freeze_epochs} epochs" if config.freeze_epochs else ""
     variant = config.model.get("variant") or config.model.get("encoder")
     model = f"{config.model.name} {variant}" if variant else config.model.name
     sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
@@ -170,6 +176,7 @@ def _facts(
         "precision": state.precision.name,
         "model": f"{model} ({parameters / 1e6:.1f} M parameters)",
         "weights": weights,
+        **({"frozen": f"{frozen / 1e6:.1f} M parameters{lasting}"} if frozen else {}),
         "data": f"{config.data.name}: {sizes}",
         "batch": f"{batch} = {effective}" if len(factors) > 1 else batch,
         "sample": schema_of(config.task.name).sample_label(config),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
@@ -168,6 +168,17 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def _check_run(config: DictConfig) -> Iterator[str]:
     if config.resume_sweep is not None:
         yield (
@@ -177,6 +188,14 @@ def _check_run(config: DictConfig) -> Iterator[str]:
     yield from _check_extra_metrics(config.metrics)
     if "split" in config.data:
         yield from _check_split(config.data.split)
+    if "" in (config.init, config.freeze):
+        yield "init or freeze is empty: give a value, or leave it away."
+    if config.freeze_epochs is not None and config.freeze is None:
+        yield f"freeze_epochs={config.freeze_epochs} needs freeze, which says what is frozen: freeze=encoder."
+    try:
+        re.compile(config.freeze or "")
+    except re.error as error:
+        yield f"freeze={config.freeze}: no valid regular expression ({error})."
     betas = config.optimizer.betas
     if betas is not None and len(betas) not in (2, 3):
         yield f"optimizer.betas={shown(betas)}: must be two or three numbers."

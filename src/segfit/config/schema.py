@@ -160,6 +160,13 @@ class OptimizerConfig:
     head_lr_factor: float = option(
         1.0, "Learning rate of newly made layers, times lr.", gt=0, le=1_000_000
     )
+    layer_decay: float = option(
+        1.0,
+        "Learning rate of each layer of the encoder, times that of the next one (BEiT, arXiv 2106.08254); 0.75 for "
+        "pretrained transformers. What has no layers of its own name is cut into 12.",
+        gt=0,
+        le=1,
+    )
 
 
 @dataclass
@@ -285,6 +292,19 @@ class RunConfig:
     limit_val_batches: int | None = option(None, "Batches a validation, at the most.", ge=1)
     name: str | None = option(
         None, "Folder of the run below outputs, of a sweep below multirun; null: date and time."
+    )
+    init: str | None = option(
+        None,
+        "Start from the weights of an earlier run: its folder, or a .pt of it. Classes are matched by name; what does not fit "
+        "is told.",
+    )
+    freeze: str | None = option(
+        None,
+        "Parameters that are not trained: encoder, or a regular expression that their names begin with. Their norms and "
+        "dropout stay as in evaluation.",
+    )
+    freeze_epochs: int | None = option(
+        None, "Train what is frozen, too, after so many epochs; null: never.", ge=1
     )
     resume: str | None = option(
         None,

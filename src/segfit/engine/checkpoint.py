@@ -40,8 +40,8 @@ class Checkpoints:
 
     def save_best(self, weights: dict[str, Any], scores: dict[str, float], epoch: int) -> None:
         """Save the weights of the best validation; raises as `save_atomically`."""
-        content = {"format": FORMAT, "model": weights, "scores": scores, "epoch": epoch}
-        save_atomically(content, self.best)
+        content = {"about": self.about, "model": weights, "scores": scores, "epoch": epoch}
+        save_atomically({"format": FORMAT, **content}, self.best)
 
     def exist(self) -> bool:
         """Return whether there is a checkpoint to resume from."""

@@ -147,7 +147,7 @@ class Fit:
     def _run_epoch(self) -> None:
         progress, options = self.state.progress, self.options
         start = time.perf_counter()
-        self.state.model.train()
+        self.state.train()
         self._train_epoch()
         seconds = time.perf_counter() - start
 

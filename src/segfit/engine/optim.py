@@ -1,6 +1,6 @@
 """timm's optimizers and schedulers, with groups of parameters for weight decay and learning rate."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from segfit.errors import SegFitError, nearest
 
 # torch's own: one kernel for all parameters, and GradScaler does not synchronise.
 _FUSED = ("adam", "adamw", "sgd", "momentum")
+_LAYERS = 12
 
 
 def make_optimizer(
@@ -22,11 +23,13 @@ def make_optimizer(
     momentum: float,
     betas: Sequence[float] | None,
     head_lr_factor: float,
+    layer_decay: float,
 ) -> torch.optim.Optimizer:
     """Return one of timm's optimizers over the model's parameters.
 
     Biases and norms (one-dimensional parameters) have no weight decay. The learning rate of layers without pretrained
-    weights (`model.head_parameters()`) is `head_lr_factor` times as high.
+    weights (`model.head_parameters()`) is `head_lr_factor` times as high; that of each of the others' layers is `layer_decay`
+    times that of the next one.
 
     Raises a SegFitError if timm has no such optimizer, or it does not take these options.
     """
@@ -47,7 +50,7 @@ def make_optimizer(
         options["betas"] = tuple(betas)
     try:
         optimizer = create_optimizer_v2(
-            _groups(model, weight_decay, head_lr_factor),
+            _groups(model, weight_decay, head_lr_factor, layer_decay),
             opt=name,
             lr=lr,
             weight_decay=weight_decay,
@@ -61,17 +64,39 @@ def make_optimizer(
     return optimizer
 
 
-def _groups(model: nn.Module, weight_decay: float, head_lr_factor: float) -> list[dict[str, Any]]:
+def _groups(
+    model: nn.Module, weight_decay: float, head_lr_factor: float, layer_decay: float
+) -> list[dict[str, Any]]:
     new: set[str] = model.head_parameters() if hasattr(model, "head_parameters") else set()  # type: ignore[operator]
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    below = _layers_above(model, new) if layer_decay != 1 else {}
+    groups: dict[tuple[bool, bool, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        key = (parameter.ndim > 1, name in new)
-        decay, scale = weight_decay if key[0] else 0.0, head_lr_factor if key[1] else 1.0
+        key = (parameter.ndim > 1, name in new, below.get(name, 0))
+        decay = weight_decay if key[0] else 0.0
+        scale = head_lr_factor if key[1] else layer_decay ** key[2]
         group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr_scale": scale})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def _layers_above(model: nn.Module, new: Collection[str]) -> dict[str, int]:
+    """Return by how many layers each parameter that is not new lies below the last: timm's own, else of 12 equal ones.
+
+    These are taken in the order of `named_parameters`, as timm's `param_groups_layer_decay` does for models that it knows
+    nothing of.
+    """
+    for prefix, part in model.named_modules():
+        if hasattr(part, "group_matcher"):
+            from timm.models import group_parameters
+
+            layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+            return {
+                f"{prefix}.{name}": max(layers.values()) - layer for name, layer in layers.items()
+            }
+    names = [name for name, _ in model.named_parameters() if name not in new]
+    return {name: _LAYERS - 1 - place * _LAYERS // len(names) for place, name in enumerate(names)}
 
 
 def make_scheduler(

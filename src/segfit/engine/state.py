@@ -2,6 +2,7 @@
 
 import gc
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -80,6 +81,25 @@ class TrainingState:
     proven: bool = False  # an update was made with this forward, so memory suffices for the next
     # updates that the schedule is ahead of progress.update, after the effective batch changed
     schedule_offset: int = 0
+    frozen: Sequence[nn.Parameter] = ()  # that take no gradient
+    frozen_epochs: int | None = None  # first epochs in which that is so; None: all
+
+    def train(self) -> None:
+        """Put the model into training mode, but for modules that are frozen in this epoch: they stay as in evaluation.
+
+        So their dropout is off, and their batch norms keep their statistics. Every process has to call.
+        """
+        self.model.train()
+        thawed = self.frozen_epochs is not None and self.progress.epoch >= self.frozen_epochs
+        changed = [one for one in self.frozen if one.requires_grad != thawed]
+        for parameter in changed:
+            parameter.requires_grad_(thawed)
+        if changed:
+            self.renew_forward()
+        for module in self.model.modules() if self.frozen else ():
+            parameters = list(module.parameters())
+            if parameters and not any(one.requires_grad for one in parameters):
+                module.eval()
 
     def evaluated(self) -> nn.Module:
         """Return the module that is validated and saved as the best: the average if there is one."""

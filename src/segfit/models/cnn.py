@@ -1,7 +1,7 @@
 """SegFit's own residual U-Net, made to be trained from random weights."""
 
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +137,8 @@ class CNN(nn.Module):
         dropout: probability that a channel of the deepest features is dropped.
         norm: `batch`, or `none` for a network whose images do not influence each other.
     """
+
+    encoder_parts: ClassVar = ("stem", "down", "levels")
 
     def __init__(
         self,

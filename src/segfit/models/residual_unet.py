@@ -41,6 +41,7 @@ class ResidualUNet(nn.Module):
         checkpointing: compute blocks again in backward instead of keeping their activations.
     """
 
+    encoder_parts: ClassVar = ("head", "encoder", "down")
     levels: ClassVar[int] = 2
     unshuffle: ClassVar[int] = 2  # side of the square of pixels that becomes one
     block: ClassVar[type[nn.Module]] = ResidualBlock  # channels → a module that keeps a shape

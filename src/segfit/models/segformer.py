@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -43,6 +43,8 @@ class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
 
     Its `forward` takes images and returns logits at their size; everything else is inherited.
     """
+
+    encoder_parts: ClassVar = ("segformer",)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return float logits `(B, num_classes, H, W)` of normalised images `(B, 3, H, W)`, any H, W ≥ 32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ from segfit.models.weights import (
     weight_file,
 )
 
-GOOD_ENCODERS = "resnet34, convnext_atto, efficientnet_b0, mobilenetv3_large_100, regnety_002"
+GOOD_ENCODERS = (
+    "resnet34, convnext_atto, efficientnet_b0, mobilenetv3_large_100, vit_small_patch14_dinov2"
+)
+# by what features of one stride are resized, as ViTDet does (arXiv 2203.16527)
+PYRAMID = (4, 2, 1, 0.5)
 MIN_CHANNELS = 16  # of a decoder level, however often decoder_channels is halved
 
 
@@ -48,15 +53,15 @@ class DecoderBlock(nn.Module):
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Fuse `deep` into `skip`."""
-        deep = resize(deep, skip.shape[-2:])
-        return self.convs(torch.cat([deep, skip], dim=1))  # type: ignore[no-any-return]
+        return self.convs(torch.cat([resize(deep, skip.shape[-2:]), skip], dim=1))  # type: ignore[no-any-return]
 
 
 class TimmUnet(nn.Module):
     """U-Net (Ronneberger et al., arXiv 1505.04597) with a timm encoder as its contracting path.
 
     Logits are made at the encoder's first resolution (stride 2 or 4) and resized to the image. The encoder is of
-    `timm.create_model(..., features_only=True)`; other arguments as `make_timm_unet`.
+    `timm.create_model(..., features_only=True)`; the last four blocks of a vision transformer, all of one stride, are
+    resized to a pyramid. Other arguments as `make_timm_unet`.
 
     Raises:
         SegFitError: the encoder yields no pyramid, or works at one image size only.
@@ -71,8 +76,9 @@ class TimmUnet(nn.Module):
     ) -> None:
         super().__init__()
         info: Any = encoder.feature_info
-        strides: list[int] = info.reduction()
-        if len(set(strides)) < 3 or strides != sorted(strides):
+        strides: list[float] = info.reduction()
+        self.pyramid = PYRAMID if len(strides) == len(PYRAMID) and len(set(strides)) == 1 else None
+        if not self.pyramid and (len(set(strides)) < 3 or strides != sorted(strides)):
             raise SegFitError(
                 f"model.encoder: its features have the strides {strides}; a U-Net needs a pyramid. "
                 f"Take for example {GOOD_ENCODERS}."
@@ -80,7 +86,8 @@ class TimmUnet(nn.Module):
         self.encoder = encoder
         self.tokens_last = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
         self.size_multiple = size_multiple(encoder, strides[-1])
-        self.two_pixels = 2 * strides[-1]  # a side that leaves two of the deepest features
+        deepest = strides[-1] / self.pyramid[-1] if self.pyramid else strides[-1]
+        self.two_pixels = int(2 * deepest)  # a side that leaves two of the deepest features
         *skips, deep = info.channels()
         self.decoder = nn.ModuleList()
         for level, skip in enumerate(reversed(skips)):
@@ -101,6 +108,11 @@ class TimmUnet(nn.Module):
         features = self.encoder(padded)
         if self.tokens_last:
             features = [f.permute(0, 3, 1, 2) for f in features]
+        if self.pyramid:
+            features = [
+                resize(f, [max(int(side * scale), 1) for side in f.shape[-2:]])
+                for f, scale in zip(features, self.pyramid, strict=True)
+            ]
         x, *skips = reversed(features)
         for block, skip in zip(self.decoder, skips, strict=True):
             x = block(x, skip)
@@ -119,6 +131,7 @@ def make_timm_unet(
     weights: str | None = "auto",
     decoder_channels: int = 256,
     dropout: float = 0.1,
+    checkpointing: bool = False,
 ) -> tuple[TimmUnet, Weights]:
     """Return a U-Net and which weights its encoder has.
 
@@ -129,11 +142,14 @@ def make_timm_unet(
             folder or file that must load, or None for random.
         decoder_channels: channels of the deepest decoder level; halved a level, 16 at least.
         dropout: probability that a channel is dropped before the classifier.
+        checkpointing: recompute the encoder's blocks or stages in backward instead of keeping their activations.
 
     Raises:
         SegFitError: unknown or unfit encoder, or named weights that do not load.
     """
     network, report = make_encoder(encoder, weights)
+    if checkpointing:
+        getattr(network, "model", network).set_grad_checkpointing()
     model = TimmUnet(network, num_classes, decoder_channels, dropout)
     return model.train(), report
 
@@ -157,11 +173,12 @@ def _create(encoder: str, weights: Path | None) -> nn.Module:
     options: dict[str, Any] = {"features_only": True, "pretrained": weights is not None}
     if weights is not None:
         options["pretrained_cfg_overlay"] = {"file": str(weights), "custom_load": False}
+    vit = {"dynamic_img_size": True, "out_indices": len(PYRAMID)}  # embeddings of positions resized
     try:
-        try:
-            return timm.create_model(encoder, strict_img_size=False, **options)  # type: ignore[no-any-return]
-        except TypeError:  # most families know no such switch: they never were strict
-            return timm.create_model(encoder, **options)  # type: ignore[no-any-return]
+        for switches in (vit, {"strict_img_size": False}):
+            with contextlib.suppress(TypeError):  # most families know none: they never were strict
+                return timm.create_model(encoder, **switches, **options)  # type: ignore[no-any-return]
+        return timm.create_model(encoder, **options)  # type: ignore[no-any-return]
     # Families that have no features of several strides say so in each of these ways.
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
         raise SegFitError(
@@ -227,5 +244,9 @@ def _check_keys(encoder: str, file: Path) -> None:
         f"timm's {encoder}",
         "Give a state dict that this timm model saved, or change model.encoder.",
         missing=expected.keys() - state,
-        of_another_shape=[k for k in expected.keys() & state if state[k].shape != expected[k]],
+        of_another_shape=[
+            key
+            for key in expected.keys() & state
+            if state[key].shape != expected[key] and key != "pos_embed"  # which timm resizes
+        ],
     )

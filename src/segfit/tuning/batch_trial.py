@@ -14,7 +14,7 @@ from segfit.engine.evaluate import evaluate
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
 from segfit.tuning.allocations import recorded_peak
-from segfit.tuning.change import changed
+from segfit.tuning.change import changed, thawed
 from segfit.tuning.measure import train_speed
 
 
@@ -24,10 +24,11 @@ def trial_config(config: DictConfig, batch: int) -> DictConfig:
         "batch_size": batch,
         "loader.workers": 0,  # one batch is enough
         "data.check": "off",  # the parent has checked
+        "init": None,
         "data.cache": "none",
         "report.panels": 0,
     }
-    return changed(planning_of(config).costliest(config), options)
+    return changed(thawed(planning_of(config).costliest(config)), options)
 
 
 def fits(

@@ -37,6 +37,13 @@ def changed(config: DictConfig, options: Mapping[str, Any]) -> DictConfig:
     return copy
 
 
+def thawed(config: DictConfig) -> DictConfig:
+    """Return a config as it trains when most takes a gradient: later, where layers are frozen for some epochs only."""
+    return changed(
+        config, {"freeze": None} if (config.freeze_epochs or config.epochs) < config.epochs else {}
+    )
+
+
 def differing(config: DictConfig, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that have another value in a config."""
     return {

@@ -56,7 +56,7 @@ def update_flops(training: Training) -> float:
     """
     fit = training.fit
     state = replace(fit.state, forward=fit.state.model)  # a compiled graph hides its operations
-    state.model.train()
+    state.train()
     window = first_window(fit)
     with _counter() as counter:
         make_update(state, fit.task, window, [0] * len(window), fit.options.clip_grad_norm)

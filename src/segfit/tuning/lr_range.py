@@ -137,7 +137,7 @@ def _updates(
     step_update(begun)
     schedule: Any = SimpleNamespace(step_update=step_update)
     state.scheduler = schedule
-    state.model.train()
+    state.train()
     whole = min(fit.options.accumulate, fit.train.batches_per_epoch())
     full = (window for window in windows(fit) if len(window) == whole)
     for number, window in enumerate(islice(full, updates), start=1):

@@ -130,7 +130,7 @@ def train_speed(training: Training, *, seconds: float, warmup: int, resident: bo
             training's own batches as its workers give them.
     """
     fit = training.fit
-    fit.state.model.train()
+    fit.state.train()
     numbers = count()
     watch = Stopwatch(fit.state.device, seconds=seconds, warmup=warmup)
     items = repeat(first_window(fit)) if resident else windows(fit)

@@ -29,6 +29,7 @@ def optimizer(model: nn.Module | None = None, **options) -> torch.optim.Optimize
         "momentum": 0.9,
         "betas": None,
         "head_lr_factor": 10.0,
+        "layer_decay": 1.0,
     }
     return make_optimizer(model or Model(), **{**defaults, **options})
 
@@ -154,3 +155,38 @@ def test_new_layers_stay_ahead_all_along_the_curve():
         schedule.step_update(update)
         rates = sorted({group["lr"] for group in of.param_groups})
         assert rates[1] == pytest.approx(10 * rates[0])
+
+
+def rates_of(model: nn.Module, **options) -> dict[str, float]:
+    """Return the learning rate of each parameter before the first update, times lr."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    of = optimizer(model, head_lr_factor=1.0, **options)
+    groups = of.param_groups
+    return {names[id(one)]: group["lr_scale"] for group in groups for one in group["params"]}
+
+
+def test_layers_of_a_vit_learn_at_the_rates_that_timm_gives_them():
+    import timm
+    from timm.optim import param_groups_layer_decay
+
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=3)
+    names = {id(parameter): name for name, parameter in vit.named_parameters()}
+    theirs = {
+        f"encoder.{names[id(one)]}": group["lr_scale"]
+        for group in param_groups_layer_decay(vit, layer_decay=0.75)
+        for one in group["params"]
+    }
+    model = Model()
+    model.encoder = vit
+    ours = rates_of(model, layer_decay=0.75)
+    assert {name: ours.pop(name) for name in theirs} == pytest.approx(theirs)
+    assert set(ours.values()) == {1.0}  # the head
+
+
+def test_other_models_are_cut_into_twelve_layers_in_order():
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(24)))
+    rates = rates_of(model, layer_decay=0.5)
+    assert [rates[f"{index}.weight"] for index in range(24)] == [
+        0.5 ** (11 - index // 2) for index in range(24)
+    ]
+    assert set(rates_of(model).values()) == {1.0}

@@ -18,6 +18,34 @@ class TestResNetUnet(ModelContract):
         return unet("resnet10t", num_classes, dropout=0.2)
 
 
+class TestViT(ModelContract):
+    """A transformer, whose features all have the stride of its patches."""
+
+    def make(self, num_classes):
+        return unet("test_vit2", num_classes, dropout=0.2)
+
+
+def test_checkpointing_changes_nothing_but_memory():
+    for encoder in ("test_vit2", "resnet10t"):
+        models = [unet(encoder, checkpointing=choice).train() for choice in (False, True)]
+        models[1].load_state_dict(models[0].state_dict())
+        for model in models:
+            model.dropout.p = 0.0
+            model(images()).square().mean().backward()
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_position_embeddings_of_another_grid_are_resized(tmp_path):
+    small = timm.create_model("vit_tiny_patch16_224", img_size=96)
+    save_file(small.state_dict(), tmp_path / "w.safetensors")
+    model, _ = make_timm_unet("vit_tiny_patch16_224", 3, weights=str(tmp_path / "w.safetensors"))
+    encoder = model.encoder.model
+    assert encoder.pos_embed.shape == (1, 197, 192)
+    torch.testing.assert_close(encoder.pos_embed[:, 0], small.pos_embed[:, 0])
+    torch.testing.assert_close(encoder.blocks[11].attn.qkv.weight, small.blocks[11].attn.qkv.weight)
+
+
 @pytest.mark.parametrize(
     ("encoder", "size"),
     [
@@ -61,7 +89,7 @@ def test_head_parameters_are_all_but_the_encoders():
     [
         ("resnet43", "resnet34"),
         ("resnet34.nonsense", "nonsense"),
-        ("vit_tiny_patch16_224", "pyramid"),
+        ("beit_base_patch16_224", "pyramid"),
         ("maxvit_rmlp_pico_rw_256", "one image size"),
     ],
 )

@@ -185,14 +185,17 @@ def reading_options(config: DictConfig) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------- model
 
 
-def settle(config: DictConfig, notice: Callable[[str], None]) -> None:
-    """Give data.mean and data.std, where they are null, those of the model's pretrained weights, else ImageNet's.
+def settle(config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+    """Give data.mean and data.std, where they are null, those that the weights were made for, else ImageNet's.
 
     Raises:
         SegFitError: if weights that were named cannot be had.
     """
-    name, known = normalisation(plain(config.model))
     data = config.data
+    if earlier.get("data.mean"):
+        name, known = config.init, (tuple(earlier["data.mean"]), tuple(earlier["data.std"]))
+    else:
+        name, known = normalisation(plain(config.model))
     given = None not in (data.mean, data.std)
     theirs = [list(values) for values in known or IMAGENET]
     data.mean, data.std = data.mean or theirs[0], data.std or theirs[1]

@@ -84,6 +84,7 @@ class TimmUnetConfig(ModelConfig):
         256, "Channels of the deepest decoder level; halved a level.", ge=8, le=4096
     )
     dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
+    checkpointing: bool = option(False, "Recompute the encoder in backward: slower, less memory.")
 
 
 # ------------------------------------------------------------------------------ augmentation

@@ -24,7 +24,7 @@ _SOURCES = ("assembly", "engine", "models", "tasks", "tuning")
 _LIBRARIES = ("kornia", "timm", "torch", "torchmetrics", "transformers")
 # Options that memory does not depend on, or that the forecast covers for all values.
 _REGARDLESS = (
-    "batch_size", "benchmark", "checkpoint", "compile", "device", "epochs", "hardware", "limit_train_batches",
+    "batch_size", "benchmark", "checkpoint", "compile", "device", "epochs", "hardware", "init", "limit_train_batches",
     "limit_val_batches", "loader", "lr", "max_steps", "monitor", "patience", "precision", "report", "resume",
     "scheduler", "seconds", "seed", "val_every",
 )  # fmt: skip

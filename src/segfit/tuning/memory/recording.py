@@ -24,7 +24,7 @@ from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
 from segfit.engine.step import make_update
 from segfit.engine.task import Task
-from segfit.tuning.change import changed
+from segfit.tuning.change import changed, thawed
 from segfit.tuning.memory.curve import PARTS
 from segfit.tuning.memory.pretend import Cuts, without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
@@ -87,8 +87,8 @@ def record(
     """
     planning, assembly = planning_of(config), assembly_of(config)
     val_batch = min(val_batch, assembly.held_out_batch_size(config))
-    as_recorded = {"compile": False, "resume": None, "precision": precision.name}
-    config = changed(planning.costliest(config), as_recorded)
+    as_recorded = {"compile": False, "resume": None, "init": None, "precision": precision.name}
+    config = changed(thawed(planning.costliest(config)), as_recorded)
     recorder, cuts = MemoryRecorder(precision.device_type), Cuts()
     passes: list[int] = []
     with (
@@ -100,7 +100,7 @@ def record(
         # What augmentation takes is measured with data, by `predict`.
         task = planning.without_augmentation(assembly.make_task(config, device))
         for parameter in state.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         _name_parts(recorder, state)
@@ -113,7 +113,7 @@ def record(
             return outputs
 
         state.forward = forward
-        state.model.train()
+        state.train()
         gc.collect()
         begun = len(recorder.events)
         window = [planning.train_example(config) for _ in range(config.accumulate)]

@@ -16,7 +16,7 @@ USUAL = [list(values) for values in IMAGENET]
 def settled(*overrides: str) -> tuple[list[list[float]], list[str]]:
     config = compose_run(*overrides, base=("data=shapes", "device=cpu"))
     notices: list[str] = []
-    settle(config, notices.append)
+    settle(config, {}, notices.append)
     assert [config.data.mean, config.data.std] == normalisation_of(config)
     return normalisation_of(config), notices
 
