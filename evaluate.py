@@ -3,6 +3,7 @@
 python evaluate.py run=outputs/2030-01-31/12-00-00 split=test
 python evaluate.py run=outputs/2030-01-31/12-00-00 images=photos out=results
 python evaluate.py run=outputs/2030-01-31/12-00-00 export=model.pt2
+python evaluate.py run=outputs/2030-01-31/12-00-00 export=hf:folder
 """
 
 from functools import partial
@@ -33,6 +34,7 @@ def evaluate(options: DictConfig) -> None:
     from segfit.commands import evaluate as evaluation
     from segfit.commands import export
     from segfit.commands import load_run as trained  # torch and friends only when work starts
+    from segfit.commands.publish import publish
     from segfit.report.console import console_report
     from segfit.report.progress import WorkProgress
     from segfit.report.tables import print_findings
@@ -43,6 +45,11 @@ def evaluate(options: DictConfig) -> None:
     predicting = partial(checking, what="predicting")
     try:
         run = trained.load_runs(options, configs, notice)
+        if (options.export or "").startswith("hf:"):
+            folder = Path(options.export.removeprefix("hf:")).expanduser()
+            publish(run, folder, options.push)
+            console.print(f"Written to {folder}", markup=False)
+            return
         if options.export is not None:
             export.export_run(run, Path(options.export).expanduser())
             console.print(f"Written to {options.export}", markup=False)

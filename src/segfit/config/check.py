@@ -66,6 +66,10 @@ def _check_evaluation(config: DictConfig) -> Iterator[str]:
     for key in ("run", "out", "export", "root", "images"):
         if config.get(key) is not None and not config[key]:
             yield f"{key} is empty: give a path, or leave it away."
+    if config.export == "hf:" or (
+        config.push is not None and "hf:" not in (config.export or "")[:3]
+    ):
+        yield "push and export=hf: need a folder to write to: export=hf:my_model."
     yield from _check_extra_metrics(config.metrics)
 
 

@@ -327,7 +327,12 @@ class EvaluateConfig:
     split: str = option("val", "Which part of the run's data.", choices=("train", "val", "test"))
     out: str | None = option(None, "Where results go; null: below <run>/evaluation.")
     export: str | None = option(
-        None, "Write the model to this .pt2 or .onnx file instead: a program that needs no SegFit."
+        None,
+        "Write the model instead: to a .pt2 or .onnx file, a program that needs no SegFit; a SegFormer to hf:<folder>, for "
+        "transformers.",
+    )
+    push: str | None = option(
+        None, "Upload what export=hf:… wrote to the Hugging Face hub by this name (owner/name)."
     )
     root: str | None = option(None, "Read the data set from here instead of the run's data.root.")
     checkpoint: str = option("best", "Which state of the run.", choices=("best", "last"))
