@@ -10,10 +10,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.assembly.resuming import flat
 from segfit.assembly.state import Notice, make_device, to_device
 from segfit.assembly.task import assembly_of
-from segfit.config.check import plain
+from segfit.config.check import flat, plain
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.precision import Precision
 from segfit.engine.seeding import seed_everything
