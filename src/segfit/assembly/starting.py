@@ -1,18 +1,18 @@
 """Weights of an earlier run to start from: what fits is taken, rows of the last layer by the names of their classes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from segfit.assembly.samples import Samples, read_samples
 from segfit.config.check import flat, plain
+from segfit.data.files import some
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.errors import SegFitError
 from segfit.runs.folder import RunFolder, load_config
-
-_SHOWN = 8  # names that a notice lists
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Start:
     path: Path  # the file
     weights: Mapping[str, Tensor]
     config: Mapping[str, Any]  # of the run that they are from, by dotted keys
+    samples: Samples  # of that run, if its folder is there
 
 
 def read_start(init: str) -> Start:
@@ -34,9 +35,10 @@ def read_start(init: str) -> Start:
         path = folder.best if folder.best.exists() else folder.last
     try:
         content = load_checkpoint(path)
-        about = content.get("about") or {"config": flat(plain(load_config(path.parents[1])))}
+        run = path.absolute().parent.parent
+        about = content.get("about") or {"config": flat(plain(load_config(run)))}
         weights = dict(content.get("ema") or content["model"])
-        return Start(path, weights, dict(about["config"]))
+        return Start(path, weights, dict(about["config"]), read_samples(RunFolder(run).samples))
     except SegFitError as error:
         raise SegFitError([f"init={init}: {problem}" for problem in error.problems]) from error
     except (LookupError, TypeError, ValueError) as error:
@@ -74,13 +76,15 @@ def start_from(
             f"other options, or another model. Choose model and model.… as its run's config.yaml has them."
         )
     model.load_state_dict(taken, strict=False)
+    changes = {
+        "classes taken over": kept if rows != theirs else [],
+        "new classes": [name for name in rows if name not in theirs],
+        "classes that are gone": [name for name in theirs if name not in rows],
+        "not in it, so random": new,
+        "not used": sorted({*start.weights} - {*taken, *new}),
+    }
     told = [f"init={start.path}: {len(taken)} of {len(taken) + len(new)} tensors taken"]
-    if rows != theirs:
-        told += _listed("classes taken over", kept)
-        told += _listed("new classes", [name for name in rows if name not in theirs])
-        told += _listed("classes that are gone", [name for name in theirs if name not in rows])
-    told += _listed("not in it, so random", new)
-    told += _listed("not used", sorted({*start.weights} - {*taken, *new}))
+    told += [f"{what}: {some(names)}" for what, names in changes.items() if names]
     notice("; ".join(told) + ".")
 
 
@@ -88,8 +92,3 @@ def _classes(config: Mapping[str, Any]) -> list[str]:
     """Return what the rows of the layers called classifier stand for; nothing for tasks without classes."""
     count = config.get("data.num_classes", 0)
     return config.get("data.class_names") or [f"class_{index}" for index in range(count)]
-
-
-def _listed(what: str, names: Sequence[str]) -> list[str]:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return [f"{what}: {', '.join(names[:_SHOWN])}{more}"] if names else []

@@ -74,7 +74,11 @@ def make_training(
     sources = kept_splits(config, assembly.make_sources(config), before)
     report = distributed.once_a_machine(partial(data.check_data, config, sources, progress))
     samples = samples_of(sources)
-    for line in (*report.notices, *(differences(before, samples) if distributed.is_main else ())):
+    told = differences(before, samples)
+    if start is not None:  # what its run was trained on is not held out here
+        held_out_now = {part: names for part, names in samples.items() if part != "train"}
+        told += differences({"train": start.samples.get("train", {})}, held_out_now)
+    for line in (*report.notices, *(told if distributed.is_main else ())):
         notice(line)
     samples = {
         part: {**before.get(part, {}), **names} if part == "train" else names

@@ -82,19 +82,13 @@ def _groups(
 
 
 def _layers_above(model: nn.Module, new: Collection[str]) -> dict[str, int]:
-    """Return by how many layers each parameter that is not new lies below the last: timm's own, else of 12 equal ones.
-
-    These are taken in the order of `named_parameters`, as timm's `param_groups_layer_decay` does for models that it knows
-    nothing of.
-    """
+    """Return how many layers lie above each parameter that is not new: timm's layers, else 12 equal parts in order."""
     for prefix, part in model.named_modules():
         if hasattr(part, "group_matcher"):
             from timm.models import group_parameters
 
-            layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
-            return {
-                f"{prefix}.{name}": max(layers.values()) - layer for name, layer in layers.items()
-            }
+            of = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+            return {f"{prefix}.{name}": max(of.values()) - layer for name, layer in of.items()}
     names = [name for name, _ in model.named_parameters() if name not in new]
     return {name: _LAYERS - 1 - place * _LAYERS // len(names) for place, name in enumerate(names)}
 

@@ -85,10 +85,7 @@ class TrainingState:
     frozen_epochs: int | None = None  # first epochs in which that is so; None: all
 
     def train(self) -> None:
-        """Put the model into training mode, but for modules that are frozen in this epoch: they stay as in evaluation.
-
-        So their dropout is off, and their batch norms keep their statistics. Every process has to call.
-        """
+        """Put the model into training mode; what is frozen in this epoch stays as in evaluation. Every process has to call."""
         self.model.train()
         thawed = self.frozen_epochs is not None and self.progress.epoch >= self.frozen_epochs
         changed = [one for one in self.frozen if one.requires_grad != thawed]

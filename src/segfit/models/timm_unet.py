@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -76,7 +76,7 @@ class TimmUnet(nn.Module):
     ) -> None:
         super().__init__()
         info: Any = encoder.feature_info
-        strides: list[float] = info.reduction()
+        strides: list[int] = info.reduction()
         self.pyramid = PYRAMID if len(strides) == len(PYRAMID) and len(set(strides)) == 1 else None
         if not self.pyramid and (len(set(strides)) < 3 or strides != sorted(strides)):
             raise SegFitError(
@@ -149,7 +149,7 @@ def make_timm_unet(
     """
     network, report = make_encoder(encoder, weights)
     if checkpointing:
-        getattr(network, "model", network).set_grad_checkpointing()
+        cast(Any, getattr(network, "model", network)).set_grad_checkpointing()
     model = TimmUnet(network, num_classes, decoder_channels, dropout)
     return model.train(), report
 

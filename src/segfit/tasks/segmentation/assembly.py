@@ -18,7 +18,7 @@ from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
-from segfit.models.build import IMAGENET, make_model, normalisation
+from segfit.models.build import IMAGENET, Normalisation, make_model, normalisation
 from segfit.models.weights import Weights
 from segfit.tasks.defaults import remark
 from segfit.tasks.segmentation.classes import Classes, sided_pairs
@@ -192,6 +192,7 @@ def settle(config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str
         SegFitError: if weights that were named cannot be had.
     """
     data = config.data
+    known: Normalisation | None
     if earlier.get("data.mean"):
         name, known = config.init, (tuple(earlier["data.mean"]), tuple(earlier["data.std"]))
     else:
