@@ -262,7 +262,7 @@ def test_a_real_pretrained_encoder_trains_by_the_command_line(tmp_path):
     assert same(encoder, {name: pretrained[name.removeprefix("encoder.")] for name in encoder})
     code, output = train_by_command_line(
         tmp_path, *common, "init=one", "model.weights=null", "epochs=1", "hydra.run.dir=two",
-        "data.class_names=[class_3,class_2,class_1,other]",
+        "data.class_names=[spleen,other,background,liver]",
     )  # fmt: skip
     assert code == 0, output
-    assert "classes taken over: class_3, class_2, class_1; new classes: other" in output
+    assert "classes taken over: spleen, background, liver; new classes: other" in output
