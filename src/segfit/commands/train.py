@@ -63,8 +63,9 @@ def _lead(
         checking.close()
     runs.save_config(config, overrides, folder, resumed=resumed)
     files, monitor = runs.RunFolder(folder), Monitor()
-    with reporting(f"cannot write {files.samples}"):
-        write_json(files.samples, training.samples)
+    if training.samples:
+        with reporting(f"cannot write {files.samples}"):
+            write_json(files.samples, training.samples)
     listener = run_listener(
         files,
         console,

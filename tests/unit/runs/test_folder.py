@@ -58,6 +58,24 @@ def test_a_run_is_resumed_from_its_last_state(run):
         run_dir(str(run / "checkpoints/best.pt"), None)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        ("data=folder", "data.num_classes=2"),
+        ("task=restoration", "data=folder"),
+        ("task=restoration", "data=pairs"),
+        ("task=forecasting", "data=csv"),
+    ],
+    ids=" ".join,
+)
+def test_data_of_any_task_may_have_moved(run, data):
+    moved = run.parent / "new place, really"
+    OmegaConf.save(composed("hardware=cpu", *data, "data.root=old"), run / "config.yaml")
+    typed = qualified([f"resume={run}", f"data.root={moved}"], "segmentation", [])
+    composed(*typed)  # today's, of the task that has no root
+    assert runs.resumed_config(run, typed).data.root == str(moved)
+
+
 def test_what_is_typed_beside_resume_is_for_the_run(run):
     """Today's config, composed anew, has other data, which lack the key."""
     OmegaConf.save(

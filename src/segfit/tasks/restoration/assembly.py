@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segfit.config.check import plain
 from segfit.data.shapes import shapes_sources
 from segfit.data.source import Arrays, Source, SourceView
-from segfit.data.splits import SPLITS
+from segfit.data.splits import SPLITS, find_splits
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
@@ -213,7 +213,8 @@ def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str
         notice(f"batch_size={options.batch_size}: whole pictures are taken one by one.")
     if options.root is not None and options.split == "test":
         root = Path(options.root).expanduser()
-        if not any((root / config.data[split]).is_dir() for split in SPLITS):
+        named = any((root / config.data[split]).is_dir() for split in SPLITS)
+        if not named and "" in find_splits(root, ["."])[0]:
             config.data.test = "."  # a test set has no folders for splits
 
 
