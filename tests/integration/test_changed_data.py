@@ -59,7 +59,7 @@ def test_data_that_grow_shrink_and_change(place, capsys):
     (data / "masks" / "copy.png").write_bytes((data / "masks" / f"{copied}.png").read_bytes())
     heard: list[str] = []
     options = OmegaConf.merge(OmegaConf.structured(Evaluate), {"run": str(run), "workers": 0})
-    loaded = trained.load_run(options, runs.load_named(options), print)
+    loaded = trained.load_runs(options, runs.load_named(options), print)
     evaluation.evaluate_split(loaded, options, heard.append)
     scored = {path.stem for path in (run / "evaluation/val/masks").iterdir()}
     assert set(before["val"]) <= scored
@@ -142,3 +142,26 @@ def test_a_list_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "samples.json").write_text(json.dumps({"train": {"a": ""}}))
     assert read_samples(tmp_path / "samples.json") == {"train": {"a": ""}}
     assert read_samples(tmp_path / "none.json") == {}
+
+
+def test_pictures_keep_their_splits_and_copies_are_named(tmp_path):
+    def found():
+        root = f"data.root={tmp_path}"
+        config = compose_run("task=restoration", "data=folder", root, "patch_size=32", base=())
+        sources = assembly_of(config).make_sources(config)
+        return config, sources
+
+    for seed in range(10):
+        save(tmp_path / f"{seed}.png", noise(32, 32, 3, seed=seed))
+    config, sources = found()
+    before = looked_at(config, sources)
+    assert {split: len(names) for split, names in before.items()} == {"train": 8, "val": 2}
+    for seed in range(10, 30):
+        save(tmp_path / f"{seed}.png", noise(32, 32, 3, seed=seed))
+    save(tmp_path / f"{min(before['val'])}.png", noise(32, 32, 3, seed=int(min(before["train"]))))
+    config, sources = found()
+    now = looked_at(config, kept_splits(config, sources, before))
+    assert all(set(before[split]) <= set(now[split]) for split in before)
+    lines = differences(before, now)
+    assert f"1 changed ({min(before['val'])})" in lines[1]
+    assert f"{min(before['val'])} (there {min(before['train'])})" in lines[2]

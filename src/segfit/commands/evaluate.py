@@ -96,6 +96,9 @@ def _split(
     assembly = assembly_of(run.config)
     before = read_samples(RunFolder(run.folder).samples)
     sources = kept_splits(run.config, assembly.make_sources(run.config), before)
+    for folder in run.others:  # what any of them was trained on is no held-out sample
+        seen = read_samples(RunFolder(folder).samples).get("train", {})
+        before = {**before, "train": {**before.get("train", {}), **seen}}
     if split not in sources:
         raise SegFitError(
             f"split={split}: the run's data have no such split. There are: {', '.join(sources)}."
