@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from segfit.config.schema import USED
 from segfit.tasks.segmentation import schema
 from tests.fuzz.keys import COMMANDS, Composition, Key, keys
 from tests.fuzz.text import as_override
@@ -21,9 +22,9 @@ COUPLED = {
     "augmentation.scale", "augmentation.blur_sigma", "augmentation.mixup", "augmentation.cutmix",
     "data.num_classes", "data.class_names", "data.class_colors", "data.background", "data.mean",
     "data.std", "data.window", "data.image_mode", "data.label_map", "data.ignore_index",
-    "data.mask_format", "data.split.val", "data.split.test", "data.split.group",
+    "data.mask_format", "data.split.fold", "data.split.folds", "data.split.val", "data.split.test", "data.split.group",
     "loss.class_weights", "loss.tversky_alpha", "loss.tversky_beta",
-    "optimizer.name", "optimizer.betas", "image_size", "epochs", "patience", "val_every", "device",
+    "optimizer.name", "optimizer.betas", "optimizer.momentum", "optimizer.head_lr_factor", "image_size", "epochs", "patience", "val_every", "device",
     "model.weights", "model.encoder", "resume", "resume_sweep",
 }  # fmt: skip
 
@@ -115,9 +116,27 @@ def right_cases(draw: Any, among: SearchStrategy[Composition] = COMMANDS) -> Cas
     composition = draw(among)
     free = [key for key in composition.keys if key.path not in COUPLED]
     picked = draw(st.lists(st.sampled_from(free), max_size=5, unique_by=lambda key: key.path))
-    return Case(
-        composition, {key.path: draw(right(key)) for key in picked} | draw(agreeing(composition))
-    )
+    values = {key.path: draw(right(key)) for key in picked} | draw(agreeing(composition))
+    return Case(composition, effective(values, composition.choices))
+
+
+# What switches options on, where neither a choice nor a value says otherwise.
+SWITCHES: dict[str, Any] = {
+    "loss.name": "dice_ce", "augmentation.name": "cpu", "precision.name": "auto", "scheduler.name": "none",
+    "augmentation.affine": 0.7, "augmentation.color_jitter": 0.5, "augmentation.blur": 0.1,
+    "augmentation.noise": 0.1, "data.fit": "stretch", "loss.class_weights": "none",
+}  # fmt: skip
+
+
+def effective(values: dict[str, Any], choices: tuple[str, ...]) -> dict[str, Any]:
+    """Return the values but for those of options that have no effect."""
+    chosen = {f"{group}.name": name for group, _, name in (text.partition("=") for text in choices)}
+    state, idle = {**SWITCHES, **chosen, **values}, set()
+    for switch, allowed, names in (*USED, *schema.USED):
+        now = state.get(switch)
+        if not (str(now) in allowed.split() if allowed else now):
+            idle |= {f"{switch.rpartition('.')[0]}.{name}" for name in names.split()}
+    return {key: value for key, value in values.items() if key not in idle}
 
 
 # ------------------------------------------------------------------------------- what is wrong

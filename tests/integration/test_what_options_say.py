@@ -71,6 +71,8 @@ def test_sides_that_flips_confuse_are_told_with_the_remedy() -> None:
     assert told("augmentation.swap=[[2,1]]") == []
     assert told("augmentation.hflip=0") == []
     assert told("augmentation=none") == []
+    (notice,) = told("augmentation.hflip=0", "augmentation.mixup=0.5", "batch_size=1")
+    assert "batch_size=1 has none to mix" in notice
     faces = compose_run("data=face_parsing", "data.root=x", base=())
     assert assembly_of(faces)._unswapped(faces) == ""
 

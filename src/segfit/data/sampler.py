@@ -80,12 +80,10 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # Copied: the loader draws batches ahead, while the next epoch may already be set.
-        seed, epoch, repeats = self.seed, self.epoch, self.repeats
-        for draws in self.draws():
-            yield [
-                (draw // repeats % self.samples, sample_seed(seed, epoch, draw))
-                for draw in draws.tolist()
-            ]
+        seed, epoch, repeats, many = self.seed, self.epoch, self.repeats, self.samples
+        for found in self.draws():
+            draws = found.tolist()
+            yield [(draw // repeats % many, sample_seed(seed, epoch, draw)) for draw in draws]
 
     def draws(self) -> Iterator[NDArray[np.int64]]:
         """Yield what each batch draws, (size,): indices, or with `repeats` indices × repeats + the number of the time.

@@ -83,7 +83,6 @@ def problems(*overrides: str) -> list[str]:
             ["augmentation.blur=0", "augmentation.blur_sigma=[1,9]"],
             "take augmentation.blur above 0",
         ),
-        (["augmentation.mixup=0.5", "batch_size=1"], "Raise batch_size above 1"),
         (["task=restoration", "loss=mse", "loss.epsilon=0.1"], "take loss=charbonnier"),
         (["task=restoration", "loss.encoder=resnet18"], "take loss.perceptual above 0"),
         (["task=restoration", "degrade=blur", "degrade.length=9"], "take degrade.kind=motion"),

@@ -111,11 +111,9 @@ class Focal(PixelTerm):
     Keras's `CategoricalFocalCrossentropy`.
     """
 
-    def __init__(
-        self, class_weights: Sequence[float], gamma: float, label_smoothing: float = 0.0
-    ) -> None:
-        super().__init__(class_weights)
-        self.gamma, self.label_smoothing = gamma, label_smoothing
+    def __init__(self, weights: Sequence[float], gamma: float, smoothing: float = 0.0) -> None:
+        super().__init__(weights)
+        self.gamma, self.label_smoothing = gamma, smoothing
 
     def numerator(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the weighted sum over valid pixels."""
@@ -169,10 +167,8 @@ class Tversky(RegionTerm):
     perfect prediction costs exactly 0.
     """
 
-    def __init__(
-        self, class_weights: Sequence[float], alpha: float = 0.5, beta: float = 0.5
-    ) -> None:
-        super().__init__(class_weights)
+    def __init__(self, weights: Sequence[float], alpha: float = 0.5, beta: float = 0.5) -> None:
+        super().__init__(weights)
         self.alpha, self.beta = alpha, beta
 
     def region_losses(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:

@@ -401,8 +401,6 @@ def _check_ranges(config: DictConfig) -> Iterator[str]:
         yield "loss.tversky_alpha=0 with loss.tversky_beta=0: the loss would be 0 whatever is predicted."
     if config.augmentation.mixup + config.augmentation.cutmix > 1:
         yield "augmentation.mixup + augmentation.cutmix: a batch gets one of them, so at most 1 together."
-    elif config.batch_size == 1 and config.augmentation.mixup + config.augmentation.cutmix > 0:
-        yield "augmentation.mixup, augmentation.cutmix: mix the images of a batch. Raise batch_size above 1."
 
 
 def _check_classes(config: DictConfig) -> Iterator[str]:

@@ -44,7 +44,7 @@ class KorniaGpu(AugmentationOptions):
                 index, _ = chosen[name]
                 for batch in (images, masks):
                     batch.index_copy_(0, index, batch[index].flip(dim))
-        if "mirror" in chosen:
+        if self.swap and "mirror" in chosen:
             index, _ = chosen["mirror"]
             masks.index_copy_(0, index, self.mirrored(masks[index]))
         if "affine" in chosen:

@@ -99,7 +99,8 @@ def check_sources(
         for split, source in sources.items()
     }
     if size is not None and fit != "crop":
-        odd += _describe_lost(folders, reports, size, fit)
+        looked_at = [(one, *found) for part, one in folders.items() for found in reports[part]]
+        odd += _lost(looked_at, size, fit)
     for split, source in sources.items():
         whole = len(reports.get(split, ())) in (0, len(source))
         odd += _describe_classes(source.classes, pixels[split], split, whole=whole)
@@ -221,24 +222,17 @@ def _notices(items: Sequence[Item]) -> list[str]:
     return notices
 
 
-def _describe_lost(
-    sources: Mapping[str, FolderSource],
-    reports: Mapping[str, list[Report]],
-    size: tuple[int, int],
-    fit: str,
-) -> list[str]:
+def _lost(items: Iterable[Item], size: tuple[int, int], fit: str) -> list[str]:
     """Return a notice about objects that are smaller than a pixel once images are fitted to `size`."""
     seen, lost, factor = Counter[str](), Counter[str](), 1.0
-    for split, source in sources.items():
-        for _, report in reports[split]:
-            for label, high, wide, count in report.objects:
-                height, width = report.shape
-                _, _, rows, columns = place_image(height, width, size, fit)
-                needed = max(height / (high * rows), width / (wide * columns))
-                name = source.classes.names[label]
-                seen[name] += count
-                lost[name] += count * (needed > 1)
-                factor = max(factor, needed)
+    for source, _, report in items:
+        for label, high, wide, count in report.objects:
+            height, width = report.shape
+            _, _, rows, columns = place_image(height, width, size, fit)
+            needed = max(height / (high * rows), width / (wide * columns))
+            seen[source.classes.names[label]] += count
+            lost[source.classes.names[label]] += count * (needed > 1)
+            factor = max(factor, needed)
     told = [f"{lost[name]} of {seen[name]} of {name}" for name in lost if lost[name]]
     if not told:
         return []
