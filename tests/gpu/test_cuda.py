@@ -10,6 +10,7 @@ from segfit.data.prefetch import DevicePrefetcher
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.engine.recovery import halve_micro_batch
+from segfit.engine.seeding import seed_everything
 from segfit.engine.state import TrainingState
 from segfit.engine.step import make_update
 from segfit.models.build import make_model
@@ -21,6 +22,7 @@ from segfit.tasks.segmentation.losses import segmentation_loss
 from segfit.tasks.segmentation.task import SegmentationTask
 from tests.contracts.augmentation_contract import STILL
 from tests.integration.test_diagnose import diagnosed
+from tests.unit.models.test_fused_head import assert_parity, some_maps, some_norm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -198,3 +200,28 @@ def test_what_only_a_card_shows_is_among_the_changes_with_its_gain(
     assert str(named[0][1]).startswith(f"{key}=")
     assert named[0][2] >= 0.95
     assert found.values["timeline"]["device"]["backward"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_heads_kernels_give_what_fp64_gives(dtype: torch.dtype) -> None:
+    maps = [
+        one.to(dtype) for one in some_maps(2, 256, "cuda", ((56, 72), (28, 36), (14, 18), (7, 9)))
+    ]
+    assert_parity(maps, some_norm(256).cuda(), 0.1, 1e-4 if dtype == torch.float32 else 0.01)
+
+
+def test_deterministic_trainings_are_equal_in_every_bit() -> None:
+    device, weights = torch.device("cuda"), []
+    for _ in range(2):
+        seed_everything(0, deterministic=True)
+        try:
+            state = make_state(
+                make_model(CLASSES, MODELS["cnn"], pretrained=True)[0], "fp32", device
+            )
+            batch = next(iter(DevicePrefetcher([make_batch()], device)))
+            for seed in range(3):
+                make_update(state, make_task(device), [batch], [seed], 1.0)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        weights.append(torch.cat([one.flatten() for one in state.model.parameters()]))
+    assert torch.equal(*weights)

@@ -100,42 +100,31 @@ def _forward(maps, sizes, depth, mean, scale, bias, seed, out, p):
 
 
 @triton.jit
-def _gradient(out, gradient, place, there, p):
-    """Return the gradient behind dropout and ReLU: what they let through is above 0."""
-    alive = tl.load(out + place, there, 0.0) > 0
-    return tl.where(alive, tl.load(gradient + place, there, 0.0).to(tl.float32), 0.0) / (1 - p)
+def _backward(maps, sizes, depth, mean, slope, scale, shift, out, grad, sums, products, result, p):
+    """Write the gradient of the sum of all maps, `(B, H, W, D)`: `scale · g - shift - slope · (sum - mean)`.
 
-
-@triton.jit
-def _sums(maps, sizes, depth, mean, deviation, out, gradient, plain, scaled, p):
-    """Write each row's sums of gradients behind the norm, plain and times what was normalised, `(B·H, D)`."""
-    line, channel = tl.program_id(0), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    mean = tl.load(mean + channel, channel < depth, 0.0)
-    deviation = tl.load(deviation + channel, channel < depth, 0.0)
-    sums, products = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
-    for start in range(0, sizes[0][1], PIXELS):
-        x = start + tl.arange(0, PIXELS)
-        total, there, place = _summed(maps, sizes, depth, line, x, channel)
-        g = _gradient(out, gradient, place, there, p)
-        sums += tl.sum(g, 0)
-        products += tl.sum(g * (total - mean) * deviation, 0)
-    tl.store(plain + line * depth + channel, sums, channel < depth)
-    tl.store(scaled + line * depth + channel, products, channel < depth)
-
-
-@triton.jit
-def _backward(maps, sizes, depth, mean, slope, scale, shift, out, gradient, result, p):
-    """Write the gradient of the sum of all maps, `(B, H, W, D)`: `scale · g - shift - slope · (sum - mean)`."""
+    g is the gradient behind dropout and ReLU. Without a result, each row's sums of g and g · (sum - mean), `(B·H, D)`.
+    """
     line, channel = tl.program_id(0), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     mean = tl.load(mean + channel, channel < depth, 0.0)
     slope = tl.load(slope + channel, channel < depth, 0.0)
     scale = tl.load(scale + channel, channel < depth, 0.0)
     shift = tl.load(shift + channel, channel < depth, 0.0)
+    plain, scaled = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for start in range(0, sizes[0][1], PIXELS):
         x = start + tl.arange(0, PIXELS)
         total, there, place = _summed(maps, sizes, depth, line, x, channel)
-        g = _gradient(out, gradient, place, there, p) * scale - shift - (total - mean) * slope
-        tl.store(result + place, g.to(result.dtype.element_ty), there)
+        g = tl.load(grad + place, there, 0.0).to(tl.float32) / (1 - p)
+        g = tl.where(tl.load(out + place, there, 0.0) > 0, g, 0.0)  # what was let through
+        if result is None:
+            plain += tl.sum(g, 0)
+            scaled += tl.sum(g * (total - mean), 0)
+        else:
+            g = g * scale - shift - (total - mean) * slope
+            tl.store(result + place, g.to(result.dtype.element_ty), there)
+    if result is None:
+        tl.store(sums + line * depth + channel, plain, channel < depth)
+        tl.store(products + line * depth + channel, scaled, channel < depth)
 
 
 class _Fused(torch.autograd.Function):
@@ -167,13 +156,13 @@ class _Fused(torch.autograd.Function):
         mean, deviation, scale, out, *maps = ctx.saved_tensors
         gradient = grads[0].contiguous()
         batch, height, width, depth = out.shape
-        plain, scaled = out.new_empty(2, batch * height, depth, dtype=torch.float32)
-        _launch(_sums, maps, mean, deviation, out, gradient, plain, scaled, ctx.p)
-        bias, weight = plain.sum(0), scaled.sum(0)
-        shrunk = scale / (batch * height * width)
-        result = torch.empty_like(out)
-        slope, shift = weight * deviation * shrunk, bias * shrunk
-        _launch(_backward, maps, mean, slope, scale, shift, out, gradient, result, ctx.p)
+        rows = out.new_empty(2, batch * height, depth, dtype=torch.float32)
+        _launch(_backward, maps, *[mean] * 4, out, gradient, *rows, None, ctx.p)
+        bias, weight = rows.sum(1)
+        weight *= deviation
+        shrunk, result = scale / (batch * height * width), torch.empty_like(out)
+        vectors = mean, weight * deviation * shrunk, scale, bias * shrunk
+        _launch(_backward, maps, *vectors, out, gradient, *rows, result, ctx.p)
         sizes = [one.shape[1:3] for one in maps[1:]]
         return weight, bias, None, None, result, *shrink_by_products(result, sizes)
 
