@@ -74,6 +74,8 @@ class Card(TorchDispatchMode):
         self._made_aside: dict[int, Aside] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
         kwargs = kwargs or {}
         given = tensors_of(args)
         on_card = any(type(tensor) is FakeTensor for tensor in given)

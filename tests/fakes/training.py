@@ -55,8 +55,8 @@ class TrainingOnCard:
         cutting: Any = CutTask(self.task, card.cuts)
         state.model.train()
         seeds = range(first, first + len(window))
-        loss, norm = make_update(state, cutting, window, seeds, config.clip_grad_norm)
-        self.log.add(loss, norm, sum(map(count_samples, window)), 0.0)
+        made = make_update(state, cutting, window, seeds, config.clip_grad_norm)
+        self.log.add(*made, sum(map(count_samples, window)), 0.0)
 
     def update_by(self, optimizer: DictConfig) -> None:
         """Make an update by another optimizer, of outputs and gradients that are there already."""
