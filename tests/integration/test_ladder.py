@@ -136,9 +136,7 @@ def test_real_trainings_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     reason = "compile=true: torch.compile failed, running eager (no compiler)."
     monkeypatch.setattr(climb, "run_trial", in_process)
-    monkeypatch.setattr(
-        build_state, "compiled_or_eager", lambda model, example, precision: (model, reason)
-    )
+    monkeypatch.setattr(build_state, "compiled_or_eager", lambda model, *_: (model, reason))
     done = benchmark(tmp_path, "ladder", *QUICK, "benchmark.workers=1", "benchmark.cache=ram")
     assert seen[0][0] == "fp32"
     assert seen[0][1]["batch"] == "4"

@@ -13,6 +13,7 @@ from segfit.config.check import flat, plain
 from segfit.config.schema import OptimizerConfig
 from segfit.config.tasks import schema_of
 from segfit.engine.compiling import compiled_or_eager
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
 from segfit.engine.state import TrainingState
@@ -50,11 +51,12 @@ def make_state(
     notice: Notice,
     resumed: bool = False,
     start: Start | None = None,
+    distributed: Distributed = SINGLE_PROCESS,
 ) -> tuple[TrainingState, str]:
     """Return model, optimizer, scheduler and scaler of a config, and where the weights come from.
 
     `updates_per_epoch` is for the schedule; if `resumed`, the weights will be loaded from a checkpoint; `start` is what
-    `init` names. Raises a SegFitError if weights that were named cannot be loaded or do not fit, `freeze` names nothing or
+    `init` names. Every process of `distributed` has to call. Raises a SegFitError if weights that were named cannot be loaded or do not fit, `freeze` names nothing or
     everything, or the optimizer does not take its options.
     """
     if config.hardware.vram_gb is not None and device.type == "cpu":
@@ -89,11 +91,14 @@ def make_state(
         state.train()
         if source == "random":
             notice(f"freeze={config.freeze}: the weights are random, and what is frozen stays so.")
+    state.distributed = distributed
     if config.compile:
         example = assembly.example_input(config, config.batch_size, device)
-        state.forward, reason = compiled_or_eager(model, example, precision)
+        state.forward, reason = compiled_or_eager(model, example, precision, distributed)
         if reason:
             notice(reason)
+    else:
+        state.forward = distributed.wrap(model, model)
     return state, source
 
 

@@ -103,8 +103,9 @@ def make_training(
         config, cached["val"], device, workers, config.limit_val_batches, notice, distributed
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
-    state, initial = make_state(config, device, precision, updates, notice, resumed, start)
-    state.distributed, state.forward = distributed, distributed.wrap(state.model, state.forward)
+    state, initial = make_state(
+        config, device, precision, updates, notice, resumed, start, distributed
+    )
     facts = _facts(config, sources, state, initial, train.sampler.size, workers)
     if not distributed.is_main:  # dropout is to differ; the weights are equal by now
         seed_everything(derive_seed(config.seed, distributed.rank), config.deterministic)

@@ -1,12 +1,14 @@
 """torch.compile with a trial: what does not compile runs eager, with a notice that says why."""
 
 import contextlib
+import gc
 import traceback
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import Precision
 from segfit.engine.task import Forward
@@ -22,31 +24,42 @@ _CALLERS = (
 
 
 def compiled_or_eager(
-    model: nn.Module, example: Tensor, precision: Precision
+    model: nn.Module,
+    example: Tensor,
+    precision: Precision,
+    distributed: Distributed = SINGLE_PROCESS,
 ) -> tuple[Forward, str | None]:
     """Return a compiled forward that was tried on `example`, or the model and a notice that says why not.
 
-    Where memory runs out, half of the example is tried, as an update tries half of its micro-batch.
+    Where memory runs out, half of the example is tried, as an update tries half of its micro-batch. The forward is wrapped
+    by `distributed`, every process of which has to call, before it is tried: within DistributedDataParallel the compiler cuts
+    the backward where a bucket of gradients is full, so that buckets travel while the rest is computed.
     `model` is in training mode, on its device; its buffers and the generators of random numbers are restored. `example` is
     an input (B, …) of the shape that will be trained on.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     cuda = [example.device] if example.device.type == "cuda" else []
+    forward, reason = model, None  # type: Forward, str | None
     try:
-        with torch.random.fork_rng(devices=cuda):
-            forward: Forward = torch.compile(model)
+        forward = distributed.wrap(model, torch.compile(model))
+        with torch.random.fork_rng(devices=cuda), distributed.no_sync(forward):
             while not _fits(forward, example, precision):
                 model.zero_grad(set_to_none=True)
                 release_memory()
                 example = example[: len(example) // 2]
     except Exception as error:  # no Triton, no C++ compiler, a bug of the compiler, …
-        return model, give_up_compiling(error)
+        reason = give_up_compiling(error)
     finally:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-    return forward, None
+    reasons = [one for one in distributed.gather(reason) if one]  # all compile, or none
+    if not reasons:
+        return forward, None
+    del forward
+    gc.collect()  # removes the wrapper's hooks from the parameters
+    return distributed.wrap(model, model), reasons[0]
 
 
 def _fits(forward: Forward, example: Tensor, precision: Precision) -> bool:

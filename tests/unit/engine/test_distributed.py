@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 from segfit.data.cache_ram import RamStore
+from segfit.engine.compiling import compiled_or_eager
+from segfit.engine.precision import Precision
 from segfit.engine.torchrun import joined
 
 def kept():
@@ -63,6 +65,28 @@ with joined("cpu") as processes:
         model[0].running_mean.fill_(1.0 + 2 * rank)
     processes.average_buffers(model)
     found["mean"] = model[0].running_mean.tolist()
+
+    graphs = []
+    def backend(graph, inputs):
+        graphs.append(graph)
+        if rank == 1 and len(graphs) > most:
+            raise RuntimeError("no compiler")
+        return graph.forward
+    compile = torch.compile
+    torch.compile = lambda module: compile(module, backend=backend)
+    deep = nn.Sequential(*(nn.Linear(2000, 2000) for _ in range(3)))  # more than a bucket of 25 MiB
+    for most in (9, 0):
+        graphs.clear()
+        torch._dynamo.reset()
+        example, precision = torch.ones(2, 2000), Precision("fp32", "cpu")
+        forward, notice = compiled_or_eager(deep, example, precision, processes)
+        found["compiled"] = found.get("compiled", []) + [processes.unwrap(forward) is not deep]
+        if most:
+            found["graphs"] = len(graphs)
+            forward(example * rank).sum().backward()
+            found["more graphs"] = len(graphs) - found["graphs"]
+            # half of what the gradient of ones alone is, in both processes
+            found["gradient"] = deep[2].bias.grad.mean().item(), deep[0].weight.grad.norm().item()
 del processes, forward  # gloo's threads end with them, and have to before Python does
 print(json.dumps(found))
 """
@@ -145,6 +169,18 @@ def test_gradients_are_averaged_but_where_they_are_accumulated(found):
 
 def test_buffers_are_averaged(found):
     assert [one["mean"] for one in found] == [[2.0, 2.0]] * 2
+
+
+def test_the_compiler_cuts_the_backward_at_buckets_of_gradients(found):
+    """With one graph every gradient would come at the end, and nothing of their exchange overlap."""
+    for one in found:
+        assert one["graphs"] > 1
+        assert one["more graphs"] == 0
+        assert one["gradient"] == found[0]["gradient"]
+
+
+def test_where_one_process_cannot_compile_none_does(found):
+    assert [one["compiled"] for one in found] == [[True, False]] * 2
 
 
 def slow(*values: object) -> object:
