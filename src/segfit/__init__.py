@@ -1,3 +1,15 @@
-"""SegFit: segmentation training that fits the GPU you have."""
+"""SegFit: training that fits the GPU you have."""
+
+from typing import Any
 
 __version__ = "0.1.0"
+
+
+def load(run: Any, **options: Any) -> Any:
+    """Return the `segfit.commands.predict.Model` of a run folder ("last": the newest); `options` are those of evaluate.py.
+
+    `segfit.load("outputs/…").predict("photo.jpg").mask`
+    """
+    from segfit.commands.predict import Model  # torch takes seconds
+
+    return Model(run, **options)

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
+import segfit
+from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.masks import read_index_mask
 from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.integration.evaluating import COLORS, evaluate, write_data
-from tests.integration.training import command, finished
+from tests.integration.training import command, finished, train
 from tests.unit.data.files import save
 
 
@@ -175,6 +178,123 @@ def test_the_last_checkpoint_gives_the_last_scores(place, tmp_path):
     assert done.facts["epoch"] == 2
     written = {"confusion_matrix.png", "metrics.json", "per_class.csv"}
     assert {path.name for path in out.iterdir()} == written
+
+
+def test_python_predicts_the_same_pixels(place, evaluated):
+    model = segfit.load(place / "run 1", device="cpu")
+    folder = place / "data/val/images"
+    paths = sorted(folder.rglob("*.png"))
+    names = [path.relative_to(folder).with_suffix("") for path in paths]
+    written = [np.array(Image.open(evaluated[0] / f"masks/{name}.png")) for name in names]
+    forms = (
+        paths,
+        [Image.open(path) for path in paths],
+        [np.array(Image.open(path)) for path in paths],
+    )
+    for images in forms:
+        for found, mask in zip(model.predict(images), written, strict=True):
+            assert np.array_equal(found.mask, mask)
+            assert np.array_equal(found.probabilities.argmax(0), mask)
+            assert found.probabilities.sum(0) == pytest.approx(1, abs=1e-5)
+    one = model.predict(str(paths[1]))
+    assert np.array_equal(one.mask, written[1])
+    assert one.class_names == ("class_0", "class_1", "class_2")
+    assert model.predict([]) == []
+    with pytest.raises(SegFitError, match=r"nothing\.png: no such file"):
+        model.predict(place / "nothing.png")
+    with pytest.raises(SegFitError, match=r"image 0: dict is no picture"):
+        model.predict({})
+    with pytest.raises(SegFitError, match=r"threshold=0\.3: is for two classes, and the run has 3"):
+        segfit.load(place / "run 1", threshold=0.3)
+    with pytest.raises(SegFitError, match=r"segfit\.load: Key 'fold' not in"):
+        segfit.load(place / "run 1", fold=1)
+
+
+@pytest.mark.parametrize(("asked", "kind"), [(True, np.float16), ("uint8", np.uint8)])
+def test_probabilities_are_written_on_demand(place, evaluated, tmp_path, asked, kind):
+    images = str(place / "data/val/images/patient_0")
+    options = {"images": images, "probabilities": asked, "sliding_window": asked == "uint8"}
+    done = evaluate(place, out=str(tmp_path / "out"), worst=0, **options)
+    assert tmp_path / "out/probabilities" in done.written
+    for path in (tmp_path / "out/probabilities").iterdir():
+        shares, mask = np.load(path), np.array(Image.open(tmp_path / f"out/masks/{path.stem}.png"))
+        assert (shares.dtype, shares.shape) == (kind, (3, *mask.shape))
+        assert shares.astype(float).sum(0) == pytest.approx(
+            255 if kind == np.uint8 else 1, rel=0.01
+        )
+        likely = np.take_along_axis(shares, mask[None].astype(int), 0)[0]
+        assert (likely == shares.max(0)).all()
+
+
+def test_images_too_large_for_memory_are_read_strip_by_strip(place, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (300, 170, 3)).astype(np.uint8)
+    deep = rng.integers(0, 65536, (300, 170)).astype(np.uint16)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    tifffile.imwrite(
+        folder / "tiles.tif", pixels, tile=(64, 48), compression="zlib", photometric="rgb"
+    )
+    tifffile.imwrite(folder / "strips.tif", pixels, rowsperstrip=37, photometric="rgb")
+    planes = np.moveaxis(pixels, 2, 0)
+    tifffile.imwrite(
+        folder / "planes.tif", planes, tile=(64, 64), planarconfig="separate", photometric="rgb"
+    )
+    tifffile.imwrite(folder / "deep.tif", deep, rowsperstrip=50)
+    options = {
+        "images": str(folder),
+        "sliding_window": True,
+        "batch_size": 5,
+        "probabilities": True,
+    }
+    evaluate(place, out=str(tmp_path / "whole"), **options)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25000)
+    evaluate(place, out=str(tmp_path / "parts"), **options)
+    for path in folder.iterdir():
+        mask = tifffile.imread(tmp_path / f"parts/masks/{path.name}")
+        monkeypatch.undo()
+        assert np.array_equal(mask, Image.open(tmp_path / f"whole/masks/{path.stem}.png"))
+        both = [
+            np.load(tmp_path / f"{out}/probabilities/{path.stem}.npy") for out in ("whole", "parts")
+        ]
+        assert np.array_equal(*both)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25000)
+    with pytest.raises(
+        SegFitError, match=r"larger than .* Save it as TIFF, .* sliding_window=true"
+    ):
+        evaluate(place, **{**options, "sliding_window": False}, out=str(tmp_path / "no"))
+
+
+PEAK = """
+import resource, runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("KiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_twenty_thousand_pixels_a_side_take_less_than_four_gib(tmp_path):
+    side, rng = 20000, np.random.default_rng(0)
+    tiles = (np.full((512, 512, 3), rng.integers(256), np.uint8) for _ in range(40 * 40))
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(
+        tmp_path / "images/large.tif", tiles, shape=(side, side, 3), dtype=np.uint8,
+        tile=(512, 512), compression="zlib", photometric="rgb",
+    )  # fmt: skip
+    small = ("model.base_channels=4", "image_size=512", "data.resolution=512", "max_steps=1")
+    train(tmp_path / "run", *small, "batch_size=2", "data.train_size=2", "data.val_size=1")
+    options = ("sliding_window=true", "overlap=0.1", "workers=0", "device=cpu", "precision=fp32")
+    line = command(
+        f"run={tmp_path}/run", f"images={tmp_path}/images", *options, script="evaluate.py"
+    )
+    done = finished([line[0], "-c", PEAK, *line[1:]], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.rsplit("KiB ")[-1]) < 4 * 2**20
+    with tifffile.TiffFile(tmp_path / "run/evaluation/images-images/masks/large.tif") as file:
+        assert file.pages[0].shape == (side, side)
 
 
 def test_windows_and_mirror_images_at_full_resolution(place, tmp_path):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+import segfit
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.errors import SegFitError
 from segfit.tasks.forecasting.data.table import waves_table
@@ -77,6 +78,18 @@ def test_the_future_begins_an_hour_after_the_data(trained):
     hours = pd.date_range("2020-01-01", periods=512, freq="h")[500:]
     assert (table["date"].unique() == hours).all()
     assert table["truth"].isna().all()
+    rows = waves_table(compose_run(*SMALL, base=()).data).values.view(4, 500, 2)[2].numpy()
+    frame = pd.DataFrame(rows, columns=["value_0", "value_1"])
+    frame.attrs["series"] = "wave_002"
+    model = segfit.load(trained / "run", device="cpu")
+    found = model.predict(frame[-60:])
+    for place, name in enumerate(frame):
+        written = table[table["series"] == f"wave_002/{name}"]["prediction"]
+        assert np.allclose(found[:, place], written, atol=1e-5)
+    with pytest.raises(SegFitError, match="which series"):
+        model.predict(rows)
+    with pytest.raises(SegFitError, match=r"input 0: the last 48 \+ 0 rows of value_0, value_1"):
+        model.predict([frame[-47:]])
 
 
 def test_the_exported_program_forecasts_what_evaluation_wrote(trained):

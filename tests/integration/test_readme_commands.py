@@ -132,3 +132,12 @@ def test_the_command_runs(line: str, place: Path) -> None:
 
 def test_they_were_found() -> None:
     assert len(commands()) >= 13
+
+
+def test_the_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    save(place / "street.jpg", np.zeros((40, 48, 3), np.uint8))
+    monkeypatch.chdir(place)
+    found: dict[str, np.ndarray] = {}
+    exec(code, found)
+    assert found["mask"].shape == (40, 48)

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 
+import segfit
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.tasks.restoration.data.reading import read_picture
 from tests.integration.restoring import SMALL, TINY, picture, write
@@ -185,6 +186,7 @@ def test_pictures_are_restored_in_their_own_depth(trained, tmp_path):
     run(
         trained, "run=run", f"images={tmp_path / 'noisy'}", f"out={tmp_path / 'clean'}", "device=cpu", script="evaluate.py"
     )  # fmt: skip
+    model = segfit.load(trained / "run", device="cpu")
     for name, kind, shape in (
         ("a/8", np.uint8, (70, 90, 3)),
         ("a/16", np.uint16, (70, 90, 3)),
@@ -193,6 +195,7 @@ def test_pictures_are_restored_in_their_own_depth(trained, tmp_path):
         restored = read_picture(tmp_path / f"clean/restored/{name}.png", "rgb")
         assert restored.dtype == kind
         assert restored.shape == shape
+        assert np.array_equal(model.predict(tmp_path / f"noisy/{name}.png"), restored)
     both = [read_picture(tmp_path / f"clean/restored/a/{depth}.png", "rgb") for depth in (8, 16)]
     np.testing.assert_allclose(both[0] / 255, both[1] / 65535, atol=0.01)
 

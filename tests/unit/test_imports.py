@@ -12,6 +12,7 @@ COMPOSING = {"config", "runs"}  # what the command line needs of a config, witho
 
 # Folder of segfit → what it may import of ours, besides itself and errors.
 ALLOWED: dict[str, set[str]] = {
+    "__init__": {"commands"},  # segfit.load
     "errors": set(),
     "system": set(),
     "models": {"system"},

@@ -183,6 +183,16 @@ class TaskEvaluation(Protocol):
     ) -> Evaluation:
         """Return what scores a run's predictions on a source or a dataset without targets, and writes them down."""
 
+    def predict(
+        self,
+        config: DictConfig,
+        device: torch.device,
+        options: DictConfig,
+        inputs: Sequence[Any],
+        go: Callable[[Task, Any], None],
+    ) -> list[Any]:
+        """Return what a run predicts for inputs of Python; `go` lets a task see the samples of a dataset."""
+
 
 class TaskExport(Protocol):
     """The `export` module of a task."""

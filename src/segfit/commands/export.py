@@ -1,7 +1,6 @@
 """A run's model as a program without SegFit: torch.export's .pt2, or ONNX."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,14 @@ def export_run(run: TrainedRun, path: Path) -> None:
     `path` ends with .pt2 or .onnx, and is replaced if it exists. Raises a SegFitError if it cannot be written, or what writes
     ONNX is not installed.
     """
-    writers: dict[str, Callable[[Exported, Path], None]] = {
-        ".pt2": _write_pt2,
-        ".onnx": _write_onnx,
-    }
-    if path.suffix not in writers:
+    if path.suffix not in (".pt2", ".onnx"):
         raise SegFitError(
             f"export={path}: must end with .pt2, the format of torch.export, or .onnx."
         )
     exported = export_of(run.config).make_exported(run.config, run.model)
     with reporting(f"export={path}: cannot be written"), warnings.catch_warnings(), torch.no_grad():
         path.parent.mkdir(parents=True, exist_ok=True)
-        writers[path.suffix](exported, path)
+        (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(exported, path)
 
 
 def _write_pt2(exported: Exported, path: Path) -> None:
@@ -49,9 +44,7 @@ def _write_onnx(exported: Exported, path: Path) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise SegFitError(
-            f"export={path}: needs onnx and onnxscript. pip install 'segfit[export]'"
-        ) from error
+        raise SegFitError(f"export={path}: pip install onnx onnxscript, which write it.") from error
     warnings.simplefilter("ignore")  # of the exporter's own parts
     program = torch.onnx.export(
         exported.onnx or exported.module,

@@ -207,7 +207,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise SegFitError(
             f"{path}: larger than {limit} megapixels, which would not fit in memory batch by batch. "
-            "Cut it into tiles."
+            "Save it as TIFF, which evaluate.py images=… sliding_window=true reads strip by strip, or cut it into tiles."
         ) from error
     except FileNotFoundError as error:
         raise SegFitError(f"{path}: no such file. Was it moved while SegFit ran?") from error

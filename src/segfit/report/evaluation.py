@@ -111,15 +111,19 @@ class PictureEvaluation(Evaluation):
                 del cases[last]
             cases[index] = case = case or (score, shown())
 
-    def submit(self, index: int, write: Callable[[str], None]) -> None:
-        """Call `write` with a sample's name in a thread: encoding releases Python's lock.
-
-        Raises a SegFitError if an earlier one could not be written, or the name leads out of the folder.
-        """
+    def name_of(self, index: int) -> str:
+        """Return a sample's name; raise a SegFitError if it leads out of the folder."""
         name = PurePosixPath(self.data.id(index))
         if name.is_absolute() or ".." in name.parts:
             raise SegFitError(f"{name}: refused, the name leads out of {self.path}.")
-        self._pending.append(self._pool.submit(write, f"{name}"))
+        return f"{name}"
+
+    def submit(self, index: int, write: Callable[[str], None]) -> None:
+        """Call `write` with a sample's name in a thread: encoding releases Python's lock.
+
+        Raises a SegFitError if an earlier one could not be written, or as `name_of`.
+        """
+        self._pending.append(self._pool.submit(write, self.name_of(index)))
         if len(self._pending) > 2 * _THREADS:  # no more pictures in memory than that
             self._pending.popleft().result()
 

@@ -146,6 +146,15 @@ def peak_memory_gib(device: "torch.device") -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
+def fits(size: int, device: "torch.device") -> bool:
+    """Say whether so many bytes take less than half of a CUDA card's free memory; of other devices always."""
+    import torch
+
+    if device.type != "cuda" or not torch.cuda.is_available():  # planning pretends a card
+        return True
+    return size < torch.cuda.mem_get_info(device)[0] / 2
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of returning it to the system after each large tensor.
 

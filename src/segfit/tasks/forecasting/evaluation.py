@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
+from segfit.data.files import some
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.findings import Findings
-from segfit.engine.task import Batch
+from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError
 from segfit.report.evaluation import Evaluation
-from segfit.tasks.forecasting.assembly import make_task
+from segfit.tasks.forecasting.assembly import make_sources, make_task
 from segfit.tasks.forecasting.data.windows import Windows
 from segfit.tasks.forecasting.plots import Forecast, forecast_figure
 from segfit.tasks.forecasting.task import forecast_of
@@ -129,6 +130,55 @@ class ForecastEvaluation(Evaluation):
 
 
 make_evaluation = ForecastEvaluation
+
+
+def predict(
+    config: DictConfig,
+    device: torch.device,
+    options: DictConfig,  # noqa: ARG001
+    inputs: Sequence[Any],
+    go: Callable[[Task, Any], None],
+) -> list[Any]:
+    """Return forecasts (horizon, targets) or (…, quantiles) of data frames or arrays, as `TaskEvaluation.predict` says.
+
+    Their last rows are looked back at; of columns known in advance there are `horizon` rows more. They are standardised as
+    the run's series were; of several, as the one that `frame.attrs["series"]` names.
+    """
+    task, data = make_task(config, device), config.data
+    series, layout = make_sources(config)["train"].series, task.layout
+    future = data.horizon if layout.known else 0
+    samples, found = [], dict[int, Any]()
+    for number, given in enumerate(inputs):
+        names, name = series.table.names, getattr(given, "attrs", {}).get("series")
+        if len(names) > 1 and name not in names:
+            raise SegFitError(
+                f"input {number}: which series? Set frame.attrs['series'] to one of: {some(names)}."
+            )
+        try:
+            values = pd.DataFrame(given, columns=[*layout.columns]).to_numpy(np.float64, copy=True)
+        except (TypeError, ValueError) as error:
+            raise SegFitError(f"input {number}: no table of numbers ({error}).") from error
+        if data.returns:
+            targets = np.log(values[:, : layout.targets])
+            values = values[1:]
+            values[:, : layout.targets] = np.diff(targets, axis=0)
+        window = np.zeros((data.lookback + data.horizon, len(layout.columns)), np.float32)
+        seen = values[-data.lookback - future :]
+        if len(seen) < data.lookback + future or not np.isfinite(seen[: data.lookback]).all():
+            raise SegFitError(
+                f"input {number}: the last {data.lookback} + {future} rows of {some(layout.columns)} have to be there."
+            )
+        window[: len(seen)] = np.nan_to_num(seen)  # of the future, only what is known counts
+        which = names.index(name) if name in names else 0
+        mean, std, scale = (part[which].astype(np.float32) for part in series.statistics)
+        facts = {"mean": mean, "std": std, "scale": scale, "when": 0, "index": number}
+        samples.append({"window": window, **facts})
+
+    def take(batch: Batch, values: Tensor) -> None:
+        found.update(zip(batch["index"].tolist(), values.cpu().numpy(), strict=True))
+
+    go(replace(task, on_forecast=take), samples)
+    return [found[index] for index in sorted(found)]
 
 
 def following(dates: Vector, count: int) -> Vector:

@@ -1,6 +1,6 @@
 """What an evaluation keeps of its pictures: each restored one as a file, and the worst to be seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from segfit.data.inputs import folder_of
 from segfit.engine.extra_metrics import ExtraMetric
+from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
-from segfit.tasks.restoration.assembly import degraded_by, make_task
+from segfit.tasks.restoration.assembly import degraded_by, make_predict_dataset, make_task
 from segfit.tasks.restoration.data.dataset import PredictDataset
 from segfit.tasks.restoration.data.reading import Pixels, png
 from segfit.tasks.restoration.pictures import Panel, draw, panel_of
@@ -62,10 +64,7 @@ class RestoredEvaluation(PictureEvaluation):
     ) -> None:  # fmt: skip
         """Take a restored picture; see `RestorationTask.on_picture`."""
         if self.saves:
-            kind = np.uint16 if deep else np.uint8
-            levels = restored.clamp(0, 1).mul(np.iinfo(kind).max).round()
-            pixels = levels.permute(1, 2, 0).cpu().numpy().astype(kind)  # synchronises
-            self.submit(index, partial(self._save, pixels))
+            self.submit(index, partial(self._save, _pixels(restored, deep=deep)))
         if target is None or psnr is None or not self.kept:
             return
         name, score = self.data.id(index), float(psnr)  # synchronises: only the worst are kept
@@ -76,3 +75,30 @@ class RestoredEvaluation(PictureEvaluation):
 
 
 make_evaluation = RestoredEvaluation
+
+
+def predict(
+    config: DictConfig,
+    device: torch.device,
+    options: DictConfig,
+    inputs: Sequence[Any],
+    go: Callable[[Task, Any], None],
+) -> list[Pixels]:
+    """Return restored pictures, as `TaskEvaluation.predict` says."""
+    found: dict[int, Pixels] = {}
+
+    def take(index: int, _: Tensor, restored: Tensor, __: Any, ___: Any, deep: bool) -> None:
+        pixels = _pixels(restored, deep=deep)
+        found[index] = pixels if pixels.shape[2] > 1 else pixels[..., 0]
+
+    task = replace(make_task(config, device), overlap=options.overlap, on_picture=take)
+    with folder_of(inputs) as folder:
+        go(task, make_predict_dataset(config, folder))
+    return [found[index] for index in sorted(found)]
+
+
+def _pixels(restored: Tensor, *, deep: bool) -> Pixels:
+    """Return a picture (H, W, C) uint8, or `deep` uint16, of one that is (C, H, W) float; synchronises."""
+    kind = np.uint16 if deep else np.uint8
+    levels = restored.clamp(0, 1).mul(np.iinfo(kind).max).round()
+    return levels.permute(1, 2, 0).cpu().numpy().astype(kind)

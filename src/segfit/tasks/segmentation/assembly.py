@@ -332,9 +332,10 @@ def make_loss(config: DictConfig, class_weights: list[float] | None) -> Segmenta
 
 
 def make_predictor(config: DictConfig, *, overlap: float = 0.5, flip: bool = False) -> Predictor:
-    """Return how images become logits: whole, or in windows of image_size."""
+    """Return how images become logits: whole, or in windows of image_size, batch_size of them at once."""
     window = size_of(config.image_size) if config.data.fit == "crop" else None
-    return Predictor(window, overlap, flip, plain(config.augmentation)["swap"] or ())
+    swap = plain(config.augmentation)["swap"] or ()
+    return Predictor(window, overlap, flip, swap, config.batch_size)
 
 
 def make_augment(config: DictConfig, name: str) -> Augment | None:
@@ -371,9 +372,9 @@ def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str
         )
     if options.sliding_window:
         config.data.fit = "crop"
-    if config.data.fit == "crop" and options.batch_size not in (None, 1):
-        notice(
-            f"batch_size={options.batch_size}: a sliding window takes images one by one, at their own sizes."
+    if options.threshold is not None and config.data.num_classes != 2:
+        raise SegFitError(
+            f"threshold={options.threshold}: is for two classes, and the run has {config.data.num_classes}."
         )
 
 

@@ -1,27 +1,48 @@
 """What an evaluation keeps of its predictions: masks, overlays, and the worst cases as pictures."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import tifffile
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from segfit.data.inputs import folder_of
+from segfit.data.large import is_large
 from segfit.engine.extra_metrics import ExtraMetric
+from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
-from segfit.tasks.segmentation.assembly import make_predictor, make_task
+from segfit.system.files import reporting
+from segfit.tasks.segmentation.assembly import (
+    make_predict_dataset,
+    make_predictor,
+    make_task,
+)
 from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
 from segfit.tasks.segmentation.pictures import Panel, Picture, overlay, panels_image
 from segfit.tasks.segmentation.scores import confusion_matrices, scores_of
+from segfit.tasks.segmentation.task import SegmentationTask, Shape
 
 MASKS, OVERLAYS = "masks", "overlays"
-_NAMES = ("per_class.csv", "confusion_matrix.png", "worst.csv", WORST, BEST, MASKS, OVERLAYS)
+SHARES = "probabilities"
+_NAMES = (
+    "per_class.csv",
+    "confusion_matrix.png",
+    "worst.csv",
+    WORST,
+    BEST,
+    MASKS,
+    OVERLAYS,
+    SHARES,
+)
 _JPEG_QUALITY = 90
 
 
@@ -43,13 +64,17 @@ class MaskEvaluation(PictureEvaluation):
         statistics: Mapping[str, Any] | None,
         extra: Sequence[ExtraMetric] = (),
     ) -> None:
-        predictor = make_predictor(config, overlap=options.overlap, flip=options.flip)
-        task = make_task(config, device, statistics, predictor=predictor, extra=extra)
+        task = _task(config, device, options, statistics, extra=extra, on_prediction=self._keep)
         self.classes, self.saves = task.classes, options.save_masks
+        if options.probabilities not in (None, "False"):
+            self._kind = "uint8" if options.probabilities == "uint8" else "float16"
+            task = replace(task, on_logits=self._save_shares)
+        if isinstance(data, PredictDataset):
+            task = replace(task, large=data.large)
         names, colors = self.classes.names, self.classes.colors
         facts = {"names": names, "colors": colors, "background": self.classes.background}
         super().__init__(
-            path, replace(task, on_prediction=self._keep), {"classes": facts}, _NAMES,
+            path, task, {"classes": facts}, _NAMES,
             data=data, predicted=isinstance(data, PredictDataset), kept=options.worst,
         )  # fmt: skip
         self._palette = np.array(colors, np.uint8).tobytes().ljust(3 * 256, b"\0")
@@ -75,8 +100,22 @@ class MaskEvaluation(PictureEvaluation):
         score = scores_of(confusion[0].cpu().numpy(), self.classes).scores["miou"]  # synchronises
         self.keep(index, score, lambda: pixels)
 
+    def _save_shares(self, index: int, shape: Shape, row: int, logits: Tensor) -> None:
+        """Write a strip of `probabilities/<name>.npy`; see `SegmentationTask.on_logits`."""
+        shares = logits.softmax(0).cpu().numpy()  # synchronises
+        path, whole = self.path / SHARES / f"{self.name_of(index)}.npy", (len(shares), *shape)
+        how = {"mode": "r+"} if row else {"mode": "w+", "dtype": self._kind, "shape": whole}
+        with reporting(f"cannot write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            strip = np.rint(255 * shares) if self._kind == "uint8" else shares
+            np.lib.format.open_memmap(path, **how)[:, row : row + shares.shape[1]] = strip
+
     def _save(self, index: int, mask: Picture, name: str) -> None:
-        """Write `masks/<name>.png` and `overlays/<name>.jpg`."""
+        """Write `masks/<name>.png` and `overlays/<name>.jpg`; of what is too large for Pillow, `masks/<name>.tif`."""
+        if is_large(mask.size):
+            tifffile.imwrite(buffer := io.BytesIO(), mask, compression="zlib", tile=(256, 256))
+            self.write(self.path / MASKS / f"{name}.tif", buffer.getvalue())
+            return
         indices = Image.fromarray(mask)
         indices.putpalette(self._palette)
         self.write(self.path / MASKS / f"{name}.png", _encoded(indices, "PNG"))
@@ -86,6 +125,49 @@ class MaskEvaluation(PictureEvaluation):
 
 
 make_evaluation = MaskEvaluation
+
+
+class Prediction(NamedTuple):
+    """What a run says of an image."""
+
+    mask: Picture  # (H, W) uint8, indices of `class_names`
+    probabilities: NDArray[np.float32]  # (num_classes, H, W)
+    class_names: tuple[str, ...]
+
+
+def predict(
+    config: DictConfig,
+    device: torch.device,
+    options: DictConfig,
+    inputs: Sequence[Any],
+    go: Callable[[Task, Any], None],
+) -> list[Prediction]:
+    """Return the predictions of images, as `TaskEvaluation.predict` says."""
+    found: dict[int, Prediction] = {}
+    parts: dict[int, list[NDArray[np.float32]]] = {}
+
+    def take_logits(index: int, _: Shape, row: int, logits: Tensor) -> None:
+        before = parts[index] if row else []
+        parts[index] = [*before, logits.softmax(0).cpu().numpy()]  # synchronises
+
+    def take(index: int, prediction: Tensor, _: Tensor | None) -> None:
+        shares = np.concatenate(parts.pop(index), 1)
+        found[index] = Prediction(prediction.cpu().numpy(), shares, task.classes.names)
+
+    task = _task(config, device, options, on_logits=take_logits, on_prediction=take)
+    with folder_of(inputs) as folder:
+        dataset = make_predict_dataset(config, folder)
+        go(replace(task, large=dataset.large), dataset)
+    return [found[index] for index in sorted(found)]
+
+
+def _task(
+    config: DictConfig, device: torch.device, options: DictConfig, *given: Any, **more: Any
+) -> SegmentationTask:
+    """Return a run's task with the options of evaluate.py."""
+    predictor = make_predictor(config, overlap=options.overlap, flip=options.flip)
+    task = make_task(config, device, *given, predictor=predictor, extra=more.pop("extra", ()))
+    return replace(task, threshold=options.threshold, **more)
 
 
 def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:

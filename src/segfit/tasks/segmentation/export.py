@@ -14,38 +14,26 @@ from segfit.tasks.segmentation.schema import size_of
 
 
 class Deployed(nn.Module):
-    """A model from uint8 images of any size to logits of that size.
+    """A run's model from uint8 images of any size to logits of that size, fitted as `data.fit` says; "crop" leaves them."""
 
-    Args:
-        model: takes normalised images.
-        mean: of RGB in 0-1, three numbers.
-        std: of RGB in 0-1, three numbers.
-        size: (height, width) that the model sees.
-        fit: how images come to that size, "stretch" or "pad"; "crop": they have it already.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        mean: list[float],
-        std: list[float],
-        size: tuple[int, int],
-        fit: str,
-    ) -> None:
+    def __init__(self, model: nn.Module, config: DictConfig) -> None:
         super().__init__()
-        self.model, self.size, self.fit = model, size, fit
-        self.mean = nn.Buffer(torch.tensor(mean).view(-1, 1, 1))
-        self.std = nn.Buffer(torch.tensor(std).view(-1, 1, 1))
+        self.model, self.size, self.fit = model, size_of(config.image_size), config.data.fit
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation_of(config))
+        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes, H, W)` float32 of images `(B, 3, H, W)` uint8."""
         pixels = images.float()
         if self.fit == "crop":
             return self._logits(pixels)
-        shape = torch.stack([
-            torch.scalar_tensor(side, dtype=torch.float64) for side in images.shape[-2:]
-        ])  # fmt: skip
-        start, content = self._place(shape)
+        kind = torch.float64
+        shape = torch.stack([torch.scalar_tensor(side, dtype=kind) for side in images.shape[-2:]])
+        start, content = torch.zeros(2, dtype=kind), torch.tensor(self.size, dtype=kind)
+        if self.fit == "pad":  # as `place_image` does
+            inside = (shape * torch.amin(content / shape, 0)).round().clamp(min=1)
+            inside = torch.minimum(inside, content)
+            start, content = torch.floor((content - inside) / 2), inside
         for axis in (-1, -2):  # as torch's kernel does, one after the other
             pixels = _resize(pixels, axis, shape[axis], self.size[axis], start[axis], content[axis])
         logits = self._logits(pixels)
@@ -57,25 +45,16 @@ class Deployed(nn.Module):
         logits: Tensor = self.model((pixels / 255 - self.mean) / self.std)
         return logits
 
-    def _place(self, shape: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where the picture begins inside the model's image, and its size there, as `place_image` does."""
-        full = torch.tensor(self.size, dtype=torch.float64)
-        if self.fit == "stretch":
-            return torch.zeros_like(full), full
-        scale = torch.amin(full / shape, 0)
-        content = torch.minimum((shape * scale).round().clamp(min=1), full)
-        return torch.floor((full - content) / 2), content
-
 
 class WithClasses(nn.Module):
-    """A model whose logits come with their argmax, as uint8."""
+    """`Deployed` whose logits come with their argmax, `(B, H, W)` uint8."""
 
     def __init__(self, model: Deployed) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits `(B, num_classes, H, W)` float32 and classes `(B, H, W)` uint8."""
+        """Return logits and classes."""
         logits = self.model(images)
         return logits, logits.argmax(1).to(torch.uint8)
 
@@ -113,25 +92,15 @@ def _resize(
 
 def make_exported(config: DictConfig, model: nn.Module) -> Exported:
     """Return what is exported of a run's model, which may be changed."""
-    data, size = config.data, size_of(config.image_size)
-    network = for_inference(model).cpu().float()
-    mean, std = normalisation_of(config)
-    deployed = Deployed(network, mean, std, size, data.fit).eval()
-    names = list(make_classes(data).names)
-    facts = {
-        "class_names": names,
-        "image_size": list(size),
-        "fit": data.fit,
-        "image_mode": data.get("image_mode") or "rgb",
-        "window": plain(data.window) if data.get("window") else None,
-        "mean": mean,
-        "std": std,
-    }
+    deployed = Deployed(for_inference(model).cpu().float(), config).eval()
+    names, (mean, std) = list(make_classes(config.data).names), normalisation_of(config)
+    data = {key: plain(config.data).get(key) for key in ("fit", "image_mode", "window")}
+    facts = {"class_names": names, "image_size": deployed.size, **data, "mean": mean, "std": std}
     return Exported(
         deployed,
-        {"images": torch.zeros(2, 3, *size, dtype=torch.uint8)},
+        {"images": torch.zeros(2, 3, *deployed.size, dtype=torch.uint8)},
         {"classes.json": json.dumps(names), "model.json": json.dumps(facts)},
-        sizes=0 if data.fit == "crop" else 2,
+        sizes=0 if deployed.fit == "crop" else 2,
         outputs=("logits", "classes"),
         onnx=WithClasses(deployed).eval(),
     )

@@ -1,7 +1,9 @@
 """From a model's logits to logits and class indices at an image's own size."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segfit.data.large import LargeImage
+from segfit.data.tiles import Span, strips
 from segfit.engine.task import Forward
 
 _STRIP_ELEMENTS = 2**24  # 64 MiB of fp32 logits at once, however large the image
@@ -34,70 +38,78 @@ class Predictor:
     Args:
         window: (height, width) of a sliding window, or None to predict whole images.
         overlap: share (0-1) of a window that the next one covers again.
-        flip: average with the prediction of the mirrored image.
+        flip: average with the prediction of the mirrored image, or window.
         swap: pairs of classes that a mirror image exchanges.
+        at_once: windows that a forward pass takes.
     """
 
     window: tuple[int, int] | None = None
     overlap: float = 0.5
     flip: bool = False
     swap: Sequence[Sequence[int]] = ()
+    at_once: int = 1
 
     def __call__(self, forward: Forward, images: Tensor) -> Tensor:
-        """Return logits (B, num_classes, H, W) of normalised images (B, 3, H, W)."""
-        logits = self._windows(forward, images)
+        """Return logits (B, num_classes, h, w) of images (B, 3, h, w)."""
+        logits = forward(images)
         if self.flip:
-            mirrored = self._windows(forward, images.flip(-1)).flip(-1)
+            mirrored = forward(images.flip(-1)).flip(-1)
             for one, other in self.swap:
                 mirrored[:, [one, other]] = mirrored[:, [other, one]]  # synchronises
             logits = (logits + mirrored) / 2
         return logits
 
-    def _windows(self, forward: Forward, images: Tensor) -> Tensor:
-        if self.window is None:
-            return forward(images)
-        rows, columns = self.window
-        height, width = max(images.shape[-2], rows), max(images.shape[-1], columns)
-        padded = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
-        total: Tensor | None = None
-        count = padded.new_zeros(1, 1, height, width)
-        for top in window_starts(height, rows, self.overlap):
-            for left in window_starts(width, columns, self.overlap):
-                area = (..., slice(top, top + rows), slice(left, left + columns))
-                logits = forward(padded[area].contiguous())
-                if total is None:
-                    total = logits.new_zeros(len(images), logits.shape[1], height, width)
-                total[area] += logits
-                count[area] += 1
-        assert total is not None  # there is always a first window
-        return (total / count)[..., : images.shape[-2], : images.shape[-1]]
+    def windows(
+        self, forward: Forward, image: Tensor | LargeImage, device: torch.device, home: torch.device
+    ) -> Iterator[Tensor]:
+        """Yield the logits (num_classes, h, W) of an image (3, H, W) from top to bottom, on `home`; `forward` is on `device`.
+
+        Black surrounds an image that is smaller than a window, as in training.
+        """
+        assert self.window is not None
+        _, height, width = image.shape
+        rows, columns = (
+            _spans(max(side, length), length, self.overlap)
+            for side, length in zip((height, width), self.window, strict=True)
+        )
+
+        def cut(y: slice, x: slice) -> Tensor:
+            part = image[:, y, x].to(device)
+            rim = y.stop - y.start - part.shape[1], x.stop - x.start - part.shape[2]
+            return F.pad(part, (0, rim[1], 0, rim[0])) if any(rim) else part
+
+        def predict(windows: Tensor) -> Tensor:
+            return self(forward, windows)
+
+        for strip in strips(predict, cut, rows, columns, batch_size=self.at_once, home=home):
+            yield strip[:, :height, :width]  # no image below its window has a second strip
 
 
-def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Return where windows begin so that they cover `length` (>= `window`), the last one flush."""
+def _spans(length: int, window: int, overlap: float) -> list[Span]:
+    """Return windows that cover `length` (>= `window`), the last one flush."""
     stride = max(1, round(window * (1 - overlap)))
-    return [*range(0, length - window, stride), length - window]
+    starts = [*range(0, length - window, stride), length - window]
+    return [(start, start + window) for start in starts]
 
 
-def classes_at(logits: Tensor, height: int, width: int) -> Tensor:
-    """Return the argmax (B, height, width) int64 of logits (B, C, h, w) upsampled bilinearly to that size.
+def logits_at(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    """Yield logits (B, C, h, w) upsampled bilinearly to (B, C, height, width), as `F.interpolate` does, in strips of rows.
 
-    As `F.interpolate` and argmax, but in strips of rows: a large image never has its full-size logits in memory.
+    A large image never has its full-size logits in memory.
     """
     if logits.shape[-2:] == (height, width):
-        return logits.argmax(1)
+        yield logits
+        return
     fake_mode = getattr(logits, "fake_mode", None)  # of benchmark=plan: its tensors stay in it
     upper, lower, share = _kept_neighbours(logits.shape[-2], height, logits.device, fake_mode)
     rows = max(1, _STRIP_ELEMENTS // (logits.shape[0] * logits.shape[1] * width))
-    strips = []
     for start in range(0, height, rows):
         part = slice(start, start + rows)
         strip = torch.lerp(logits[:, :, upper[part]], logits[:, :, lower[part]], share[part, None])
         if strip.shape[-1] != width:
             size = (strip.shape[-2], width)
             strip = F.interpolate(strip, size, mode="bilinear", align_corners=False)
-        strips.append(strip.argmax(1))
-    return torch.cat(strips, 1)
+        yield strip
 
 
 def resize_logits(logits: Tensor, axis: int, target: int, start: Tensor, content: Tensor) -> Tensor:

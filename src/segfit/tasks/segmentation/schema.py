@@ -304,9 +304,18 @@ class Evaluate(EvaluateConfig):
     )
     flip: bool = option(False, "Average with the prediction of the mirrored image.")
     sliding_window: bool = option(
-        False, "Predict at full resolution in windows of image_size; always on for data.fit=crop."
+        False,
+        "Predict at full resolution in windows of image_size, batch_size at once; always on for data.fit=crop.",
     )
     overlap: float = option(0.5, "Share of a window that the next one covers again.", ge=0, lt=1)
+    threshold: float | None = option(
+        None, "Of two classes: the second where its probability is above; null: 0.5.", gt=0, lt=1
+    )
+    probabilities: str | None = option(
+        None,
+        "Write probabilities/<id>.npy, (num_classes, H, W), too: true or float16; uint8: 255 is 1.",
+        choices=("True", "False", "float16", "uint8"),
+    )
     save_masks: bool = option(True, "Write predicted masks and overlays, at the original size.")
     worst: int = option(8, "How many of the worst images are shown as pictures.", ge=0)
 

@@ -10,14 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from segfit.data.large import LargeImage
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric, merge, restore, state_of
 from segfit.engine.findings import Findings
 from segfit.engine.task import Batch, Forward
+from segfit.system.hardware import fits
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import Augment
 from segfit.tasks.segmentation.data.masks import resize_mask
-from segfit.tasks.segmentation.inference import Predictor, classes_at
+from segfit.tasks.segmentation.inference import Predictor, logits_at
 from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.pictures import Panel, confusion_figure, panels_image
 from segfit.tasks.segmentation.schema import MEMORY_ADVICE
@@ -26,6 +28,8 @@ from segfit.tasks.segmentation.scores import score_table, scores_of
 _PIXELS = 2**21  # of images that are counted at once: 40 bytes a pixel
 
 OnPrediction = Callable[[int, Tensor, Tensor | None], None]
+Shape = tuple[int, ...]
+OnLogits = Callable[[int, Shape, int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,11 @@ class SegmentationTask:
         predictor: how held-out images become logits.
         channels_last: memory format of the model's input.
         panels: index of a held-out sample → its name, for those that are kept for the eye.
-        on_prediction: called with (index, prediction (H, W) int64, mask (H, W) uint8) for every held-out image,
-            both at its own size and on the device; the mask is None where the batch has none.
+        threshold: of two classes, the second one is predicted where its probability is above.
+        on_prediction: called with (index, prediction (H, W) uint8, mask (H, W) uint8) for every held-out image,
+            both at its own size; the mask is None where the batch has none.
+        on_logits: called before with (index, (H, W), row, logits (C, h, W) from that row on), from top to bottom.
+        large: index of a held-out image that its batch does not hold → the image, which is read window by window.
         distributed: the processes whose counts make up the scores.
         extra: metrics of torchmetrics, whose results join the scores.
     """
@@ -57,7 +64,10 @@ class SegmentationTask:
     predictor: Predictor = field(default_factory=Predictor)
     channels_last: bool = True
     panels: Mapping[int, str] = field(default_factory=dict)
+    threshold: float | None = None
     on_prediction: OnPrediction | None = None
+    on_logits: OnLogits | None = None
+    large: Callable[[int], LargeImage | None] = lambda _: None
     distributed: Distributed = SINGLE_PROCESS
     extra: Sequence[ExtraMetric] = ()
     memory_advice: ClassVar[str] = MEMORY_ADVICE
@@ -128,42 +138,90 @@ class SegmentationMeter:
             raise
 
     def _update(self, forward: Forward, batch: Batch) -> None:
-        images = self.task.normalise(batch["image"].float().div_(255))
-        logits = self.task.predictor(forward, images)
-        for metric in self.all_metrics:
-            metric.to(logits.device)  # synchronises, once a pass
+        task, images, window = self.task, batch["image"], self.task.predictor.window
+
+        def seen(pixels: Tensor) -> Tensor:
+            return forward(task.normalise(pixels.float().div_(255)))
+
+        logits = images[:0] if window else task.predictor(seen, images)
         where = torch.cat([batch["content"], batch["shape"], batch["index"][:, None]], dim=1)
         places = where.tolist()  # synchronises, once a batch: sizes differ from image to image
-        for rows in _alike(places):
-            top, left, height, width, *shape, _ = places[rows.start]
+        for rows in _alike(places, 1 if window else _PIXELS):
+            top, left, height, width, *shape, index = places[rows.start]
             area = (rows, ..., slice(top, top + height), slice(left, left + width))
-            contents, images = logits[area], batch["image"][area]
-            predictions = classes_at(contents, *shape)
             masks = batch["mask"][rows, : shape[0], : shape[1]] if "mask" in batch else None
+            if window is None:
+                contents = logits[area]
+                strips = logits_at(contents, *shape)
+            else:
+                image = images[area][0] if images.numel() else task.large(index)
+                assert image is not None  # an image without pixels is one of `large`
+                strips = self._windows(seen, image, images.device, whole=masks is not None)
+                if masks is not None:
+                    contents = torch.cat(list(strips), 2)
+                    strips = iter([contents])
+            indices = [index for *_, index in places[rows]]
+            predictions = self._predicted(indices, shape, strips)
             if masks is not None:
+                masks = masks.to(
+                    predictions.device
+                )  # synchronises, where the logits are on the host
+                for metric in self.all_metrics:
+                    metric.to(predictions.device)  # synchronises, once a pass
                 self.metrics.update(predictions, masks)
-            for row, (*_, index) in enumerate(places[rows]):
+            for row, index in enumerate(indices):
                 prediction, mask = predictions[row], masks[row] if masks is not None else None
                 if mask is not None:
-                    for extra, metric in zip(self.task.extra, self.extra, strict=True):
-                        inputs = self._inputs_of(extra, prediction, mask, self.task.classes)
+                    for extra, metric in zip(task.extra, self.extra, strict=True):
+                        inputs = self._inputs_of(extra, prediction.long(), mask, task.classes)
                         extra.update(metric, *inputs)
-                    self._add(index, images[row], contents[row], mask)
-                if self.task.on_prediction is not None:
-                    self.task.on_prediction(index, prediction, mask)
+                    self._add(index, images[area][row], contents[row], mask)
+                if task.on_prediction is not None:
+                    task.on_prediction(index, prediction, mask)
+
+    def _windows(
+        self, forward: Forward, image: Tensor | LargeImage, device: torch.device, *, whole: bool
+    ) -> Iterator[Tensor]:
+        """Yield logits (1, C, h, W); on the host if the device has no room for them, at once if they are wanted as a whole."""
+        predictor, classes, (_, height, width) = self.task.predictor, self.task.classes, image.shape
+        assert predictor.window is not None
+        rows = height if whole else 2 * predictor.window[0]
+        room = fits(12 * len(classes) * rows * width, device)  # float32, three at once
+        home = device if room else torch.device("cpu")
+        return (strip[None] for strip in predictor.windows(forward, image, device, home))
+
+    def _predicted(
+        self, indices: Sequence[int], shape: Sequence[int], strips: Iterator[Tensor]
+    ) -> Tensor:
+        """Return the classes (B, H, W) uint8 of images whose logits (B, C, h, W) come from top to bottom."""
+        task, parts, top = self.task, list[Tensor](), 0
+        for strip in strips:
+            if task.on_logits is not None:
+                for index, one in zip(indices, strip, strict=True):
+                    task.on_logits(index, tuple(shape), top, one)
+            if task.threshold is None:
+                classes = strip.argmax(1)
+            else:
+                classes = strip.softmax(1)[:, 1] > task.threshold
+            parts.append(classes.to(torch.uint8))
+            top += strip.shape[2]
+        return torch.cat(parts, 1)
 
     def _add(self, index: int, image: Tensor, logits: Tensor, mask: Tensor) -> None:
         """Add the loss at the model's size, and keep the image if it is to be shown."""
+        task, device = self.task, image.device
         mask = resize_mask(mask, logits.shape[-2:])
         targets = mask.long()[None]
-        totals = self.task.totals(targets)
-        loss = self.task.loss(logits[None], targets, totals)
-        losses = torch.stack([loss, (totals > 0).any()])
+        task.criterion.to(logits.device)  # the host's, where the logits are there
+        totals = task.totals(targets)
+        loss = task.loss(logits[None], targets, totals)
+        losses = torch.stack([loss, (totals > 0).any()]).to(device)
+        task.criterion.to(device)
         self.losses = losses if self.losses is None else self.losses + losses
         self.images += 1
-        if index in self.task.panels:
+        if index in task.panels:
             self.panels[index] = Panel(  # synchronises
-                name=self.task.panels[index],
+                name=task.panels[index],
                 image=image.permute(1, 2, 0).cpu().numpy(),
                 mask=mask.cpu().numpy(),
                 prediction=logits.argmax(0).to(torch.uint8).cpu().numpy(),
@@ -202,11 +260,11 @@ class SegmentationMeter:
         )
 
 
-def _alike(places: list[list[int]]) -> Iterator[slice]:
+def _alike(places: list[list[int]], pixels: int) -> Iterator[slice]:
     """Yield the rows of a batch whose images follow each other with one size, but for the index that ends a place."""
     first = 0
     for place, group in groupby(places, key=lambda place: place[:-1]):
         last = first + len(list(group))
-        most = max(1, _PIXELS // math.prod(place[-2:]))
+        most = max(1, pixels // math.prod(place[-2:]))
         yield from (slice(start, min(start + most, last)) for start in range(first, last, most))
         first = last

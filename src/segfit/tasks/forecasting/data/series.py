@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segfit.data.files import some
 from segfit.errors import SegFitError
+from segfit.system.hardware import fits
 from segfit.tasks.forecasting.data.files import Dates, date_text
 from segfit.tasks.forecasting.data.table import Progress, Table, csv_table, waves_table
 
@@ -51,19 +52,15 @@ class SeriesSet:
 
     def on(self, device: torch.device, place: str) -> Place:
         """Return the series on a device, or on the host where they are to stay there or do not fit."""
-        if place in ("host", "loader") or (place == "auto" and not self._fits(device)):
+        size = self.table.values.nbytes + self.table.dates.nbytes
+        there = str(device) in self._places or fits(size, device)
+        if place in ("host", "loader") or (place == "auto" and not there):
             device = torch.device("cpu")
         if str(device) not in self._places:
             tensors = (torch.from_numpy(values).float() for values in self.statistics)
             everything = (self.table.values, torch.from_numpy(self.table.dates), *tensors)
             self._places[str(device)] = Place(*(tensor.to(device) for tensor in everything))
         return self._places[str(device)]
-
-    def _fits(self, device: torch.device) -> bool:
-        if device.type != "cuda" or str(device) in self._places:
-            return True
-        free, _ = torch.cuda.mem_get_info(device)
-        return self.table.values.nbytes + self.table.dates.nbytes < free / 2
 
 
 class LazySeries:

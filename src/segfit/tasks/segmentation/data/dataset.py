@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 from segfit.data.collate import Batch, stack
 from segfit.data.files import relative_name
 from segfit.data.images import ImageReader, images_at, resize_image
+from segfit.data.large import LargeImage, is_large
 from segfit.data.sampler import sample_seed
 from segfit.data.source import Source, SourceView, read_arrays, where
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -162,6 +164,24 @@ class PredictDataset(EvalDataset):
             f"{name}_{path.suffix[1:]}" if count[name] > 1 else name
             for name, path in zip(names, self.paths, strict=True)
         ]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return an image as `EvalDataset` does; a `large` one for a sliding window without pixels."""
+        image = self.large(index) if self.fit == "crop" else None
+        if image is None:
+            return super().__getitem__(index)
+        shape = torch.tensor(image.shape[1:])
+        nothing, content = torch.empty(3, 0, 0, dtype=torch.uint8), torch.cat([0 * shape, shape])
+        return {"image": nothing, "content": content, "shape": shape, "index": index}
+
+    def large(self, index: int) -> LargeImage | None:
+        """Return a TIFF file that is too large to be read at once; None: it is not."""
+        path = self.paths[index]
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with suppress(Exception):  # whoever reads it whole says what is wrong with it
+                image = LargeImage(path, self.reader)
+                return image if is_large(image.shape[1] * image.shape[2]) else None
+        return None
 
     def __len__(self) -> int:
         return len(self.paths)

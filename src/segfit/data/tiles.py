@@ -1,0 +1,71 @@
+"""Pictures of any size through a network, in windows that fade into one another."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+Forward = Callable[[Tensor], Tensor]
+Span = tuple[int, int]  # where a window begins and ends along a side
+
+
+def strips(
+    forward: Forward,
+    picture: Callable[[slice, slice], Tensor],
+    rows: Sequence[Span],
+    columns: Sequence[Span],
+    *,
+    batch_size: int,
+    home: torch.device,
+    fade: float = 4.0,
+) -> Iterator[Tensor]:
+    """Yield a network's outputs for a picture, `(C, h, W)` on the device `home`, from top to bottom, as they are done.
+
+    `picture(y, x)` is the window of these rows and columns, `(C', h, w)`; `forward` takes `batch_size` of them at once,
+    `(B, C', h, w)` → `(B, C, h, w)`. No more of the outputs is in memory than the windows at work cover. Windows fade into
+    one another by a Gaussian: the pixels at an edge, which know nothing of what is behind it, count next to nothing.
+    `fade` is how many standard deviations an edge is from where the window counts fully. Where neighbours share half of a
+    window, 4 gives the weights of nnU-Net (Isensee et al., arXiv 1809.10486): σ is an eighth of the window.
+    """
+    down, across = _weights(rows, fade, home), _weights(columns, fade, home)
+    areas = [(row, column) for row in rows for column in columns]
+    batches: list[list[tuple[Span, Span]]] = []
+    for _, group in groupby(areas, lambda area: [end - start for start, end in area]):
+        same = list(group)  # no batch has two sizes
+        batches += [same[at : at + batch_size] for at in range(0, len(same), batch_size)]
+    done, band = 0, None
+    for number, batch in enumerate(batches):
+        inputs = torch.stack([picture(slice(*y), slice(*x)) for y, x in batch])
+        outputs = forward(inputs).to(home)  # synchronises, where home is the host
+        if band is None:
+            band = outputs.new_zeros(outputs.shape[1], 0, columns[-1][1])
+        missing = batch[-1][0][1] - done - band.shape[1]
+        if missing > 0:
+            band = torch.cat([band, band.new_zeros(len(band), missing, band.shape[2])], 1)
+        for (y, x), output in zip(batch, outputs, strict=True):
+            share = down[y][:, None] * across[x]
+            band[:, y[0] - done : y[1] - done, slice(*x)] += output * share
+        ready = batches[number + 1][0][0][0] if number + 1 < len(batches) else rows[-1][1]
+        if ready > done:
+            yield band[:, : ready - done]
+            done, band = ready, band[:, ready - done :]
+
+
+def _weights(spans: Sequence[Span], fade: float, home: torch.device) -> dict[Span, Tensor]:
+    """Return how much each pixel along a window counts, float32; all windows together count 1."""
+    total = torch.zeros(spans[-1][1], device=home)
+    weights: dict[Span, Tensor] = {}
+    for number, (start, end) in enumerate(spans):
+        place = torch.arange(end - start, device=home)
+        edges = []
+        if number > 0:
+            edges.append((place, spans[number - 1][1] - start))
+        if number + 1 < len(spans):
+            edges.append((place.flip(0), end - spans[number + 1][0]))
+        weights[start, end] = torch.ones(end - start, device=home)
+        for inwards, shared in edges:
+            outside = (1 - (inwards + 0.5) / shared).clamp_min(0)
+            weights[start, end] *= torch.exp(-((fade * outside) ** 2) / 2)
+        total[start:end] += weights[start, end]
+    return {span: one / total[slice(*span)] for span, one in weights.items()}
