@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segfit.data.images import ImageReader
 from segfit.data.source import Source
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -72,7 +73,7 @@ def put(root: Path, pair: files.Pair) -> None:
 @given(pair=files.good_pairs())
 def test_what_is_good_passes_and_is_read(root, pair):
     put(root, pair)
-    sources = checked(root, image_mode=pair.image_mode)
+    sources = checked(root, reader=ImageReader(pair.image_mode))
     assert not isinstance(sources, str), sources
     read(sources["train"])
 
@@ -81,7 +82,7 @@ def test_what_is_good_passes_and_is_read(root, pair):
 @given(pair=files.bad_pairs())
 def test_what_is_bad_is_refused_by_name(root, pair):
     put(root, pair)
-    messages = checked(root, image_mode=pair.image_mode)
+    messages = checked(root, reader=ImageReader(pair.image_mode))
     assert isinstance(messages, str)
     assert "one" in messages
 
@@ -90,7 +91,7 @@ def test_what_is_bad_is_refused_by_name(root, pair):
 @given(pair=files.damaged_pairs())
 def test_what_is_damaged_is_refused_by_name_or_can_be_read(root, pair):
     put(root, pair)
-    sources = checked(root, image_mode=pair.image_mode)
+    sources = checked(root, reader=ImageReader(pair.image_mode))
     if isinstance(sources, str):
         assert "one." in sources
     else:

@@ -164,6 +164,9 @@ class TaskPlanning(Protocol):
     def device_augmentation(self, config: DictConfig) -> tuple[Callable[[], Any], float] | None:
         """Return a function that augments a few values on the device, and a sample's size in them; None: there is none."""
 
+    def draw_samples(self, config: DictConfig, source: Source, indices: Sequence[int]) -> Any:
+        """Return a picture (H, W, 3) uint8 of training samples as the network sees them; raise a SegFitError if there is none."""
+
     def feeding(self, config: DictConfig) -> Feeding:
         """Return how samples come to the model."""
 

@@ -40,6 +40,14 @@ class MonitorConfig(ModeConfig):
 
 
 @dataclass
+class DataModeConfig(ModeConfig):
+    """Training samples as the network will see them, with what the check of the data set found."""
+
+    name: str = "data"
+    samples: int = option(12, "Images on the page, spread evenly over those to train on.", ge=1)
+
+
+@dataclass
 class DiagnoseConfig(ModeConfig):
     """Where a training's time goes, and the one change that helps most."""
 
@@ -187,6 +195,7 @@ class SegformerModeConfig(ModeConfig):
 
 
 MODES: dict[str, type[ModeConfig]] = {
+    "data": DataModeConfig,
     "diagnose": DiagnoseConfig,
     "lr_find": LrFindConfig,
     "max_batch": MaxBatchConfig,

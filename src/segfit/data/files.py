@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def relative_name(file: Path, folder: Path) -> str:
     above = 0 if str(folder) == "." else len(str(folder))
     name = os.path.splitext(str(file)[above:].lstrip(os.sep))[0]  # noqa: PTH122
     name = name.replace(os.sep, "/")
+    if ".nii" in name:  # a slice of a volume
+        name = re.sub(r"\.nii(\.gz)?/", "/", name)
     return name if name.isascii() else unicodedata.normalize("NFC", printable(name))
 
 

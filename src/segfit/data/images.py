@@ -1,172 +1,174 @@
-"""Image files of any common kind → (H, W, 3) uint8 RGB."""
+"""Image files of any common kind → (H, W, C) uint8."""
 
 from __future__ import annotations
 
-import stat
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from segfit.data.files import list_files, some
+from segfit.data.formats import IMAGE_SUFFIXES, read_values
 from segfit.errors import SegFitError
 
-
-def _jpeg_decoder() -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return what decodes a JPEG's bytes (N,) uint8 to (3, H, W) RGB; without either library Pillow serves."""
-    # Wheels that were built for another torch fail in ways of their own.
-    with suppress(ImportError, OSError, AttributeError, RuntimeError):
-        return import_module("torchcodec.decoders").decode_jpeg  # type: ignore[no-any-return]
-    with suppress(ImportError, OSError, AttributeError, RuntimeError):
-        import torchvision.io  # noqa: F401  (registers torch.ops.image, which, unlike the function around it, does not warn)
-
-        return partial(torch.ops.image.decode_jpeg.default, mode=3)  # RGB
-    return None
-
-
-_decode_jpeg = _jpeg_decoder()
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".jp2"),
-    *(".ppm", ".pgm", ".heic", ".heif"),
-)
-# What these suffixes stand for, and GIF, which some carry. Pillow knows many more, and runs Ghostscript for one.
-_FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM"]
-with suppress(ImportError):
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    _FORMATS.append("HEIF")
-# Pillow refuses twice its MAX_IMAGE_PIXELS with an error; what lies below is a big picture, not a bomb.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-
-_UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, 3),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
+_FEW = 8  # shades of 255 below which an image is nearly one value
+_SOME = 32  # shades below which it has lost most of what the file tells apart
+_LOOKED_AT = 2**16  # pixels
+_LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G and B (BT.601), as Pillow
+PERCENTILES = (1.0, 99.0)
 
 
 class Decoded(NamedTuple):
     """An image as it was read."""
 
-    pixels: NDArray[np.uint8]  # (H, W, 3) RGB, C-contiguous
+    pixels: NDArray[np.uint8]  # (H, W, C) RGB or bands, C-contiguous
     orientation: int  # EXIF orientation (1-8) that was applied; 1: none
     frames: int  # that the file holds; the first one was read
+    values: NDArray[Any]  # (H, W) or (H, W, C), what `pixels` was made of
+    alpha: NDArray[Any] | None = None  # (H, W), transparency that was dropped
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """How image files become uint8 RGB; picklable.
+    """How image files become uint8; picklable.
 
-    EXIF orientation is applied, alpha is dropped, palettes and CMYK are converted. Grey files deeper
-    than 8 bits are scaled from 0 … 65535 to 0 … 255 (float files from their own minimum and maximum),
-    or by `intensity_window`.
+    EXIF orientation is applied, alpha is dropped, palettes and CMYK are converted.
     """
 
     mode: str = "rgb"  # or "gray": one channel (the luminance of colour files), repeated to three
-    # two percentiles (0-100) of each grey image that become 0 and 255; needs "gray"
-    intensity_window: tuple[float, float] | None = None
+    # two percentiles (0-100) of each image (with `bands`, of each band) that become 0 and 255
+    percentiles: tuple[float, float] | None = None
+    # two values that become 0 and 255. None, and no percentiles: 8 bits as they are, integers of 0 … 65535 from these,
+    # others from the image's own minimum and maximum
+    value_range: tuple[float, float] | None = None
+    bands: tuple[int, ...] | None = None  # of the file, from 1; they become the channels
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
-        """Return the image (H, W, 3) uint8, C-contiguous; raises as `read`."""
+        """Return the image (H, W, C) uint8, C-contiguous, C the number of bands or 3; raises as `read`."""
         return self.read(path).pixels
 
     def read(self, path: Path) -> Decoded:
         """Return the image and what is odd about its file.
 
         Raises:
-            SegFitError: if the file is unreadable, truncated or unreasonably large.
+            SegFitError: if the file is unreadable, truncated or unreasonably large, or its bands are not those asked for.
         """
-        with open_image(path) as image:
-            frames = count_frames(image)
-            pixels, orientation = upright(self._pixels(image, path), image)
+        found, alpha = read_values(path, self.mode, bands=self.bands is not None), None
+        values = found.values
+        if self.bands:
+            values = values.reshape(*values.shape[:2], -1)
+            if max(self.bands) > values.shape[2]:
+                raise SegFitError(
+                    f"{path}: holds {values.shape[2]} bands, and data.bands={list(self.bands)} asks for more."
+                )
+            values = values[..., [band - 1 for band in self.bands]]
+        elif values.ndim == 3:
+            if found.alpha:
+                values, alpha = values[..., :-1], values[..., -1]
+            if values.shape[2] == 1:
+                values = values[..., 0]
+            elif values.shape[2] != 3:
+                raise SegFitError(
+                    f"{path}: holds {values.shape[2]} bands, and images have 1 or 3. Say which the network gets, from 1 on: "
+                    f"data.bands={list(range(1, values.shape[2] + 1))}, or some of them."
+                )
+            elif self.mode == "gray":
+                values = luminance(values)
+        pixels = self._scale(values)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         pixels = np.ascontiguousarray(pixels)
         if min(pixels.strides) < 0:  # a mirrored side of one pixel is contiguous, but not for torch
             pixels = pixels.copy()
-        return Decoded(pixels, orientation, frames)
+        return Decoded(pixels, found.orientation, found.frames, values, alpha)
 
-    def _pixels(self, image: Image.Image, path: Path) -> NDArray[np.uint8]:
-        """Return (H, W, 3) or (H, W) uint8, not yet upright."""
-        plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
-        # Pillow reads a large file piece by piece, and stops where the picture ends.
-        plain_jpeg = plain_jpeg and path.stat().st_size < 4 * image.width * image.height + 2**24
-        if self.mode == "rgb" and plain_jpeg and _decode_jpeg is not None:
-            # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
-            data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-            decoded = _decode_jpeg(data)
-            return np.asarray(decoded.permute(1, 2, 0), dtype=np.uint8)
-        if image.mode in _DEEP_MODES:
-            return scale_gray(np.asarray(image), self.intensity_window)
-        if self.mode == "rgb":
-            return np.asarray(_to_rgb(image))
-        # Most 8-bit grey files that were saved as RGB have equal channels: their luminance is the value.
-        gray = np.asarray(image if image.mode == "L" else _to_rgb(image).convert("L"))
-        return scale_gray(gray, self.intensity_window) if self.intensity_window else gray
+    def _scale(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        if self.bands and self.percentiles:
+            each = [scale(values[..., i], self.percentiles) for i in range(values.shape[2])]
+            return np.stack(each, axis=2)
+        return scale(values, self.percentiles, self.value_range)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    # By way of RGBA, a palette with transparency keeps its colours; the alpha is then dropped.
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+def look(decoded: Decoded) -> tuple[str, float, float]:
+    """Compare an image with the values that it was made of.
 
-
-def upright(pixels: NDArray[Any], image: Image.Image) -> tuple[NDArray[Any], int]:
-    """Return the pixels (H, W, …) of an image as its EXIF orientation says, and that (1-8); 1: none."""
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    turn = _UPRIGHT.get(orientation)
-    return (turn(pixels), int(orientation)) if turn else (pixels, 1)
-
-
-def count_frames(image: Image.Image) -> int:
-    """Return the frames of an open file. What phones append to a JPEG, a preview or a depth map, is none."""
-    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-
-
-def scale_gray(
-    values: NDArray[Any], intensity_window: tuple[float, float] | None
-) -> NDArray[np.uint8]:
-    """Return grey values (H, W), bool, integer or float, as uint8.
-
-    The percentiles of `intensity_window` become 0 and 255; where both are one value (a mostly black image), minimum and
-    maximum do. None: 0 … 65535 of integers; for floats, and integers outside that range, minimum … maximum.
-    Not-a-number counts as the minimum, infinity as the extremes.
+    Returns "flat" where nearly one value is left of several, "blank" where the file holds no other, else ""; and the least
+    and the greatest finite value of what is meant, 0 where there is none.
     """
+    values, pixels = decoded.values, decoded.pixels
+    finite = values if values.dtype.kind != "f" else values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    channels = values.shape[2] if values.ndim == 3 else 1
+    rows, shades = values.reshape(-1, channels), pixels.reshape(-1, pixels.shape[2])[:, :channels]
+    kind = ""
+    for step in (1 + len(rows) // _LOOKED_AT, 1):
+        some, left = rows[::step], shades[::step]
+        kind = ""
+        if int((left.max(0) - left.min(0)).max()) < _FEW:
+            kind = "flat" if (some != some[0]).any() else "blank"
+        elif values.dtype != np.uint8:
+            count, before = (max(map(_distinct, each.T)) for each in (left, some))
+            kind = "flat" if count < _SOME and before > 3 * count else ""
+        if not kind:  # else what is small may have been missed
+            break
+    inner = finite[(finite != low) & (finite != high)] if kind == "flat" else finite
+    if values.dtype.kind == "f" and inner.size and high / 3 - low / 3 > np.ptp(inner) > 0:
+        return (
+            kind,
+            float(inner.min()),
+            float(inner.max()),
+        )  # what stands for "no data" took all the range
+    return kind, low, high
+
+
+def _distinct(values: NDArray[Any]) -> int:
+    return len(np.unique(values))
+
+
+def luminance(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the grey values (H, W) of RGB (H, W, 3) in the same type; of uint8 as Pillow rounds them."""
+    if values.dtype == np.uint8:
+        return np.asarray(Image.fromarray(values).convert("L"))
+    gray = values @ _LUMINANCE
+    return np.asarray(gray if values.dtype.kind == "f" else np.rint(gray), values.dtype)
+
+
+def scale(
+    values: NDArray[Any],
+    percentiles: tuple[float, float] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> NDArray[np.uint8]:
+    """Return values of any shape, bool, integer or float, as uint8.
+
+    `value_range`, or else the `percentiles`, become 0 and 255; where both of these are one value (a mostly black image),
+    minimum and maximum do. With neither: uint8 as it is; 0 … 65535 of integers; for floats, and integers outside that
+    range, minimum … maximum. Not-a-number counts as the minimum, infinity as the extremes.
+    """
+    if values.dtype == np.uint8 and percentiles is None and value_range is None:
+        return values
     if values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 65535:
         # A table of all values is five times as fast as sorting and scaling every pixel.
         levels = np.arange(65536, dtype=np.float32)
-        counts = np.bincount(values.ravel().astype(np.uint16), minlength=65536)
-        low, high = 0.0, 65535.0
-        if intensity_window is not None:
-            low, high = _histogram_percentiles(counts, intensity_window)
+        low, high = value_range or (0.0, 1.0 if values.dtype.kind == "b" else 65535.0)
+        if percentiles is not None:
+            counts = np.bincount(values.ravel().astype(np.uint16), minlength=65536)
+            low, high = _histogram_percentiles(counts, percentiles)
         return _stretch(levels, low, high)[values.astype(np.uint16)]
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return np.zeros(values.shape, np.uint8)
     least, most = finite.min(), finite.max()
     numbers = np.nan_to_num(values.astype(np.float32), nan=least, neginf=least, posinf=most)
-    low, high = np.percentile(numbers, intensity_window or (0.0, 100.0), method="inverted_cdf")
-    if high <= low:
-        low, high = numbers.min(), numbers.max()
-    return _stretch(numbers, float(low), float(high))
+    if value_range is None:
+        low, high = np.percentile(numbers, percentiles or (0.0, 100.0), method="inverted_cdf")
+        value_range = (low, high) if high > low else (numbers.min(), numbers.max())
+    return _stretch(numbers, float(value_range[0]), float(value_range[1]))
 
 
 def _histogram_percentiles(
@@ -184,40 +186,9 @@ def _histogram_percentiles(
 def _stretch(numbers: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     if high <= low:
         return np.zeros(numbers.shape, np.uint8)
-    return np.rint(np.clip((numbers - low) * (255.0 / (high - low)), 0, 255)).astype(np.uint8)
-
-
-@contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open a file by its header; any failure, there or in the body, becomes one message with the file's name.
-
-    Raises:
-        SegFitError: if the file is missing, unreadable, truncated or unreasonably large.
-        MemoryError: if memory ran out.
-    """
-    try:
-        # A pipe would be waited for, /dev/zero read without end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SegFitError(f"{path}: no file, but a folder, a pipe or a device. Delete it.")
-        with Image.open(path, formats=_FORMATS) as image:
-            yield image
-    except (SegFitError, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise SegFitError(
-            f"{path}: larger than {limit} megapixels, which would not fit in memory batch by batch. "
-            "Save it as TIFF, which evaluate.py images=… sliding_window=true reads strip by strip, or cut it into tiles."
-        ) from error
-    except FileNotFoundError as error:
-        raise SegFitError(f"{path}: no such file. Was it moved while SegFit ran?") from error
-    except Exception as error:  # decoders raise anything
-        if "can't allocate memory" in str(error):  # torch's RuntimeError
-            raise MemoryError(str(error)) from error
-        remedy = "Replace the file or delete it."
-        if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in _FORMATS:
-            remedy = "To read HEIC: pip install pillow-heif."
-        raise SegFitError(f"{path}: unreadable ({reason(error)}). {remedy}") from error
+    return np.asarray(
+        np.rint((np.clip(numbers, low, high) - low) * (255.0 / (high - low))), np.uint8
+    )
 
 
 def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[str]]:
@@ -252,14 +223,6 @@ def images_at(given: str | Path) -> tuple[list[Path], Path, list[str]]:
     files = list_files(place, ()) if place.is_dir() else [place]
     images, notices = only_images(files, place)
     return images, place if place.is_dir() else place.parent, notices
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of a decoder's message, without its C++ source path or our path."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if text.startswith("cannot identify image file"):
-        return "not an image"
-    return text.rsplit(".cpp:", 1)[-1].partition(", ")[2] or text
 
 
 def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

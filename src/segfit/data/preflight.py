@@ -110,7 +110,8 @@ def _key(source: Inspectable, index: int) -> bytes:
 
     b"" where a file is gone: then nothing is remembered.
     """
-    digest = hashlib.blake2b(f"{_VERSION}\0{source.options}".encode(), digest_size=16)
+    about = f"{_VERSION}\0{source.options}\0{source.id(index)}"
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
     for file in source.files(index):
         try:
             stat = file.stat()

@@ -25,19 +25,21 @@ class Exported:
 
 
 def make_model(
-    class_names: Sequence[str], options: Mapping[str, Any], *, pretrained: bool
+    class_names: Sequence[str], options: Mapping[str, Any], *, pretrained: bool, channels: int = 3
 ) -> tuple[nn.Module, Weights]:
-    """Return a model (B, 3, H, W) → (B, num_classes, H, W) and which weights it has.
+    """Return a model (B, channels, H, W) → (B, num_classes, H, W) and which weights it has.
 
     Args:
         class_names: one logit each.
         options: the fields of the model's config.
         pretrained: False skips `options["weights"]`, when a checkpoint follows anyway.
+        channels: of the images. A pretrained first convolution is spread over them as timm does it
+            (`timm.models.adapt_input_conv`): its weights for R, G and B in turn, times 3 / channels.
 
     Raises:
         SegFitError: if weights that were named cannot be loaded.
     """
-    values = dict(options)
+    values = {**options, "channels": channels}
     name = values.pop("name")
     if name == "cnn":
         from segfit.models.cnn import CNN

@@ -136,6 +136,7 @@ class CNN(nn.Module):
         num_blocks: residual blocks a level of the encoder.
         dropout: probability that a channel of the deepest features is dropped.
         norm: `batch`, or `none` for a network whose images do not influence each other.
+        channels: of the images.
     """
 
     encoder_parts: ClassVar = ("stem", "down", "levels")
@@ -147,11 +148,12 @@ class CNN(nn.Module):
         num_blocks: int = 1,
         dropout: float = 0.0,
         norm: Norm = "batch",
+        channels: int = 3,
     ) -> None:
         super().__init__()
         full, half = base_channels // 2, base_channels
         widths = [half, *(half * width for width in STAGE_WIDTHS)]
-        self.stem = conv(3, full, 3, norm)
+        self.stem = conv(channels, full, 3, norm)
         self.down = conv(full, half, 3, norm, stride=2)
         self.levels = nn.ModuleList(
             nn.Sequential(

@@ -88,6 +88,7 @@ def make_segformer(
     drop_path: float = 0.1,
     checkpointing: bool = False,
     class_names: Sequence[str] | None = None,
+    channels: int = 3,
 ) -> tuple[SegFormer, Weights]:
     """Return a SegFormer and which weights it has.
 
@@ -101,11 +102,13 @@ def make_segformer(
         drop_path: stochastic depth of the deepest layer (arXiv 1603.09382), growing linearly from 0.
         checkpointing: recompute each transformer block in backward instead of keeping it.
         class_names: written into the config that `save_pretrained` stores.
+        channels: of the images.
 
     Raises:
         SegFitError: named weights that do not load.
     """
     config = segformer_config(variant, num_classes, dropout, drop_path, class_names)
+    config.num_channels = channels
     model = SegFormer._from_config(config, attn_implementation="sdpa")
     report = _load(model, variant, weights)
     if fast:
@@ -158,6 +161,12 @@ def _load(model: SegFormer, variant: str, weights: str | None) -> Weights:
     except WeightsUnavailableError as error:
         return random_after_all(name, str(error))
     state = read_state_dict(weight_file(path))
+    channels = model.config.num_channels
+    for key, value in state.items() if channels != 3 else ():
+        if value.ndim == 4 and value.shape[1] == 3:  # the first convolution alone
+            from timm.models import adapt_input_conv
+
+            state[key] = adapt_input_conv(channels, value)
     # transformers knows the names that older checkpoints have; random where it can't load
     with quiet():
         stock, info = SegformerForSemanticSegmentation.from_pretrained(

@@ -73,6 +73,7 @@ class TimmUnet(nn.Module):
         num_classes: int,
         decoder_channels: int = 256,
         dropout: float = 0.1,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         info: Any = encoder.feature_info
@@ -85,7 +86,7 @@ class TimmUnet(nn.Module):
             )
         self.encoder = encoder
         self.tokens_last = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
-        self.size_multiple = size_multiple(encoder, strides[-1])
+        self.size_multiple = size_multiple(encoder, strides[-1], channels)
         deepest = strides[-1] / self.pyramid[-1] if self.pyramid else strides[-1]
         self.two_pixels = int(2 * deepest)  # a side that leaves two of the deepest features
         *skips, deep = info.channels()
@@ -132,6 +133,7 @@ def make_timm_unet(
     decoder_channels: int = 256,
     dropout: float = 0.1,
     checkpointing: bool = False,
+    channels: int = 3,
 ) -> tuple[TimmUnet, Weights]:
     """Return a U-Net and which weights its encoder has.
 
@@ -143,18 +145,19 @@ def make_timm_unet(
         decoder_channels: channels of the deepest decoder level; halved a level, 16 at least.
         dropout: probability that a channel is dropped before the classifier.
         checkpointing: recompute the encoder's blocks or stages in backward instead of keeping their activations.
+        channels: of the images.
 
     Raises:
         SegFitError: unknown or unfit encoder, or named weights that do not load.
     """
-    network, report = make_encoder(encoder, weights)
+    network, report = make_encoder(encoder, weights, channels)
     if checkpointing:
         cast(Any, getattr(network, "model", network)).set_grad_checkpointing()
-    model = TimmUnet(network, num_classes, decoder_channels, dropout)
+    model = TimmUnet(network, num_classes, decoder_channels, dropout, channels)
     return model.train(), report
 
 
-def make_encoder(encoder: str, weights: str | None) -> tuple[nn.Module, Weights]:
+def make_encoder(encoder: str, weights: str | None, channels: int = 3) -> tuple[nn.Module, Weights]:
     """Return a model of `timm.create_model(..., features_only=True)` and which weights it has.
 
     Arguments and errors are those of `make_timm_unet`.
@@ -165,12 +168,13 @@ def make_encoder(encoder: str, weights: str | None) -> tuple[nn.Module, Weights]
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Good ones: {GOOD_ENCODERS}."
         raise SegFitError(f"model.encoder={encoder}: timm knows no such model. {hint}")
     path, report = _find_weights(encoder, weights)
-    return _create(encoder, path), report
+    return _create(encoder, path, channels), report
 
 
-def _create(encoder: str, weights: Path | None) -> nn.Module:
+def _create(encoder: str, weights: Path | None, channels: int) -> nn.Module:
     """Return the feature extractor, built for any image size where its family has a switch for that."""
     options: dict[str, Any] = {"features_only": True, "pretrained": weights is not None}
+    options["in_chans"] = channels
     if weights is not None:
         options["pretrained_cfg_overlay"] = {"file": str(weights), "custom_load": False}
     vit = {"dynamic_img_size": True, "out_indices": len(PYRAMID)}  # embeddings of positions resized
@@ -187,12 +191,12 @@ def _create(encoder: str, weights: Path | None) -> nn.Module:
         ) from error
 
 
-def size_multiple(encoder: nn.Module, stride: int) -> int:
+def size_multiple(encoder: nn.Module, stride: int, channels: int = 3) -> int:
     """Return what height and width have to be divisible by, found by trying: 1, or the last stride."""
     for multiple, size in ((1, (65, 97)), (stride, (2 * stride, 3 * stride))):
         try:
             with torch.no_grad():
-                encoder.eval()(torch.zeros(1, 3, *size))
+                encoder.eval()(torch.zeros(1, channels, *size))
         except (AssertionError, RuntimeError, ValueError):
             continue
         return multiple

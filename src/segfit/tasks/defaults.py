@@ -106,7 +106,7 @@ def costliest(config: DictConfig) -> DictConfig:
 
 def largest_first(source: Source) -> list[int]:
     """Return the indices of a source's samples by the pixels of their first files, most first; of others in order."""
-    from segfit.data.images import open_image
+    from segfit.data.formats import open_image
 
     def pixels(index: int) -> int:
         files = source.files(index)
@@ -129,6 +129,11 @@ def without_augmentation(task: Any) -> Any:
 def device_augmentation(_: DictConfig) -> tuple[Callable[[], Any], float] | None:
     """Return None: nothing is augmented on the device."""
     return None
+
+
+def draw_samples(config: DictConfig, *_: Any) -> Any:
+    """Raise a SegFitError: there are no pictures of samples."""
+    raise SegFitError(f"benchmark=data draws images and masks; task={config.task.name} has none.")
 
 
 def feeding(_: DictConfig) -> Feeding:

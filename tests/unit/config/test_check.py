@@ -92,7 +92,7 @@ def problems(*overrides: str) -> list[str]:
         ([*FOLDER, "data.label_map={0:true}"], "two whole numbers"),
         ([*FOLDER, "data.label_map={-70000:0}"], "-70000 is no mask value"),
         ([*FOLDER, "+data.label_map.x=0"], "x → 0 must be two whole numbers"),
-        ([*FOLDER, "data.label_map={0:1}", "data.mask_format=parts"], "needs data.mask_format=png"),
+        ([*FOLDER, "data.label_map={0:1}", "data.mask_format=parts"], "need data.mask_format=png"),
         ([*FOLDER[::2], "data.root="], "data.root is empty"),
         ([*FOLDER[::2], r"data.root='a\${b}'"], "data.root=a${b}: must not hold ${"),
         ([*FOLDER, "data.label_map=3"], "must be {mask value: class, …}"),
@@ -101,7 +101,9 @@ def problems(*overrides: str) -> list[str]:
         ([*FOLDER, "data.split.fold=5"], "must be less than data.split.folds=5"),
         ([*FOLDER, "data.split.fold=3", "data.split.folds=3"], "must be less than"),
         ([*FOLDER, "data.split.folds=5"], "no effect without data.split.fold"),
-        ([*FOLDER, "data.window=[1,99]"], "data.window needs data.image_mode=gray"),
+        ([*FOLDER, "data.window=[1,99]", "data.value_range=[0,9]"], "are two answers"),
+        ([*FOLDER, "data.value_range=[9,0]"], "must be auto, percentiles or [low, high]"),
+        ([*FOLDER, "data.value_range=wide"], "must be auto, percentiles or [low, high]"),
     ],
 )
 def test_one_problem(overrides: list[str], part: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from segfit.data import images
+from segfit.data import formats
 from segfit.data.images import ImageReader, resize_image
 from segfit.errors import SegFitError
 from tests.unit.data.files import noise, save
@@ -44,7 +44,7 @@ def test_turned_images_of_one_pixel_become_tensors(tmp_path, size, orientation):
 def test_jpeg_equals_pillow_bit_by_bit(tmp_path, monkeypatch, mode, options, missing):
     for module in missing:
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(images, "_decode_jpeg", images._jpeg_decoder())
+    monkeypatch.setattr(formats, "_decode_jpeg", formats._jpeg_decoder())
     path = save(tmp_path / "ü with space.JPG", smooth(), mode, quality=80, **options)
     np.testing.assert_array_equal(READ(path), np.asarray(Image.open(path).convert("RGB")))
     path.write_bytes(path.read_bytes()[:-40])
@@ -58,7 +58,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path / f"a.{suffix}", smooth(), exif=exif)
-    image, applied, _ = READ.read(path)
+    image, applied, *_ = READ.read(path)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
     np.testing.assert_array_equal(image, expected)
     assert applied == orientation

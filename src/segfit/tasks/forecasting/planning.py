@@ -10,6 +10,7 @@ from segfit.engine.task import Batch
 from segfit.tasks.defaults import (
     costliest,
     device_augmentation,
+    draw_samples,
     largest_first,
     without_augmentation,
 )
@@ -17,7 +18,12 @@ from segfit.tasks.forecasting.assembly import sample_bytes
 from segfit.tasks.forecasting.schema import held_out_shape
 
 __all__ = [
-    "costliest", "device_augmentation", "largest_first", "sample_bytes", "without_augmentation",
+    "costliest",
+    "device_augmentation",
+    "draw_samples",
+    "largest_first",
+    "sample_bytes",
+    "without_augmentation",
 ]  # fmt: skip
 
 

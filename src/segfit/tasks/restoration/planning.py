@@ -9,13 +9,13 @@ from omegaconf import DictConfig
 
 from segfit.config.check import plain
 from segfit.engine.task import Batch
-from segfit.tasks.defaults import feeding, largest_first
+from segfit.tasks.defaults import draw_samples, feeding, largest_first
 from segfit.tasks.restoration.assembly import sample_bytes
 from segfit.tasks.restoration.degradations import Degradation
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
-__all__ = ["feeding", "largest_first", "sample_bytes"]
+__all__ = ["draw_samples", "feeding", "largest_first", "sample_bytes"]
 
 _PROBE = 64  # pixels a side: degrading takes the same bytes a pixel of any picture
 

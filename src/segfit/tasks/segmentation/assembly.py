@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segfit.config.check import plain
+from segfit.data.images import PERCENTILES, ImageReader
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
@@ -35,7 +36,7 @@ from segfit.tasks.segmentation.data.preflight import SAMPLE, PreflightReport, cl
 from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
 from segfit.tasks.segmentation.inference import Ensemble, Predictor
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
-from segfit.tasks.segmentation.schema import label_map_of, size_of
+from segfit.tasks.segmentation.schema import channels_of, color_table, label_map_of, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
 make_ensemble = Ensemble
@@ -79,14 +80,21 @@ def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
         **{item.name: data[item.name] for item in fields(Naming)},
         ignore_index=data.ignore_index,
         label_map=label_map_of(data) or None,
-        image_mode=data.image_mode,
-        intensity_window=_window(data),
+        colors=color_table(data),
+        reader=make_reader(data),
         split=SplitRule(**plain(data.split)),
     )
 
 
-def _window(data: DictConfig) -> tuple[float, float] | None:
-    return tuple(data.window) if data.get("window") else None
+def make_reader(data: DictConfig) -> ImageReader:
+    """Return how files become images under a data config."""
+    if data.name == "shapes":
+        return ImageReader()
+    wanted, window = data.value_range, data.window and tuple(data.window)
+    if wanted == "percentiles":
+        window = window or PERCENTILES
+    value_range = None if isinstance(wanted, str) else tuple(wanted)
+    return ImageReader(data.image_mode, window, value_range, tuple(data.bands or ()) or None)
 
 
 def check_sources(
@@ -154,8 +162,8 @@ def make_predict_dataset(config: DictConfig, folder: str) -> PredictDataset:
         folder,
         size_of(config.image_size),
         config.data.fit,
-        image_mode=config.data.get("image_mode") or "rgb",
-        intensity_window=_window(config.data),
+        make_reader(config.data),
+        config.data.get("slice_axis", 2),
     )
 
 
@@ -165,8 +173,9 @@ def held_out_batch_size(config: DictConfig) -> int:
 
 
 def batch_bytes(config: DictConfig) -> int:
-    """Return the size of a training batch as workers return it: RGB and a mask, uint8."""
-    return int(config.batch_size) * 4 * math.prod(size_of(config.image_size))
+    """Return the size of a training batch as workers return it: images and masks, uint8."""
+    pixels = int(config.batch_size) * math.prod(size_of(config.image_size))
+    return pixels * (channels_of(config) + 1)
 
 
 def augments_in_workers(config: DictConfig) -> bool:
@@ -202,7 +211,7 @@ def settle(config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str
     else:
         name, known = normalisation(plain(config.model))
     given = None not in (data.mean, data.std)
-    theirs = [list(values) for values in known or IMAGENET]
+    theirs = [_for_channels(values, config) for values in known or IMAGENET]
     data.mean, data.std = data.mean or theirs[0], data.std or theirs[1]
     if known and normalisation_of(config) != theirs:
         notice(
@@ -213,28 +222,37 @@ def settle(config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str
         notice(f"data.mean={data.mean} data.std={data.std}: what {name} was pretrained with.")
 
 
+def _for_channels(values: Sequence[float], config: DictConfig) -> list[float]:
+    """Return what was meant for R, G and B for the channels of a config: their mean for other than three."""
+    count = channels_of(config)
+    return list(values) if count == 3 else [sum(values) / 3] * count
+
+
 def normalisation_of(config: DictConfig) -> list[list[float]]:
-    """Return mean and std of RGB in 0-1; ImageNet's where no training has settled them, to measure or plan."""
+    """Return mean and std of each channel in 0-1; ImageNet's where no training has settled them, to measure or plan."""
     return [
-        plain(config.data)[key] or list(values)
+        plain(config.data)[key] or _for_channels(values, config)
         for key, values in zip(("mean", "std"), IMAGENET, strict=True)
     ]
 
 
 def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
-    """Return the model of a config, (B, 3, H, W) → (B, num_classes, H, W), and which weights it has.
+    """Return the model of a config, (B, C, H, W) → (B, num_classes, H, W), and which weights it has.
 
     Raises:
         SegFitError: if weights that were named cannot be loaded.
     """
     classes = make_classes(config.data)
-    return make_model(classes.names, plain(config.model), pretrained=pretrained)
+    return make_model(
+        classes.names, plain(config.model), pretrained=pretrained, channels=channels_of(config)
+    )
 
 
 def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
-    """Return what the model gets of a training batch, (B, 3, H, W) float32, in its memory format."""
+    """Return what the model gets of a training batch, (B, C, H, W) float32, in its memory format."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    images = torch.zeros(batch_size, 3, *size_of(config.image_size), device=device)
+    shape = (batch_size, channels_of(config), *size_of(config.image_size))
+    images = torch.zeros(shape, device=device)
     return images.contiguous(memory_format=layout)
 
 
@@ -299,8 +317,8 @@ def make_task(
     return SegmentationTask(
         classes=make_classes(config.data),
         criterion=make_loss(config, (statistics or {}).get("class_weights")).to(device),
-        mean=torch.tensor(mean, device=device).view(3, 1, 1),
-        std=torch.tensor(std, device=device).view(3, 1, 1),
+        mean=torch.tensor(mean, device=device).view(-1, 1, 1),
+        std=torch.tensor(std, device=device).view(-1, 1, 1),
         augment=make_augment(config, "kornia-gpu"),
         mix=make_mix(config),
         predictor=predictor or make_predictor(config),

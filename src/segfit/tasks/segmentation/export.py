@@ -10,7 +10,7 @@ from segfit.config.check import plain
 from segfit.models.build import Exported, for_inference
 from segfit.tasks.segmentation.assembly import make_classes, normalisation_of
 from segfit.tasks.segmentation.inference import resize_logits
-from segfit.tasks.segmentation.schema import size_of
+from segfit.tasks.segmentation.schema import channels_of, size_of
 
 
 class Deployed(nn.Module):
@@ -23,7 +23,7 @@ class Deployed(nn.Module):
         self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits `(B, num_classes, H, W)` float32 of images `(B, 3, H, W)` uint8."""
+        """Return logits `(B, num_classes, H, W)` float32 of images `(B, C, H, W)` uint8."""
         pixels = images.float()
         if self.fit == "crop":
             return self._logits(pixels)
@@ -94,11 +94,11 @@ def make_exported(config: DictConfig, model: nn.Module) -> Exported:
     """Return what is exported of a run's model, which may be changed."""
     deployed = Deployed(for_inference(model).cpu().float(), config).eval()
     names, (mean, std) = list(make_classes(config.data).names), normalisation_of(config)
-    data = {key: plain(config.data).get(key) for key in ("fit", "image_mode", "window")}
+    data = {key: plain(config.data).get(key) for key in ("fit", "image_mode", "window", "bands", "value_range")}
     facts = {"class_names": names, "image_size": deployed.size, **data, "mean": mean, "std": std}
     return Exported(
         deployed,
-        {"images": torch.zeros(2, 3, *deployed.size, dtype=torch.uint8)},
+        {"images": torch.zeros(2, channels_of(config), *deployed.size, dtype=torch.uint8)},
         {"classes.json": json.dumps(names), "model.json": json.dumps(facts)},
         sizes=0 if deployed.fit == "crop" else 2,
         outputs=("logits", "classes"),

@@ -32,6 +32,7 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _WRONG = (235, 20, 40)
 _LEGEND_LIMIT = 40  # with more classes, the legend names only those that are in the picture
 _TITLES = ("image", "ground truth", "prediction", "errors")
+_PAIR = ("the network's image", "its mask")
 _FEW, _MANY = (
     12,
     40,
@@ -43,7 +44,7 @@ class Panel:
     """A held-out image beside its mask and prediction."""
 
     name: str  # the sample's id
-    image: Picture  # (H, W, 3) uint8 RGB
+    image: Picture  # (H, W, C) uint8, RGB or bands
     mask: Picture  # (H, W) uint8 ground truth, 255 ignored
     prediction: Picture  # (H, W) uint8
 
@@ -58,11 +59,17 @@ def colorize(mask: Picture, classes: Classes) -> Picture:
     return painted
 
 
+def rgb(image: Picture) -> Picture:
+    """Return an image (H, W, C) uint8 as it is shown, `(H, W, 3)`: its first three bands, or its first one as grey."""
+    return image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+
+
 def overlay(image: Picture, mask: Picture, classes: Classes, alpha: float = 0.5) -> Picture:
-    """Return an image `(H, W, 3)` uint8 RGB with its mask `(H, W)` uint8 painted over it.
+    """Return an image `(H, W, C)` uint8 with its mask `(H, W)` uint8 painted over it.
 
     The background stays as it is, ignored pixels are striped. `alpha` is the share (0-1) of the class colours.
     """
+    image = rgb(image)
     blended = (image * (1 - alpha) + colorize(mask, classes) * alpha).round().astype(np.uint8)
     if classes.background is not None:
         untouched = mask == classes.background
@@ -78,7 +85,20 @@ def panels_image(
     Small images are enlarged and large ones reduced. Errors are red on the image in grey. A caption is above its row, and
     a legend of the classes below all.
     """
-    rows = [_row(panel, classes, caption) for panel, caption in zip(panels, captions, strict=True)]
+    rows = [
+        _row(_tiles(panel, classes), _TITLES, caption)
+        for panel, caption in zip(panels, captions, strict=True)
+    ]
+    return _page(rows, panels, classes)
+
+
+def pairs_image(panels: Sequence[Panel], classes: Classes) -> Picture:
+    """Draw image and mask side by side, a row a panel below its name, and a legend; as `panels_image` does."""
+    rows = [_row(_tiles(panel, classes)[:2], _PAIR, panel.name) for panel in panels]
+    return _page(rows, panels, classes)
+
+
+def _page(rows: list[Picture], panels: Sequence[Panel], classes: Classes) -> Picture:
     width = max(row.shape[1] for row in rows)
     rows = [
         np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
@@ -87,9 +107,8 @@ def panels_image(
     return np.vstack([*rows, _legend(panels, classes, width)])
 
 
-def _row(panel: Panel, classes: Classes, caption: str) -> Picture:
-    """Draw the four pictures of a panel with their titles, below a caption if there is one."""
-    tiles = _tiles(panel, classes)
+def _row(tiles: Sequence[Picture], titles: Sequence[str], caption: str) -> Picture:
+    """Draw pictures of one size with their titles, below a caption if there is one."""
     height, width, _ = tiles[0].shape
     slot = max(width, _NARROWEST) + _GAP
     top = _GAP + _LINE * (2 if caption else 1)
@@ -97,7 +116,7 @@ def _row(panel: Panel, classes: Classes, caption: str) -> Picture:
     draw = ImageDraw.Draw(canvas)
     if caption:
         draw.text((_GAP, _GAP), caption, _INK, _font(15, bold=True))
-    for index, (tile, title) in enumerate(zip(tiles, _TITLES, strict=True)):
+    for index, (tile, title) in enumerate(zip(tiles, titles, strict=True)):
         left = _GAP + index * slot
         draw.text((left, top - _LINE + 2), title, _INK, _font(14))
         canvas.paste(Image.fromarray(tile), (left, top))
@@ -110,7 +129,11 @@ def _tiles(panel: Panel, classes: Classes) -> list[Picture]:
     longest = max(height, width)
     scale = float(np.clip(longest, _SHORTEST_LONGEST, _LONGEST)) / longest
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = np.asarray(Image.fromarray(panel.image).resize(size, Image.Resampling.BILINEAR))
+    image = np.asarray(
+        Image.fromarray(np.ascontiguousarray(rgb(panel.image))).resize(
+            size, Image.Resampling.BILINEAR
+        )
+    )
     mask, prediction = (
         np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
         for indices in (panel.mask, panel.prediction)

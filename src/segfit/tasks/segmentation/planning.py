@@ -1,17 +1,24 @@
 """What benchmark.py asks of segmentation: the costliest config, example batches, the largest images."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from segfit.data.sampler import sample_seed
 from segfit.engine.task import Batch
+from segfit.errors import SegFitError
 from segfit.tasks.defaults import feeding, largest_first
-from segfit.tasks.segmentation.assembly import make_augment
-from segfit.tasks.segmentation.schema import size_of
+from segfit.tasks.segmentation.assembly import make_augment, make_task, make_train_dataset
+from segfit.tasks.segmentation.data.dataset import LabelledSource, collate
+from segfit.tasks.segmentation.pictures import Panel, pairs_image
+from segfit.tasks.segmentation.schema import channels_of, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
 __all__ = ["feeding", "largest_first"]
@@ -39,14 +46,14 @@ def costliest(config: DictConfig) -> DictConfig:
 
 def sample_bytes(config: DictConfig) -> int:
     """Return the bytes of a training sample as it comes from the dataset: image and mask, uint8."""
-    return 4 * math.prod(size_of(config.image_size))
+    return (channels_of(config) + 1) * math.prod(size_of(config.image_size))
 
 
 def train_example(config: DictConfig) -> Batch:
     """Return a training micro-batch without content."""
     size = size_of(config.image_size)
     return {
-        "image": torch.empty(config.batch_size, 3, *size, dtype=torch.uint8),
+        "image": torch.empty(config.batch_size, channels_of(config), *size, dtype=torch.uint8),
         "mask": torch.empty(config.batch_size, *size, dtype=torch.uint8),
         "index": torch.empty(config.batch_size, dtype=torch.int64),
     }
@@ -62,13 +69,44 @@ def held_out_example(
     rows, columns = original
     height, width = original if config.data.fit == "crop" else size_of(config.image_size)
     batch = {
-        "image": torch.empty(count, 3, height, width, dtype=torch.uint8),
+        "image": torch.empty(count, channels_of(config), height, width, dtype=torch.uint8),
         "mask": torch.empty(count, *original, dtype=torch.uint8),
         "content": torch.empty(count, 4, dtype=torch.int64),
         "shape": torch.empty(count, 2, dtype=torch.int64),
         "index": torch.empty(count, dtype=torch.int64),
     }
     return batch, [0, 0, height, width, rows, columns, 0]
+
+
+def draw_samples(
+    config: DictConfig, source: LabelledSource, indices: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) of training samples, images and masks side by side, as the network gets them.
+
+    What cannot be read is left out.
+
+    Raises:
+        SegFitError: if that is all of them.
+    """
+    dataset, task = make_train_dataset(config, source), make_task(config, torch.device("cpu"))
+    samples = []
+    for index in indices:
+        with suppress(SegFitError):
+            samples.append(dataset[index, sample_seed(config.seed, 0, index)])
+    if not samples:
+        raise SegFitError("None of the images can be read.")
+    images, targets = task.prepare(collate(samples), config.seed)
+    pixels = ((images * task.std + task.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    # Of mixed images the larger share, and what is ignored.
+    hard = targets.argmax(1).masked_fill(targets.sum(1) == 0, 255) if targets.ndim == 4 else targets
+    masks = hard.to(torch.uint8).numpy()
+    return pairs_image(
+        [
+            Panel(source.id(sample["index"]), image.permute(1, 2, 0).numpy(), mask, mask)
+            for sample, image, mask in zip(samples, pixels, masks, strict=True)
+        ],
+        task.classes,
+    )
 
 
 def without_augmentation(task: SegmentationTask) -> SegmentationTask:
@@ -84,6 +122,7 @@ def device_augmentation(config: DictConfig) -> tuple[Callable[[], Any], float] |
     augment = make_augment(costliest(config), "kornia-gpu")
     if augment is None:
         return None
-    images, masks = torch.rand(2, 3, _PROBE, _PROBE), torch.zeros(2, _PROBE, _PROBE).long()
+    images = torch.rand(2, channels_of(config), _PROBE, _PROBE)
+    masks = torch.zeros(2, _PROBE, _PROBE).long()
     share = math.prod(size_of(config.image_size)) / masks.numel()
     return (lambda: augment(images, masks, seed=0)), share

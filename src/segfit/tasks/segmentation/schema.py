@@ -168,11 +168,12 @@ class MaskDataConfig(DataConfig):
     )
     mean: list[float] | None = option(
         None,
-        "Subtracted from RGB in 0-1. null: what the model's pretrained weights were made for, else ImageNet's.",
+        "Subtracted from RGB or bands in 0-1. null: what the model's pretrained weights were made for, else ImageNet's; for "
+        "other than three bands the mean of the three.",
         ge=0,
         le=1,
     )
-    std: list[float] | None = option(None, "Divides RGB in 0-1; null as for mean.", ge=0.001)
+    std: list[float] | None = option(None, "Divides them; null as for mean.", ge=0.001)
 
 
 @dataclass
@@ -195,12 +196,15 @@ class FolderConfig(MaskDataConfig):
     name: str = "folder"
     root: str = option(REQUIRED, "The folder that holds images and masks.")
     images: str = option("images", "Folder of the images, below root or root/<split>.")
-    masks: str = option("masks", "Folder of the masks (or the CSV file of mask_format=rle).")
+    masks: str = option(
+        "masks", "Folder of the masks (or the CSV of mask_format=rle, the JSON of coco)."
+    )
     mask_format: str = option(
         "png",
         "png: one index or palette mask an image. parts: CelebAMask-HQ's one file a part. "
-        "rle: a CSV of run-lengths (id, class, segmentation), as UW-Madison's.",
-        choices=("png", "parts", "rle"),
+        "rle: a CSV of run-lengths (id, class, segmentation), as UW-Madison's. coco: its JSON. yolo: a text file of outlines "
+        "an image. labelme: a JSON file an image.",
+        choices=("png", "parts", "rle", "coco", "yolo", "labelme"),
     )
     image_name: str | None = option(
         None, "What image files are called, where only a part is the mask's, too: {stem}_0000.png."
@@ -220,12 +224,28 @@ class FolderConfig(MaskDataConfig):
     label_map: Any = option(
         None, "Mask value → class, or 255: ignored; values that it does not name are an error."
     )
+    colors: list[list[int]] | None = option(
+        None,
+        "Colour masks: a row [R, G, B] a class, in the order of the classes, or rows [R, G, B, class (or ignore_index)].",
+    )
     image_mode: str = option(
         "rgb", "rgb, or gray: one channel, 8 or 16 bit, repeated to three.", choices=("rgb", "gray")
     )
+    value_range: Any = option(
+        "auto",
+        "Values of the files that become black and white. auto: the whole range of 8 or 16 bits, of floats and negative "
+        "numbers each image's own. [low, high], for any depth. percentiles: of each image, those of window.",
+    )
+    bands: list[int] | None = option(
+        None,
+        "Bands of the files, from 1, that become the channels, e.g. [3, 2, 1, 4]; null: grey or RGB.",
+        ge=1,
+        le=65535,
+    )
+    slice_axis: int = option(2, "Axis along which NIfTI volumes are cut into slices.", ge=0, le=2)
     window: list[float] | None = option(
         None,
-        "Percentiles of each grey image that become black and white, e.g. [1, 99].",
+        "These percentiles of each image become black and white; null: only with value_range=percentiles, [1, 99].",
         ge=0,
         le=100,
     )
@@ -329,7 +349,7 @@ GROUPS: dict[str, dict[str, type]] = {
 # ------------------------------------------------------------------------------- benchmark=plan
 
 MEMORY_ADVICE = "Lower image_size, choose a smaller model, set model.checkpointing=true (SegFormer), or take augmentation=cpu."
-MEMORY_OPTIONS = ("num_classes", "fit")
+MEMORY_OPTIONS = ("num_classes", "fit", "bands")
 _SIDES = 32  # smaller images have sides that are multiples of it
 
 
@@ -394,6 +414,11 @@ def size_of(image_size: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+def channels_of(config: DictConfig) -> int:
+    """Return the channels of the images that the model sees."""
+    return len(config.data.get("bands") or "RGB")
+
+
 def _check_ranges(config: DictConfig) -> Iterator[str]:
     ranges = {
         "augmentation.scale": config.augmentation.scale,
@@ -404,8 +429,10 @@ def _check_ranges(config: DictConfig) -> Iterator[str]:
         if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
             yield f"{key}={shown(pair)}: must be [low, high]."
     for key in ("mean", "std"):
-        if config.data[key] is not None and len(config.data[key]) != 3:
-            yield f"data.{key}={shown(config.data[key])}: must be three numbers, for R, G and B."
+        count = channels_of(config)
+        if config.data[key] is not None and len(config.data[key]) != count:
+            what = "three numbers, for R, G and B" if count == 3 else f"{count} numbers, one a band"
+            yield f"data.{key}={shown(config.data[key])}: must be {what}."
     if config.loss.name == "tversky" and config.loss.tversky_alpha + config.loss.tversky_beta == 0:
         yield "loss.tversky_alpha=0 with loss.tversky_beta=0: the loss would be 0 whatever is predicted."
     if config.augmentation.mixup + config.augmentation.cutmix > 1:
@@ -455,6 +482,34 @@ def _check_classes(config: DictConfig) -> Iterator[str]:
         yield f"data.num_classes={count}: shapes always has 4 classes."
 
 
+def color_table(data: DictConfig) -> dict[int, int]:
+    """Return the classes of data.colors by 0xRRGGBB."""
+    rows = [[*row, place] for place, row in enumerate(data.colors or [])]
+    return {row[0] << 16 | row[1] << 8 | row[2]: row[3] for row in rows}
+
+
+def _check_colors(data: DictConfig) -> Iterator[str]:
+    for row in data.colors:
+        if len(row) not in (3, 4) or not all(0 <= value <= 255 for value in row[:3]):
+            yield f"data.colors: {shown(row)} is neither [R, G, B] nor [R, G, B, class], of 0 to 255."
+            return
+    wrong = {target for target in color_table(data).values() if not 0 <= target < data.num_classes}
+    if wrong := wrong - {data.ignore_index}:
+        yield (
+            f"data.colors: {', '.join(map(str, sorted(wrong)))} is neither a class (0 to {data.num_classes - 1}) nor "
+            f"ignore_index={data.ignore_index}."
+        )
+    if len(color_table(data)) < len(data.colors):
+        yield "data.colors lists a colour twice."
+    if data.label_map is not None:
+        yield "data.colors and data.label_map are two answers: set one of them."
+
+
+def _is_range(pair: Any) -> bool:
+    numbers = OmegaConf.is_list(pair) and all(type(value) in (int, float) for value in pair)
+    return numbers and len(pair) == 2 and pair[0] < pair[1]
+
+
 def _is_weight(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and 0 <= value <= LARGEST
@@ -485,15 +540,22 @@ def _check_folder(data: DictConfig) -> Iterator[str]:
                 f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) "
                 f"nor 255, which is ignored."
             )
+    if data.colors is not None:
+        yield from _check_colors(data)
     for key, marks in (("image_name", ["stem"]), ("mask_name", ["stem", "name"])):
         template = data[key]
         if template is not None and re.findall(r"{(\w*)}", template) not in [[m] for m in marks]:
             yield f"data.{key}={template}: must hold {' or '.join(f'{{{m}}}' for m in marks)}, once."
         if template is not None and data.mask_format != "png":
             yield f"data.{key} needs data.mask_format=png."
-    if label_map and data.mask_format != "png":
-        yield "data.label_map needs data.mask_format=png; the others are matched by data.class_names."
+    if (label_map or data.colors) and data.mask_format != "png":
+        yield "data.label_map and data.colors need data.mask_format=png; the others are matched by data.class_names."
     if not data.root:
         yield "data.root is empty: give the folder that holds images and masks."
-    if data.window is not None and data.image_mode != "gray":
-        yield "data.window needs data.image_mode=gray."
+    if data.bands is not None and data.image_mode == "gray":
+        yield "data.bands and data.image_mode=gray are two answers: a grey image is data.bands=[1]."
+    pair = data.value_range
+    if not (pair in ("auto", "percentiles") or _is_range(pair)):
+        yield f"data.value_range={shown(pair)}: must be auto, percentiles or [low, high], low below high."
+    elif data.window is not None and not isinstance(pair, str):
+        yield f"data.window and data.value_range={shown(pair)} are two answers: set one of them."

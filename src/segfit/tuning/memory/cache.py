@@ -36,7 +36,7 @@ def key(config: DictConfig, device_type: str, precision: str, original: tuple[in
     options["model"].pop("weights", None)
     options["accumulate"] = min(options["accumulate"], RECORDED)
     options["data"] = {
-        name: options["data"][name] for name in schema_of(config.task.name).MEMORY_OPTIONS
+        name: options["data"].get(name) for name in schema_of(config.task.name).MEMORY_OPTIONS
     }
     versions = {name: _version(name) for name in _LIBRARIES}
     text = json.dumps([options, device_type, precision, original, versions], sort_keys=True)

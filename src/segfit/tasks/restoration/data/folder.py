@@ -20,6 +20,7 @@ from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_nam
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
 
+_SHALLOW = 8192  # of 65536, below which nearly all of 16 bits is unused
 _LOOKED_AT = 512  # pixels a side, in the middle of a pair, in which a shift is looked for
 _SHIFT = 2  # pixels from which on it is a problem: blur moves edges by one
 _CLEARER = 1.5  # so many times the correlation of the pair as it lies
@@ -72,7 +73,7 @@ class PictureSource:
         return pictures
 
     def inspect(self, index: int) -> str:
-        """Return what is wrong with a picture or pair, as JSON: "unreadable", "small", "size", "shift"; {} if nothing."""
+        """Return what is wrong with a picture or pair, as JSON: "unreadable", "small", "shallow", "size", "shift"; {} if nothing."""
         try:
             pictures = [read_picture(file, self.image_mode) for file in self.files(index)]
         except SegFitError as error:
@@ -85,6 +86,8 @@ class PictureSource:
         height, width = pictures[0].shape[:2]
         if min(height, width) < self.smallest:
             report["small"] = f"{width}×{height}, {self.smallest} needed"
+        if pictures[0].dtype == np.uint16 and pictures[0].max() < _SHALLOW:
+            report["shallow"] = int(pictures[0].max())
         if pictures[0].shape != pictures[-1].shape:
             report["size"] = _sizes(pictures)
         elif len(pictures) == 2 and (moved := shift(*pictures)) is not None:

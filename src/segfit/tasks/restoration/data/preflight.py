@@ -16,6 +16,8 @@ from segfit.tasks.restoration.data.folder import PictureSource
 # What `PictureSource.inspect` may report of a picture → the message, with how many there are, and some of them.
 _MESSAGES = {
     "small": "{} pictures are too small: {}. Lower patch_size, or leave them out.",
+    "shallow": "{} pictures of 16 bits use few of them, so that all is nearly black (their greatest values): {}. Save them with "
+    "65535 as white. If that is meant: data.check=off.",
     "size": "{} pairs of unequal size: {}. Find the right partners.",
     "shift": "{} pictures lie beside their targets, by so many pixels [down, right]: {}. Align them, or the network learns to "
     "blur. If that is meant: data.check=off.",
@@ -63,6 +65,8 @@ def check_sources(
         problems += unreadable[:5]
         if len(unreadable) > 5:
             problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
+    if 2 * len(found["shallow"]) <= seen:
+        del found["shallow"]  # some are dark
     problems += [
         message.format(len(found[kind]), some(found[kind]))
         for kind, message in _MESSAGES.items()

@@ -8,14 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.data.images import ImageReader, open_image, upright
+from segfit.data.formats import read_values
+from segfit.data.images import luminance
 from segfit.errors import SegFitError
 
 Pixels: TypeAlias = NDArray[Any]  # (H, W, C) uint8 or uint16, C 1 or 3
-
-_LUMINANCE = np.array([299, 587, 114], np.uint32)  # thousandths of R, G and B (BT.601), as Pillow
-# Pillow's raw modes: of the byte order of a 16-bit value, the one that takes the other byte.
-_OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
 
 
 def read_picture(path: Path, image_mode: str) -> Pixels:
@@ -25,42 +22,20 @@ def read_picture(path: Path, image_mode: str) -> Pixels:
     files, or "rgb" for three.
 
     Raises:
-        SegFitError: if the file cannot be read, or holds other than 8 or 16 bits.
+        SegFitError: if the file cannot be read, or holds other than 8 or 16 bits, or other than one band or three.
     """
-    with open_image(path) as image:
-        deep = _deep(image, path)
-        pixels = None if deep is None else upright(deep, image)[0]
-    if pixels is None:
-        pixels = ImageReader(image_mode).read(path).pixels
-        return np.ascontiguousarray(pixels[..., :1]) if image_mode == "gray" else pixels
-    if image_mode == "rgb":
-        pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-    elif pixels.ndim == 3:
-        pixels = ((pixels @ _LUMINANCE + 500) // 1000).astype(np.uint16)
-    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1))
-
-
-def _deep(image: Any, path: Path) -> Pixels | None:
-    """Return what has 16 bits, (H, W) or (H, W, 3) uint16, as it lies in the file; None for 8 bits."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
-        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+    values, alpha, *_ = read_values(path)
+    pixels = values.reshape(*values.shape[:2], -1)[..., : -1 if alpha else None]
+    if pixels.shape[2] not in (1, 3):
+        raise SegFitError(f"{path}: holds {pixels.shape[2]} bands; a picture has 1 or 3.")
+    if pixels.dtype != np.uint8:
+        if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
             raise SegFitError(f"{path}: neither 8 nor 16 bits a value. Save it as a 16-bit PNG.")
-        return values.astype(np.uint16)
-    codec, extents, offset, arguments = image.tile[0] if image.tile else (None, None, None, "")
-    raw = arguments if isinstance(arguments, str) else arguments[0]
-    if not isinstance(raw, str) or ";16" not in raw:
-        return None
-    # Pillow has no mode for colours of 16 bits and takes the upper byte of each value: the lower one is read as well.
-    low_raw = raw[:-1] + _OTHER_BYTE[raw[-1]]
-    high = np.asarray(image, np.uint16)
-    again: Any
-    with open_image(path) as again:
-        low_arguments = low_raw if isinstance(arguments, str) else (low_raw, *arguments[1:])
-        again.tile = [(codec, extents, offset, low_arguments)]
-        low = np.asarray(again, np.uint16)
-    both: Pixels = (high[..., :3] << 8) | low[..., :3]
-    return both
+        pixels = pixels.astype(np.uint16)
+    if image_mode == "rgb":
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    gray = luminance(pixels) if pixels.shape[2] == 3 else pixels
+    return np.ascontiguousarray(gray.reshape(*pixels.shape[:2], 1))
 
 
 def png(pixels: Pixels) -> bytes:

@@ -15,16 +15,19 @@ class CpuAugment(AugmentationOptions):
     def __call__(self, image: Tensor, mask: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         """Return the augmented image and mask; the arguments stay as they are, the seed decides everything.
 
-        Images are `(3, H, W)` uint8 RGB, masks `(H, W)` uint8 class indices and `IGNORE_INDEX`. What came from outside
+        Images are `(C, H, W)` uint8, RGB or bands, which have no saturation and no hue; masks `(H, W)` uint8 class indices and `IGNORE_INDEX`. What came from outside
         the frame is `fill` and `IGNORE_INDEX`.
         """
         drawn = draw(self, 1, seed)
         if drawn.color_jitter:
-            image = F.adjust_brightness(image, drawn.brightness.item())
-            image = F.adjust_contrast(image, drawn.contrast.item())
-            image = F.adjust_saturation(image, drawn.saturation.item())
-            # The slowest operation, and grey data sets switch it off.
-            image = F.adjust_hue(image, drawn.hue.item()) if self.hue else image
+            colors = image if len(image) == 3 else image[:, None]  # bands are grey images
+            colors = F.adjust_brightness(colors, drawn.brightness.item())
+            colors = F.adjust_contrast(colors, drawn.contrast.item())
+            if len(image) == 3:
+                colors = F.adjust_saturation(colors, drawn.saturation.item())
+                # The slowest operation, and grey data sets switch it off.
+                colors = F.adjust_hue(colors, drawn.hue.item()) if self.hue else colors
+            image = colors.reshape(image.shape)
         image, mask = self._move(image, mask, drawn)
         if drawn.blur:
             side = 2 * self.blur_radius(*mask.shape) + 1

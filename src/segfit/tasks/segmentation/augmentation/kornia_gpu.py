@@ -25,7 +25,7 @@ class KorniaGpu(AugmentationOptions):
         The same seed gives the same result on every device up to rounding, except for the noise, which the
         device's own generator makes: the host would be too slow.
 
-        Images are `(B, 3, H, W)` float32 RGB in [0, 1], masks `(B, H, W)` int64 class indices and `IGNORE_INDEX`.
+        Images are `(B, C, H, W)` float32 in [0, 1], RGB or bands, which have no saturation and no hue; masks `(B, H, W)` int64 class indices and `IGNORE_INDEX`.
         What came from outside the frame is `fill` and `IGNORE_INDEX`. An image that no operation is drawn for is the
         same to the last bit.
         """
@@ -37,7 +37,7 @@ class KorniaGpu(AugmentationOptions):
             *linear, hue = factors.unbind(1)
             recolored = jitter(images[index], *linear)
             # The slowest operation, and grey data sets switch it off.
-            recolored = shift_hue(recolored, hue) if self.hue else recolored
+            recolored = shift_hue(recolored, hue) if self.hue and len(self.fill) == 3 else recolored
             images.index_copy_(0, index, recolored)
         for name, dim in (("hflip", -1), ("vflip", -2)):
             if name in chosen:
@@ -152,13 +152,15 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
     Factors are `(B,)`: brightness 0 is black, contrast 0 the image's mean grey, saturation 0 grey.
     """
     images = (images * brightness.view(-1, 1, 1, 1)).clamp_(0, 1)
-    mean = luma(images).mean((1, 2, 3), keepdim=True)
+    mean = luma(images).mean((2, 3), keepdim=True)
     images = torch.lerp(mean, images, contrast.view(-1, 1, 1, 1)).clamp_(0, 1)
     return torch.lerp(luma(images), images, saturation.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def luma(images: Tensor) -> Tensor:
-    """Return the grey value `(B, 1, H, W)` of images `(B, 3, H, W)`."""
+    """Return the grey value `(B, 1, H, W)` of images `(B, 3, H, W)`; bands are grey each by itself."""
+    if images.shape[1] != 3:
+        return images
     red, green, blue = images.split(1, 1)
     return torch.add(red * LUMA[0], green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 

@@ -19,7 +19,7 @@ class AugmentationOptions(AugmentationConfig):
     come first, so that neither the mean of `contrast` nor the colour of `fill` depends on the other.
     """
 
-    # RGB in 0-1 of what lies outside the frame: the mean that the model's input is normalised by makes it 0 there, so
+    # Each channel in 0-1 of what lies outside the frame: the mean that the model's input is normalised by makes it 0 there, so
     # that it moves no statistics.
     fill: Sequence[float] = (0.485, 0.456, 0.406)
 

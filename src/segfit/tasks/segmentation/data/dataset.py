@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from segfit.data.collate import Batch, stack
 from segfit.data.files import relative_name
+from segfit.data.formats import real_file, with_slices
 from segfit.data.images import ImageReader, images_at, resize_image
 from segfit.data.large import LargeImage, is_large
 from segfit.data.sampler import sample_seed
@@ -138,7 +139,7 @@ class EvalDataset(_FittedDataset):
 class PredictDataset(EvalDataset):
     """Images of a folder (and the folders below it), or one file, without masks; it is its own source.
 
-    `size` and `fit` as `EvalDataset`, `image_mode` and `intensity_window` as `ImageReader`.
+    `size` and `fit` as `EvalDataset`; `reader` and `slice_axis` say how files become images.
 
     Raises:
         SegFitError: if there is no such folder or file, or no image in it.
@@ -149,14 +150,14 @@ class PredictDataset(EvalDataset):
         folder: str | Path,
         size: tuple[int, int],
         fit: str,
-        *,
-        image_mode: str = "rgb",
-        intensity_window: tuple[float, float] | None = None,
+        reader: ImageReader | None = None,
+        slice_axis: int = 2,
     ) -> None:
         super().__init__(self, size, fit)
         self.folder = Path(folder).expanduser()
-        self.paths, base, self.notices = images_at(folder)
-        self.reader = ImageReader(image_mode, intensity_window)
+        paths, base, self.notices = images_at(folder)
+        self.paths = with_slices(paths, slice_axis)
+        self.reader = reader or ImageReader()
         names = [relative_name(path, base) for path in self.paths]
         # a.jpg and a.png: the suffix goes into the name, so that no prediction overwrites another.
         count = Counter(names)
@@ -192,7 +193,7 @@ class PredictDataset(EvalDataset):
 
     def files(self, index: int) -> list[Path]:
         """Return the image's file."""
-        return [self.paths[index]]
+        return [real_file(self.paths[index])]
 
     def read(self, index: int) -> tuple[Pixels]:
         """Return an image (H, W, 3) uint8 RGB, upright."""

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segfit.data.images import Decoded, ImageReader, resize_image
+from segfit.data.formats import real_file
+from segfit.data.images import Decoded, ImageReader, look, resize_image
 from segfit.data.source import where
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.layout import Listing, Naming, find_layout, list_pairs
-from segfit.tasks.segmentation.data.masks import ValueMap, object_sizes
+from segfit.tasks.segmentation.data.masks import FolderMasks, ValueMap, object_sizes
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class ItemReport:
     ignored: int = 0  # pixels
     shape: list[int] = field(default_factory=list)  # height and width of the mask
     objects: list[list[int]] = field(default_factory=list)  # of `object_sizes`
+    low: float = 0.0  # the least and the greatest value of the image's file
+    high: float = 0.0
+    # "flat" and "blank": see `look`; "own": scaled by themselves, so that a number is another shade in another file
+    shades: str = ""
+    alpha: bool = False  # the image has transparency, and not everywhere the same
+    # index, R, G and B of the mask's, at most 64
+    palette: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -65,7 +73,7 @@ class FolderSource:
         """Return the image file, then those of the mask."""
         name, listing = self.names[index], self.listing
         masks = [] if name in listing.unmasked else listing.masks.files(name)
-        return [listing.images[name], *masks]
+        return [real_file(path) for path in (listing.images[name], *masks)]
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return the image (H, W, 3) uint8 RGB and the mask (H, W) uint8.
@@ -80,7 +88,7 @@ class FolderSource:
         mask, unknown = self.values.apply(values)
         if unknown:
             raise SegFitError(
-                f"{self.files(index)[1]}: mask values {unknown[:16]} are no class "
+                f"{self.files(index)[1]}: mask values {self.values.shown(unknown[:16])} are no class "
                 f"(data.num_classes={len(self.classes)}) and not ignored."
             )
         return image, mask
@@ -96,25 +104,39 @@ class FolderSource:
             SegFitError: if memory ran out.
         """
         try:
-            (image, orientation, frames), values = self._read_files(index)
+            decoded, values = self._read_files(index)
+            name, masks = self.names[index], self.listing.masks
+            colors = [] if name in self.listing.unmasked else masks.palette(name, values)
         except SegFitError as error:
             return ItemReport(unreadable=str(error))
         except MemoryError as error:  # no fault of the file's, and nothing to remember
             raise SegFitError(
                 f"{where(self, index)}: memory ran out while this was read. Cut large images into tiles."
             ) from error
-        if image.shape[:2] != values.shape:
-            return ItemReport(size=_sizes(image, values), orientation=orientation, frames=frames)
+        shades, low, high = look(decoded)
+        auto = not (self.image_reader.value_range or self.image_reader.percentiles)
+        if auto and (decoded.values.dtype.kind == "f" or low < 0 or high > 65535):
+            shades = shades or "own"
+        report = ItemReport(
+            orientation=decoded.orientation,
+            frames=decoded.frames,
+            low=low,
+            high=high,
+            shades=shades,
+            alpha=decoded.alpha is not None and bool(np.ptp(decoded.alpha)),
+            palette=colors,
+        )
+        if decoded.pixels.shape[:2] != values.shape:
+            return replace(report, size=_sizes(decoded.pixels, values))
         mask, unknown = self.values.apply(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
-        white = values == 255
+        white = (values == 255) & (self.values.colors is None)
         pixels, background = counts[: len(self.classes)], self.classes.background
         surroundings = int(pixels.argmax()) if background is None else background
-        return ItemReport(
+        return replace(
+            report,
             values=unknown[:16],
             only_0_255=bool(white.any() and (white | (values == 0)).all()),
-            orientation=orientation,
-            frames=frames,
             pixels=pixels.tolist(),
             ignored=int(counts[IGNORE_INDEX]),
             shape=list(mask.shape),
@@ -152,8 +174,8 @@ def folder_sources(
     classes: Classes,
     ignore_index: int | None = 255,
     label_map: Mapping[int, int] | None = None,
-    image_mode: str = "rgb",
-    intensity_window: tuple[float, float] | None = None,
+    colors: Mapping[int, int] | None = None,
+    reader: ImageReader | None = None,
     split: SplitRule | None = None,
     **naming: Any,
 ) -> dict[str, FolderSource]:
@@ -164,8 +186,8 @@ def folder_sources(
     may have any name of `split_of`; a test folder without masks is none. An image and its mask have one relative name, apart
     from the suffix, or names by `image_name` and `mask_name`.
 
-    The arguments are the options of `FolderConfig`, `naming` those in `Naming`; `ignore_index` and `label_map` are for
-    mask_format "png" alone.
+    The arguments are the options of `FolderConfig`, `naming` those in `Naming`, `colors` 0xRRGGBB → class, and how files
+    become images; `ignore_index`, `label_map` and `colors` are for mask_format "png" alone.
 
     Raises:
         SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
@@ -194,11 +216,16 @@ def folder_sources(
     next(iter(listings.values())).notices[:0] = notices
     if called.mask_format != "png":  # masks hold classes already
         ignore_index, label_map = None, None
-    values = ValueMap(len(classes), ignore_index, label_map)
-    options = repr(
-        (classes.names, called.mask_format, ignore_index, label_map and sorted(label_map.items()))
-    )
-    reader = ImageReader(image_mode, intensity_window)
+    for listing in listings.values():
+        if colors and isinstance(listing.masks, FolderMasks):
+            listing.masks = replace(listing.masks, colors=True)
+    values = ValueMap(len(classes), ignore_index, label_map, colors)
+    reader = reader or ImageReader()
+    maps = [mapping and sorted(mapping.items()) for mapping in (label_map, colors)]
+    options = repr((classes.names, called.mask_format, ignore_index, maps, reader))
+    first = [next(iter(listing.images.values())) for listing in listings.values()]
+    if split.group is None and any(real_file(path) != path for path in first):
+        split = replace(split, group=r"^(.*)/[xyz]\d{4}$")  # the slices of a volume stay together
     return {
         part: FolderSource(classes, names, listing, values, reader, options)
         for part, (names, listing) in _divide(listings, split).items()

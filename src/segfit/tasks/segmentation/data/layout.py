@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segfit.data.files import files_by_name, list_files, relative_name, some
+from segfit.data.formats import real_file, with_slices
 from segfit.data.images import only_images
 from segfit.data.splits import find_splits, listed
 from segfit.errors import SegFitError
@@ -21,6 +22,7 @@ from segfit.tasks.segmentation.data.masks import (
     find_parts,
     image_key,
 )
+from segfit.tasks.segmentation.data.polygons import OUTLINES, OutlineMasks, read_coco
 from segfit.tasks.segmentation.data.rle import RleMasks, read_table, table_id
 
 _LOSSY = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
@@ -36,6 +38,7 @@ class Naming:
     image_name: str | None = None
     mask_name: str | None = None
     unmasked: str = "error"
+    slice_axis: int = 2
 
 
 @dataclass
@@ -62,7 +65,7 @@ def find_layout(root: Path, naming: Naming) -> tuple[dict[str, list[Path]], list
         if naming.mask_format != "png" and not places[1].exists():
             places[1] = root / naming.masks  # one table, or one folder of parts, serves all splits
     entries = sorted(one.name for one in root.iterdir() if not one.name.startswith("."))
-    table = naming.mask_format == "rle"
+    table = {"rle": "CSV", "coco": "JSON"}.get(naming.mask_format)
     if not entries:
         problems.append(f"data.root={root} is empty.")
     for part, (image_folder, mask_path) in layout.items() if not problems else ():
@@ -72,7 +75,7 @@ def find_layout(root: Path, naming: Naming) -> tuple[dict[str, list[Path]], list
                 "masks/ in it, or in train/, val/ and test/."
             )
         if part != "test" and not (mask_path.is_file() if table else mask_path.is_dir()):
-            what = "file (data.masks names the CSV)" if table else "folder (data.masks)"
+            what = f"file (data.masks names the {table})" if table else "folder (data.masks)"
             problems.append(f"{mask_path}: no such {what}. {root} holds {some(entries)}.")
     return layout, list(dict.fromkeys(problems)), notices
 
@@ -92,13 +95,14 @@ def list_pairs(
     together = image_folder.resolve() == mask_path.resolve()
     files = list_files(image_folder, (), skip=None if together else mask_path)
     if together:  # what is called as a mask is no image
-        files = [file for file in files if not _is_mask(file, naming.mask_name)]
+        files = [file for file in files if not _is_mask(file, naming)]
         if not files:
             raise SegFitError(
                 f"{image_folder}: images and masks lie together, and no suffix tells them apart. Say what masks are called: "
                 "'data.mask_name={stem}_mask.png'."
             )
     files, notices = only_images(files, image_folder)
+    files = with_slices(files, naming.slice_axis)
     name_of = partial(_name, template=naming.image_name, whole="{name}" in (naming.mask_name or ""))
     images, problems = files_by_name(files, image_folder, name_of)
     if not images:
@@ -144,6 +148,9 @@ def _name(file: Path, folder: Path, template: str | None, whole: bool = False) -
 
     That is what stands for {stem} in a template such as "{stem}_mask.png", without one the name without suffix, or `whole`.
     """
+    if (volume := real_file(file)) != file:
+        name = _name(volume, folder, template, whole)
+        return name and f"{name.removesuffix('.nii')}/{file.name}"
     shared = file.name if whole else file.stem
     if template is not None:
         pattern = re.sub(r"\\{\w+\\}", "(.+)", re.escape(template)) + r"\.\w+" * (
@@ -156,17 +163,21 @@ def _name(file: Path, folder: Path, template: str | None, whole: bool = False) -
     return relative_name(file.with_name(f"{shared}.x"), folder)
 
 
-def _is_mask(file: Path, template: str | None) -> bool:
+def _is_mask(file: Path, naming: Naming) -> bool:
     """Say whether a file that lies among images is a mask."""
-    if template is None:
-        return file.suffix.lower() in MASK_SUFFIXES
-    return _name(file, file.parent, template) is not None
+    if naming.mask_name is None:
+        return file.suffix.lower() in OUTLINES.get(naming.mask_format, MASK_SUFFIXES)
+    return _name(file, file.parent, naming.mask_name) is not None
 
 
 def _wanted(naming: Naming, image: Path, mask_path: Path) -> str:
     name = image.with_suffix("").name
     if naming.mask_format == "parts":
         return f"The mask of {image.name} would be files named {image_key(name)}_<class name>.png."
+    if naming.mask_format == "coco":
+        return f"It would be among its images with the file_name {image.name}."
+    if naming.mask_format in OUTLINES:
+        return f"The mask of {image.name} would be {name}{OUTLINES[naming.mask_format][0]}."
     if naming.mask_format == "rle":
         ids = " or ".join(dict.fromkeys(table_id(name)))
         return f"The rows of {image.name} would have the id {ids}."
@@ -193,6 +204,7 @@ def _pair_files(
     files = list_files(folder, ())
     kinds = {file.suffix for file in files if file.suffix.lower() not in MASK_SUFFIXES}
     files = [file for file in files if file.suffix not in kinds]
+    files = with_slices(files, naming.slice_axis)
     masks, problems = files_by_name(files, folder, partial(_name, template=naming.mask_name))
     paired = {name: path for name, path in images.items() if name in masks}
     unused = [masks[n].relative_to(folder).as_posix() for n in sorted(masks.keys() - images.keys())]
@@ -236,8 +248,31 @@ def _pair_rows(
     return Listing({name: images[name] for name in rows}, RleMasks(path, rows), [], notices)
 
 
+def _pair_outlines(
+    images: Mapping[str, Path], path: Path, class_names: Sequence[str], naming: Naming
+) -> Listing:
+    form, coco, problems = naming.mask_format, {}, list[str]()
+    if form == "coco":
+        found = read_coco(path, class_names)
+        # By the whole name, or by that of the file alone where it is one file's.
+        alone = {key.rsplit("/", 1)[-1]: key for key in found}
+        alone = alone if len(alone) == len(found) else {}
+        keys = {n: n if n in found else alone.get(n.rsplit("/", 1)[-1], "") for n in images}
+        coco = {name: found[key] for name, key in keys.items() if key in found}
+        files, unused = dict.fromkeys(coco, path), sorted(found.keys() - set(keys.values()))
+    else:
+        files, problems = files_by_name(list_files(path, OUTLINES[form]), path)
+        unused = sorted(files.keys() - images.keys())
+    paired = {name: image for name, image in images.items() if name in files}
+    masks = OutlineMasks(form, {name: files[name] for name in paired}, class_names, coco)
+    notices = _unused(path, "outlined images", unused)
+    notices.append(f"{path}: where outlines overlap, later ones are painted over earlier ones.")
+    return Listing(paired, masks, problems, notices)
+
+
 _PAIR: dict[str, Callable[..., Listing]] = {
     "png": _pair_files,
     "parts": _pair_parts,
     "rle": _pair_rows,
+    **dict.fromkeys(OUTLINES, _pair_outlines),
 }

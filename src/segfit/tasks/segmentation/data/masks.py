@@ -14,18 +14,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.ImageFile import ImageFile
 from torch.nn.functional import interpolate
 
-from segfit.data.images import count_frames, open_image, upright
+from segfit.data.formats import (
+    ARRAY_SUFFIXES,
+    count_frames,
+    is_array,
+    open_image,
+    raw_mode,
+    read_values,
+    upright,
+)
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", *ARRAY_SUFFIXES)
 UNKNOWN = -1
 MOST_SIDES = 33  # pixels
-# Pillow's raw mode of grey values of 2 and 4 bits → what it multiplies them by
-_SHALLOW = {"L;2": 85, "L;4": 17}
+# Pillow's raw mode of grey values of 2 and 4 bits, but for its letters → what it multiplies them by
+_SHALLOW = {"2": 85, "4": 17}
 
 
 class MaskReader(ABC):
@@ -41,32 +48,59 @@ class MaskReader(ABC):
     def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:
         """Return the mask (H, W) of integers of an image of `size` (H, W); raise a SegFitError if it is unreadable."""
 
+    def palette(self, name: str, values: NDArray[Any]) -> list[list[int]]:  # noqa: ARG002
+        """Return index, R, G and B of what occurs in `values`, the mask of an image, if the file says how it looks."""
+        return []
+
 
 def read_index_mask(path: Path) -> NDArray[Any]:
-    """Return the values (H, W) of a mask file: palette files by index, grey ones of 1, 2, 4, 8 or 16 bits.
+    """Return the values (H, W) of a mask file: palette files by index, grey ones and arrays of any depth.
 
     An EXIF orientation is applied, as to images.
 
     Raises:
         SegFitError: if the file is unreadable, coloured, or holds several frames: then no value is an index.
     """
+    if is_array(path):
+        values = read_values(path).values
+        return _whole(values[..., 0] if values.shape[2:] == (1,) else values, path)
     with open_image(path) as image:
-        frames = count_frames(image)
-        if frames > 1:
-            raise SegFitError(
-                f"{path}: holds {frames} frames; a mask has one. Save the right one as an 8-bit grey PNG."
-            )
+        _check_frames(count_frames(image), path)
         return np.ascontiguousarray(upright(_values(image, path), image)[0])
+
+
+def read_color_mask(path: Path) -> NDArray[np.int64]:
+    """Return the colours (H, W) of a mask file as 0xRRGGBB; transparency is dropped. Raises as `read_index_mask`."""
+    values, alpha, _, frames = read_values(path)
+    _check_frames(frames, path)
+    rgb = np.atleast_3d(values)[..., : -1 if alpha else None]
+    if rgb.dtype != np.uint8 or rgb.shape[2] not in (1, 3):
+        raise SegFitError(f"{path}: data.colors needs masks of 8 bits, grey or RGB.")
+    codes: NDArray[np.int64] = np.broadcast_to(rgb, (*rgb.shape[:2], 3)) @ [2**16, 2**8, 1]
+    return codes
+
+
+def _check_frames(frames: int, path: Path) -> None:
+    if frames > 1:
+        raise SegFitError(
+            f"{path}: holds {frames} frames; a mask has one. Save the right one as an 8-bit grey PNG."
+        )
 
 
 def _values(image: Image.Image, path: Path) -> NDArray[Any]:
     """Return the values (H, W) of an open mask file, not yet upright."""
-    mode, raw = image.mode, _raw_mode(image)
+    mode, raw = image.mode, raw_mode(image)
     if mode == "1":
         return np.asarray(image).astype(np.uint8)
-    if mode == "L" and raw in _SHALLOW:  # Pillow stretches them to 0 … 255
-        return np.asarray(image) // _SHALLOW[raw]
-    if mode in ("P", "L", "I") or mode.startswith("I;16"):
+    if mode == "L":
+        packing = raw.partition(";")[2]
+        values = np.asarray(image)
+        # Pillow turns what is white at zero, and stretches few bits to 0 … 255.
+        values = 255 - values if "I" in packing else values
+        return values // np.uint8(_SHALLOW.get(packing.strip("IR"), 1))
+    if mode == "F":
+        return _whole(np.asarray(image), path)
+    if mode in ("P", "I") or mode.startswith("I;16"):
         return np.asarray(image)
     if ";16" in raw:  # Pillow keeps the upper 8 bits alone: every index would be 0
         raise SegFitError(
@@ -78,19 +112,20 @@ def _values(image: Image.Image, path: Path) -> NDArray[Any]:
         values = np.asarray(image)[..., :3]
         if (values == values[..., :1]).all():
             return values[..., 0]
-        colors = len(np.unique(values.reshape(-1, 3), axis=0))
+        colors = np.unique(values.reshape(-1, 3), axis=0).tolist()
         raise SegFitError(
-            f"{path}: a colour picture ({colors} colours), not a mask of class indices. Save one "
-            "index a pixel: an 8-bit grey or palette PNG."
+            f"{path}: a colour picture ({len(colors)} colours), not a mask of class indices. Save one index a pixel: an 8-bit "
+            f"grey or palette PNG. Or list the colours in the order of the classes: 'data.colors={colors[:8]}'."
         )
     raise SegFitError(f"{path}: a mask cannot be of mode {mode}. Save it as an 8-bit grey PNG.")
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's name of how a file that is not loaded yet packs its pixels, "" where there is none."""
-    arguments = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
-    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return first if isinstance(first, str) else ""
+def _whole(values: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Return the values (H, W) of a mask as integers."""
+    if values.ndim == 2 and (np.rint(values) == values).all():  # not-a-number never is
+        return values.astype(np.int64)
+    what = "numbers that are not whole" if values.ndim == 2 else f"{values.shape[2]} bands"
+    raise SegFitError(f"{path}: holds {what}; a mask has one whole number a pixel.")
 
 
 @dataclass(frozen=True)
@@ -98,14 +133,29 @@ class FolderMasks(MaskReader):
     """One mask file an image, with the same relative name."""
 
     paths: Mapping[str, Path]  # by relative name without suffix
+    colors: bool = False  # values are colours, 0xRRGGBB, not indices
 
     def files(self, name: str) -> list[Path]:
         """Return the one file."""
         return [self.paths[name]]
 
     def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:  # noqa: ARG002
-        """Return `read_index_mask` of the file, whatever `size` is."""
-        return read_index_mask(self.paths[name])
+        """Return `read_index_mask` or `read_color_mask` of the file, whatever `size` is."""
+        return (read_color_mask if self.colors else read_index_mask)(self.paths[name])
+
+    def palette(self, name: str, values: NDArray[Any]) -> list[list[int]]:
+        """Return the colours of a palette file, unless they are the greys that indices look like by themselves."""
+        if self.colors or is_array(self.paths[name]):
+            return []
+        with open_image(self.paths[name]) as image:
+            colors = image.getpalette() if image.mode == "P" else None
+        colors = colors or []
+        found = [
+            [i, *colors[3 * i : 3 * i + 3]]
+            for i in np.unique(values).tolist()[:64]
+            if 3 * i < len(colors)
+        ]
+        return [] if all(entry[1:] == entry[:1] * 3 for entry in found) else found
 
 
 @dataclass(frozen=True)
@@ -173,12 +223,21 @@ class ValueMap:
 
     A value that `label_map` names becomes the class that it says, or ignored if that is none; else `ignore_index` is
     ignored; else, without a `label_map`, a value below `num_classes` (2-255) is a class. Everything else is unknown.
+    With `colors`, values are colours, 0xRRGGBB, and this is their map.
     """
 
     def __init__(
-        self, num_classes: int, ignore_index: int | None, label_map: Mapping[int, int] | None
+        self,
+        num_classes: int,
+        ignore_index: int | None,
+        label_map: Mapping[int, int] | None,
+        colors: Mapping[int, int] | None = None,
     ) -> None:
         self.label_map = label_map
+        self.colors = np.array(sorted(colors)) if colors else None
+        if colors:  # each stands for its place among them
+            ignore_index = None
+            label_map = {place: colors[code] for place, code in enumerate(sorted(colors))}
         self.table = np.full(2 * 65536, UNKNOWN, np.int16)  # values below 0 are its second half
         if label_map is None:
             self.table[:num_classes] = np.arange(num_classes)
@@ -187,9 +246,19 @@ class ValueMap:
         for value, target in (label_map or {}).items():
             self.table[value] = target if 0 <= target < num_classes else IGNORE_INDEX
 
+    def shown(self, values: Iterable[int]) -> list[Any]:
+        """Return values as they are written in the config: numbers, or [R, G, B]."""
+        if self.colors is None:
+            return list(values)
+        return [[code >> 16, code >> 8 & 255, code & 255] for code in values]
+
     def apply(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
         """Return the mask (H, W) uint8, unknown values ignored, and the unknown values, sorted."""
-        if values.dtype.itemsize > 2:
+        if self.colors is not None:
+            places = np.searchsorted(self.colors, values).clip(max=len(self.colors) - 1)
+            mapped = self.table[places]
+            mapped[self.colors[places] != values] = UNKNOWN
+        elif values.dtype.itemsize > 2:
             mapped = self.table[np.clip(values.astype(np.int64), -65536, 65535)]
             mapped[(values < -65536) | (values > 65535)] = UNKNOWN
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -172,7 +172,64 @@ def _describe_reports(
             "(nearest neighbour) or find the right ones."
         )
     problems += _values(items)
+    for wrong, text in (*_shades(items), *_palettes(items)):
+        (problems if wrong else notices).append(text)
     return problems, notices
+
+
+def _shades(items: Sequence[Item]) -> Iterator[tuple[bool, str]]:
+    """Yield (whether it is a problem, what is wrong) about images of which the network would see little."""
+    for kind in ("flat", "own", "blank"):
+        found = [(source.files(index)[0], r) for source, index, r in items if r.shades == kind]
+        if not found:
+            continue
+        low, high = min(r.low for _, r in found), max(r.high for _, r in found)
+        who = f"{_count(found, 'image')} of {len(items)}"
+        files, given = (
+            some([path for path, _ in found]),
+            f"data.value_range=[{low:.6g}, {high:.6g}]",
+        )
+        if kind == "flat":
+            yield (
+                2 * len(found) > len(items),
+                f"{who} would reach the network as nearly one value, few of the shades that the files hold ({low:.6g} to "
+                f"{high:.6g}) being left: {files}. Say what becomes black and white: {given}, or data.value_range=percentiles.",
+            )
+        elif kind == "own":
+            yield (
+                False,
+                f"{who} with floats or numbers beyond 16 bits ({low:.6g} to {high:.6g}), each scaled from its own least and "
+                f"greatest value: {files}. If a number is to be the same shade in all of them: {given}.",
+            )
+        else:
+            yield False, f"{who} hold one value alone: {files}. If that is not meant, replace them."
+
+
+def _palettes(items: Sequence[Item]) -> Iterator[tuple[bool, str]]:
+    """Yield (whether it is a problem, what is wrong) about masks whose palettes disagree."""
+    colors: dict[int, tuple[list[int], Path]] = {}
+    indices: dict[tuple[int, ...], int] = {}
+    clash, paths = "", []
+    for source, index, report in items:
+        for value, *color in report.palette:
+            path = source.files(index)[-1]
+            first, there = colors.setdefault(value, (color, path))
+            other = indices.setdefault(tuple(color), value)
+            if first != color or other != value:
+                paths.append(path)
+                clash = clash or (
+                    f"{value} is RGB {first} in {there.name} and {color} in {path.name}"
+                    if first != color
+                    else f"RGB {color} is {other} in one and {value} in {path.name}"
+                )
+    if clash:
+        table = ", ".join(str(list(color)) for color in sorted(indices)[:20])
+        yield (
+            items[0][0].values.label_map is None,
+            f"Masks are read by index, and their palettes differ in {len(set(paths))} files: {clash}. If the colours are the "
+            f"classes, list them in the order of the classes: 'data.colors=[{table}]'. If the indices are, name them in "
+            "data.label_map.",
+        )
 
 
 def _values(items: Iterable[Item]) -> list[str]:
@@ -192,8 +249,14 @@ def _values(items: Iterable[Item]) -> list[str]:
             "Say what they mean: 'data.label_map={0: 0, 255: 1}'."
         )
     wrong = [item for item in items if item[2].values and not (zero_one and item[2].only_0_255)]
-    if wrong:
-        names = [f"{s.files(i)[-1]} ({some(r.values, 8)})" for s, i, r in wrong]
+    if wrong and wrong[0][0].values.colors is not None:
+        names = [f"{s.files(i)[-1]} ({some(s.values.shown(r.values), 4)})" for s, i, r in wrong]
+        problems.append(
+            f"{_count(names, 'mask')} with colours that data.colors does not list: {some(names)}. Add rows to it, "
+            "[R, G, B, class], for pixels that count nowhere with data.ignore_index as the class."
+        )
+    elif wrong:
+        names = [f"{s.files(i)[-1]} ({some(s.values.shown(r.values), 8)})" for s, i, r in wrong]
         classes = len(wrong[0][2].pixels)
         problems.append(
             f"{_count(names, 'mask')} with values that are no class (data.num_classes={classes}, so 0 to "
@@ -214,7 +277,13 @@ def _notices(items: Sequence[Item]) -> list[str]:
     several = [f"{s.files(i)[0]} ({r.frames})" for s, i, r in items if r.frames > 1]
     if several:
         notices.append(
-            f"{_count(several, 'image')} with several frames or pages, of which the first is used: {some(several)}."
+            f"{_count(several, 'image')} with several frames or pages, of which the first is used (data.bands takes pages for bands): {some(several)}."
+        )
+    clear = [source.files(index)[0] for source, index, r in items if r.alpha]
+    if clear:
+        notices.append(
+            f"{_count(clear, 'image')} with transparency, which is dropped: {some(clear)}. To keep it as a band: "
+            "data.bands=[1, 2, 3, 4]."
         )
     empty = [s.files(i)[-1] for s, i, r in items if r.ignored and not any(r.pixels)]
     if empty:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter1d
 
 from segfit.config.schema import SplitConfig
@@ -88,6 +89,18 @@ def test_unreadable_pictures_may_be_skipped(tmp_path):
         check_sources(found, skip=False, **options)
     (notice,) = check_sources(found, skip=True, **options).notices
     assert notice.startswith("data.on_bad_sample=skip leaves out 1:")
+
+
+def test_16_bits_of_which_few_are_used_are_told(tmp_path):
+    for number in range(4):
+        pixels = picture(24, 24, seed=number).astype(np.uint16) * 16
+        Image.fromarray(pixels[..., 0]).save(tmp_path / f"{number}.png")
+    options = {"check": "full", "skip": False, "needs": {}}
+    with pytest.raises(SegFitError, match="4 pictures of 16 bits use few of them"):
+        check_sources(sources(FolderConfig, tmp_path), **options)
+    fill(tmp_path, 9)  # one that is dark among others
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "dark.png")
+    check_sources(sources(FolderConfig, tmp_path), **options)
 
 
 @pytest.mark.parametrize("moved", [(0, 0), (4, 3), (-5, 2), (11, 0)])

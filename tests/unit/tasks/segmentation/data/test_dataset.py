@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.data import images
+from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.dataset import (
@@ -186,9 +186,7 @@ def test_prediction_reads_images_without_masks(tmp_path):
     save(tmp_path / "in" / "b é.jpg", noise(30, 20, 3))
     save(tmp_path / "in" / "sub" / "a.png", noise(8, 9, high=60000, dtype="uint16"))
     (tmp_path / "in" / "notes.txt").write_text("x")
-    dataset = PredictDataset(
-        tmp_path / "in", (16, 16), "pad", image_mode="gray", intensity_window=(1, 99)
-    )
+    dataset = PredictDataset(tmp_path / "in", (16, 16), "pad", ImageReader("gray", (1, 99)))
     assert [dataset.id(i) for i in range(len(dataset))] == ["b é", "sub/a"]
     assert dataset.files(1)[0].name == "a.png"
     assert dataset.notices == [f"{tmp_path / 'in'}: 1 files are no images (.txt) and are not read."]
@@ -225,7 +223,7 @@ def test_a_file_is_predicted_as_a_folder_is(tmp_path, suffix):
         assert dataset[0]["image"].shape == (3, 8, 8)
 
 
-@pytest.mark.skipif("HEIF" in images._FORMATS, reason="pillow-heif is installed")
+@pytest.mark.skipif("HEIF" in formats._FORMATS, reason="pillow-heif is installed")
 def test_heic_says_what_to_install(tmp_path):
     (tmp_path / "a.HEIC").write_bytes(b"....ftypheic")
     with pytest.raises(SegFitError, match="pip install pillow-heif"):

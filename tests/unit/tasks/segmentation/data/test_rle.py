@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from segfit.data.images import ImageReader
 from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
@@ -33,7 +34,7 @@ def sources(folder, **options):
         folder,
         **{
             "classes": CLASSES, "images": "train", "masks": "train.csv", "mask_format": "rle",
-            "image_mode": "gray", "intensity_window": (1, 99),
+            "reader": ImageReader("gray", (1, 99)),
             "split": SplitRule(val=0.3, group=r"(case\d+)_"), **options,
         },
     )  # fmt: skip

@@ -1,0 +1,306 @@
+"""Image files of any common kind → the values that they hold."""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+
+from segfit.errors import SegFitError
+
+
+def _jpeg_decoder() -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return what decodes a JPEG's bytes (N,) uint8 to (3, H, W) RGB; without either library Pillow serves."""
+    # Wheels that were built for another torch fail in ways of their own.
+    with suppress(ImportError, OSError, AttributeError, RuntimeError):
+        return import_module("torchcodec.decoders").decode_jpeg  # type: ignore[no-any-return]
+    with suppress(ImportError, OSError, AttributeError, RuntimeError):
+        import torchvision.io  # noqa: F401  (registers torch.ops.image, which, unlike the function around it, does not warn)
+
+        return partial(torch.ops.image.decode_jpeg.default, mode=3)  # RGB
+    return None
+
+
+_decode_jpeg = _jpeg_decoder()
+
+_NIFTI = (".nii", ".nii.gz")
+ARRAY_SUFFIXES = (".npy", ".nii", ".gz")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".jp2"),
+    *(".ppm", ".pgm", ".heic", ".heif", *ARRAY_SUFFIXES),
+)
+_TIFF = (".tif", ".tiff")
+
+# What these suffixes stand for, and GIF, which some carry. Pillow knows many more, and runs Ghostscript for one.
+_FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM"]
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    _FORMATS.append("HEIF")
+# Pillow refuses twice its MAX_IMAGE_PIXELS with an error; what lies below is a big picture, not a bomb.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow's raw modes: of the byte order of a 16-bit value, the one that takes the other byte.
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
+_PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA = 262, 274, 277, 338  # tags of TIFF 6.0
+_ALPHA = ((1,), (2,))  # what TIFF's tag ExtraSamples calls transparency
+
+_UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 3),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+class Values(NamedTuple):
+    """What a file holds, upright."""
+
+    values: NDArray[Any]  # (H, W) or (H, W, C), of the file's own depth; transparency comes last
+    alpha: bool = False  # whether there is transparency
+    orientation: int = 1  # EXIF orientation (1-8) that was applied; 1: none
+    frames: int = 1  # that the file holds; the first one was read
+
+
+def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values:
+    """Return what an image file holds, upright: palettes and CMYK as RGB, all else as it is.
+
+    Args:
+        path: its suffix is one of `IMAGE_SUFFIXES`.
+        mode: "rgb" may make RGB of a grey JPEG file.
+        bands: every band is wanted, and pages of a TIFF that have one each are the bands of one image.
+
+    Raises:
+        SegFitError: if the file is unreadable, truncated or unreasonably large.
+    """
+    suffix = path.suffix.lower()
+    volume = real_file(path)
+    if volume != path:
+        with reading(volume):
+            axis, place = "xyz".index(path.name[0]), int(path.name[1:])
+            return Values(np.take(_volume(volume, volume.stat().st_mtime_ns), place, axis))
+    if is_array(path, bands=bands):
+        with reading(path):
+            return _read_tiff(path, pages=bands) if suffix in _TIFF else Values(_read_array(path))
+    with open_image(path) as image:
+        frames = count_frames(image)
+        values = _values(image, path, fast=mode == "rgb" and not bands)
+        alpha = values.ndim == 3 and values.shape[2] in (2, 4)
+        values, orientation = upright(values, image)
+        return Values(values, alpha, orientation, frames)
+
+
+def is_array(path: Path, *, bands: bool = False) -> bool:
+    """Say whether a file is none that Pillow reads whole: no picture, or a TIFF with more bands or another depth."""
+    suffix = path.suffix.lower()
+    if real_file(path) != path:
+        return True
+    if suffix not in _TIFF or bands:
+        return suffix in (*ARRAY_SUFFIXES, *_TIFF)
+    with reading(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                tags = getattr(image, "tag_v2", {})
+                samples = tags.get(_SAMPLES, len(image.getbands()))
+                return samples != len(image.getbands()) or 0 in tags.get(_EXTRA, ())
+        except UnidentifiedImageError:
+            return True
+
+
+def _values(image: Image.Image, path: Path, *, fast: bool) -> NDArray[Any]:
+    """Return (H, W), or (H, W, C) with two channels or four where there is transparency, not yet upright."""
+    plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+    # Pillow reads a large file piece by piece, and stops where the picture ends.
+    plain_jpeg = plain_jpeg and path.stat().st_size < 4 * image.width * image.height + 2**24
+    if fast and plain_jpeg and _decode_jpeg is not None:
+        # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
+        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        return _decode_jpeg(data).permute(1, 2, 0).numpy()
+    raw = raw_mode(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        # Pillow turns what is white at zero for 8 bits alone.
+        white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+        return 65535 - values if white_is_zero and values.dtype == np.uint16 else values
+    if ";16" in raw:
+        return _deep_colors(image, path, raw)
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode in ("PA", "La", "RGBa") or "transparency" in image.info:
+        # By way of RGBA, a palette with transparency keeps its colours.
+        image = image.convert("LA" if image.mode in ("L", "La") else "RGBA")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _deep_colors(image: Any, path: Path, raw: str) -> NDArray[Any]:
+    """Return what has 16 bits and channels as (H, W, C), as it lies in the file."""
+    codec, extents, offset, arguments = image.tile[0]
+    # Pillow has no mode for colours of 16 bits and takes the upper byte of each value: the lower one is read as well.
+    low_raw = raw[:-1] + _OTHER_BYTE[raw[-1]]
+    high = np.asarray(image, np.uint16)
+    if raw.startswith("LA"):  # of grey and transparency it has no other
+        return high * 257
+    again: Any
+    with open_image(path) as again:
+        low_arguments = low_raw if isinstance(arguments, str) else (low_raw, *arguments[1:])
+        again.tile = [(codec, extents, offset, low_arguments)]
+        deep: NDArray[Any] = (high << 8) | np.asarray(again, np.uint16)
+        return deep
+
+
+def raw_mode(image: Image.Image) -> str:
+    """Return Pillow's name of how a file that is not loaded yet packs its pixels, "" where there is none."""
+    arguments = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def with_slices(files: Iterable[Path], axis: int) -> list[Path]:
+    """Return files with every NIfTI volume replaced by its slices along an axis, such as `case.nii.gz/z0012`."""
+    found: list[Path] = []
+    for file in files:
+        if not file.name.lower().endswith(_NIFTI):
+            found.append(file)
+            continue
+        with reading(file):
+            import nibabel
+
+            count = nibabel.load(file).shape[axis]
+        found += [file / f"{'xyz'[axis]}{place:04}" for place in range(count)]
+    return found
+
+
+def real_file(path: Path) -> Path:
+    """Return the file that a path of `with_slices` is in."""
+    return path.parent if path.parent.name.lower().endswith(_NIFTI) else path
+
+
+@lru_cache(2)  # slices of a volume are mostly read one after the other, and a .gz is unpacked whole
+def _volume(path: Path, _changed: int) -> NDArray[Any]:
+    import nibabel
+
+    values: NDArray[Any] = np.asanyarray(nibabel.load(path).dataobj)
+    if values.ndim != 3:
+        raise ValueError(f"{values.ndim} dimensions, where a volume has 3")
+    return values
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    """Return the array of a .npy file as (H, W) or (H, W, C)."""
+    values = np.load(path, mmap_mode="r", allow_pickle=False)
+    if values.ndim not in (2, 3) or values.dtype.kind not in "biuf":
+        raise ValueError(f"an array of {values.dtype}, {values.shape}, where (H, W, C) is wanted")
+    if values.ndim == 3 and values.shape[0] < values.shape[2]:
+        values = np.moveaxis(values, 0, -1)  # there are fewer bands than pixels a side
+    _check_size(values.shape)
+    return np.array(values)
+
+
+def _read_tiff(path: Path, *, pages: bool) -> Values:
+    """Return what `read_values` does; `pages` is its `bands`."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page, frames = file.pages.first, len(file.pages)
+        _check_size(page.shape[-2:] if page.axes == "SYX" else page.shape[:2])
+        if pages and frames > 1 and page.samplesperpixel == 1:
+            values, frames = np.stack([each.asarray() for each in file.pages], axis=-1), 1
+        else:
+            values = page.asarray(maxworkers=1)
+            values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and values.dtype.kind == "u":
+            values = np.iinfo(values.dtype).max - values
+        alpha = values.ndim == 3 and tuple(page.extrasamples) in _ALPHA
+        orientation = int(page.tags.valueof(_ORIENTATION, 1))
+        return Values(_turned(values, orientation), alpha, orientation, frames)
+
+
+def _check_size(shape: tuple[int, ...]) -> None:
+    """Raise Pillow's error if an array (H, W, …) has more pixels than Pillow would open."""
+    if shape[0] * shape[1] > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise Image.DecompressionBombError
+
+
+def upright(pixels: NDArray[Any], image: Image.Image) -> tuple[NDArray[Any], int]:
+    """Return the pixels (H, W, …) of an image as its EXIF orientation says, and that (1-8); 1: none."""
+    orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return _turned(pixels, orientation), orientation if orientation in _UPRIGHT else 1
+
+
+def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    turn = _UPRIGHT.get(orientation)
+    return turn(pixels) if turn else pixels
+
+
+def count_frames(image: Image.Image) -> int:
+    """Return the frames of an open file. What phones append to a JPEG, a preview or a depth map, is none."""
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open a file by its header, as Pillow does; raises as `reading`."""
+    with reading(path), Image.open(path, formats=_FORMATS) as image:
+        yield image
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make one message with the file's name of any failure to read it.
+
+    Raises:
+        SegFitError: if the file is missing, unreadable, truncated or unreasonably large.
+        MemoryError: if memory ran out.
+    """
+    try:
+        # A pipe would be waited for, /dev/zero read without end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SegFitError(f"{path}: no file, but a folder, a pipe or a device. Delete it.")
+        yield
+    except (SegFitError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise SegFitError(
+            f"{path}: larger than {limit} megapixels, which would not fit in memory batch by batch. "
+            "Save it as TIFF, which evaluate.py images=… sliding_window=true reads strip by strip, or cut it into tiles."
+        ) from error
+    except FileNotFoundError as error:
+        raise SegFitError(f"{path}: no such file. Was it moved while SegFit ran?") from error
+    except Exception as error:  # decoders raise anything
+        if "can't allocate memory" in str(error):  # torch's RuntimeError
+            raise MemoryError(str(error)) from error
+        package = error.name if isinstance(error, ImportError) else None
+        package = "imagecodecs" if "imagecodecs" in str(error) else package  # tifffile's own words
+        if package:
+            raise SegFitError(
+                f"{path}: needs a package to be read: pip install {package}."
+            ) from error
+        remedy = "Replace the file or delete it."
+        if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in _FORMATS:
+            remedy = "To read HEIC: pip install pillow-heif."
+        raise SegFitError(f"{path}: unreadable ({reason(error)}). {remedy}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of a decoder's message, without its C++ source path or our path."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if text.startswith("cannot identify image file"):
+        return "not an image"
+    return text.rsplit(".cpp:", 1)[-1].partition(", ")[2] or text

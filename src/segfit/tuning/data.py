@@ -1,0 +1,56 @@
+"""benchmark=data: training samples as the network will see them, with what the check of the data set found."""
+
+import base64
+import html
+import io
+
+from omegaconf import DictConfig
+from PIL import Image
+
+from segfit.assembly.data import check_data
+from segfit.assembly.task import assembly_of, planning_of
+from segfit.data.preflight import spread
+from segfit.engine.findings import Findings
+from segfit.errors import SegFitError
+from segfit.tuning.bench import Bench
+
+PAGE = "data.html"
+
+
+def run(config: DictConfig, bench: Bench) -> Findings:
+    """Write a page with samples and findings.
+
+    Raises:
+        SegFitError: once the page is written, with every problem of the data set.
+    """
+    sources = assembly_of(config).make_sources(config)
+    problems: list[str] = []
+    notices: list[str] = []
+    try:
+        report = check_data(config, sources, lambda *at: bench.progress("checking", *at))
+        notices = report.notices
+    except SegFitError as error:
+        problems = error.problems
+    chosen = spread(len(sources["train"]), config.benchmark.samples)
+    try:
+        picture = planning_of(config).draw_samples(config, sources["train"], chosen)
+    except SegFitError as error:
+        raise SegFitError(problems or error.problems) from error
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG")
+    found = [f"<li><b>{html.escape(text)}</b>" for text in problems]
+    found += [f"<li>{html.escape(text)}" for text in notices]
+    page = bench.folder / PAGE
+    page.write_text(
+        f"<!doctype html><meta charset=utf-8><title>data</title><ul>{''.join(found)}</ul>"
+        f'<img src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">',
+        "utf-8",
+    )
+    for notice in notices:
+        bench.notice(notice)
+    if problems:
+        raise SegFitError([*problems, f"{page} shows what can be read of it."])
+    return Findings(
+        headline=f"{page} shows training samples as the network will see them. Check of the data: {len(notices)} notices.",
+        values={"notices": notices},
+    )
