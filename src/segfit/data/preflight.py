@@ -87,6 +87,8 @@ def _look(source: Inspectable, index: int) -> str:
 
 @lru_cache(64)  # a table is a file of many samples
 def _content(file: Path) -> str:
+    if not file.is_file():  # a pipe would be waited for, a device read without end
+        return "unreadable"
     with suppress(OSError), file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
     return "unreadable"

@@ -223,9 +223,9 @@ def settle(config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str
 
 
 def _for_channels(values: Sequence[float], config: DictConfig) -> list[float]:
-    """Return what was meant for R, G and B for the channels of a config: their mean for other than three."""
+    """Return what was meant for R, G and B for the channels of a config: their mean for another number of them."""
     count = channels_of(config)
-    return list(values) if count == 3 else [sum(values) / 3] * count
+    return list(values) if len(values) == count else [sum(values) / len(values)] * count
 
 
 def normalisation_of(config: DictConfig) -> list[list[float]]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from segfit.data import formats
 from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
