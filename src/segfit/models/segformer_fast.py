@@ -230,7 +230,8 @@ class FastLayer(hf.SegformerLayer):  # type: ignore[misc]
             return residual + x
         # the same draw as transformers', so that a seed drops the same blocks on both paths
         keep = torch.rand((x.shape[0], 1, 1), dtype=x.dtype, device=x.device).add_(1 - p).floor_()
-        return torch.addcmul(residual, x, keep.div_(1 - p))
+        with torch.autocast(x.device.type, enabled=False):  # which would copy both to fp32 on CUDA
+            return torch.addcmul(residual, x, keep.div_(1 - p))
 
     def forward(self, hidden_states: Tensor, height: int, width: int, **kwargs: Any) -> Tensor:
         """Return tokens `(B, H·W, C)` of tokens `(B, H·W, C)`."""
