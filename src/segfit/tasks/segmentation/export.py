@@ -94,7 +94,10 @@ def make_exported(config: DictConfig, model: nn.Module) -> Exported:
     """Return what is exported of a run's model, which may be changed."""
     deployed = Deployed(for_inference(model).cpu().float(), config).eval()
     names, (mean, std) = list(make_classes(config.data).names), normalisation_of(config)
-    data = {key: plain(config.data).get(key) for key in ("fit", "image_mode", "window", "bands", "value_range")}
+    data = {
+        key: plain(config.data).get(key)
+        for key in ("fit", "image_mode", "window", "bands", "value_range")
+    }
     facts = {"class_names": names, "image_size": deployed.size, **data, "mean": mean, "std": std}
     return Exported(
         deployed,
