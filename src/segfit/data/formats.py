@@ -124,6 +124,8 @@ def is_array(path: Path, *, bands: bool = False) -> bool:
 def _values(image: Image.Image, path: Path, *, fast: bool) -> NDArray[Any]:
     """Return (H, W), or (H, W, C) with two channels or four where there is transparency, not yet upright."""
     plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+    # torchcodec turns pictures by their EXIF orientation, the others do not.
+    plain_jpeg = plain_jpeg and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     # Pillow reads a large file piece by piece, and stops where the picture ends.
     plain_jpeg = plain_jpeg and path.stat().st_size < 4 * image.width * image.height + 2**24
     if fast and plain_jpeg and _decode_jpeg is not None:

@@ -62,7 +62,7 @@ def test_names_of_nnunet_and_prediction(tmp_path):
         root, classes=CLASSES, reader=READER, image_name="{stem}_0000.nii.gz",
         mask_name="{stem}.nii.gz",
     )  # fmt: skip
-    assert "case0_0000/z0000" in [name for one in sources.values() for name in one.names]
+    assert "case0/z0000" in [name for one in sources.values() for name in one.names]
     dataset = PredictDataset(root / "images", (16, 16), "stretch", READER)
     assert len(dataset) == 24
     assert dataset.id(0) == "case0_0000/z0000"
