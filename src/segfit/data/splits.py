@@ -108,7 +108,12 @@ def _folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
     with os.scandir(parent) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+        # Files are told by what the folder says of them; a link may lead in circles, which only Path takes for none.
+        return sorted(
+            Path(entry.path)
+            for entry in entries
+            if (Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir())
+        )
 
 
 def _like(name: str, part: str, side: Path) -> Path:
