@@ -50,7 +50,7 @@ def shown(folder: Path, *command: str) -> tuple[str, str]:
         ),
         (
             ("evaluate.py", "--help"),
-            ["precision auto bf16 fp16 fp32", "run=??? A run folder of train.py.", "flip=false"],
+            ["precision auto bf16 fp16 fp32", "run=??? A run folder of train.py;", "flip=false"],
         ),
         (("benchmark.py", "--help"), ["plan*", "benchmark.sizes=null Compare these sides"]),
         (("benchmark.py", "-h", "benchmark=lr_find"), ["lr_find*", "benchmark.updates=100"]),
