@@ -168,7 +168,7 @@ def _deep_colors(image: Any, path: Path, raw: str) -> NDArray[Any]:
 
 def raw_mode(image: Image.Image) -> str:
     """Return Pillow's name of how a file that is not loaded yet packs its pixels, "" where there is none."""
-    arguments = image.tile[0].args if isinstance(image, ImageFile) and image.tile else None
+    arguments = image.tile[0][3] if isinstance(image, ImageFile) and image.tile else None
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
