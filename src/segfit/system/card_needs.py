@@ -47,10 +47,9 @@ def careful(task: str, tier: str, recipe: Any, free_gib: float) -> dict[str, Any
         return {}
     while batch % 2 == 0 and needs.gib(numbers, batch, accumulate) > CAREFUL * free_gib:
         batch, accumulate = batch // 2, accumulate * 2
-    note = (
-        f"batch_size={batch} accumulate={accumulate} instead of {recipe.batch_size} and {recipe.get('accumulate', 1)}: by "
-        f"plan that takes {needs.gib(numbers, batch, accumulate):.1f} instead of {before:.1f} GiB"
-    )
+    usual = f"{recipe.batch_size} and {recipe.get('accumulate', 1)}"
+    taken = f"{needs.gib(numbers, batch, accumulate):.1f} instead of {before:.1f} GiB"
+    note = f"batch_size={batch} accumulate={accumulate} instead of {usual}: takes {taken} by plan"
     return {"batch_size": batch, "accumulate": accumulate, "hardware": {"note": note}}
 
 

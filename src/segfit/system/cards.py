@@ -51,7 +51,8 @@ def visible_gpus() -> list[Gpu]:
     """
     rocm = "+rocm" in metadata.version("torch")
     with contextlib.suppress(OSError, AttributeError):  # no driver
-        library = ctypes.CDLL(_hip() if rocm else _libcuda())
+        nvidia = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+        library = ctypes.CDLL(_hip() if rocm else nvidia)
         names = _HIP if rocm else _CUDA
         start, count, get, total, uuid = (getattr(library, name) for name in names)
         # Since CUDA 11.4: of a MIG slice, not of the card that it belongs to.
@@ -69,10 +70,6 @@ def visible_gpus() -> list[Gpu]:
             found.append(Gpu(size.value / GIB, str(UUID(bytes=name.raw))))
         return found
     return []
-
-
-def _libcuda() -> str:
-    return "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 def _hip() -> str:

@@ -1,6 +1,5 @@
 """benchmark=diagnose: where the time of a training goes, what holds it up, and the one change that helps most."""
 
-import gc
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +18,7 @@ from segfit.assembly.task import planning_of
 from segfit.assembly.training import make_training
 from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
-from segfit.engine.out_of_memory import is_out_of_memory
+from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
 from segfit.report.lines import LineReport
@@ -148,9 +147,7 @@ def recorded(
 
 def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> float | None:
     """Return the median seconds of an update whose batch lies on the device, with changed options; None: it does not fit."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     alone = changed(config, {**options, "loader.workers": 0, "data.check": "off", "resume": None})
     try:
         speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)

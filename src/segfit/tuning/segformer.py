@@ -12,6 +12,7 @@ from segfit.assembly.training import make_training
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
+from segfit.system.hardware import resolve_device
 from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import changed
@@ -81,7 +82,7 @@ def compare(config: DictConfig, bench: Bench) -> dict[str, Any]:
         [stock, fast] GiB allocated by building a training and some updates; "state": GiB of them for parameters and
         optimizer.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, _ = resolve_device(config.device)
     pair, peaks = [], []
     for options in ({"model.fast": False, "channels_last": False}, {"model.fast": True}):
         gc.collect()  # what an earlier case left
