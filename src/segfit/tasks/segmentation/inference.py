@@ -128,7 +128,8 @@ def _neighbours(source: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
     return first.long(), second.long(), (centre - first).float()
 
 
-@lru_cache(maxsize=256)  # sizes come back from image to image, and a copy makes the host wait
+@lru_cache(maxsize=256)  # sizes come back from image to image
 def _kept_neighbours(source: int, target: int, device: torch.device, _: object) -> list[Tensor]:
     with torch.inference_mode(False):
-        return [part.to(device) for part in _neighbours(torch.tensor(source), target)]
+        parts = _neighbours(torch.tensor(source), target)
+        return [part.to(device) for part in parts]  # synchronises, once a size
