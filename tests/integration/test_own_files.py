@@ -1,8 +1,9 @@
-"""Files as people have them, through the real commands: bands of 16 bits, outlines, colours; and the page of benchmark=data."""
+"""Files as people have them, through the real commands: bands of 16 bits, outlines, colours, volumes; and the page of benchmark=data."""
 
 import json
 import re
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -79,8 +80,8 @@ def test_five_bands_of_12_bits_from_the_page_to_predictions(tmp_path):
     assert Image.open(tmp_path / "predicted/overlays/00.jpg").size == (64, 64)
 
 
-@pytest.mark.parametrize("form", ["coco", "colors"])
-def test_outlines_and_colours_are_trained_on(tmp_path, form):
+@pytest.mark.parametrize("form", ["coco", "colors", "nifti"])
+def test_outlines_colours_and_volumes_are_trained_on(tmp_path, form):
     root = tmp_path / "data"
     made = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "cell"}]}
     for index in range(8):
@@ -91,9 +92,16 @@ def test_outlines_and_colours_are_trained_on(tmp_path, form):
         outline = [left, top, left + width, top, left + width, top + height, left, top + height]
         made["annotations"].append({"image_id": index, "category_id": 3, "segmentation": [outline]})
     (root / "all.json").write_text(json.dumps(made))
+    for kind, start in (("volumes", -150), ("labels", 0)):
+        (root / kind).mkdir()
+        for case in range(3):
+            values = np.stack([square(3 * case + i)[1] for i in range(3)], 2).astype(np.int16)
+            values = 400 * values + np.int16(start) if start else values
+            nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), root / kind / f"{case}.nii.gz")
     options = {
         "coco": ["data.masks=all.json", "data.mask_format=coco", "data.class_names=[background,cell]"],
         "colors": ["data.colors=[[9,9,9],[200,0,90]]"],
+        "nifti": ["data.images=volumes", "data.masks=labels", "data.value_range=[-160,260]"],
     }  # fmt: skip
     given = [*BASE, f"data.root={root}", "data.num_classes=2", *options[form]]
     code, text = train_by_command_line(tmp_path, *given, "max_steps=2", "hydra.run.dir=run")
