@@ -78,7 +78,7 @@ def examples(script: str) -> list[str]:
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "benchmark.py"])
 def test_the_examples_compose(script: str) -> None:
-    assert len(examples(script)) == 3
+    assert len(examples(script)) >= 3
     for line in examples(script):
         command = parsed(line)
         assert command is not None
