@@ -32,6 +32,11 @@ test: $(STAMP) ## Run the tests that take seconds
 test-all: $(STAMP) ## Run every test but those that need a GPU
 	$(PYTEST) -n 2 --dist loadfile -m "not gpu"
 
+test-min: ## Run the tests that take seconds with the oldest release of every range, in .venv-min
+	$(PYTHON) -m venv $(VENV)-min
+	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-min.txt
+	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu
 
@@ -50,4 +55,4 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-.PHONY: help setup demo test test-all test-gpu soak peers-setup lint format
+.PHONY: help setup demo test test-all test-min test-gpu soak peers-setup lint format
