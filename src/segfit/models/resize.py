@@ -92,10 +92,11 @@ def _weights(x: Tensor, length: int, size: int, kind: str) -> Tensor:
     device, dtype = x.device, x.dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    make = _make_weights.__wrapped__ if torch.compiler.is_compiling() else _make_weights
+    if torch.compiler.is_compiling():  # into the graph
+        return _make_weights.__wrapped__(length, size, kind, device, dtype, None)
     # Tensors without data (benchmark=plan) do not mix with those of another mode, nor do inference mode's with training.
     mode = getattr(x, "fake_mode", None), torch.is_inference_mode_enabled()
-    return make(length, size, kind, device, dtype, mode)
+    return _make_weights(length, size, kind, device, dtype, mode)
 
 
 @lru_cache(maxsize=64)  # a few sizes come back with every batch

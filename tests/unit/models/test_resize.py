@@ -91,6 +91,17 @@ def test_weights_of_a_validation_serve_training():
     assert x.grad.sum() == pytest.approx(2 * 121)
 
 
+def test_products_compile_into_one_graph():
+    maps = [some_map(2, 3, *size).float() for size in ((8, 12), (4, 6), (2, 3), (1, 2))]
+
+    def work(maps):
+        full = by_products(sum_by_products(maps), (9, 20), "bilinear")
+        return by_products(full.contiguous(), (2, 2), "average")
+
+    compiled = torch.compile(work, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(maps), work(maps))
+
+
 def fast_segformer():
     model = SegFormer(SegformerConfig(**TINY))
     use_fast(model)
