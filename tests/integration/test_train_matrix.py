@@ -21,6 +21,7 @@ def options(model: str) -> list[str]:
     small = {
         "cnn": ["model.base_channels=8"],
         "timm_unet": ["model.encoder=resnet18", "model.decoder_channels=32", "model.weights=null"],
+        "vit": ["model.encoder=test_vit2", "model.decoder_channels=32", "model.weights=null"],
     }
     return [f"model={model}", *small.get(model, ["model.weights=null"])]
 
@@ -39,6 +40,7 @@ COMBINATIONS = [
         ["cnn", "segformer_b0", "timm_unet"], ["none", "cpu", "kornia-gpu"], ["fp32", "bf16"]
     ),
     ("cnn", "none", "fp16"),
+    ("vit", "kornia-gpu", "bf16"),
 ]
 
 
