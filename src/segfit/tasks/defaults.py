@@ -10,6 +10,11 @@ from segfit.config.tasks import Feeding
 from segfit.data.source import Source
 from segfit.errors import SegFitError
 
+FLOAT64 = False  # whether the task computes in float64, which Apple's GPUs lack
+USED: Sequence[
+    tuple[str, str, str]
+] = ()  # option, value or prefix, options that have an effect with it alone
+
 
 @dataclass(frozen=True)
 class NothingToReport:

@@ -3,13 +3,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segfit.config.schema import DataConfig, EvaluateConfig, ModelConfig, RunConfig, option
-from segfit.tasks.defaults import smaller_samples  # noqa: F401
+from segfit.tasks.defaults import FLOAT64, USED, smaller_samples  # noqa: F401
 
 UNIT = "signal"
-FLOAT64 = False
 MONITORS = {"mse": "min", "loss": "min"}
 COLUMNS = {"mse": "MSE"}
-USED = ()
 MEMORY_OPTIONS = ()
 MEMORY_ADVICE = "Lower length."
 
