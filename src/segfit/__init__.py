@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def load(run: Any, **options: Any) -> Any:
-    """Return the `segfit.commands.predict.Model` of a run folder ("last": the newest); `options` are those of evaluate.py.
+    """Return the `segfit.commands.predict.Model` of a run, or of several; "last" is the newest. `options` are evaluate.py's.
 
     `segfit.load("outputs/…").predict("photo.jpg").mask`
     """

@@ -200,6 +200,8 @@ def test_python_predicts_the_same_pixels(place, evaluated):
     assert np.array_equal(one.mask, written[1])
     assert one.class_names == ("class_0", "class_1", "class_2")
     assert model.predict([]) == []
+    both = segfit.load([place / "run 1", place / "run 1/checkpoints/best.pt"], device="cpu")
+    assert both.predict(paths[1]).probabilities == pytest.approx(one.probabilities, abs=1e-5)
     with pytest.raises(SegFitError, match=r"nothing\.png: no such file"):
         model.predict(place / "nothing.png")
     with pytest.raises(SegFitError, match=r"image 0: dict is no picture"):

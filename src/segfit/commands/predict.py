@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segfit.assembly.data import batches_in_order
 from segfit.assembly.task import evaluation_of
-from segfit.commands.load_run import load_run
+from segfit.commands.load_run import load_runs
 from segfit.config.check import check
-from segfit.config.tasks import schema_of
+from segfit.config.tasks import run_folder, schema_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.task import Task
 from segfit.errors import SegFitError
@@ -23,19 +22,19 @@ from segfit.runs import folder as runs
 class Model:
     """A trained run that predicts; see `segfit.load`. Raises a SegFitError as evaluate.py does."""
 
-    def __init__(self, run: Path | str, **options: Any) -> None:
-        folder = runs.last_run() if run == "last" else Path(run).expanduser()
-        config = runs.load_config(folder)
+    def __init__(self, run: Any, **options: Any) -> None:
+        given = list(run) if isinstance(run, (list, tuple)) else [run]
+        named = [str(runs.last_run()) if one == "last" else str(one) for one in given]
+        task = runs.load_config(run_folder(named[0])).task.name
         if isinstance(options.get("precision"), str):
             options["precision"] = {"name": options["precision"]}
-        schema = OmegaConf.structured(schema_of(config.task.name).Evaluate)
         try:
-            merged = OmegaConf.merge(schema, options, {"run": str(folder)})
+            schema = OmegaConf.structured(schema_of(task).Evaluate)
+            self.options = cast(DictConfig, OmegaConf.merge(schema, options, {"run": named}))
         except OmegaConfBaseException as error:
             raise SegFitError(f"segfit.load: {str(error).splitlines()[0]}") from error
-        self.options = cast(DictConfig, merged)
         check(self.options)
-        self.run = load_run(self.options, config, warnings.warn)
+        self.run = load_runs(self.options, runs.load_named(self.options), warnings.warn)
         self.run.config.data.on_bad_sample = "fail"
 
     def predict(self, inputs: Any) -> Any:

@@ -23,6 +23,7 @@ from segfit.data.images import ImageReader, images_at, resize_image
 from segfit.data.large import LargeImage, is_large
 from segfit.data.sampler import sample_seed
 from segfit.data.source import Source, SourceView, read_arrays, where
+from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.masks import resize_mask
 
@@ -171,6 +172,11 @@ class PredictDataset(EvalDataset):
         image = self.large(index) if self.fit == "crop" else None
         if image is None:
             return super().__getitem__(index)
+        if self.reader.percentiles is not None:
+            raise SegFitError(
+                f"{self.paths[index]}: too large to be read at once, as the percentiles of its values need. Train with two "
+                "values, data.value_range=[low, high], or cut it into tiles."
+            )
         shape = torch.tensor(image.shape[1:])
         nothing, content = torch.empty(3, 0, 0, dtype=torch.uint8), torch.cat([0 * shape, shape])
         return {"image": nothing, "content": content, "shape": shape, "index": index}
