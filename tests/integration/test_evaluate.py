@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 import segfit
+from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data.dataset import PredictDataset
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.masks import read_index_mask
 from segfit.tasks.segmentation.data.preflight import check_sources
@@ -261,6 +263,9 @@ def test_images_too_large_for_memory_are_read_strip_by_strip(place, tmp_path, mo
         ]
         assert np.array_equal(*both)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25000)
+    dataset = PredictDataset(folder, (64, 72), "crop", ImageReader(percentiles=(1, 99)))
+    with pytest.raises(SegFitError, match="too large to be read at once, as the percentiles"):
+        dataset[0]
     with pytest.raises(
         SegFitError, match=r"larger than .* Save it as TIFF, .* sliding_window=true"
     ):
