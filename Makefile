@@ -40,6 +40,11 @@ test-min: ## Run the tests that take seconds with the oldest release of every ra
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu
 
+prove: $(STAMP) ## Measure on this CUDA card what no CPU can show, in half an hour
+	$(BIN)/python docs/benchmarks/prove.py right || true # what failed is in outputs/prove.json
+	$(BIN)/python docs/benchmarks/prove.py memory || true
+	$(BIN)/python docs/benchmarks/prove.py speed
+
 soak: $(STAMP) ## Train under random faults for ten minutes; must end with the weights of a calm training
 	$(BIN)/python -m tests.soak
 
@@ -55,4 +60,4 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-.PHONY: help setup demo test test-all test-min test-gpu soak peers-setup lint format
+.PHONY: help setup demo test test-all test-min test-gpu prove soak peers-setup lint format

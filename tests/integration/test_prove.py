@@ -1,0 +1,37 @@
+"""docs/benchmarks/prove.py runs through at toy sizes, and goes on where it was cut off."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.training import ROOT
+
+SCRIPT = ROOT / "docs" / "benchmarks" / "prove.py"
+
+
+def prove(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments, "--toy"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["right", "memory", "speed"])
+def test_a_part_runs_through(part, tmp_path):
+    out = tmp_path / "prove.json"
+    done = prove(part, f"--out={out}")
+    found = json.loads(out.read_text())[part]
+    failed = {name: one for name, one in found.items() if not one["ok"]}
+    assert not failed, done.stderr
+    assert done.returncode == 0
+    if part == "right":
+        assert all(
+            error < 1e-3
+            for name, one in found.items()
+            if name.startswith("exact")
+            for errors in one["result"].values()
+            for error in errors.values()
+        )
+    again = prove(part, f"--out={out}")
+    assert again.stdout == ""  # nothing is left to do
