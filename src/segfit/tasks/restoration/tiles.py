@@ -32,7 +32,7 @@ def restore(
     rows, columns = (list(_spans(side, tile, overlap)) for side in (height, width))
 
     def window(y: slice, x: slice) -> Tensor:
-        return picture[:, y, x].to(device)
+        return picture[:, y, x].to(device)  # synchronises where it is in the host's memory
 
     home = picture.device
     done = strips(forward, window, rows, columns, batch_size=batch_size, home=home, fade=_FADE)
