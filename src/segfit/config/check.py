@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.config.schema import USED, EvaluateConfig, RunConfig
+from segfit.config.schema import USED, EvaluateConfig, RunConfig, SplitConfig
 from segfit.config.tasks import schema_of
 from segfit.errors import SegFitError, nearest
 
@@ -83,6 +83,12 @@ def _check_split(split: DictConfig) -> Iterator[str]:
         yield f"data.split.group={group}: no valid regular expression ({error})."
     if fold is None and folds is not None:
         yield f"data.split.folds={folds}: has no effect without data.split.fold, such as -m data.split.fold=0,1,2."
+    for name in ("val", "test", "fold") if split.get("lists") is not None else ():
+        if split[name] != getattr(SplitConfig, name):
+            yield (
+                f"data.split.{name}={split[name]}: has no effect with data.split.lists={split.lists}, which says what is in "
+                "which split. Leave one of the two away."
+            )
     if fold is not None and fold >= (folds or 5):
         yield f"data.split.fold={fold}: must be less than data.split.folds={folds or 5}; the first is 0."
 

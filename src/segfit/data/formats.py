@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +52,8 @@ with suppress(ImportError):
     _FORMATS.append("HEIF")
 # Pillow refuses twice its MAX_IMAGE_PIXELS with an error; what lies below is a big picture, not a bomb.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What Pillow logs of a file it also raises, and other decoders may read it.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # Pillow's raw modes: of the byte order of a 16-bit value, the one that takes the other byte.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
 _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA = 262, 274, 277, 338  # tags of TIFF 6.0

@@ -101,6 +101,11 @@ def problems(*overrides: str) -> list[str]:
         ([*FOLDER, "data.split.fold=5"], "must be less than data.split.folds=5"),
         ([*FOLDER, "data.split.fold=3", "data.split.folds=3"], "must be less than"),
         ([*FOLDER, "data.split.folds=5"], "no effect without data.split.fold"),
+        (
+            [*FOLDER, "data.split.lists=L", "data.split.fold=1"],
+            "fold=1: has no effect with data.split.lists",
+        ),
+        ([*FOLDER, "data.split.lists=L", "data.split.val=0.3"], "val=0.3: has no effect"),
         ([*FOLDER, "data.window=[1,99]", "data.value_range=[0,9]"], "are two answers"),
         ([*FOLDER, "data.value_range=[9,0]"], "must be auto, percentiles or [low, high]"),
         ([*FOLDER, "data.value_range=wide"], "must be auto, percentiles or [low, high]"),
