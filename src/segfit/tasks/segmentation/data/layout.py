@@ -12,7 +12,7 @@ from typing import Any
 from segfit.data.files import files_by_name, list_files, relative_name, some
 from segfit.data.formats import real_file, with_slices
 from segfit.data.images import only_images
-from segfit.data.splits import find_splits, listed
+from segfit.data.splits import find_splits, listed, split_of
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.masks import (
     MASK_SUFFIXES,
@@ -61,11 +61,18 @@ def find_layout(root: Path, naming: Naming) -> tuple[dict[str, list[Path]], list
         text = f"data.root={root} {what}{hint}. Give the folder that holds {naming.images}/."
         return {}, [text], []
     layout, problems, notices = find_splits(root, (naming.images, naming.masks))
-    for places in layout.values():
-        if naming.mask_format != "png" and not places[1].exists():
+    for part, places in layout.items() if naming.mask_format != "png" else ():
+        if not places[1].exists():
             places[1] = root / naming.masks  # one table, or one folder of parts, serves all splits
+        if naming.mask_format == "coco" and places[1].is_dir():  # instances_train2017.json
+            files = {
+                split_of(f.stem.removeprefix("instances_")): f for f in places[1].glob("*.json")
+            }
+            places[1] = files.get(part, places[1])
     entries = sorted(one.name for one in root.iterdir() if not one.name.startswith("."))
-    table = {"rle": "CSV", "coco": "JSON"}.get(naming.mask_format)
+    table = {"rle": "CSV", "coco": "JSON, or a folder of one for each split"}.get(
+        naming.mask_format
+    )
     if not entries:
         problems.append(f"data.root={root} is empty.")
     for part, (image_folder, mask_path) in layout.items() if not problems else ():

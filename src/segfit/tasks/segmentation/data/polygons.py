@@ -83,14 +83,14 @@ class OutlineMasks(MaskReader):
             return
         for shape in made["shapes"]:
             points, kind = np.array(shape["points"], float), shape.get("shape_type", "polygon")
-            if kind == "rectangle":
+            if kind == "rectangle" and len(points) == 2:  # some programs write four corners
                 (left, top), (right, bottom) = points
                 points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
             elif kind == "circle":
                 turn = np.linspace(0, 2 * np.pi, 90, endpoint=False)
                 radius = np.hypot(*(points[1] - points[0]))
                 points = points[0] + radius * np.stack([np.cos(turn), np.sin(turn)], 1)
-            elif kind != "polygon":
+            elif kind not in ("polygon", "rectangle"):
                 raise SegFitError(f"{path}: a {kind} ('{shape['label']}') has no outline.")
             if shape["label"] not in self.class_names:
                 raise SegFitError(
@@ -116,7 +116,12 @@ def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, dict[str, Any
         ]
         used = {categories[category] for _, category, _ in shapes}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SegFitError(f"{path}: not COCO's JSON ({type(error).__name__}: {error}).") from error
+        what = (
+            f"there is no {error}"
+            if isinstance(error, KeyError)
+            else f"{type(error).__name__}: {error}"
+        )
+        raise SegFitError(f"{path}: no outlines in COCO's JSON ({what}).") from error
     if used - set(class_names):
         names = ["background", *dict.fromkeys(categories.values())]
         raise SegFitError(

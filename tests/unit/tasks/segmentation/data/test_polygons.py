@@ -133,13 +133,42 @@ def test_other_shapes_of_labelme_and_files_beside_the_images(tmp_path):
     shapes = [
         {"label": "cat", "points": [[10, 8], [30, 28]], "shape_type": "rectangle"},
         {"label": "dog", "points": [[60, 30], [70, 30]], "shape_type": "circle"},
+        {
+            "label": "dog",
+            "points": [[50, 50], [60, 50], [60, 55], [50, 55]],
+            "shape_type": "rectangle",
+        },
     ]
     for index in range(3):
         (root / f"images/{index}.json").write_text(json.dumps({"shapes": shapes}))
     found = folder_sources(root, classes=CLASSES, masks="images", mask_format="labelme")
     _, mask = found["train"].read(0)
     assert (mask == 1).sum() == 400
-    assert (mask == 2).sum() == pytest.approx(np.pi * 100, rel=0.03)
+    assert (mask == 2).sum() == pytest.approx(np.pi * 100 + 50, rel=0.03)
+
+
+def test_cocos_own_folders_and_annotations_without_outlines(tmp_path):
+    root, made = tmp_path / "data", {"categories": [{"id": 1, "name": "cat"}]}
+    for part, count in (("train2017", 3), ("val2017", 2), ("test2017", 1)):
+        for index in range(count):
+            save(root / part / f"{part}{index}.png", noise(*SIZE, 3, seed=index))
+    (root / "annotations").mkdir()
+    for name in ("instances_train2017", "instances_val2017", "captions_val2017"):
+        part = name.partition("_")[2]
+        one = {"image_id": 1, "category_id": 1, "segmentation": [np.ravel(SQUARE).tolist()]}
+        shown = [
+            {"id": i + 1, "file_name": f"{part}{i}.png"} for i in range(3 if "train" in part else 2)
+        ]
+        content = {**made, "images": shown, "annotations": [one]}
+        (root / f"annotations/{name}.json").write_text(json.dumps(content))
+    options = {"classes": CLASSES, "images": ".", "mask_format": "coco"}
+    found = folder_sources(root, masks="annotations", **options)
+    assert {part: len(source) for part, source in found.items()} == {"train": 3, "val": 2}
+    assert (found["val"].read(0)[1] == 1).sum() == 400
+    del one["segmentation"]
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    with pytest.raises(SegFitError, match="there is no 'segmentation'"):
+        folder_sources(root, masks="annotations", **options)
 
 
 BROKEN = {
