@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from segfit.assembly.state import Notice
 from segfit.config.check import flat, plain
 from segfit.engine.checkpoint import Checkpoints
+from segfit.engine.optim import base_rate
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
 from segfit.runs.folder import RunFolder, may_change
@@ -64,7 +65,7 @@ def resume(
         )
         notice(
             f"epochs was {was}, is {epochs}: the schedule ({now['config']['scheduler.name']}) now spans {epochs} epochs. The "
-            f"learning rate was {last['lr'] / last.get('lr_scale', 1):.3g}; in epoch {progress.epoch + 1} it begins at "
+            f"learning rate was {base_rate(last):.3g}; in epoch {progress.epoch + 1} it begins at "
             f"{here:.3g}, and it ends at {end:.3g}."
         )
 
@@ -72,8 +73,7 @@ def resume(
 def _rate_after(state: TrainingState, updates: int) -> float:
     """Return the learning rate after so many updates of the schedule, which is left as it was."""
     state.scheduler.step_update(updates)
-    group = state.optimizer.param_groups[0]
-    rate = float(group["lr"]) / float(group.get("lr_scale", 1))
+    rate = base_rate(state.optimizer.param_groups[0])
     state.scheduler.step_update(state.progress.update + state.schedule_offset)
     return rate
 

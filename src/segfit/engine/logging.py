@@ -10,6 +10,7 @@ from torch import Tensor
 from segfit.engine.events import EpochLog, Listener, Listeners, StepLog
 from segfit.engine.findings import Findings
 from segfit.engine.non_finite import NotFinite, describe
+from segfit.engine.optim import base_rate
 from segfit.engine.state import TrainingState
 from segfit.engine.step import loss_scale
 from segfit.system.hardware import peak_memory_gib
@@ -152,4 +153,4 @@ class TrainingLog:
             self.listener.epoch(log)
 
     def _lr(self) -> float:
-        return float(self.state.optimizer.param_groups[0]["lr"])
+        return base_rate(self.state.optimizer.param_groups[0])

@@ -1,6 +1,6 @@
 """timm's optimizers and schedulers, with groups of parameters for weight decay and learning rate."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,11 @@ def _layers_above(model: nn.Module, new: Collection[str]) -> dict[str, int]:
             return {f"{prefix}.{name}": max(of.values()) - layer for name, layer in of.items()}
     names = [name for name, _ in model.named_parameters() if name not in new]
     return {name: _LAYERS - 1 - place * _LAYERS // len(names) for place, name in enumerate(names)}
+
+
+def base_rate(group: Mapping[str, Any]) -> float:
+    """Return the learning rate of an optimizer's group without the factor of its layers."""
+    return float(group["lr"]) / float(group.get("lr_scale", 1))
 
 
 def make_scheduler(
