@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
+from segfit.assembly.starting import Start, start_from
 from segfit.assembly.training import Training, make_training
 from segfit.config.check import check
 from segfit.errors import SegFitError
@@ -106,6 +108,14 @@ def test_more_classes_and_other_options_start_from_it_too(first):
     assert same(weights(training), weights_of(first.run / "checkpoints" / "best.pt"))
     assert [text for text in notices if text.startswith("init=")][-1].endswith("tensors taken.")
     assert any("data.mean=[0.5, 0.5, 0.5]" in text and "stay as given" in text for text in notices)
+
+
+def test_a_first_convolution_for_rgb_is_spread_over_bands():
+    ours, theirs = nn.Sequential(nn.Conv2d(4, 8, 3)), nn.Sequential(nn.Conv2d(3, 8, 3))
+    start = Start(Path("best.pt"), theirs.state_dict(), {}, {})
+    assert start_from(ours, start, {}, lambda _: None) == []
+    expected = theirs[0].weight[:, [0, 1, 2, 0]] * 3 / 4
+    torch.testing.assert_close(ours[0].weight, expected)
 
 
 @pytest.mark.parametrize(
@@ -219,21 +229,21 @@ def test_options_that_contradict_themselves_are_refused():
 
 def test_freezing_random_weights_is_told():
     _, notices = built("freeze=encoder")
-    assert any("the weights are random" in text for text in notices)
+    assert any("are random, and what is frozen stays so" in text for text in notices)
 
 
 # ---------------------------------------------------------------------------------- longer
 
 
 def test_a_finished_run_that_is_extended_says_what_the_learning_rate_will_do(tmp_path):
-    train(tmp_path, "scheduler=cosine", "epochs=1", "lr=0.01")
+    train(tmp_path, "scheduler=cosine", "epochs=1", "lr=0.01", "optimizer.layer_decay=0.5")
     longer = resume(tmp_path, "epochs=3")
     (line,) = [text for text in longer.notices if text.startswith("epochs was 1, is 3")]
     rates = [log.lr for log in longer.heard.logs]
     here = float(re.search(r"in epoch 2 it begins at (\S+), and", line)[1])
     assert "The learning rate was 0;" in line
     assert "it ends at 0." in line
-    assert rates[0] < here < 0.01
+    assert here / 2 < rates[0] < here < 0.01  # without the factors of the layers
     assert here == pytest.approx(0.0075, rel=0.01)  # a third of a half cosine
     assert rates[-1] == pytest.approx(0, abs=1e-4)
 

@@ -47,8 +47,8 @@ def read_start(init: str) -> Start:
 
 def start_from(
     model: nn.Module, start: Start, config: Mapping[str, Any], notice: Callable[[str], None]
-) -> None:
-    """Copy into the model of a config what fits of a start; tell the rest.
+) -> list[str]:
+    """Copy into the model of a config what fits of a start; tell the rest, and return the names of what stays random.
 
     Raises a SegFitError if that is less than half of the numbers outside of the last layer.
     """
@@ -64,6 +64,10 @@ def start_from(
             merged = own.clone()
             merged[[rows.index(row) for row in kept]] = given[[theirs.index(row) for row in kept]]
             given = merged
+        elif given.ndim == own.ndim == 4 and given.shape[1] == 3 != own.shape[1]:
+            from timm.models import adapt_input_conv
+
+            given = adapt_input_conv(own.shape[1], given)  # RGB there, bands here
         if given is not None and given.shape == own.shape:
             taken[name] = given
         else:
@@ -86,6 +90,7 @@ def start_from(
     told = [f"init={start.path}: {len(taken)} of {len(taken) + len(new)} tensors taken"]
     told += [f"{what}: {some(names)}" for what, names in changes.items() if names]
     notice("; ".join(told) + ".")
+    return new
 
 
 def _classes(config: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from segfit.assembly.task import assembly_of
 from segfit.config.check import flat, plain
 from segfit.config.schema import OptimizerConfig
 from segfit.config.tasks import schema_of
+from segfit.data.files import some
 from segfit.engine.compiling import compiled_or_eager
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.optim import make_optimizer, make_scheduler
@@ -66,8 +67,9 @@ def make_state(
     source = "from the checkpoint" if resumed else weights.source
     if weights.alarming and not resumed:
         notice(weights.message)
+    random = list(model.state_dict()) if source == "random" else []
     if start is not None:
-        start_from(model, start, flat(plain(config)), notice)
+        random = start_from(model, start, flat(plain(config)), notice)
         source = str(start.path)
     model = to_device(model, device, config.channels_last)
     ema = None
@@ -89,8 +91,9 @@ def make_state(
     if config.freeze is not None:
         state.frozen, state.frozen_epochs = frozen(model, config.freeze), config.freeze_epochs
         state.train()
-        if source == "random":
-            notice(f"freeze={config.freeze}: the weights are random, and what is frozen stays so.")
+        held = {id(parameter) for parameter in state.frozen}
+        if lost := [n for n, p in model.named_parameters() if n in random and id(p) in held]:
+            notice(f"freeze={config.freeze}: {some(lost)} are random, and what is frozen stays so.")
     state.distributed = distributed
     if config.compile:
         example = assembly.example_input(config, config.batch_size, device)
