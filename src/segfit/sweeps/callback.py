@@ -95,7 +95,9 @@ def show(folder: Path) -> list[Row]:
                     sweep_page(folder, folder / "leaderboard.csv", there), encoding="utf-8"
                 )
                 written += f"\n{folder / 'report.html'}"
-    print(f"{written}\ntensorboard --logdir {folder}")
+    if any(RunFolder(row.path).tensorboard.exists() for row in rows):
+        written += f"\ntensorboard --logdir {folder}"
+    print(written)
     return rows
 
 

@@ -22,6 +22,7 @@ def test_a_leader_board_that_cannot_be_written_is_named_and_failures_still_count
     told = capsys.readouterr().out
     assert "crash: a bug" in told
     assert "leaderboard.csv: cannot be written (Is a directory)." in told
+    assert "tensorboard" not in told  # no job wrote there
 
 
 @pytest.mark.parametrize(("mode", "direction"), [("max", "maximize"), ("min", "minimize")])
