@@ -254,7 +254,7 @@ def test_the_answer_and_its_parts(tmp_path):
         parts["allocated"] + parts["margin of 10%"] + parts["CUDA context"]
     )
     fitting = [row["batch"] for row in answer.table("batches") if row["fits"]]
-    assert max(fitting) == values["largest_batch"]
+    assert max(fitting) == values["largest_batch"] > 4096
     assert "levers" not in [table.name for table in answer.findings.tables]
 
 

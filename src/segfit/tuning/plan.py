@@ -112,7 +112,7 @@ def _batches_table(forecast: Forecast, batch: int, card: Card) -> Table:
             forecast.train.peak(size) / GIB,
             forecast.val.peak(forecast.val_batch(size)) / GIB,
             card.needed(forecast.peak(size)) / GIB,
-            size <= most,
+            forecast.peak(size) <= card.budget,
         ]
         for size in batches
     ]
@@ -141,7 +141,7 @@ def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Le
         f"{_model_label(config)}, {sample}, {precision}, batch {batch}: "
         f"needs {needed:.2f} GiB of {card.name} (predicted, ±{MARGIN:.0%} and context included)"
     )
-    if most >= batch:
+    if forecast.peak(batch) <= card.budget:
         return f"{what}: it fits. The largest batch that fits is {most}."
     helps = next((lever for lever in found if lever.fits), None)
     remedy = f"Add {helps.change}" if helps else "Choose a smaller model"

@@ -14,7 +14,7 @@ from segfit.system.hardware import cpu_has_bf16
 from segfit.tuning.memory import cache
 from segfit.tuning.memory.curve import Forecast
 
-LARGEST = 4096  # no batch is larger
+LARGEST = 2**20  # no batch is larger
 MARGIN = 0.10  # how far off a forecast may be, and what the allocator loses to gaps between blocks
 # Of a CUDA process besides tensors: context, kernels and handles of cuBLAS and cuDNN. Assumed, not measured.
 CONTEXT = 0.6 * GIB
