@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segfit.errors import SegFitError
 from segfit.tuning import loader
+from segfit.tuning.change import changed
 from segfit.tuning.loader import Fed, choose, grid, worker_counts
 from tests.integration.benchmarking import benchmark, compose_benchmark
 
@@ -41,6 +43,22 @@ def test_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ways[0].change.typed == "augmentation=cpu data.cache=none loader.workers=0"
     without = grid(compose_benchmark("loader", "augmentation=none", "benchmark.workers=[3]"))
     assert {(way.augmentation, way.workers) for way in without} == {("none", 3)}
+
+
+@pytest.mark.parametrize(
+    "options", [("task=restoration",), ("task=forecasting", "data.place=loader")]
+)
+def test_other_tasks_have_the_options_that_are_tried(options: tuple[str, ...]) -> None:
+    config = compose_benchmark("loader", *options, "benchmark.workers=[0,1]", base=())
+    ways = list(grid(config))
+    assert len(ways) == len(set(ways)) > 1
+    for way in ways:
+        changed(config, way.change.options)
+
+
+def test_what_needs_no_loader_says_so() -> None:
+    with pytest.raises(SegFitError, match=r"no data side to measure: windows are gathered"):
+        list(grid(compose_benchmark("loader", "task=forecasting", base=())))
 
 
 def test_the_smallest_that_outruns_is_chosen() -> None:

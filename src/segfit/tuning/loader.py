@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.assembly.data import cached_sources, make_train_batches
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.training import make_training
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
@@ -37,7 +37,7 @@ class Fed:
     """A way to feed a training, and its speed in samples per second."""
 
     augmentation: str  # "none", "cpu" (in the workers) or "kornia-gpu" (on the device)
-    cache: str  # `data.cache`
+    cache: str | None  # `data.cache`; None where that changes nothing
     workers: int
     prefetch: int | None  # None if there are no workers
     data: float = 0.0  # of the data side alone
@@ -46,11 +46,10 @@ class Fed:
     @property
     def change(self) -> Change:
         """The change to this way of feeding."""
-        options: dict[str, Any] = {"augmentation": self.augmentation, "data.cache": self.cache}
-        options["loader.workers"] = self.workers
-        if self.prefetch is not None:
-            options["loader.prefetch"] = self.prefetch
-        return Change("feeding", options)
+        place = None if self.augmentation == "none" else self.augmentation
+        options: dict[str, Any] = {"augmentation": place, "data.cache": self.cache}
+        options |= {"loader.workers": self.workers, "loader.prefetch": self.prefetch}
+        return Change("feeding", {key: one for key, one in options.items() if one is not None})
 
     @property
     def outruns(self) -> bool:
@@ -80,7 +79,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     for done, place in enumerate(places):
         bench.progress(f"the model alone, augmentation={place}", done, total)
         # no worker beside the model: those of the recipe would take its cores while they fill their queues
-        alone = changed(config, {"augmentation": place, "loader.workers": 0})
+        alone = changed(config, Fed(place, None, 0, None).change.options)
         with explain_out_of_memory(alone):
             training = make_training(alone, once.folder, once.notice)
             speed = train_speed(
@@ -107,11 +106,15 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 
 
 def grid(config: DictConfig) -> Iterator[Fed]:
-    """Yield every setting that a config asks for."""
-    asked = config.benchmark
+    """Yield every setting that a config asks for; raise a SegFitError if its samples are not read by workers."""
+    asked, idle = config.benchmark, planning_of(config).feeding(config).idle
+    if "loader.workers" in idle:
+        raise SegFitError(
+            f"benchmark=loader: task={config.task.name} has no data side to measure: {idle['loader.workers']}."
+        )
     places = ["none"] if augmentation_of(config) == "none" else ["cpu", "kornia-gpu"]
     for place in places:
-        for cache in asked.caches:
+        for cache in [None] if "data.cache" in idle else asked.caches:
             for workers in asked.workers or worker_counts(available_cores()):
                 for prefetch in asked.prefetch if workers else [None]:
                     yield Fed(place, cache, workers, prefetch)
@@ -134,7 +137,7 @@ def choose(measured: Sequence[Fed]) -> Fed:
     fastest = max(fed.model for fed in enough)
     return min(
         (fed for fed in enough if fed.model == fastest),
-        key=lambda fed: (fed.workers, _CACHES.index(fed.cache), fed.prefetch or 0),
+        key=lambda fed: (fed.workers, _CACHES.index(fed.cache or "none"), fed.prefetch or 0),
     )
 
 
