@@ -140,6 +140,7 @@ def recorded(
         non_blocking=config.loader.non_blocking,
         persistent=config.loader.persistent,
         log_every=config.report.log_every,
+        idle=frozenset(planning_of(config).feeding(config).idle),
         cache="ram" if decoded < _RAM_SHARE * psutil.virtual_memory().available else "disk",
     )
     return facts, timeline, summed_up(monitor.samples), len(dataset)
@@ -168,16 +169,16 @@ def _smallest(config: DictConfig) -> dict[str, Any]:
 def settings(config: DictConfig) -> Iterator[Change]:
     """Yield changes of the arithmetic that may be faster, except for the batch; each named by what it removes."""
     device, _ = resolve_device(config.device)
-    native = native_precisions(device)
+    native, idle = native_precisions(device), planning_of(config).feeding(config).idle
     if augmentation_of(config) == "cpu":
         yield Change("CPU augmentation", {"augmentation": "kornia-gpu"})
     if "fast" in config.model and not config.model.fast:
         yield Change("the stock model", {"model.fast": True})
     if config.precision.name == "fp32" and native[0] != "fp32":
         yield Change("full precision", {"precision": native[0]})
-    if not config.channels_last:
+    if not config.channels_last and "channels_last" not in idle:
         yield Change("channels before pixels", {"channels_last": True})
-    if device.type == "cuda" and not config.compile:
+    if device.type == "cuda" and not config.compile and "compile" not in idle:
         yield Change("many small kernels", {"compile": True})
 
 
