@@ -184,9 +184,9 @@ def test_pictures_are_restored_in_their_own_depth(trained, tmp_path):
         write(tmp_path / f"noisy/{name}.png", picture(70, 90, seed=7, deep=deep))
     write(tmp_path / "noisy/grey.png", picture(33, 40, 1, seed=8))
     run(
-        trained, "run=run", f"images={tmp_path / 'noisy'}", f"out={tmp_path / 'clean'}", "device=cpu", script="evaluate.py"
+        trained, "run=run", f"images={tmp_path / 'noisy'}", f"out={tmp_path / 'clean'}", "device=cpu", "flip=true", script="evaluate.py"
     )  # fmt: skip
-    model = segfit.load(trained / "run", device="cpu")
+    model = segfit.load(trained / "run", device="cpu", flip=True)
     for name, kind, shape in (
         ("a/8", np.uint8, (70, 90, 3)),
         ("a/16", np.uint16, (70, 90, 3)),

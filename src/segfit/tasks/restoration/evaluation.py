@@ -91,7 +91,8 @@ def predict(
         pixels = _pixels(restored, deep=deep)
         found[index] = pixels if pixels.shape[2] > 1 else pixels[..., 0]
 
-    task = replace(make_task(config, device), overlap=options.overlap, on_picture=take)
+    task = make_task(config, device)
+    task = replace(task, overlap=options.overlap, flip=options.flip, on_picture=take)
     with folder_of(inputs) as folder:
         go(task, make_predict_dataset(config, folder))
     return [found[index] for index in sorted(found)]
