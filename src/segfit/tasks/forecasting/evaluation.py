@@ -164,11 +164,13 @@ def predict(
             values[:, : layout.targets] = np.diff(targets, axis=0)
         window = np.zeros((data.lookback + data.horizon, len(layout.columns)), np.float32)
         seen = values[-data.lookback - future :]
-        if len(seen) < data.lookback + future or not np.isfinite(seen[: data.lookback]).all():
+        needed = np.isfinite(seen)
+        needed[data.lookback :, : layout.inputs] = True  # of the future, only what is known counts
+        if len(seen) < data.lookback + future or not needed.all():
             raise SegFitError(
                 f"input {number}: the last {data.lookback} + {future} rows of {some(layout.columns)} have to be there."
             )
-        window[: len(seen)] = np.nan_to_num(seen)  # of the future, only what is known counts
+        window[: len(seen)] = np.nan_to_num(seen)
         which = names.index(name) if name in names else 0
         mean, std, scale = (part[which].astype(np.float32) for part in series.statistics)
         facts = {"mean": mean, "std": std, "scale": scale, "when": 0, "index": number}
