@@ -1,6 +1,7 @@
 """What README and docs say is true: commands compose, the README's tables are those of conf, links lead somewhere."""
 
 import itertools
+import json
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.unit.composing import composed
 LAUNCHERS = sorted((cli.CONF / "hydra" / "launcher").glob("*.yaml"))
 README = cli.CONF.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
+CHINESE = README.with_name("README.zh-CN.md").read_text(encoding="utf-8")
+NOTEBOOK = README.parent / "notebooks" / "segfit.ipynb"
 
 
 def commands() -> list[str]:
@@ -28,6 +31,8 @@ def entry_commands() -> list[tuple[str, list[str]]]:
 def parsed(line: str) -> tuple[str, list[str]] | None:
     """Return (entry point, arguments) of a command line, None if it starts something else."""
     words = shlex.split(line, comments=True)
+    if words[:2] == ["docker", "run"]:
+        words = words[words.index("segfit") :]
     if words[:1] == ["torchrun"]:
         words = words[sum(1 for word in words[1:] if word.startswith("--")) :]
     if len(words) < 2 or words[1] not in ("train.py", "evaluate.py", "benchmark.py"):
@@ -102,11 +107,53 @@ def test_recipe_table_is_conf(tier: str) -> None:
     assert f"| {' | '.join(str(cell) for cell in cells)} |" in TEXT
 
 
-def test_links_lead_to_files() -> None:
-    targets = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+@pytest.mark.parametrize("text", [TEXT, CHINESE], ids=["english", "chinese"])
+def test_links_lead_to_files(text: str) -> None:
+    targets = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert targets
-    missing = [target for target in targets if not Path(README.parent / target).exists()]
+    missing = [
+        target for target in targets if not (README.parent / target.partition("#")[0]).exists()
+    ]
     assert missing == []
+
+
+def shape(text: str) -> dict[str, list[object]]:
+    """Return what a translation keeps: headings by level, tables by size, commands, code, links and figures."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return {
+        "headings": re.findall(r"^(#+) ", text, re.MULTILINE),
+        "commands": [
+            [shlex.split(line, comments=True) for line in block.splitlines()] for block in blocks
+        ],
+        "python": re.findall(r"```python\n(.*?)```", text, re.DOTALL),
+        "tables": [[row.count("|") for row in table.splitlines()] for table in tables],
+        "links": sorted(re.findall(r"\]\(((?!README)[^)]+)\)", text)),
+        "code": sorted(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))),
+        "figures": re.findall(r"\*\*([\d.]+×?)\*\*", text),
+    }
+
+
+def test_the_chinese_readme_says_the_same() -> None:
+    english, chinese = shape(TEXT), shape(CHINESE)
+    for what, kept in english.items():
+        assert chinese[what] == kept, what
+
+
+def test_the_notebook_types_what_the_readme_does() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    lines = [line for cell in cells if cell["cell_type"] == "code" for line in cell["source"]]
+    typed = [parsed(line.strip("!# \n")) for line in lines if re.match(r"(# )?!python", line)]
+    assert len(typed) == 5
+    # `make demo` is its first command, in a folder with a name of its own
+    known = [*entry_commands(), ("train", ["experiment=demo", "name=demo"])]
+    run = "outputs/2030-01-31/12-00-00"
+    assert [
+        entry
+        for entry in typed
+        if entry not in [(n, [a.replace(run, "last") for a in args]) for n, args in known]
+    ] == []
+    assert {"cell_type", "metadata", "source", "id"} <= cells[0].keys()
 
 
 def test_each_row_of_the_fault_table_names_tests_that_are_there():
