@@ -296,7 +296,7 @@ class RunConfig:
     init: str | None = option(
         None,
         "Start from the weights of an earlier run: its folder, or a .pt of it. Classes are matched by name; what does not fit "
-        "is told.",
+        "is reported.",
     )
     freeze: str | None = option(
         None,
