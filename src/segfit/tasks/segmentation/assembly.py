@@ -111,7 +111,9 @@ def check_sources(
     )  # fmt: skip
     flips = max(config.augmentation.hflip, config.augmentation.vflip)
     if config.augmentation.name != "none" and flips > 0 and (sides := _unswapped(config)):
-        report.notices.append(f"{sides} in training, or no flips (augmentation.hflip=0 augmentation.vflip=0).")
+        report.notices.append(
+            f"{sides} in training, or no flips (augmentation.hflip=0 augmentation.vflip=0)."
+        )
     if config.batch_size == 1 and make_mix(config) is not None:
         report.notices.append(
             "augmentation.mixup and cutmix mix the images of a batch: batch_size=1 has none to mix."
