@@ -66,7 +66,7 @@ def test_sides_that_flips_confuse_are_told_with_the_remedy() -> None:
     (notice,) = told()
     assert notice == (
         "A mirror image exchanges left_eye and right_eye, but flips do not: set augmentation.swap=[[1,2]] in training, or "
-        "no flips (augmentation.hflip=0)."
+        "no flips (augmentation.hflip=0 augmentation.vflip=0)."
     )
     assert told("augmentation.swap=[[2,1]]") == []
     assert told("augmentation.hflip=0") == []
