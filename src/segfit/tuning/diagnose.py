@@ -140,7 +140,7 @@ def recorded(
         non_blocking=config.loader.non_blocking,
         persistent=config.loader.persistent,
         log_every=config.report.log_every,
-        idle=frozenset(planning_of(config).feeding(config).idle),
+        idle=list(planning_of(config).feeding(config).idle),
         cache="ram" if decoded < _RAM_SHARE * psutil.virtual_memory().available else "disk",
     )
     return facts, timeline, summed_up(monitor.samples), len(dataset)

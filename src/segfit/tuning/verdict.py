@@ -75,7 +75,7 @@ class Facts:
     log_every: int = 20  # updates between two readings of the device
     cache: str = "ram"  # where decoded images would be kept
     tried: Sequence[Resident] = ()  # other settings of the arithmetic
-    idle: frozenset[str] = frozenset()  # options that change nothing for the task
+    idle: Sequence[str] = ()  # options that change nothing for the task
 
     def phase(self, name: str) -> float:
         """Seconds of a phase; 0 if it never came."""
@@ -161,7 +161,7 @@ def predictions(facts: Facts) -> Iterator[Prediction]:
     """Yield a prediction for every change that applies, those without a price first."""
     tried = (_tried(facts, one) for one in facts.tried)
     for one in (*_feeding(facts), *_reading(facts), *tried):
-        if not facts.idle & one.change.options.keys():
+        if not {*facts.idle} & one.change.options.keys():
             yield one
 
 
