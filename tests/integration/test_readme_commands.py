@@ -1,7 +1,10 @@
 """The README's commands are run, in a folder that holds what they name; made small by options at their end."""
 
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +144,55 @@ def test_the_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, np.ndarray] = {}
     exec(code, found)
     assert found["mask"].shape == (40, 48)
+
+
+def test_the_notebook_runs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python; test_readme.py holds its commands to the README's."""
+    notebook = json.loads((ROOT / "notebooks" / "segfit.ipynb").read_text(encoding="utf-8"))
+    shutil.copytree(place / RUN, tmp_path / "outputs" / "demo")
+    (tmp_path / "train.py").touch()
+    save(tmp_path / "outputs/demo/evaluation/test/worst.png", np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            # what IPython hands to a shell, or does by itself
+            exec(re.sub(r"^( *)[!%].*$", r"\1pass", "".join(cell["source"]), flags=re.M), found)
+    assert found["prediction"].mask.shape == (96, 96)  # type: ignore[attr-defined]
+
+
+def test_what_the_dockerfile_copies_is_all_that_its_command_needs(tmp_path: Path) -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    kept = [
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+        if line.startswith("!")
+    ]
+    copied = [line.split()[1:] for line in text.splitlines() if line.startswith("COPY ")]
+    sources = [(source, target) for *names, target in copied for source in names]
+    assert sorted(kept) == sorted(source for source, _ in sources)
+    for source, target in sources:
+        if (ROOT / source).is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "local.yaml")
+            shutil.copytree(ROOT / source, tmp_path / target, ignore=ignore)
+        else:
+            shutil.copy(ROOT / source, tmp_path / target)
+    wanted = re.findall(r"pip install .*-r (\S+)", text)
+    assert all((tmp_path / name).is_file() for name in wanted)
+    (entry,), arguments = (
+        json.loads(re.search(rf"^{word} (.*)$", text, re.M)[1])  # type: ignore[index]
+        for word in ("ENTRYPOINT", "CMD")
+    )
+    assert entry == "python"
+    done = subprocess.run(
+        [sys.executable, *arguments, *SMALL["train"], "image_size=32", "data.train_size=2"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("outputs/*/*/report.html"))) == 1
