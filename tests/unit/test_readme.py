@@ -130,7 +130,7 @@ def shape(text: str) -> dict[str, list[object]]:
         "tables": [[row.count("|") for row in table.splitlines()] for table in tables],
         "links": sorted(re.findall(r"\]\(((?!README)[^)]+)\)", text)),
         "code": sorted(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))),
-        "figures": re.findall(r"\*\*([\d.]+×?)\*\*", text),
+        "figures": re.findall(r"\*\*([\d.–]+×?)\*\*", text),
     }
 
 
