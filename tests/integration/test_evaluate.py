@@ -178,7 +178,7 @@ def test_the_last_checkpoint_gives_the_last_scores(place, tmp_path):
     recorded = read_json(place / "run 1/metrics.json")
     assert done.result.scores == pytest.approx(recorded["last"], abs=1e-6)
     assert done.facts["epoch"] == 2
-    written = {"confusion_matrix.png", "metrics.json", "per_class.csv"}
+    written = {"confusion_matrix.png", "intervals.csv", "metrics.json", "per_class.csv"}
     assert {path.name for path in out.iterdir()} == written
 
 
@@ -356,3 +356,63 @@ def test_results_are_replaced_where_they_are_ones_own(place, tmp_path):
     assert again.result.scores == first.result.scores
     assert Image.open(out / "masks/patient_0/slice.0.png").size == (90, 70)
     assert not list(out.rglob("*.partial"))
+
+
+def test_intervals_are_those_of_the_images(place, evaluated):
+    metrics = read_json(evaluated[0] / "metrics.json")
+    assert metrics["units"] == 5
+    assert "95 % intervals by 1000 resamples of 5 samples" in evaluated[1]
+    pairs = [
+        (
+            truth[truth != 255],
+            np.array(Image.open(evaluated[0] / f"masks/{name}.png"))[truth != 255],
+        )
+        for name, truth in ground_truth(place).items()
+    ]
+    draws, random = [], np.random.default_rng(1)
+    for _ in range(1000):
+        truth, prediction = (
+            np.concatenate(parts)
+            for parts in zip(*(pairs[index] for index in random.integers(5, size=5)), strict=True)
+        )
+        draws.append((truth == prediction).mean())
+    expected = np.quantile(draws, (0.025, 0.975))
+    assert metrics["intervals"]["pixel_accuracy"] == pytest.approx(expected, abs=0.01)
+    with (evaluated[0] / "intervals.csv").open() as file:
+        rows = {row["score"]: row for row in csv.DictReader(file)}
+    assert [float(rows["miou"][key]) for key in ("low", "high")] == metrics["intervals"]["miou"]
+
+
+def test_two_runs_are_compared_on_the_same_images(place, evaluated, tmp_path):
+    shutil.copytree(place / "run 1/checkpoints", tmp_path / "other/checkpoints")
+    config = (place / "run 1/config.yaml").read_text()
+    group = config.replace("group: null", "group: patient_(\\d)")
+    (tmp_path / "other/config.yaml").write_text(group)
+    best = torch.load(tmp_path / "other/checkpoints/best.pt", weights_only=True)
+    weights = best.get("ema") or best["model"]
+    *_, last = weights
+    weights[last] = weights[last] + torch.tensor([0.5, 0.0, 0.0])  # the classifier's bias
+    torch.save(best, tmp_path / "other/checkpoints/best.pt")
+    options = [
+        f"run={tmp_path}/other",
+        "compare='run 1'",
+        f"root={place}/data",
+        f"out={tmp_path}/out",
+    ]
+    done = run_cli("evaluate.py", *options, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "2 groups; the difference from the other run" in done.stdout
+    found = read_json(tmp_path / "out/metrics.json")
+    other = read_json(tmp_path / "out/compared/metrics.json")
+    assert found["units"] == 2  # patients
+    assert other["scores"] == read_json(evaluated[0] / "metrics.json")["scores"]
+    for key, one in found["compared"].items():
+        assert one["other"] == pytest.approx(other["scores"][key], abs=1e-12)
+        assert one["difference"] == pytest.approx(found["scores"][key] - one["other"], abs=1e-12)
+        assert 0 < one["p"] <= 1
+    assert found["compared"]["miou"]["difference"] != 0
+
+    named = config.replace("class_names: null", "class_names: [sky, liver, kidney]")
+    (tmp_path / "other/config.yaml").write_text(named)
+    with pytest.raises(SegFitError, match=r"classes: .*liver"):
+        evaluate(place, compare=f"{tmp_path}/other", out=f"{tmp_path}/out")

@@ -173,9 +173,14 @@ def test_it_is_evaluated_as_training_scored_it(trained):
 
 def test_a_test_set_of_its_own_is_scored_whole(trained, photos):
     options = ("metrics.channels=y", "metrics.crop_border=4", f"root={photos}", "split=test")
-    run(trained, "run=run", "device=cpu", *options, script="evaluate.py")
+    run(trained, "run=run", "compare=run", "device=cpu", *options, script="evaluate.py")
     found = values(trained / "run/evaluation/test/metrics.json")
-    assert found["samples"] == 5
+    assert found["samples"] == found["units"] == 5
+    for name in ("psnr", "ssim", "psnr_gain", "ssim_gain"):
+        low, high = found["intervals"][name]
+        assert low < found["scores"][name] < high
+        itself = {"other": pytest.approx(found["scores"][name]), "from": 0, "to": 0, "p": 1}
+        assert found["compared"][name] == {**itself, "difference": 0}
     assert found["metrics"] == {"channels": "y", "crop_border": 4, "rounded": True, "lpips": None}
 
 

@@ -1,30 +1,34 @@
 """Score a trained run on a split of its data, or predict a folder without targets."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from omegaconf import DictConfig
 
 from segfit.assembly.data import batches_in_order, workers_of
 from segfit.assembly.samples import differences, kept_splits, read_samples, samples_of
 from segfit.assembly.state import Notice
 from segfit.assembly.task import assembly_of, evaluation_of
-from segfit.commands.load_run import TrainedRun
+from segfit.commands.load_run import TrainedRun, load_runs
 from segfit.config.check import plain
 from segfit.config.tasks import schema_of
+from segfit.data.files import some
 from segfit.data.source import Source
+from segfit.data.splits import groups_of
 from segfit.engine.evaluate import evaluate
-from segfit.engine.extra_metrics import score_names
+from segfit.engine.extra_metrics import ExtraMetric, score_names
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.evaluation import Evaluation
+from segfit.report.intervals import summed, with_intervals
 from segfit.report.page import run_page
 from segfit.report.summary import next_commands
 from segfit.report.text import duration, scores_text, shown_path
-from segfit.runs.folder import RunFolder
+from segfit.runs.folder import RunFolder, load_named
 from segfit.system.files import replace_text
 from segfit.system.hardware import device_name
 
@@ -69,19 +73,68 @@ def evaluate_split(
     (done, total) files while the data set is checked; `progress` with (done, total) batches. Raises a SegFitError if there
     is no such split, the data set is broken, or results cannot be written.
     """
+    path, other, about = _out(options, run, options.split), None, {"split": options.split}
+    own = _ready(run, options, path, notice, checking)
+    groups = groups_of(own.names, own.group if options.bootstrap else None)
+    if options.compare is not None:
+        theirs = options.copy()
+        theirs.run, theirs.compare = options.compare, None
+        beside = load_runs(theirs, load_named(theirs), notice)
+        other = _ready(beside, theirs, path / "compared", notice, None)
+        _refuse_unlike(options.compare, own, other)
+        _evaluated(beside, theirs, other.evaluation, other.dataset, about, progress, notice)
+
+    def sure(result: Findings) -> Findings:
+        both = [one.evaluation for one in (own, other) if one is not None]
+        if not options.bootstrap or not own.evaluation.counts:
+            return result
+        first, last = (summed(one.truths, own.names) for one in (both[0], both[-1]))
+        if first.shape != last.shape or not np.allclose(first, last):
+            raise SegFitError(f"compare={options.compare}: its targets are not those of this run.")
+        counts = [summed(one.counts, groups) for one in both]
+        what = "samples" if own.group is None else "groups"
+        return with_intervals(result, counts, own.evaluation.scores_of, options.bootstrap, what)
+
+    done = _evaluated(run, options, own.evaluation, own.dataset, about, progress, notice, sure)
+    shown = {**schema_of(run.config.task.name).COLUMNS, **score_names(own.extra)}
+    headline = scores_text(done.result.scores, {"loss": "loss", **shown})
+    return replace(done, result=replace(done.result, headline=headline))
+
+
+class _Ready(NamedTuple):
+    evaluation: Evaluation
+    dataset: Any
+    names: list[str]  # of the samples
+    group: str | None  # as `SplitRule.group`
+    extra: Sequence[ExtraMetric]
+
+
+def _ready(
+    run: TrainedRun, options: DictConfig, path: Path, notice: Notice, checking: Progress | None
+) -> _Ready:
     config, assembly = run.config, assembly_of(run.config)
     extra = assembly.make_extra_metrics(config)
     source, statistics = _split(run, options.split, notice, checking)
-    path = _out(options, run, options.split)
     evaluation = evaluation_of(config).make_evaluation(
         config, run.device, options, path, source, statistics, extra
     )
-    dataset = assembly.make_held_out_dataset(config, source)
-    about = {"split": options.split}
-    done = _evaluated(run, options, evaluation, dataset, about, progress, notice)
-    columns = {"loss": "loss", **schema_of(config.task.name).COLUMNS, **score_names(extra)}
-    headline = scores_text(done.result.scores, columns)
-    return replace(done, result=replace(done.result, headline=headline))
+    names = [source.id(index) for index in range(len(source))]
+    group = getattr(source, "group", (config.data.get("split") or {}).get("group"))
+    return _Ready(evaluation, assembly.make_held_out_dataset(config, source), names, group, extra)
+
+
+def _refuse_unlike(run: str, own: _Ready, other: _Ready) -> None:
+    problems, facts, theirs = [], own.evaluation.facts, other.evaluation.facts
+    if type(own.evaluation).scores_of is Evaluation.scores_of:
+        problems.append("scores of this task are no sums over samples that could be resampled.")
+    if own.names != other.names:
+        odd = sorted({*own.names} ^ {*other.names})
+        problems.append(f"runs are compared on the same samples; {some(odd)} are of one alone.")
+    for key in sorted({*facts, *theirs}):
+        if facts.get(key) != theirs.get(key):
+            problems.append(f"its {key}: {theirs.get(key)}. Of this run: {facts.get(key)}.")
+    if problems:
+        raise SegFitError([f"compare={run}: {text}" for text in problems])
 
 
 def _split(
@@ -154,8 +207,9 @@ def _evaluated(
     about: dict[str, Any],
     progress: Progress | None,
     notice: Notice,
+    sure: Callable[[Findings], Findings] = lambda result: result,
 ) -> Evaluated:
-    """Predict a dataset, score it if it has targets, and write everything down."""
+    """Predict a dataset, score it if it has targets, and write everything down, with what `sure` adds."""
     left_out: list[str] = []
 
     def leave_out(line: str) -> None:
@@ -191,7 +245,7 @@ def _evaluated(
         result = evaluate(
             run.model, evaluation.task, batches, run.precision, between, lowered=lowered
         )
-        result = evaluation.finish(result)
+        result = evaluation.finish(sure(result))
     finally:
         evaluation.close()
     facts |= {"samples": samples - len(left_out), "left_out": left_out}

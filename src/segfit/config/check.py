@@ -63,13 +63,18 @@ def _check_used(config: DictConfig, rows: Sequence[tuple[str, str, str]]) -> Ite
 def _check_evaluation(config: DictConfig) -> Iterator[str]:
     if config.export is not None and (config.get("images") is not None or config.out is not None):
         yield "export writes the model alone: leave images and out away, or leave export away."
-    for key in ("run", "out", "export", "root", "images"):
+    for key in ("run", "compare", "out", "export", "root", "images"):
         if config.get(key) is not None and not config[key]:
             yield f"{key} is empty: give a path, or leave it away."
     if config.export == "hf:" or (
         config.push is not None and "hf:" not in (config.export or "")[:3]
     ):
         yield "push and export=hf: need a folder to write to: export=hf:my_model."
+    if config.compare is not None:
+        if config.export is not None or config.get("images") is not None:
+            yield f"compare={config.compare}: scores are compared. Leave export and images out."
+        if not config.bootstrap:
+            yield "bootstrap=0: compare needs resamples, such as bootstrap=1000."
     yield from _check_extra_metrics(config.metrics)
 
 

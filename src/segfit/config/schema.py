@@ -335,6 +335,15 @@ class EvaluateConfig:
         None, "Upload what export=hf:… wrote to the Hugging Face hub by this name (owner/name)."
     )
     root: str | None = option(None, "Read the data set from here instead of the run's data.root.")
+    bootstrap: int = option(
+        1000,
+        "Resamples of the images, or of the groups of data.split.group, for 95 % intervals of the scores; 0: none.",
+        ge=0,
+        le=100_000,
+    )
+    compare: str | None = option(
+        None, "Another run, scored on the same samples: differences, their intervals, and p."
+    )
     checkpoint: str = option("best", "Which state of the run.", choices=("best", "last"))
     batch_size: int | None = option(None, "Images a batch; null: the run's.", ge=1)
     workers: int | None = option(None, "Data workers; null: by cores.", ge=0)

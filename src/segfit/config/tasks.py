@@ -25,7 +25,7 @@ from segfit.errors import SegFitError, nearest
 DEFAULT = "segmentation"
 # Options that are text whatever it looks like: a folder may be called 1e3, ~/x or "a (b), c".
 _TEXT = re.compile(
-    r"(\+{0,2}(?:run|resume|init|out|root|images|export|model\.weights|"
+    r"(\+{0,2}(?:run|compare|resume|init|out|root|images|export|model\.weights|"
     r"data\.(?:root|images|masks|image_name|mask_name|cache_dir|train|val|test|input|target|date|split\.group|split\.lists))=)"
     r"(?!null$|['\"\[]|.*(?:\$\{|\\[\\()\[\]{}:=, ]))(.+)",
     re.DOTALL,

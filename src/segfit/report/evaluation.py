@@ -11,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segfit.engine.findings import Column, Findings, Table
 from segfit.engine.task import Task
 from segfit.errors import SegFitError
@@ -35,7 +38,10 @@ class Evaluation:
         self, path: Path, task: Task, facts: Mapping[str, Any], names: Sequence[str] = ()
     ) -> None:
         self.path, self.task, self.facts = path, task, facts
-        self.names = (METRICS, *names)
+        self.names = (METRICS, "intervals.csv", *names)
+        # Index of a sample → what it counts, whose sum over samples decides scores; and what says that the target is the same.
+        self.counts: dict[int, NDArray[np.float64]] = {}
+        self.truths: dict[int, NDArray[np.float64]] = {}
         there = [name for name in self.names if os.path.lexists(path / name)]
         if there and not _is_evaluation(path / METRICS):
             raise SegFitError(
@@ -44,6 +50,10 @@ class Evaluation:
             )
         with reporting(f"out={path}: cannot be made"):
             path.mkdir(parents=True, exist_ok=True)
+
+    def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        """Return the scores (R,) that sums (R, …) of `counts` decide, NaN where nothing does, of a task that fills them."""
+        raise NotImplementedError
 
     def write_metrics(self, values: Mapping[str, Any]) -> None:
         """Write metrics.json; written first, it marks the folder as an evaluation's. Raises as `write`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -60,15 +61,24 @@ class RestoredEvaluation(PictureEvaluation):
 
     def _keep(
         self, index: int, degraded: Tensor, restored: Tensor, target: Tensor | None,
-        psnr: Tensor | None, deep: bool,
+        scores: Tensor | None, deep: bool,
     ) -> None:  # fmt: skip
         """Take a restored picture; see `RestorationTask.on_picture`."""
         if self.saves:
             self.submit(index, partial(self._save, _pixels(restored, deep=deep)))
-        if target is None or psnr is None or not self.kept:
+        if target is None or scores is None:
             return
-        name, score = self.data.id(index), float(psnr)  # synchronises: only the worst are kept
-        self.keep(index, score, lambda: panel_of(name, degraded, restored, target))
+        found = scores.cpu().numpy()  # synchronises
+        self.counts[index] = np.concatenate([found[0], found[0] - found[1], [1]])
+        self.truths[index] = found[1]  # the scores of the input
+        name, psnr = self.data.id(index), float(found[0, 0])
+        self.keep(index, psnr, lambda: panel_of(name, degraded, restored, target))
+
+    def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        """Return means over pictures of scores and gains."""
+        names = ("psnr", "ssim", "lpips")[: sums.shape[1] // 2]
+        keys = (*names, *(f"{name}_gain" for name in names))
+        return dict(zip(keys, (sums[:, :-1] / sums[:, -1:]).T, strict=True))
 
     def _save(self, pixels: Pixels, name: str) -> None:
         self.write(self.path / RESTORED / f"{name}.png", png(pixels))

@@ -23,7 +23,7 @@ from segfit.tasks.restoration.schema import MEMORY_ADVICE
 from segfit.tasks.restoration.tiles import restore
 
 # Index of a held-out picture, how it was given, what was made of it, its target, all (C, H, W) float32 wherever they lie,
-# PSNR (), and whether its file has 16 bits, not 8.
+# its scores and the input's (2, K), and whether its file has 16 bits, not 8.
 OnPicture = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None, bool], None]
 
 _SMALLEST_TILE = 64  # pixels a side, where memory runs out
@@ -114,18 +114,18 @@ class RestorationMeter:
             raise
 
     def _update(self, forward: Forward, index: int, given: Tensor, clean: Tensor | None) -> None:
-        task, target, psnr = self.task, None, None
+        task, target, scores = self.task, None, None
         degraded, restored = self._restored(forward, given)
         if clean is not None:
             target = scaled(clean.to(restored.device))  # synchronises where it was tiled
+            before = self.metrics.sums.clone()
             self._count(restored[None], target[None], degraded[None])
+            scores = (self.metrics.sums - before.to(restored.device)).float()
             if index in task.panels:
                 self.panels[index] = panel_of(task.panels[index], degraded, restored, target)
         if task.on_picture is not None:
-            if target is not None:
-                psnr = self.metrics.scores(restored[None], target[None])[0, 0]
             deep = (given if clean is None or not given.is_floating_point() else clean).dtype
-            task.on_picture(index, degraded, restored, target, psnr, deep == torch.uint16)
+            task.on_picture(index, degraded, restored, target, scores, deep == torch.uint16)
 
     def _restored(self, forward: Forward, given: Tensor) -> tuple[Tensor, Tensor]:
         """Return a picture and what is made of it, (C, H, W) float32.

@@ -21,28 +21,16 @@ from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.system.files import reporting
-from segfit.tasks.segmentation.assembly import (
-    make_predict_dataset,
-    make_predictor,
-    make_task,
-)
+from segfit.tasks.segmentation.assembly import make_predict_dataset, make_predictor, make_task
 from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
 from segfit.tasks.segmentation.pictures import Panel, Picture, overlay, panels_image
-from segfit.tasks.segmentation.scores import confusion_matrices, scores_of
+from segfit.tasks.segmentation.scores import confusion_matrices, scores_of_sums, sums_of
 from segfit.tasks.segmentation.task import SegmentationTask, Shape
 
 MASKS, OVERLAYS = "masks", "overlays"
 SHARES = "probabilities"
-_NAMES = (
-    "per_class.csv",
-    "confusion_matrix.png",
-    "worst.csv",
-    WORST,
-    BEST,
-    MASKS,
-    OVERLAYS,
-    SHARES,
-)
+_TABLES = ("per_class.csv", "confusion_matrix.png", "worst.csv")
+_NAMES = (*_TABLES, WORST, BEST, MASKS, OVERLAYS, SHARES)
 _JPEG_QUALITY = 90
 
 
@@ -66,6 +54,7 @@ class MaskEvaluation(PictureEvaluation):
     ) -> None:
         task = _task(config, device, options, statistics, extra=extra, on_prediction=self._keep)
         self.classes, self.saves = task.classes, options.save_masks
+        self.bootstrap = options.bootstrap
         if options.probabilities not in (None, "False"):
             self._kind = "uint8" if options.probabilities == "uint8" else "float16"
             task = replace(task, on_logits=self._save_shares)
@@ -94,11 +83,16 @@ class MaskEvaluation(PictureEvaluation):
         pixels = prediction.to(torch.uint8).cpu().numpy()  # synchronises
         if self.saves:
             self.submit(index, partial(self._save, index, pixels))
-        if mask is None or not self.kept:
+        if mask is None or not (self.kept or self.bootstrap):
             return
         confusion = confusion_matrices(prediction[None], mask[None], len(self.classes))
-        score = scores_of(confusion[0].cpu().numpy(), self.classes).scores["miou"]  # synchronises
-        self.keep(index, score, lambda: pixels)
+        sums = sums_of(confusion[0].cpu().numpy())  # synchronises
+        self.counts[index], self.truths[index] = sums.astype(np.float64), sums[1]
+        self.keep(index, float(scores_of_sums(sums, self.classes)["miou"]), lambda: pixels)
+
+    def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        """Return `SCORES`."""
+        return scores_of_sums(sums, self.classes)
 
     def _save_shares(self, index: int, shape: Shape, row: int, logits: Tensor) -> None:
         """Write a strip of `probabilities/<name>.npy`; see `SegmentationTask.on_logits`."""

@@ -1,7 +1,7 @@
 """From a confusion matrix to the scores of a data set, as docs/metrics.md defines them."""
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,38 +47,60 @@ def confusion_matrices(predictions: Tensor, masks: Tensor, num_classes: int) -> 
 
 def scores_of(confusion: NDArray[np.int64], classes: Classes) -> Scores:
     """Return the scores that follow from a confusion matrix, `(C, C)` int64 pixels, rows ground truth."""
-    hits = np.diag(confusion)
-    truth, predicted = confusion.sum(1), confusion.sum(0)
-    pixels = int(truth.sum())
-    present = truth > 0
-    foreground = present & (np.arange(len(classes)) != classes.background)
-    measures = {  # an absent class would divide 0 by 0; its value is never looked at
-        "iou": hits / np.maximum(truth + predicted - hits, 1),
-        "f1": 2 * hits / np.maximum(truth + predicted, 1),
-        "accuracy": hits / np.maximum(truth, 1),
-    }
-
-    def mean(measure: str, where: NDArray[np.bool_]) -> float:
-        return float(measures[measure][where].mean()) if where.any() else float("nan")
-
+    sums = sums_of(confusion)
+    present = sums[1] > 0
     return Scores(
-        scores={
-            "miou": mean("iou", present),
-            "macro_f1": mean("f1", present),
-            "foreground_iou": mean("iou", foreground),
-            "foreground_f1": mean("f1", foreground),
-            "pixel_accuracy": float(hits.sum()) / pixels if pixels else float("nan"),
-            "mean_accuracy": mean("accuracy", present),
-        },
+        scores={name: float(value) for name, value in scores_of_sums(sums, classes).items()},
         per_class={
             measure: {
                 name: float(values[index]) if present[index] else None
                 for index, name in enumerate(classes.names)
             }
-            for measure, values in measures.items()
+            for measure, values in _measures(sums).items()
         },
         confusion=confusion,
     )
+
+
+def sums_of(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the pixels (…, 3, C) of each class that decide the scores: right, in truth, predicted."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.stack([hits, confusion.sum(-1), confusion.sum(-2)], -2)
+
+
+def scores_of_sums(sums: NDArray[Any], classes: Classes) -> dict[str, NDArray[np.float64]]:
+    """Return `SCORES` (…) of the pixels (…, 3, C) of `sums_of`."""
+    hits, truth, _ = np.moveaxis(sums, -2, 0)
+    present, measures = truth > 0, _measures(sums)
+    foreground = present & (np.arange(len(classes)) != classes.background)
+
+    def mean(measure: str, where: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return share(measures[measure] * where, where)
+
+    return {
+        "miou": mean("iou", present),
+        "macro_f1": mean("f1", present),
+        "foreground_iou": mean("iou", foreground),
+        "foreground_f1": mean("f1", foreground),
+        "pixel_accuracy": share(hits, truth),
+        "mean_accuracy": mean("accuracy", present),
+    }
+
+
+def share(parts: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the sum of parts (…, C) over that of the whole, NaN where that is nothing."""
+    parts, whole = parts.sum(-1), whole.sum(-1)
+    return np.where(whole > 0, parts / np.maximum(whole, 1), np.nan)
+
+
+def _measures(sums: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Return each class's measures (…, C); that of an absent class is never looked at."""
+    hits, truth, predicted = np.moveaxis(sums, -2, 0)
+    return {
+        "iou": hits / np.maximum(truth + predicted - hits, 1),
+        "f1": 2 * hits / np.maximum(truth + predicted, 1),
+        "accuracy": hits / np.maximum(truth, 1),
+    }
 
 
 def score_table(scores: Scores, classes: Classes) -> Table:

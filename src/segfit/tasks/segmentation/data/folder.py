@@ -56,6 +56,7 @@ class FolderSource:
     image_reader: ImageReader
     options: str  # everything but the files that a report depends on
     contents: dict[str, str] = field(default_factory=dict)  # name → key, by the pre-flight
+    group: str | None = None  # as `SplitRule.group`
 
     @property
     def pool(self) -> Mapping[str, Path]:
@@ -227,7 +228,7 @@ def folder_sources(
     if split.group is None and any(real_file(path) != path for path in first):
         split = replace(split, group=r"^(.*)/[xyz]\d{4}$")  # the slices of a volume stay together
     return {
-        part: FolderSource(classes, names, listing, values, reader, options)
+        part: FolderSource(classes, names, listing, values, reader, options, group=split.group)
         for part, (names, listing) in _divide(listings, split).items()
     }
 
