@@ -294,6 +294,10 @@ def test_killed_after_its_last_save_it_writes_what_is_missing(tmp_path):
     again = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("status", "best", "best_epoch", "updates"):
         assert again[key] == written[key]
+    shorter = runs.resumed_config(tmp_path, [f"resume={tmp_path}", "epochs=1"])
+    with pytest.raises(SegFitError, match="nothing is left to train"), one_thread():
+        training.train(shorter, [], tmp_path, resumed=True)
+    assert runs.load_config(tmp_path).epochs == 2  # what is refused leaves the run as it is
 
 
 def test_where_no_checkpoint_is_whole_it_ends_with_one_message(tmp_path):

@@ -61,7 +61,9 @@ def _lead(
         training = make_training(config, folder, notice, checking, distributed, resumed)
     finally:
         checking.close()
-    runs.save_config(config, overrides, folder, resumed=resumed)
+    end = _unwritten_end(training, folder, distributed)
+    if end is not None or training.fit.ended() is None:  # else it is refused, and stays as it is
+        runs.save_config(config, overrides, folder, resumed=resumed)
     files, monitor = runs.RunFolder(folder), Monitor()
     if training.samples:
         with reporting(f"cannot write {files.samples}"):
@@ -80,7 +82,6 @@ def _lead(
     )
     listeners[:] = [listener]
     try:
-        end = _unwritten_end(training, folder, distributed)
         if end is not None:
             listener.notice("this run is over; what was not written yet is written now.")
             listener.end(end)
