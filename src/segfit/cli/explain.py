@@ -32,6 +32,7 @@ _PLAINER = {
     "could not be converted to Float": "must be a number.",
     "Cannot convert '$VALUE_TYPE' to string": "must be text.",
     "is not Optional": "must not be null.",
+    "is not a ListConfig": "must be a list, in brackets: [a,b].",
 }
 # Our keys → what other libraries call them.
 _FOREIGN = {
@@ -155,7 +156,8 @@ def _fitting(config_name: str, lines: list[str], good: list[str], task: str) -> 
         except SegFitError as error:
             problems += error.problems
         except Exception as error:
-            problems.append(_reason(line, error, task))
+            if "You must specify" not in str(error):  # of another group, by a line of its own
+                problems.append(_reason(line, error, task))
         else:
             good[:] = [*others, line]
     return problems

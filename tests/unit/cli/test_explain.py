@@ -37,6 +37,7 @@ def test_every_wrong_override_is_listed() -> None:
         ("epochs=true", "epochs=true: must be a whole number."),
         ("lr=null", "lr=null: must not be null."),
         ("monitor=[miou]", "monitor=[miou]: must be text."),
+        ("report.logger=csv", "report.logger=csv: must be a list, in brackets: [a,b]."),
         ("precision=3", "precision=3: no such choice. There are: auto, bf16, fp16, fp32."),
         ("=3", "=3: not understood. There is no key before the =."),
         ("~wramup", "wramup: there is no such key."),
@@ -65,6 +66,14 @@ def test_a_choice_that_is_missing_is_all_that_is_listed() -> None:
     assert "You must specify 'benchmark'" in problem
     assert "plan" in problem.split()
     assert "plan_schema" not in problem
+
+
+def test_a_choice_that_is_none_makes_no_other_wrong() -> None:
+    arguments = ["model=cnn", "benchmark=plam", "data=shapes"]
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        composed(*arguments, name="benchmark")
+    (problem,) = explain(caught.value, cli.CONF, "benchmark", arguments)
+    assert problem.startswith("benchmark=plam: no such choice. Did you mean 'plan'?")
 
 
 def test_the_old_spelling_of_a_choice_is_corrected() -> None:
