@@ -6,13 +6,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 import segfit
+from segfit.commands.load_run import load_runs
 from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
@@ -182,7 +185,7 @@ def test_the_last_checkpoint_gives_the_last_scores(place, tmp_path):
     assert {path.name for path in out.iterdir()} == written
 
 
-def test_python_predicts_the_same_pixels(place, evaluated):
+def test_python_predicts_the_same_pixels(place, evaluated, tmp_path):
     model = segfit.load(place / "run 1", device="cpu")
     folder = place / "data/val/images"
     paths = sorted(folder.rglob("*.png"))
@@ -208,10 +211,22 @@ def test_python_predicts_the_same_pixels(place, evaluated):
         model.predict(place / "nothing.png")
     with pytest.raises(SegFitError, match=r"image 0: dict is no picture"):
         model.predict({})
+    with pytest.raises(SegFitError, match=r"image 1: .* \(.*train\.log: its name does not end as"):
+        model.predict([paths[0], place / "run 1/train.log"])
+    volume = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 3), np.uint8), np.eye(4)), volume)
+    with pytest.raises(SegFitError, match=r"a volume holds several images"):
+        model.predict([volume, paths[0]])
     with pytest.raises(SegFitError, match=r"threshold=0\.3: is for two classes, and the run has 3"):
         segfit.load(place / "run 1", threshold=0.3)
     with pytest.raises(SegFitError, match=r"segfit\.load: Key 'fold' not in"):
         segfit.load(place / "run 1", fold=1)
+
+
+def test_runs_of_two_tasks_are_not_averaged():
+    configs = [OmegaConf.create({"task": {"name": name}}) for name in ("segmentation", "x")]
+    with pytest.raises(SegFitError, match="their tasks are segmentation, x"):
+        load_runs(OmegaConf.create({"run": ["a", "b"]}), configs, print)
 
 
 @pytest.mark.parametrize(("asked", "kind"), [(True, np.float16), ("uint8", np.uint8)])

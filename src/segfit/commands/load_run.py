@@ -45,6 +45,9 @@ def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice
     Raises a SegFitError as `load_run`, or if the runs do not see, mean and hold out the same.
     """
     folders, loaded, once = list(options.run), [], cache(notice)
+    tasks = [config.task.name for config in configs]
+    if len({*tasks}) > 1:
+        raise SegFitError(f"run={folders}: their tasks are {', '.join(tasks)}. One task at a time.")
     for options.run, config in zip(folders, configs, strict=True):
         loaded.append(load_run(options, config, once))
     first = loaded[0]

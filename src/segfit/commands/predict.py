@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -47,10 +48,15 @@ class Model:
         """
         config, many = self.run.config, isinstance(inputs, (list, tuple))
         predict, given = evaluation_of(config).predict, list(inputs) if many else [inputs]
-        results = predict(config, self.run.device, self.options, given, self._go) if given else []
+        go = partial(self._go, len(given))
+        results = predict(config, self.run.device, self.options, given, go) if given else []
         return results if many else results[0]
 
-    def _go(self, task: Task, dataset: Any) -> None:
+    def _go(self, count: int, task: Task, dataset: Any) -> None:
+        if len(dataset) != count:
+            raise SegFitError(
+                "a volume holds several images: evaluate.py predicts them (images=…)."
+            )
         config, device, samples = self.run.config, self.run.device, range(len(dataset))
         batches = batches_in_order(config, dataset, device, 0, warnings.warn, samples)
         evaluate(self.run.model, task, batches, self.run.precision)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segfit.data.formats import IMAGE_SUFFIXES
 from segfit.errors import SegFitError
 
 
@@ -26,7 +27,9 @@ def folder_of(images: Sequence[Any]) -> Iterator[str]:
             try:
                 if isinstance(image, (str, os.PathLike)):
                     path = Path(image).expanduser().absolute()
-                    place = place.with_suffix(path.suffix)
+                    if path.suffix.lower() not in IMAGE_SUFFIXES:
+                        raise ValueError(f"{path}: its name does not end as an image's")
+                    place = Path(folder, f"{number:08}-{path.name}")
                     place.symlink_to(path)
                     given[str(place)] = str(path)
                 elif isinstance(image, Image.Image):
