@@ -144,7 +144,7 @@ def load_named(options: DictConfig) -> list[DictConfig]:
         if given.stem not in ("best", "last"):
             raise SegFitError(f"run={given}: give the run's folder, its best.pt or its last.pt.")
         options.checkpoint = given.stem
-    options.run = [str(run_folder(f"{run}")) for run in named]
+    options.run = [str(last_run() if f"{run}" == "last" else run_folder(f"{run}")) for run in named]
     return [load_config(Path(folder)) for folder in options.run]
 
 

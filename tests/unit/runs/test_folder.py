@@ -94,3 +94,13 @@ def test_what_is_typed_beside_resume_is_for_the_run(run):
         caught.value.problems[1]
         == "loader.worker: the run has no such key. Did you mean 'workers'?"
     )
+
+
+def test_the_newest_of_several_runs_may_be_called_last(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    newest = Path("outputs/b")
+    runs.save_config(composed("hardware=cpu", "data=shapes"), [], newest)
+    runs.RunFolder(newest).log.touch()
+    options = OmegaConf.structured(Evaluate(run=[str(run), "last"]))
+    assert len(runs.load_named(options)) == 2
+    assert options.run == [str(run), str(newest)]
