@@ -18,6 +18,7 @@ import segfit
 from segfit.commands.load_run import load_runs
 from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
+from segfit.tasks.segmentation.boundary import boundary_counts, boundary_scores
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import PredictDataset
 from segfit.tasks.segmentation.data.folder import folder_sources
@@ -411,6 +412,7 @@ def test_two_runs_are_compared_on_the_same_images(place, evaluated, tmp_path):
     options = [
         f"run={tmp_path}/other",
         "compare='run 1'",
+        "metrics.boundary=2",
         f"root={place}/data",
         f"out={tmp_path}/out",
     ]
@@ -420,7 +422,15 @@ def test_two_runs_are_compared_on_the_same_images(place, evaluated, tmp_path):
     found = read_json(tmp_path / "out/metrics.json")
     other = read_json(tmp_path / "out/compared/metrics.json")
     assert found["units"] == 2  # patients
-    assert other["scores"] == read_json(evaluated[0] / "metrics.json")["scores"]
+    before = read_json(evaluated[0] / "metrics.json")["scores"]
+    assert {key: other["scores"][key] for key in before} == before
+    classes, counts = Classes(("a", "b", "c"), background=0), np.zeros((6, 3))
+    for name, truth in ground_truth(place).items():
+        saved = np.array(Image.open(tmp_path / f"out/masks/{name}.png"))
+        counts += boundary_counts(saved, truth, classes, 2)
+    for key, value in boundary_scores(counts, np.ones(3, bool)).items():
+        assert found["scores"][key] == pytest.approx(value)
+        assert key in found["compared"]
     for key, one in found["compared"].items():
         assert one["other"] == pytest.approx(other["scores"][key], abs=1e-12)
         assert one["difference"] == pytest.approx(found["scores"][key] - one["other"], abs=1e-12)

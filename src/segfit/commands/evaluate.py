@@ -73,29 +73,37 @@ def evaluate_split(
     (done, total) files while the data set is checked; `progress` with (done, total) batches. Raises a SegFitError if there
     is no such split, the data set is broken, or results cannot be written.
     """
-    path, other, about = _out(options, run, options.split), None, {"split": options.split}
+    path, about = _out(options, run, options.split), {"split": options.split}
     own = _ready(run, options, path, notice, checking)
     groups = groups_of(own.names, own.group if options.bootstrap else None)
-    if options.compare is not None:
-        theirs = options.copy()
-        theirs.run, theirs.compare = options.compare, None
-        beside = load_runs(theirs, load_named(theirs), notice)
-        other = _ready(beside, theirs, path / "compared", notice, None)
-        _refuse_unlike(options.compare, own, other)
-        _evaluated(beside, theirs, other.evaluation, other.dataset, about, progress, notice)
 
-    def sure(result: Findings) -> Findings:
-        both = [one.evaluation for one in (own, other) if one is not None]
-        if not options.bootstrap or not own.evaluation.counts:
+    def sure(result: Findings, *ready: _Ready) -> Findings:
+        both = [one.evaluation for one in ready]
+        if not both[0].counts:
             return result
         first, last = (summed(one.truths, own.names) for one in (both[0], both[-1]))
         if first.shape != last.shape or not np.allclose(first, last):
             raise SegFitError(f"compare={options.compare}: its targets are not those of this run.")
         counts = [summed(one.counts, groups) for one in both]
         what = "samples" if own.group is None else "groups"
-        return with_intervals(result, counts, own.evaluation.scores_of, options.bootstrap, what)
+        return with_intervals(result, counts, both[0].scores_of, options.bootstrap, what)
 
-    done = _evaluated(run, options, own.evaluation, own.dataset, about, progress, notice, sure)
+    ready = [own]
+    if options.compare is not None:
+        theirs = options.copy()
+        theirs.run, theirs.compare = options.compare, None
+        beside = load_runs(theirs, load_named(theirs), notice)
+        other = _ready(beside, theirs, path / "compared", notice, None)
+        _refuse_unlike(options.compare, own, other)
+        ready.append(other)
+        _evaluated(
+            beside, theirs, other.evaluation, other.dataset, about, progress, notice,
+            lambda result: sure(result, other),
+        )  # fmt: skip
+    done = _evaluated(
+        run, options, own.evaluation, own.dataset, about, progress, notice,
+        lambda result: sure(result, *ready),
+    )  # fmt: skip
     shown = {**schema_of(run.config.task.name).COLUMNS, **score_names(own.extra)}
     headline = scores_text(done.result.scores, {"loss": "loss", **shown})
     return replace(done, result=replace(done.result, headline=headline))

@@ -40,8 +40,8 @@ class Evaluation:
         self.path, self.task, self.facts = path, task, facts
         self.names = (METRICS, "intervals.csv", *names)
         # Index of a sample → what it counts, whose sum over samples decides scores; and what says that the target is the same.
-        self.counts: dict[int, NDArray[np.float64]] = {}
-        self.truths: dict[int, NDArray[np.float64]] = {}
+        self.counts: dict[int, NDArray[Any]] = {}
+        self.truths: dict[int, NDArray[Any]] = {}
         there = [name for name in self.names if os.path.lexists(path / name)]
         if there and not _is_evaluation(path / METRICS):
             raise SegFitError(

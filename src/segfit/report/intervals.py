@@ -55,7 +55,11 @@ def compare(
 def with_intervals(
     result: Findings, counts: Sequence[Counts], scores: Scores, resamples: int, what: str
 ) -> Findings:
-    """Return findings with the intervals of scores, and of two models their differences; units are called `what`."""
+    """Return findings with scores, their intervals, and of two models their differences; units are called `what`."""
+    found = {key: float(value) for key, (value,) in scores(counts[0].sum(0)[None]).items()}
+    result = replace(result, scores={**found, **result.scores})
+    if not resamples:
+        return result
     names = ["score", "value", "low", "high"]
     known, rows = intervals(counts[0], scores, resamples), dict[str, list[Cell]]()
     for key, interval in known.items():

@@ -122,6 +122,9 @@ def test_one_problem(overrides: list[str], part: str) -> None:
         (["run=x", "export=a.pt2", "images=b"], "export writes the model alone"),
         (["run="], "run is empty"),
         (["run=x", "images="], "images is empty"),
+        (["run=x", "compare=y", "bootstrap=0"], "compare needs resamples"),
+        (["run=x", "compare=y", "images=b"], "Leave export and images out"),
+        (["run=x", "metrics.boundary=-1"], "must be at least 0"),
     ],
 )
 def test_what_evaluation_is_told_has_to_agree(overrides: list[str], part: str) -> None:

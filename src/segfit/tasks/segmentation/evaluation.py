@@ -22,6 +22,7 @@ from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.system.files import reporting
 from segfit.tasks.segmentation.assembly import make_predict_dataset, make_predictor, make_task
+from segfit.tasks.segmentation.boundary import boundary_counts, boundary_scores
 from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
 from segfit.tasks.segmentation.pictures import Panel, Picture, overlay, panels_image
 from segfit.tasks.segmentation.scores import confusion_matrices, scores_of_sums, sums_of
@@ -54,7 +55,7 @@ class MaskEvaluation(PictureEvaluation):
     ) -> None:
         task = _task(config, device, options, statistics, extra=extra, on_prediction=self._keep)
         self.classes, self.saves = task.classes, options.save_masks
-        self.bootstrap = options.bootstrap
+        self.boundary = options.metrics.boundary
         if options.probabilities not in (None, "False"):
             self._kind = "uint8" if options.probabilities == "uint8" else "float16"
             task = replace(task, on_logits=self._save_shares)
@@ -83,16 +84,23 @@ class MaskEvaluation(PictureEvaluation):
         pixels = prediction.to(torch.uint8).cpu().numpy()  # synchronises
         if self.saves:
             self.submit(index, partial(self._save, index, pixels))
-        if mask is None or not (self.kept or self.bootstrap):
+        if mask is None:
             return
         confusion = confusion_matrices(prediction[None], mask[None], len(self.classes))
         sums = sums_of(confusion[0].cpu().numpy())  # synchronises
-        self.counts[index], self.truths[index] = sums.astype(np.float64), sums[1]
+        counts: list[NDArray[Any]] = [sums]
+        if self.boundary is not None:
+            truth = mask.cpu().numpy()  # synchronises
+            counts.append(boundary_counts(pixels, truth, self.classes, self.boundary))
+        self.counts[index], self.truths[index] = np.concatenate(counts), sums[1]
         self.keep(index, float(scores_of_sums(sums, self.classes)["miou"]), lambda: pixels)
 
     def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
-        """Return `SCORES`."""
-        return scores_of_sums(sums, self.classes)
+        """Return `SCORES`, and those of `boundary_scores` if they are asked for."""
+        found = scores_of_sums(sums[:, :3], self.classes)
+        if self.boundary is not None:
+            found |= boundary_scores(sums[:, 3:], sums[:, 1] > 0)
+        return found
 
     def _save_shares(self, index: int, shape: Shape, row: int, logits: Tensor) -> None:
         """Write a strip of `probabilities/<name>.npy`; see `SegmentationTask.on_logits`."""

@@ -15,6 +15,7 @@ from segfit.config.schema import (
     REQUIRED,
     DataConfig,
     EvaluateConfig,
+    MetricsConfig,
     ModelConfig,
     RunConfig,
     SplitConfig,
@@ -316,6 +317,18 @@ class Run(RunConfig):
 
 
 @dataclass
+class EvaluateScoreConfig(MetricsConfig):
+    """Of evaluate.py."""
+
+    boundary: float | None = option(
+        None,
+        "Boundary F-score, surface Dice (NSD) and missed objects, too; boundaries so many pixels apart agree.",
+        ge=0,
+        le=10_000,
+    )
+
+
+@dataclass
 class Evaluate(EvaluateConfig):
     """evaluate.py of a segmentation run."""
 
@@ -338,6 +351,7 @@ class Evaluate(EvaluateConfig):
     )
     save_masks: bool = option(True, "Write predicted masks and overlays, at the original size.")
     worst: int = option(8, "How many of the worst images are shown as pictures.", ge=0)
+    metrics: EvaluateScoreConfig = field(default_factory=EvaluateScoreConfig)
 
 
 GROUPS: dict[str, dict[str, type]] = {
