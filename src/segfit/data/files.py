@@ -14,9 +14,10 @@ _SHOWN = 5  # files named per problem
 
 
 def some(items: Sequence[object], limit: int = _SHOWN) -> str:
-    """Return "a, b, c and 4 more"."""
-    text = ", ".join(str(item) for item in items[:limit])
-    return f"{text} and {len(items) - limit} more" if len(items) > limit else text
+    """Return "a, b, c and 4 more", each once: slices of one volume have one file."""
+    texts = list(dict.fromkeys(map(str, items)))
+    text = ", ".join(texts[:limit])
+    return f"{text} and {len(texts) - limit} more" if len(texts) > limit else text
 
 
 def list_files(folder: Path, suffixes: Collection[str], skip: Path | None = None) -> list[Path]:

@@ -94,7 +94,7 @@ def find_splits(
                 problems.append(
                     f"{folder}: no folder '{sides[0]}' in it. A split holds {' and '.join(sides)}, or say what they are called."
                 )
-    if any(folder.parent == lead for folder in used):
+    if found and lead.is_dir():
         kept = {*(folder.name for folder in used), *(part for parts in own for part in parts)}
         there = {one.name for one in lead.iterdir() if not one.name.startswith(".")}
         beside = sorted(there - kept)

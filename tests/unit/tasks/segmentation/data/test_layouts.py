@@ -100,6 +100,8 @@ def test_what_lies_beside_the_splits_is_told(tmp_path):
     assert "holdout, loose.png lie beside the splits" in notices(sources(tmp_path))
     for part in ("train", "val", "extra"):
         fill(tmp_path / "b", f"{part}/images/a.png", f"{part}/masks/a.png")
+    fill(tmp_path / "b", "images/c.png")
+    assert "images: c.png lie beside the splits" in notices(sources(tmp_path / "b"))
     assert "extra: called after no split" in notices(sources(tmp_path / "b"))
 
 

@@ -56,6 +56,12 @@ def test_slices_are_those_of_nibabel_and_volumes_stay_together(tmp_path, axis, s
     np.testing.assert_array_equal(counted, np.bincount(masks))
 
 
+def test_a_volume_with_many_slices_is_named_once(tmp_path):
+    sources = folder_sources(write(tmp_path / "data"), classes=CLASSES)
+    (notice,) = check_sources(sources, cache_dir=tmp_path / "cache").notices
+    assert notice.count("case1.nii.gz") == 1
+
+
 def test_names_of_nnunet_and_prediction(tmp_path):
     root = write(tmp_path / "data", image="{}_0000")
     sources = folder_sources(
