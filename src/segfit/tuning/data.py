@@ -27,7 +27,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     problems: list[str] = []
     notices: list[str] = []
     try:
-        report = check_data(config, sources, lambda *at: bench.progress("checking", *at))
+        report = check_data(config, sources, lambda n, of: bench.progress("checking", n - 1, of))
         notices = report.notices
     except SegFitError as error:
         problems = error.problems
