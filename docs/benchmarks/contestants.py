@@ -232,7 +232,9 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
     batches.loader = Clocked(batches.loader, clock)
     with Path(os.devnull).open("w") as nowhere:
         console, text = console_report(Console(file=nowhere)), OmegaConf.to_yaml(config)
-        listener = run_listener(RunFolder(folder), console, text, training.hparams)
+        listener = run_listener(
+            RunFolder(folder), console, config.report.logger, text, training.hparams
+        )
         training.fit.run(listener, training.facts)
 
 

@@ -21,7 +21,7 @@ BEYOND_FLOATS = 10**400
 COUPLED = {
     "augmentation.scale", "augmentation.blur_sigma", "augmentation.mixup", "augmentation.cutmix",
     "data.num_classes", "data.class_names", "data.class_colors", "data.background", "data.mean",
-    "data.std", "data.window", "data.image_mode", "data.label_map", "data.ignore_index",
+    "data.std", "data.window", "data.image_name", "data.mask_name", "data.image_mode", "data.label_map", "data.ignore_index",
     "data.mask_format", "data.split.fold", "data.split.folds", "data.split.val", "data.split.test", "data.split.group",
     "loss.class_weights", "loss.tversky_alpha", "loss.tversky_beta",
     "optimizer.name", "optimizer.betas", "optimizer.momentum", "optimizer.head_lr_factor", "image_size", "epochs", "patience", "val_every", "device",

@@ -49,7 +49,7 @@ CONTRADICTIONS: dict[str, SearchStrategy[list[str]]] = {
         | st.dictionaries(_n(0, 300), _n(4, 254), min_size=1, max_size=5)).map(lambda v: ["data=folder", *FOLDER, f"data.label_map={as_text(v)}"]),
     "data.split.group": st.sampled_from(["(", "[a", "*x", "(?P<a>b)(?P<a>c)", "a{2,1}"]).map(lambda v: ["data=folder", *FOLDER, f"data.split.group={as_text(v)}"]),
     "data.split.val": st.tuples(st.floats(0.5, 0.9), st.floats(0.5, 0.9)).map(lambda v: ["data=folder", *FOLDER, f"data.split.val={v[0]}", f"data.split.test={v[1]}"]),
-    "data.window": st.just(["data=folder", *FOLDER, "data.window=[1,99]"]),
+    "data.window": st.just(["data=folder", *FOLDER, "data.window=[1,99]", "data.value_range=[0,1]"]),
     "data.root": st.sampled_from([["data=folder", "data.num_classes=4"], ["data=folder", "data.num_classes=4", "data.root="]]),
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ from tests.integration.training import (
 )
 from tests.unit.data.files import write_pairs
 from tests.unit.report import events
-from tests.unit.system.test_hardware import FakeNvml
+from tests.unit.system.test_cards import LARGE, FakeDriver, FakeNvml, plug_in
 
 SMALL = ("epochs=1", "data.train_size=8", "image_size=32", "data.resolution=32")
 
@@ -119,20 +119,20 @@ def test_tensorboard_that_fails_while_training(screen, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "library", [None, FakeNvml(8.0, broken=True), LostCard(8.0)], ids=["none", "no driver", "lost"]
+    "library",
+    [None, FakeNvml({LARGE: 8192}, broken=True), LostCard({LARGE: 8192})],
+    ids=["none", "no driver", "lost"],
 )
 def test_no_nvml(screen, tmp_path, monkeypatch, library):
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    plug_in(monkeypatch, None, library)
     end, printed, _ = screen(tmp_path / "run")
     assert end.reason == "finished"
     assert "NVML" not in printed  # nothing is missing where there is no card to watch
 
 
-@pytest.mark.parametrize("library", [None, LostCard(8.0)], ids=["none", "lost"])
+@pytest.mark.parametrize("library", [None, LostCard({LARGE: 8192})], ids=["none", "lost"])
 def test_a_card_without_nvml_is_told(tmp_path, monkeypatch, library):
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    plug_in(monkeypatch, FakeDriver({LARGE: 8192}), library)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     told: list[str] = []
     report = Loggers({}, Monitor(), told.append)

@@ -48,6 +48,7 @@ MODELS = {
         ("segformer_b0", "fp16", ["loss=focal", "model.fast=false", "model.checkpointing=true"]),
         ("cnn", "fp16", ["loss=lovasz_ce", "augmentation.cutmix=1.0", "data.fit=crop"]),
         ("timm_unet", "fp32", ["loss=tversky", "model.encoder=test_resnet"]),
+        ("vit", "bf16", ["model.encoder=test_vit2", "freeze=encoder.blocks.0"]),
     ],
     "restoration": [
         ("cnn", "fp16", ["loss=psnr", "model.num_blocks=1", "tile=32"]),
@@ -63,7 +64,7 @@ MODELS = {
 }
 CASES = [(task, *model) for task, models in MODELS.items() for model in models]
 SMALL = {"cnn": ["model.base_channels=8"], "nafnet": ["model.base_channels=8"]}
-WEIGHTS = ("segformer_b0", "timm_unet")
+WEIGHTS = ("segformer_b0", "timm_unet", "vit")
 
 
 @pytest.fixture(scope="module")

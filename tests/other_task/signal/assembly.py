@@ -60,11 +60,12 @@ class Errors:
     found: list = field(default_factory=list)
 
     def update(self, forward, batch):
-        restored = forward(batch["noisy"][:, None])[:, 0]
-        self.found.append((restored - batch["clean"]).square().mean(1))
+        off = forward(batch["noisy"][:, None])[:, 0] - batch["clean"]
+        self.found.append(off.square().mean(1))
 
     def result(self):
-        mse = float(np.mean(self.task.distributed.gather(torch.cat(self.found).tolist())))  # waits
+        found = torch.cat(self.found).tolist()  # synchronises
+        mse = float(np.mean(self.task.distributed.gather(found)))
         return Findings(scores={"mse": mse, "loss": mse})
 
 

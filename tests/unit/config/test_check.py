@@ -26,7 +26,7 @@ def problems(*overrides: str) -> list[str]:
         (["lr=0"], "lr=0.0: must be more than 0"),
         (["augmentation.hflip=1.5"], "must be at most 1"),
         (["model=cnn", "model.dropout=1"], "must be less than 1"),
-        (["device=gpu"], "must be one of auto, cpu, cuda"),
+        (["device=gpu"], "must be one of auto, cpu, cuda, mps"),
         (["monitor=mioo"], "Did you mean 'miou'?"),
         (["data=folder", "data.num_classes=3"], "data.root has no value"),
         (["lr=inf"], "lr=inf: must be a finite number"),

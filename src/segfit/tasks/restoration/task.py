@@ -118,9 +118,10 @@ class RestorationMeter:
         degraded, restored = self._restored(forward, given)
         if clean is not None:
             target = scaled(clean.to(restored.device))  # synchronises where it was tiled
+            self.metrics.to(restored.device)  # synchronises where the device changes
             before = self.metrics.sums.clone()
             self._count(restored[None], target[None], degraded[None])
-            scores = (self.metrics.sums - before.to(restored.device)).float()
+            scores = (self.metrics.sums - before).float()
             if index in task.panels:
                 self.panels[index] = panel_of(task.panels[index], degraded, restored, target)
         if task.on_picture is not None:

@@ -98,6 +98,7 @@ def make_exported(config: DictConfig, model: nn.Module) -> Exported:
         key: plain(config.data).get(key)
         for key in ("fit", "image_mode", "window", "bands", "value_range")
     }
+    data["image_mode"] = data["image_mode"] or "rgb"
     facts = {"class_names": names, "image_size": deployed.size, **data, "mean": mean, "std": std}
     return Exported(
         deployed,
