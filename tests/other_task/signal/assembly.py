@@ -122,7 +122,5 @@ def example_input(config, batch_size, device):
     return torch.zeros(batch_size, 1, config.length, device=device)
 
 
-def make_task(
-    config, device, statistics=None, *, panels=None, distributed=SINGLE_PROCESS, extra=()
-):
+def make_task(config, device, *_, distributed=SINGLE_PROCESS, **__):
     return SignalTask(distributed)
