@@ -83,6 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_masks(place / "CelebAMask-HQ", list(range(19)))
     write_masks(place / "slices", list(range(4)), gray=True)
     write_masks(place / "photos", [0])
+    write_masks(place / "more", list(range(5)))
     write_series(place / "ETTh1.csv", 20 * 30 * 24, ["load", "OT"])
     for name in ("a", "b", "c"):
         write_series(place / "prices" / f"{name}.csv", 1500, ["open", "close"])
@@ -115,6 +116,8 @@ def test_the_command_runs(line: str, place: Path) -> None:
     task = task_of(words)
     if task == "segmentation" and kind != "evaluate" and any("=8gb" in word for word in words):
         small.append("model.variant=b0")  # with nothing but its sizes changed
+    if any(word.startswith("init=") for word in words):
+        small += ["model=cnn", "model.base_channels=8"]  # as the run has
     given = {word.split("=")[0] for word in words}
     small = [text for text in small if text.split("=")[0] not in given]
     if (
