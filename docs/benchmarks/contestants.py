@@ -61,7 +61,7 @@ class Clock:
 
     Args:
         connection: gets `facts` when the loop first asks, then the times; receives "go", "stop", or "aside": to
-            take a block of `aside` instead, before the loop goes on.
+            take a block of `aside` instead, before the loop continues.
         warm: steps of a block that are not counted.
         steps: steps that are.
         synchronise: waits for the device, at both ends of what is counted.

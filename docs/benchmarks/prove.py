@@ -6,7 +6,7 @@
     make prove                               # all three
 
 Each stage is a process with a time limit. What it finds is written to outputs/prove.json at once; called again, the script
-goes on with what is missing or failed. `--toy` runs everything at toy sizes, also on a CPU: to see that the script works.
+continues with what is missing or failed. `--toy` runs everything at toy sizes, also on a CPU: to see that the script works.
 """
 
 import argparse

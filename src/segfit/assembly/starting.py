@@ -48,7 +48,7 @@ def read_start(init: str) -> Start:
 def start_from(
     model: nn.Module, start: Start, config: Mapping[str, Any], notice: Callable[[str], None]
 ) -> list[str]:
-    """Copy into the model of a config what fits of a start; tell the rest, and return the names of what stays random.
+    """Copy into the model of a config what fits of a start; report the rest, and return the names of what stays random.
 
     Raises a SegFitError if that is less than half of the numbers outside of the last layer.
     """
@@ -87,9 +87,9 @@ def start_from(
         "not in it, so random": new,
         "not used": sorted({*start.weights} - {*taken, *new}),
     }
-    told = [f"init={start.path}: {len(taken)} of {len(taken) + len(new)} tensors taken"]
-    told += [f"{what}: {some(names)}" for what, names in changes.items() if names]
-    notice("; ".join(told) + ".")
+    summary = [f"init={start.path}: {len(taken)} of {len(taken) + len(new)} tensors taken"]
+    summary += [f"{what}: {some(names)}" for what, names in changes.items() if names]
+    notice("; ".join(summary) + ".")
     return new
 
 

@@ -74,11 +74,11 @@ def make_training(
     sources = kept_splits(config, assembly.make_sources(config), before)
     report = distributed.once_a_machine(partial(data.check_data, config, sources, progress))
     samples = samples_of(sources)
-    told = differences(before, samples)
+    differing = differences(before, samples)
     if start is not None:  # what its run was trained on is not held out here
         held_out_now = {part: names for part, names in samples.items() if part != "train"}
-        told += differences({"train": start.samples.get("train", {})}, held_out_now)
-    for line in (*report.notices, *(told if distributed.is_main else ())):
+        differing += differences({"train": start.samples.get("train", {})}, held_out_now)
+    for line in (*report.notices, *(differing if distributed.is_main else ())):
         notice(line)
     samples = {
         part: {**before.get(part, {}), **names} if part == "train" else names
@@ -199,8 +199,8 @@ def _card(config: DictConfig, state: TrainingState, batch_size: int) -> dict[str
     numbers = assembly_of(config).example_input(config, 1, torch.device("cpu")).numel()
     model = model_label(config) if state.precision.name != "fp32" else ""
     gib = torch.cuda.get_device_properties(state.device).total_memory / GIB
-    told = share_of_card(config.task.name, model, numbers, batch_size, config.accumulate, gib)
-    return {"memory": told} if told else {}
+    memory = share_of_card(config.task.name, model, numbers, batch_size, config.accumulate, gib)
+    return {"memory": memory} if memory else {}
 
 
 def _hparams(config: DictConfig, precision: Precision) -> dict[str, str | float | bool]:

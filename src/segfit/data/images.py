@@ -18,7 +18,7 @@ from segfit.data.formats import IMAGE_SUFFIXES, read_values
 from segfit.errors import SegFitError
 
 _FEW = 8  # shades of 255 below which an image is nearly one value
-_SOME = 32  # shades below which it has lost most of what the file tells apart
+_SOME = 32  # shades below which it has lost most of what the file distinguishes
 _LOOKED_AT = 2**16  # pixels
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G and B (BT.601), as Pillow
 PERCENTILES = (1.0, 99.0)

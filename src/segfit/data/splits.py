@@ -108,7 +108,7 @@ def _folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
     with os.scandir(parent) as entries:
-        # Files are told by what the folder says of them; a link may lead in circles, which only Path takes for none.
+        # The folder says which entries are files; a link may lead in circles, which only Path takes for none.
         return sorted(
             Path(entry.path)
             for entry in entries

@@ -49,7 +49,7 @@ class Fit:
         self.stop = StopSignal()
         self.manager = CheckpointManager(state, checkpoints, options, notice)
         self.result: Findings | None = None
-        self._undefined = False  # the monitored score was NaN, and that was told
+        self._undefined = False  # the monitored score was NaN, and a notice said so
 
     def run(
         self,

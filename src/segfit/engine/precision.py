@@ -63,8 +63,8 @@ def resolve_precision(requested: str, device: torch.device) -> tuple[Precision, 
     if nan:
         reason = "fp16 convolutions of this card give NaN, as known of GTX 16xx"
     notice = f"precision={requested}: {reason}; running in {chosen} instead."
-    told = requested != chosen and (requested != "auto" or nan)
-    return Precision(chosen, device.type), notice if told else None
+    visible = requested != chosen and (requested != "auto" or nan)
+    return Precision(chosen, device.type), notice if visible else None
 
 
 def set_tf32(allowed: bool) -> None:

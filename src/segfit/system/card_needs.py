@@ -57,10 +57,10 @@ def share_of_card(
     task: str, model: str, numbers: int, batch: int, accumulate: int, gib: float
 ) -> str:
     """Return what a training will take of a card of so many GiB, if that is known, and what would fill it."""
-    needs, told = needs_of(task, model), []
+    needs, parts = needs_of(task, model), []
     if needs is not None:
         taken = needs.gib(numbers, batch, accumulate)
-        told.append(f"{taken:.1f} of {gib:.1f} GiB by plan, {taken / gib:.0%} of the card")
+        parts.append(f"{taken:.1f} of {gib:.1f} GiB by plan, {taken / gib:.0%} of the card")
     numbers, size = _table()["filling"].get(task, (0, ""))
     fitting = []
     for name, values in _table()["models"].get(task, {}).items() if numbers else ():
@@ -68,4 +68,4 @@ def share_of_card(
         most = int((gib - other.fixed) / (other.each * numbers))
         if most >= LEAST_BATCH:
             fitting.append((other.each, f"also fits: {name} at {size}, batch {most}"))
-    return "; ".join([*told, *(text for _, text in sorted(fitting)[-1:])])
+    return "; ".join([*parts, *(text for _, text in sorted(fitting)[-1:])])

@@ -116,7 +116,7 @@ class ForecastMetrics(Metric):
 def direction_scores(
     dates: Vector, predicted: Vector, happened: Vector, horizon: int
 ) -> dict[str, float]:
-    """Return how well forecasts of returns, `(N,)` each over the whole horizon, order series and tell directions.
+    """Return how well forecasts of returns, `(N,)` each over the whole horizon, order series and predict directions.
 
     `ic`, the information coefficient, is the mean over dates of the correlation between predicted and real returns of that
     date's series (Grinold, 1989); where no date has three series, the correlation over time. `hit_rate` is the mean over

@@ -127,9 +127,9 @@ def _unswapped(config: DictConfig) -> str:
     pairs = [list(pair) for pair in sided_pairs(names) if sorted(pair) not in map(sorted, swap)]
     if not pairs:
         return ""
-    told = "; ".join(f"{names[one]} and {names[other]}" for one, other in pairs)
+    exchanged = "; ".join(f"{names[one]} and {names[other]}" for one, other in pairs)
     value = str(swap + pairs).replace(" ", "")
-    return f"A mirror image exchanges {told}, but flips do not: set augmentation.swap={value}"
+    return f"A mirror image exchanges {exchanged}, but flips do not: set augmentation.swap={value}"
 
 
 def make_train_dataset(config: DictConfig, source: LabelledSource) -> TrainDataset:

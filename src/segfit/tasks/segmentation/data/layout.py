@@ -105,7 +105,7 @@ def list_pairs(
         files = [file for file in files if not _is_mask(file, naming)]
         if not files:
             raise SegFitError(
-                f"{image_folder}: images and masks lie together, and no suffix tells them apart. Say what masks are called: "
+                f"{image_folder}: images and masks lie together, and no suffix distinguishes them. Say what masks are called: "
                 "'data.mask_name={stem}_mask.png'."
             )
     files, notices = only_images(files, image_folder)

@@ -302,13 +302,13 @@ def _lost(items: Iterable[Item], size: tuple[int, int], fit: str) -> list[str]:
             seen[source.classes.names[label]] += count
             lost[source.classes.names[label]] += count * (needed > 1)
             factor = max(factor, needed)
-    told = [f"{lost[name]} of {seen[name]} of {name}" for name in lost if lost[name]]
-    if not told:
+    described = [f"{lost[name]} of {seen[name]} of {name}" for name in lost if lost[name]]
+    if not described:
         return []
     sides = [math.ceil(side * factor - 1e-9) for side in size]
     keeps = sides[0] if sides[0] == sides[1] else str(sides).replace(" ", "")
     return [
-        f"Objects smaller than a pixel at image_size={size[0]}×{size[1]} (data.fit={fit}), which mostly vanish: {some(told, 20)}. "
+        f"Objects smaller than a pixel at image_size={size[0]}×{size[1]} (data.fit={fit}), which mostly vanish: {some(described, 20)}. "
         f"image_size={keeps} keeps them, and so does data.fit=crop."
     ]
 

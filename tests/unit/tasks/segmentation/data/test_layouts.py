@@ -157,7 +157,7 @@ def test_masks_are_found_by_their_names(tmp_path, image, mask, options):
     [
         ("images/a.jpg", "masks/a_mask.png", "data.mask_name={stem}_mask.png"),
         ("images/a.jpg", "masks/a.jpg.png", "data.mask_name={name}.png"),
-        ("a.png", "a_mask.png", "no suffix tells them apart. Say what masks are called"),
+        ("a.png", "a_mask.png", "no suffix distinguishes them. Say what masks are called"),
     ],
 )
 def test_a_name_that_would_do_is_proposed(tmp_path, image, mask, hint):
