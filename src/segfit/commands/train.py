@@ -61,13 +61,13 @@ def _lead(
         training = make_training(config, folder, notice, checking, distributed, resumed)
     finally:
         checking.close()
+    files, monitor = runs.RunFolder(folder), Monitor()
     end = _unwritten_end(training, folder, distributed)
     if end is not None or training.fit.ended() is None:  # else it is refused, and stays as it is
         runs.save_config(config, overrides, folder, resumed=resumed)
-    files, monitor = runs.RunFolder(folder), Monitor()
-    if training.samples:
-        with reporting(f"cannot write {files.samples}"):
-            write_json(files.samples, training.samples)
+        if training.samples:
+            with reporting(f"cannot write {files.samples}"):
+                write_json(files.samples, training.samples)
     listener = run_listener(
         files,
         console,
