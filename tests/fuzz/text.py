@@ -21,4 +21,4 @@ def as_text(value: Any) -> str:
         return "[" + ",".join(map(as_text, value)) + "]"
     if value.isascii() and value.isalnum() and value not in ("null", "true", "false"):
         return str(value)
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" if value else ""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
