@@ -6,7 +6,7 @@ import pytest
 
 from segfit.errors import SegFitError
 from segfit.tuning import lr_find
-from segfit.tuning.lr_range import RangeTest
+from segfit.tuning.lr_find import RangeTest
 from tests.integration.benchmarking import benchmark
 
 FAST = (
@@ -55,7 +55,7 @@ def test_a_window_cannot_exceed_the_epoch(tmp_path):
 
 
 def test_no_fall_is_told_as_such(tmp_path, monkeypatch):
-    rising = RangeTest([1e-4, 1e-3, 1e-2], [1.0, 1.1, 1.2], [1.0, 1.05, 1.1], samples=4)
+    rising = RangeTest([1e-4, 1e-3, 1e-2], [1.0, 1.1, 1.2], samples=4)
     monkeypatch.setattr(lr_find, "lr_range_test", lambda *_args, **_options: rising)
     done = benchmark(tmp_path, "lr_find", *FAST)
     assert done.findings.values["lr"] is None

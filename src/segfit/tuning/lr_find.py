@@ -1,22 +1,84 @@
 """benchmark=lr_find: the learning-rate range test (Smith, arXiv 1506.01186)."""
 
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from omegaconf import DictConfig
+from scipy.signal import savgol_filter
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from segfit.assembly.training import make_training
+from segfit.assembly.training import Training, make_training
+from segfit.data.batches import TrainBatches
 from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.engine.fit import Fit
+from segfit.engine.seeding import derive_seed
+from segfit.engine.step import make_update
+from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
 from segfit.tuning.bench import Bench
-from segfit.tuning.lr_range import RangeTest, lr_range_test, restored, updates_within
-from segfit.tuning.measure import explain_out_of_memory
+from segfit.tuning.measure import explain_out_of_memory, windows
 
-_NOTHING_SUGGESTED = (
-    "The loss never clearly falls in this sweep: its fall is no larger than what it fluctuates from batch to batch. "
-    "Raise benchmark.updates, or accumulate for a larger effective batch."
-)
+LEAST_UPDATES = 20  # fewer make no curve
+_LEAST_POINTS = 5
+_TIMED = 3  # updates after the first, to know how long one takes
+
+
+@dataclass
+class RangeTest:
+    """The results of an LR range test; of each list an entry an update."""
+
+    rates: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    diverged: bool = False  # whether the sweep ended because the loss did
+    samples: int = 0  # of an update: the effective batch
+    smoothing: float = 0.9  # weight (0-1) of the past in the running mean
+
+    def curve(self) -> NDArray[np.float64]:
+        """Return the loss smoothed from both sides, an entry an update.
+
+        The mean of the running means of past and future, both corrected for their start: lagging behind, the fall
+        would seem to come at rates that are too large. Losses past the lowest are cut off at the largest before it,
+        so that a divergence does not reach back.
+        """
+        lowest = int(np.argmin(running_mean(self.losses, self.smoothing)))
+        losses = np.minimum(self.losses, max(self.losses[: lowest + 1]))
+        past, future = (running_mean(one, self.smoothing) for one in (losses, losses[::-1]))
+        return (past + future[::-1]) / 2
+
+    def steepest(self) -> int | None:
+        """Return the update at which the smoothed loss falls fastest over the logarithm of the rate.
+
+        The slope is that of a straight line through a tenth of the updates, centred, so that one batch decides
+        nothing. Only what lies before the lowest smoothed loss counts. None if the loss falls by no more than twice
+        what it fluctuates.
+        """
+        smoothed = self.curve()
+        lowest = int(np.argmin(smoothed))
+        fall = smoothed[: lowest + 1]
+        noise = np.std(self.losses[: lowest + 1] - fall)
+        half = max(2, len(smoothed) // 20)
+        if lowest < half or fall.max() - fall[-1] <= 2 * noise:
+            return None
+        slopes = savgol_filter(smoothed, 2 * half + 1, polyorder=1, deriv=1)
+        return half + int(np.argmin(slopes[half : lowest + 1]))
+
+
+def running_mean(values: Iterable[float], smoothing: float) -> NDArray[np.float64]:
+    """Return the exponential running mean of values (N,), corrected for its start at 0."""
+    means: NDArray[np.float64] = pd.Series(values).ewm(alpha=1 - smoothing).mean().to_numpy()
+    return means
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -40,7 +102,109 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             divergence=options.divergence,
             progress=lambda done: bench.progress("the sweep", done, updates),
         )
-    return _findings(config, test, dict(training.facts))
+    return _findings(config, test, training.facts)
+
+
+def lr_range_test(
+    training: Training,
+    *,
+    first: float,
+    last: float,
+    updates: int,
+    smoothing: float,
+    divergence: float,
+    progress: Callable[[int], None] = lambda _: None,
+) -> RangeTest:
+    """Train while the learning rate rises; `training` is changed by it, see `restored`.
+
+    Its accumulation, clipping, precision and averages are in force. The other arguments are the options of
+    benchmark=lr_find; `progress` is called with the updates made.
+
+    Raises:
+        SegFitError: if the loss diverges before there is a curve.
+    """
+    test, least = RangeTest(smoothing=smoothing), math.inf
+    for samples, loss, rate in _updates(training.fit, first, last, updates):
+        test.samples = samples
+        smooth = float(running_mean([*test.losses, loss], smoothing)[-1])
+        least = min(least, smooth)
+        if not math.isfinite(loss) or smooth > divergence * least:
+            test.diverged = True
+            break
+        test.rates.append(rate)
+        test.losses.append(loss)
+        progress(len(test.rates))
+    if len(test.rates) < _LEAST_POINTS:
+        raise SegFitError(
+            f"benchmark.first={first:g}: the loss diverges within {_LEAST_POINTS} updates. Lower it."
+        )
+    return test
+
+
+def _updates(
+    fit: Fit, first: float, last: float, updates: int
+) -> Iterator[tuple[int, float, float]]:
+    """Make updates of whole windows while the rate rises by a constant factor; yield their samples, loss and rate."""
+    state = fit.state
+    schedule: Any = SimpleNamespace(step_update=lambda _: None)  # the rate is set here
+    state.scheduler = schedule
+    state.train()
+    whole = min(fit.options.accumulate, fit.train.batches_per_epoch())
+    full = (window for window in windows(fit) if len(window) == whole)
+    rates = np.geomspace(first, last, updates).tolist()
+    for number, (rate, window) in enumerate(zip(rates, full, strict=False), start=1):
+        for group in state.optimizer.param_groups:  # groups keep their rates' ratios
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        seeds = [derive_seed(fit.options.seed, number, part) for part in range(len(window))]
+        loss, *_ = make_update(state, fit.task, window, seeds, fit.options.clip_grad_norm)
+        # synchronises: whether there is another update depends on it
+        yield sum(map(count_samples, window)), float(loss), rate
+
+
+def updates_within(training: Training, seconds: float) -> int:
+    """Return how many updates a sweep can make in a time; `training` stays as it was."""
+    with restored(training):
+        updates = _updates(training.fit, 1e-9, 1e-8, 1 + _TIMED)
+        times = [time.perf_counter() for _ in updates]
+    return max(LEAST_UPDATES, int(seconds * _TIMED / (times[-1] - times[0])))
+
+
+@contextmanager
+def restored(training: Training) -> Iterator[None]:
+    """Leave all that changes while training as it was, bit for bit.
+
+    Model with all its buffers, optimizer, scaler, average, scheduler, progress, the generators of random numbers and
+    where the sampler stands. Copies are kept on the host.
+    """
+    fit = training.fit
+    state = fit.state
+    assert isinstance(fit.train, TrainBatches)  # the only kind that the builders make
+    sampler = fit.train.sampler
+    modules = [module for module in (state.model, state.ema and state.ema.module) if module]
+    kept = tree_map(_on_host, state.state_dict())
+    buffers = [tree_map(_on_host, dict(module.named_buffers())) for module in modules]
+    modes = [{name: part.training for name, part in module.named_modules()} for module in modules]
+    scheduler, position = state.scheduler, copy.copy(vars(sampler))
+    try:
+        yield
+    finally:
+        state.scheduler = scheduler
+        rates = [dict(group) for group in kept["optimizer"]["param_groups"]]
+        state.optimizer.zero_grad(set_to_none=True)
+        state.load_state_dict(kept)
+        for group, before in zip(state.optimizer.param_groups, rates, strict=True):
+            # load_state_dict asks the scheduler, whose rate may differ by rounding
+            group["lr"] = before["lr"]
+        for module, values, mode in zip(modules, buffers, modes, strict=True):
+            for name, buffer in module.named_buffers():  # those too that a state dict leaves out
+                buffer.copy_(values[name])
+            for name, part in module.named_modules():
+                part.training = mode[name]
+        vars(sampler).update(position)
+
+
+def _on_host(value: Any) -> Any:
+    return value.to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Findings:
@@ -73,13 +237,16 @@ def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Fin
             "facts": facts,
         },
         figures={"lr_find": partial(_figure, config, test, rate)},
-        scalars={} if rate is None else {"lr_find/lr": rate},
+        scalars={"lr_find/lr": rate},
     )
 
 
 def _headline(config: DictConfig, test: RangeTest, rate: float | None) -> str:
     if rate is None:
-        return _NOTHING_SUGGESTED
+        return (
+            "The loss never clearly falls in this sweep: its fall is no larger than what it fluctuates from batch to "
+            "batch. Raise benchmark.updates, or accumulate for a larger effective batch."
+        )
     line = (
         f"lr={rate:g}: there the loss falls fastest. It holds for an effective batch of {test.samples} "
         f"(batch_size={config.batch_size}, accumulate={config.accumulate}), {config.optimizer.name} and this model. "
@@ -92,18 +259,18 @@ def _headline(config: DictConfig, test: RangeTest, rate: float | None) -> str:
 
 def _figure(config: DictConfig, test: RangeTest, rate: float | None) -> Figure:
     """Draw the loss over the learning rate: each update's, smoothed, and what is suggested."""
-    losses, smoothed = np.array(test.losses), test.curve()
+    smoothed = test.curve()
     figure = Figure(figsize=(7, 4.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(test.rates, losses, ".", color="0.7", markersize=4, label="an update")
+    axes.plot(test.rates, test.losses, ".", color="0.7", markersize=4, label="an update")
     axes.plot(test.rates, smoothed, color="tab:blue", linewidth=2, label="smoothed")
     if rate is not None:
         axes.axvline(rate, color="tab:green", label=f"steepest fall: lr={rate:g}")
     given = f"config: lr={config.lr:g}"
     axes.axvline(config.lr, color="black", linestyle=":", linewidth=1, label=given)
     axes.set_xscale("log")
-    before = losses[: int(np.argmin(smoothed)) + 1]  # the blow-up at the end is cut off
-    low, high = min(before.min(), smoothed.min()), before.max()
+    before = test.losses[: int(np.argmin(smoothed)) + 1]  # the blow-up at the end is cut off
+    low, high = min(*before, *smoothed), max(before)
     room = max(high - low, 1e-6)
     axes.set_ylim(low - 0.1 * room, high + 0.3 * room)
     title = f"{config.model.name}, {config.optimizer.name}, effective batch {test.samples}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from segfit.assembly.training import Training, make_training
 from segfit.engine.step import make_update
 from segfit.errors import SegFitError
-from segfit.tuning.lr_range import RangeTest, lr_range_test, restored, running_mean, updates_within
+from segfit.tuning.lr_find import RangeTest, lr_range_test, restored, running_mean, updates_within
 from segfit.tuning.measure import windows
 from tests.integration.training import compose_run
 
@@ -142,18 +142,16 @@ def test_rates_rise_by_a_factor_and_keep_the_groups_ratio(tmp_path, monkeypatch)
     assert sweep.rates == pytest.approx([1e-6 * 10 ** (3 * step / 7) for step in range(8)])
     assert not sweep.diverged
     assert sweep.samples == 4  # 2 × 2
-    # What the groups have after an update is for the next one.
-    assert [rates[0] for rates in seen[:-1]] == pytest.approx(
-        [3 * rate for rate in sweep.rates[1:]]
-    )
-    assert [rates[1] for rates in seen[:-1]] == pytest.approx(sweep.rates[1:])
+    assert [rates[0] for rates in seen] == pytest.approx([3 * rate for rate in sweep.rates])
+    assert [rates[1] for rates in seen] == pytest.approx(sweep.rates)
 
 
 def test_the_mean_is_corrected_for_its_start(tmp_path):
     sweep = lr_range_test(build(tmp_path), **{**SWEEP, "updates": 6, "last": 1e-5})
-    assert sweep.smoothed[0] == pytest.approx(sweep.losses[0])
+    smoothed = running_mean(sweep.losses, 0.9)
+    assert smoothed[0] == pytest.approx(sweep.losses[0])
     weights = np.array([0.9**age for age in range(5, -1, -1)])
-    assert sweep.smoothed[5] == pytest.approx(float(weights @ sweep.losses / weights.sum()))
+    assert smoothed[5] == pytest.approx(float(weights @ sweep.losses / weights.sum()))
 
 
 def test_divergence_ends_the_sweep(tmp_path):
@@ -167,7 +165,8 @@ def test_divergence_ends_the_sweep(tmp_path):
     sweep = lr_range_test(training, **{**SWEEP, "first": 1e-3, "last": 1e9, "updates": 40})
     assert sweep.diverged
     assert 5 <= len(sweep.rates) < 40
-    assert max(sweep.smoothed) <= 4 * min(sweep.smoothed) or math.isfinite(max(sweep.smoothed))
+    smoothed = running_mean(sweep.losses, 0.9)
+    assert max(smoothed) <= 4 * min(smoothed) or math.isfinite(max(smoothed))
     with pytest.raises(SegFitError, match=r"benchmark\.first=1e\+10: the loss diverges"):
         lr_range_test(training, **{**SWEEP, "first": 1e10, "last": 1e20, "updates": 10})
 
@@ -177,7 +176,7 @@ def curve(falls_at: float, noise: float, drop: float = 1.0) -> RangeTest:
     rates = np.geomspace(1e-6, 1, 100)
     losses = 2 - drop / (1 + falls_at / rates) + 50 * np.maximum(0, np.log10(rates / 0.1))
     losses += noise * np.random.default_rng(0).standard_normal(100)
-    return RangeTest(rates.tolist(), losses.tolist(), running_mean(losses, 0.9).tolist())
+    return RangeTest(rates.tolist(), losses.tolist())
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
@@ -192,9 +191,7 @@ def test_the_steepest_fall_is_found_in_noise(rate, noise):
 def test_noise_alone_is_no_fall():
     assert curve(1e-3, 0.3, drop=0.05).steepest() is None
     numbers = np.random.default_rng(1).standard_normal(100)
-    flat = RangeTest(
-        np.geomspace(1e-6, 1, 100).tolist(), numbers.tolist(), running_mean(numbers, 0.9).tolist()
-    )
+    flat = RangeTest(np.geomspace(1e-6, 1, 100).tolist(), numbers.tolist())
     assert flat.steepest() is None
-    rising = RangeTest([1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    rising = RangeTest([1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0])
     assert rising.steepest() is None
