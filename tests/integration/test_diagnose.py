@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from segfit.config.check import check
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
-from segfit.tuning import diagnose, samples
+from segfit.tuning import diagnose, timeline
 from segfit.tuning.bench import Bench
 from tests.integration.training import command, finished, one_thread
 from tests.unit.composing import composed
@@ -54,19 +54,19 @@ def diagnosed(folder: Path, *overrides: str, seconds: float = 1.5) -> Findings:
 @pytest.fixture
 def four_cores(monkeypatch):
     """Let the verdict believe in spare cores, whatever machine runs the tests."""
-    monkeypatch.setattr(diagnose, "available_cores", lambda: 4)
+    monkeypatch.setattr(timeline, "available_cores", lambda: 4)
 
 
 @pytest.fixture
 def alone(monkeypatch):
     """Let the time that others have the processor not pass for waiting for the disk."""
-    timed = samples._timed
+    timed = timeline._timed
 
     def by_the_processors_clock(work, *arguments):
         _, cpu, result = timed(work, *arguments)
         return cpu, cpu, result
 
-    monkeypatch.setattr(samples, "_timed", by_the_processors_clock)
+    monkeypatch.setattr(timeline, "_timed", by_the_processors_clock)
 
 
 def test_a_slow_disk_is_named_and_the_cache_helps_as_predicted(tmp_path):

@@ -1,5 +1,6 @@
 """A change of a training's options: what it is called, how it is typed, and the config that it makes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,18 @@ def changed(config: DictConfig, options: Mapping[str, Any]) -> DictConfig:
     for key, value in options.items():
         OmegaConf.update(copy, _path(key), value)
     return copy
+
+
+def with_batch(config: DictConfig, batch_size: int) -> Change:
+    """Return the change to a larger micro-batch; accumulation is lowered as far as the effective batch allows."""
+    effective = config.batch_size * config.accumulate
+    accumulate = math.ceil(effective / batch_size)
+    options = {"batch_size": batch_size}
+    if accumulate != config.accumulate:
+        options["accumulate"] = accumulate
+    grows = accumulate * batch_size > effective
+    remark = "the effective batch grows: lr may have to follow" if grows else ""
+    return Change(f"batch {batch_size}", options, remark)
 
 
 def thawed(config: DictConfig) -> DictConfig:

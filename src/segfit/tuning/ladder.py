@@ -14,7 +14,7 @@ from segfit.errors import SegFitError
 from segfit.system.cores import available_cores
 from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
-from segfit.tuning.change import Change, augmentation_of, changed
+from segfit.tuning.change import Change, augmentation_of, changed, with_batch
 from segfit.tuning.climb import KEPT, SPEED_COLUMNS, Climb, Step, bars
 
 SECONDS = 10.0
@@ -113,22 +113,21 @@ def _findings(config: DictConfig, machine: Machine, climb: Climb, device: str) -
             "overrides": overrides,
         },
         figures={"ladder": partial(bars, [*steps, *left_out], labels, f"{title}\n{device}")},
-        scalars={f"ladder/{step.change.name}": step.rate or 0.0 for step in steps},
+        scalars={f"ladder/{step.change.name}": step.rate for step in steps},
     )
 
 
 def naive(config: DictConfig) -> Change:
     """Return the lowest rung: what a plain loop over a plain loader does with this model, batch and data."""
-    options = {
-        "precision": "fp32",
-        "loader.workers": 0,
-        "loader.pin_memory": False,
-        "loader.persistent": False,
-        "loader.non_blocking": False,
-        "data.cache": "none",
-        "channels_last": False,
-        "compile": False,
-    }
+    off = (
+        "loader.pin_memory",
+        "loader.persistent",
+        "loader.non_blocking",
+        "channels_last",
+        "compile",
+    )
+    options = {"precision": "fp32", "loader.workers": 0, "data.cache": "none"}
+    options |= dict.fromkeys(off, False)
     if augmentation_of(config) != "none":
         options["augmentation"] = "cpu"
     if "fast" in config.model:
@@ -138,52 +137,44 @@ def naive(config: DictConfig) -> Change:
 
 def rungs(config: DictConfig, machine: Machine) -> list[Change]:
     """Return the rungs above the lowest, in their order."""
-    best, kind = machine.precisions[0], machine.device_type
+    best, kind, workers = machine.precisions[0], machine.device_type, machine.workers
     larger = min(config.benchmark.batch_size or 4 * config.batch_size, machine.samples)
-    mixed = Change(f"mixed precision ({best})", {"precision": best})
-    if best == "fp32":
-        why = f"this {kind.upper()} has no native bf16 or fp16"
-        mixed = Change("mixed precision", missing=why)
     feeding = planning_of(config).feeding(config)
     sizes = [larger * times for times in feeding.larger if larger * times <= machine.samples]
+    mixed, plural = f"mixed precision ({best})", "s" if workers > 1 else ""
+    missing, reading = dict(feeding.idle), f"{workers} data worker{plural}"
+    if best == "fp32":
+        mixed = "mixed precision"
+        missing["precision"] = f"this {kind.upper()} has no native bf16 or fp16"
     batches = [with_batch(config, size) for size in sizes]
     if larger <= config.batch_size:
-        why = f"batch_size={config.batch_size} is the largest that is asked for, or all samples"
-        batches = [Change("larger batch", missing=why)]
-    plural = "s" if machine.workers > 1 else ""
-    reading = {"loader.workers": machine.workers, "loader.persistent": True}
-    workers = Change(f"{machine.workers} data worker{plural}", reading)
-    if machine.workers == 0:
-        workers = Change("data workers", missing="there is no core for them")
+        batches = [Change("larger batch", {"batch_size": larger})]
+        asked = f"batch_size={config.batch_size}"
+        missing["batch_size"] = f"{asked} is the largest that is asked for, or all samples"
+    if workers == 0:
+        reading = "data workers"
+        missing["loader.workers"] = "there is no core for them"
+    if kind != "cuda":
+        missing["loader.pin_memory"] = "there is no card to copy to"
+    if augmentation_of(config) == "none":
+        missing["augmentation"] = "augmentation=none: there is nothing to move"
+    if "fast" not in config.model:
+        missing["model.fast"] = f"model.name={config.model.name} is no SegFormer"
     copies = {"loader.pin_memory": True, "loader.non_blocking": True}
-    no_card = "" if kind == "cuda" else "there is no card to copy to"
-    still = augmentation_of(config) == "none"
-    nothing = "augmentation=none: there is nothing to move" if still else ""
-    other = "" if "fast" in config.model else f"model.name={config.model.name} is no SegFormer"
     above = [
-        mixed,
+        Change(mixed, {"precision": best}),
         *batches,
-        workers,
-        Change("pinned memory, copies beside the step", copies, missing=no_card),
+        Change(reading, {"loader.workers": workers, "loader.persistent": True}),
+        Change("pinned memory, copies beside the step", copies),
         Change("decoded cache", {"data.cache": config.benchmark.cache}),
-        Change("augmentation on the device", {"augmentation": "kornia-gpu"}, missing=nothing),
-        Change("fast SegFormer", {"model.fast": True}, missing=other),
+        Change("augmentation on the device", {"augmentation": "kornia-gpu"}),
+        Change("fast SegFormer", {"model.fast": True}),
         Change("channels_last", {"channels_last": True}),
         *(Change(name, options) for name, options in feeding.faster.items()),
         Change("compile", {"compile": True}),
     ]
-    for key, why in feeding.idle.items():
-        above = [replace(rung, missing=why) if key in rung.options else rung for rung in above]
-    return above
-
-
-def with_batch(config: DictConfig, batch_size: int) -> Change:
-    """Return the rung of a larger batch; accumulation is lowered by as much, as far as there is any."""
-    accumulate = max(1, config.accumulate * config.batch_size // batch_size)
-    options = {"batch_size": batch_size}
-    if accumulate != config.accumulate:
-        options["accumulate"] = accumulate
-    return Change(f"batch {batch_size}", options)
+    reasons = (next((missing[key] for key in rung.options if key in missing), "") for rung in above)
+    return [replace(rung, missing=why) for rung, why in zip(above, reasons, strict=True)]
 
 
 def smaller(config: DictConfig, rung: Change) -> Iterator[Change]:

@@ -1,17 +1,43 @@
-"""Records where the time of a real training goes: the loop as train.py runs it, ended after some seconds."""
+"""Records a real training: where its time goes, and what a sample costs the process that makes it."""
 
+import copy
+import random
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
+import psutil
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from segfit.assembly.task import planning_of
+from segfit.assembly.training import make_training
+from segfit.data.source import Arrays, Source, SourceView
 from segfit.engine.events import EpochLog, Listener, Listeners
 from segfit.engine.fit import Fit
 from segfit.errors import SegFitError
+from segfit.report.lines import LineReport
+from segfit.report.session import run_listener
+from segfit.runs.folder import RunFolder
+from segfit.system.cores import available_cores
+from segfit.system.monitor import Means, Monitor, summed_up
 from segfit.system.phases import Recorder, Span
+from segfit.tuning.bench import Bench
+from segfit.tuning.change import changed
+from segfit.tuning.verdict import Costs, Facts
 
 LEAST_UPDATES = 3  # however slow they are
 OUTSIDE = ("validation", "checkpoint")  # phases that are no part of an update
+SAMPLES = 32
+_SECONDS = 3.0  # at most, however slow a sample is; one is measured in any case
+_ENDLESS = 1_000_000  # epochs
+_RAM_SHARE = 0.5  # of the free memory that decoded images may take
 
 
 @dataclass(frozen=True)
@@ -40,8 +66,82 @@ class Timeline:
     def by_phase(self) -> dict[str, float]:
         """Return name → share (0-1) of the whole time; "host" is what no phase names."""
         shares = {name: value / self.seconds for name, value in self.phases.items()}
-        shares["host"] = max(1.0 - sum(shares.values()), 0.0)
-        return shares
+        return {**shares, "host": max(1.0 - sum(shares.values()), 0.0)}
+
+
+def recorded(
+    config: DictConfig, bench: Bench, folder: Path, seconds: float
+) -> tuple[Facts, Timeline, Means, int]:
+    """Train as train.py does, TensorBoard and checkpoints in `folder` included, for some seconds.
+
+    Nothing of the training is kept: what is tried next needs the memory.
+
+    Returns:
+        The facts, except for `resident`, `launching` and `tried`; where the time went; the monitor's means; samples of the data set.
+    """
+    config = changed(
+        config, {"epochs": _ENDLESS, "max_steps": None, "patience": None, "resume": None}
+    )
+    training = make_training(config, folder, bench.notice)
+    loader = training.fit.train.batches.loader  # type: ignore[attr-defined]
+    dataset = loader.samples
+    if config.benchmark.slow_disk_ms and config.data.cache == "none":
+        dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
+    costs, copied = measure_costs(dataset)
+    silent, text = LineReport(lambda _: None), OmegaConf.to_yaml(config)
+    listener = run_listener(RunFolder(folder), silent, config.report.logger, text, training.hparams)
+    batch, warmup = config.batch_size, config.benchmark.warmup
+    with Monitor(min(1.0, seconds / 10)) as monitor:
+        timeline = record(training.fit, listener, batch_size=batch, seconds=seconds, warmup=warmup)
+    restart = timeline.restarts / timeline.updates if loader.num_workers else 0.0
+    fitted = config.data.get("fit") != "crop"  # the cache holds samples of that size already
+    cached = Costs(decode=copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
+    decoded = planning_of(config).sample_bytes(config) * len(dataset)
+    facts = Facts(
+        cuda=training.fit.state.device.type == "cuda",
+        samples=round(timeline.samples),
+        update=timeline.update,
+        phases={name: value / timeline.updates for name, value in timeline.phases.items()},
+        resident=0.0,
+        launching=0.0,
+        costs=costs,
+        workers=loader.num_workers,
+        cores=available_cores(),
+        threads=torch.get_num_threads(),
+        restart=restart,
+        refill=min(restart, timeline.epochs * batch * costs.total / timeline.updates),
+        cached=cached if config.data.cache == "none" else None,
+        **{key: config.loader[key] for key in ("pin_memory", "non_blocking", "persistent")},
+        log_every=config.report.log_every,
+        idle=list(planning_of(config).feeding(config).idle),
+        cache="ram" if decoded < _RAM_SHARE * psutil.virtual_memory().available else "disk",
+    )
+    return facts, timeline, summed_up(monitor.samples), len(dataset)
+
+
+class _Recording(Listener):
+    """Starts and ends the recording at ends of updates, and then ends the training."""
+
+    def __init__(self, fit: Fit, seconds: float, warmup: int, context: ExitStack) -> None:
+        self.fit, self.length, self.warmup, self.context = fit, seconds, warmup, context
+        self.recorder = Recorder(cuda=fit.state.device.type == "cuda")
+        self.updates = -1 - warmup  # that are recorded; below 0: before that
+        self.seconds, self.spans = 0.0, 0  # of the recording, at the end of the last update
+        self.epochs: list[float] = []  # when they began
+
+    def step(self, _epoch: int, _update: int) -> None:
+        self.updates += 1
+        if self.updates == 0:
+            self.context.enter_context(self.recorder)
+        elif self.updates > 0:
+            self.seconds, self.spans = self.recorder.seconds(), len(self.recorder)
+            if self.seconds >= self.length and self.updates >= LEAST_UPDATES:
+                self.context.close()
+                self.fit.stop.reason = "measured"
+
+    def epoch(self, _log: EpochLog) -> None:
+        if self.updates >= 0:
+            self.epochs.append(self.recorder.seconds())
 
 
 def record(
@@ -55,70 +155,36 @@ def record(
         KeyboardInterrupt: if the user stopped it.
         SegFitError: if it ended by itself before anything was recorded.
     """
-    recording = _Recording(fit, seconds, warmup)
-    with recording.context:
-        try:
+    try:
+        with ExitStack() as context:
+            recording = _Recording(fit, seconds, warmup, context)
             end = fit.run(Listeners(listener, recording), {})
-        finally:
-            listener.close()
+    finally:
+        listener.close()
     if end.reason in ("interrupted", "terminated"):
         raise KeyboardInterrupt
-    return recording.timeline(batch_size)
-
-
-class _Recording(Listener):
-    """A listener that starts and ends the recording at ends of updates, and then ends the training."""
-
-    def __init__(self, fit: Fit, seconds: float, warmup: int) -> None:
-        self.fit = fit
-        self.length, self.warmup = seconds, warmup
-        self.recorder = Recorder(cuda=fit.state.device.type == "cuda")
-        self.context = ExitStack()
-        self.made = 0  # updates of this training
-        self.begun: int | None = None  # how many of them before the recording
-        self.seconds, self.spans = 0.0, 0  # of the recording, at the end of the last update
-        self.epochs: list[float] = []  # when they began
-
-    def step(self, _epoch: int, _update: int) -> None:
-        self.made += 1
-        if self.begun is None:
-            if self.made > self.warmup:
-                self.begun = self.made
-                self.context.enter_context(self.recorder)
-            return
-        self.seconds, self.spans = self.recorder.seconds(), len(self.recorder)
-        if self.seconds >= self.length and self.made - self.begun >= LEAST_UPDATES:
-            self.context.close()
-            self.fit.stop.reason = "measured"
-
-    def epoch(self, _log: EpochLog) -> None:
-        if self.begun is not None:
-            self.epochs.append(self.recorder.seconds())
-
-    def timeline(self, batch_size: int) -> Timeline:
-        updates = self.made - self.begun if self.begun is not None else 0
-        if updates < 1 or not self.spans:
-            raise SegFitError(
-                f"the training ended after {self.made} updates, before anything was recorded: raise epochs, or set "
-                f"benchmark.warmup lower."
-            )
-        spans = self.recorder.spans()[: self.spans]
-        phases: dict[str, float] = defaultdict(float)
-        device: dict[str, float] = defaultdict(float)
-        for span in spans:
-            phases[span.name] += span.own
-            if span.device_start is not None and span.device_end is not None:
-                device[span.name] += span.device_end - span.device_start
-        micro_batches = sum(span.name == "copy" for span in spans)
-        return Timeline(
-            updates=updates,
-            samples=micro_batches * batch_size / updates,
-            seconds=self.seconds,
-            phases=dict(phases),
-            device=dict(device),
-            restarts=_restarts(spans, self.epochs),
-            epochs=sum(begin < self.seconds for begin in self.epochs),
+    if recording.updates < 1:
+        raise SegFitError(
+            f"the training ended after {recording.updates + 1 + warmup} updates, before anything was recorded: raise "
+            f"epochs, or set benchmark.warmup lower."
         )
+    spans = recording.recorder.spans()[: recording.spans]
+    phases: dict[str, float] = defaultdict(float)
+    device: dict[str, float] = defaultdict(float)
+    for span in spans:
+        phases[span.name] += span.own
+        if span.device_start is not None and span.device_end is not None:
+            device[span.name] += span.device_end - span.device_start
+    micro_batches = sum(span.name == "copy" for span in spans)
+    return Timeline(
+        updates=recording.updates,
+        samples=micro_batches * batch_size / recording.updates,
+        seconds=recording.seconds,
+        phases=dict(phases),
+        device=dict(device),
+        restarts=_restarts(spans, recording.epochs),
+        epochs=sum(begin < recording.seconds for begin in recording.epochs),
+    )
 
 
 def _restarts(spans: list[Span], epochs: list[float]) -> float:
@@ -135,3 +201,54 @@ def _restarts(spans: list[Span], epochs: list[float]) -> float:
     usual = median(others) if others else 0.0
     starts = sum(max(wait.end - wait.start - usual, 0.0) for wait in first if wait is not None)
     return starts + sum(wait.end - wait.start for wait in last)
+
+
+class SlowSource(SourceView):
+    """A source that waits some seconds before every read, as a slow disk would."""
+
+    def __init__(self, source: Source, seconds: float) -> None:
+        super().__init__(source)
+        self.seconds = seconds
+
+    def read(self, index: int) -> Arrays:
+        """Wait and read."""
+        time.sleep(self.seconds)
+        return self.source.read(index)
+
+
+def measure_costs(dataset: Any) -> tuple[Costs, float]:
+    """Return the mean costs of samples that are drawn at random, and the seconds that a plain copy of one takes.
+
+    One thread works, as in a data worker. Waiting is what passes by the clock but not by the processor's.
+    """
+    chosen = random.Random(0).sample(range(len(dataset)), min(SAMPLES, len(dataset)))
+    plain = copy.copy(dataset)
+    plain.augment = None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        dataset[chosen[0], 0]  # imports and tables come with the first one
+        measured = []
+        begun = time.perf_counter()
+        for seed, index in enumerate(chosen):
+            wall, cpu, _ = _timed(dataset.source.read, index)
+            again, _, _ = _timed(dataset.source.read, index)  # as the next one finds the file
+            without, _, sample = _timed(plain.__getitem__, (index, seed))
+            augmented, _, _ = _timed(dataset.__getitem__, (index, seed))
+            copied, _, _ = _timed(copy.deepcopy, sample)
+            augment = augmented - without if getattr(dataset, "augment", None) is not None else 0.0
+            parts = (wall - cpu, min(cpu, wall), without - again, augment, copied)
+            measured.append([max(part, 0.0) for part in parts])
+            if time.perf_counter() - begun > _SECONDS:
+                break
+        *costs, copied = np.mean(measured, axis=0).tolist()
+        return Costs(*costs), copied
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, float, Any]:
+    """Return (seconds by the clock, seconds of this thread on the processor, what `work` returned)."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    result = work(*arguments)
+    return time.perf_counter() - wall, time.thread_time() - cpu, result

@@ -6,8 +6,7 @@ import pytest
 
 from segfit.errors import SegFitError
 from segfit.system.phases import Span
-from segfit.tuning.samples import SlowSource
-from segfit.tuning.timeline import Timeline, _restarts, record
+from segfit.tuning.timeline import SlowSource, Timeline, _restarts, record
 from tests.unit.engine.fakes import Recorder, make_fit
 
 
