@@ -13,13 +13,13 @@ from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.tasks.segmentation.assembly import make_sources
 from segfit.tasks.segmentation.planning import largest_first
-from segfit.tuning import max_batch, trial
+from segfit.tuning import max_batch
 from segfit.tuning.batch_trial import fits, trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.max_batch import Trials
 from segfit.tuning.memory.curve import Curve, Forecast, Moment
 from segfit.tuning.memory.planner import CONTEXT
-from segfit.tuning.trial import Outcome
+from segfit.tuning.trial import Outcome, run_trial
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.integration.training import ROOT, TINY, one_thread
 
@@ -245,7 +245,10 @@ def test_a_training_that_cannot_even_start_is_told(tmp_path, outcomes):
 def test_a_killed_process_is_survived(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("SEGFIT_TEST_KILLED", str(tmp_path / "killed"))
-    monkeypatch.setitem(trial.JOBS, "fits", "tests.unit.tuning.jobs:fits_the_second_time")
+    dying = {"job": "tests.unit.tuning.jobs:fits_the_second_time"}
+    monkeypatch.setattr(
+        max_batch, "run_trial", lambda config, **how: run_trial(config, **how | dying)
+    )
     done = benchmark(tmp_path, "max_batch", *SMALL, "data.train_size=1", "benchmark.budget_gb=1")
     verdicts = [row["verdict"] for row in done.table("trials")]
     assert verdicts[0].startswith("killed by SIGKILL")

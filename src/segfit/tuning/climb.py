@@ -140,7 +140,7 @@ class Climb:
         start = time.monotonic()
         outcome = run_trial(
             changed(self.start_config, options),
-            job="train_speed",
+            job="segfit.tuning.measure:measure_training",
             timeout_s=max(timeout_s, 1.0),
             seconds=seconds,
             warmup=self.start_config.benchmark.warmup,

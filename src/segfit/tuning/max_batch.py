@@ -125,7 +125,7 @@ class Trials:
         self.bench.progress(what, len(self.tried), max(8, len(self.tried) + 2))
         return run_trial(
             trial_config(self.config, batch),
-            job="fits",
+            job="segfit.tuning.batch_trial:fits",
             timeout_s=self.options.timeout_s,
             budget_gb=self.budget_gb,
             margin=self.options.margin,

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -27,12 +26,6 @@ from segfit.config.tasks import schema_of
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.system.files import replace_text
-
-# Name → module:function, called in the child as function(config, **arguments); returns plain values.
-JOBS: dict[str, str] = {
-    "fits": "segfit.tuning.batch_trial:fits",
-    "train_speed": "segfit.tuning.measure:measure_training",
-}
 
 _REQUEST, _RESULT, _OUTPUT = "request.json", "result.json", "output.txt"
 _LINES = 3  # of the child's output that a message quotes
@@ -58,7 +51,7 @@ def run_trial(
 
     Args:
         config: checked; of train.py or benchmark.py. A run that it may want to resume is left alone.
-        job: a key of `JOBS`.
+        job: module:function, called in the child as function(config, **arguments); returns plain values.
         timeout_s: seconds until the child is killed; None: never.
         arguments: of the job, plain values.
     """
@@ -70,7 +63,7 @@ def run_trial(
         values = plain(config)  # without what benchmark.py asks about it
         kept = {item.name: values[item.name] for item in fields(schema_of(config.task.name).Run)}
         runs.save_config(OmegaConf.create(kept), [], folder)
-        request = {"job": JOBS[job], "arguments": arguments}
+        request = {"job": job, "arguments": arguments}
         (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
         ended = _run_child(folder, timeout_s)
     return Outcome(seconds=time.monotonic() - start, **ended)
@@ -79,20 +72,22 @@ def run_trial(
 def _run_child(folder: Path, timeout_s: float | None) -> dict[str, Any]:
     """Return how the child ended, as fields of an outcome."""
     output, result = folder / _OUTPUT, folder / _RESULT
-    with output.open("wb") as file:
-        process = subprocess.Popen(
+    with (
+        output.open("wb") as file,
+        subprocess.Popen(
             [sys.executable, "-m", "segfit.tuning.trial", str(folder)],
             stdin=subprocess.PIPE,  # never written to: the child reads its end when this process ends
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is this process's to handle, and it kills the child
-        )
-    try:
-        code = process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return {"ok": False, "reason": "timeout", "message": f"not done after {timeout_s:g} s"}
-    finally:
-        _kill(process)
+        ) as process,
+    ):
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return {"ok": False, "reason": "timeout", "message": f"not done after {timeout_s:g} s"}
+        finally:
+            _kill(process.pid)
     if result.exists():
         return dict(json.loads(result.read_text(encoding="utf-8")))
     message = f"ended with exit code {code}"
@@ -107,48 +102,40 @@ def _run_child(folder: Path, timeout_s: float | None) -> dict[str, Any]:
     return {"ok": False, "reason": "crash", "message": message}
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
+def _kill(pid: int) -> None:
     """End a child and the data workers that it started; nothing happens if it has ended."""
-    if process.poll() is None:
-        children: list[psutil.Process] = []
-        with contextlib.suppress(psutil.Error):
-            children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for child in children:
+    with contextlib.suppress(psutil.Error):
+        child = psutil.Process(pid)
+        for process in (*child.children(recursive=True), child):
             with contextlib.suppress(psutil.Error):
-                child.kill()
-        process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
+                process.kill()
 
 
 def main(folder: Path) -> None:
     """Run the job that the request in `folder` names, and write the result beside it."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
-    replace_text(folder / _RESULT, json.dumps(_do(request, folder)))
+    module, _, name = request["job"].partition(":")
+    result: dict[str, Any] = {"ok": False}
+    try:
+        job = getattr(import_module(module), name)
+        values = job(runs.load_config(folder), **request["arguments"])
+        result = {"ok": True, "values": values}
+    except SegFitError as error:
+        result |= {"reason": "input", "message": "\n".join(error.problems)}
+    except Exception as error:
+        from segfit.engine.out_of_memory import is_out_of_memory
+
+        first = str(error).strip().partition("\n")[0]
+        result["message"] = ": ".join(filter(None, (type(error).__name__, first)))
+        result["reason"] = "oom" if is_out_of_memory(error) else "crash"
+    replace_text(folder / _RESULT, json.dumps(result))
 
 
 def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
     os._exit(1)  # at once, whatever the main thread is in
-
-
-def _do(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    module, _, name = request["job"].partition(":")
-    try:
-        job = getattr(import_module(module), name)
-        return {"ok": True, "values": job(runs.load_config(folder), **request["arguments"])}
-    except SegFitError as error:
-        return {"ok": False, "reason": "input", "message": "\n".join(error.problems)}
-    except Exception as error:
-        from segfit.engine.out_of_memory import is_out_of_memory
-
-        reason = "oom" if is_out_of_memory(error) else "crash"
-        first = str(error).strip().partition("\n")[0]
-        message = ": ".join(filter(None, (type(error).__name__, first)))
-        return {"ok": False, "reason": reason, "message": message}
 
 
 if __name__ == "__main__":

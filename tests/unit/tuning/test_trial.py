@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 
-from segfit.tuning import trial
 from segfit.tuning.trial import Outcome, run_trial
 from tests.unit.composing import composed
 
@@ -30,8 +29,7 @@ def planted(monkeypatch, config):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def run(job: str, timeout_s: float | None = 60, **arguments: Any) -> Outcome:
-        monkeypatch.setitem(trial.JOBS, job, f"{JOBS}:{job}")
-        return run_trial(config, job=job, timeout_s=timeout_s, **arguments)
+        return run_trial(config, job=f"{JOBS}:{job}", timeout_s=timeout_s, **arguments)
 
     return run
 
@@ -98,8 +96,8 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 from segfit.tuning import trial
 from tests.unit.composing import composed
-trial.JOBS["hang"] = "tests.unit.tuning.jobs:hang"
-trial.run_trial(composed(), job="hang", timeout_s=None, tell_pids=sys.argv[1])
+job = "tests.unit.tuning.jobs:hang"
+trial.run_trial(composed(), job=job, timeout_s=None, tell_pids=sys.argv[1])
 """
 
 
