@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from segfit.system.monitor import Means, Monitor, Probe, Sample
+from segfit.system.monitor import Means, Probe, Sample
 from segfit.tuning.bench import Bench
 from segfit.tuning.monitor import found, judgement, live_line, watch
 
@@ -33,7 +33,7 @@ def a_bench(folder, progress=lambda *_: None) -> tuple[Bench, list[str]]:
 def test_the_watch_lasts_as_long_as_asked_and_is_written_down(tmp_path):
     told = []
     bench, _ = a_bench(tmp_path, lambda *what: told.append(what))
-    findings = watch(Monitor(0.02, Script(10, 20, 30)), 0.1, bench)
+    findings = watch(Script(10, 20, 30), 0.1, bench, interval=0.02)
     samples = findings.values["samples"]
     assert [sample["utilisation"] for sample in samples[:3]] == [10, 20, 30]
     with (tmp_path / "samples.csv").open() as file:
@@ -55,7 +55,7 @@ def test_ctrl_c_ends_the_watch_and_what_was_seen_is_kept(tmp_path):
         raise KeyboardInterrupt
 
     bench, notices = a_bench(tmp_path, interrupt)
-    findings = watch(Monitor(0.01, Script()), 60.0, bench)
+    findings = watch(Script(), 60.0, bench, interval=0.01)
     assert notices == ["stopped by Ctrl-C: this is what was seen until then."]
     assert findings.values["samples"]
 
