@@ -1,10 +1,10 @@
 """benchmark=loader: how fast batches come, and the smallest setting that outruns the model."""
 
-import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import product
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,14 +12,13 @@ from omegaconf import DictConfig
 
 from segfit.assembly.data import cached_sources, make_train_batches
 from segfit.assembly.task import assembly_of, planning_of
-from segfit.assembly.training import make_training
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cores import available_cores
 from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
-from segfit.tuning.measure import Speed, data_speed, explain_out_of_memory, train_speed
+from segfit.tuning.measure import data_speed, explain_out_of_memory, measure_training
 
 SECONDS = 5.0
 _CACHES = ("none", "disk", "ram")  # from the smallest to what takes most
@@ -73,33 +72,28 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     ways = list(grid(config))
     places = list(dict.fromkeys(way.augmentation for way in ways))
     total = len(places) + len(ways)
+    seconds = config.seconds or SECONDS
     models: dict[str, float] = {}
-    # every build gives the same notices
-    once = Bench(bench.folder, functools.cache(bench.notice), bench.progress)
+    notice = cache(bench.notice)  # every training gives the same
     for done, place in enumerate(places):
         bench.progress(f"the model alone, augmentation={place}", done, total)
         # no worker beside the model: those of the recipe would take its cores while they fill their queues
         alone = changed(config, Fed(place, None, 0, None).change.options)
         with explain_out_of_memory(alone):
-            training = make_training(alone, once.folder, once.notice)
-            speed = train_speed(
-                training,
-                seconds=config.seconds or SECONDS,
-                warmup=config.benchmark.warmup,
-                resident=True,
-            )
-        models[place] = speed.samples_per_second
-        del training
+            warmup = config.benchmark.warmup
+            found = measure_training(alone, seconds=seconds, warmup=warmup, resident=True)
+        for line in found["notices"]:
+            notice(line)
+        models[place] = found["speed"]["samples_per_second"]
     measured: list[Fed] = []
     for done, way in enumerate(ways, start=len(places)):
         bench.progress(way.change.typed, done, total)
         try:
-            speed = _data_speed(changed(config, way.change.options))
+            data = _data_speed(changed(config, way.change.options), seconds)
         except SegFitError as error:
             bench.notice(f"{way.change.typed}: left out, {' '.join(error.problems)}")
             continue
-        model = models[way.augmentation]
-        measured.append(replace(way, data=speed.samples_per_second, model=model))
+        measured.append(replace(way, data=data, model=models[way.augmentation]))
     if not measured:
         raise SegFitError("no setting of the data side could be measured; see the lines above.")
     return _findings(config, measured)
@@ -113,11 +107,11 @@ def grid(config: DictConfig) -> Iterator[Fed]:
             f"benchmark=loader: task={config.task.name} has no data side to measure: {idle['loader.workers']}."
         )
     places = ["none"] if augmentation_of(config) == "none" else ["cpu", "kornia-gpu"]
-    for place in places:
-        for cache in [None] if "data.cache" in idle else asked.caches:
-            for workers in asked.workers or worker_counts(available_cores()):
-                for prefetch in asked.prefetch if workers else [None]:
-                    yield Fed(place, cache, workers, prefetch)
+    caches = [None] if "data.cache" in idle else asked.caches
+    counts = asked.workers or worker_counts(available_cores())
+    for place, cached, workers in product(places, caches, counts):
+        for prefetch in asked.prefetch if workers else [None]:
+            yield Fed(place, cached, workers, prefetch)
 
 
 def worker_counts(cores: int) -> list[int]:
@@ -141,15 +135,15 @@ def choose(measured: Sequence[Fed]) -> Fed:
     )
 
 
-def _data_speed(config: DictConfig) -> Speed:
-    """Return how fast batches come; their workers are gone afterwards."""
+def _data_speed(config: DictConfig, seconds: float) -> float:
+    """Return how many samples come a second; their workers are gone afterwards."""
     device, _ = resolve_device(config.device)
     sources, _ = cached_sources(config, assembly_of(config).make_sources(config))
     workers = config.loader.workers
     batches = make_train_batches(config, sources["train"], device, workers)
     # what workers have ready when the clock starts would count as made in no time
     warmup = 1 + workers * config.loader.prefetch
-    return data_speed(batches, device, seconds=config.seconds or SECONDS, warmup=warmup)
+    return data_speed(batches, device, seconds=seconds, warmup=warmup).samples_per_second
 
 
 def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
@@ -189,25 +183,23 @@ def _headline(best: Fed, device_type: str) -> str:
 
 def figure(measured: Sequence[Fed], title: str) -> Figure:
     """Draw samples per second over workers, a line per way to feed, and what the model takes in."""
-    places = list(dict.fromkeys(fed.augmentation for fed in measured))
-    drawing = Figure(figsize=(4.6 * len(places) + 0.6, 3.8), dpi=100, layout="constrained")
-    top = 1.1 * max(max(fed.data, fed.model) for fed in measured)
-    for index, place in enumerate(places):
-        axes = drawing.add_subplot(1, len(places), index + 1)
+    models = {fed.augmentation: fed.model for fed in measured}
+    drawing = Figure(figsize=(4.6 * len(models) + 0.6, 3.8), dpi=100, layout="constrained")
+    plots = drawing.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, (place, model) in zip(plots, models.items(), strict=True):
         lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for fed in measured:
             if fed.augmentation == place:
                 ahead = f"prefetch {fed.prefetch}" if fed.prefetch else "no workers"
                 lines[f"cache {fed.cache}, {ahead}"].append((fed.workers, fed.data))
-                model = fed.model
         for label, points in lines.items():
             axes.plot(*zip(*points, strict=True), "o-", label=label)
         axes.axhline(model, color="black", linestyle="--", label="the model alone")
         axes.set_xticks(sorted({fed.workers for fed in measured}))
-        axes.set(xlabel="data workers", ylim=(0, top), title=f"augmentation={place}")
+        axes.set(xlabel="data workers", title=f"augmentation={place}")
         axes.spines[["top", "right"]].set_visible(False)
-        if index == 0:
-            axes.set_ylabel("samples per second")
         axes.legend(fontsize=8)
+    plots[0].set_ylabel("samples per second")
+    plots[0].set_ylim(bottom=0)
     drawing.suptitle(title, fontsize=9)
     return drawing

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice, repeat
 from pathlib import Path
@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 from omegaconf import DictConfig
 
@@ -26,10 +25,6 @@ from segfit.errors import SegFitError
 from segfit.system.hardware import peak_memory_gib
 
 LEAST_STEPS = 3  # however slow a step is
-
-_PAUSE, _LONGEST_WAIT = 0.25, 60.0  # seconds between two looks at the data workers, and in all
-_AT_REST = 0.1  # share of a core that all of them together may use
-
 T = TypeVar("T")
 
 
@@ -187,36 +182,21 @@ def windows(fit: Fit) -> Iterator[list[Batch]]:
 
 
 def first_window(fit: Fit) -> list[Batch]:
-    """Return copies of the first update's micro-batches, in the device's memory, once the data workers rest."""
-    window = [{key: value.clone() for key, value in batch.items()} for batch in next(windows(fit))]
-    _wait_for_workers()
-    return window
+    """Return copies of the first update's micro-batches, in the device's memory; the data workers are ended."""
+    return [_kept(batch, fit.train.batches) for batch in next(windows(fit))]  # type: ignore[attr-defined]
 
 
 def first_held_out(fit: Fit) -> Batch:
-    """Return a copy of the first held-out batch, in the device's memory, once the data workers rest."""
-    batch = {key: value.clone() for key, value in next(iter(fit.held_out())).items()}
-    _wait_for_workers()
-    return batch
+    """Return a copy of the first held-out batch, in the device's memory; the data workers are ended."""
+    batches = fit.held_out()
+    return _kept(next(iter(batches)), batches)
 
 
-def _wait_for_workers() -> None:
-    """Wait until this process's children have nothing to do.
-
-    After the first batch persistent workers go on until their queues are full. Beside what is timed they would take
-    cores from a model on the CPU, and from the host that queues the kernels of one on a card.
-    """
-    before, start = -1.0, time.perf_counter()
-    while time.perf_counter() - start < _LONGEST_WAIT:
-        used = 0.0
-        for child in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):  # it has just ended
-                times = child.cpu_times()
-                used += times.user + times.system
-        if used - before < _AT_REST * _PAUSE and before >= 0:
-            return
-        before = used
-        time.sleep(_PAUSE if used else 0)
+def _kept(batch: Batch, batches: Any) -> Batch:
+    # Persistent workers would go on until their queues are full, and beside what is timed take cores from a model on
+    # the CPU, and from the host that queues the kernels of one on a card.
+    batches.loader._iterator = None
+    return {key: value.clone() for key, value in batch.items()}
 
 
 def measure_training(
