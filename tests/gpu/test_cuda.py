@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segfit.data.prefetch import DevicePrefetcher
+from segfit.data.batches import DevicePrefetcher
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.engine.recovery import halve_micro_batch

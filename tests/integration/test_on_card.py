@@ -14,7 +14,7 @@ from torch import Tensor
 
 import segfit.tasks
 from segfit.config.tasks import task_names
-from segfit.data.prefetch import DevicePrefetcher
+from segfit.data.batches import DevicePrefetcher
 from tests.fakes.card import DEVICE, Card, Stream, card
 from tests.fakes.training import TrainingOnCard
 from tests.integration.training import ROOT

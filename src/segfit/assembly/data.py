@@ -11,11 +11,9 @@ from omegaconf import DictConfig
 
 from segfit.assembly.task import Preflight, assembly_of
 from segfit.data.bad_samples import Skipping
-from segfit.data.batches import TrainBatches
+from segfit.data.batches import DevicePrefetcher, GatheringDataset, GatheringLoader, TrainBatches
 from segfit.data.cache import CacheOptions, cache_sources
-from segfit.data.gathering import GatheringDataset, GatheringLoader
 from segfit.data.loader import Loader, LoaderOptions
-from segfit.data.prefetch import DevicePrefetcher
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch.utils.data import Dataset
 
-from segfit.data.collate import Collate
+from segfit.data.batches import Collate
 from segfit.data.worker_deaths import SHARED_MEMORY_FULL, CurrentSamples
 from segfit.errors import SegFitError
 

@@ -1,12 +1,151 @@
-"""Epochs of training batches, as the loop asks for them."""
+"""Samples → batches → the device, and epochs of them as the loop asks for them."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from segfit.data.collate import Batch
-from segfit.data.prefetch import DevicePrefetcher
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, get_worker_info
+
 from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
+from segfit.system.phases import phase
+
+Batch: TypeAlias = dict[str, torch.Tensor]
+Collate: TypeAlias = Callable[[Sequence[Any]], Any]
+Indices: TypeAlias = Sequence[int] | NDArray[np.int64]
+
+
+def stack(tensors: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
+    """Return tensors (…, h, w) as one (B, …, H, W), padded at the bottom and right to the largest of them.
+
+    In a worker, they are written straight into the memory that they are handed over in.
+
+    Args:
+        tensors: of one dtype; tensors of one shape may have any number of dimensions.
+        fill: the value that they are padded with.
+
+    Raises:
+        RuntimeError: in a worker, if shared memory has no room.
+    """
+    sizes = [tuple(tensor.shape) for tensor in tensors]
+    largest = tuple(map(max, *sizes)) if len(sizes) > 1 else sizes[0]
+    stacked = _allocate(tensors[0], (len(tensors), *largest))
+    if len(set(sizes)) == 1:
+        return torch.stack(list(tensors), out=stacked)
+    stacked.fill_(fill)
+    for target, tensor in zip(stacked, tensors, strict=True):
+        target[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
+    return stacked
+
+
+def _allocate(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return an uninitialised tensor; a worker's lies in shared memory.
+
+    torch would copy it there in a thread that hands batches over. Where /dev/shm is full, that thread loses the
+    batch without a message and every process waits without end; here it is an error, and one copy less.
+    """
+    if get_worker_info() is None:
+        return like.new_empty(shape)
+    size = like.element_size() * torch.Size(shape).numel()
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)  # as torch's own does
+    return like.new_empty(0).set_(storage).resize_(shape)
+
+
+@runtime_checkable
+class GatheringDataset(Protocol):
+    """A dataset that makes batches where its data lie, with nothing to read or collate; each depends on its indices alone."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def batch(self, indices: Indices, device: torch.device) -> Batch:
+        """Return some samples as one batch, on the device, or on the host in memory that can be copied from there."""
+
+
+class GatheringLoader:
+    """Yields the batches of a dataset for a device; takes the place of a `Loader`.
+
+    A `batch_sampler` gives the indices of the batches of its epoch; or else `sampler` those of all samples, in order.
+    """
+
+    num_workers = 0
+
+    def __init__(
+        self,
+        samples: GatheringDataset,
+        device: torch.device,
+        *,
+        batch_sampler: EpochSampler | None = None,
+        sampler: Sequence[int] = (),
+        batch_size: int = 1,
+    ) -> None:
+        self.samples, self.device, self.batch_sampler = samples, device, batch_sampler
+        starts = range(0, len(sampler), batch_size)
+        self.batches = [sampler[start : start + batch_size] for start in starts]
+
+    def __len__(self) -> int:
+        return len(self.batches if self.batch_sampler is None else self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        drawn = self.batches if self.batch_sampler is None else self.batch_sampler.draws()
+        for indices in drawn:
+            yield self.samples.batch(indices, self.device)
+
+
+class DevicePrefetcher:
+    """Yields a loader's batches on `device`, one ahead of what the device works on.
+
+    The host queues a step's kernels and asks for the next batch long before they have run; that batch is copied
+    meanwhile, on a stream of its own and from pinned memory.
+
+    Args:
+        loader: gives batches of host tensors.
+        device: where they go; on the CPU they pass through.
+        non_blocking: False makes the host wait for each copy, in the stream that the device works on, for comparison.
+
+    Attributes:
+        wait_seconds: wall-clock time spent waiting for the loader since this was last set to 0.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any] | GatheringLoader,
+        device: torch.device,
+        *,
+        non_blocking: bool = True,
+    ) -> None:
+        self.loader, self.device, self.non_blocking = loader, device, non_blocking
+        self.wait_seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        overlap = self.device.type == "cuda" and self.non_blocking
+        stream = torch.cuda.Stream(self.device) if overlap else None
+        start = time.perf_counter()
+        for batch in self.loader:
+            self.wait_seconds += time.perf_counter() - start
+            with torch.cuda.stream(stream) if stream else nullcontext(), phase("copy"):
+                moved = {
+                    key: one.to(self.device, non_blocking=overlap) for key, one in batch.items()
+                }
+            if stream is not None:
+                current = torch.cuda.current_stream(self.device)
+                # The device, not the host, waits: work that is queued from here on comes after the copy.
+                current.wait_stream(stream)
+                for tensor in moved.values():
+                    # The allocator must not hand this memory to the next copy before `current` is done with it.
+                    tensor.record_stream(current)
+            yield moved
+            start = time.perf_counter()
 
 
 class TrainBatches:

@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch.utils.data import Dataset
 
-from segfit.data.cache_disk import DiskStore
-from segfit.data.cache_ram import RamStore
+from segfit.data.bad_samples import Skipping
+from segfit.data.cache_stores import DiskStore, RamStore
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.preflight import default_cache_dir, spread
-from segfit.data.source import Arrays, Source, SourceView, where
+from segfit.data.source import Arrays, Source, SourceView
 from segfit.errors import SegFitError
 from segfit.system.cores import choose_workers
 
@@ -83,21 +82,22 @@ def cache_sources(
         SegFitError: if a sample cannot be read, or memory or disk have no room or refuse to be written to.
     """
     cached = {split: _cached(source, kind, options) for split, (source, kind) in sources.items()}
-    missing = [(source, source.store.missing()) for source in cached.values()]
+    missing = [
+        (source, indices) for source in cached.values() if (indices := source.store.missing())
+    ]
     total = sum(len(source) for source in cached.values())
     new = sum(len(indices) for _, indices in missing)
     done = total - new
-    unreadable = 0
-    for items in _build(missing, skip=options.skip):
-        done += len(items)
-        unreadable += sum(not item.readable for item in items)
+    for made in _build(missing, skip=options.skip):
+        done += made
         if progress is not None:
             progress(done, total)
+    lost = sum(not source.store.has(index) for source, indices in missing for index in indices)
     size = sum(source.store.nbytes() for source in cached.values()) / 2**20
     place = "of memory" if options.where == "ram" else f"below {options.root}"
-    made = f"{new - unreadable} of them decoded now" if new else "all of them decoded before"
-    made += f", {unreadable} that cannot be read" if unreadable else ""
-    return cached, f"data.cache={options.where}: {total} samples, {made}, {size:.0f} MiB {place}."
+    told = f"{new - lost} of them decoded now" if new else "all of them decoded before"
+    told += f", {lost} that cannot be read" if lost else ""
+    return cached, f"data.cache={options.where}: {total} samples, {told}, {size:.0f} MiB {place}."
 
 
 def _cached(source: Source, kind: str, options: CacheOptions) -> CachedSource:
@@ -113,7 +113,7 @@ def _cached(source: Source, kind: str, options: CacheOptions) -> CachedSource:
 
 def _name(source: Source, index: int, reading: str, versions: str) -> str:
     """Return what a sample is, "-", and the state of its files and of the libraries that decode them."""
-    paths = [path if path.is_absolute() else path.absolute() for path in source.files(index)]
+    paths = [path.absolute() for path in source.files(index)]
     names = [repr(os.fsencode(path)) for path in paths]
     state = [str(_VERSION), versions, *names]
     for path in paths:
@@ -127,63 +127,42 @@ def _digest(size: int, *parts: str) -> str:
     return hashlib.blake2b(text, digest_size=size).hexdigest()
 
 
-class _Item(NamedTuple):
-    number: int
-    arrays: Arrays | None = None  # where the worker cannot store them itself
-    readable: bool = True
-
-
-class _Items(Dataset[_Item]):
+class _Items(SourceView):
     """Reads a source's samples and stores them, in a worker where the store is shared by all processes."""
 
-    def __init__(self, source: CachedSource, *, skip: bool) -> None:
-        self.source, self.store, self.skip = source.source, source.store, skip
+    def __init__(self, source: CachedSource) -> None:
+        super().__init__(source.source)
+        self.store = source.store
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def where(self, index: int) -> str:
-        """Return the files behind a sample, for messages."""
-        return where(self.source, index)
-
-    def __getitem__(self, index: int) -> _Item:
+    def __getitem__(self, index: int) -> tuple[int, Arrays | None]:
+        """Return the index, and the arrays where the worker cannot store them itself."""
         if self.store.has(index):  # another run made it meanwhile
-            return _Item(index)
-        arrays = _read(self.source, index, skip=self.skip)
-        if arrays is None or isinstance(self.store, RamStore):
-            return _Item(index, arrays, readable=arrays is not None)
+            return index, None
+        arrays = self.source.read(index)
+        if isinstance(self.store, RamStore):
+            return index, arrays
         self.store.put(index, arrays)
-        return _Item(index)
+        return index, None
 
 
-def _read(source: Source, index: int, *, skip: bool) -> Arrays | None:
-    """Return a sample's arrays; None where they cannot be read and are to be skipped."""
-    try:
-        return source.read(index)
-    except SegFitError:
-        if not skip:
-            raise
-        return None
-
-
-def _build(
-    missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool
-) -> Iterator[list[_Item]]:
-    """Make what is missing; yield the samples that were made since the last time."""
+def _build(missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool) -> Iterator[int]:
+    """Make what is missing; yield the number of samples that were made since the last time."""
     need = 0  # bytes; a tenth more than a few samples say, for sizes differ
     for source, indices in missing:
-        probes = {indices[place] for place in spread(len(indices), _PROBES)}
-        read = [_read(source.source, index, skip=skip) for index in probes]
-        sizes = [sum(array.nbytes for array in arrays) for arrays in read if arrays is not None]
+        sizes = []
+        for place in spread(len(indices), _PROBES):
+            with contextlib.suppress(SegFitError):  # it is read again
+                arrays = source.source.read(indices[place])
+                sizes.append(sum(array.nbytes for array in arrays))
         need += round(1.1 * sum(sizes) * len(indices) / max(len(sizes), 1))
+    skipping = Skipping(lambda _: None, share=True) if skip else None
     for source, indices in missing:
-        if indices:
-            source.store.check_room(need)
-            workers = choose_workers(None) if len(indices) > _FEW else 0
-            samples, device = _Items(source, skip=skip), torch.device("cpu")
-            options = LoaderOptions(workers, 2, persistent=False)
-            for items in Loader(samples, list, device, options, sampler=indices, batch_size=_BATCH):
-                for item in items:
-                    if item.arrays is not None:
-                        source.store.put(item.number, item.arrays)
-                yield items
+        source.store.check_room(need)
+        workers = choose_workers(None) if len(indices) > _FEW else 0
+        how = LoaderOptions(workers, 2, persistent=False), skipping
+        samples, device = _Items(source), torch.device("cpu")
+        for items in Loader(samples, list, device, *how, sampler=indices, batch_size=_BATCH):
+            for index, arrays in items:
+                if arrays is not None:
+                    source.store.put(index, arrays)
+            yield len(items)

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from segfit.data.bad_samples import GuardedCollate, GuardedDataset, Made, Samples, Skipping
-from segfit.data.collate import Collate
+from segfit.data.batches import Collate
 from segfit.data.worker_deaths import SHARED_MEMORY_FULL, CurrentSamples, explain_dead_workers
 from segfit.errors import SegFitError
 from segfit.system.cores import one_blas_thread

@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 class SourceView:
-    """The samples of another source; a subclass says how they are read."""
+    """The samples of another source; a subclass says how they are read, or as a dataset what is made of them."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -46,6 +46,10 @@ class SourceView:
     def files(self, index: int) -> list[Path]:
         """Return the source's files."""
         return self.source.files(index)
+
+    def where(self, index: int) -> str:
+        """Return the files behind a sample, for messages."""
+        return where(self.source, index)
 
 
 def where(source: Source, index: int) -> str:

@@ -32,7 +32,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return samples as one batch, key by key."""
     import torch
 
-    from segfit.data.collate import stack
+    from segfit.data.batches import stack
 
     return {key: stack([torch.as_tensor(one[key]) for one in samples]) for key in samples[0]}
 

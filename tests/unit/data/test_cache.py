@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch.multiprocessing import get_context
 
-from segfit.data import cache_ram
+from segfit.data import cache_stores
 from segfit.data.cache import CachedSource
-from segfit.data.cache_disk import DiskStore
-from segfit.data.cache_ram import RamStore, SharedTensor
+from segfit.data.cache_stores import DiskStore, RamStore, SharedTensor
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.sampler import EpochSampler
 from segfit.data.shapes import ShapesSource, shapes_sources
@@ -82,7 +81,7 @@ def test_batches_are_the_same_bit_for_bit(tmp_path, where, fit):
 )
 def test_workers_read_it_however_they_are_started(tmp_path, monkeypatch, where, method):
     if where == "tensor":
-        monkeypatch.setattr(cache_ram, "MemoryFile", SharedTensor)
+        monkeypatch.setattr(cache_stores, "MemoryFile", SharedTensor)
         where = "ram"
     sources = shapes_sources(8, 1, 1, resolution=32, data_seed=0)
     cached, _ = cache_sources(sources, options(tmp_path, where))
@@ -162,7 +161,7 @@ def test_drawn_images_are_kept_by_number_and_options(tmp_path):
 
 
 def test_memory_is_taken_in_as_many_blocks_as_it_needs(monkeypatch):
-    monkeypatch.setattr(cache_ram, "_BLOCK", 10_000)
+    monkeypatch.setattr(cache_stores, "_BLOCK", 10_000)
     store = RamStore(5)
     pairs = [(noise(30 + i, 40, 3, seed=i), noise(9, 9 + i, seed=i)) for i in range(5)]
     pairs[3] = (noise(80, 90, 3), noise(80, 90))  # larger than a block

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torch.multiprocessing import get_context
 
-from segfit.data import cache_disk, cache_ram
-from segfit.data.cache_ram import RamStore
+from segfit.data import cache_stores
+from segfit.data.cache_stores import RamStore
 from segfit.data.shapes import ShapesSource, shapes_sources
 from segfit.errors import SegFitError
 from tests.unit.data.caching import cache_sources, counted, decoded, equal, folders, options
@@ -152,7 +152,7 @@ def test_a_file_that_another_run_takes_for_a_killed_writers_is_written_again(tmp
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_disk, "_RESERVE", 1 << 60)
+    monkeypatch.setattr(cache_stores, "_DISK_RESERVE", 1 << 60)
     with pytest.raises(SegFitError, match=r"decoded \(data\.cache=disk\).*data\.cache_dir"):
         cache_sources(folders(tmp_path), options(tmp_path))
     assert not list(tmp_path.glob("decoded/*/*"))
@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
 
 def test_memory_without_room_is_refused_before_and_during(tmp_path, monkeypatch):
     sources = folders(tmp_path)
-    monkeypatch.setattr(cache_ram, "free_memory", lambda: 1 << 29)
+    monkeypatch.setattr(cache_stores, "free_memory", lambda: 1 << 29)
     with pytest.raises(SegFitError, match=r"data\.cache=ram: the samples need about .* 0\.5 GiB"):
         cache_sources(sources, options(tmp_path, "ram"))
     check = RamStore.check_room

@@ -22,7 +22,7 @@ import json, sys
 import numpy as np
 import torch
 from torch import nn
-from segfit.data.cache_ram import RamStore
+from segfit.data.cache_stores import RamStore
 from segfit.engine.compiling import compiled_or_eager
 from segfit.engine.precision import Precision
 from segfit.engine.torchrun import joined

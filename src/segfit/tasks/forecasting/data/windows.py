@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from segfit.data.collate import Batch
-from segfit.data.gathering import Indices
+from segfit.data.batches import Batch, Indices
 from segfit.data.source import Arrays
 from segfit.tasks.forecasting.data.series import LazySeries, Rows, SeriesSet
 

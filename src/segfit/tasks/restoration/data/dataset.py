@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from segfit.data.collate import Batch, stack
+from segfit.data.batches import Batch, stack
 from segfit.data.files import files_by_name
 from segfit.data.images import images_at
 from segfit.data.source import Arrays, Source, read_arrays, where

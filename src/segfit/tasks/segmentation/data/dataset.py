@@ -14,15 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import Dataset
 
-from segfit.data.collate import Batch, stack
+from segfit.data.batches import Batch, stack
 from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
 from segfit.data.images import ImageReader, images_at, resize_image
 from segfit.data.large import LargeImage, is_large
 from segfit.data.sampler import sample_seed
-from segfit.data.source import Source, SourceView, read_arrays, where
+from segfit.data.source import Source, SourceView, read_arrays
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.masks import resize_mask
@@ -48,19 +47,13 @@ class LabelledSource(Source, Protocol):
         """
 
 
-class _FittedDataset(Dataset[Sample]):
+class _Fitted(SourceView):
     def __init__(self, source: Source, size: tuple[int, int], fit: str) -> None:
-        self.source, self.size, self.fit = source, size, fit
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def where(self, index: int) -> str:
-        """Return the files behind an image, for messages."""
-        return where(self.source, index)
+        super().__init__(source)
+        self.size, self.fit = size, fit
 
 
-class TrainDataset(_FittedDataset):
+class TrainDataset(_Fitted):
     """Samples of one size for training.
 
     Args:
@@ -110,7 +103,7 @@ class TrainDataset(_FittedDataset):
         return {"image": image.contiguous(), "mask": mask.contiguous(), "index": index}
 
 
-class EvalDataset(_FittedDataset):
+class EvalDataset(_Fitted):
     """Samples for evaluation: images fitted to `size`, masks at their original size.
 
     Args:
@@ -206,7 +199,7 @@ class PredictDataset(EvalDataset):
         return (self.reader(self.paths[index]),)
 
 
-class FittedSource(SourceView):
+class FittedSource(_Fitted):
     """A `Source` whose images are fitted to one size (h, w) already: fitting them again changes nothing.
 
     With `whole_masks`, masks keep their original size, as `EvalDataset` needs them; else they are fitted too.
@@ -215,8 +208,8 @@ class FittedSource(SourceView):
     def __init__(
         self, source: Source, size: tuple[int, int], fit: str, *, whole_masks: bool = False
     ) -> None:
-        super().__init__(source)
-        self.size, self.fit, self.whole_masks = size, fit, whole_masks
+        super().__init__(source, size, fit)
+        self.whole_masks = whole_masks
 
     def read(self, index: int) -> tuple[Pixels, Pixels]:
         """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8; raises as `read_tensors`."""
@@ -281,10 +274,7 @@ def fit_pair(image: Tensor, mask: Tensor, size: tuple[int, int], fit: str) -> tu
 
 def draw_pixel(mask: Tensor, background: int | None, draw: random.Random) -> list[int] | None:
     """Return row and column of a pixel of a class that is drawn of those in a mask (H, W); None: there is none."""
-    labels = set(mask.flatten().bincount().nonzero().flatten().tolist()) - {
-        background,
-        IGNORE_INDEX,
-    }
+    labels = {*mask.flatten().bincount().nonzero()[:, 0].tolist()} - {background, IGNORE_INDEX}
     if not labels:
         return None
     places = (mask == draw.choice(sorted(labels))).nonzero()
