@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from segfit.errors import SegFitError
@@ -58,6 +58,8 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
 _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA = 262, 274, 277, 338  # tags of TIFF 6.0
 _ALPHA = ((1,), (2,))  # what TIFF's tag ExtraSamples calls transparency
+# Pillow's raw mode of grey values of 2 and 4 bits, but for its letters → what it multiplies them by
+_SHALLOW = {"2": 85, "4": 17}
 
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda a: a[:, ::-1],
@@ -84,58 +86,76 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
 
     Args:
         path: its suffix is one of `IMAGE_SUFFIXES`.
-        mode: "rgb" may make RGB of a grey JPEG file.
+        mode: "rgb" may make RGB of a grey JPEG file; "index" leaves palettes and few bits as the numbers that they are.
         bands: every band is wanted, and pages of a TIFF that have one each are the bands of one image.
 
     Raises:
         SegFitError: if the file is unreadable, truncated or unreasonably large.
     """
-    suffix = path.suffix.lower()
-    volume = real_file(path)
-    if volume != path:
-        with reading(volume):
+    suffix, volume = path.suffix.lower(), real_file(path)
+    with reading(volume):
+        if volume != path:
             axis, place = "xyz".index(path.name[0]), int(path.name[1:])
             return Values(np.take(_volume(volume, volume.stat().st_mtime_ns), place, axis))
-    if is_array(path, bands=bands):
-        with reading(path):
-            return _read_tiff(path, pages=bands) if suffix in _TIFF else Values(_read_array(path))
-    with open_image(path) as image:
-        frames = count_frames(image)
-        values = _values(image, path, fast=mode == "rgb" and not bands)
-        alpha = values.ndim == 3 and values.shape[2] in (2, 4)
-        values, orientation = upright(values, image)
-        return Values(values, alpha, orientation, frames)
+        if suffix in ARRAY_SUFFIXES:
+            return Values(_read_array(path))
+        if suffix in _TIFF and (bands or _beyond_pillow(path)):
+            return _read_tiff(path, pages=bands)
+        with Image.open(path, formats=_FORMATS) as image:
+            # What phones append to a JPEG, a preview or a depth map, is no frame.
+            frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+            if mode == "index":
+                values = _indices(image, path)
+            else:
+                values = _values(image, path, fast=mode == "rgb" and not bands)
+            alpha = values.ndim == 3 and values.shape[2] in (2, 4)
+            return _upright(values, alpha, image.getexif().get(_ORIENTATION, 1), frames)
 
 
-def is_array(path: Path, *, bands: bool = False) -> bool:
-    """Say whether a file is none that Pillow reads whole: no picture, or a TIFF with more bands or another depth."""
-    suffix = path.suffix.lower()
-    if real_file(path) != path:
+def _beyond_pillow(path: Path) -> bool:
+    """Say whether a TIFF has more bands than Pillow reads, or another depth."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            tags = getattr(image, "tag_v2", {})
+            samples = tags.get(_SAMPLES, len(image.getbands()))
+            return samples != len(image.getbands()) or 0 in tags.get(_EXTRA, ())
+    except UnidentifiedImageError:
         return True
-    if suffix not in _TIFF or bands:
-        return suffix in (*ARRAY_SUFFIXES, *_TIFF)
-    with reading(path):
-        try:
-            with Image.open(path, formats=_FORMATS) as image:
-                tags = getattr(image, "tag_v2", {})
-                samples = tags.get(_SAMPLES, len(image.getbands()))
-                return samples != len(image.getbands()) or 0 in tags.get(_EXTRA, ())
-        except UnidentifiedImageError:
-            return True
+
+
+def _indices(image: Image.Image, path: Path) -> NDArray[Any]:
+    """Return (H, W) or (H, W, C) as the file's numbers, not yet upright."""
+    mode, raw = image.mode, _raw_mode(image)
+    if mode not in ("1", "L", "P", "F", "I") and not mode.startswith("I;16"):
+        if ";16" in raw:  # Pillow keeps the upper 8 bits alone: every index would be 0
+            raise SegFitError(
+                f"{path}: class indices of 16 bits cannot have colours or transparency. Save it as an 8-bit grey PNG."
+            )
+        if mode not in ("LA", "PA", "RGB", "RGBA"):
+            raise SegFitError(
+                f"{path}: class indices cannot be of mode {mode}. Save it as an 8-bit grey PNG."
+            )
+    values = np.asarray(image, np.uint8 if mode == "1" else None)
+    if mode == "L":
+        # Pillow turns what is white at zero, and stretches few bits to 0 … 255.
+        packing = raw.partition(";")[2]
+        values = 255 - values if "I" in packing else values
+        values = values // np.uint8(_SHALLOW.get(packing.strip("IR"), 1))
+    return values
 
 
 def _values(image: Image.Image, path: Path, *, fast: bool) -> NDArray[Any]:
     """Return (H, W), or (H, W, C) with two channels or four where there is transparency, not yet upright."""
     plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
     # torchcodec turns pictures by their EXIF orientation, the others do not.
-    plain_jpeg = plain_jpeg and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    plain_jpeg = plain_jpeg and image.getexif().get(_ORIENTATION, 1) == 1
     # Pillow reads a large file piece by piece, and stops where the picture ends.
     plain_jpeg = plain_jpeg and path.stat().st_size < 4 * image.width * image.height + 2**24
     if fast and plain_jpeg and _decode_jpeg is not None:
         # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
         data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
         return _decode_jpeg(data).permute(1, 2, 0).numpy()
-    raw = raw_mode(image)
+    raw = _raw_mode(image)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         # Pillow turns what is white at zero for 8 bits alone.
@@ -169,7 +189,7 @@ def _deep_colors(image: Any, path: Path, raw: str) -> NDArray[Any]:
         return deep
 
 
-def raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: Image.Image) -> str:
     """Return Pillow's name of how a file that is not loaded yet packs its pixels, "" where there is none."""
     arguments = image.tile[0][3] if isinstance(image, ImageFile) and image.tile else None
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -232,8 +252,7 @@ def _read_tiff(path: Path, *, pages: bool) -> Values:
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
         alpha = values.ndim == 3 and tuple(page.extrasamples) in _ALPHA
-        orientation = int(page.tags.valueof(_ORIENTATION, 1))
-        return Values(_turned(values, orientation), alpha, orientation, frames)
+        return _upright(values, alpha, page.tags.valueof(_ORIENTATION, 1), frames)
 
 
 def _check_size(shape: tuple[int, ...]) -> None:
@@ -242,20 +261,13 @@ def _check_size(shape: tuple[int, ...]) -> None:
         raise Image.DecompressionBombError
 
 
-def upright(pixels: NDArray[Any], image: Image.Image) -> tuple[NDArray[Any], int]:
-    """Return the pixels (H, W, …) of an image as its EXIF orientation says, and that (1-8); 1: none."""
-    orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return _turned(pixels, orientation), orientation if orientation in _UPRIGHT else 1
-
-
-def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+def _upright(values: NDArray[Any], alpha: bool, orientation: int, frames: int) -> Values:
     turn = _UPRIGHT.get(orientation)
-    return turn(pixels) if turn else pixels
-
-
-def count_frames(image: Image.Image) -> int:
-    """Return the frames of an open file. What phones append to a JPEG, a preview or a depth map, is none."""
-    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    return (
+        Values(turn(values), alpha, orientation, frames)
+        if turn
+        else Values(values, alpha, 1, frames)
+    )
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,19 +83,17 @@ class ImageReader:
                 )
             elif self.mode == "gray":
                 values = luminance(values)
-        pixels = self._scale(values)
+        if self.bands and self.percentiles:
+            each = [scale(values[..., i], self.percentiles) for i in range(values.shape[2])]
+            pixels = np.stack(each, axis=2)
+        else:
+            pixels = scale(values, self.percentiles, self.value_range)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         pixels = np.ascontiguousarray(pixels)
         if min(pixels.strides) < 0:  # a mirrored side of one pixel is contiguous, but not for torch
             pixels = pixels.copy()
         return Decoded(pixels, found.orientation, found.frames, values, alpha)
-
-    def _scale(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        if self.bands and self.percentiles:
-            each = [scale(values[..., i], self.percentiles) for i in range(values.shape[2])]
-            return np.stack(each, axis=2)
-        return scale(values, self.percentiles, self.value_range)
 
 
 def look(decoded: Decoded) -> tuple[str, float, float]:
@@ -106,29 +107,23 @@ def look(decoded: Decoded) -> tuple[str, float, float]:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     channels = values.shape[2] if values.ndim == 3 else 1
     rows, shades = values.reshape(-1, channels), pixels.reshape(-1, pixels.shape[2])[:, :channels]
-    kind = ""
     for step in (1 + len(rows) // _LOOKED_AT, 1):
         some, left = rows[::step], shades[::step]
         kind = ""
         if int((left.max(0) - left.min(0)).max()) < _FEW:
             kind = "flat" if (some != some[0]).any() else "blank"
         elif values.dtype != np.uint8:
-            count, before = (max(map(_distinct, each.T)) for each in (left, some))
+            count, before = (max(len(np.unique(band)) for band in each.T) for each in (left, some))
             kind = "flat" if count < _SOME and before > 3 * count else ""
         if not kind:  # else what is small may have been missed
             break
     inner = finite[(finite != low) & (finite != high)] if kind == "flat" else finite
     if values.dtype.kind == "f" and inner.size and high / 3 - low / 3 > np.ptp(inner) > 0:
-        return (
-            kind,
+        low, high = (
             float(inner.min()),
             float(inner.max()),
         )  # what stands for "no data" took all the range
     return kind, low, high
-
-
-def _distinct(values: NDArray[Any]) -> int:
-    return len(np.unique(values))
 
 
 def luminance(values: NDArray[Any]) -> NDArray[Any]:
@@ -198,17 +193,14 @@ def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[st
         SegFitError: if there is no image.
     """
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    others = [
-        file.suffix or file.name for file in files if file.suffix.lower() not in IMAGE_SUFFIXES
-    ]
-    kinds = some(sorted(set(others)))
+    others = [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
+    kinds = some(sorted({file.suffix or file.name for file in others}))
     if not images:
         held = f"; it holds files of type {kinds}" if others else ""
         known = " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
         raise SegFitError(f"{place}: no image in it ({known}){held}.")
-    return images, [
-        f"{place}: {len(others)} files are no images ({kinds}) and are not read."
-    ] * bool(others)
+    notice = f"{place}: {len(others)} files are no images ({kinds}) and are not read."
+    return images, [notice] if others else []
 
 
 def images_at(given: str | Path) -> tuple[list[Path], Path, list[str]]:
@@ -233,3 +225,39 @@ def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     return interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+@contextmanager
+def folder_of(images: Sequence[Any]) -> Iterator[str]:
+    """Yield a folder of images in their order: paths (as links), PIL images, or arrays `(H, W, 3)` or `(H, W)`.
+
+    Raises a SegFitError if one is none of these; what is raised meanwhile names the files that were given.
+    """
+    with TemporaryDirectory(prefix="segfit-") as folder:
+        given: dict[str, str] = {}
+        for number, image in enumerate(images):
+            place = Path(folder, f"{number:08}.tif")
+            try:
+                if isinstance(image, (str, os.PathLike)):
+                    path = Path(image).expanduser().absolute()
+                    if path.suffix.lower() not in IMAGE_SUFFIXES:
+                        raise ValueError(f"{path}: its name does not end as an image's")
+                    place = Path(folder, f"{number:08}-{path.name}")
+                    place.symlink_to(path)
+                    given[str(place)] = str(path)
+                elif isinstance(image, Image.Image):
+                    image.save(place, exif=image.getexif())
+                else:
+                    Image.fromarray(np.asarray(image)).save(place)
+            except (TypeError, ValueError, KeyError, OSError) as error:
+                raise SegFitError(
+                    f"image {number}: {type(image).__name__} is no picture ({error}). Give a path, a PIL image, or an array "
+                    "(H, W, 3) or (H, W) of uint8."
+                ) from error
+        try:
+            yield folder
+        except SegFitError as error:
+            texts = error.problems
+            for copied, named in given.items():
+                texts = [text.replace(copied, named) for text in texts]
+            raise SegFitError(texts) from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from segfit.data.inputs import folder_of
+from segfit.data.images import folder_of
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from segfit.data.inputs import folder_of
+from segfit.data.images import folder_of
 from segfit.data.large import is_large
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Task

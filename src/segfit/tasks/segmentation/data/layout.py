@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,13 @@ from segfit.tasks.segmentation.data.masks import (
     find_parts,
     image_key,
 )
-from segfit.tasks.segmentation.data.polygons import OUTLINES, OutlineMasks, read_coco
-from segfit.tasks.segmentation.data.rle import RleMasks, read_table, table_id
+from segfit.tasks.segmentation.data.painted import (
+    OUTLINES,
+    PaintedMasks,
+    read_coco,
+    read_table,
+    table_id,
+)
 
 _LOSSY = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
 
@@ -120,7 +125,7 @@ def list_pairs(
         unused = sorted(images.keys() - used)
         notices += _unused(image_folder, f"of {len(images)} images", unused, "are in no list")
         images = {name: images[name] for name in sorted(used)}
-    listing = _PAIR[naming.mask_format](images, mask_path, class_names, naming)
+    listing = _pair(images, mask_path, class_names, naming)
     listing.problems[:0], listing.notices[:0], listing.parts = problems, notices, parts
     if parts is not None and not listing.images.keys() & parts.get("test", []):
         for name in parts.pop("test", []):  # competitions keep the masks of their test images
@@ -205,81 +210,61 @@ def _unused(place: Path, what: str, unused: Sequence[str], why: str = "have no i
     return [f"{place}: {len(unused)} {what} {why} and are not used: {some(unused)}."] * bool(unused)
 
 
-def _pair_files(
-    images: Mapping[str, Path], folder: Path, _: Sequence[str], naming: Naming
+def _pair(
+    images: Mapping[str, Path], place: Path, class_names: Sequence[str], naming: Naming
 ) -> Listing:
+    """Return the images that have a mask of the form that `naming` says, and what reads it."""
+    form, problems, notices = naming.mask_format, list[str](), list[str]()
+    keys = {name: name for name in images}  # image → what its mask is called in `found`
+    found: Mapping[str, Any]
+    shown: dict[str, str] = {}
+    if form == "png":
+        found, problems = _mask_files(images, place, naming)
+        what, shown = "masks", {k: one.relative_to(place).as_posix() for k, one in found.items()}
+    elif form == "parts":
+        found, notices = find_parts(place, class_names)
+        keys = {name: image_key(name.rsplit("/", 1)[-1]) for name in images}
+        what = "sets of parts"
+    elif form == "rle":
+        found, what = read_table(place, class_names), "ids"
+        keys = {name: next((i for i in table_id(name) if i in found), "") for name in images}
+    elif form == "coco":
+        found, what = read_coco(place, class_names), "outlined images"
+        # By the whole name, or by that of the file alone where it is one file's.
+        alone = {key.rsplit("/", 1)[-1]: key for key in found}
+        alone = alone if len(alone) == len(found) else {}
+        keys = {n: n if n in found else alone.get(n.rsplit("/", 1)[-1], "") for n in images}
+    else:
+        found, problems = files_by_name(list_files(place, OUTLINES[form]), place)
+        what = "outlined images"
+    paired: Any = {name: found[key] for name, key in keys.items() if key in found}
+    unused = sorted(shown.get(key, key) for key in found.keys() - set(keys.values()))
+    notices += _unused(place, f"of {len(found)} {what}", unused)
+    if form in OUTLINES:
+        notices.append(
+            f"{place}: where outlines overlap, later ones are painted over earlier ones."
+        )
+    masks: MaskReader
+    if form in ("png", "parts"):
+        masks = FolderMasks(paired) if form == "png" else PartMasks(paired)
+    else:
+        masks = PaintedMasks(form, class_names, place, paired)
+    return Listing({name: images[name] for name in paired}, masks, problems, notices)
+
+
+def _mask_files(
+    images: Mapping[str, Path], folder: Path, naming: Naming
+) -> tuple[dict[str, Path], list[str]]:
+    """Return name → mask file, and what is wrong with them."""
     files = list_files(folder, ())
     kinds = {file.suffix for file in files if file.suffix.lower() not in MASK_SUFFIXES}
-    files = [file for file in files if file.suffix not in kinds]
-    files = with_slices(files, naming.slice_axis)
+    files = with_slices([file for file in files if file.suffix not in kinds], naming.slice_axis)
     masks, problems = files_by_name(files, folder, partial(_name, template=naming.mask_name))
-    paired = {name: path for name, path in images.items() if name in masks}
-    unused = [masks[n].relative_to(folder).as_posix() for n in sorted(masks.keys() - images.keys())]
     beside = next(iter(images.values())).is_relative_to(folder)
-    if len(paired) < len(images) and kinds and not beside:
+    if kinds and images.keys() - masks.keys() and not beside:
         lossy = ", since JPEG changes indices" * any(kind.lower() in _LOSSY for kind in kinds)
         problems.append(
             f"{folder}: files of type {some(sorted(kinds))} are no masks: masks must be "
             f"{' '.join(s[1:] for s in MASK_SUFFIXES)}{lossy}."
         )
-    notices = _unused(folder, f"of {len(masks)} masks", unused)
-    return Listing(paired, FolderMasks({n: masks[n] for n in paired}), problems, notices)
-
-
-def _pair_parts(
-    images: Mapping[str, Path], folder: Path, class_names: Sequence[str], *_: Any
-) -> Listing:
-    found, others = find_parts(list_files(folder, MASK_SUFFIXES), class_names)
-    keys = {name: image_key(name.rsplit("/", 1)[-1]) for name in images}
-    paired = {name: path for name, path in images.items() if keys[name] in found}
-    notices = []
-    if others:
-        names = [f"{part} ({count} files)" for part, count in sorted(others.items())]
-        notices.append(
-            f"{folder}: parts that are none of data.class_names count as "
-            f"{class_names[0]}: {some(names, 20)}."
-        )
-    unused = sorted(found.keys() - set(keys.values()))
-    notices += _unused(folder, f"of {len(found)} sets of parts", unused)
-    return Listing(paired, PartMasks({n: found[keys[n]] for n in paired}), [], notices)
-
-
-def _pair_rows(
-    images: Mapping[str, Path], path: Path, class_names: Sequence[str], *_: Any
-) -> Listing:
-    table = read_table(path, class_names)
-    ids = {name: next((i for i in table_id(name) if i in table), "") for name in images}
-    rows = {name: (key, table[key]) for name, key in ids.items() if key}
-    unused = sorted(table.keys() - set(ids.values()))
-    notices = _unused(path, f"of {len(table)} ids", unused)
-    return Listing({name: images[name] for name in rows}, RleMasks(path, rows), [], notices)
-
-
-def _pair_outlines(
-    images: Mapping[str, Path], path: Path, class_names: Sequence[str], naming: Naming
-) -> Listing:
-    form, coco, problems = naming.mask_format, {}, list[str]()
-    if form == "coco":
-        found = read_coco(path, class_names)
-        # By the whole name, or by that of the file alone where it is one file's.
-        alone = {key.rsplit("/", 1)[-1]: key for key in found}
-        alone = alone if len(alone) == len(found) else {}
-        keys = {n: n if n in found else alone.get(n.rsplit("/", 1)[-1], "") for n in images}
-        coco = {name: found[key] for name, key in keys.items() if key in found}
-        files, unused = dict.fromkeys(coco, path), sorted(found.keys() - set(keys.values()))
-    else:
-        files, problems = files_by_name(list_files(path, OUTLINES[form]), path)
-        unused = sorted(files.keys() - images.keys())
-    paired = {name: image for name, image in images.items() if name in files}
-    masks = OutlineMasks(form, {name: files[name] for name in paired}, class_names, coco)
-    notices = _unused(path, "outlined images", unused)
-    notices.append(f"{path}: where outlines overlap, later ones are painted over earlier ones.")
-    return Listing(paired, masks, problems, notices)
-
-
-_PAIR: dict[str, Callable[..., Listing]] = {
-    "png": _pair_files,
-    "parts": _pair_parts,
-    "rle": _pair_rows,
-    **dict.fromkeys(OUTLINES, _pair_outlines),
-}
+    return masks, problems

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,26 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn.functional import interpolate
 
-from segfit.data.formats import (
-    ARRAY_SUFFIXES,
-    count_frames,
-    is_array,
-    open_image,
-    raw_mode,
-    read_values,
-    upright,
-)
+from segfit.data.files import list_files, some
+from segfit.data.formats import ARRAY_SUFFIXES, open_image, read_values
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", *ARRAY_SUFFIXES)
 UNKNOWN = -1
 MOST_SIDES = 33  # pixels
-# Pillow's raw mode of grey values of 2 and 4 bits, but for its letters → what it multiplies them by
-_SHALLOW = {"2": 85, "4": 17}
 
 
 class MaskReader(ABC):
@@ -61,71 +52,44 @@ def read_index_mask(path: Path) -> NDArray[Any]:
     Raises:
         SegFitError: if the file is unreadable, coloured, or holds several frames: then no value is an index.
     """
-    if is_array(path):
-        values = read_values(path).values
-        return _whole(values[..., 0] if values.shape[2:] == (1,) else values, path)
-    with open_image(path) as image:
-        _check_frames(count_frames(image), path)
-        return np.ascontiguousarray(upright(_values(image, path), image)[0])
+    values = _read(path, "index")
+    if values.shape[2:] == (3,) and (values != values[..., :1]).any():
+        colors = np.unique(values.reshape(-1, 3), axis=0).tolist()
+        raise SegFitError(
+            f"{path}: a colour picture ({len(colors)} colours), not a mask of class indices. Save one index a pixel: an 8-bit "
+            f"grey or palette PNG. Or list the colours in the order of the classes: 'data.colors={colors[:8]}'."
+        )
+    if values.shape[2:] not in ((), (1,), (3,)):
+        raise SegFitError(
+            f"{path}: holds {values.shape[2]} bands; a mask has one whole number a pixel."
+        )
+    values = values.reshape(*values.shape[:2], -1)[..., 0]
+    if values.dtype.kind in "bf":
+        if (np.rint(values) != values).any():  # not-a-number always is
+            raise SegFitError(
+                f"{path}: holds numbers that are not whole; a mask has one whole number a pixel."
+            )
+        values = values.astype(np.int64)
+    return np.ascontiguousarray(values)
 
 
 def read_color_mask(path: Path) -> NDArray[np.int64]:
     """Return the colours (H, W) of a mask file as 0xRRGGBB; transparency is dropped. Raises as `read_index_mask`."""
-    values, alpha, _, frames = read_values(path)
-    _check_frames(frames, path)
-    rgb = np.atleast_3d(values)[..., : -1 if alpha else None]
+    rgb = np.atleast_3d(_read(path, "rgb"))
     if rgb.dtype != np.uint8 or rgb.shape[2] not in (1, 3):
         raise SegFitError(f"{path}: data.colors needs masks of 8 bits, grey or RGB.")
     codes: NDArray[np.int64] = np.broadcast_to(rgb, (*rgb.shape[:2], 3)) @ [2**16, 2**8, 1]
     return codes
 
 
-def _check_frames(frames: int, path: Path) -> None:
+def _read(path: Path, mode: str) -> NDArray[Any]:
+    """Return what a file holds besides transparency, (H, W) or (H, W, C)."""
+    values, alpha, _, frames = read_values(path, mode)
     if frames > 1:
         raise SegFitError(
             f"{path}: holds {frames} frames; a mask has one. Save the right one as an 8-bit grey PNG."
         )
-
-
-def _values(image: Image.Image, path: Path) -> NDArray[Any]:
-    """Return the values (H, W) of an open mask file, not yet upright."""
-    mode, raw = image.mode, raw_mode(image)
-    if mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if mode == "L":
-        packing = raw.partition(";")[2]
-        values = np.asarray(image)
-        # Pillow turns what is white at zero, and stretches few bits to 0 … 255.
-        values = 255 - values if "I" in packing else values
-        return values // np.uint8(_SHALLOW.get(packing.strip("IR"), 1))
-    if mode == "F":
-        return _whole(np.asarray(image), path)
-    if mode in ("P", "I") or mode.startswith("I;16"):
-        return np.asarray(image)
-    if ";16" in raw:  # Pillow keeps the upper 8 bits alone: every index would be 0
-        raise SegFitError(
-            f"{path}: a mask of 16 bits cannot have colours or transparency. Save it as an 8-bit grey PNG."
-        )
-    if mode in ("LA", "PA"):
-        return np.asarray(image)[..., 0]
-    if mode in ("RGB", "RGBA"):
-        values = np.asarray(image)[..., :3]
-        if (values == values[..., :1]).all():
-            return values[..., 0]
-        colors = np.unique(values.reshape(-1, 3), axis=0).tolist()
-        raise SegFitError(
-            f"{path}: a colour picture ({len(colors)} colours), not a mask of class indices. Save one index a pixel: an 8-bit "
-            f"grey or palette PNG. Or list the colours in the order of the classes: 'data.colors={colors[:8]}'."
-        )
-    raise SegFitError(f"{path}: a mask cannot be of mode {mode}. Save it as an 8-bit grey PNG.")
-
-
-def _whole(values: NDArray[Any], path: Path) -> NDArray[Any]:
-    """Return the values (H, W) of a mask as integers."""
-    if values.ndim == 2 and (np.rint(values) == values).all():  # not-a-number never is
-        return values.astype(np.int64)
-    what = "numbers that are not whole" if values.ndim == 2 else f"{values.shape[2]} bands"
-    raise SegFitError(f"{path}: holds {what}; a mask has one whole number a pixel.")
+    return values[..., :-1] if alpha else values
 
 
 @dataclass(frozen=True)
@@ -145,16 +109,12 @@ class FolderMasks(MaskReader):
 
     def palette(self, name: str, values: NDArray[Any]) -> list[list[int]]:
         """Return the colours of a palette file, unless they are the greys that indices look like by themselves."""
-        if self.colors or is_array(self.paths[name]):
-            return []
-        with open_image(self.paths[name]) as image:
-            colors = image.getpalette() if image.mode == "P" else None
-        colors = colors or []
-        found = [
-            [i, *colors[3 * i : 3 * i + 3]]
-            for i in np.unique(values).tolist()[:64]
-            if 3 * i < len(colors)
-        ]
+        colors: list[int] = []
+        if not self.colors and self.paths[name].suffix.lower() in MASK_SUFFIXES[:4]:
+            with suppress(SegFitError), open_image(self.paths[name]) as image:
+                colors = image.getpalette() or []
+        present = [i for i in np.unique(values).tolist()[:64] if 0 <= 3 * i < len(colors)]
+        found = [[i, *colors[3 * i : 3 * i + 3]] for i in present]
         return [] if all(entry[1:] == entry[:1] * 3 for entry in found) else found
 
 
@@ -199,9 +159,9 @@ def image_key(stem: str) -> str:
 
 
 def find_parts(
-    files: Iterable[Path], class_names: Sequence[str]
-) -> tuple[dict[str, list[tuple[int, Path]]], Counter[str]]:
-    """Return image key → (class index, file), and part name → number of files of parts that are no class.
+    folder: Path, class_names: Sequence[str]
+) -> tuple[dict[str, list[tuple[int, Path]]], list[str]]:
+    """Return image key → (class index, file), and a notice if there are parts that are no class.
 
     Class 0 is the background and has no files.
     """
@@ -210,12 +170,14 @@ def find_parts(
     labels = {name: label for label, name in enumerate(class_names[1:], 1)}
     # The shortest image: "00000_l_eye" is part l_eye, not part eye of image 00000_l.
     pattern = re.compile(rf"(.*?)_({'|'.join(map(re.escape, labels))})", re.DOTALL)
-    for path in sorted(files):
+    for path in list_files(folder, MASK_SUFFIXES):
         if match := pattern.fullmatch(path.stem):
             found.setdefault(image_key(match[1]), []).append((labels[match[2]], path))
         else:
             others[path.stem.partition("_")[2] or path.stem] += 1
-    return {key: sorted(parts) for key, parts in found.items()}, others
+    names = [f"{part} ({count} files)" for part, count in sorted(others.items())]
+    notice = f"{folder}: parts that are none of data.class_names count as {class_names[0]}: {some(names, 20)}."
+    return {key: sorted(parts) for key, parts in found.items()}, [notice] if others else []
 
 
 class ValueMap:

@@ -6,7 +6,7 @@ from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.folder import folder_sources
-from segfit.tasks.segmentation.data.rle import table_id
+from segfit.tasks.segmentation.data.painted import table_id
 from tests.contracts.source_contract import LabelledSourceContract
 from tests.unit.data.files import noise, save
 
