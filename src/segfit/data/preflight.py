@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+from contextlib import closing, suppress
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from segfit.data.source import Source
 from segfit.system.cores import available_cores
@@ -19,6 +19,9 @@ SAMPLE = 100  # samples of each split that check="sample" opens
 # Part of every key: raise it when a report holds something new, and old ones are forgotten.
 _VERSION = 4
 _CHUNK = 256  # samples between two saves of reports
+_TABLE = "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
+_KNOWN = "SELECT key, report FROM reports WHERE key = ?"
+_REMEMBER = "INSERT OR REPLACE INTO reports VALUES (?, ?)"
 
 Progress = Callable[[int, int], None]
 
@@ -55,19 +58,18 @@ def inspect_sources(
         for index in spread(len(source), len(source) if check == "full" else SAMPLE)
     ]
     keys = {item: _key(sources[item[0]], item[1]) for item in items}
-    # Threads: decoders release the interpreter's lock.
+    ask = partial(_remembered, (cache_dir or default_cache_dir()) / "preflight.sqlite3", notice)
+    known = dict(ask(_KNOWN, [(key,) for key in keys.values() if key]))
+    reports = {item: known[key] for item, key in keys.items() if key in known}
+    new = [item for item in items if item not in reports]
     _content.cache_clear()  # files may have changed since
-    threads = ThreadPoolExecutor(min(32, max(2, available_cores())))
-    with closing(ReportCache(cache_dir or default_cache_dir(), notice)) as cache, threads as pool:
-        known = cache.get(key for key in keys.values() if key)
-        reports = {item: known[key] for item, key in keys.items() if key in known}
-        new = [item for item in items if item not in reports]
+    # Threads: decoders release the interpreter's lock.
+    with ThreadPoolExecutor(min(32, max(2, available_cores()))) as pool:
         for start in range(0, len(new), _CHUNK):
             chunk = new[start : start + _CHUNK]
             texts = pool.map(lambda item: _look(sources[item[0]], item[1]), chunk)
-            found = dict(zip(chunk, texts, strict=True))
-            reports.update(found)
-            cache.put({key: report for item, report in found.items() if (key := keys[item])})
+            reports.update(zip(chunk, texts, strict=True))
+            ask(_REMEMBER, [(keys[item], reports[item]) for item in chunk if keys[item]])
             if progress is not None:
                 progress(len(reports), len(items))
     found_in: dict[str, list[tuple[int, str]]] = {split: [] for split in sources}
@@ -119,69 +121,31 @@ def _key(source: Inspectable, index: int) -> bytes:
             stat = file.stat()
         except OSError:
             return b""
-        path = os.fsencode(file if file.is_absolute() else file.absolute())
-        digest.update(path + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        digest.update(
+            os.fsencode(file.absolute()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode()
+        )
     return digest.digest()
 
 
-class ReportCache:
-    """Reports by key in an SQLite file, which several runs may share.
+def _remembered(
+    path: Path, notice: Callable[[str], None], query: str, rows: Sequence[tuple[Any, ...]]
+) -> list[tuple[bytes, str]]:
+    """Return what a query finds for rows of values in the SQLite file of reports, which several runs may share.
 
-    A damaged file is replaced. A cache that cannot be read or written (no space, no rights) remembers nothing, and is
-    never an error.
-
-    Args:
-        folder: where `preflight.sqlite3` lies; made if need be.
-        notice: called with a line if the file was damaged.
+    What it writes is safe from a kill once this returns. A damaged file is replaced, with a notice. One that cannot be read
+    or written (no space, no rights) remembers nothing, and is never an error.
     """
-
-    def __init__(self, folder: Path, notice: Callable[[str], None]) -> None:
-        self.path, self.notice = folder / "preflight.sqlite3", notice
-        self.connection: sqlite3.Connection | None = None
-        with self._forgiving():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._open()
-
-    def get(self, keys: Iterable[bytes]) -> dict[bytes, str]:
-        """Return the reports that are known."""
-        found: dict[bytes, str] = {}
-        with self._forgiving():
-            if self.connection is not None:
-                query = "SELECT key, report FROM reports WHERE key = ?"
-                for key in keys:
-                    found.update(self.connection.execute(query, (key,)))
-        return found
-
-    def put(self, reports: Mapping[bytes, str]) -> None:
-        """Remember reports; they are safe from a kill once this returns."""
-        with self._forgiving():
-            if self.connection is not None:
-                with self.connection:
-                    query = "INSERT OR REPLACE INTO reports VALUES (?, ?)"
-                    self.connection.executemany(query, list(reports.items()))
-
-    def close(self) -> None:
-        """Close the file."""
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
-
-    def _open(self) -> None:
-        self.connection = sqlite3.connect(self.path, timeout=10)
-        self.connection.execute(
-            "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
-        )
-
-    @contextmanager
-    def _forgiving(self) -> Iterator[None]:
+    for _ in range(2):
         try:
-            yield
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(path, timeout=10)) as database, database:
+                database.execute(_TABLE)
+                return [found for row in rows for found in database.execute(query, row)]
         except (sqlite3.Error, OSError) as error:
-            self.close()
             if type(error) is not sqlite3.DatabaseError:  # but a subclass: no space, no rights
-                return
-            with suppress(sqlite3.Error, OSError):
-                for name in (self.path.name, f"{self.path.name}-journal"):
-                    self.path.with_name(name).unlink(missing_ok=True)
-                self._open()
-                self.notice(f"{self.path}: damaged ({error}), replaced: files are checked anew.")
+                break
+            with suppress(OSError):
+                for name in (path.name, f"{path.name}-journal"):
+                    path.with_name(name).unlink(missing_ok=True)
+                notice(f"{path}: damaged ({error}), replaced: files are checked anew.")
+    return []
