@@ -18,7 +18,7 @@ from segfit.system.phases import Recorder
 from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
 from segfit.tasks.segmentation.augmentation.mix import Mix
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.losses import segmentation_loss
+from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.task import SegmentationTask
 from tests.contracts.augmentation_contract import STILL
 from tests.integration.test_diagnose import diagnosed
@@ -51,7 +51,7 @@ def make_task(device: torch.device) -> SegmentationTask:
     )
     return SegmentationTask(
         classes=CLASSES,
-        criterion=segmentation_loss("dice_ce", num_classes=4).to(device),
+        criterion=SegmentationLoss("dice_ce", num_classes=4).to(device),
         mean=torch.tensor([0.485, 0.456, 0.406], device="cuda").view(3, 1, 1),
         std=torch.tensor([0.229, 0.224, 0.225], device="cuda").view(3, 1, 1),
         augment=augment,

@@ -35,7 +35,7 @@ from segfit.tasks.segmentation.data.dataset import (
 from segfit.tasks.segmentation.data.preflight import SAMPLE, PreflightReport, class_pixels
 from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
 from segfit.tasks.segmentation.inference import Ensemble, Predictor
-from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights, segmentation_loss
+from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights
 from segfit.tasks.segmentation.schema import channels_of, color_table, label_map_of, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
@@ -47,8 +47,6 @@ _NOT_READING = {
     "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
     "train_size", "val_size", "test_size", "root", "images", "split", "sampling", "crops_per_image", "foreground",
 }  # fmt: skip
-
-# --------------------------------------------------------------------------------------- data
 
 
 def make_classes(data: DictConfig) -> Classes:
@@ -197,9 +195,6 @@ def reading_options(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in plain(config.data).items() if key not in _NOT_READING}
 
 
-# -------------------------------------------------------------------------------------- model
-
-
 def settle(config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str], None]) -> None:
     """Give data.mean and data.std, where they are null, those that the weights were made for, else ImageNet's.
 
@@ -256,9 +251,6 @@ def example_input(config: DictConfig, batch_size: int, device: torch.device) -> 
     shape = (batch_size, channels_of(config), *size_of(config.image_size))
     images = torch.zeros(shape, device=device)
     return images.contiguous(memory_format=layout)
-
-
-# --------------------------------------------------------------------------------------- task
 
 
 def make_statistics(
@@ -348,7 +340,7 @@ def make_loss(config: DictConfig, class_weights: list[float] | None) -> Segmenta
     """Return the loss of a config with the class weights that were worked out for it."""
     options = {**plain(config.loss), "class_weights": class_weights}
     del options["balance"]
-    return segmentation_loss(num_classes=config.data.num_classes, **options)
+    return SegmentationLoss(num_classes=config.data.num_classes, **options)
 
 
 def make_predictor(config: DictConfig, *, overlap: float = 0.5, flip: bool = False) -> Predictor:
@@ -396,9 +388,6 @@ def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str
         raise SegFitError(
             f"threshold={options.threshold}: is for two classes, and the run has {config.data.num_classes}."
         )
-
-
-# ------------------------------------------------------------------------------------- report
 
 
 def facts(config: DictConfig) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """From a confusion matrix to the scores of a data set, as docs/metrics.md defines them."""
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,18 +47,15 @@ def confusion_matrices(predictions: Tensor, masks: Tensor, num_classes: int) -> 
 def scores_of(confusion: NDArray[np.int64], classes: Classes) -> Scores:
     """Return the scores that follow from a confusion matrix, `(C, C)` int64 pixels, rows ground truth."""
     sums = sums_of(confusion)
-    present = sums[1] > 0
-    return Scores(
-        scores={name: float(value) for name, value in scores_of_sums(sums, classes).items()},
-        per_class={
-            measure: {
-                name: float(values[index]) if present[index] else None
-                for index, name in enumerate(classes.names)
-            }
-            for measure, values in _measures(sums).items()
-        },
-        confusion=confusion,
-    )
+    per_class = {
+        measure: {
+            name: float(value) if pixels else None
+            for name, value, pixels in zip(classes.names, values, sums[1], strict=True)
+        }
+        for measure, values in _measures(sums).items()
+    }
+    found = {name: float(value) for name, value in scores_of_sums(sums, classes).items()}
+    return Scores(found, per_class, confusion)
 
 
 def sums_of(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -71,19 +67,15 @@ def sums_of(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
 def scores_of_sums(sums: NDArray[Any], classes: Classes) -> dict[str, NDArray[np.float64]]:
     """Return `SCORES` (…) of the pixels (…, 3, C) of `sums_of`."""
     hits, truth, _ = np.moveaxis(sums, -2, 0)
-    present, measures = truth > 0, _measures(sums)
+    present, of = truth > 0, _measures(sums)
     foreground = present & (np.arange(len(classes)) != classes.background)
-
-    def mean(measure: str, where: NDArray[np.bool_]) -> NDArray[np.float64]:
-        return share(measures[measure] * where, where)
-
     return {
-        "miou": mean("iou", present),
-        "macro_f1": mean("f1", present),
-        "foreground_iou": mean("iou", foreground),
-        "foreground_f1": mean("f1", foreground),
+        "miou": share(of["iou"] * present, present),
+        "macro_f1": share(of["f1"] * present, present),
+        "foreground_iou": share(of["iou"] * foreground, foreground),
+        "foreground_f1": share(of["f1"] * foreground, foreground),
         "pixel_accuracy": share(hits, truth),
-        "mean_accuracy": mean("accuracy", present),
+        "mean_accuracy": share(of["accuracy"] * present, present),
     }
 
 
@@ -110,26 +102,25 @@ def score_table(scores: Scores, classes: Classes) -> Table:
     the foreground are shown too.
     """
     truth = scores.confusion.sum(1).tolist()
-    whole = max(sum(truth), 1)
-    rows = [
-        [name, *(values[name] for values in scores.per_class.values()), pixels, pixels / whole]
-        for name, pixels in zip(classes.names, truth, strict=True)
-    ]
-    totals = [_means("macro mean", scores, classes.names)]
+    measures = scores.per_class.values()
+
+    def means(title: str, without: int | None = None) -> list[Cell]:
+        names = [name for index, name in enumerate(classes.names) if index != without]
+        present = [[one for name in names if (one := of[name]) is not None] for of in measures]
+        return [title, *(float(np.mean(some)) if some else None for some in present), "", ""]
+
+    totals = [means("macro mean")]
     if classes.background is not None:
-        background = classes.names[classes.background]
-        foreground = [name for name in classes.names if name != background]
-        totals.append(_means("foreground mean", scores, foreground))
-    caption = f"pixel accuracy {number(scores.scores['pixel_accuracy'])}"
+        totals.append(means("foreground mean", classes.background))
     return Table(
-        "per_class", "", _COLUMNS, rows, totals=totals, colors=classes.colors, caption=caption
+        "per_class",
+        "",
+        _COLUMNS,
+        [
+            [name, *(of[name] for of in measures), pixels, pixels / max(sum(truth), 1)]
+            for name, pixels in zip(classes.names, truth, strict=True)
+        ],
+        totals=totals,
+        colors=classes.colors,
+        caption=f"pixel accuracy {number(scores.scores['pixel_accuracy'])}",
     )
-
-
-def _means(title: str, scores: Scores, names: Collection[str]) -> list[Cell]:
-    """Return a row of the means over those of some classes that are in the ground truth."""
-    means: list[Cell] = [title]
-    for values in scores.per_class.values():
-        present = [value for name in names if (value := values[name]) is not None]
-        means.append(float(np.mean(present)) if present else None)
-    return [*means, "", ""]

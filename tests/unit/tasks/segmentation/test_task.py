@@ -8,7 +8,7 @@ from segfit.engine.distributed import Distributed
 from segfit.tasks.segmentation import task as task_module
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset, collate
-from segfit.tasks.segmentation.losses import segmentation_loss
+from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.metrics import SegmentationMetrics, extra_metrics
 from segfit.tasks.segmentation.scores import scores_of
 from segfit.tasks.segmentation.task import SegmentationTask
@@ -19,7 +19,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 def task_of(**options) -> SegmentationTask:
-    criterion = segmentation_loss("dice_ce", num_classes=3)
+    criterion = SegmentationLoss("dice_ce", num_classes=3)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return SegmentationTask(CLASSES, criterion, mean, std, **options)
 
