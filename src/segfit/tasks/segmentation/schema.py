@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +24,7 @@ from segfit.config.schema import (
 from segfit.errors import SegFitError, nearest
 
 LARGEST_SIDE = 16384  # of image_size in pixels
+SHARE: Any = {"ge": 0, "le": 1}  # limits of a probability
 UNIT = "img"
 FLOAT64 = False
 # Scores that can pick the best checkpoint, and whether more or less of them is better.
@@ -35,8 +36,6 @@ MONITORS = {
 }
 # Scores that are shown, in this order, and what they are called.
 COLUMNS = {"miou": "mIoU", "macro_f1": "macro F1", "foreground_f1": "foreground F1"}
-
-# ------------------------------------------------------------------------------------ models
 
 
 @dataclass
@@ -63,9 +62,7 @@ class CnnConfig(ModelConfig):
     """SegFit's own residual U-Net, for training from random weights."""
 
     name: str = "cnn"
-    base_channels: int = option(
-        32, "Channels at the highest resolution; doubled a level.", ge=4, le=1024
-    )
+    base_channels: int = option(32, "Channels at full resolution; doubled a level.", ge=4, le=1024)
     num_blocks: int = option(2, "Residual blocks a level.", ge=1, le=100)
     dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
 
@@ -88,9 +85,6 @@ class TimmUnetConfig(ModelConfig):
     checkpointing: bool = option(False, "Recompute the encoder in backward: slower, less memory.")
 
 
-# ------------------------------------------------------------------------------ augmentation
-
-
 @dataclass
 class AugmentationConfig:
     """One list of operations for both places: torchvision v2 in the workers, Kornia on the device.
@@ -99,13 +93,13 @@ class AugmentationConfig:
     """
 
     name: str = option(REQUIRED, "Where it runs.", choices=("none", "cpu", "kornia-gpu"))
-    hflip: float = option(0.5, "Probability of a left-right flip.", ge=0, le=1)
-    vflip: float = option(0.0, "Probability of an upside-down flip.", ge=0, le=1)
+    hflip: float = option(0.5, "Probability of a left-right flip.", **SHARE)
+    vflip: float = option(0.0, "Probability of an upside-down flip.", **SHARE)
     swap: list[list[int]] | None = option(
         None,
         "Pairs of classes that a mirror image exchanges, left and right: [[4, 5], …]. For flips here and in evaluate.py.",
     )
-    affine: float = option(0.7, "Probability of rotation and scale.", ge=0, le=1)
+    affine: float = option(0.7, "Probability of rotation and scale.", **SHARE)
     degrees: float = option(20.0, "Rotation is drawn from ± this many degrees.", ge=0, le=180)
     scale: list[float] = option(
         [0.8, 1.2], "Zoom is drawn log-uniformly from this range.", ge=0.01, le=100
@@ -113,26 +107,19 @@ class AugmentationConfig:
     zoom_anywhere: bool = option(
         True, "Zoom about a random point, not the centre: zoomed in, it is a random crop."
     )
-    color_jitter: float = option(0.5, "Probability of colour jitter.", ge=0, le=1)
-    brightness: float = option(0.3, "Factor drawn from 1 ± this.", ge=0, le=1)
-    contrast: float = option(0.2, "Factor drawn from 1 ± this.", ge=0, le=1)
-    saturation: float = option(0.2, "Factor drawn from 1 ± this.", ge=0, le=1)
-    hue: float = option(
-        0.1, "Shift drawn from ± this, in turns of the colour circle.", ge=0, le=0.5
-    )
-    blur: float = option(0.1, "Probability of a Gaussian blur.", ge=0, le=1)
-    blur_sigma: list[float] = option(
-        [0.1, 2.0], "Its sigma in pixels is drawn from this range.", gt=0, le=100
-    )
-    noise: float = option(0.1, "Probability of Gaussian noise.", ge=0, le=1)
-    noise_std: float = option(0.05, "Its standard deviation, of the value range 0-1.", ge=0, le=1)
-    mixup: float = option(0.0, "Probability that a batch is mixed by MixUp.", ge=0, le=1)
+    color_jitter: float = option(0.5, "Probability of colour jitter.", **SHARE)
+    brightness: float = option(0.3, "Factor drawn from 1 ± this.", **SHARE)
+    contrast: float = option(0.2, "Factor drawn from 1 ± this.", **SHARE)
+    saturation: float = option(0.2, "Factor drawn from 1 ± this.", **SHARE)
+    hue: float = option(0.1, "Shift from ± this, in turns of the colour circle.", ge=0, le=0.5)
+    blur: float = option(0.1, "Probability of a Gaussian blur.", **SHARE)
+    blur_sigma: list[float] = option([0.1, 2.0], "Range of its sigma in pixels.", gt=0, le=100)
+    noise: float = option(0.1, "Probability of Gaussian noise.", **SHARE)
+    noise_std: float = option(0.05, "Its standard deviation, of the value range 0-1.", **SHARE)
+    mixup: float = option(0.0, "Probability that a batch is mixed by MixUp.", **SHARE)
     mixup_alpha: float = option(0.4, "Beta(alpha, alpha) draws the share.", gt=0, le=1000)
-    cutmix: float = option(0.0, "Probability that a batch is mixed by CutMix.", ge=0, le=1)
+    cutmix: float = option(0.0, "Probability that a batch is mixed by CutMix.", **SHARE)
     cutmix_alpha: float = option(1.0, "Beta(alpha, alpha) draws the area.", gt=0, le=1000)
-
-
-# --------------------------------------------------------------------------------------- data
 
 
 @dataclass
@@ -140,12 +127,10 @@ class MaskDataConfig(DataConfig):
     """What every source of images and masks has."""
 
     num_classes: int = option(
-        REQUIRED, "Classes that are predicted; ignored pixels are none.", ge=2, le=255
+        REQUIRED, "Classes to predict; ignored pixels are none.", ge=2, le=255
     )
     class_names: list[str] | None = option(None, "One a class; null: class_0, class_1, …")
-    class_colors: list[list[int]] | None = option(
-        None, "One RGB triple a class; null: distinct hues."
-    )
+    class_colors: list[list[int]] | None = option(None, "[R, G, B] a class; null: distinct hues.")
     background: int | None = option(None, "Class that the foreground scores leave out.", ge=0)
     fit: str = option(
         "stretch",
@@ -164,15 +149,13 @@ class MaskDataConfig(DataConfig):
     foreground: float = option(
         0.0,
         "Of fit=crop: share of training crops around a pixel of a class that is drawn, not background; 0.33 in nnU-Net.",
-        ge=0,
-        le=1,
+        **SHARE,
     )
     mean: list[float] | None = option(
         None,
         "Subtracted from RGB or bands in 0-1. null: what the model's pretrained weights were made for, else ImageNet's; for "
         "other than three bands the mean of the three.",
-        ge=0,
-        le=1,
+        **SHARE,
     )
     std: list[float] | None = option(None, "Divides them; null as for mean.", ge=0.001)
 
@@ -197,9 +180,7 @@ class FolderConfig(MaskDataConfig):
     name: str = "folder"
     root: str = option(REQUIRED, "The folder that holds images and masks.")
     images: str = option("images", "Folder of the images, below root or root/<split>.")
-    masks: str = option(
-        "masks", "Folder of the masks (or the CSV of mask_format=rle, the JSON of coco)."
-    )
+    masks: str = option("masks", "Folder of masks (CSV of mask_format=rle, JSON of coco).")
     mask_format: str = option(
         "png",
         "png: one index or palette mask an image. parts: CelebAMask-HQ's one file a part. "
@@ -253,9 +234,6 @@ class FolderConfig(MaskDataConfig):
     split: SplitConfig = field(default_factory=SplitConfig)
 
 
-# --------------------------------------------------------------------------------------- loss
-
-
 @dataclass
 class LossConfig:
     """A weighted sum of terms; each is normalised over the whole effective batch."""
@@ -268,13 +246,9 @@ class LossConfig:
     class_weights: Any = option(
         "none", "none, balanced (a power of the inverse pixel share), or one number a class."
     )
-    balance: float = option(
-        0.5, "Exponent of the inverse pixel share that balanced weights by.", ge=0, le=1
-    )
+    balance: float = option(0.5, "Exponent of the inverse pixel share of balanced.", ge=0, le=1)
     label_smoothing: float = option(0.0, "Of cross-entropy and focal.", ge=0, lt=1)
-    region_weight: float = option(
-        0.5, "Share of dice/lovasz in dice_ce/lovasz_ce; ce has the rest.", ge=0, le=1
-    )
+    region_weight: float = option(0.5, "Share of dice or lovasz; ce has the rest.", ge=0, le=1)
     focal_gamma: float = option(2.0, "Focusing (Lin et al., arXiv 1708.02002).", ge=0, le=100)
     tversky_alpha: float = option(
         0.3, "Weight of false positives (arXiv 1706.05721).", ge=0, le=1000
@@ -282,6 +256,9 @@ class LossConfig:
     tversky_beta: float = option(0.7, "Weight of false negatives.", ge=0, le=1000)
 
 
+_OPERATIONS = [
+    item.name for item in fields(AugmentationConfig) if item.name not in ("name", "swap")
+]
 USED = (
     ("loss.name", "ce dice_ce lovasz_ce focal", "label_smoothing"),
     ("loss.name", "dice_ce lovasz_ce", "region_weight"),
@@ -289,12 +266,7 @@ USED = (
     ("loss.name", "tversky", "tversky_alpha tversky_beta"),
     ("loss.class_weights", "balanced", "balance"),
     ("data.fit", "crop", "crops_per_image foreground"),
-    (
-        "augmentation.name",
-        "cpu kornia-gpu",
-        "hflip vflip affine degrees scale color_jitter brightness contrast saturation "
-        "hue blur blur_sigma noise noise_std mixup mixup_alpha cutmix cutmix_alpha",
-    ),
+    ("augmentation.name", "cpu kornia-gpu", " ".join(_OPERATIONS)),
     ("augmentation.affine", "", "degrees scale"),
     ("augmentation.color_jitter", "", "brightness contrast saturation hue"),
     ("augmentation.blur", "", "blur_sigma"),
@@ -302,8 +274,6 @@ USED = (
     ("augmentation.mixup", "", "mixup_alpha"),
     ("augmentation.cutmix", "", "cutmix_alpha"),
 )
-
-# ------------------------------------------------------------------------------ the run itself
 
 
 @dataclass
@@ -332,9 +302,7 @@ class EvaluateScoreConfig(MetricsConfig):
 class Evaluate(EvaluateConfig):
     """evaluate.py of a segmentation run."""
 
-    images: str | None = option(
-        None, "A folder of images, or one, to predict instead; no masks needed."
-    )
+    images: str | None = option(None, "A folder of images, or one, to predict; no masks needed.")
     flip: bool = option(False, "Average with the prediction of the mirrored image.")
     sliding_window: bool = option(
         False,
@@ -359,8 +327,6 @@ GROUPS: dict[str, dict[str, type]] = {
     "data": {"shapes": ShapesConfig, "folder": FolderConfig},
 }
 
-
-# ------------------------------------------------------------------------------- benchmark=plan
 
 MEMORY_ADVICE = "Lower image_size, choose a smaller model, set model.checkpointing=true (SegFormer), or take augmentation=cpu."
 MEMORY_OPTIONS = ("num_classes", "fit", "bands")
@@ -396,9 +362,6 @@ def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str
         rows, columns = rows - _SIDES, columns - _SIDES
 
 
-# ---------------------------------------------------------------------------- what can be wrong
-
-
 def problems(config: DictConfig) -> Iterator[str]:
     """Yield what is impossible or contradicts itself in a composed run, beyond the values of single options."""
     try:
@@ -407,7 +370,7 @@ def problems(config: DictConfig) -> Iterator[str]:
         yield from error.problems
     yield from _check_ranges(config)
     yield from _check_classes(config)
-    if OmegaConf.get_type(config.data) is FolderConfig:
+    if config.data.name == "folder":
         yield from _check_folder(config.data)
 
 
@@ -434,18 +397,14 @@ def channels_of(config: DictConfig) -> int:
 
 
 def _check_ranges(config: DictConfig) -> Iterator[str]:
-    ranges = {
-        "augmentation.scale": config.augmentation.scale,
-        "augmentation.blur_sigma": config.augmentation.blur_sigma,
-        "data.window": config.data.get("window"),
-    }
-    for key, pair in ranges.items():
+    for key in ("augmentation.scale", "augmentation.blur_sigma", "data.window"):
+        pair = OmegaConf.select(config, key)
         if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
             yield f"{key}={shown(pair)}: must be [low, high]."
+    count = channels_of(config)
+    what = "three numbers, for R, G and B" if count == 3 else f"{count} numbers, one a band"
     for key in ("mean", "std"):
-        count = channels_of(config)
         if config.data[key] is not None and len(config.data[key]) != count:
-            what = "three numbers, for R, G and B" if count == 3 else f"{count} numbers, one a band"
             yield f"data.{key}={shown(config.data[key])}: must be {what}."
     if config.loss.name == "tversky" and config.loss.tversky_alpha + config.loss.tversky_beta == 0:
         yield "loss.tversky_alpha=0 with loss.tversky_beta=0: the loss would be 0 whatever is predicted."
@@ -459,41 +418,42 @@ def _check_classes(config: DictConfig) -> Iterator[str]:
         given = data[key]
         if given is not None and len(given) != count:
             yield f"data.{key} has {len(given)} entries for num_classes={count}: one {unit} a class."
-    for name in sorted({name for name in data.class_names or [] if not name.strip()}):
-        yield f"data.class_names: {name!r} is no name."
-    twice = {name for name in data.class_names or [] if list(data.class_names).count(name) > 1}
-    if twice:
-        yield f"data.class_names: {', '.join(sorted(twice))} stands for more than one class."
+    names = list(data.class_names or [])
+    for name in sorted({*names}):
+        if not name.strip():
+            yield f"data.class_names: {name!r} is no name."
+        elif names.count(name) > 1:
+            yield f"data.class_names: {name} stands for more than one class."
     for color in data.class_colors or []:
-        numbers = OmegaConf.is_list(color) and all(isinstance(value, int) for value in color)
-        if not numbers or len(color) != 3 or not all(0 <= value <= 255 for value in color):
+        if len(_whole(color, 0, 255)) != 3:
             yield f"data.class_colors: {shown(color)} is no RGB triple of 0 to 255."
     if data.background is not None and data.background >= count:
         yield f"data.background={data.background}: must be below num_classes={count}."
     pairs = [list(pair) for pair in config.augmentation.swap or []]
-    swapped = [label for pair in pairs for label in pair]
-    whole = all(type(label) is int and 0 <= label < count for label in swapped)
-    if not whole or len({*swapped}) < len(swapped) or any(len(pair) != 2 for pair in pairs):
+    swapped = {label for pair in pairs for label in _whole(pair, 0, count - 1)}
+    if len(swapped) != 2 * len(pairs) or any(len(pair) != 2 for pair in pairs):
         yield (
             f"augmentation.swap={shown(pairs)}: must be pairs of classes (0 to {count - 1}), each class in one of them at most."
         )
     weights = config.loss.class_weights
-    if isinstance(weights, str):
-        if weights not in ("none", "balanced"):
-            yield (
-                f"loss.class_weights={weights}: must be none, balanced or a list of numbers."
-                + nearest(weights, ["none", "balanced"])
-            )
-    elif not OmegaConf.is_list(weights):
-        yield f"loss.class_weights={shown(weights)}: must be none, balanced or a list of numbers."
-    elif len(weights) != count or not all(_is_weight(value) for value in weights):
+    numbers = weights if OmegaConf.is_list(weights) else []
+    if len(numbers) == count and all(_is_weight(value) for value in numbers):
+        if not any(numbers):
+            yield f"loss.class_weights={shown(weights)}: with these nothing would be learnt."
+    elif weights not in ("none", "balanced"):
         yield (
-            f"loss.class_weights={shown(weights)}: must be {count} numbers of at least 0, one a class."
+            f"loss.class_weights={shown(weights)}: must be none, balanced or {count} numbers of at least 0, one a class."
+            + nearest(shown(weights), ["none", "balanced"])
         )
-    elif not any(weights):
-        yield f"loss.class_weights={shown(weights)}: with these nothing would be learnt."
     if data.name == "shapes" and count != 4:
         yield f"data.num_classes={count}: shapes always has 4 classes."
+
+
+def _whole(values: Any, low: int, high: int) -> list[int]:
+    """Return the whole numbers from low to high of a list; nothing of what is none, or holds anything else."""
+    fits = isinstance(values, list) or OmegaConf.is_list(values)
+    fits = fits and all(type(value) is int and low <= value <= high for value in values)
+    return list(values) if fits else []
 
 
 def color_table(data: DictConfig) -> dict[int, int]:
@@ -504,29 +464,22 @@ def color_table(data: DictConfig) -> dict[int, int]:
 
 def _check_colors(data: DictConfig) -> Iterator[str]:
     for row in data.colors:
-        if len(row) not in (3, 4) or not all(0 <= value <= 255 for value in row[:3]):
+        if len(row) not in (3, 4) or len(_whole(row[:3], 0, 255)) != 3:
             yield f"data.colors: {shown(row)} is neither [R, G, B] nor [R, G, B, class], of 0 to 255."
             return
-    wrong = {target for target in color_table(data).values() if not 0 <= target < data.num_classes}
-    if wrong := wrong - {data.ignore_index}:
+    table = color_table(data)
+    for target in sorted({*table.values()} - {*range(data.num_classes), data.ignore_index}):
         yield (
-            f"data.colors: {', '.join(map(str, sorted(wrong)))} is neither a class (0 to {data.num_classes - 1}) nor "
-            f"ignore_index={data.ignore_index}."
+            f"data.colors: {target} is neither a class (0 to {data.num_classes - 1}) nor ignore_index={data.ignore_index}."
         )
-    if len(color_table(data)) < len(data.colors):
+    if len(table) < len(data.colors):
         yield "data.colors lists a colour twice."
     if data.label_map is not None:
         yield "data.colors and data.label_map are two answers: set one of them."
 
 
-def _is_range(pair: Any) -> bool:
-    numbers = OmegaConf.is_list(pair) and all(type(value) in (int, float) for value in pair)
-    return numbers and len(pair) == 2 and pair[0] < pair[1]
-
-
 def _is_weight(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value <= LARGEST
+    return type(value) in (int, float) and 0 <= value <= LARGEST
 
 
 def label_map_of(data: DictConfig) -> Any:
@@ -543,24 +496,25 @@ def _check_folder(data: DictConfig) -> Iterator[str]:
     if not isinstance(label_map, dict):
         yield f"data.label_map={shown(data.label_map)}: must be {{mask value: class, …}}."
         label_map = {}
+    targets = {*range(data.num_classes), 255, data.ignore_index}
     for value, target in label_map.items():
         if type(value) is not int or type(target) is not int:
             yield f"data.label_map: {value!s} → {target} must be two whole numbers."
-            continue
-        if not -65536 <= value <= 65535:
+        elif not -65536 <= value <= 65535:
             yield f"data.label_map: {value} is no mask value; they are -65536 to 65535."
-        if not 0 <= target < data.num_classes and target not in (255, data.ignore_index):
+        elif target not in targets:
             yield (
-                f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) "
-                f"nor 255, which is ignored."
+                f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) nor 255, which is ignored."
             )
     if data.colors is not None:
         yield from _check_colors(data)
-    for key, marks in (("image_name", ["stem"]), ("mask_name", ["stem", "name"])):
+    for key, marks in (("image_name", "{stem}"), ("mask_name", "{stem} or {name}")):
         template = data[key]
-        if template is not None and re.findall(r"{(\w*)}", template) not in [[m] for m in marks]:
-            yield f"data.{key}={template}: must hold {' or '.join(f'{{{m}}}' for m in marks)}, once."
-        if template is not None and data.mask_format != "png":
+        if template is None:
+            continue
+        if len(found := re.findall(r"{\w*}", template)) != 1 or found[0] not in marks.split():
+            yield f"data.{key}={template}: must hold {marks}, once."
+        if data.mask_format != "png":
             yield f"data.{key} needs data.mask_format=png."
     if (label_map or data.colors) and data.mask_format != "png":
         yield "data.label_map and data.colors need data.mask_format=png; the others are matched by data.class_names."
@@ -569,7 +523,8 @@ def _check_folder(data: DictConfig) -> Iterator[str]:
     if data.bands is not None and data.image_mode == "gray":
         yield "data.bands and data.image_mode=gray are two answers: a grey image is data.bands=[1]."
     pair = data.value_range
-    if not (pair in ("auto", "percentiles") or _is_range(pair)):
+    numbers = OmegaConf.is_list(pair) and all(type(value) in (int, float) for value in pair)
+    if not (pair in ("auto", "percentiles") or (numbers and len(pair) == 2 and pair[0] < pair[1])):
         yield f"data.value_range={shown(pair)}: must be auto, percentiles or [low, high], low below high."
-    elif data.window is not None and not isinstance(pair, str):
+    elif data.window is not None and numbers:
         yield f"data.window and data.value_range={shown(pair)} are two answers: set one of them."

@@ -28,18 +28,6 @@ class CpuAugment(AugmentationOptions):
                 # The slowest operation, and grey data sets switch it off.
                 colors = F.adjust_hue(colors, drawn.hue.item()) if self.hue else colors
             image = colors.reshape(image.shape)
-        image, mask = self._move(image, mask, drawn)
-        if drawn.blur:
-            side = 2 * self.blur_radius(*mask.shape) + 1
-            image = F.gaussian_blur(image, [side, side], [drawn.sigma.item()])
-        if drawn.noise:
-            # Not torchvision's gaussian_noise: it draws from the global generator.
-            generator = torch.Generator().manual_seed(drawn.noise_seed)
-            noise = torch.randn(image.shape, generator=generator).mul_(255 * self.noise_std)
-            image = noise.add_(image).round_().clamp_(0, 255).to(torch.uint8)
-        return image, mask
-
-    def _move(self, image: Tensor, mask: Tensor, drawn: Draws) -> tuple[Tensor, Tensor]:
         if drawn.hflip:
             image, mask = image.flip(-1), mask.flip(-1)
         if drawn.vflip:
@@ -51,6 +39,14 @@ class CpuAugment(AugmentationOptions):
             image = _rotate_and_zoom(image, drawn, InterpolationMode.BILINEAR, fill)
             nearest = InterpolationMode.NEAREST
             mask = _rotate_and_zoom(mask[None], drawn, nearest, [IGNORE_INDEX])[0]
+        if drawn.blur:
+            side = 2 * self.blur_radius(*mask.shape) + 1
+            image = F.gaussian_blur(image, [side, side], [drawn.sigma.item()])
+        if drawn.noise:
+            # Not torchvision's gaussian_noise: it draws from the global generator.
+            generator = torch.Generator().manual_seed(drawn.noise_seed)
+            noise = torch.randn(image.shape, generator=generator).mul_(255 * self.noise_std)
+            image = noise.add_(image).round_().clamp_(0, 255).to(torch.uint8)
         return image, mask
 
 
@@ -58,14 +54,11 @@ def _rotate_and_zoom(
     image: Tensor, drawn: Draws, interpolation: InterpolationMode, fill: list[int]
 ) -> Tensor:
     height, width = image.shape[-2:]
-    translate = [drawn.shift_x.item() * width, drawn.shift_y.item() * height]
-    result: Tensor = F.affine(
-        image,
-        angle=drawn.angle.item(),
-        translate=translate,
-        scale=drawn.zoom.item(),
-        shear=[0.0, 0.0],
-        interpolation=interpolation,
-        fill=fill,
-    )
+    moves = {
+        "angle": drawn.angle.item(),
+        "translate": [drawn.shift_x.item() * width, drawn.shift_y.item() * height],
+        "scale": drawn.zoom.item(),
+        "shear": [0.0, 0.0],
+    }
+    result: Tensor = F.affine(image, **moves, interpolation=interpolation, fill=fill)
     return result

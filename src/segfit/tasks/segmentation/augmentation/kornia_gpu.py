@@ -67,9 +67,6 @@ class KorniaGpu(AugmentationOptions):
         return images, masks
 
 
-# ---------------------------------------------------------------- what happens to which images
-
-
 def _choose(drawn: Draws) -> dict[str, Tensor]:
     """Return operation → `(n, 1 + k)` float32 on the host: index of each image that gets it, k parameters.
 
@@ -112,9 +109,6 @@ def _to_device(tables: dict[str, Tensor], device: torch.device) -> dict[str, tup
     parts = packed.to(device, non_blocking=True).split([table.numel() for table in tables.values()])
     rows = [part.view_as(table) for table, part in zip(tables.values(), parts, strict=True)]
     return {name: (row[:, 0].long(), row[:, 1:]) for name, row in zip(tables, rows, strict=True)}
-
-
-# ------------------------------------------------------------------------------- the operations
 
 
 def warp(
