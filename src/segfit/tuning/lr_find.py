@@ -1,10 +1,8 @@
 """benchmark=lr_find: the learning-rate range test (Smith, arXiv 1506.01186)."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -16,11 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from scipy.signal import savgol_filter
-from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from segfit.assembly.training import Training, make_training
-from segfit.data.batches import TrainBatches
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.fit import Fit
 from segfit.engine.seeding import derive_seed
@@ -90,7 +85,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         )
     training = make_training(config, bench.folder, bench.notice)
     updates = options.updates
-    with explain_out_of_memory(config), restored(training):
+    with explain_out_of_memory(config):
         if config.seconds is not None:
             updates = updates_within(training, config.seconds)
         test = lr_range_test(
@@ -115,7 +110,7 @@ def lr_range_test(
     divergence: float,
     progress: Callable[[int], None] = lambda _: None,
 ) -> RangeTest:
-    """Train while the learning rate rises; `training` is changed by it, see `restored`.
+    """Train while the learning rate rises; `training` is of no use afterwards.
 
     Its accumulation, clipping, precision and averages are in force. The other arguments are the options of
     benchmark=lr_find; `progress` is called with the updates made.
@@ -162,49 +157,9 @@ def _updates(
 
 
 def updates_within(training: Training, seconds: float) -> int:
-    """Return how many updates a sweep can make in a time; `training` stays as it was."""
-    with restored(training):
-        updates = _updates(training.fit, 1e-9, 1e-8, 1 + _TIMED)
-        times = [time.perf_counter() for _ in updates]
+    """Return how many updates a sweep can make in a time, by some at a rate that changes next to nothing."""
+    times = [time.perf_counter() for _ in _updates(training.fit, 1e-9, 1e-8, 1 + _TIMED)]
     return max(LEAST_UPDATES, int(seconds * _TIMED / (times[-1] - times[0])))
-
-
-@contextmanager
-def restored(training: Training) -> Iterator[None]:
-    """Leave all that changes while training as it was, bit for bit.
-
-    Model with all its buffers, optimizer, scaler, average, scheduler, progress, the generators of random numbers and
-    where the sampler stands. Copies are kept on the host.
-    """
-    fit = training.fit
-    state = fit.state
-    assert isinstance(fit.train, TrainBatches)  # the only kind that the builders make
-    sampler = fit.train.sampler
-    modules = [module for module in (state.model, state.ema and state.ema.module) if module]
-    kept = tree_map(_on_host, state.state_dict())
-    buffers = [tree_map(_on_host, dict(module.named_buffers())) for module in modules]
-    modes = [{name: part.training for name, part in module.named_modules()} for module in modules]
-    scheduler, position = state.scheduler, copy.copy(vars(sampler))
-    try:
-        yield
-    finally:
-        state.scheduler = scheduler
-        rates = [dict(group) for group in kept["optimizer"]["param_groups"]]
-        state.optimizer.zero_grad(set_to_none=True)
-        state.load_state_dict(kept)
-        for group, before in zip(state.optimizer.param_groups, rates, strict=True):
-            # load_state_dict asks the scheduler, whose rate may differ by rounding
-            group["lr"] = before["lr"]
-        for module, values, mode in zip(modules, buffers, modes, strict=True):
-            for name, buffer in module.named_buffers():  # those too that a state dict leaves out
-                buffer.copy_(values[name])
-            for name, part in module.named_modules():
-                part.training = mode[name]
-        vars(sampler).update(position)
-
-
-def _on_host(value: Any) -> Any:
-    return value.to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Findings:
