@@ -9,8 +9,6 @@ from pathlib import Path
 class Bench:
     """Where a mode writes and reports its progress."""
 
-    folder: (
-        Path  # of this benchmark, made already; for whatever the mode keeps besides its findings
-    )
+    folder: Path  # of this benchmark, made already; for what is kept besides the findings
     notice: Callable[[str], None]  # called with each fallback and each thing left out, as a line
     progress: Callable[[str, int, int], None]  # called with (what is measured now, done, total)

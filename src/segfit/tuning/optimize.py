@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from segfit.assembly.data import check_data
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.tuned import tuned_for
-from segfit.engine.findings import Column, Findings, Table
+from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
 from segfit.tuning import local_recipe
@@ -47,11 +47,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     for line in check_data(config, sources).notices:
         bench.notice(line)
     device, _ = resolve_device(config.device)
-    samples = len(sources["train"])
+    samples, val = len(sources["train"]), sources["val"]
     effective = effective_batch(config, samples)
     seconds = config.seconds or SECONDS
     climb = Climb(config, bench, seconds, 12, least_gain=LEAST_GAIN, deadline=deadline)
-    val = sources["val"]
     held_out = planning_of(config).largest_first(val)[:samples]
     search = Search(climb, device, effective, min(samples, effective), val, held_out)
     fitting = search.run()
@@ -86,24 +85,42 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     header = [f"{date}, data={config.data.name} {config.data.get('root') or ''}".strip(), *summary]
     recipe = local_recipe.recipe(best, climb.kept, values["tuned_for"], vram, header)
     local_recipe.write(out, recipe)
-    summary.append(f"Written to {out}")
-    if options.out is None:
-        summary[-1] += f". Use it: python train.py task={config.task.name} hardware=local"
-    return _findings(config, climb.steps, values, "\n".join(summary))
+    use = f"python train.py task={config.task.name} hardware=local"
+    summary.append(f"Written to {out}" if options.out else f"Written to {out}. Use it: {use}")
+    facts = next((step.facts for step in climb.steps if step.facts), {})
+    title = f"{facts.get('model', config.model.name)}, {facts.get('sample', '')}"
+    composed = climb.steps[0].rate
+    rows: list[list[Cell]] = []
+    labels = []
+    for step in climb.steps:
+        gain = step.rate and composed and step.rate / composed
+        rows.append([step.change.name, step.rate, gain, step.verdict, *step.cells()])
+        labels.append(step.verdict if step.rate is None else f"{step.rate:.1f}  {step.verdict}")
+    figure = partial(bars, climb.steps, labels, f"{title}\n{values['tuned_for']['device']}")
+    about = f"{title}: each on top of those that were kept above it"
+    return Findings(
+        headline="\n".join(summary),
+        tables=[Table("trials", about, _COLUMNS, rows)],
+        values={**values, "trials": [asdict(step) for step in climb.steps]},
+        figures={"optimize": figure},
+        scalars={
+            "optimize/samples_per_second": values["fastest"] or 0.0,
+            "optimize/gain": values["gain"],
+            "optimize/grown_samples_per_second": values["grown"],
+        },
+    )
 
 
 def _summary(values: dict[str, Any]) -> list[str]:
     """Return what was measured, and what it does to the effective batch, a line each."""
-    rate, changes = values["fastest"], values["changes"]
+    rate, changes, gain = values["fastest"], values["changes"], values["gain"]
     now = "not measured to the end" if rate is None else f"{rate:.1f} samples/s"
-    if not changes:
-        lines = ["Nothing was found that is faster than the composed recipe."]
-    elif values["gain"] is None:
+    lines = ["Nothing was found that is faster than the composed recipe."]
+    if changes and gain is None:
         lines = [f"The composed recipe does not fit, or was not measured; {now} with {changes}"]
-    else:
-        lines = [
-            f"{values['gain']:.2f} times as fast as the composed recipe: {values['composed']:.1f} → {now} with {changes}"
-        ]
+    elif changes:
+        as_fast = f"{gain:.2f} times as fast as the composed recipe"
+        lines = [f"{as_fast}: {values['composed']:.1f} → {now} with {changes}"]
     if values["effective"] != values["composed_batch"]:
         lines.append(
             f"The effective batch is {values['effective']}, no longer {values['composed_batch']}; lr is as it was: "
@@ -123,30 +140,4 @@ def _growth(climb: Climb, grown: Sequence[Step], reference: float, least: float)
     return (
         f"Grown to {Change('', options).typed}: {now} in place of {then}, at {rate:.1f} samples/s, "
         f"{rate / reference:.2f} times {reference:.1f}."
-    )
-
-
-def _findings(
-    config: DictConfig, steps: Sequence[Step], values: dict[str, Any], headline: str
-) -> Findings:
-    facts = next((step.facts for step in steps if step.facts), {})
-    title = f"{facts.get('model', config.model.name)}, {facts.get('sample', '')}"
-    composed = steps[0].rate
-    rows, labels = [], []
-    for step in steps:
-        gain = step.rate and composed and step.rate / composed
-        rows.append([step.change.name, step.rate, gain, step.verdict, *step.cells()])
-        labels.append(step.verdict if step.rate is None else f"{step.rate:.1f}  {step.verdict}")
-    figure = partial(bars, steps, labels, f"{title}\n{values['tuned_for']['device']}")
-    table = f"{title}: each on top of those that were kept above it"
-    return Findings(
-        headline=headline,
-        tables=[Table("trials", table, _COLUMNS, rows)],
-        values={**values, "trials": [asdict(step) for step in steps]},
-        figures={"optimize": figure},
-        scalars={
-            "optimize/samples_per_second": values["fastest"] or 0.0,
-            "optimize/gain": values["gain"],
-            "optimize/grown_samples_per_second": values["grown"],
-        },
     )

@@ -44,23 +44,20 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             f"benchmark=segformer with model={model.name}: it compares SegFormers. "
             "Choose model=segformer_b0 … segformer_b5."
         )
-    variants, precisions = mode.variants or [model.variant], mode.precisions or [None]
-    cases = list(product(variants, precisions))
-    found = []
+    cases = list(product(mode.variants or [model.variant], mode.precisions or [None]))
+    what = f"batch {config.batch_size}, image_size {config.image_size}"
+    found, faster, speeds, memory = [], {}, [], []
     for done, (variant, precision) in enumerate(cases):
         bench.progress(f"{variant} {precision or ''}", done, len(cases))
         options = {"model.variant": variant, "model.weights": None, "loader.workers": 0}
         options["precision"] = precision or config.precision.name
         with explain_out_of_memory(config):
-            found.append({"variant": variant, **compare(changed(config, options), bench)})
-    what = f"batch {config.batch_size}, image_size {config.image_size}"
-    faster, speeds, memory = {}, [], []
-    for one in found:
-        label = one["variant"], one["precision"]
+            one = compare(changed(config, options), bench)
+        found.append({"variant": variant, **one})
+        label = variant, one["precision"]
         speeds += [[*label, name, *_ratios(one[name])] for name in _PASSES]
         (stock, fast), state = one["peaks"], one["state"]
-        shares = fast / stock, (fast - state) / (stock - state)
-        memory.append([*label, stock, fast, *shares])
+        memory.append([*label, stock, fast, fast / stock, (fast - state) / (stock - state)])
         faster["_".join(label)] = _ratios(one["training"])[2]
     ratios = ", ".join(f"{label.replace('_', ' ')} {ratio:.2f}×" for label, ratio in faster.items())
     return Findings(

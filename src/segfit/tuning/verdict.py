@@ -1,14 +1,6 @@
 """From what was recorded of a training to what holds it up, and the one change that helps most: arithmetic only.
 
-The model of an update's time, by which every change is predicted:
-
-- the host takes `host` seconds beside waiting for data and for a full queue of kernels, the device `resident` for the arithmetic of a batch that it has
-  already, the data side `loader` to make the samples of one update;
-- on the CPU they are one after the other without workers (host + loader), else side by side (the longer of them);
-- on CUDA the device works beside the host too: the longest of resident, host (+ loader without workers), loader;
-- workers that are started anew every epoch add what that takes, spread over the epoch's updates.
-
-A change scales or removes one of the terms. Gains are in samples per second.
+docs/diagnose.md says how an update's time is modelled. A change scales or removes one of the model's terms.
 """
 
 import math
