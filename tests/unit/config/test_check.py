@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 from segfit.config.check import check
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.schema import label_map_of, size_of
+from segfit.tasks.segmentation.data.schema import label_map_of
+from segfit.tasks.segmentation.schema import size_of
 from tests.unit.composing import composed
 
 FOLDER = ("data=folder", "data.root=x", "data.num_classes=3")

@@ -12,12 +12,13 @@ from segfit.config import schema as config
 from segfit.system.cards import Gpu
 from segfit.tasks.restoration import schema as restoration
 from segfit.tasks.segmentation import schema as segmentation
+from segfit.tasks.segmentation.data import schema as masks
 from tests.unit.composing import composed
 
 SOURCE = Path(config.__file__).parents[1]
 SCHEMAS = [
     item
-    for module in (config, segmentation, restoration)
+    for module in (config, segmentation, masks, restoration)
     for item in vars(module).values()
     if isinstance(item, type) and is_dataclass(item)
 ]

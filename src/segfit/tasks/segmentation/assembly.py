@@ -34,9 +34,10 @@ from segfit.tasks.segmentation.data.dataset import (
 )
 from segfit.tasks.segmentation.data.preflight import SAMPLE, PreflightReport, class_pixels
 from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
+from segfit.tasks.segmentation.data.schema import channels_of, color_table, label_map_of
 from segfit.tasks.segmentation.inference import Ensemble, Predictor
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights
-from segfit.tasks.segmentation.schema import channels_of, color_table, label_map_of, size_of
+from segfit.tasks.segmentation.schema import is_weights, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
 make_ensemble = Ensemble
@@ -278,13 +279,11 @@ def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict
     if "class_weights" not in recorded:
         return None
     weights, count = recorded["class_weights"], config.data.num_classes
-    numbers = isinstance(weights, list) and all(
-        isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0
-        for weight in weights
-    )
-    if weights is not None and not (numbers and len(weights) == count):
+    if weights is None:
+        return {"class_weights": None}
+    if not is_weights(weights, count):
         raise SegFitError(f"class_weights must be null or {count} numbers of at least 0.")
-    return {"class_weights": weights and [float(weight) for weight in weights]}
+    return {"class_weights": [float(weight) for weight in weights]}
 
 
 def statistics_need_train(config: DictConfig) -> bool:

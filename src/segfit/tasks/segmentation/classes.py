@@ -34,21 +34,15 @@ class Classes:
         return len(self.names)
 
 
-_SIDES = {
-    "left": "right",
-    "link": "recht",
-    "左": "右",
-    "gauche": "droite",
-    "izquierd": "derech",
-    "sinistr": "destr",
-}
+_SIDES = ("left right", "link recht", "左 右", "gauche droite", "izquierd derech", "sinistr destr")
 
 
 def sided_pairs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Yield the classes whose names differ by left and right alone: left_eye and right_eye, ear.L and ear.R, 左眼 and 右眼."""
     lower = [name.lower() for name in names]
+    sides = [pair.split() for pair in _SIDES]
     for index, name in enumerate(names):
-        others = [lower[index].replace(left, right) for left, right in _SIDES.items()]
+        others = [lower[index].replace(left, right) for left, right in sides]
         others.append(re.sub(r"L(?![a-z])|(?<![A-Za-z])l(?![A-Za-z])", "r", name).lower())
         for other in {*others} - {lower[index]}:
             if other in lower:
@@ -57,13 +51,11 @@ def sided_pairs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 def distinct_colors(count: int, background: int | None = None) -> tuple[tuple[int, int, int], ...]:
     """Return `count` RGB triples (0-255): the background black, hues a golden ratio apart."""
-
-    def color(index: int) -> tuple[int, int, int]:
-        if index == background:
-            return (0, 0, 0)
-        red, green, blue = colorsys.hsv_to_rgb(
-            0.618034 * index % 1.0, 0.65 + 0.3 * (index % 2), 0.95 - 0.25 * (index // 8 % 2)
-        )
-        return (round(255 * red), round(255 * green), round(255 * blue))
-
-    return tuple(color(index) for index in range(count))
+    hues = [
+        colorsys.hsv_to_rgb(0.618034 * i % 1, 0.65 + 0.3 * (i % 2), 0.95 - 0.25 * (i // 8 % 2))
+        for i in range(count)
+    ]
+    return tuple(
+        (0, 0, 0) if index == background else (round(255 * r), round(255 * g), round(255 * b))
+        for index, (r, g, b) in enumerate(hues)
+    )

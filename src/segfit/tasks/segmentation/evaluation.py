@@ -20,11 +20,12 @@ from segfit.data.large import is_large
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
+from segfit.report.panels import Picture
 from segfit.system.files import reporting
 from segfit.tasks.segmentation.assembly import make_predict_dataset, make_predictor, make_task
 from segfit.tasks.segmentation.boundary import boundary_counts, boundary_scores
 from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
-from segfit.tasks.segmentation.pictures import Panel, Picture, overlay, panels_image
+from segfit.tasks.segmentation.pictures import Panel, overlay, panels_image
 from segfit.tasks.segmentation.scores import confusion_matrices, scores_of_sums, sums_of
 from segfit.tasks.segmentation.task import SegmentationTask, Shape
 
@@ -149,8 +150,8 @@ def predict(
     parts: dict[int, list[NDArray[np.float32]]] = {}
 
     def take_logits(index: int, _: Shape, row: int, logits: Tensor) -> None:
-        before = parts[index] if row else []
-        parts[index] = [*before, logits.softmax(0).cpu().numpy()]  # synchronises
+        shares = logits.softmax(0).cpu().numpy()  # synchronises
+        parts[index] = [*(parts[index] if row else ()), shares]
 
     def take(index: int, prediction: Tensor, _: Tensor | None) -> None:
         shares = np.concatenate(parts.pop(index), 1)

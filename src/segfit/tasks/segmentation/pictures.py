@@ -7,36 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from segfit.report.panels import GAP, INK, LINE, PAPER, Picture, draw_rows, font
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Picture = NDArray[np.uint8]
-
 _LONGEST = 384  # longest side of a picture in a panel, pixels
 _SHORTEST_LONGEST = 224  # below it the picture is enlarged
-_NARROWEST = 112  # room for the title of a picture
-_GAP = 10
-_LINE = 24  # height of a line of text
 _PAINT = 0.6  # share of the class colour in a panel
-_INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _WRONG = (235, 20, 40)
 _LEGEND_LIMIT = 40  # with more classes, the legend names only those that are in the picture
-_TITLES = ("image", "ground truth", "prediction", "errors")
-_PAIR = ("the network's image", "its mask")
-_FEW, _MANY = (
-    12,
-    40,
-)  # classes up to which cells of a confusion matrix have a decimal, or a number at all
+# Classes up to which cells of a confusion matrix have a decimal, or a number at all.
+_FEW, _MANY = 12, 40
 
 
 @dataclass(frozen=True)
@@ -85,42 +74,26 @@ def panels_image(
     Small images are enlarged and large ones reduced. Errors are red on the image in grey. A caption is above its row, and
     a legend of the classes below all.
     """
-    rows = [
-        _row(_tiles(panel, classes), _TITLES, caption)
-        for panel, caption in zip(panels, captions, strict=True)
-    ]
-    return _page(rows, panels, classes)
+    titles = ("image", "ground truth", "prediction", "errors")
+    return _page(panels, classes, captions, titles)
 
 
 def pairs_image(panels: Sequence[Panel], classes: Classes) -> Picture:
     """Draw image and mask side by side, a row a panel below its name, and a legend; as `panels_image` does."""
-    rows = [_row(_tiles(panel, classes)[:2], _PAIR, panel.name) for panel in panels]
-    return _page(rows, panels, classes)
+    return _page(
+        panels, classes, [panel.name for panel in panels], ("the network's image", "its mask")
+    )
 
 
-def _page(rows: list[Picture], panels: Sequence[Panel], classes: Classes) -> Picture:
-    width = max(row.shape[1] for row in rows)
+def _page(
+    panels: Sequence[Panel], classes: Classes, captions: Sequence[str], titles: Sequence[str]
+) -> Picture:
     rows = [
-        np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
-        for row in rows
+        (caption, dict(zip(titles, _tiles(panel, classes), strict=False)))
+        for panel, caption in zip(panels, captions, strict=True)
     ]
-    return np.vstack([*rows, _legend(panels, classes, width)])
-
-
-def _row(tiles: Sequence[Picture], titles: Sequence[str], caption: str) -> Picture:
-    """Draw pictures of one size with their titles, below a caption if there is one."""
-    height, width, _ = tiles[0].shape
-    slot = max(width, _NARROWEST) + _GAP
-    top = _GAP + _LINE * (2 if caption else 1)
-    canvas = Image.new("RGB", (slot * len(tiles) + _GAP, top + height), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    if caption:
-        draw.text((_GAP, _GAP), caption, _INK, _font(15, bold=True))
-    for index, (tile, title) in enumerate(zip(tiles, titles, strict=True)):
-        left = _GAP + index * slot
-        draw.text((left, top - _LINE + 2), title, _INK, _font(14))
-        canvas.paste(Image.fromarray(tile), (left, top))
-    return np.asarray(canvas)
+    page = draw_rows(rows)
+    return np.vstack([page, _legend(panels, classes, page.shape[1])])
 
 
 def _tiles(panel: Panel, classes: Classes) -> list[Picture]:
@@ -129,11 +102,8 @@ def _tiles(panel: Panel, classes: Classes) -> list[Picture]:
     longest = max(height, width)
     scale = float(np.clip(longest, _SHORTEST_LONGEST, _LONGEST)) / longest
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = np.asarray(
-        Image.fromarray(np.ascontiguousarray(rgb(panel.image))).resize(
-            size, Image.Resampling.BILINEAR
-        )
-    )
+    shown = Image.fromarray(np.ascontiguousarray(rgb(panel.image)))
+    image = np.asarray(shown.resize(size, Image.Resampling.BILINEAR))
     mask, prediction = (
         np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
         for indices in (panel.mask, panel.prediction)
@@ -143,47 +113,28 @@ def _tiles(panel: Panel, classes: Classes) -> list[Picture]:
     errors = gray // 2 + 100
     errors[(mask != prediction) & ~ignored] = _WRONG
     errors[ignored] = _stripes(*mask.shape)[ignored]
-    return [
-        image,
-        overlay(image, mask, classes, _PAINT),
-        overlay(image, prediction, classes, _PAINT),
-        errors,
-    ]
+    painted = (overlay(image, indices, classes, _PAINT) for indices in (mask, prediction))
+    return [image, *painted, errors]
 
 
 def _legend(panels: Sequence[Panel], classes: Classes, width: int) -> Picture:
     """Draw the colour of every class with its name, in as many lines as the width asks for."""
-    masks = [mask for panel in panels for mask in (panel.mask, panel.prediction)]
-    shown = {int(index) for mask in masks for index in np.unique(mask)}
-    if len(classes) <= _LEGEND_LIMIT:
-        shown |= set(range(len(classes)))
-    font, swatch = _font(14), 14
-    entries = [(index, classes.names[index]) for index in sorted(shown) if index < len(classes)]
-    entries += [(IGNORE_INDEX, "ignored")] * (IGNORE_INDEX in shown)
-    places, x, y = [], _GAP, _GAP
-    for _, name in entries:
-        needed = swatch + 6 + round(font.getlength(name)) + 2 * _GAP
-        if x > _GAP and x + needed > width:
-            x, y = _GAP, y + _LINE
-        places.append((x, y))
-        x += needed
-    canvas = Image.new("RGB", (width, y + _LINE + _GAP), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for (index, name), (x, y) in zip(entries, places, strict=True):
+    shown = set(range(len(classes))) if len(classes) <= _LEGEND_LIMIT else set()
+    for panel in panels:
+        shown.update(np.unique([panel.mask, panel.prediction]).tolist())
+    names = {**dict(enumerate(classes.names)), IGNORE_INDEX: "ignored"}
+    canvas = Image.new("RGB", (width, LINE * len(shown) + 2 * GAP), PAPER)
+    pen, text, swatch, x, y = ImageDraw.Draw(canvas), font(14), 14, GAP, GAP
+    for index in sorted(shown & names.keys()):
+        needed = swatch + 6 + round(text.getlength(names[index])) + 2 * GAP
+        if x > GAP and x + needed > width:
+            x, y = GAP, y + LINE
         color = colorize(np.full((swatch, swatch), index, np.uint8), classes)
         canvas.paste(Image.fromarray(color), (x, y + 2))
-        draw.rectangle((x - 1, y + 1, x + swatch, y + swatch + 2), outline=(120, 120, 120))
-        draw.text((x + swatch + 6, y), name, _INK, font)
-    return np.asarray(canvas)
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    # It brings DejaVu Sans along, which has the letters that class names are written in; Pillow's own has few beyond English.
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+        pen.rectangle((x - 1, y + 1, x + swatch, y + swatch + 2), outline=(120, 120, 120))
+        pen.text((x + swatch + 6, y), names[index], INK, text)
+        x += needed
+    return np.asarray(canvas)[: y + LINE + GAP]
 
 
 def _stripes(height: int, width: int) -> Picture:

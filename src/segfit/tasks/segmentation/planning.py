@@ -17,8 +17,9 @@ from segfit.errors import SegFitError
 from segfit.tasks.defaults import feeding, largest_first
 from segfit.tasks.segmentation.assembly import make_augment, make_task, make_train_dataset
 from segfit.tasks.segmentation.data.dataset import LabelledSource, collate
+from segfit.tasks.segmentation.data.schema import channels_of
 from segfit.tasks.segmentation.pictures import Panel, pairs_image
-from segfit.tasks.segmentation.schema import channels_of, size_of
+from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
 __all__ = ["feeding", "largest_first"]

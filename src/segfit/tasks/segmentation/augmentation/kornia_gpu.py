@@ -114,14 +114,10 @@ def _to_device(tables: dict[str, Tensor], device: torch.device) -> dict[str, tup
 def warp(
     images: Tensor, masks: Tensor, matrices: Tensor, shifts: Tensor, fill: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return images (bilinear) and masks (nearest), each read through its matrix, then shifted.
+    """Return images `(B, 3, H, W)` float (bilinear) and masks `(B, H, W)` int64 (nearest), read through matrices, then shifted.
 
-    Args:
-        images: `(B, 3, H, W)` float in [0, 1].
-        masks: `(B, H, W)` int64.
-        matrices: `(B, 2, 2)` from output (x, y) to source (x, y), in pixels from the centre.
-        shifts: `(B, 2)`, (x, y) by which the output is shifted, in widths and heights of the image.
-        fill: `(1, 3, 1, 1)`, the colour outside the frame; masks get `IGNORE_INDEX` there.
+    `matrices` `(B, 2, 2)` lead from output (x, y) to source (x, y), in pixels from the centre; `shifts` `(B, 2)` are in widths
+    and heights of the image. Outside of the frame are `fill` `(1, 3, 1, 1)` and `IGNORE_INDEX`.
     """
     height, width = masks.shape[1:]
     # Not affine_grid: its matrix product runs in TF32 where that is allowed, half a pixel off.
