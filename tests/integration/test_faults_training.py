@@ -1,5 +1,6 @@
 """Faults of memory, disk and numbers, in real trainings: docs/reliability.md, rows 1, 3 and 6."""
 
+import functools
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tests.integration.training import (
     PATIENCE,
     ROOT,
     TINY,
+    Trained,
     command,
     finished,
     mounting,
@@ -30,11 +32,6 @@ from tests.integration.training import (
 
 # Batch norm takes its statistics from the images of one pass: without it, pieces give the same as the whole.
 EXACT = ("model.dropout=0", "precision=fp32", "augmentation=none", "data.train_size=16")
-
-
-@pytest.fixture
-def without_batch_norm(monkeypatch):
-    monkeypatch.setattr("segfit.models.cnn.CNN", partial(CNN, norm="none"))
 
 
 def run_out(monkeypatch, when, where="forward") -> None:
@@ -66,6 +63,19 @@ def run_out(monkeypatch, when, where="forward") -> None:
         monkeypatch.setattr(torch.Tensor, "backward", failing_backward)
 
 
+@pytest.fixture(scope="module")
+def untroubled(tmp_path_factory):
+    """Return the training of EXACT without batch norm and without a fault, by accumulate; each is made once."""
+
+    @functools.cache
+    def trained(accumulate: int) -> Trained:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("segfit.models.cnn.CNN", partial(CNN, norm="none"))
+            return train(tmp_path_factory.mktemp("whole"), *EXACT, f"accumulate={accumulate}")
+
+    return trained
+
+
 @pytest.mark.parametrize(
     ("at", "where", "accumulate"),
     [
@@ -77,12 +87,12 @@ def run_out(monkeypatch, when, where="forward") -> None:
     ],
 )
 def test_memory_that_runs_out_at_any_step_leaves_the_losses_as_they_were(
-    tmp_path, monkeypatch, without_batch_norm, at, where, accumulate
+    tmp_path, monkeypatch, untroubled, at, where, accumulate
 ):
-    options = (*EXACT, f"accumulate={accumulate}")
-    whole = train(tmp_path / "whole", *options)
+    whole = untroubled(accumulate)
+    monkeypatch.setattr("segfit.models.cnn.CNN", partial(CNN, norm="none"))
     run_out(monkeypatch, lambda update, training: training and update >= at, where)
-    tight = train(tmp_path / "tight", *options)
+    tight = train(tmp_path / "tight", *EXACT, f"accumulate={accumulate}")
     assert tight.losses == pytest.approx(whole.losses, rel=1e-4)
     assert tight.heard.steps == whole.heard.steps
     (told,) = [text for text in tight.notices if "out of memory" in text]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from segfit.runs import folder as runs
 from tests.integration.training import (
     PATIENCE,
     TINY,
+    Trained,
     compose_run,
     one_thread,
     resume,
@@ -124,22 +126,27 @@ def test_sigterm_saves_and_ends_well_and_the_run_goes_on(tmp_path, unbroken):
     assert_equal(run, unbroken)
 
 
-def test_a_run_that_is_over_says_so_and_goes_on_with_more_epochs(tmp_path):
-    train(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Trained:
+    """A run of TINY that is over; its folder is to be copied."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_that_is_over_says_so_and_goes_on_with_more_epochs(tmp_path, whole):
+    run = shutil.copytree(whole.run, tmp_path / "run")
     with pytest.raises(
         SegFitError, match=r"run is over.*epochs=2 is reached\. To continue, raise epochs"
     ):
-        resume(tmp_path)
-    longer = resume(tmp_path, "epochs=3")
+        resume(run)
+    longer = resume(run, "epochs=3")
     assert longer.heard.steps == list(range(13, 19))
     assert longer.end.reason == "finished"
 
 
-def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_over(tmp_path):
-    whole = train(tmp_path)
-    for checkpoint in (tmp_path / "checkpoints").iterdir():
-        checkpoint.unlink()
-    again = resume(tmp_path)
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_over(tmp_path, whole):
+    run = shutil.copytree(whole.run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    again = resume(run)
     assert any("nothing was saved yet" in notice for notice in again.notices)
     assert again.losses == whole.losses
 
@@ -157,14 +164,6 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     assert "trained with 0.5" in text
 
 
-def test_a_config_that_was_edited_meanwhile_is_refused(tmp_path):
-    train(tmp_path, "max_steps=1")
-    config = tmp_path / "config.yaml"
-    config.write_text(config.read_text().replace("hflip: 0.5", "hflip: 0.25"))
-    with pytest.raises(SegFitError, match=r"augmentation\.hflip is 0\.25.* trained with 0\.5"):
-        resume(tmp_path, "max_steps=2")
-
-
 MEDDLED = {
     "a weight less": lambda content: content["model"].popitem(),
     "update in words": lambda content: content["progress"].update(update="two"),
@@ -178,12 +177,26 @@ MEDDLED = {
 }
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """A run of one update, to be copied."""
+    return train(tmp_path_factory.mktemp("begun"), "max_steps=1").run
+
+
 @pytest.mark.parametrize("how", MEDDLED)
-def test_a_checkpoint_that_somebody_meddled_with_is_refused(tmp_path, how):
-    train(tmp_path, "max_steps=1")
-    change(tmp_path, MEDDLED[how])
+def test_a_checkpoint_that_somebody_meddled_with_is_refused(tmp_path, begun, how):
+    run = shutil.copytree(begun, tmp_path / "run")
+    change(run, MEDDLED[how])
     with pytest.raises(SegFitError, match=r"last\.pt does not fit the run's config\.yaml"):
-        resume(tmp_path, "max_steps=2")
+        resume(run, "max_steps=2")
+
+
+def test_a_config_that_was_edited_meanwhile_is_refused(tmp_path, begun):
+    run = shutil.copytree(begun, tmp_path / "run")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("hflip: 0.5", "hflip: 0.25"))
+    with pytest.raises(SegFitError, match=r"augmentation\.hflip is 0\.25.* trained with 0\.5"):
+        resume(run, "max_steps=2")
 
 
 def change(run: Path, how) -> None:
@@ -208,6 +221,19 @@ def images_of(monkeypatch) -> list[list[int]]:
     return seen
 
 
+@pytest.fixture(scope="module")
+def cut_in_its_epoch(tmp_path_factory) -> "tuple[Path, list[int], list[int]]":
+    """Return a run that was cut after two updates, the images that it has seen, and those of a whole epoch, in order."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        for steps in (None, 2):
+            images = images_of(patch)
+            cut = train(tmp_path_factory.mktemp("cut"), "epochs=1", f"max_steps={steps or 'null'}")
+            seen.append(list(chain(*images)))
+            patch.undo()
+    return cut.run, seen[1], seen[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -221,15 +247,12 @@ def images_of(monkeypatch) -> list[list[int]]:
     ],
 )
 def test_with_another_batch_size_every_image_of_the_epoch_is_seen_once(
-    tmp_path, monkeypatch, changes, told
+    tmp_path, monkeypatch, cut_in_its_epoch, changes, told
 ):
-    whole = images_of(monkeypatch)
-    train(tmp_path / "whole", "epochs=1")
-    order = list(chain(*whole))
-    whole.clear()
-    train(tmp_path / "cut", "epochs=1", "max_steps=2")
-    again = resume(tmp_path / "cut", "max_steps=null", *changes)
-    assert list(chain(*whole)) == order
+    cut, begun, order = cut_in_its_epoch
+    run, rest = shutil.copytree(cut, tmp_path / "run"), images_of(monkeypatch)
+    again = resume(run, "max_steps=null", *changes)
+    assert begun + list(chain(*rest)) == order
     assert any(told in notice for notice in again.notices), again.notices
     assert again.end.reason == "finished"
 
@@ -260,8 +283,7 @@ def test_elsewhere_it_goes_on_and_says_that_it_is_not_bit_for_bit(tmp_path):
     assert again.training.fit.state.progress.micro_batch == 0
 
 
-def test_other_worker_counts_change_nothing_and_say_nothing(tmp_path):
-    whole = train(tmp_path / "whole")
+def test_other_worker_counts_change_nothing_and_say_nothing(tmp_path, whole):
     train(tmp_path / "cut", "max_steps=8")
     again = resume(tmp_path / "cut", "max_steps=null", "loader.workers=2", "loader.prefetch=1")
     assert same(again.model.state_dict(), whole.model.state_dict())
