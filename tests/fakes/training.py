@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.data import make_held_out_batches, make_train_batches
+from segfit.assembly.data import batches_in_order, make_train_batches
 from segfit.assembly.state import make_state
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.config.check import plain
@@ -78,6 +78,8 @@ class TrainingOnCard:
         original = schema_of(config.task.name).held_out_shape(config)
         _, numbers = planning_of(config).held_out_example(config, 1, original)
         card.reads = itertools.cycle(numbers)
-        held_out = make_held_out_batches(config, self.sources["val"], DEVICE, 0, 1)
+        dataset = assembly_of(config).make_held_out_dataset(config, self.sources["val"])
+        first = range(min(len(dataset), assembly_of(config).held_out_batch_size(config)))
+        held_out = batches_in_order(config, dataset, DEVICE, 0, lambda _: None, first)
         evaluate(self.state.evaluated(), self.task, held_out, self.state.precision)
         card.reads = iter(())

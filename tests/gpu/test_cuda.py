@@ -137,7 +137,7 @@ def test_out_of_memory_is_met_by_smaller_micro_batches() -> None:
                 break
             except torch.OutOfMemoryError:
                 pass
-            notices.append(halve_micro_batch(state, 64, ""))
+            notices.append(halve_micro_batch(state, 64, "", ""))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert notices

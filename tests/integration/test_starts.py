@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from segfit.assembly.starting import Start, start_from
+from segfit.assembly.earlier import Start, start_from
 from segfit.assembly.training import Training, make_training
 from segfit.config.check import check
 from segfit.errors import SegFitError

@@ -92,29 +92,6 @@ def make_train_batches(
     return TrainBatches(sampler, batches, source, config.limit_train_batches)
 
 
-def make_held_out_batches(
-    config: DictConfig,
-    source: Source,
-    device: torch.device,
-    workers: int,
-    limit: int | None,
-    notice: Callable[[str], None] = lambda _: None,
-    distributed: Distributed = SINGLE_PROCESS,
-    indices: Sequence[int] | None = None,
-) -> DevicePrefetcher:
-    """Return a source's images in order, in batches of a config; of several processes, each one's share of them.
-
-    There are `limit` batches a pass at the most, counted as if one process saw them all. `notice` is called with samples that
-    `data.on_bad_sample=skip` leaves out. If `indices` is given, it says which images, whatever else does.
-    """
-    dataset = assembly_of(config).make_held_out_dataset(config, source)
-    if indices is None:
-        indices = range(distributed.rank, held_out_samples(config, source, limit), distributed.size)
-    return batches_in_order(
-        config, dataset, device, workers, notice, indices, share=distributed.size > 1
-    )
-
-
 def batches_in_order(
     config: DictConfig,
     dataset: Any,
@@ -125,7 +102,10 @@ def batches_in_order(
     *,
     share: bool = False,
 ) -> DevicePrefetcher:
-    """Return some samples of a dataset in held-out batches; `share`: other processes have the other samples."""
+    """Return some samples of a dataset in held-out batches; `share`: other processes have the other samples.
+
+    `notice` is called with samples that `data.on_bad_sample=skip` leaves out.
+    """
     size = assembly_of(config).held_out_batch_size(config)
     return _batches(
         config, dataset, device, workers, notice, share=share, batch_size=size, sampler=indices
@@ -146,18 +126,12 @@ def _batches(
     options = LoaderOptions(workers, loading.prefetch, loading.pin_memory, loading.persistent)
     skipping = Skipping(notice, share=share) if config.data.on_bad_sample == "skip" else None
     collate = assembly_of(config).collate
-    loader: Loader | GatheringLoader
-    if isinstance(dataset, GatheringDataset):
-        loader = GatheringLoader(dataset, device, **order)
-    else:
-        loader = Loader(dataset, collate, device, options, skipping, **order)
+    loader = (
+        GatheringLoader(dataset, device, **order)
+        if isinstance(dataset, GatheringDataset)
+        else Loader(dataset, collate, device, options, skipping, **order)
+    )
     return DevicePrefetcher(loader, device, non_blocking=loading.non_blocking)
-
-
-def held_out_samples(config: DictConfig, source: Source, limit: int | None) -> int:
-    """Return how many of a source's images are held-out ones, if there are `limit` batches of them at the most."""
-    batch_size = assembly_of(config).held_out_batch_size(config)
-    return len(source) if limit is None else min(len(source), limit * batch_size)
 
 
 def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False) -> int:

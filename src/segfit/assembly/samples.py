@@ -78,18 +78,13 @@ def differences(before: Samples, now: Samples) -> list[str]:
             lines.append(f"{split} is not what the run had: {', '.join(said)}.")
         if split == "train":
             continue
-        seen = [
-            name
-            if trained[key.partition(" ")[0]] == name
-            else f"{name} (there {trained[key.partition(' ')[0]]})"
-            for name, key in names.items()
-            if key and key.partition(" ")[0] in trained
-        ]
-        seen += [
-            name
-            for name, key in names.items()
-            if not key and name in train and name not in old and old
-        ]
+        seen = []
+        for name, key in names.items():
+            there = trained.get(key.partition(" ")[0])
+            if there is not None:
+                seen.append(name if there == name else f"{name} (there {there})")
+            elif not key and old and name in train and name not in old:
+                seen.append(name)
         if seen:
             lines.append(
                 f"{split}: {len(seen)} of {len(names)} are among what was trained on, so its scores are too good: "

@@ -1,13 +1,12 @@
 """Config → device, precision, model and optimizer."""
 
 import re
-from collections.abc import Callable
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from segfit.assembly.starting import Start, start_from
+from segfit.assembly.earlier import Notice, Start, start_from
 from segfit.assembly.task import assembly_of
 from segfit.config.check import flat, plain
 from segfit.config.schema import OptimizerConfig
@@ -20,8 +19,6 @@ from segfit.engine.precision import Precision, resolve_precision, set_tf32
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
 from segfit.system.hardware import keep_freed_memory, resolve_device
-
-Notice = Callable[[str], None]
 
 
 def make_device(
@@ -101,7 +98,7 @@ def make_state(
         if reason:
             notice(reason)
     else:
-        state.forward = distributed.wrap(model, model)
+        state.forward = distributed.wrap(model)
     return state, source
 
 

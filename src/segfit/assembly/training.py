@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly import data
-from segfit.assembly.resuming import about, resume
+from segfit.assembly.earlier import Notice, about, read_start, resume
 from segfit.assembly.samples import Samples, differences, kept_splits, read_samples, samples_of
-from segfit.assembly.starting import read_start
-from segfit.assembly.state import Notice, make_device, make_state
+from segfit.assembly.state import make_device, make_state
 from segfit.assembly.task import assembly_of
 from segfit.assembly.tuned import model_label, stale
 from segfit.config.check import flat, plain
@@ -25,10 +24,9 @@ from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differ
 from segfit.engine.events import EndLog
 from segfit.engine.extra_metrics import score_names
 from segfit.engine.fit import Fit
-from segfit.engine.options import FitOptions
-from segfit.engine.precision import Precision
 from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState
+from segfit.engine.task import FitOptions
 from segfit.runs.folder import RunFolder
 from segfit.system.card_needs import share_of_card
 from segfit.system.cards import GIB
@@ -99,8 +97,13 @@ def make_training(
     train = data.make_train_batches(
         config, cached["train"], device, workers, notice, distributed, weights
     )
-    held_out = data.make_held_out_batches(
-        config, cached["val"], device, workers, config.limit_val_batches, notice, distributed
+    scored = len(sources["val"])
+    if config.limit_val_batches is not None:  # counted as if one process saw them all
+        scored = min(scored, config.limit_val_batches * assembly.held_out_batch_size(config))
+    share = range(distributed.rank, scored, distributed.size)
+    dataset = assembly.make_held_out_dataset(config, cached["val"])
+    held_out = data.batches_in_order(
+        config, dataset, device, workers, notice, share, share=distributed.size > 1
     )
     updates = -(-train.batches_per_epoch() // config.accumulate)
     state, initial = make_state(
@@ -114,41 +117,26 @@ def make_training(
     if resumed:
         resume(state, checkpoints, notice, updates)
     statistics = assembly.make_statistics(config, sources, report)
-    panels = _panels(config, sources["val"])
+    count = min(config.report.panels, scored)  # held-out samples to be shown, spread evenly
+    spread = [round(step * (scored - 1) / max(count - 1, 1)) for step in range(count)]
+    panels = {index: sources["val"].id(index) for index in spread}
     task = assembly.make_task(
         config, device, statistics, panels=panels, distributed=distributed, extra=extra
     )
     options, count = _options(config, mode), len(held_out)
     fit = Fit(state, task, train, lambda: held_out, count, checkpoints, options, folder.bad_batches)
-    hparams = {**_hparams(config, precision), "processes": distributed.size}
     columns = {**schema.COLUMNS, **score_names(extra)}
-    return Training(fit, facts, hparams, statistics, schema.UNIT, columns, samples)
-
-
-def _panels(config: DictConfig, source: Source) -> dict[int, str]:
-    """Return as many held-out images as are to be shown, spread evenly."""
-    shown = data.held_out_samples(config, source, config.limit_val_batches)
-    count = min(config.report.panels, shown)
-    spread = [round(step * (shown - 1) / max(count - 1, 1)) for step in range(count)]
-    return {index: source.id(index) for index in spread}
+    return Training(fit, facts, _hparams(config, state), statistics, schema.UNIT, columns, samples)
 
 
 def _options(config: DictConfig, mode: str) -> FitOptions:
-    return FitOptions(
-        epochs=config.epochs,
-        accumulate=config.accumulate,
-        seed=config.seed,
-        clip_grad_norm=config.clip_grad_norm,
-        val_every=config.val_every,
-        monitor=config.monitor,
-        monitor_mode=mode,
-        patience=config.patience,
-        max_steps=config.max_steps,
-        max_left_out=config.max_left_out,
-        log_every=config.report.log_every,
-        every_minutes=config.checkpoint.every_minutes,
-        every_steps=config.checkpoint.every_steps,
-    )
+    given = {
+        "monitor_mode": mode,
+        **plain(config),
+        **plain(config.report),
+        **plain(config.checkpoint),
+    }
+    return FitOptions(**{field.name: given[field.name] for field in fields(FitOptions)})
 
 
 def _facts(
@@ -160,13 +148,12 @@ def _facts(
     workers: int,
 ) -> dict[str, str]:
     distributed = state.distributed
-    parameters, frozen = (
-        sum(parameter.numel() for parameter in some)
+    millions, frozen = (
+        f"{sum(parameter.numel() for parameter in some) / 1e6:.1f} M parameters"
         for some in (state.model.parameters(), state.frozen)
     )
     lasting = f", the first {config.freeze_epochs} epochs" if config.freeze_epochs else ""
-    variant = config.model.get("variant") or config.model.get("encoder")
-    model = f"{config.model.name} {variant}" if variant else config.model.name
+    variant = config.model.get("variant") or config.model.get("encoder") or ""
     sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
     factors = [str(batch_size)]
     if config.accumulate > 1:
@@ -179,9 +166,9 @@ def _facts(
         "recipe": " · ".join(filter(None, (config.hardware.name, config.hardware.note))),
         **_card(config, state, batch_size),
         "precision": state.precision.name,
-        "model": f"{model} ({parameters / 1e6:.1f} M parameters)",
+        "model": f"{f'{config.model.name} {variant}'.strip()} ({millions})",
         "weights": weights,
-        **({"frozen": f"{frozen / 1e6:.1f} M parameters{lasting}"} if frozen else {}),
+        **({"frozen": frozen + lasting} if state.frozen else {}),
         "data": f"{config.data.name}: {sizes}",
         "batch": f"{batch} = {effective}" if len(factors) > 1 else batch,
         "sample": schema_of(config.task.name).sample_label(config),
@@ -203,7 +190,7 @@ def _card(config: DictConfig, state: TrainingState, batch_size: int) -> dict[str
     return {"memory": memory} if memory else {}
 
 
-def _hparams(config: DictConfig, precision: Precision) -> dict[str, str | float | bool]:
+def _hparams(config: DictConfig, state: TrainingState) -> dict[str, str | float | bool]:
     return {
         "model": config.model.get("variant") or config.model.get("encoder") or config.model.name,
         "hardware": config.hardware.name,
@@ -211,8 +198,9 @@ def _hparams(config: DictConfig, precision: Precision) -> dict[str, str | float 
         "optimizer": config.optimizer.name,
         "scheduler": config.scheduler.name,
         **assembly_of(config).hparams(config),
-        "precision": precision.name,
+        "precision": state.precision.name,
         "seed": config.seed,
+        "processes": state.distributed.size,
     }
 
 

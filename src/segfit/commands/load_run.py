@@ -10,7 +10,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.assembly.state import Notice, make_device, to_device
+from segfit.assembly.earlier import Notice
+from segfit.assembly.state import make_device, to_device
 from segfit.assembly.task import assembly_of
 from segfit.config.check import flat, plain
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint

@@ -1,13 +1,19 @@
-"""Checkpoints that are whole or not there."""
+"""Checkpoints that are whole or not there, and when they are saved."""
 
 import pickle
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from segfit.engine.findings import Findings
+from segfit.engine.state import TrainingState
+from segfit.engine.step import NotFinite, are_finite
+from segfit.engine.task import FitOptions
 from segfit.errors import SegFitError
 from segfit.system.files import atomic_write, remove_partials
 
@@ -33,15 +39,24 @@ class Checkpoints:
         self._last_is_damaged = False
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Save all that training needs to resume; a whole `last.pt` becomes `previous.pt`. Raises as `save_atomically`."""
-        content = {"format": FORMAT, "about": self.about, **state}
-        save_atomically(content, self.last, None if self._last_is_damaged else self.previous)
+        """Save all that training needs to resume; a whole `last.pt` becomes `previous.pt`. Raises as `save_best`."""
+        self._save(state, self.last, None if self._last_is_damaged else self.previous)
         self._last_is_damaged = False
 
     def save_best(self, weights: dict[str, Any], scores: dict[str, float], epoch: int) -> None:
-        """Save the weights of the best validation; raises as `save_atomically`."""
-        content = {"about": self.about, "model": weights, "scores": scores, "epoch": epoch}
-        save_atomically({"format": FORMAT, **content}, self.best)
+        """Save the weights of the best validation.
+
+        Raises a SegFitError if they cannot be written (disk full, read-only); the ones before are untouched.
+        """
+        self._save({"model": weights, "scores": scores, "epoch": epoch}, self.best)
+
+    def _save(self, content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+        remove_partials(path)
+        try:
+            write_tensors({"format": FORMAT, "about": self.about, **content}, path, previous)
+        except OSError as error:
+            reason = f"{error.args[-1]}. The checkpoint before it is kept."
+            raise SegFitError(f"cannot save {path}: {reason}") from error
 
     def exist(self) -> bool:
         """Return whether there is a checkpoint to resume from."""
@@ -65,22 +80,12 @@ class Checkpoints:
         return load_checkpoint(self.previous), reason
 
 
-def save_atomically(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write a checkpoint so that `path` holds the old one or the whole new one, whatever happens.
-
-    The old file is renamed to `previous`, or replaced without it. Raises a SegFitError if the new one cannot be written
-    (disk full, read-only); the old one is untouched.
-    """
-    remove_partials(path)
-    try:
-        write_tensors(content, path, previous)
-    except OSError as error:
-        reason = f"{error.args[-1]}. The checkpoint before it is kept."
-        raise SegFitError(f"cannot save {path}: {reason}") from error
-
-
 def write_tensors(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write tensors and plain values by `atomic_write`; the last argument of an OSError says why they cannot be written."""
+    """Write tensors and plain values so that `path` holds the old ones or the whole new ones, whatever happens.
+
+    The old file is renamed to `previous`, or replaced without it. The last argument of an OSError says why they cannot be
+    written.
+    """
     try:
         with atomic_write(path, previous=previous) as file:
             torch.save(content, file)
@@ -126,3 +131,73 @@ def _is_whole(path: Path) -> bool:
             return archive.testzip() is None
     except zipfile.BadZipFile:
         return False
+
+
+@dataclass(eq=False)
+class CheckpointManager:
+    """Saves finite states; where a disk is full, it logs a warning and training continues.
+
+    Every process has to call every method; the main one writes.
+    """
+
+    state: TrainingState
+    checkpoints: Checkpoints
+    options: FitOptions
+    notice: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.unsaved: str | None = None  # why the last save failed; known to the main process alone
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether it is time to save inside an epoch."""
+        steps, minutes = self.options.every_steps, self.options.every_minutes
+        if steps is not None and self.state.progress.update % steps == 0:
+            return True
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def save(self) -> None:
+        """Save the state; if that fails, log a warning and try again when the next save is due.
+
+        Raises NotFinite if the weights are not finite; the last checkpoint is from before.
+        """
+        self.state.average_buffers()
+        models = {self.state.model, self.state.evaluated()}
+        # synchronises
+        if not are_finite(value for model in models for value in model.state_dict().values()):
+            raise NotFinite("norm of the weights is not finite")
+        self._saved_at = time.monotonic()
+        content = self.state.state_dict()
+        otherwise = "Training continues; it is tried again later."
+        self.unsaved = self._failure(lambda: self.checkpoints.save_last(content), otherwise)
+
+    def save_final(self) -> None:
+        """Save the state, or keep the last good one if the weights are not finite."""
+        try:
+            self.save()
+        except NotFinite as found:
+            self.notice(f"the {found}: {self.checkpoints.last} stays as it was.")
+
+    def retry_failed(self) -> None:
+        """Save once more if the last save failed."""
+        if self.state.distributed.max(int(self.unsaved is not None)) == (1,):
+            self.save_final()
+
+    def save_best(self, result: Findings) -> bool:
+        """Save the weights that were validated; return whether that worked."""
+        weights, epoch = self.state.evaluated().state_dict(), self.state.progress.epoch
+        failure = self._failure(
+            lambda: self.checkpoints.save_best(weights, dict(result.scores), epoch),
+            "This validation does not count as the best.",
+        )
+        return self.state.distributed.max(int(failure is not None)) == (0,)
+
+    def _failure(self, save: Callable[[], None], otherwise: str) -> str | None:
+        """Let the main process save; return why that failed, after a notice that also says what follows."""
+        if self.state.distributed.is_main:
+            try:
+                save()  # synchronises: copies to the host
+            except SegFitError as error:
+                self.notice(f"{error} {otherwise}")
+                return str(error)
+        return None

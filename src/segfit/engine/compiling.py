@@ -4,6 +4,7 @@ import contextlib
 import gc
 import traceback
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def compiled_or_eager(
     cuda = [example.device] if example.device.type == "cuda" else []
     forward, reason = model, None  # type: Forward, str | None
     try:
-        forward = distributed.wrap(model, torch.compile(model))
+        forward = distributed.wrap(cast(nn.Module, torch.compile(model)))
         with torch.random.fork_rng(devices=cuda), distributed.no_sync(forward):
             while not _fits(forward, example, precision):
                 model.zero_grad(set_to_none=True)
@@ -59,7 +60,7 @@ def compiled_or_eager(
         return forward, None
     del forward
     gc.collect()  # removes the wrapper's hooks from the parameters
-    return distributed.wrap(model, model), reasons[0]
+    return distributed.wrap(model), reasons[0]
 
 
 def _fits(forward: Forward, example: Tensor, precision: Precision) -> bool:

@@ -1,25 +1,53 @@
-"""The processes that train one model together; by default there is one."""
+"""The processes that train one model together; by default there is one.
 
+Gradients are averaged by DistributedDataParallel, hosts tell each other by gloo.
+"""
+
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from datetime import timedelta
+from inspect import signature
+from typing import Any, TypeVar, cast
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
 
 from segfit.engine.task import Forward
 from segfit.errors import SegFitError
+from segfit.system.torchrun_env import Launch
 
 T = TypeVar("T")
 
+# For waiting while one process checks or decodes a data set. A process that is gone is noticed at once.
+HOST_TIMEOUT = timedelta(days=1)
+# A process that repeats a pass would wait for buffers that the others do not send again. (torch renamed the option.)
+_NEW = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
+
 
 class Distributed:
-    """A single process, where nothing has to be exchanged; `engine.torchrun` overrides every method for several.
+    """This process and those that train with it; alone, it has nothing to exchange.
 
     Every process has to call every method, except `post` and `posted`.
     """
 
     rank = 0  # 0-based number of this process among all
     size = 1  # number of processes
+    store: Any = None  # what several processes leave for each other; torchrun's own server holds it, and outlives them
+
+    def join(self, launch: Launch, device: torch.device) -> None:
+        """Join the other processes of torch.distributed's default group, which has to be initialised."""
+        self.rank, self.size, self._local_rank = launch.rank, launch.size, launch.local_rank
+        self._device = device
+        self._host: Any = None  # the default group
+        if device.type == "cuda":
+            self._host = dist.new_group(timeout=HOST_TIMEOUT, backend="gloo")
+        self.store = distributed_c10d.PrefixStore("segfit", distributed_c10d._get_default_store())
+        self._read = 0  # notices
 
     @property
     def is_main(self) -> bool:
@@ -28,44 +56,83 @@ class Distributed:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over all processes of a tensor on the device; the host does not wait for it."""
-        return tensor
+        if self.store is None:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
 
     def max(self, *numbers: int) -> tuple[int, ...]:
         """Return the largest of each number over all processes; waits for the other hosts, not for the device."""
-        return numbers
+        if self.store is None:
+            return numbers
+        largest = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._host)
+        return tuple(largest.tolist())
 
     def gather(self, value: T) -> list[T]:
         """Return the value (picklable) of every process, by rank."""
-        return [value]
+        if self.store is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host)
+        return values
 
     def once_a_machine(self, work: Callable[[], T]) -> T:
         """Call `work` in the first process of each machine; return its result (picklable) in all of that machine."""
-        return work()
+        if self.store is None:
+            return work()
+        result = work() if self._local_rank == 0 else cast(T, None)
+        every = self.gather(result)
+        return result if self._local_rank == 0 else every[self.rank - self._local_rank]
 
     def post(self, line: str) -> None:
         """Send a notice to the main process, which reads it when it logs."""
+        if self.store is not None:
+            self.store.set(f"line {self.store.add('lines', 1)}", line)
 
     def posted(self) -> list[str]:
         """Return the notices that were posted since the last call; only the main process calls."""
-        return []
+        if self.store is None:
+            return []
+        first, self._read = self._read + 1, self.store.add("lines", 0)
+        numbers = range(first, self._read + 1)
+        return [self.store.get(f"line {number}").decode() for number in numbers]
 
-    def wrap(self, _model: nn.Module, forward: Forward) -> Forward:
-        """Return a forward whose backward averages gradients over all processes; weights become the main process's."""
-        return forward
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return a module whose backward averages gradients over all processes; weights become the main process's."""
+        if self.store is None:
+            return model
+        # Gradients of the fast SegFormer's strided convolutions, computed as products, have another layout: they are copied.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        return DistributedDataParallel(
+            model,
+            device_ids=[self._device] if self._device.type == "cuda" else None,
+            **_OWN_BUFFERS,
+            gradient_as_bucket_view=True,  # saves a copy of all gradients
+        )
 
-    def unwrap(self, forward: Forward) -> Forward:
+    def unwrap(self, forward: Forward) -> nn.Module:
         """Return what `wrap` was given."""
-        return forward
+        module = forward.module if isinstance(forward, DistributedDataParallel) else forward
+        return cast(nn.Module, module)
 
-    def no_sync(self, _forward: Forward) -> AbstractContextManager[Any]:
+    def no_sync(self, forward: Forward) -> AbstractContextManager[Any]:
         """Return a context in which passes leave their gradients in this process, for accumulation."""
-        return nullcontext()
+        return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
-    def average_gradients(self, _model: nn.Module) -> None:
+    def average_gradients(self, model: nn.Module) -> None:
         """Average over all processes the gradients that passes in `no_sync` left."""
+        for parameter in model.parameters() if self.store is not None else ():
+            if parameter.grad is not None:
+                # In DistributedDataParallel's order: divided first, then summed.
+                parameter.grad.copy_(self.sum(parameter.grad.contiguous() / self.size))
 
-    def average_buffers(self, _model: nn.Module) -> None:
+    def average_buffers(self, model: nn.Module) -> None:
         """Average the model's floating-point buffers (batch norm's running statistics) over all processes."""
+        for buffer in model.buffers() if self.store is not None else ():
+            if buffer.is_floating_point():
+                buffer.copy_(self.sum(buffer.float()) / self.size)
 
 
 SINGLE_PROCESS = Distributed()

@@ -26,32 +26,31 @@ class RunInfo:
 
 
 @dataclass(frozen=True)
-class StepLog:
-    """Means since the last log."""
+class Log:
+    """What a log of some updates and one of an epoch have in common; means over the updates."""
 
     epoch: int  # 0-based
     update: int  # updates made so far, over all epochs
     loss: float
     lr: float  # of the first parameter group
-    grad_norm: float  # before clipping
-    loss_scale: float  # GradScaler's; 1.0 where there is none
     samples_per_second: float  # by wall-clock
     data_wait: float  # share (0-1) of the wall-clock time that the loop waited for data
     memory_gib: float  # peak: of CUDA's allocator, or of the process's resident set on the CPU
+
+
+@dataclass(frozen=True)
+class StepLog(Log):
+    """What happened since the last log."""
+
+    grad_norm: float  # before clipping
+    loss_scale: float  # GradScaler's; 1.0 where there is none
     skipped: int = 0  # updates that GradScaler skipped, since a gradient overflowed in fp16
 
 
 @dataclass(frozen=True)
-class EpochLog:
+class EpochLog(Log):
     """One finished epoch; `result` is None where no validation was due."""
 
-    epoch: int
-    update: int
-    loss: float
-    lr: float
-    samples_per_second: float
-    data_wait: float
-    memory_gib: float
     seconds: float
     result: Findings | None
     is_best: bool

@@ -9,19 +9,16 @@ from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
-from segfit.engine.checkpoint import Checkpoints
+from segfit.engine.checkpoint import CheckpointManager, Checkpoints
 from segfit.engine.evaluate import evaluate
 from segfit.engine.events import EndLog, Listener, RunInfo
 from segfit.engine.findings import Findings
 from segfit.engine.logging import TrainingLog
-from segfit.engine.non_finite import NotFinite
-from segfit.engine.options import FitOptions
 from segfit.engine.recovery import Recovery
-from segfit.engine.saving import CheckpointManager
 from segfit.engine.signals import Stopped, StopSignal
 from segfit.engine.state import TrainingState
-from segfit.engine.step import PartlyUpdated
-from segfit.engine.task import Batch, Task, TrainingData, count_samples
+from segfit.engine.step import NotFinite, PartlyUpdated
+from segfit.engine.task import Batch, FitOptions, Task, TrainingData, count_samples
 from segfit.errors import SegFitError
 from segfit.system.phases import phase
 
@@ -63,8 +60,9 @@ class Fit:
         `facts`, `unit` and `columns` are for the listener, as in `RunInfo`. Raises a SegFitError if nothing is left to
         train, too many updates were not finite, a single sample does not fit, or the last state could not be saved.
         """
-        key = self._reached()
-        if key is not None:
+        over = self._over()
+        if over is not None:
+            key = "epochs" if over == "finished" else over
             raise SegFitError(
                 f"this run is over, nothing is left to train: {key}={getattr(self.options, key)} is "
                 f"reached. To continue, raise {key}."
@@ -101,8 +99,8 @@ class Fit:
 
     def ended(self) -> EndLog | None:
         """Return how a training that has nothing left to do ended, None if something is left."""
-        key = self._reached()
-        return None if key is None else self._end("finished" if key == "epochs" else key, 0.0)
+        over = self._over()
+        return None if over is None else self._end(over, 0.0)
 
     def _end(self, reason: str, seconds: float) -> EndLog:
         progress = self.state.progress
@@ -133,16 +131,12 @@ class Fit:
             ) from found
 
     def _run_epochs(self) -> str:
-        while self.state.progress.epoch < self.options.epochs:
-            if self._out_of_patience():
-                return "patience"
+        while (over := self._over()) is None:
             try:
                 self._run_epoch()
             except (NotFinite, PartlyUpdated) as found:
                 self.recovery.roll_back(found)
-            if self._out_of_steps():
-                return "max_steps"
-        return "finished"
+        return over
 
     def _run_epoch(self) -> None:
         progress, options = self.state.progress, self.options
@@ -250,7 +244,8 @@ class Fit:
                 )
             self._undefined = True
             return False
-        if not self._is_better(score, progress.best_score):
+        sign, best = -1 if self.options.monitor_mode == "min" else 1, progress.best_score
+        if best is not None and sign * score <= sign * best:
             progress.stale += 1
             return False
         with phase("checkpoint"):
@@ -260,24 +255,17 @@ class Fit:
         progress.best_epoch, progress.stale = progress.epoch, 0
         return True
 
-    def _is_better(self, score: float, best: float | None) -> bool:
-        if best is None:
-            return True
-        return score < best if self.options.monitor_mode == "min" else score > best
-
-    def _reached(self) -> str | None:
-        """Return the option by which the training is over, or None."""
-        if self.state.progress.epoch >= self.options.epochs:
-            return "epochs"
+    def _over(self) -> str | None:
+        """Return why the training is over, as `EndLog.reason`, or None."""
+        progress, options = self.state.progress, self.options
         if self._out_of_steps():
             return "max_steps"
-        return "patience" if self._out_of_patience() else None
+        if progress.epoch >= options.epochs:
+            return "finished"
+        return "patience" if progress.stale >= (options.patience or math.inf) else None
 
     def _out_of_steps(self) -> bool:
         return self.state.progress.update >= (self.options.max_steps or math.inf)
-
-    def _out_of_patience(self) -> bool:
-        return self.state.progress.stale >= (self.options.patience or math.inf)
 
     def _stop_or_save(self) -> None:
         """Stop if a signal asked any process to; save if that is due in any process."""

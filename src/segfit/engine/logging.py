@@ -2,36 +2,17 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from segfit.engine.events import EpochLog, Listener, Listeners, StepLog
 from segfit.engine.findings import Findings
-from segfit.engine.non_finite import NotFinite, describe
 from segfit.engine.optim import base_rate
 from segfit.engine.state import TrainingState
-from segfit.engine.step import loss_scale
+from segfit.engine.step import NotFinite, not_finite
 from segfit.system.hardware import peak_memory_gib
-
-
-@dataclass
-class RunningSums:
-    """Sums over the updates since the last log; tensors stay on the device until then."""
-
-    loss: Tensor
-    norm: Tensor
-    skipped: Tensor  # updates that GradScaler skipped
-    empty: Tensor  # updates in which nothing counted: they are in no mean
-    updates: int
-    samples: int = 0
-    waited: float = 0.0
-    start: float = field(default_factory=time.perf_counter)
-
-
-def _mean(total: float, count: int) -> float:
-    return total / count if count else math.nan
 
 
 class TrainingLog:
@@ -52,105 +33,99 @@ class TrainingLog:
 
     def begin_epoch(self) -> None:
         """Count from the present progress on; an epoch that a roll-back cut short counts from its new start."""
-        self._samples, self._waited = 0, 0.0
-        self._sums = self._new_sums()
+        self._epoch_samples, self._epoch_waited = 0, 0.0
+        self._begin()
 
-    def _new_sums(self) -> RunningSums:
-        progress, device = self.state.progress, self.state.device
+    def _begin(self) -> None:
+        """Begin the sums since the last log, which stay on the device until the next."""
+        progress = self.state.progress
         # The sum over all processes contains the main process's once.
         carried = progress.unlogged_loss if self.state.distributed.is_main else 0.0
-        return RunningSums(  # synchronises: copies from the host
-            loss=torch.tensor(carried, device=device),
-            norm=torch.tensor(progress.unlogged_norm, device=device),
-            skipped=torch.zeros((), dtype=torch.int64, device=device),
-            empty=torch.zeros((), dtype=torch.int64, device=device),
-            updates=progress.unlogged_updates,
-        )
+        # Of losses, of norms, of updates that GradScaler skipped, of those in which nothing counted: they are in no mean.
+        sums = [carried, progress.unlogged_norm, 0.0, 0.0]
+        self._sums = torch.tensor(sums, device=self.state.device)  # synchronises: a copy
+        self._updates, self._samples, self._waited = progress.unlogged_updates, 0, 0.0
+        self._start = time.perf_counter()
 
     def add(self, loss: Tensor, norm: Tensor, counted: Tensor, samples: int, waited: float) -> None:
         """Count an update of `samples` over all processes, for which the loop waited so many seconds.
 
         The tensors are those of `make_update`.
         """
-        sums = self._sums
+        skipped = torch.zeros_like(loss)
         if self.state.scaler.is_enabled():  # an overflow is no fault: GradScaler skipped the update
-            sums.skipped += ~norm.isfinite()
+            skipped = ~norm.isfinite()
             norm = norm.nan_to_num(0.0, 0.0, 0.0)
-        sums.loss += loss
-        sums.norm += norm
-        sums.empty += ~counted
-        sums.updates += 1
-        sums.samples += samples
-        sums.waited += waited
+        self._sums += torch.stack([one.float() for one in (loss, norm, skipped, ~counted)])
+        self._updates += 1
+        self._samples += samples
+        self._waited += waited
 
     def to_progress(self) -> int:
         """Read the sums into the progress, to be saved; return the updates that GradScaler skipped.
 
         Every process has to call. Raises NotFinite if loss or gradient is not finite; the last checkpoint is from before.
         """
-        progress, sums = self.state.progress, self._sums
-        loss = self.state.distributed.sum(sums.loss)
-        sum_of = [loss.double(), sums.norm.double(), sums.skipped.double(), sums.empty.double()]
-        total, norm, skipped, empty = torch.stack(sum_of).tolist()  # synchronises
-        found = describe(total, norm, scale=1.0)
+        progress = self.state.progress
+        loss = self.state.distributed.sum(self._sums[:1])
+        total, norm, skipped, empty = torch.cat([loss, self._sums[1:]]).tolist()  # synchronises
+        found = not_finite(total, norm)
         if found is not None:
-            raise NotFinite(f"{found} within the last {sums.updates} updates")
+            raise NotFinite(f"{found} within the last {self._updates} updates")
         progress.unlogged_loss, progress.unlogged_norm = total, norm
-        progress.unlogged_updates = sums.updates - int(empty)
+        progress.unlogged_updates = self._updates - int(empty)
         return int(skipped)
 
     def log(self) -> None:
         """Log the means since the last log; raises as `to_progress`."""
-        sums, progress = self._sums, self.state.progress
-        if sums.updates == 0:
+        if self._updates == 0:
             return
-        skipped = self.to_progress()  # synchronises
-        seconds = time.perf_counter() - sums.start
-        scale = loss_scale(self.state)  # synchronises
+        progress, skipped = self.state.progress, self.to_progress()  # synchronises
+        seconds = time.perf_counter() - self._start
+        scale = self.state.scaler.get_scale()  # synchronises in fp16
         if skipped and scale < 1.0:
             raise NotFinite("gradient overflows fp16 even where the loss is not scaled up")
+        loss, norm = progress.unlogged_loss, progress.unlogged_norm
+        count = progress.unlogged_updates
         log = StepLog(
-            epoch=progress.epoch,
-            update=progress.update,
-            loss=_mean(progress.unlogged_loss, progress.unlogged_updates),
-            lr=self._lr(),
-            grad_norm=_mean(progress.unlogged_norm, progress.unlogged_updates),
+            **self._means(loss, count, self._samples, self._waited, seconds),
+            grad_norm=norm / count if count else math.nan,
             loss_scale=scale,
             skipped=skipped,
-            samples_per_second=sums.samples / seconds,
-            data_wait=sums.waited / seconds,
-            memory_gib=peak_memory_gib(self.state.device),
         )
-        self._samples += sums.samples
-        self._waited += sums.waited
-        progress.loss_sum += progress.unlogged_loss
-        progress.loss_count += progress.unlogged_updates
+        self._epoch_samples += self._samples
+        self._epoch_waited += self._waited
+        progress.loss_sum += loss
+        progress.loss_count += count
         progress.unlogged_loss, progress.unlogged_norm, progress.unlogged_updates = 0.0, 0.0, 0
         if progress.update > self._last_update:
             self._last_update = progress.update
             self.listener.log(log)
-        self._sums = self._new_sums()
+        self._begin()
 
     def log_epoch(self, seconds: float, result: Findings | None, is_best: bool) -> None:
         """Log an epoch whose training took `seconds`."""
-        progress = self.state.progress
-        log = EpochLog(
-            epoch=progress.epoch,
-            update=progress.update,
-            loss=_mean(progress.loss_sum, progress.loss_count),
-            lr=self._lr(),
-            samples_per_second=self._samples / seconds,
-            data_wait=self._waited / seconds,
-            memory_gib=peak_memory_gib(self.state.device),
-            seconds=seconds + (result.seconds if result else 0.0),
-            result=result,
-            is_best=is_best,
+        progress, samples = self.state.progress, self._epoch_samples
+        means = self._means(
+            progress.loss_sum, progress.loss_count, samples, self._epoch_waited, seconds
         )
-        self.total_samples += self._samples
+        self.total_samples += samples
         self.total_seconds += seconds
         if progress.update > self._last_epoch_end:
             self._last_epoch_end = progress.update
-            self.listener.epoch(log)
+            seconds += result.seconds if result else 0.0
+            self.listener.epoch(EpochLog(**means, seconds=seconds, result=result, is_best=is_best))
 
-    def _lr(self) -> float:
-        return base_rate(self.state.optimizer.param_groups[0])
+    def _means(
+        self, loss: float, count: int, samples: int, waited: float, seconds: float
+    ) -> dict[str, Any]:
+        """Return what both kinds of log say of some updates, by the fields of `Log`."""
+        return {
+            "epoch": self.state.progress.epoch,
+            "update": self.state.progress.update,
+            "loss": loss / count if count else math.nan,
+            "lr": base_rate(self.state.optimizer.param_groups[0]),
+            "samples_per_second": samples / seconds,
+            "data_wait": waited / seconds,
+            "memory_gib": peak_memory_gib(self.state.device),
+        }

@@ -1,13 +1,17 @@
 """timm's optimizers and schedulers, with groups of parameters for weight decay and learning rate."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from segfit.engine.state import Scheduler
 from segfit.errors import SegFitError, nearest
+
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
 
 # torch's own: one kernel for all parameters, and GradScaler does not synchronise.
 _FUSED = ("adam", "adamw", "sgd", "momentum")
@@ -115,22 +119,20 @@ def make_scheduler(
 
     The peak is the learning rate that `optimizer` has; the length is `updates_per_epoch` × `epochs`, warm-up included.
     """
-    from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
+    from timm.scheduler import create_scheduler_v2
 
     total = updates_per_epoch * epochs
     peak = max(float(group["lr"]) for group in optimizer.param_groups)
-    common: dict[str, Any] = {
-        "t_in_epochs": False,
-        "warmup_t": round(warmup * total),
-        "warmup_lr_init": warmup_factor * peak,
-    }
-    if name in ("cosine", "poly"):
-        common["lr_min"] = min_factor * peak
-    if name == "cosine":
-        return CosineLRScheduler(optimizer, total, **common)  # type: ignore[no-any-return]
-    if name == "poly":
-        return PolyLRScheduler(optimizer, total, power=poly_power, **common)  # type: ignore[no-any-return]
-    common["decay_rate"] = step_gamma if name == "step" else 1.0
-    drop_every = max(1, round(step_epochs * updates_per_epoch))
-    # warmup_prefix=False, the others' default: drops come at multiples of step_epochs, warmup included.
-    return StepLRScheduler(optimizer, drop_every, warmup_prefix=False, **common)  # type: ignore[no-any-return]
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        "step" if name == "none" else name,  # the factory's "none" has no warm-up
+        num_epochs=total,
+        updates_per_epoch=1,
+        step_on_epochs=False,
+        min_lr=min_factor * peak,
+        warmup_lr=warmup_factor * peak,
+        warmup_epochs=round(warmup * total),
+        decay_epochs=max(1, round(step_epochs * updates_per_epoch)),
+        decay_rate={"poly": poly_power, "step": step_gamma}.get(name, 1.0),
+    )
+    return scheduler

@@ -3,18 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from segfit.engine.checkpoint import Checkpoints, write_tensors
 from segfit.engine.compiling import give_up_compiling, is_compile_error
-from segfit.engine.non_finite import NotFinite, are_finite
-from segfit.engine.options import FitOptions
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.seeding import derive_seed
 from segfit.engine.state import TrainingState
-from segfit.engine.step import PartlyUpdated, count_update, make_update
-from segfit.engine.task import Batch, Task, count_samples
+from segfit.engine.step import NotFinite, PartlyUpdated, are_finite, count_update, make_update
+from segfit.engine.task import Batch, FitOptions, Task, count_samples
 from segfit.errors import SegFitError
 
 _NAMES_SHOWN = 8
@@ -135,9 +134,10 @@ class Recovery:
             buffer.copy_(before)
         self._cause_found = True
         progress.left_out.append([progress.epoch, progress.sample])
-        names = [self.names(batch) for batch in micro_batches]  # synchronises
-        on_host = [{key: value.cpu() for key, value in one.items()} for one in micro_batches]
-        batches = [{"names": known, **one} for known, one in zip(names, on_host, strict=True)]
+        batches: list[dict[str, Any]] = [
+            {"names": self.names(one), **{key: value.cpu() for key, value in one.items()}}
+            for one in micro_batches
+        ]  # synchronises
         rank = f"-rank{distributed.rank}" if distributed.size > 1 else ""
         path = self.bad_batches / f"update-{progress.update + 1:06d}{rank}.pt"
         try:
@@ -145,7 +145,8 @@ class Recovery:
             where = f"saved as {path}"
         except OSError as error:
             where = f"which could not be saved ({error.args[-1]})"
-        every = [name for process in distributed.gather(names) for part in process for name in part]
+        names = [name for batch in batches for name in batch["names"]]
+        every = [name for process in distributed.gather(names) for name in process]
         more = len(every) - _NAMES_SHOWN
         shown = ", ".join(every[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
         self._stop_if_too_many(found)
@@ -170,15 +171,14 @@ class Recovery:
         """Return a seed for each micro-batch, a function of the position of its first sample."""
         progress, distributed, seeds = self.state.progress, self.state.distributed, []
         position = progress.sample
-        for batch in micro_batches:
-            size = count_samples(batch)
-            first = position + distributed.rank * size
-            seeds.append(derive_seed(self.options.seed, progress.epoch, first // size))
+        for size in map(count_samples, micro_batches):
+            number = position // size + distributed.rank
+            seeds.append(derive_seed(self.options.seed, progress.epoch, number))
             position += distributed.size * size
         return seeds
 
 
-def halve_micro_batch(state: TrainingState, largest: int, advice: str, reason: str = "") -> str:
+def halve_micro_batch(state: TrainingState, largest: int, advice: str, reason: str) -> str:
     """Halve the samples that a forward pass may take, after the device ran out of memory; return a notice that says so.
 
     Call this outside of the `except` block, whose traceback holds the failed pass's tensors. Raises a SegFitError if a
@@ -186,8 +186,8 @@ def halve_micro_batch(state: TrainingState, largest: int, advice: str, reason: s
     """
     now = min(state.progress.micro_batch or largest, largest)
     if now <= 1:
-        was = f" The error was: {reason}" if reason else ""
-        raise SegFitError(f"out of memory with a micro-batch of a single sample. {advice}{was}")
+        what = "out of memory with a micro-batch of a single sample."
+        raise SegFitError(f"{what} {advice} The error was: {reason}")
     state.progress.micro_batch = now // 2
     release_memory()
     return (

@@ -1,10 +1,12 @@
 """Everything that changes while training: what a checkpoint holds."""
 
+from __future__ import annotations
+
 import gc
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,21 +17,9 @@ from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.precision import Precision
 from segfit.engine.task import Forward
 
-
-class Scheduler(Protocol):
-    """A timm scheduler, stepped by updates; a pure function of them, so it has no state to save."""
-
-    def step_update(self, num_updates: int) -> None:
-        """Set the learning rates for the update after `num_updates`."""
-
-
-class Ema(Protocol):
-    """timm's ModelEmaV3."""
-
-    module: nn.Module
-
-    def update(self, model: nn.Module, step: int | None = None) -> None:
-        """Move the average towards the model."""
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
+    from timm.utils import ModelEmaV3
 
 
 @dataclass
@@ -71,9 +61,9 @@ class TrainingState:
     model: nn.Module  # the module itself, never its compiled form
     forward: Forward  # the model, its compiled form, or DistributedDataParallel around one of them
     optimizer: torch.optim.Optimizer
-    scheduler: Scheduler  # stepped every update
+    scheduler: Scheduler  # stepped by updates, a pure function of them: it has no state to save
     scaler: GradScaler  # enabled in fp16 only
-    ema: Ema | None  # moving average of the weights
+    ema: ModelEmaV3 | None  # moving average of the weights
     precision: Precision
     device: torch.device
     progress: Progress = field(default_factory=Progress)
@@ -100,7 +90,8 @@ class TrainingState:
 
     def evaluated(self) -> nn.Module:
         """Return the module that is validated and saved as the best: the average if there is one."""
-        return self.ema.module if self.ema is not None else self.model
+        model: nn.Module = self.ema.module if self.ema is not None else self.model
+        return model
 
     def renew_forward(self) -> None:
         """Wrap the forward again after a pass that failed; every process has to call.
@@ -109,13 +100,13 @@ class TrainingState:
         """
         self.proven = False
         if self.distributed.size > 1:
-            self.forward = self.distributed.unwrap(self.forward)
+            self.forward = inner = self.distributed.unwrap(self.forward)
             gc.collect()  # removes the old wrapper's hooks from the parameters
-            self.forward = self.distributed.wrap(self.model, self.forward)
+            self.forward = self.distributed.wrap(inner)
 
     def average_buffers(self) -> None:
         """Average batch norm's statistics over all processes, which saw different samples."""
-        for model in [self.model, *([self.ema.module] if self.ema is not None else [])]:
+        for model in dict.fromkeys((self.model, self.evaluated())):
             self.distributed.average_buffers(model)
 
     def state_dict(self) -> dict[str, Any]:

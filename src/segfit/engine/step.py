@@ -1,18 +1,22 @@
 """One optimizer update, from the batches to the new weights, and what happens where it fails."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from segfit.engine.non_finite import NotFinite, describe
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task, count_samples
 from segfit.errors import SegFitError
 from segfit.system.phases import phase
+
+
+class NotFinite(Exception):  # noqa: N818 - the training can recover from it
+    """`args[0]` says what is not finite."""
 
 
 class PartlyUpdated(MemoryError):  # noqa: N818 - what it leaves behind matters more than its cause
@@ -92,7 +96,7 @@ def make_update(
             if check_finite:
                 attempt.begin("optimizer", agreed=False)
                 total = float(distributed.sum(loss))  # synchronises
-                found = describe(total, float(norm), loss_scale(state))  # synchronises
+                found = not_finite(total, float(norm), scaler.get_scale())  # synchronises
                 if found is not None:
                     raise NotFinite(found)
                 attempt.begin("optimizer", agreed=not state.proven)
@@ -178,9 +182,23 @@ def count_update(state: TrainingState) -> None:
     state.scheduler.step_update(state.progress.update + state.schedule_offset)
 
 
-def loss_scale(state: TrainingState) -> float:
-    """Return GradScaler's present scale, 1.0 outside fp16; synchronises in fp16."""
-    return state.scaler.get_scale() if state.scaler.is_enabled() else 1.0
+def not_finite(loss: float, norm: float, scale: float = 1.0) -> str | None:
+    """Return what is not finite about an update, or None.
+
+    A gradient that overflows while the loss is scaled up (`scale`, 1.0 outside fp16) is no fault: GradScaler skips the
+    update and lowers the scale. One that overflows unscaled is. `norm` is that of the unscaled gradient.
+    """
+    if not math.isfinite(loss):
+        return f"loss is {loss}"
+    if not math.isfinite(norm) and scale <= 1.0:
+        return f"gradient's norm is {norm}"
+    return None
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all floating-point tensors among `tensors`, and their common norm, are finite; synchronises."""
+    norm = get_total_norm([tensor for tensor in tensors if tensor.is_floating_point()])
+    return bool(norm.isfinite())
 
 
 def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:

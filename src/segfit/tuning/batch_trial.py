@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.data import make_held_out_batches
+from segfit.assembly.data import batches_in_order
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.training import make_training
 from segfit.engine.evaluate import evaluate
@@ -61,7 +61,8 @@ def fits(
         assembly = assembly_of(config)
         indices = largest[: assembly.held_out_batch_size(config)]
         source = assembly.make_sources(config)["val"]
-        held_out = make_held_out_batches(config, source, device, 0, None, indices=indices)
+        dataset = assembly.make_held_out_dataset(config, source)
+        held_out = batches_in_order(config, dataset, device, 0, lambda _: None, indices)
         if (
             device.type == "cuda"
         ):  # cuDNN tries its algorithms once, with more memory than it takes to use them

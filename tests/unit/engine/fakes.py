@@ -13,10 +13,9 @@ from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
 from segfit.engine.findings import Findings
 from segfit.engine.fit import Fit
 from segfit.engine.optim import make_scheduler
-from segfit.engine.options import FitOptions
 from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
-from segfit.engine.task import Batch, Forward
+from segfit.engine.task import Batch, FitOptions, Forward
 
 CPU = torch.device("cpu")
 

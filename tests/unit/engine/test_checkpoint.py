@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segfit.engine.checkpoint import (
-    Checkpoints,
-    DamagedCheckpointError,
-    load_checkpoint,
-    save_atomically,
-)
+from segfit.engine.checkpoint import Checkpoints, DamagedCheckpointError, load_checkpoint
 from segfit.errors import SegFitError
 from tests.unit.payload import Payload
 
@@ -79,7 +74,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_save(saved):
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(SegFitError, match="cannot save"):
-        save_atomically({}, tmp_path / "file" / "last.pt")
+        Checkpoints(tmp_path / "file").save_last({})
 
 
 def flip_a_bit(path: Path) -> None:

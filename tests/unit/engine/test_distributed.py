@@ -52,7 +52,7 @@ with joined("cpu") as processes:
     with torch.no_grad():
         model[1].weight.fill_(rank)  # the main process's count
         model[0].running_mean.fill_(1.0 + 2 * rank)
-    forward = processes.wrap(model, model)
+    forward = processes.wrap(model)
     model.eval()
     inputs = torch.tensor([[1.0, 0.0]]) * (1 + rank)
     with processes.no_sync(forward):
@@ -217,7 +217,7 @@ def test_alone_nothing_is_shared():
     assert SINGLE_PROCESS.gather("x") == ["x"]
     assert SINGLE_PROCESS.once_a_machine(lambda: 5) == 5
     assert SINGLE_PROCESS.posted() == []
-    assert SINGLE_PROCESS.wrap(model, model) is model
+    assert SINGLE_PROCESS.wrap(model) is model
     before = model.state_dict()
     SINGLE_PROCESS.average_buffers(model)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())

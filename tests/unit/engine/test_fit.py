@@ -293,7 +293,7 @@ def test_every_minutes_saves_inside_an_epoch(tmp_path, monkeypatch):
         fit.checkpoints, "save_last", lambda state: saved.append(state["progress"]["update"])
     )
     clock = iter(range(0, 100000, 7))  # seconds, 7 a look
-    monkeypatch.setattr("segfit.engine.saving.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("segfit.engine.checkpoint.time.monotonic", lambda: float(next(clock)))
     fit.manager._saved_at = 0.0
     run(fit)
     assert len(saved) > 3

@@ -218,9 +218,9 @@ def test_a_single_sample_that_does_not_fit_raises_with_the_tasks_advice(tmp_path
 
 def test_the_micro_batch_is_halved_from_what_the_data_gives():
     state = make_state()
-    halve_micro_batch(state, 6, "")
+    halve_micro_batch(state, 6, "", "")
     assert state.progress.micro_batch == 3
-    halve_micro_batch(state, 6, "")
+    halve_micro_batch(state, 6, "", "")
     assert state.progress.micro_batch == 1
 
 

@@ -67,7 +67,7 @@ def info(epochs: int = 2, start_update: int = 0) -> RunInfo:
 
 def step_log(update: int) -> StepLog:
     epoch = (update - 1) // UPDATES_PER_EPOCH
-    return StepLog(epoch, update, 1 / update, 3e-4, 1.25, 1.0, 45.3, 0.02, 3.25)
+    return StepLog(epoch, update, 1 / update, 3e-4, 45.3, 0.02, 3.25, 1.25, 1.0)
 
 
 def epoch_log(epoch: int, is_best: bool = True, validated: bool = True) -> EpochLog:
