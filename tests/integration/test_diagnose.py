@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_told_and_left_out(tmp_path, monkeypatch):
         "batch_size" in one["change"]["options"] for one in found.values["facts"]["tried"]
     )
     most[0] = 3
-    with one_thread(), pytest.raises(SegFitError, match="batch_size=4 does not fit into memory"):
+    with one_thread(), pytest.raises(SegFitError, match="out of memory with batch_size=4"):
         diagnose.run(config, Bench(tmp_path, notices.append, lambda *_: None))
 
 

@@ -18,12 +18,11 @@ from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import native_precisions
-from segfit.errors import SegFitError
 from segfit.system.hardware import resolve_device
 from segfit.system.monitor import Means
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed, with_batch
-from segfit.tuning.measure import measure_training
+from segfit.tuning.measure import explain_out_of_memory, measure_training
 from segfit.tuning.timeline import OUTSIDE, Timeline, recorded
 from segfit.tuning.verdict import ARITHMETIC, WORTH, Facts, Resident, Verdict, verdict
 
@@ -58,24 +57,23 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     measuring("the training as it is")
     facts, timeline, means, samples = recorded(config, bench, bench.folder / "run", seconds)
     measuring("its arithmetic alone")
-    arithmetic = resident(config, {}, seconds)
-    if arithmetic is None:
-        raise SegFitError(
-            f"batch_size={config.batch_size} does not fit into memory: set batch_size lower and accumulate higher. "
-            f"benchmark=max_batch finds the largest that fits."
-        )
+    with explain_out_of_memory(config):
+        arithmetic = resident(config, {}, seconds)
     launching = 0.0
     if cuda:
         measuring("what launching it takes")  # as many kernels that have next to nothing to do
         *_, (smallest, _) = [({}, ""), *schema_of(config.task.name).smaller_samples(config, 1.0)]
-        launching = resident(config, {**smallest, "batch_size": 2}, seconds) or arithmetic
+        launching = resident(config, {**smallest, "batch_size": 2}, seconds)
     tried: list[Resident] = []
 
     def pace(change: Change) -> float:
         """Return seconds a sample of the arithmetic with a change."""
         measuring(f"the arithmetic with {change.typed}")
-        taken = resident(config, change.options, seconds)
-        if taken is None:
+        try:
+            taken = resident(config, change.options, seconds)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             bench.notice(f"{change.typed}: does not fit into memory.")
             return math.inf
         new = changed(config, change.options)
@@ -99,16 +97,11 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     return _findings(facts, timeline, means, found, applied)
 
 
-def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> float | None:
-    """Return the median seconds of an update whose batch lies on the device, with changed options; None: it does not fit."""
+def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> float:
+    """Return the median seconds of an update whose batch lies on the device, with changed options."""
     release_memory()
     alone = changed(config, {**options, "loader.workers": 0, "data.check": "off", "resume": None})
-    try:
-        speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
+    speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
     return float(speed["speed"]["ms_median"]) / 1000
 
 

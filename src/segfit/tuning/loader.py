@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache, partial
-from itertools import product
+from itertools import chain, count, product
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 from segfit.assembly.data import cached_sources, make_train_batches
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.engine.findings import Column, Findings, Table
+from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
 from segfit.system.cores import available_cores
 from segfit.system.hardware import device_name, resolve_device
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
-from segfit.tuning.measure import data_speed, explain_out_of_memory, measure_training
+from segfit.tuning.measure import Stopwatch, explain_out_of_memory, measure_training
 
 SECONDS = 5.0
 _CACHES = ("none", "disk", "ram")  # from the smallest to what takes most
@@ -142,8 +143,11 @@ def _data_speed(config: DictConfig, seconds: float) -> float:
     workers = config.loader.workers
     batches = make_train_batches(config, sources["train"], device, workers)
     # what workers have ready when the clock starts would count as made in no time
-    warmup = 1 + workers * config.loader.prefetch
-    return data_speed(batches, device, seconds=seconds, warmup=warmup).samples_per_second
+    watch = Stopwatch(device, seconds, warmup=1 + workers * config.loader.prefetch)
+    epochs = chain.from_iterable(batches.epoch(epoch, 0) for epoch in count())
+    for _ in watch.over(epochs, count_samples):
+        pass
+    return watch.speed.samples_per_second
 
 
 def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:

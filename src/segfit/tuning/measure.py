@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import chain, count, islice, repeat
+from dataclasses import asdict, dataclass, field
+from itertools import chain, count, islice, pairwise, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -14,7 +14,6 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.training import Training, make_training
-from segfit.data.batches import TrainBatches
 from segfit.engine.evaluate import evaluate
 from segfit.engine.fit import Fit
 from segfit.engine.out_of_memory import is_out_of_memory
@@ -41,71 +40,51 @@ class Speed:
     data_wait: float  # share (0-1) of the wall-clock time that the host waited for data
 
 
+@dataclass
 class Stopwatch:
     """Times the steps of a loop that takes its items from `over`, without making the host wait within it.
 
     On CUDA an event a step is put into the stream, and the host waits for the device once before the first step and
     once after the last; on the CPU the host's clock is read.
-
-    Args:
-        device: that does the work.
-        seconds: after which no further step is begun; at least `LEAST_STEPS` are made.
-        warmup: steps that are made before the clock starts.
     """
 
-    def __init__(self, device: torch.device, *, seconds: float, warmup: int) -> None:
-        self.device = device
-        self.seconds = seconds
-        self.warmup = warmup
-        self._marks: list[Any] = []
-        self._start = self._end = self._waited = 0.0
-        self._samples = 0
+    device: torch.device  # that does the work
+    seconds: float  # after which no further step is begun; at least `LEAST_STEPS` are made
+    warmup: int  # steps that are made before the clock starts
+    speed: Speed = field(init=False)  # once the loop has ended
 
     def over(self, items: Iterable[T], samples: Callable[[T], int]) -> Iterator[T]:
         """Yield items, each of so many `samples`, first those of the warm-up; a step ends when the next is asked for."""
         items = iter(items)
         yield from islice(items, self.warmup)
         synchronize(self.device)
-        if self.device.type == "cuda":
+        cuda, waited, made = self.device.type == "cuda", 0.0, 0
+        if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._start = time.perf_counter()
-        self._mark()
-        while len(self._marks) <= LEAST_STEPS or time.perf_counter() - self._start < self.seconds:
+        start = time.perf_counter()
+        marks = [self._mark()]
+        while len(marks) <= LEAST_STEPS or time.perf_counter() - start < self.seconds:
             asked = time.perf_counter()
             item = next(items)
-            self._waited += time.perf_counter() - asked
-            self._samples += samples(item)
+            waited += time.perf_counter() - asked
+            made += samples(item)
             yield item
-            self._mark()
+            marks.append(self._mark())
         synchronize(self.device)
-        self._end = time.perf_counter()
-
-    def speed(self) -> Speed:
-        """Return what was measured, after the loop has ended."""
-        seconds = self._end - self._start
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self.device.type == "cuda":
-            times = [before.elapsed_time(after) for before, after in pairs]
-        else:
-            times = [1e3 * (after - before) for before, after in pairs]
+        seconds = time.perf_counter() - start
+        times = [
+            one.elapsed_time(two) if cuda else 1e3 * (two - one) for one, two in pairwise(marks)
+        ]
         low, median, high = np.percentile(times, [5, 50, 95]).tolist()
-        return Speed(
-            samples_per_second=self._samples / seconds,
-            ms_median=median,
-            ms_p5=low,
-            ms_p95=high,
-            steps=len(self._marks) - 1,
-            peak_gib=peak_memory_gib(self.device),
-            data_wait=self._waited / seconds,
-        )
+        peak = peak_memory_gib(self.device)
+        self.speed = Speed(made / seconds, median, low, high, len(times), peak, waited / seconds)
 
-    def _mark(self) -> None:
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
 
 def synchronize(device: torch.device) -> None:
@@ -132,7 +111,7 @@ def train_speed(training: Training, *, seconds: float, warmup: int, resident: bo
     for window in watch.over(items, lambda window: sum(map(count_samples, window))):
         seeds = [derive_seed(fit.options.seed, 0, next(numbers)) for _ in window]
         make_update(fit.state, fit.task, window, seeds, fit.options.clip_grad_norm)
-    return watch.speed()
+    return watch.speed
 
 
 def inference_speed(training: Training, *, seconds: float, warmup: int, resident: bool) -> Speed:
@@ -145,18 +124,7 @@ def inference_speed(training: Training, *, seconds: float, warmup: int, resident
         batches = chain.from_iterable(fit.held_out() for _ in count())
     model = fit.state.evaluated()
     evaluate(model, fit.task, watch.over(batches, count_samples), fit.state.precision)
-    return watch.speed()
-
-
-def data_speed(
-    batches: TrainBatches, device: torch.device, *, seconds: float, warmup: int
-) -> Speed:
-    """Return how fast training batches come to the device while nothing is done with them."""
-    epochs = (batches.epoch(epoch, 0) for epoch in count())
-    watch = Stopwatch(device, seconds=seconds, warmup=warmup)
-    for _ in watch.over(chain.from_iterable(epochs), count_samples):
-        pass
-    return watch.speed()
+    return watch.speed
 
 
 @contextmanager
@@ -168,8 +136,8 @@ def explain_out_of_memory(config: DictConfig) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise SegFitError(
-            f"out of memory with batch_size={config.batch_size}: nothing was measured. Lower it; "
-            f"benchmark=max_batch finds the largest that fits."
+            f"out of memory with batch_size={config.batch_size}: nothing was measured. Set batch_size lower and "
+            f"accumulate higher; benchmark=max_batch finds the largest that fits."
         ) from error
 
 

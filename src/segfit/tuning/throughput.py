@@ -6,10 +6,10 @@ from itertools import product
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.training import Training, make_training
+from segfit.assembly.training import make_training
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.tuning.bench import Bench
-from segfit.tuning.flops import PeakRate, inference_flops, peak_rate, update_flops
+from segfit.tuning.flops import inference_flops, peak_rate, update_flops
 from segfit.tuning.measure import Speed, explain_out_of_memory, inference_speed, train_speed
 
 SECONDS = 10.0
@@ -44,17 +44,8 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             )
         bench.progress("arithmetic", 4, 5)
         flops = {"inference": inference_flops(training), "training": update_flops(training)}
-    most = peak_rate(training.fit.state.device, training.fit.state.precision)
-    return _findings(training, speeds, flops, most)
-
-
-def _findings(
-    training: Training,
-    speeds: dict[tuple[str, str], Speed],
-    flops: dict[str, float],
-    most: PeakRate,
-) -> Findings:
     state, facts = training.fit.state, training.facts
+    most = peak_rate(state.device, state.precision)
     rows: list[list[Cell]] = []
     values, scalars = [], {}
     for (name, batches), speed in speeds.items():

@@ -192,10 +192,9 @@ def _restarts(spans: list[Span], epochs: list[float]) -> float:
 
     An epoch's first batch waits for the workers to start; asking for one more than there are, for them to end.
     """
-    copies = [span.start for span in spans if span.name == "copy"]
     waits = [span for span in spans if span.name == "data"]
-    last = [wait for wait in waits if not any(wait.start <= at <= wait.end for at in copies)]
-    batches = [wait for wait in waits if wait not in last]
+    last = [wait for wait in waits if not wait.inner]  # no batch came that was copied
+    batches = [wait for wait in waits if wait.inner]
     first = [next((wait for wait in batches if wait.start >= begin), None) for begin in epochs]
     others = [wait.end - wait.start for wait in batches if wait not in first]
     usual = median(others) if others else 0.0

@@ -50,7 +50,7 @@ def test_a_step_is_a_whole_update(training: Training) -> None:
     watch = Stopwatch(training.fit.state.device, seconds=1e-6, warmup=0)
     counted = [len(window) for window in watch.over(measure.windows(training.fit), lambda _: 6)]
     assert counted == [2, 2, 2]
-    speed = watch.speed()
+    speed = watch.speed
     seconds = LEAST_STEPS * 6 / speed.samples_per_second
     assert seconds >= speed.steps * speed.ms_p5 / 1e3
 
@@ -107,11 +107,3 @@ def test_the_job_returns_plain_values() -> None:
     assert json.loads(json.dumps(values)) == values
     assert Speed(**values["speed"]).steps == LEAST_STEPS
     assert values["facts"]["batch"] == "4"
-
-
-def test_the_data_side_alone(training: Training) -> None:
-    train = training.fit.train
-    speed = measure.data_speed(train, training.fit.state.device, seconds=1e-6, warmup=1)  # type: ignore[arg-type]
-    assert sound(speed)
-    assert speed.steps == LEAST_STEPS
-    assert training.fit.state.progress.update == 0
