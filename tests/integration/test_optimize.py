@@ -315,6 +315,7 @@ def test_nothing_grows_that_is_too_slow(tmp_path: Path, run: Any) -> None:
     assert composed_local(tmp_path).model.base_channels == 32  # though it is not the usual number
 
 
+@pytest.mark.slow
 def test_real_trainings_by_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "hardware").mkdir()
     out = tmp_path / "hardware" / "local.yaml"
