@@ -1,11 +1,14 @@
 """docs/benchmarks/prove.py runs through at toy sizes, and goes on where it was cut off."""
 
+import importlib
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
 
+from segfit.engine.precision import set_tf32
 from tests.integration.training import ROOT
 
 SCRIPT = ROOT / "docs" / "benchmarks" / "prove.py"
@@ -14,6 +17,27 @@ SCRIPT = ROOT / "docs" / "benchmarks" / "prove.py"
 def prove(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *arguments, "--toy"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "case"),
+    [
+        ("exact", {"model": "cnn"}),
+        ("augmentation", {}),
+        ("rounding", {"fast": True, "precision": "fp32"}),
+        ("compiled", {"model": "cnn"}),
+    ],
+)
+def test_errors_are_measured_without_tf32(stage, case, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    set_tf32(True)
+    try:
+        importlib.import_module("prove.stages").run("right", stage, case, True)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        set_tf32(False)
 
 
 @pytest.mark.slow
