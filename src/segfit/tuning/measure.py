@@ -94,14 +94,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def train_speed(training: Training, *, seconds: float, warmup: int, resident: bool) -> Speed:
-    """Return how fast the engine updates; nothing retries with less when memory runs out.
+    """Return how fast the engine updates for some `seconds`, after some updates of `warmup`.
 
-    Args:
-        training: as train.py builds it. It is trained by this, so do not use it any more.
-        seconds: to measure.
-        warmup: updates before that.
-        resident: take the first window of micro-batches again and again from the device's memory, instead of the
-            training's own batches as its workers give them.
+    With `resident` the first window of micro-batches is taken again and again from the device's memory, instead of the
+    training's own batches as its workers give them. Nothing retries with less when memory runs out. `training` is
+    trained by this, so do not use it any more.
     """
     fit = training.fit
     fit.state.train()
@@ -170,11 +167,7 @@ def _kept(batch: Batch, batches: Any) -> Batch:
 def measure_training(
     config: DictConfig, *, seconds: float, warmup: int = 5, resident: bool = False
 ) -> dict[str, Any]:
-    """Build a config's training and return `train_speed` of it, as plain values.
-
-    Returns:
-        "speed": the fields of `Speed`; "facts": of the training; "notices": what fell back.
-    """
+    """Return `train_speed` of a config's training: "speed": the fields of `Speed`; "facts"; "notices": what fell back."""
     notices: list[str] = []
     with TemporaryDirectory(prefix="segfit-") as folder:
         training = make_training(config, Path(folder), notices.append)
