@@ -51,6 +51,12 @@ def diagnosed(folder: Path, *overrides: str, seconds: float = 1.5) -> Findings:
         return diagnose.run(config, Bench(folder, lambda _: None, lambda *_: None))
 
 
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    """Let samples that are slow on purpose be timed for half a second."""
+    monkeypatch.setattr(timeline, "_SECONDS", 0.5)
+
+
 @pytest.fixture
 def four_cores(monkeypatch):
     """Let the verdict believe in spare cores, whatever machine runs the tests."""

@@ -1,9 +1,11 @@
-"""docs/benchmarks/prove.py runs through at toy sizes, and goes on where it was cut off."""
+"""The scripts of docs/benchmarks: their imports; prove.py runs through at toy sizes, and goes on where it was cut off."""
 
+import ast
 import importlib
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -17,6 +19,17 @@ SCRIPT = ROOT / "docs" / "benchmarks" / "prove.py"
 def prove(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *arguments, "--toy"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SCRIPT.parent.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_what_a_script_imports_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("segfit"):
+            module = importlib.import_module(node.module)
+            for name in (one.name for one in node.names):
+                assert hasattr(module, name) or find_spec(f"{node.module}.{name}"), name
 
 
 @pytest.mark.slow

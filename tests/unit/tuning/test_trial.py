@@ -82,7 +82,12 @@ def test_a_killed_child_is_survived(planted):
 
 def test_time_runs_out(planted, tmp_path):
     pids = tmp_path / "pids"
-    for patience in (1.5, 6, 24, 96):  # a machine that has much else to do may not come to hang in time
+    for patience in (
+        1.5,
+        6,
+        24,
+        96,
+    ):  # a machine that has much else to do may not come to hang in time
         outcome = planted("hang", timeout_s=patience, tell_pids=str(pids))
         assert (outcome.ok, outcome.reason) == (False, "timeout")
         assert outcome.message == f"not done after {patience:g} s"
