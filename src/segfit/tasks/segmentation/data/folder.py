@@ -19,35 +19,30 @@ from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.layout import Listing, Naming, find_layout, list_pairs
-from segfit.tasks.segmentation.data.masks import FolderMasks, ValueMap, object_sizes
+from segfit.tasks.segmentation.data.masks import ValueMap, object_sizes
 
 
 @dataclass(frozen=True)
 class ItemReport:
     """What was found about one image and its mask; plain numbers and text, which are stored as JSON."""
 
-    unreadable: str = ""  # the message of what could not be read
-    size: str = ""  # "image 640×480, mask 320×240" where they differ
-    values: list[int] = field(default_factory=list)  # no class and not ignored; at most 16
-    only_0_255: bool = False  # the mask holds 255 and, perhaps, 0, and nothing else
-    orientation: int = 1  # EXIF orientation that was applied to the image; 1: none
-    frames: int = 1  # of the image's file; the first one is used
-    pixels: list[int] = field(default_factory=list)  # of each class
-    ignored: int = 0  # pixels
-    shape: list[int] = field(default_factory=list)  # height and width of the mask
-    objects: list[list[int]] = field(default_factory=list)  # of `object_sizes`
+    # what is odd, one of `KINDS` of the pre-flight or "unreadable" → what is said of it, "" if nothing
+    odd: dict[str, str] = field(default_factory=dict)
     low: float = 0.0  # the least and the greatest value of the image's file
     high: float = 0.0
-    # "flat" and "blank": see `look`; "own": scaled by themselves, so that a number is another shade in another file
-    shades: str = ""
-    alpha: bool = False  # the image has transparency, and not everywhere the same
-    # index, R, G and B of the mask's, at most 64
-    palette: list[list[int]] = field(default_factory=list)
+    palette: list[list[int]] = field(
+        default_factory=list
+    )  # index, R, G, B of the mask's, at most 64
+    values: list[int] = field(default_factory=list)  # no class and not ignored; at most 16
+    only_0_255: bool = False  # the mask holds 255 and, perhaps, 0, and nothing else
+    pixels: list[int] = field(default_factory=list)  # of each class
+    shape: list[int] = field(default_factory=list)  # height and width of the mask
+    objects: list[list[int]] = field(default_factory=list)  # of `object_sizes`
 
 
 @dataclass(eq=False)
 class FolderSource:
-    """A `Source` of image files with masks from a `MaskReader`."""
+    """A `Source` of image files with their `Masks`."""
 
     classes: Classes
     names: Sequence[str]  # relative, without suffix, in the order of the indices
@@ -107,9 +102,9 @@ class FolderSource:
         try:
             decoded, values = self._read_files(index)
             name, masks = self.names[index], self.listing.masks
-            colors = [] if name in self.listing.unmasked else masks.palette(name, values)
+            palette = [] if name in self.listing.unmasked else masks.palette(name, values)
         except SegFitError as error:
-            return ItemReport(unreadable=str(error))
+            return ItemReport({"unreadable": str(error)})
         except MemoryError as error:  # no fault of the file's, and nothing to remember
             raise SegFitError(
                 f"{where(self, index)}: memory ran out while this was read. Cut large images into tiles."
@@ -118,40 +113,36 @@ class FolderSource:
         auto = not (self.image_reader.value_range or self.image_reader.percentiles)
         if auto and (decoded.values.dtype.kind == "f" or low < 0 or high > 65535):
             shades = shades or "own"
-        report = ItemReport(
-            orientation=decoded.orientation,
-            frames=decoded.frames,
-            low=low,
-            high=high,
-            shades=shades,
-            alpha=decoded.alpha is not None and bool(np.ptp(decoded.alpha)),
-            palette=colors,
-        )
+        odd = {shades: ""} if shades else {}
+        if decoded.orientation != 1:
+            odd["turned"] = ""
+        if decoded.frames > 1:
+            odd["frames"] = str(decoded.frames)
+        if decoded.alpha is not None and np.ptp(decoded.alpha):
+            odd["transparent"] = ""
         if decoded.pixels.shape[:2] != values.shape:
-            return replace(report, size=_sizes(decoded.pixels, values))
+            turned = "; the image is turned by its EXIF orientation, its mask is not"
+            odd["size"] = _sizes(decoded.pixels, values) + turned * (decoded.orientation >= 5)
+            return ItemReport(odd, low, high, palette)
         mask, unknown = self.values.apply(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
-        white = (values == 255) & (self.values.colors is None)
         pixels, background = counts[: len(self.classes)], self.classes.background
+        if counts[IGNORE_INDEX] and not pixels.any():
+            odd["ignored"] = ""
+        white = (values == 255) & (not self.values.colors)
+        only_0_255 = bool(white.any() and (white | (values == 0)).all())
         surroundings = int(pixels.argmax()) if background is None else background
-        return replace(
-            report,
-            values=unknown[:16],
-            only_0_255=bool(white.any() and (white | (values == 0)).all()),
-            pixels=pixels.tolist(),
-            ignored=int(counts[IGNORE_INDEX]),
-            shape=list(mask.shape),
-            objects=object_sizes(mask, len(self.classes), surroundings),
-        )
+        objects = object_sizes(mask, len(self.classes), surroundings)
+        found = unknown[:16], only_0_255, pixels.tolist(), list(mask.shape), objects
+        return ItemReport(odd, low, high, palette, *found)
 
     def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:
         name, masks = self.names[index], self.listing.masks
         decoded = self.image_reader.read(self.listing.images[name])
         height, width = decoded.pixels.shape[:2]
         if name in self.listing.unmasked:
-            # The first file value that means the background.
-            blank = int((self.values.table == (self.classes.background or 0)).argmax())
-            return decoded, np.full((height, width), blank, np.int32)
+            background = self.values.targets == (self.classes.background or 0)
+            return decoded, np.full((height, width), self.values.known[background.argmax()])
         values = masks.read(name, (height, width))
         if masks.resizes_images and values.shape != (height, width):
             writable = np.require(decoded.pixels, requirements=["W"])
@@ -218,8 +209,8 @@ def folder_sources(
     if called.mask_format != "png":  # masks hold classes already
         ignore_index, label_map = None, None
     for listing in listings.values():
-        if colors and isinstance(listing.masks, FolderMasks):
-            listing.masks = replace(listing.masks, colors=True)
+        if colors and called.mask_format == "png":
+            listing.masks = replace(listing.masks, form="colors")
     values = ValueMap(len(classes), ignore_index, label_map, colors)
     reader = reader or ImageReader()
     maps = [mapping and sorted(mapping.items()) for mapping in (label_map, colors)]

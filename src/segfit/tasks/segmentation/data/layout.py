@@ -16,15 +16,12 @@ from segfit.data.splits import find_splits, listed, split_of
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.masks import (
     MASK_SUFFIXES,
-    FolderMasks,
-    MaskReader,
-    PartMasks,
+    Masks,
     find_parts,
     image_key,
 )
 from segfit.tasks.segmentation.data.painted import (
     OUTLINES,
-    PaintedMasks,
     read_coco,
     read_table,
     table_id,
@@ -51,7 +48,7 @@ class Listing:
     """Pairs of images and masks."""
 
     images: dict[str, Path]  # by relative name without suffix; only images that are used
-    masks: MaskReader  # by the same names
+    masks: Masks  # by the same names
     problems: list[str] = field(default_factory=list)  # files without a partner, and the like
     notices: list[str] = field(default_factory=list)  # what is odd, but no mistake
     unmasked: frozenset[str] = frozenset()  # images without a mask, all background
@@ -66,29 +63,28 @@ def find_layout(root: Path, naming: Naming) -> tuple[dict[str, list[Path]], list
         text = f"data.root={root} {what}{hint}. Give the folder that holds {naming.images}/."
         return {}, [text], []
     layout, problems, notices = find_splits(root, (naming.images, naming.masks))
-    for part, places in layout.items() if naming.mask_format != "png" else ():
-        if not places[1].exists():
-            places[1] = root / naming.masks  # one table, or one folder of parts, serves all splits
-        if naming.mask_format == "coco" and places[1].is_dir():  # instances_train2017.json
-            files = {
-                split_of(f.stem.removeprefix("instances_")): f for f in places[1].glob("*.json")
-            }
-            places[1] = files.get(part, places[1])
-    entries = sorted(one.name for one in root.iterdir() if not one.name.startswith("."))
-    table = {"rle": "CSV", "coco": "JSON, or a folder of one for each split"}.get(
-        naming.mask_format
-    )
-    if not entries:
+    form, held = naming.mask_format, [one.name for one in root.iterdir() if one.name[0] != "."]
+    if not held:
         problems.append(f"data.root={root} is empty.")
-    for part, (image_folder, mask_path) in layout.items() if not problems else ():
-        if part != "test" and not image_folder.is_dir():
+    table = {"rle": "CSV", "coco": "JSON, or a folder of one for each split"}.get(form)
+    there, sound = f"{root} holds {some(sorted(held))}.", not problems
+    for part, places in layout.items():
+        if form != "png" and not places[1].exists():
+            places[1] = root / naming.masks  # one table, or one folder of parts, serves all splits
+        if form == "coco" and places[1].is_dir():  # instances_train2017.json
+            files = places[1].glob("*.json")
+            called = {split_of(file.stem.removeprefix("instances_")): file for file in files}
+            places[1] = called.get(part, places[1])
+        if part == "test" or not sound:
+            continue
+        if not places[0].is_dir():
             problems.append(
-                f"{image_folder}: no such folder (data.images). {root} holds {some(entries)}. There should be images/ and "
-                "masks/ in it, or in train/, val/ and test/."
+                f"{places[0]}: no such folder (data.images). {there} There should be images/ and masks/ in it, or in train/, "
+                "val/ and test/."
             )
-        if part != "test" and not (mask_path.is_file() if table else mask_path.is_dir()):
+        if not (places[1].is_file() if table else places[1].is_dir()):
             what = f"file (data.masks names the {table})" if table else "folder (data.masks)"
-            problems.append(f"{mask_path}: no such {what}. {root} holds {some(entries)}.")
+            problems.append(f"{places[1]}: no such {what}. {there}")
     return layout, list(dict.fromkeys(problems)), notices
 
 
@@ -184,15 +180,16 @@ def _is_mask(file: Path, naming: Naming) -> bool:
 
 def _wanted(naming: Naming, image: Path, mask_path: Path) -> str:
     name = image.with_suffix("").name
-    if naming.mask_format == "parts":
-        return f"The mask of {image.name} would be files named {image_key(name)}_<class name>.png."
-    if naming.mask_format == "coco":
-        return f"It would be among its images with the file_name {image.name}."
-    if naming.mask_format in OUTLINES:
-        return f"The mask of {image.name} would be {name}{OUTLINES[naming.mask_format][0]}."
-    if naming.mask_format == "rle":
-        ids = " or ".join(dict.fromkeys(table_id(name)))
-        return f"The rows of {image.name} would have the id {ids}."
+    would = {
+        "parts": f"be files named {image_key(name)}_<class name>.png",
+        "coco": f"be among its images with the file_name {image.name}",
+        "rle": f"have the id {' or '.join(dict.fromkeys(table_id(name)))}",
+        **{
+            form: f"be {name}{suffixes[0]}" for form, suffixes in OUTLINES.items() if form != "coco"
+        },
+    }
+    if naming.mask_format != "png":
+        return f"The mask of {image.name} would {would[naming.mask_format]}."
     # What has the image's name in its own shows what all masks are called.
     alike = [file.name for file in list_files(mask_path, MASK_SUFFIXES) if name in file.name]
     hint = "{stem}_mask.png"
@@ -237,18 +234,14 @@ def _pair(
     else:
         found, problems = files_by_name(list_files(place, OUTLINES[form]), place)
         what = "outlined images"
-    paired: Any = {name: found[key] for name, key in keys.items() if key in found}
+    paired = {name: found[key] for name, key in keys.items() if key in found}
     unused = sorted(shown.get(key, key) for key in found.keys() - set(keys.values()))
     notices += _unused(place, f"of {len(found)} {what}", unused)
     if form in OUTLINES:
         notices.append(
             f"{place}: where outlines overlap, later ones are painted over earlier ones."
         )
-    masks: MaskReader
-    if form in ("png", "parts"):
-        masks = FolderMasks(paired) if form == "png" else PartMasks(paired)
-    else:
-        masks = PaintedMasks(form, class_names, place, paired)
+    masks = Masks(form, paired, place, class_names)
     return Listing({name: images[name] for name in paired}, masks, problems, notices)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +19,62 @@ from segfit.data.files import list_files, some
 from segfit.data.formats import ARRAY_SUFFIXES, open_image, read_values
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from segfit.tasks.segmentation.data.painted import paint
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", *ARRAY_SUFFIXES)
 UNKNOWN = -1
 MOST_SIDES = 33  # pixels
 
 
-class MaskReader(ABC):
-    """Where masks come from, by image name (relative, without suffix): a file, one a part, or a table of run-lengths."""
+@dataclass(frozen=True)
+class Masks:
+    """The masks of images, by their relative names without suffix."""
 
-    resizes_images: ClassVar[bool] = False  # whether images are resized to their masks
+    form: str  # data.mask_format, or "colors" for files whose values are colours
+    # a file; the (class, file) of each part, in the order of the classes; or what `place` says of the image
+    entries: Mapping[str, Any]
+    place: Path  # the folder, or the file of all masks
+    class_names: Sequence[str]
 
-    @abstractmethod
+    @property
+    def resizes_images(self) -> bool:
+        """Whether images are resized to their masks: CelebAMask-HQ's are 1024 pixels wide, their masks 512."""
+        return self.form == "parts"
+
     def files(self, name: str) -> list[Path]:
         """Return the files that hold the mask of an image."""
+        entry = self.entries[name]
+        if self.form == "parts":
+            return [path for _, path in entry]
+        return [entry if isinstance(entry, Path) else self.place]
 
-    @abstractmethod
     def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:
-        """Return the mask (H, W) of integers of an image of `size` (H, W); raise a SegFitError if it is unreadable."""
+        """Return the mask (H, W) of integers of an image of `size` (H, W), which parts and files need not have.
 
-    def palette(self, name: str, values: NDArray[Any]) -> list[list[int]]:  # noqa: ARG002
-        """Return index, R, G and B of what occurs in `values`, the mask of an image, if the file says how it looks."""
-        return []
+        Raises:
+            SegFitError: if a file is unreadable or damaged, or was not made for this image.
+        """
+        entry = self.entries[name]
+        if self.form == "png":
+            return read_index_mask(entry)
+        if self.form == "colors":
+            return read_color_mask(entry)
+        if self.form == "parts":
+            return _read_parts(entry)
+        return paint(self.form, self.files(name)[0], entry, self.class_names, size)
+
+    def palette(self, name: str, values: NDArray[Any]) -> list[list[int]]:
+        """Return index, R, G and B of what occurs in `values`, the mask of an image, if its file says how it looks.
+
+        Greys that indices look like by themselves say nothing.
+        """
+        colors: list[int] = []
+        if self.form == "png" and self.entries[name].suffix.lower() in MASK_SUFFIXES[:4]:
+            with suppress(SegFitError), open_image(self.entries[name]) as image:
+                colors = image.getpalette() or []
+        present = [i for i in np.unique(values).tolist()[:64] if 0 <= 3 * i < len(colors)]
+        found = [[i, *colors[3 * i : 3 * i + 3]] for i in present]
+        return [] if all(entry[1:] == entry[:1] * 3 for entry in found) else found
 
 
 def read_index_mask(path: Path) -> NDArray[Any]:
@@ -92,65 +125,18 @@ def _read(path: Path, mode: str) -> NDArray[Any]:
     return values[..., :-1] if alpha else values
 
 
-@dataclass(frozen=True)
-class FolderMasks(MaskReader):
-    """One mask file an image, with the same relative name."""
-
-    paths: Mapping[str, Path]  # by relative name without suffix
-    colors: bool = False  # values are colours, 0xRRGGBB, not indices
-
-    def files(self, name: str) -> list[Path]:
-        """Return the one file."""
-        return [self.paths[name]]
-
-    def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:  # noqa: ARG002
-        """Return `read_index_mask` or `read_color_mask` of the file, whatever `size` is."""
-        return (read_color_mask if self.colors else read_index_mask)(self.paths[name])
-
-    def palette(self, name: str, values: NDArray[Any]) -> list[list[int]]:
-        """Return the colours of a palette file, unless they are the greys that indices look like by themselves."""
-        colors: list[int] = []
-        if not self.colors and self.paths[name].suffix.lower() in MASK_SUFFIXES[:4]:
-            with suppress(SegFitError), open_image(self.paths[name]) as image:
-                colors = image.getpalette() or []
-        present = [i for i in np.unique(values).tolist()[:64] if 0 <= 3 * i < len(colors)]
-        found = [[i, *colors[3 * i : 3 * i + 3]] for i in present]
-        return [] if all(entry[1:] == entry[:1] * 3 for entry in found) else found
-
-
-@dataclass(frozen=True)
-class PartMasks(MaskReader):
-    """Masks as one file a part, as CelebAMask-HQ ships them; class 0 where no part is, later classes over earlier ones.
-
-    `<image>_<part>.png`, anywhere below one folder; white where the part is. The masks are 512 pixels wide
-    and the images 1024: images are resized to their masks.
-    """
-
-    # relative image name without suffix → (class index, file), one at least, in the order of the classes
-    parts: Mapping[str, Sequence[tuple[int, Path]]]
-    resizes_images: ClassVar[bool] = True
-
-    def files(self, name: str) -> list[Path]:
-        """Return the files of all parts."""
-        return [path for _, path in self.parts[name]]
-
-    def read(self, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:  # noqa: ARG002
-        """Return class indices (H, W) at the size of the part files, whatever `size` is.
-
-        Raises:
-            SegFitError: if a part is unreadable, or of another size than the first one.
-        """
-        files = self.parts[name]
-        parts = [read_index_mask(path) for _, path in files]
-        mask: NDArray[np.uint8] = np.zeros(parts[0].shape, np.uint8)
-        for (label, path), part in zip(files, parts, strict=True):
-            if part.shape != mask.shape:
-                raise SegFitError(
-                    f"{path}: {part.shape[1]}×{part.shape[0]} pixels, but {files[0][1].name} has "
-                    f"{mask.shape[1]}×{mask.shape[0]}. All parts of an image need one size."
-                )
-            mask[part != 0] = label
-        return mask
+def _read_parts(files: Sequence[tuple[int, Path]]) -> NDArray[np.uint8]:
+    """Return class indices (H, W) of (class, file) of each part: 0 where no part is, later classes over earlier ones."""
+    parts = [read_index_mask(path) for _, path in files]
+    mask: NDArray[np.uint8] = np.zeros(parts[0].shape, np.uint8)
+    for (label, path), part in zip(files, parts, strict=True):
+        if part.shape != mask.shape:
+            raise SegFitError(
+                f"{path}: {part.shape[1]}×{part.shape[0]} pixels, but {files[0][1].name} has "
+                f"{mask.shape[1]}×{mask.shape[0]}. All parts of an image need one size."
+            )
+        mask[part != 0] = label
+    return mask
 
 
 def image_key(stem: str) -> str:
@@ -163,7 +149,8 @@ def find_parts(
 ) -> tuple[dict[str, list[tuple[int, Path]]], list[str]]:
     """Return image key → (class index, file), and a notice if there are parts that are no class.
 
-    Class 0 is the background and has no files.
+    Parts are `<image>_<part>.png`, anywhere below one folder, white where the part is, as CelebAMask-HQ ships them. Class 0
+    is the background and has no files.
     """
     found: dict[str, list[tuple[int, Path]]] = {}
     others: Counter[str] = Counter()
@@ -195,36 +182,30 @@ class ValueMap:
         label_map: Mapping[int, int] | None,
         colors: Mapping[int, int] | None = None,
     ) -> None:
-        self.label_map = label_map
-        self.colors = np.array(sorted(colors)) if colors else None
-        if colors:  # each stands for its place among them
-            ignore_index = None
-            label_map = {place: colors[code] for place, code in enumerate(sorted(colors))}
-        self.table = np.full(2 * 65536, UNKNOWN, np.int16)  # values below 0 are its second half
-        if label_map is None:
-            self.table[:num_classes] = np.arange(num_classes)
-        if ignore_index is not None:
-            self.table[ignore_index] = IGNORE_INDEX
-        for value, target in (label_map or {}).items():
-            self.table[value] = target if 0 <= target < num_classes else IGNORE_INDEX
+        self.label_map, self.colors = label_map, colors
+        meaning = {} if label_map or colors else {value: value for value in range(num_classes)}
+        if ignore_index is not None and not colors:
+            meaning[ignore_index] = IGNORE_INDEX
+        for value, target in (colors or label_map or {}).items():
+            meaning[value] = target if 0 <= target < num_classes else IGNORE_INDEX
+        self.known = np.array(sorted(meaning))
+        self.targets = np.array([meaning[value] for value in sorted(meaning)], np.int16)
+        self._bytes = self._mapped(np.arange(256))
+
+    def _mapped(self, values: NDArray[Any]) -> NDArray[np.int16]:
+        """Return class indices, and `UNKNOWN` for unknown values."""
+        places = np.searchsorted(self.known, values).clip(max=len(self.known) - 1)
+        return np.where(self.known[places] == values, self.targets[places], np.int16(UNKNOWN))
 
     def shown(self, values: Iterable[int]) -> list[Any]:
         """Return values as they are written in the config: numbers, or [R, G, B]."""
-        if self.colors is None:
+        if not self.colors:
             return list(values)
         return [[code >> 16, code >> 8 & 255, code & 255] for code in values]
 
     def apply(self, values: NDArray[Any]) -> tuple[NDArray[np.uint8], list[int]]:
         """Return the mask (H, W) uint8, unknown values ignored, and the unknown values, sorted."""
-        if self.colors is not None:
-            places = np.searchsorted(self.colors, values).clip(max=len(self.colors) - 1)
-            mapped = self.table[places]
-            mapped[self.colors[places] != values] = UNKNOWN
-        elif values.dtype.itemsize > 2:
-            mapped = self.table[np.clip(values.astype(np.int64), -65536, 65535)]
-            mapped[(values < -65536) | (values > 65535)] = UNKNOWN
-        else:
-            mapped = self.table[values]
+        mapped = self._bytes[values] if values.dtype == np.uint8 else self._mapped(values)
         unknown: list[int] = []
         if mapped.min(initial=0) < 0:
             unknown = np.unique(values[mapped < 0]).tolist()

@@ -6,8 +6,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -17,7 +16,6 @@ from PIL import Image, ImageDraw
 
 from segfit.data.files import some
 from segfit.errors import SegFitError, nearest
-from segfit.tasks.segmentation.data.masks import MaskReader
 
 OUTLINES = {"coco": (".json",), "yolo": (".txt",), "labelme": (".json",)}
 _COLUMNS = ("id", "class", "segmentation")
@@ -31,43 +29,32 @@ Size: TypeAlias = tuple[int, int]
 Shape: TypeAlias = tuple[int, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class PaintedMasks(MaskReader):
-    """Masks painted from shapes; class 0 where there is none, later ones over earlier ones."""
+def paint(
+    form: str, path: Path, entry: Any, class_names: Sequence[str], size: Size
+) -> NDArray[np.uint8]:
+    """Return class indices (H, W) of an image of `size`: 0 where no shape is, later ones over earlier ones.
 
-    form: str  # "rle", "coco", "yolo" or "labelme"
-    class_names: Sequence[str]
-    place: Path  # the folder, or the file that COCO and a table have for all images
-    # by relative image name without suffix: its file, or what `read_coco` or `read_table` found
-    entries: Mapping[str, Any]
+    `path` is a file of the mask_format `form`, `entry` what `read_coco` or `read_table` found in it about the image.
 
-    def files(self, name: str) -> list[Path]:
-        """Return the one file."""
-        entry = self.entries[name]
-        return [entry if isinstance(entry, Path) else self.place]
-
-    def read(self, name: str, size: Size) -> NDArray[np.uint8]:
-        """Return class indices (H, W) at the image's `size`.
-
-        Raises:
-            SegFitError: if the file is damaged, names a class that there is not, has what covers no area, or was made for
-                an image of another size.
-        """
-        (path,), entry, mask = self.files(name), self.entries[name], np.zeros(size, np.uint8)
-        try:
-            for label, shape in _SHAPES[self.form](path, entry, self.class_names, size):
-                if shape.dtype == bool:
-                    mask[shape] = label
-                else:
-                    _paint(mask, shape, label)
-        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
-            raise SegFitError(
-                f"{path}: no file of {self.form}, or damaged ({type(error).__name__}: {error})."
-            ) from error
-        return mask
+    Raises:
+        SegFitError: if the file is damaged, names a class that there is not, has what covers no area, or was made for
+            an image of another size.
+    """
+    mask = np.zeros(size, np.uint8)
+    try:
+        for label, shape in _SHAPES[form](path, entry, class_names, size):
+            if shape.dtype == bool:
+                mask[shape] = label
+            else:
+                _fill(mask, shape, label)
+    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        raise SegFitError(
+            f"{path}: no file of {form}, or damaged ({type(error).__name__}: {error})."
+        ) from error
+    return mask
 
 
-def _paint(mask: NDArray[np.uint8], points: NDArray[Any], label: int) -> None:
+def _fill(mask: NDArray[np.uint8], points: NDArray[Any], label: int) -> None:
     low = np.floor(points.min(0)).clip(0).astype(int)
     high = np.ceil(points.max(0)).clip(max=mask.shape[::-1]).astype(int)
     if len(points) < 3 or (high <= low).any():

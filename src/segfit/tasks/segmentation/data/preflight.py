@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,27 @@ from segfit.tasks.segmentation.data.folder import FolderSource, ItemReport
 
 SAMPLE = 200  # items that are read to count classes where no report has them
 
-Report: TypeAlias = tuple[int, ItemReport]  # index, what was found
-Item: TypeAlias = tuple[FolderSource, int, ItemReport]
+# what is odd about an image, or "ignored" a mask → what is told, {} being some of the files, with their values from LOW to HIGH
+KINDS = {
+    "size": "and mask of different size: {}. Resize the masks (nearest neighbour) or find the right ones.",
+    "flat": "would reach the network as nearly one value, few of the shades that the files hold (LOW to HIGH) being left: {}. "
+    "Say what becomes black and white: data.value_range=[LOW, HIGH], or data.value_range=percentiles.",
+    "own": "with floats or numbers beyond 16 bits (LOW to HIGH), each scaled from its own least and greatest value: {}. If a "
+    "number is to be the same shade in all of them: data.value_range=[LOW, HIGH].",
+    "blank": "hold one value alone: {}. If that is not meant, replace them.",
+    "turned": "turned or mirrored by EXIF orientation, which is applied; the masks must be upright: {}.",
+    "frames": "with several frames or pages, of which the first is used (data.bands takes pages for bands): {}.",
+    "transparent": "with transparency, which is dropped: {}. To keep it as a band: data.bands=[1, 2, 3, 4].",
+    "ignored": "with every pixel ignored: {}.",
+}
+
+
+class Item(NamedTuple):
+    """An image and its mask that were looked at."""
+
+    source: FolderSource
+    files: Sequence[Path]  # the image's, then the mask's
+    report: ItemReport
 
 
 @dataclass(frozen=True)
@@ -80,31 +99,32 @@ def check_sources(
     listings = [source.listing for source in folders.values()]
     problems += dict.fromkeys(problem for one in listings for problem in one.problems)
     notices = list(dict.fromkeys(notice for one in listings for notice in one.notices))
-    reports = {
-        split: [(index, ItemReport(**json.loads(text))) for index, text in found]
-        for split, found in inspect_sources(
-            folders, check, cache_dir, progress, notices.append
-        ).items()
+    looked_at = inspect_sources(folders, check, cache_dir, progress, notices.append)
+    found = {
+        split: [
+            Item(source, source.files(index), ItemReport(**json.loads(text)))
+            for index, text in looked_at[split]
+        ]
+        for split, source in folders.items()
     }
-    wrong, odd = _describe_reports(folders, reports, skip=skip)
-    if problems or wrong:
-        raise SegFitError(problems + wrong)
-    pixels = {
-        split: sum(
-            (np.array(report.pixels, np.int64) for _, report in reports[split] if report.pixels),
-            np.zeros(len(source.classes), np.int64),
-        )
-        if split in reports
-        else class_pixels(source, SAMPLE, skip=skip).sum(0)
-        for split, source in sources.items()
-    }
+    items = [item for split in found.values() for item in split]
+    for wrong, odd in (_unreadable(found, skip=skip), _describe(items)):
+        problems += wrong
+        notices += odd
+    if problems:
+        raise SegFitError(problems)
     if size is not None and fit != "crop":
-        looked_at = [(one, *found) for part, one in folders.items() for found in reports[part]]
-        odd += _lost(looked_at, size, fit)
+        notices += _lost(items, size, fit)
+    pixels = {}
     for split, source in sources.items():
-        whole = len(reports.get(split, ())) in (0, len(source))
-        odd += _describe_classes(source.classes, pixels[split], split, whole=whole)
-    return PreflightReport([printable(notice) for notice in notices + odd], pixels)
+        if split in found:
+            known = [item.report.pixels for item in found[split] if item.report.pixels]
+            pixels[split] = np.array(known, np.int64).reshape(-1, len(source.classes)).sum(0)
+        else:
+            pixels[split] = class_pixels(source, SAMPLE, skip=skip).sum(0)
+        whole = len(found.get(split, ())) in (0, len(source))
+        notices += _absent(source.classes, pixels[split], split, whole=whole)
+    return PreflightReport([printable(notice) for notice in notices], pixels)
 
 
 def class_pixels(
@@ -133,162 +153,106 @@ def class_pixels(
     return counts
 
 
-def _describe_reports(
-    sources: Mapping[str, FolderSource], reports: Mapping[str, list[Report]], *, skip: bool
-) -> tuple[list[str], list[str]]:
-    """Return (problems, notices) of the reports of each split; kinds are gathered over all splits.
-
-    With `skip`, files that cannot be read are only a notice, as long as others can.
-    """
-    items = [
-        (source, index, report)
-        for split, source in sources.items()
-        for index, report in reports[split]
+def _unreadable(found: Mapping[str, Sequence[Item]], *, skip: bool) -> tuple[list[str], list[str]]:
+    """Return (problems, notices) about files that cannot be read; with `skip` a notice, as long as others can."""
+    texts = [item.report.odd.get("unreadable") for items in found.values() for item in items]
+    told = list(dict.fromkeys(filter(None, texts)))
+    problems = [
+        f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to take their place."
+        for split, items in found.items()
+        if skip and items and all("unreadable" in item.report.odd for item in items)
     ]
-    unreadable = list(dict.fromkeys(r.unreadable for _, _, r in items if r.unreadable))
-    problems, notices = [], _notices(items)
-    if skip and unreadable:
-        problems = [
-            f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to take their place."
-            for split, found in reports.items()
-            if found and all(report.unreadable for _, report in found)
-        ]
-        notices.append(
-            f"data.on_bad_sample=skip leaves out {_count(unreadable, 'image')}: {some(unreadable)}"
-        )
     if problems or not skip:
-        problems += unreadable[:5]
-        if len(unreadable) > 5:
-            problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
-    turned = "; the image is turned by its EXIF orientation, its mask is not"
-    sizes = [
-        f"{source.files(index)[0].as_posix()} ({r.size}{turned if r.orientation >= 5 else ''})"
-        for source, index, r in items
-        if r.size
-    ]
-    if sizes:
-        problems.append(
-            f"{_count(sizes, 'image')} and mask of different size: {some(sizes)}. Resize the masks "
-            "(nearest neighbour) or find the right ones."
-        )
-    problems += _values(items)
-    for wrong, text in (*_shades(items), *_palettes(items)):
-        (problems if wrong else notices).append(text)
+        more = [f"… and {len(told) - 5} more unreadable files."] if len(told) > 5 else []
+        return problems + told[:5] + more, []
+    skipped = f"data.on_bad_sample=skip leaves out {_count(told, 'image')}: {some(told)}"
+    return [], [skipped] if told else []
+
+
+def _describe(items: Sequence[Item]) -> tuple[list[str], list[str]]:
+    """Return (problems, notices) about files that can be read; a kind is one message over all splits."""
+    problems, notices = _values([item for item in items if item.report.pixels]), list[str]()
+    for kind, text in KINDS.items():
+        found = [item for item in items if kind in item.report.odd]
+        if not found:
+            continue
+        low, high = min(one.report.low for one in found), max(one.report.high for one in found)
+        text = text.replace("LOW", f"{low:.6g}").replace("HIGH", f"{high:.6g}")
+        said = [item.report.odd[kind] for item in found]
+        if kind in ("flat", "own", "blank"):
+            text = f"of {len(items)} {text}"
+        wrong = kind == "size" or (kind == "flat" and 2 * len(found) > len(items))
+        what = "mask" if kind == "ignored" else "image"
+        (problems if wrong else notices).append(_tell(found, what, text, said))
+    if clash := _palettes(items):
+        by_index = items[0].source.values.label_map is None
+        (problems if by_index else notices).append(clash)
     return problems, notices
 
 
-def _shades(items: Sequence[Item]) -> Iterator[tuple[bool, str]]:
-    """Yield (whether it is a problem, what is wrong) about images of which the network would see little."""
-    for kind in ("flat", "own", "blank"):
-        found = [(source.files(index)[0], r) for source, index, r in items if r.shades == kind]
-        if not found:
-            continue
-        low, high = min(r.low for _, r in found), max(r.high for _, r in found)
-        who = f"{_count(found, 'image')} of {len(items)}"
-        files, given = (
-            some([path for path, _ in found]),
-            f"data.value_range=[{low:.6g}, {high:.6g}]",
-        )
-        if kind == "flat":
-            yield (
-                2 * len(found) > len(items),
-                f"{who} would reach the network as nearly one value, few of the shades that the files hold ({low:.6g} to "
-                f"{high:.6g}) being left: {files}. Say what becomes black and white: {given}, or data.value_range=percentiles.",
-            )
-        elif kind == "own":
-            yield (
-                False,
-                f"{who} with floats or numbers beyond 16 bits ({low:.6g} to {high:.6g}), each scaled from its own least and "
-                f"greatest value: {files}. If a number is to be the same shade in all of them: {given}.",
-            )
-        else:
-            yield False, f"{who} hold one value alone: {files}. If that is not meant, replace them."
+def _tell(found: Sequence[Item], what: str, text: str, said: Sequence[str]) -> str:
+    """Return "3 images " and a text about them, {} in it being some of their files with what is said of each."""
+    paths = [item.files[-1 if what == "mask" else 0] for item in found]
+    names = [f"{path} ({one})" if one else path for path, one in zip(paths, said, strict=True)]
+    return f"{_count(found, what)} {text.replace('{}', some(names))}"
 
 
-def _palettes(items: Sequence[Item]) -> Iterator[tuple[bool, str]]:
-    """Yield (whether it is a problem, what is wrong) about masks whose palettes disagree."""
+def _palettes(items: Sequence[Item]) -> str:
+    """Return what is wrong with masks whose palettes disagree, "" if none do."""
     colors: dict[int, tuple[list[int], Path]] = {}
     indices: dict[tuple[int, ...], int] = {}
-    clash, paths = "", []
-    for source, index, report in items:
+    clash, paths = "", set()
+    for _, files, report in items:
         for value, *color in report.palette:
-            path = source.files(index)[-1]
+            path = files[-1]
             first, there = colors.setdefault(value, (color, path))
             other = indices.setdefault(tuple(color), value)
             if first != color or other != value:
-                paths.append(path)
+                paths.add(path)
                 clash = clash or (
                     f"{value} is RGB {first} in {there.name} and {color} in {path.name}"
                     if first != color
                     else f"RGB {color} is {other} in one and {value} in {path.name}"
                 )
-    if clash:
-        table = ", ".join(str(list(color)) for color in sorted(indices)[:20])
-        yield (
-            items[0][0].values.label_map is None,
-            f"Masks are read by index, and their palettes differ in {len(set(paths))} files: {clash}. If the colours are the "
-            f"classes, list them in the order of the classes: 'data.colors=[{table}]'. If the indices are, name them in "
-            "data.label_map.",
-        )
+    table = ", ".join(str(list(color)) for color in sorted(indices)[:20])
+    return clash and (
+        f"Masks are read by index, and their palettes differ in {len(paths)} files: {clash}. If the colours are the "
+        f"classes, list them in the order of the classes: 'data.colors=[{table}]'. If the indices are, name them in "
+        "data.label_map."
+    )
 
 
-def _values(items: Iterable[Item]) -> list[str]:
+def _values(items: Sequence[Item]) -> list[str]:
     """Return what is wrong with mask values: 0/255 masks first, they explain the rest."""
-    items = [item for item in items if item[2].pixels]
-    problems = []
-    black_white = [item for item in items if item[2].only_0_255]
-    unset = any(source.values.label_map is None for source, _, _ in items)
+    black_white = [item for item in items if item.report.only_0_255]
+    unset = any(item.source.values.label_map is None for item in items)
     # One mask may hold 0 and 255 by chance; a set in which no mask has a class but 0 cannot be meant.
     others = any(not r.only_0_255 and (any(r.pixels[1:]) or r.values) for _, _, r in items)
-    zero_one = bool(black_white) and unset and not others
+    zero_one, problems = bool(black_white) and unset and not others, []
     if zero_one:
-        paths = [source.files(index)[-1] for source, index, _ in black_white]
-        problems.append(
-            f"{_count(paths, 'mask')} with nothing but 0 and 255 (black and white pictures), so class 1 "
-            f"would never occur and 255 would be ignored or unknown: {some(paths)}. "
-            "Say what they mean: 'data.label_map={0: 0, 255: 1}'."
+        text = (
+            "with nothing but 0 and 255 (black and white pictures), so class 1 would never occur and 255 would be ignored or "
+            "unknown: {}. Say what they mean: 'data.label_map={0: 0, 255: 1}'."
         )
-    wrong = [item for item in items if item[2].values and not (zero_one and item[2].only_0_255)]
-    if wrong and wrong[0][0].values.colors is not None:
-        names = [f"{s.files(i)[-1]} ({some(s.values.shown(r.values), 4)})" for s, i, r in wrong]
-        problems.append(
-            f"{_count(names, 'mask')} with colours that data.colors does not list: {some(names)}. Add rows to it, "
-            "[R, G, B, class], for pixels that count nowhere with data.ignore_index as the class."
+        problems.append(_tell(black_white, "mask", text, [""] * len(black_white)))
+    wrong = [i for i in items if i.report.values and not (zero_one and i.report.only_0_255)]
+    if wrong:
+        values, classes, shown = wrong[0].source.values, len(wrong[0].report.pixels), 8
+        text = (
+            f"with values that are no class (data.num_classes={classes}, so 0 to {classes - 1}), not ignored, and not in "
+            "data.label_map: {}. Raise data.num_classes, set data.ignore_index, or name the values in data.label_map."
         )
-    elif wrong:
-        names = [f"{s.files(i)[-1]} ({some(s.values.shown(r.values), 8)})" for s, i, r in wrong]
-        classes = len(wrong[0][2].pixels)
-        problems.append(
-            f"{_count(names, 'mask')} with values that are no class (data.num_classes={classes}, so 0 to "
-            f"{classes - 1}), not ignored, and not in data.label_map: {some(names)}. Raise "
-            "data.num_classes, set data.ignore_index, or name the values in data.label_map."
-        )
+        if values.colors:
+            shown, text = (
+                4,
+                (
+                    "with colours that data.colors does not list: {}. Add rows to it, [R, G, B, class], for pixels that count "
+                    "nowhere with data.ignore_index as the class."
+                ),
+            )
+        said = [some(values.shown(item.report.values), shown) for item in wrong]
+        problems.append(_tell(wrong, "mask", text, said))
     return problems
-
-
-def _notices(items: Sequence[Item]) -> list[str]:
-    notices = []
-    turned = [source.files(index)[0] for source, index, r in items if r.orientation != 1]
-    if turned:
-        notices.append(
-            f"{_count(turned, 'image')} turned or mirrored by EXIF orientation, which is applied; the masks "
-            f"must be upright: {some(turned)}."
-        )
-    several = [f"{s.files(i)[0]} ({r.frames})" for s, i, r in items if r.frames > 1]
-    if several:
-        notices.append(
-            f"{_count(several, 'image')} with several frames or pages, of which the first is used (data.bands takes pages for bands): {some(several)}."
-        )
-    clear = [source.files(index)[0] for source, index, r in items if r.alpha]
-    if clear:
-        notices.append(
-            f"{_count(clear, 'image')} with transparency, which is dropped: {some(clear)}. To keep it as a band: "
-            "data.bands=[1, 2, 3, 4]."
-        )
-    empty = [s.files(i)[-1] for s, i, r in items if r.ignored and not any(r.pixels)]
-    if empty:
-        notices.append(f"{_count(empty, 'mask')} with every pixel ignored: {some(empty)}.")
-    return notices
 
 
 def _lost(items: Iterable[Item], size: tuple[int, int], fit: str) -> list[str]:
@@ -313,9 +277,7 @@ def _lost(items: Iterable[Item], size: tuple[int, int], fit: str) -> list[str]:
     ]
 
 
-def _describe_classes(
-    classes: Classes, pixels: NDArray[np.int64], split: str, *, whole: bool
-) -> list[str]:
+def _absent(classes: Classes, pixels: NDArray[np.int64], split: str, *, whole: bool) -> list[str]:
     """Return notices about classes without a pixel in a split: `pixels` (num_classes,) of the `whole` set or a part."""
     absent = [name for name, count in zip(classes.names, pixels, strict=True) if count == 0]
     if not absent or len(absent) == len(classes):
