@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from segfit.data.files import list_files, some
-from segfit.data.formats import IMAGE_SUFFIXES, read_values
+from segfit.data.formats import IMAGE_SUFFIXES, Values, read_values
 from segfit.errors import SegFitError
 
 _FEW = 8  # shades of 255 below which an image is nearly one value
@@ -62,8 +62,11 @@ class ImageReader:
         Raises:
             SegFitError: if the file is unreadable, truncated or unreasonably large, or its bands are not those asked for.
         """
-        found, alpha = read_values(path, self.mode, bands=self.bands is not None), None
-        values = found.values
+        return self.convert(read_values(path, self.mode, bands=self.bands is not None), path)
+
+    def convert(self, found: Values, path: Path) -> Decoded:
+        """Return the image that a file's values, or some rows of them, are; raise a SegFitError about their bands."""
+        values, alpha = found.values, None
         if self.bands:
             values = values.reshape(*values.shape[:2], -1)
             if max(self.bands) > values.shape[2]:
@@ -84,15 +87,14 @@ class ImageReader:
             elif self.mode == "gray":
                 values = luminance(values)
         if self.bands and self.percentiles:
-            each = [scale(values[..., i], self.percentiles) for i in range(values.shape[2])]
-            pixels = np.stack(each, axis=2)
+            bands = np.moveaxis(values, 2, 0)
+            pixels = np.stack([scale(band, self.percentiles) for band in bands], axis=2)
         else:
             pixels = scale(values, self.percentiles, self.value_range)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
-        pixels = np.ascontiguousarray(pixels)
-        if min(pixels.strides) < 0:  # a mirrored side of one pixel is contiguous, but not for torch
-            pixels = pixels.copy()
+        # A copy is torch's, too, where a mirrored side of one pixel is contiguous for NumPy alone.
+        pixels = np.ascontiguousarray(pixels) if min(pixels.strides) > 0 else pixels.copy()
         return Decoded(pixels, found.orientation, found.frames, values, alpha)
 
 
@@ -149,12 +151,15 @@ def scale(
         return values
     if values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 65535:
         # A table of all values is five times as fast as sorting and scaling every pixel.
-        levels = np.arange(65536, dtype=np.float32)
         low, high = value_range or (0.0, 1.0 if values.dtype.kind == "b" else 65535.0)
         if percentiles is not None:
-            counts = np.bincount(values.ravel().astype(np.uint16), minlength=65536)
-            low, high = _histogram_percentiles(counts, percentiles)
-        return _stretch(levels, low, high)[values.astype(np.uint16)]
+            total = np.bincount(values.ravel().astype(np.uint16), minlength=65536).cumsum()
+            ranks = np.maximum(np.ceil(np.array(percentiles) / 100 * total[-1]), 1)
+            low, high = np.searchsorted(total, ranks)
+            if high <= low:
+                low, high = values.min(), values.max()
+        levels = np.arange(65536, dtype=np.float32)
+        return _stretch(levels, float(low), float(high))[values.astype(np.uint16)]
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return np.zeros(values.shape, np.uint8)
@@ -164,18 +169,6 @@ def scale(
         low, high = np.percentile(numbers, percentiles or (0.0, 100.0), method="inverted_cdf")
         value_range = (low, high) if high > low else (numbers.min(), numbers.max())
     return _stretch(numbers, float(value_range[0]), float(value_range[1]))
-
-
-def _histogram_percentiles(
-    counts: NDArray[Any], percentiles: tuple[float, float]
-) -> tuple[float, float]:
-    total = counts.cumsum()
-    ranks = np.maximum(np.ceil(np.array(percentiles) / 100 * total[-1]), 1)
-    low, high = np.searchsorted(total, ranks)
-    if high <= low:
-        present = np.flatnonzero(counts)
-        low, high = present[0], present[-1]
-    return float(low), float(high)
 
 
 def _stretch(numbers: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

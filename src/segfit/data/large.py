@@ -1,8 +1,6 @@
 """TIFF files that are too large for memory, read strip by strip."""
 
-from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from segfit.data.formats import Values
+from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
 
 
@@ -23,11 +23,11 @@ def is_large(pixels: int) -> bool:
 class LargeImage:
     """An image `(3, H, W)` uint8 whose parts are read as they are asked for, best from top to bottom.
 
-    `read` makes pixels `(H, W, 3)` of a file; it gets each strip as a file of its own. Raises what tifffile raises.
+    `reader` makes pixels of each strip as of a file. Raises what tifffile raises.
     """
 
-    def __init__(self, path: Path, read: Callable[[Path], NDArray[np.uint8]]) -> None:
-        self.path, self.read = path, read
+    def __init__(self, path: Path, reader: ImageReader) -> None:
+        self.path, self.reader = path, reader
         self.page = cast(Any, tifffile.TiffFile(path).pages[0])
         self.shape = (3, self.page.imagelength, self.page.imagewidth)
         self._first, self._strip = 0, torch.empty(3, 0, 0, dtype=torch.uint8)
@@ -44,11 +44,8 @@ class LargeImage:
                     f"{self.path}: cannot be read strip by strip ({error}). Save it as TIFF of 8 or 16 bits (deflate), or cut "
                     "it into tiles."
                 ) from error
-            with TemporaryDirectory(prefix="segfit-") as folder:
-                strip, gray = Path(folder, "strip.tif"), values.shape[2] == 1
-                values, kind = (values[..., 0], "minisblack") if gray else (values, "rgb")
-                tifffile.imwrite(strip, values, photometric=kind)
-                pixels = np.require(self.read(strip), requirements="W")
+            strip = self.reader.convert(Values(values, alpha=values.shape[2] in (2, 4)), self.path)
+            pixels = np.require(strip.pixels, requirements="W")
             self._first, self._strip = y.start, torch.from_numpy(pixels).permute(2, 0, 1)
         return self._strip[:, y.start - self._first : last - self._first, x]
 
