@@ -1,47 +1,52 @@
 """Samples that cannot be made: named, and replaced or left out where `data.on_bad_sample=skip` says so.
 
+A worker that was killed cannot say over which one: what it reads is in memory that the main process shares.
+
 Errors are returned as values. One that is raised through torch's loader leaves a cycle that holds the workers, and
 each of them then takes 5 s to end.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import Dataset, get_worker_info
 
 from segfit.data.batches import Collate
-from segfit.data.worker_deaths import SHARED_MEMORY_FULL, CurrentSamples
 from segfit.errors import SegFitError
 
 _ATTEMPTS = 100  # other samples that are tried in the place of one
-
-
-class Samples(Protocol):
-    """A dataset as loaders take it."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def where(self, index: int) -> str:
-        """Return the files behind a sample, for messages."""
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return the sample for an index, or for (index, seed)."""
+_LESS = "Set loader.workers or loader.prefetch lower (loader.workers=0 needs none)"
+SHARED_MEMORY_FULL = (
+    f"Shared memory (/dev/shm) is too small for the batches that workers keep ready. {_LESS}, or give the container "
+    "more (docker run --shm-size)."
+)
+_DECODER = "A decoder crashed, most likely over a damaged file: replace it or delete it."
+_MEANINGS = {
+    "SIGKILL": f"Most likely memory ran out, the machine's or the container's. {_LESS}, or batch_size.",
+    "SIGBUS": SHARED_MEMORY_FULL,
+    "SIGSEGV": _DECODER,
+    "SIGFPE": _DECODER,
+    "SIGABRT": "A library gave up; what it printed says why.",
+}
 
 
 class Made(NamedTuple):
-    """What became of a sample, or of a batch of them."""
+    """What became of a batch."""
 
-    content: Any  # the sample or batch, or None
-    skipped: Sequence[str] = ()  # what is wrong with those that were replaced or left out
-    problems: Sequence[str] = ()  # what ends the run
+    content: Any  # None if there is nothing in it
+    skipped: Sequence[str]  # what is wrong with samples that were replaced or left out
+    problems: Sequence[str]  # what ends the run
 
 
 @dataclass
@@ -60,44 +65,96 @@ class Skipping:
                 self.notice(message)
 
 
+class CurrentSamples:
+    """The index of the sample that each worker reads, in memory that the main process shares.
+
+    Raises:
+        RuntimeError: if shared memory has no room.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._rows = torch.full((workers, 2), -1).share_memory_()  # process, index (-1: none)
+
+    @contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Record, in a worker, that it reads the sample `index`."""
+        worker = get_worker_info()
+        if worker is None:
+            yield
+            return
+        row = self._rows[worker.id].numpy()
+        row[:] = os.getpid(), index
+        try:
+            yield
+        finally:
+            row[1] = -1
+
+    def index_of(self, worker: int, pid: int | None) -> int | None:
+        """Return the index that a worker reads, or read when it died; None: none."""
+        process, index = self._rows[worker].tolist()
+        return index if process == pid and index >= 0 else None
+
+
 @dataclass
-class GuardedDataset(Dataset[Made]):
-    """A dataset that raises nothing.
+class GuardedBatches(Dataset[Any]):
+    """Makes batches of a dataset's samples, and raises nothing.
 
     With `skip`, a training sample that cannot be read, asked for by (index, seed), is replaced by another one, which
     index and seed alone decide; one for evaluation, asked for by index, is left out. Without, it is a problem, as
     anything else that goes wrong always is. Workers record in `current` what they read.
     """
 
-    dataset: Samples
+    dataset: Any  # its `where(index)` names the files behind a sample
+    collate: Collate
     skip: bool
     current: CurrentSamples | None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: Any) -> Made:
-        """Return what became of the sample."""
-        trains = isinstance(key, tuple)
-        instead = "another sample takes its place" if trains else "it is left out"
+    def __getitems__(self, keys: Sequence[Any]) -> Made:
+        """Return what became of a batch."""
+        samples: list[Any] = []
         skipped: list[str] = []
+        problems: list[str] = []
+        for key in keys:
+            try:
+                samples += self._made(key, skipped)
+            except SegFitError as error:
+                problems += error.problems
+        if problems or not samples:
+            return Made(None, skipped, problems)
+        try:
+            return Made(self.collate(samples), skipped, [])
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            return Made(None, skipped, [SHARED_MEMORY_FULL])
+
+    def _made(self, key: Any, skipped: list[str]) -> list[Any]:
+        """Return a sample, or the one in its place, if there is one; add to `skipped`. Raises a SegFitError."""
+        trains, failed = isinstance(key, tuple), list[str]()
+        instead = "another sample takes its place" if trains else "it is left out"
         for one in self._candidates(key):
             index = int(one[0] if trains else one)
             try:
                 with self.current.reading(index) if self.current else nullcontext():
-                    return Made(self.dataset[one], skipped)
+                    sample = self.dataset[one]
+                skipped += failed
+                return [sample]
             except SegFitError as error:
                 if not self.skip:
-                    return Made(None, problems=error.problems)
-                skipped.append(f"{' '.join(error.problems)} data.on_bad_sample=skip: {instead}.")
+                    raise
+                failed.append(f"{' '.join(error.problems)} data.on_bad_sample=skip: {instead}.")
             except Exception as error:
-                return Made(None, problems=[_unexpected(self.dataset.where(index), error)])
-        if not trains:
-            return Made(None, skipped)
-        problem = (
-            f"data.on_bad_sample=skip: {len(skipped)} samples were tried, and none can be read."
-        )
-        return Made(None, problems=[problem, *skipped[:5]])
+                raise SegFitError(_unexpected(self.dataset.where(index), error)) from error
+        if trains:
+            problem = (
+                f"data.on_bad_sample=skip: {len(failed)} samples were tried, and none can be read."
+            )
+            raise SegFitError([problem, *failed[:5]])
+        skipped += failed
+        return []
 
     def _candidates(self, key: Any) -> Iterator[Any]:
         yield key
@@ -111,25 +168,9 @@ class GuardedDataset(Dataset[Made]):
                 yield other, seed
 
 
-@dataclass
-class GuardedCollate:
-    """Makes batches of what became of samples; raises nothing."""
-
-    collate: Collate
-
-    def __call__(self, made: Sequence[Made]) -> Made:
-        """Return what became of the batch."""
-        skipped = [message for one in made for message in one.skipped]
-        problems = [problem for one in made for problem in one.problems]
-        samples = [one.content for one in made if one.content is not None]
-        if problems or not samples:
-            return Made(None, skipped, problems)
-        try:
-            return Made(self.collate(samples), skipped)
-        except RuntimeError as error:
-            if "shared memory" not in str(error):
-                raise
-            return Made(None, skipped, [SHARED_MEMORY_FULL])
+def as_made(made: Made) -> Made:
+    """Return a batch of `GuardedBatches` as it is."""
+    return made
 
 
 def _unexpected(where: str, error: Exception) -> str:
@@ -141,3 +182,25 @@ def _unexpected(where: str, error: Exception) -> str:
         f"{where}: no sample can be made of this: {type(error).__name__}: {text} "
         f"({Path(place.filename).name}:{place.lineno})."
     )
+
+
+def explain_dead_workers(
+    processes: Sequence[BaseProcess], current: CurrentSamples, where: Callable[[int], str]
+) -> list[str]:
+    """Return why each of the workers, in their order, that is dead died; `where` gives the files of an index."""
+    dead = []
+    for worker, process in enumerate(processes):
+        if process.is_alive():
+            continue
+        code = process.exitcode or 0
+        what = f"the data worker (pid {process.pid})"
+        index = current.index_of(worker, process.pid)
+        idle = f"{what}, between two samples,"
+        what = idle if index is None else f"{where(index)}: {what} that read this"
+        if code >= 0:
+            dead.append(f"{what} ended with exit code {code}. What it printed says why.")
+            continue
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        meaning = _MEANINGS.get(name, "Another process sent it.")
+        dead.append(f"{what} was killed by {name}. {meaning}")
+    return dead

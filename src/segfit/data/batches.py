@@ -86,15 +86,16 @@ class GatheringLoader:
         sampler: Sequence[int] = (),
         batch_size: int = 1,
     ) -> None:
-        self.samples, self.device, self.batch_sampler = samples, device, batch_sampler
+        self.samples, self.device = samples, device
         starts = range(0, len(sampler), batch_size)
-        self.batches = [sampler[start : start + batch_size] for start in starts]
+        cut = [sampler[start : start + batch_size] for start in starts]
+        self.batches = cut if batch_sampler is None else batch_sampler
 
     def __len__(self) -> int:
-        return len(self.batches if self.batch_sampler is None else self.batch_sampler)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        drawn = self.batches if self.batch_sampler is None else self.batch_sampler.draws()
+        drawn = self.batches.draws() if isinstance(self.batches, EpochSampler) else self.batches
         for indices in drawn:
             yield self.samples.batch(indices, self.device)
 

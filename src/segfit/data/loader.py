@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,11 +16,25 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader
 
-from segfit.data.bad_samples import GuardedCollate, GuardedDataset, Made, Samples, Skipping
+from segfit.data.bad_samples import (
+    SHARED_MEMORY_FULL,
+    CurrentSamples,
+    GuardedBatches,
+    Made,
+    Skipping,
+    as_made,
+    explain_dead_workers,
+)
 from segfit.data.batches import Collate
-from segfit.data.worker_deaths import SHARED_MEMORY_FULL, CurrentSamples, explain_dead_workers
 from segfit.errors import SegFitError
 from segfit.system.cores import one_blas_thread
+
+# What `init_worker` handles; Windows has only the first
+_HANDLED = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTERM")
+    if hasattr(signal, name)
+]
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Loader(DataLoader[Any]):
     stays in this process, so that it can be set between iterations though the workers persist.
 
     Args:
-        samples: a dataset that gets what the sampler yields: an index, or (index, seed).
+        samples: a dataset that gets what the sampler yields, an index, or (index, seed); `where(index)` names the files.
         collate: samples → batch.
         device: where batches will go; only those for CUDA are pinned.
         options: who makes them.
@@ -52,7 +65,7 @@ class Loader(DataLoader[Any]):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Any,
         collate: Collate,
         device: torch.device,
         options: LoaderOptions = LoaderOptions(),
@@ -66,8 +79,8 @@ class Loader(DataLoader[Any]):
             raise SegFitError(SHARED_MEMORY_FULL) from error
         self.samples, self.skipping = samples, skipping
         super().__init__(
-            GuardedDataset(samples, skip=skipping is not None, current=self.current),
-            collate_fn=GuardedCollate(collate),
+            GuardedBatches(samples, collate, skipping is not None, self.current),
+            collate_fn=as_made,
             num_workers=options.workers,
             prefetch_factor=options.prefetch if options.workers else None,
             persistent_workers=options.persistent and options.workers > 0,
@@ -133,8 +146,14 @@ class Loader(DataLoader[Any]):
         main = threading.current_thread() is threading.main_thread()
         watched = main and hasattr(signal, "SIGCHLD")
         handler = signal.getsignal(signal.SIGCHLD) if watched else None
-        with _signals_held_back():
+        # Blocked: before `init_worker`, a SIGTERM would kill a worker. This process gets afterwards what came meanwhile.
+        can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED) if can_block else ()
+        try:
             iterator = super().__iter__()
+        finally:
+            if can_block:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if handler is not None:  # Python's own
             signal.signal(signal.SIGCHLD, handler)
         return iterator
@@ -159,23 +178,6 @@ class Loader(DataLoader[Any]):
         return dead or ([f"{text.rstrip('.')}."] if died else [])
 
 
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Start workers with the signals blocked that `init_worker` handles: before it, a SIGTERM would kill them.
-
-    This process gets afterwards what came meanwhile.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def init_worker(worker: int) -> None:  # noqa: ARG001
     """Prepare a worker process: one thread, a low priority, and signals are left to the main process.
 
@@ -188,9 +190,8 @@ def init_worker(worker: int) -> None:  # noqa: ARG001
     torch.set_num_threads(1)
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):  # only the first is on Windows
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in set(_HANDLED) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _ignore_lost_connections
     parent = multiprocessing.parent_process()
     if parent is not None and sys.platform == "linux":

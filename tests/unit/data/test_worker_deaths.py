@@ -5,9 +5,9 @@ import signal
 import pytest
 import torch
 
+from segfit.data.bad_samples import CurrentSamples, explain_dead_workers
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.shapes import ShapesSource
-from segfit.data.worker_deaths import CurrentSamples, explain_dead_workers
 from segfit.tasks.segmentation.data.dataset import EvalDataset, collate
 
 
