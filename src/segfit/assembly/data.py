@@ -88,7 +88,7 @@ def make_train_batches(
         repeats=assembly.samples_per_read(config),
         weights=weights,
     )
-    batches = _batches(config, dataset, device, workers, notice, batch_sampler=sampler)
+    batches = batches_in_order(config, dataset, device, workers, notice, sampler)
     return TrainBatches(sampler, batches, source, config.limit_train_batches)
 
 
@@ -98,38 +98,25 @@ def batches_in_order(
     device: torch.device,
     workers: int,
     notice: Callable[[str], None],
-    indices: Sequence[int],
+    order: EpochSampler | Sequence[int],
     *,
     share: bool = False,
 ) -> DevicePrefetcher:
-    """Return some samples of a dataset in held-out batches; `share`: other processes have the other samples.
+    """Return samples of a dataset: training batches as a sampler draws them, or held-out batches of some indices.
 
-    `notice` is called with samples that `data.on_bad_sample=skip` leaves out.
+    `share`: other processes have the other samples. `notice` is called with samples that `data.on_bad_sample=skip` leaves
+    out or replaces.
     """
-    size = assembly_of(config).held_out_batch_size(config)
-    return _batches(
-        config, dataset, device, workers, notice, share=share, batch_size=size, sampler=indices
-    )
-
-
-def _batches(
-    config: DictConfig,
-    dataset: Any,
-    device: torch.device,
-    workers: int,
-    notice: Callable[[str], None],
-    *,
-    share: bool = False,
-    **order: Any,
-) -> DevicePrefetcher:
-    loading = config.loader
+    loading, assembly = config.loader, assembly_of(config)
+    drawn: dict[str, Any] = {"batch_sampler": order}
+    if not isinstance(order, EpochSampler):
+        drawn = {"sampler": order, "batch_size": assembly.held_out_batch_size(config)}
     options = LoaderOptions(workers, loading.prefetch, loading.pin_memory, loading.persistent)
     skipping = Skipping(notice, share=share) if config.data.on_bad_sample == "skip" else None
-    collate = assembly_of(config).collate
     loader = (
-        GatheringLoader(dataset, device, **order)
+        GatheringLoader(dataset, device, **drawn)
         if isinstance(dataset, GatheringDataset)
-        else Loader(dataset, collate, device, options, skipping, **order)
+        else Loader(dataset, assembly.collate, device, options, skipping, **drawn)
     )
     return DevicePrefetcher(loader, device, non_blocking=loading.non_blocking)
 

@@ -78,10 +78,8 @@ def make_training(
         differing += differences({"train": start.samples.get("train", {})}, held_out_now)
     for line in (*report.notices, *(differing if distributed.is_main else ())):
         notice(line)
-    samples = {
-        part: {**before.get(part, {}), **names} if part == "train" else names
-        for part, names in samples.items()
-    }
+    if "train" in samples:
+        samples["train"] = {**before.get("train", {}), **samples["train"]}
 
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(config, config.device, notice)
@@ -100,11 +98,9 @@ def make_training(
     scored = len(sources["val"])
     if config.limit_val_batches is not None:  # counted as if one process saw them all
         scored = min(scored, config.limit_val_batches * assembly.held_out_batch_size(config))
-    share = range(distributed.rank, scored, distributed.size)
+    own, shared = range(distributed.rank, scored, distributed.size), distributed.size > 1
     dataset = assembly.make_held_out_dataset(config, cached["val"])
-    held_out = data.batches_in_order(
-        config, dataset, device, workers, notice, share, share=distributed.size > 1
-    )
+    held_out = data.batches_in_order(config, dataset, device, workers, notice, own, share=shared)
     updates = -(-train.batches_per_epoch() // config.accumulate)
     state, initial = make_state(
         config, device, precision, updates, notice, resumed, start, distributed
@@ -123,20 +119,12 @@ def make_training(
     task = assembly.make_task(
         config, device, statistics, panels=panels, distributed=distributed, extra=extra
     )
-    options, count = _options(config, mode), len(held_out)
-    fit = Fit(state, task, train, lambda: held_out, count, checkpoints, options, folder.bad_batches)
+    given = plain(config) | plain(config.report) | plain(config.checkpoint) | {"monitor_mode": mode}
+    options = FitOptions(**{field.name: given[field.name] for field in fields(FitOptions)})
+    count, bad = len(held_out), folder.bad_batches
+    fit = Fit(state, task, train, lambda: held_out, count, checkpoints, options, bad)
     columns = {**schema.COLUMNS, **score_names(extra)}
     return Training(fit, facts, _hparams(config, state), statistics, schema.UNIT, columns, samples)
-
-
-def _options(config: DictConfig, mode: str) -> FitOptions:
-    given = {
-        "monitor_mode": mode,
-        **plain(config),
-        **plain(config.report),
-        **plain(config.checkpoint),
-    }
-    return FitOptions(**{field.name: given[field.name] for field in fields(FitOptions)})
 
 
 def _facts(
