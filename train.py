@@ -17,7 +17,7 @@ from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
-from segfit.system.torchrun_env import launched
+from segfit.system.process import launched
 
 cli.setup()
 

@@ -40,10 +40,9 @@ def main() -> None:
         low, median, high = statistics.quantiles(slower, n=4)
         print(f"{name}: {median:+.2f} % time a step (median; quartiles {low:+.2f} to {high:+.2f})")
     spent = cost_of_a_sample(samples=1000)
-    with Probe() as probe:
-        print(
-            f"a sample by {probe.source}, its thread's waking up included: {1e3 * spent:.3f} ms of processor time"
-        )
+    print(
+        f"a sample by {Probe().source}, its thread's waking up included: {1e3 * spent:.3f} ms of processor time"
+    )
 
 
 def cost_of_a_sample(samples: int) -> float:

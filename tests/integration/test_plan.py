@@ -16,8 +16,7 @@ from segfit.assembly.tuned import model_label
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
-from segfit.system.card_needs import needs_of
-from segfit.system.cards import GIB
+from segfit.system.cards import GIB, needs_of
 from segfit.tasks.segmentation.assembly import make_task
 from segfit.tasks.segmentation.planning import device_augmentation
 from segfit.tasks.segmentation.schema import size_of

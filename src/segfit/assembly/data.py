@@ -18,8 +18,8 @@ from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.errors import SegFitError
-from segfit.system.cores import choose_workers
-from segfit.system.torchrun_env import launched
+from segfit.system.hardware import choose_workers
+from segfit.system.process import launched
 
 
 def check_data(

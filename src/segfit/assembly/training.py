@@ -28,8 +28,7 @@ from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState
 from segfit.engine.task import FitOptions
 from segfit.runs.folder import RunFolder
-from segfit.system.card_needs import share_of_card
-from segfit.system.cards import GIB
+from segfit.system.cards import GIB, share_of_card
 from segfit.system.hardware import device_name, peak_memory_gib
 
 

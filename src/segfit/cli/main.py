@@ -25,10 +25,8 @@ from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
 from segfit.sweeps import record as sweep_record
-from segfit.system.card_needs import careful
-from segfit.system.cards import tier_of, visible_gpus
-from segfit.system.streams import outlive_readers
-from segfit.system.torchrun_env import launched, leave_reason
+from segfit.system.cards import careful, tier_of, visible_gpus
+from segfit.system.process import launched, leave_reason, outlive_readers
 
 CONF = Path(__file__).parents[3] / "conf"
 _GRACE_SECONDS = 3.0  # torchrun ends this process within them if the main process failed, too

@@ -20,7 +20,7 @@ from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.preflight import default_cache_dir, spread
 from segfit.data.source import Arrays, Source, SourceView
 from segfit.errors import SegFitError
-from segfit.system.cores import choose_workers
+from segfit.system.hardware import choose_workers
 
 Store: TypeAlias = DiskStore | RamStore
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from segfit.data.source import Arrays
 from segfit.errors import SegFitError
-from segfit.system.cores import free_memory
 from segfit.system.files import atomic_write
+from segfit.system.hardware import free_memory
 
 _ALIGNMENT = 64  # bytes; every array starts at a multiple, counted from the first byte
 _HEADER = struct.Struct("<8s48sI4x")  # magic and version, the sample's name, CRC-32 of the arrays

@@ -27,7 +27,7 @@ from segfit.data.bad_samples import (
 )
 from segfit.data.batches import Collate
 from segfit.errors import SegFitError
-from segfit.system.cores import one_blas_thread
+from segfit.system.hardware import one_blas_thread
 
 # What `init_worker` handles; Windows has only the first
 _HANDLED = [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segfit.data.source import Source
-from segfit.system.cores import available_cores
+from segfit.system.hardware import available_cores
 
 SAMPLE = 100  # samples of each split that check="sample" opens
 # Part of every key: raise it when a report holds something new, and old ones are forgotten.

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segfit.engine.task import Forward
 from segfit.errors import SegFitError
-from segfit.system.torchrun_env import Launch
+from segfit.system.process import Launch
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.step import PeerFailed
 from segfit.errors import SegFitError
 from segfit.system.hardware import resolve_device
-from segfit.system.torchrun_env import Launch, launched, leave_reason
+from segfit.system.process import Launch, launched, leave_reason
 
 # For GPUs that wait while one process saves a checkpoint or has more samples to validate.
 _DEVICE_TIMEOUT = timedelta(minutes=30)

@@ -19,7 +19,7 @@ from segfit.errors import SegFitError, nearest
 from segfit.runs import lock as locks
 from segfit.runs.untrusted import read_yaml
 from segfit.system.files import replace_text, reporting
-from segfit.system.torchrun_env import launched
+from segfit.system.process import launched
 
 _WRONG = (OmegaConfBaseException, LookupError, TypeError, ValueError, OverflowError, RecursionError)
 

@@ -20,8 +20,8 @@ from segfit.errors import SegFitError
 from segfit.runs import lock as locks
 from segfit.runs.folder import RunFolder, save_overrides
 from segfit.runs.untrusted import read_json, read_yaml
-from segfit.system.cores import available_cores
 from segfit.system.files import replace_text
+from segfit.system.hardware import available_cores
 
 FINAL = ("finished", "max_steps", "patience")  # the status in metrics.json of a job that is done
 INTERRUPTED = 130

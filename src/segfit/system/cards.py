@@ -1,12 +1,16 @@
-"""The graphics cards that this process may use, by the driver that torch will ask too; without importing torch."""
+"""The graphics cards that this process may use, by the driver that torch will ask too; without importing torch.
+
+And what trainings need of a card, from a table that benchmark=plan made: a plan itself takes too long to start with.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +25,11 @@ _TIERS = ((14.0, "24gb"), (9.5, "12gb"), (5.5, "8gb"), (0.0, "4gb"))
 _CUDA = ("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceTotalMem_v2", "cuDeviceGetUuid")
 _HIP = ("hipInit", "hipGetDeviceCount", "hipDeviceGet", "hipDeviceTotalMem", "hipDeviceGetUuid")
 
+LEAST_BATCH = 4  # of a model that is said to fit, too
+# Of the memory that is free, a recipe that nobody chose takes so much at most: nothing of it was measured on this card, where
+# others draw a desktop, and images to validate on may be larger.
+CAREFUL = 0.6
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -29,17 +38,17 @@ class Gpu:
     total_gib: float
     uuid: str
 
-    def handle(self, library: Any) -> Any:
-        """Return NVML's handle of this card; raise one of pynvml's errors if it has none."""
+    def handle(self) -> Any:
+        """Return NVML's handle of this card; raise an error if it has none."""
         try:
-            return library.nvmlDeviceGetHandleByUUID(f"GPU-{self.uuid}")
+            return nvml().nvmlDeviceGetHandleByUUID(f"GPU-{self.uuid}")
         except Exception:
-            return library.nvmlDeviceGetHandleByUUID(f"MIG-{self.uuid}")
+            return nvml().nvmlDeviceGetHandleByUUID(f"MIG-{self.uuid}")
 
     def free_gib(self) -> float:
         """Return the memory that other processes leave; all of it where NVML does not say."""
-        with nvml() as library, contextlib.suppress(Exception):
-            return float(library.nvmlDeviceGetMemoryInfo(self.handle(library)).free / GIB)
+        with contextlib.suppress(Exception):
+            return float(nvml().nvmlDeviceGetMemoryInfo(self.handle()).free / GIB)
         return self.total_gib
 
 
@@ -58,10 +67,8 @@ def visible_gpus() -> list[Gpu]:
         # Since CUDA 11.4: of a MIG slice, not of the card that it belongs to.
         uuid = getattr(library, "cuDeviceGetUuid_v2", uuid)
         number, device, size = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
-        if (
-            start(0) != 0 or count(ctypes.byref(number)) != 0
-        ):  # it hides all cards, or there is none
-            return []
+        if start(0) != 0 or count(ctypes.byref(number)) != 0:
+            return []  # it hides all cards, or there is none
         found, name = [], ctypes.create_string_buffer(16)
         for index in range(number.value):
             get(ctypes.byref(device), index)
@@ -84,25 +91,78 @@ def tier_of(gib: float) -> str:
     return next(name for least, name in _TIERS if gib >= least)
 
 
-@contextlib.contextmanager
-def nvml() -> Iterator[Any]:
-    """Yield the initialised pynvml module, or None where NVIDIA's management library is not available."""
-    try:
+@cache
+def nvml() -> Any:
+    """Return pynvml, initialised until this process ends, or None where NVIDIA's management library is not available."""
+    with contextlib.suppress(Exception):  # no driver, no library, an old one: no card can be found
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no driver, no library, an old one: no card can be found
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        with contextlib.suppress(Exception):
-            pynvml.nvmlShutdown()
+        return pynvml
+    return None
 
 
 def driver_version() -> str | None:
     """Return the version of NVIDIA's driver, or None without one."""
-    with nvml() as library, contextlib.suppress(Exception):
-        return str(library.nvmlSystemGetDriverVersion())
+    with contextlib.suppress(Exception):
+        return str(nvml().nvmlSystemGetDriverVersion())
     return None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """GiB that training a model takes in 16 bits, margin and context of the plan included; docs/benchmarks/cards.py."""
+
+    fixed: float
+    each: float  # of a number that the model gets
+    gradients: float  # kept between micro-batches
+    waiting: float  # of a number of a micro-batch that waits
+
+    def gib(self, numbers: int, batch: int, accumulate: int = 1) -> float:
+        """Return what micro-batches take whose samples have so many numbers each."""
+        more, numbers = accumulate - 1, numbers * batch
+        kept = self.gradients if more else 0.0
+        return self.fixed + kept + numbers * (self.each + more * self.waiting)
+
+
+@cache
+def _table() -> Any:
+    return json.loads(Path(__file__).with_name("cards.json").read_text(encoding="utf-8"))
+
+
+def needs_of(task: str, model: str) -> Needs | None:
+    """Return what a model needs, by its choice and its unusual options; None: it is not in the table."""
+    found = _table()["models"].get(task, {}).get(model)
+    return Needs(**found) if found else None
+
+
+def careful(task: str, tier: str, recipe: Any, free_gib: float) -> dict[str, Any]:
+    """Return what to change of a recipe so that it leaves room on a card: smaller micro-batches, as many samples an update."""
+    model, numbers = _table()["recipes"].get(task, {}).get(tier, ("", 0))
+    needs, batch, accumulate = needs_of(task, model), recipe.batch_size, recipe.get("accumulate", 1)
+    if needs is None or (before := needs.gib(numbers, batch, accumulate)) <= CAREFUL * free_gib:
+        return {}
+    while batch % 2 == 0 and needs.gib(numbers, batch, accumulate) > CAREFUL * free_gib:
+        batch, accumulate = batch // 2, accumulate * 2
+    usual = f"{recipe.batch_size} and {recipe.get('accumulate', 1)}"
+    taken = f"{needs.gib(numbers, batch, accumulate):.1f} instead of {before:.1f} GiB"
+    note = f"batch_size={batch} accumulate={accumulate} instead of {usual}: takes {taken} by plan"
+    return {"batch_size": batch, "accumulate": accumulate, "hardware": {"note": note}}
+
+
+def share_of_card(
+    task: str, model: str, numbers: int, batch: int, accumulate: int, gib: float
+) -> str:
+    """Return what a training will take of a card of so many GiB, if that is known, and what would fill it."""
+    needs, parts = needs_of(task, model), []
+    if needs is not None:
+        taken = needs.gib(numbers, batch, accumulate)
+        parts.append(f"{taken:.1f} of {gib:.1f} GiB by plan, {taken / gib:.0%} of the card")
+    numbers, size = _table()["filling"].get(task, (0, ""))
+    fitting = []
+    for name, values in _table()["models"].get(task, {}).items() if numbers else ():
+        other = Needs(**values)
+        most = int((gib - other.fixed) / (other.each * numbers))
+        if most >= LEAST_BATCH:
+            fitting.append((other.each, f"also fits: {name} at {size}, batch {most}"))
+    return "; ".join([*parts, *(text for _, text in sorted(fitting)[-1:])])

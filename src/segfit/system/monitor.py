@@ -10,14 +10,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
 from typing import Any
 
 import psutil
 
 from segfit.system.cards import GIB, nvml, visible_gpus
-from segfit.system.cores import core_ids
+from segfit.system.hardware import core_ids
 
 
 @dataclass(frozen=True)
@@ -55,37 +54,27 @@ def summed_up(samples: Sequence[Sample]) -> Means:
 
 
 class Probe:
-    """Context manager that reads the first visible card, or the processor without NVML."""
+    """Reads the first visible card, or the processor without NVML."""
 
     def __init__(self) -> None:
         self.source, self.name = "psutil", "CPU"  # or "NVML" and the card's
         self.total_gib = psutil.virtual_memory().total / GIB
-        self._library: Any = None
         self._handle: Any = None
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Probe:
         _cpu_percent()  # psutil measures from one call to the next
-        library = self._stack.enter_context(nvml())
-        with contextlib.suppress(Exception):  # a card that fell off the bus, no permission
-            if library is not None and (cards := visible_gpus()):
-                handle = cards[0].handle(library)
-                name = str(library.nvmlDeviceGetName(handle))
-                self._library, self._handle = library, handle
-                self.source, self.name, self.total_gib = "NVML", name, cards[0].total_gib
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        with contextlib.suppress(Exception):  # no card, one that fell off the bus, no permission
+            card = visible_gpus()[0]
+            handle = card.handle()
+            self.name = str(nvml().nvmlDeviceGetName(handle))
+            self.source, self.total_gib, self._handle = "NVML", card.total_gib, handle
 
     def read(self, seconds: float) -> Sample:
         """Return a sample of now, `seconds` after the start."""
         cpu = _cpu_percent()
-        if self._library is None:
+        if self._handle is None:
             used = psutil.virtual_memory()
             memory = (used.total - used.available) / GIB
             return Sample(seconds, cpu, memory, _cpu_temperature(), None, None)
-        library, handle = self._library, self._handle
+        library, handle = nvml(), self._handle
         celsius = library.NVML_TEMPERATURE_GPU
         return Sample(
             seconds=seconds,
@@ -97,15 +86,12 @@ class Probe:
         )
 
 
-class Monitor(AbstractContextManager["Monitor"]):
-    """Takes a sample each `interval` seconds, in a thread while it is entered, or between `start` and `close`.
+class Monitor:
+    """Takes a sample each `interval` seconds, in a thread while it is entered, or between `start` and `close`."""
 
-    `probe` is what is read; None: this machine.
-    """
-
-    def __init__(self, interval: float = 1.0, probe: Probe | None = None) -> None:
+    def __init__(self, interval: float = 1.0) -> None:
         self.interval = interval
-        self.probe = probe or Probe()
+        self.probe = Probe()
         self.samples: list[Sample] = []
         self._fresh = 0  # index of the first sample that `fresh` has not returned
         self._start = 0.0
@@ -114,7 +100,6 @@ class Monitor(AbstractContextManager["Monitor"]):
 
     def start(self) -> None:
         """Start the thread; can be called once."""
-        self.probe.__enter__()
         self._start = time.monotonic()
         self._thread.start()
 
@@ -123,7 +108,6 @@ class Monitor(AbstractContextManager["Monitor"]):
         if self._thread.is_alive():
             self._over.set()
             self._thread.join()
-            self.probe.__exit__(None, None, None)
 
     def __enter__(self) -> Monitor:
         self.start()

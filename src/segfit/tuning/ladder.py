@@ -11,8 +11,7 @@ from segfit.assembly.task import assembly_of, planning_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
-from segfit.system.cores import available_cores
-from segfit.system.hardware import device_name, resolve_device
+from segfit.system.hardware import available_cores, device_name, resolve_device
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed, with_batch
 from segfit.tuning.climb import KEPT, SPEED_COLUMNS, Climb, Step, bars

@@ -32,13 +32,13 @@ _ROOMY = 0.6  # share of the memory at its peak
 
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Watch for `seconds` (60), once a second; Ctrl-C ends the watch early and still sums up."""
-    with Probe() as probe:
-        if probe.source != "NVML":
-            bench.notice(
-                "NVIDIA's management library does not answer: watching the processor by psutil, which knows no power "
-                "and perhaps no temperature."
-            )
-        return watch(probe, config.seconds or SECONDS, bench)
+    probe = Probe()
+    if probe.source != "NVML":
+        bench.notice(
+            "NVIDIA's management library does not answer: watching the processor by psutil, which knows no power "
+            "and perhaps no temperature."
+        )
+    return watch(probe, config.seconds or SECONDS, bench)
 
 
 def watch(probe: Probe, seconds: float, bench: Bench, interval: float = 1.0) -> Findings:

@@ -17,7 +17,7 @@ from segfit.data.source import Source
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
-from segfit.system.cores import free_memory
+from segfit.system.hardware import free_memory
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.climb import KEPT, NOT_FASTER, OUT_OF_MEMORY, Climb, Step
 from segfit.tuning.max_batch import Trials, start

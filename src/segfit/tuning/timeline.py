@@ -25,7 +25,7 @@ from segfit.errors import SegFitError
 from segfit.report.lines import LineReport
 from segfit.report.session import run_listener
 from segfit.runs.folder import RunFolder
-from segfit.system.cores import available_cores
+from segfit.system.hardware import available_cores
 from segfit.system.monitor import Means, Monitor, summed_up
 from segfit.system.phases import Recorder, Span
 from segfit.tuning.bench import Bench

@@ -17,9 +17,6 @@ class Script(Probe):
         self.source, self.name, self.total_gib = "NVML", "Stand-in", 8.0
         self.utilisation = list(utilisation)
 
-    def __enter__(self):
-        return self
-
     def read(self, seconds):
         value = self.utilisation.pop(0) if self.utilisation else 50.0
         return Sample(seconds, value, 4.0, 70.0, None, 25.0)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from segfit.system.torchrun_env import Launch, launched, leave_reason
+from segfit.system.process import Launch, launched, leave_reason
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,81 @@
+"""This process: its rank among those that torchrun started, and output that outlives its readers. Does not import torch."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that train one model."""
+
+    rank: int = 0  # 0-based number among all
+    size: int = 1  # how many there are
+    local_rank: int = 0  # 0-based number among those of this machine
+    local_size: int = 1  # how many there are on this machine
+
+
+def launched() -> Launch:
+    """Return this process's ranks from torchrun's environment variables; alone without torchrun or with one process."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size < 2 or "RANK" not in os.environ:
+        return Launch()
+    local_rank, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    return Launch(int(os.environ["RANK"]), size, local_rank, local_size)
+
+
+def leave_reason(text: str) -> None:
+    """Write why this process ends, for the summary that torchrun prints."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    # The format of torch.distributed.elastic.multiprocessing.errors.
+    extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+    content = {"message": {"message": text, "extraInfo": extra}}
+    with contextlib.suppress(OSError):
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+
+
+class LastingStream:
+    """A text stream with a file descriptor that discards what is written once its pipe or terminal is closed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or discard the text if the reader is gone."""
+        self._until_gone(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do nothing if the reader is gone."""
+        self._until_gone(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _until_gone(self, work: Callable[..., object], *arguments: str) -> None:
+        try:
+            work(*arguments)
+        except OSError:
+            # The stream's buffers, and what others write to the descriptor, are discarded too.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def outlive_readers() -> None:
+    """Let standard output and error survive their readers; a stream that is None stays None."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, LastingStream):
+            setattr(sys, name, cast(TextIO, LastingStream(stream)))
