@@ -62,8 +62,8 @@ def make_state(
     assembly = assembly_of(config)
     model, weights = assembly.make_network(config, pretrained=not resumed and start is None)
     source = "from the checkpoint" if resumed else weights.source
-    if weights.alarming and not resumed:
-        notice(weights.message)
+    if weights.warning and not resumed:
+        notice(weights.warning)
     random = list(model.state_dict()) if source == "random" else []
     if start is not None:
         random = start_from(model, start, flat(plain(config)), notice)

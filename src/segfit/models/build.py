@@ -44,7 +44,7 @@ def make_model(
     if name == "cnn":
         from segfit.models.cnn import CNN
 
-        return CNN(len(class_names), **values), Weights("random", "There are none for this model.")
+        return CNN(len(class_names), **values), Weights()
     if not pretrained:
         values["weights"] = None
     if name == "segformer":
@@ -89,7 +89,7 @@ def make_restorer(channels: int, options: Mapping[str, Any]) -> tuple[nn.Module,
 
     values = dict(options)
     kind = {"cnn": ResidualUNet, "nafnet": NAFNet}[values.pop("name")]
-    return kind(channels, **values), Weights("random", "There are none for this model.")
+    return kind(channels, **values), Weights()
 
 
 def for_inference(model: nn.Module) -> nn.Module:

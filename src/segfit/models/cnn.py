@@ -33,13 +33,9 @@ def conv(
     in_channels: int, out_channels: int, kernel_size: int, norm: Norm, *, stride: int = 1
 ) -> nn.Sequential:
     """Return convolution and norm, `(B, in_channels, H, W) → (B, out_channels, ⌈H/stride⌉, …)`."""
-    plain = norm == "none"
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=plain)
-    ]
-    if not plain:
-        layers.append(BatchNorm(out_channels))
-    return nn.Sequential(*layers)
+    half, bias = kernel_size // 2, norm == "none"
+    layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, half, bias=bias)
+    return nn.Sequential(layer, *([] if bias else [BatchNorm(out_channels)]))
 
 
 class ResidualBlock(nn.Module):

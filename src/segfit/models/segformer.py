@@ -6,24 +6,20 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from segfit.models.segformer_fast import MergedDecodeHead, resize_logits, use_fast
 from segfit.models.weights import (
-    RANDOM,
     Weights,
-    WeightsUnavailableError,
     check_keys,
-    hub_checkpoint,
-    locate,
+    find,
     quiet,
-    random_after_all,
     read_state_dict,
-    weight_file,
 )
 
 # variant → (depths, hidden sizes, decoder hidden size): tables 6 and 7 of the paper
@@ -74,7 +70,7 @@ def merge(model: SegFormer) -> SegFormer:
     train, and its state dict is its own: save `model` instead.
     """
     merged: SegFormer = copy.deepcopy(model).eval().requires_grad_(False)
-    merged.decode_head = MergedDecodeHead(merged.decode_head)
+    merged.decode_head = MergedDecodeHead(merged.decode_head).requires_grad_(False)
     return merged
 
 
@@ -107,10 +103,23 @@ def make_segformer(
     Raises:
         SegFitError: named weights that do not load.
     """
-    config = segformer_config(variant, num_classes, dropout, drop_path, class_names)
-    config.num_channels = channels
-    model = SegFormer._from_config(config, attn_implementation="sdpa")
-    report = _load(model, variant, weights)
+    depths, hidden_sizes, decoder = VARIANTS[variant]
+    names = class_names or [f"class_{i}" for i in range(num_classes)]
+    config = SegformerConfig(  # that of the variant's hub checkpoint, but for classes and channels
+        num_channels=channels,
+        depths=depths,
+        hidden_sizes=hidden_sizes,
+        decoder_hidden_size=decoder,
+        classifier_dropout_prob=dropout,
+        drop_path_rate=drop_path,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+    )
+    file, report = find(weights, recommended(variant))
+    if file is None:
+        model = SegFormer._from_config(config, attn_implementation="sdpa")
+    else:
+        model = _pretrained(config, variant, file)
     if fast:
         use_fast(model)
     if checkpointing:
@@ -121,74 +130,41 @@ def make_segformer(
     return model.train(), report
 
 
-def segformer_config(
-    variant: str,
-    num_classes: int,
-    dropout: float = 0.1,
-    drop_path: float = 0.1,
-    class_names: Sequence[str] | None = None,
-) -> SegformerConfig:
-    """Return transformers' config of a variant, the same as its hub checkpoint's but for the classes."""
-    depths, hidden_sizes, decoder = VARIANTS[variant]
-    names = class_names or [f"class_{i}" for i in range(num_classes)]
-    return SegformerConfig(
-        depths=depths,
-        hidden_sizes=hidden_sizes,
-        decoder_hidden_size=decoder,
-        classifier_dropout_prob=dropout,
-        drop_path_rate=drop_path,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-    )
-
-
 def recommended(variant: str) -> str:
     """Return the hub checkpoint that `weights="auto"` takes: trained on ADE20K at 512 × 512."""
     size = 640 if variant == "b5" else 512
     return f"nvidia/segformer-{variant}-finetuned-ade-{size}-{size}"
 
 
-def _load(model: SegFormer, variant: str, weights: str | None) -> Weights:
-    """Copy a checkpoint's tensors into `model`; return the report.
-
-    Only a classifier for another number of classes may differ: it keeps its random weights.
-    """
-    if weights is None:
-        return RANDOM
-    name = recommended(variant) if weights == "auto" else weights
-    try:
-        path = hub_checkpoint(name) if weights == "auto" else locate(name)
-    except WeightsUnavailableError as error:
-        return random_after_all(name, str(error))
-    state = read_state_dict(weight_file(path))
-    channels = model.config.num_channels
+def _pretrained(config: SegformerConfig, variant: str, file: Path) -> SegFormer:
+    """Return a model with a checkpoint's tensors; only a classifier for another number of classes may be random."""
+    state = read_state_dict(file)
+    channels = config.num_channels
     for key, value in state.items() if channels != 3 else ():
         if value.ndim == 4 and value.shape[1] == 3:  # the first convolution alone
             from timm.models import adapt_input_conv
 
             state[key] = adapt_input_conv(channels, value)
-    # transformers knows the names that older checkpoints have; random where it can't load
-    with quiet():
-        stock, info = SegformerForSemanticSegmentation.from_pretrained(
+    with quiet():  # transformers' own class knows the names that older checkpoints have
+        model, info = SegformerForSemanticSegmentation.from_pretrained(
             None,
-            config=model.config,
+            config=config,
             state_dict=state,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     mismatched = {key for key, *_ in info["mismatched_keys"]}
-    classifier = {key for key in mismatched if key.startswith("decode_head.classifier.")}
     check_keys(
-        path,
+        file,
         f"a SegFormer {variant}",
         "Give the checkpoint of this variant or change model.variant.",
         missing=info["missing_keys"],
         unexpected=info["unexpected_keys"],
-        of_another_shape=mismatched - classifier,
+        of_another_shape={
+            key for key in mismatched if not key.startswith("decode_head.classifier.")
+        },
     )
-    loaded = {k: v for k, v in stock.state_dict().items() if k not in classifier}
-    model.load_state_dict(loaded, strict=False)
-    became = (
-        f"new, for {model.config.num_labels} classes" if classifier else "the checkpoint's, too"
-    )
-    return Weights(name, f"Pretrained weights: {name}. The classifier is {became}.")
+    model.__class__ = SegFormer
+    return cast(SegFormer, model)

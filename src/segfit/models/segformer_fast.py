@@ -9,7 +9,8 @@ Features stay token-major throughout: a map `(B, C, H, W)` is a channels_last vi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -19,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.segformer import modeling_segformer as hf
 
-from segfit.models.linear import FastLinear, linear, without_tf32
-from segfit.models.relu_dropout import relu_dropout_
+from segfit.models.cpu_layers import FastLinear, linear, relu_dropout_
 from segfit.models.resize import resize, resize_and_sum
 
 _HAS_TRITON = find_spec("triton") is not None  # torch for Windows comes without
@@ -36,6 +36,11 @@ def to_map(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
+def on_pixels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return what a linear layer, weight `(D, C)`, makes of each pixel of a map `(B, C, H, W)`, channels last as x is."""
+    return to_map(linear(to_tokens(x), weight, bias))
+
+
 def fold(head: hf.SegformerDecodeHead, features: Sequence[Tensor]) -> list[Tensor]:
     """Return what the fused head adds up at 1/4 resolution: one `(B, D, h_i, w_i)` a stage.
 
@@ -43,16 +48,15 @@ def fold(head: hf.SegformerDecodeHead, features: Sequence[Tensor]) -> list[Tenso
     W_i (P_i x_i + b_i). Either (W_i P_i) x_i or W_i (P_i x_i): whichever takes fewer products. Resizing
     keeps constants, so that the biases of all stages go to the last, which is the smallest.
     """
-    weights, projections = fusing_weights(head), [p.proj for p in head.linear_projections]
-    maps = []
-    for i, (x, projection, weight) in enumerate(zip(features, projections, weights, strict=True)):
-        bias = folded_bias(head) if i == len(weights) - 1 else None
-        tokens = to_tokens(x)
-        if tokens.shape[-1] < tokens.shape[:-1].numel():
-            y = linear(tokens, weight @ projection.weight, bias)
+    maps: list[Tensor] = []
+    for x, layer, weight in zip(
+        features, head.linear_projections, fusing_weights(head), strict=True
+    ):
+        bias, projection = folded_bias(head) if x is features[-1] else None, layer.proj.weight
+        if x.shape[1] < x.shape[0] * x.shape[2:].numel():
+            maps.append(on_pixels(x, weight @ projection, bias))
         else:
-            y = linear(linear(tokens, projection.weight), weight, bias)
-        maps.append(to_map(y))
+            maps.append(on_pixels(on_pixels(x, projection), weight, bias))
     return maps
 
 
@@ -67,11 +71,6 @@ def folded_bias(head: hf.SegformerDecodeHead) -> Tensor:
     """Return Σ W_i b_i `(D,)`."""
     pairs = zip(fusing_weights(head), head.linear_projections, strict=True)
     return torch.stack([weight @ p.proj.bias for weight, p in pairs]).sum(0)
-
-
-def classify(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return logits `(B, num_classes, H, W)`, channels last as x is."""
-    return to_map(linear(to_tokens(x), weight.flatten(1), bias))
 
 
 class _ChannelsFirst(torch.autograd.Function):
@@ -119,12 +118,26 @@ class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
         p = self.dropout.p if self.training else 0.0
         if self.training and maps[0].device.type == "cuda" and kernels_pay(maps, self.batch_norm):
             x = _fused_head().sum_norm_relu_dropout(maps, self.batch_norm, p)
-            return classify(x, self.classifier.weight, self.classifier.bias)
+            return on_pixels(x, self.classifier.weight.flatten(1), self.classifier.bias)
         x = resize_and_sum(maps)
         del maps  # which nothing needs any more, and which are larger than their sum
         x, scale = relu_dropout_(self.batch_norm(x), p)
         # kept units grow by 1 / (1 - p); the classifier's weight is the smallest place to do it
-        return classify(x, self.classifier.weight * scale, self.classifier.bias)
+        return on_pixels(x, self.classifier.weight.flatten(1) * scale, self.classifier.bias)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Keep TF32, and its 10 bits of mantissa, out of the products of fp32 weights that are made inside; compiled code does not set it."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def merged_weights(head: hf.SegformerDecodeHead) -> tuple[list[Tensor], Tensor]:
@@ -141,38 +154,25 @@ def merged_logits(
     features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor, classifier: nn.Conv2d
 ) -> Tensor:
     """Return logits `(B, num_classes, H/4, W/4)` of features by what `merged_weights` gave."""
-    last = len(weights) - 1
     maps = [
-        to_map(linear(to_tokens(x), weight, bias if i == last else None))
-        for i, (x, weight) in enumerate(zip(features, weights, strict=True))
+        on_pixels(x, weight, bias if x is features[-1] else None)
+        for x, weight in zip(features, weights, strict=True)
     ]
-    assert classifier.bias is not None
-    return classify(F.relu_(resize_and_sum(maps)), classifier.weight, classifier.bias)
+    return on_pixels(F.relu_(resize_and_sum(maps)), classifier.weight.flatten(1), classifier.bias)
 
 
 class MergedDecodeHead(nn.Module):
-    """Decode head for inference alone: the merged weights are all that it has.
-
-    Args:
-        head: transformers' decode head, or its fast form; it is not changed.
-    """
+    """Decode head for inference alone: the merged weights of another head, which is not changed, are all that it has."""
 
     def __init__(self, head: hf.SegformerDecodeHead) -> None:
         super().__init__()
-        with torch.no_grad():
-            weights, bias = merged_weights(head)
-        for i, weight in enumerate(weights):
-            self.register_buffer(f"weight{i}", weight)
-        self.register_buffer("bias", bias)
-        self.stages = len(weights)
+        weights, bias = merged_weights(head)
+        self.weights, self.bias = nn.ParameterList(weights), nn.Parameter(bias)
         self.classifier = head.classifier
 
     def forward(self, encoder_hidden_states: Sequence[Tensor], **_: Any) -> Tensor:
         """Return logits `(B, num_classes, H/4, W/4)` of the stages' `(B, C_i, H/2^(i+2), …)`."""
-        weights = [self.get_buffer(f"weight{i}") for i in range(self.stages)]
-        return merged_logits(
-            encoder_hidden_states, weights, self.get_buffer("bias"), self.classifier
-        )
+        return merged_logits(encoder_hidden_states, [*self.weights], self.bias, self.classifier)
 
 
 class FastStage(hf.SegformerStage):  # type: ignore[misc]

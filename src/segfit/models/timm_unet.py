@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -11,19 +12,16 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from segfit.errors import SegFitError
 from segfit.models.resize import resize
 from segfit.models.weights import (
-    RANDOM,
     Weights,
-    WeightsUnavailableError,
     check_keys,
-    hub_checkpoint,
-    locate,
+    find,
     random_after_all,
     read_state_dict,
-    weight_file,
 )
 
 GOOD_ENCODERS = (
@@ -42,14 +40,8 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, deep_channels: int, skip_channels: int, channels: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for width in (deep_channels + skip_channels, channels):
-            layers += [
-                nn.Conv2d(width, channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(inplace=True),
-            ]
-        self.convs = nn.Sequential(*layers)
+        first = Conv2dNormActivation(deep_channels + skip_channels, channels)
+        self.convs = nn.Sequential(*first, *Conv2dNormActivation(channels, channels))
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Fuse `deep` into `skip`."""
@@ -167,8 +159,22 @@ def make_encoder(encoder: str, weights: str | None, channels: int = 3) -> tuple[
         close = get_close_matches(name, timm.list_models(), n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Good ones: {GOOD_ENCODERS}."
         raise SegFitError(f"model.encoder={encoder}: timm knows no such model. {hint}")
-    path, report = _find_weights(encoder, weights)
-    return _create(encoder, path, channels), report
+    recommended = ""
+    if weights == "auto":
+        try:
+            config = timm.get_pretrained_cfg(encoder)
+        except RuntimeError as error:
+            raise SegFitError(f"model.encoder={encoder}: {error}") from error
+        if config is None or not config.hf_hub_id:
+            report = random_after_all(encoder, "timm has no hub checkpoint of it")
+            return _create(encoder, None, channels), report
+        recommended = config.hf_hub_id
+    file, report = find(weights, recommended)
+    if file:
+        state = read_state_dict(file)  # refuses what would run code before timm opens the file
+        if weights != "auto":
+            _check_keys(encoder, file, state)
+    return _create(encoder, file, channels), report
 
 
 def _create(encoder: str, weights: Path | None, channels: int) -> nn.Module:
@@ -206,35 +212,11 @@ def size_multiple(encoder: nn.Module, stride: int, channels: int = 3) -> int:
     )
 
 
-def _find_weights(encoder: str, weights: str | None) -> tuple[Path | None, Weights]:
-    """Return the file to load, if any, and the report about it."""
-    if weights is None:
-        return None, RANDOM
-    if weights != "auto":
-        file = weight_file(locate(weights))
-        _check_keys(encoder, file)
-        return file, Weights(weights, f"Pretrained encoder: {weights}.")
-    try:
-        config = timm.get_pretrained_cfg(encoder)
-    except RuntimeError as error:
-        raise SegFitError(f"model.encoder={encoder}: {error}") from error
-    if config is None or not config.hf_hub_id:
-        return None, random_after_all(encoder, "timm has no hub checkpoint of it")
-    name = config.hf_hub_id
-    try:
-        file = weight_file(hub_checkpoint(name))
-    except WeightsUnavailableError as error:
-        return None, random_after_all(name, str(error))
-    read_state_dict(file)  # refuses what would run code before timm opens the file
-    return file, Weights(name, f"Pretrained encoder: {name}. The decoder is new.")
-
-
-def _check_keys(encoder: str, file: Path) -> None:
+def _check_keys(encoder: str, file: Path, state: Mapping[str, Tensor]) -> None:
     """Hold a file that was given by name against the whole timm model, but for its classifier.
 
     timm itself would load what fits and leave the rest random without a word.
     """
-    state = read_state_dict(file)
     reference = timm.create_model(encoder, pretrained=False)
     classifier = reference.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)

@@ -7,8 +7,9 @@ hangs without a network: the cache is asked first, then the hub's reachability, 
 from __future__ import annotations
 
 import contextlib
-import importlib
+import io
 import json
+import logging
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -29,9 +30,8 @@ PROBE_SECONDS = 3.0
 class Weights:
     """Which weights a model starts from."""
 
-    source: str  # hub name, path, or "random"
-    message: str  # the same in whole sentences, with what to do if they could not be had
-    alarming: bool = False  # pretrained weights were wanted and could not be had
+    source: str = "random"  # or a hub name or a path
+    warning: str = ""  # pretrained ones were wanted and could not be had; what to do
 
 
 class WeightsUnavailableError(Exception):
@@ -42,17 +42,43 @@ _OFFLINE = (
     "On a machine with a network run `hf download {0}`, copy its folder to this one, and give "
     "model.weights=<that folder>; or copy its cache to $HF_HOME."
 )
-RANDOM = Weights("random", "Random weights, as asked (model.weights=null).")
+
+
+def find(weights: str | None, recommended: str) -> tuple[Path | None, Weights]:
+    """Return the file of a model's weights, None for random ones, and what they are.
+
+    Args:
+        weights: "auto" is the recommended hub checkpoint from cache or hub, else random ones; None: random ones.
+            What else is named has to be there.
+        recommended: a name on the hub.
+
+    Raises:
+        SegFitError: weights that were named cannot be had, or are no checkpoint.
+    """
+    if weights is None:
+        return None, Weights()
+    name = recommended if weights == "auto" else weights
+    try:
+        path = hub_checkpoint(name) if weights == "auto" else locate(name)
+    except WeightsUnavailableError as error:
+        return None, random_after_all(name, str(error))
+    if path.is_dir():
+        files = [path / file for file in WEIGHT_FILES if (path / file).exists()]
+        if not files:
+            found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            raise SegFitError(
+                f"model.weights={path}: no checkpoint there ({' or '.join(WEIGHT_FILES)}); found {found}."
+            )
+        path = files[0]
+    return path, Weights(name)
 
 
 def random_after_all(name: str, reason: str) -> Weights:
     """Return what `auto` gives when the recommended checkpoint cannot be had."""
     return Weights(
-        "random",
-        f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {reason}. Scores will be "
+        warning=f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {reason}. Scores will be "
         f"far lower, and training far longer, than with pretrained weights. {_OFFLINE.format(name)} "
         "If random weights are what you want, say model.weights=null.",
-        alarming=True,
     )
 
 
@@ -88,13 +114,10 @@ def hub_checkpoint(repo: str) -> Path:
     Raises:
         WeightsUnavailableError: not in the cache, and offline or not on the hub.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
-    config = try_to_load_from_cache(repo, "config.json")
-    if isinstance(config, str):
-        folder = Path(config).parent
-        if any((folder / file).exists() for file in WEIGHT_FILES):
-            return folder
+    if folder := _fetched(repo, local_files_only=True):
+        return folder
     where = f"not in the cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
         raise WeightsUnavailableError(f"{where}, and HF_HUB_OFFLINE is set")
@@ -104,26 +127,28 @@ def hub_checkpoint(repo: str) -> Path:
         raise WeightsUnavailableError(
             f"{where}, and {constants.ENDPOINT} cannot be reached ({reason})"
         )
-    return _download(repo, where)
-
-
-def _download(repo: str, where: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
     try:
-        with quiet():
-            folder = Path(hf_hub_download(repo, "config.json", etag_timeout=5)).parent
-            for file in WEIGHT_FILES:
-                with contextlib.suppress(EntryNotFoundError):
-                    hf_hub_download(repo, file, etag_timeout=5)
-                    return folder
+        folder = _fetched(repo, etag_timeout=5)
     except Exception as error:  # the hub's client changes its HTTP library, and its errors
         text = str(error).strip().splitlines()
         raise WeightsUnavailableError(
             f"{where}, and the hub answers: {text[0] if text else type(error).__name__}"
         ) from error
-    raise WeightsUnavailableError(f"the hub's {repo} holds none of {', '.join(WEIGHT_FILES)}")
+    if folder is None:
+        raise WeightsUnavailableError(f"the hub's {repo} holds none of {', '.join(WEIGHT_FILES)}")
+    return folder
+
+
+def _fetched(repo: str, **options: Any) -> Path | None:
+    """Return the folder of a checkpoint that `hf_hub_download` got with these options; None: it is not there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in WEIGHT_FILES:
+        with quiet(), contextlib.suppress(EntryNotFoundError):
+            hf_hub_download(repo, file, **options)
+            return Path(hf_hub_download(repo, "config.json", **options)).parent
+    return None
 
 
 def unreachable(url: str) -> str | None:
@@ -131,12 +156,13 @@ def unreachable(url: str) -> str | None:
 
     The hub's own client is asked, so proxies and certificates count as they will for the download.
     """
-    hub: Any = importlib.import_module("huggingface_hub.utils")
+    from huggingface_hub import get_session
+
     outcome: list[str | None] = []
 
     def probe() -> None:
         try:
-            hub.get_session().head(url, timeout=PROBE_SECONDS)
+            get_session().head(url, timeout=PROBE_SECONDS)
             outcome.append(None)
         except Exception as error:
             outcome.append(str(error) or type(error).__name__)
@@ -146,23 +172,6 @@ def unreachable(url: str) -> str | None:
     thread.start()
     thread.join(PROBE_SECONDS)
     return outcome[0] if outcome else f"no answer in {PROBE_SECONDS:g} s"
-
-
-def weight_file(path: Path) -> Path:
-    """Return the file with the tensors of a checkpoint: `path`, or one of `WEIGHT_FILES` inside it.
-
-    Raises:
-        SegFitError: a folder without any.
-    """
-    if not path.is_dir():
-        return path
-    for name in WEIGHT_FILES:
-        if (path / name).exists():
-            return path / name
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise SegFitError(
-        f"model.weights={path}: no checkpoint there ({' or '.join(WEIGHT_FILES)}); found {found}."
-    )
 
 
 def recorded_normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -220,18 +229,10 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence warnings and progress bars of transformers and huggingface_hub: the report says it."""
-    hub: Any = importlib.import_module("huggingface_hub.utils")
-    logging: Any = importlib.import_module("transformers.utils.logging")
-
-    before = [(library, library.get_verbosity()) for library in (logging, hub.logging)]
-    bars = not hub.are_progress_bars_disabled()  # transformers switches both
-    for library, _ in before:
-        library.set_verbosity_error()
-    logging.disable_progress_bar()
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
-        for library, verbosity in before:
-            library.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        logging.disable(before)

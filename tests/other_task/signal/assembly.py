@@ -115,7 +115,7 @@ def make_network(config, *, pretrained):
     width, layers = config.model.channels, []
     for inputs in (1, width):
         layers += [nn.Conv1d(inputs, width, 5, padding=2), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv1d(width, 1, 5, padding=2)), Weights("random", "")
+    return nn.Sequential(*layers, nn.Conv1d(width, 1, 5, padding=2)), Weights()
 
 
 def example_input(config, batch_size, device):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from segfit.models import relu_dropout
-from segfit.models.segformer import VARIANTS, SegFormer, make_segformer, merge, segformer_config
+from segfit.models import cpu_layers
+from segfit.models.segformer import VARIANTS, SegFormer, make_segformer, merge
 from segfit.models.segformer_fast import use_fast
 from tests.contracts.model_contract import SIZES, ModelContract, images
 
@@ -44,6 +44,11 @@ def few_threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def config_of(variant: str, **options: float) -> SegformerConfig:
+    with torch.device("meta"):
+        return make_segformer(variant, 7, weights=None, **options)[0].config
 
 
 def stock_and_fast(config: SegformerConfig, dtype: torch.dtype):
@@ -104,7 +109,7 @@ def test_tiny_parity(size, training, dtype, tolerance):
 @pytest.mark.parametrize("variant", ["b0", LARGER])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_published_sizes_parity(variant, training):
-    stock, fast = stock_and_fast(segformer_config(variant, 7, dropout=0.0), torch.float64)
+    stock, fast = stock_and_fast(config_of(variant, dropout=0.0), torch.float64)
     assert_parity(stock.train(training), fast.train(training), images(33, 65).double(), 1e-13)
 
 
@@ -113,7 +118,7 @@ def test_published_sizes_parity(variant, training):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_errors_are_of_the_size_of_transformers(variant, training, dtype):
     """Both against double precision: logits, and all gradients together."""
-    config = segformer_config(variant, 7, dropout=0.0, drop_path=0.0)
+    config = config_of(variant, dropout=0.0, drop_path=0.0)
     stock, fast = stock_and_fast(config, torch.float64)
     stock.train(training), fast.train(training)
     batch = images(33, 65)
@@ -147,7 +152,7 @@ def test_parity_with_dropout(monkeypatch):
             kept = keep_mask(x, 0.25).view(batch, height, width, channels)
             return x * kept.permute(0, 3, 1, 2) / 0.75
 
-    monkeypatch.setattr(relu_dropout, "keep_mask", keep_mask)
+    monkeypatch.setattr(cpu_layers, "keep_mask", keep_mask)
     stock.decode_head.dropout = MaskedDropout()
     fast.decode_head.dropout.p = 0.25
     assert_parity(stock.train(), fast.train(), images(65, 97).double(), 1e-13)
@@ -156,7 +161,7 @@ def test_parity_with_dropout(monkeypatch):
 def test_head_dropout_has_the_rate_and_keeps_the_mean():
     torch.manual_seed(0)
     x = torch.rand(4, 32, 64, 64).to(memory_format=torch.channels_last) + 0.5
-    out, factor = relu_dropout.relu_dropout_(x.clone(), 0.3)
+    out, factor = cpu_layers.relu_dropout_(x.clone(), 0.3)
     dropped = (out == 0).double().mean().item()
     assert dropped == pytest.approx(0.3, abs=0.003)
     assert (out * factor).mean().item() == pytest.approx(x.mean().item(), rel=0.01)
@@ -278,9 +283,8 @@ def test_saved_model_loads_in_transformers(tmp_path):
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_state_dict_keys_are_transformers(fast):
-    config = segformer_config("b0", 3)
-    stock = SegformerForSemanticSegmentation(config)
     model, _ = make_segformer("b0", 3, weights=None, fast=fast)
+    stock = SegformerForSemanticSegmentation(model.config)
     assert list(model.state_dict()) == list(stock.state_dict())
 
 
@@ -304,7 +308,7 @@ def test_compiles_into_one_graph():
 )
 def test_parameters_are_those_of_the_paper(variant, millions):
     with torch.device("meta"):
-        model = SegFormer(segformer_config(variant, 19))
+        model, _ = make_segformer(variant, 19, weights=None)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.15)
 
 

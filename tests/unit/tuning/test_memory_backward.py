@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import GraphExecGroup, checkpoint
 
-from segfit.models.relu_dropout import relu_dropout_
+from segfit.models.cpu_layers import relu_dropout_
 from segfit.tuning.memory.backward import backward
 from segfit.tuning.memory.pretend import Cuts, Rules, without_data
 from segfit.tuning.memory.recorder import MemoryRecorder

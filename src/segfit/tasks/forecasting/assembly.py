@@ -109,7 +109,7 @@ def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, We
         known=layout.known,
         quantiles=len(quantiles_of(config)),
     )
-    return model, Weights("random", "There are none for this model.")
+    return model, Weights()
 
 
 def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:

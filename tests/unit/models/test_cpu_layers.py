@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segfit.models import linear as module
-from segfit.models.linear import FastLinear, linear
+from segfit.models import cpu_layers as module
+from segfit.models.cpu_layers import FastLinear, linear
 
 
 @pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
