@@ -129,7 +129,7 @@ def _refuse_unused(options: DictConfig, model: nn.Module) -> None:
         problems.append(
             f"optimizer.momentum={options.momentum}: has no effect with {options.name}. Set optimizer.betas, or take optimizer=sgd."
         )
-    if options.head_lr_factor != 1 and not getattr(model, "head_parameters", set)():
+    if options.head_lr_factor != 1 and not getattr(model, "head_parts", ()):
         problems.append(
             f"optimizer.head_lr_factor={options.head_lr_factor}: has no effect, all layers of this model are new. Set lr."
         )

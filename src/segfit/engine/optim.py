@@ -32,7 +32,7 @@ def make_optimizer(
     """Return one of timm's optimizers over the model's parameters.
 
     Biases and norms (one-dimensional parameters) have no weight decay. The learning rate of layers without pretrained
-    weights (`model.head_parameters()`) is `head_lr_factor` times as high; that of each of the others' layers is `layer_decay`
+    weights (names that begin with one of `model.head_parts`) is `head_lr_factor` times as high; that of each of the others' layers is `layer_decay`
     times that of the next one.
 
     Raises a SegFitError if timm has no such optimizer, or it does not take these options.
@@ -71,7 +71,8 @@ def make_optimizer(
 def _groups(
     model: nn.Module, weight_decay: float, head_lr_factor: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    new: set[str] = model.head_parameters() if hasattr(model, "head_parameters") else set()  # type: ignore[operator]
+    parts: tuple[str, ...] = getattr(model, "head_parts", ())
+    new = {name for name, _ in model.named_parameters() if name.startswith(parts)}
     below = _layers_above(model, new) if layer_decay != 1 else {}
     groups: dict[tuple[bool, bool, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

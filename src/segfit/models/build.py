@@ -53,9 +53,10 @@ def make_model(
         return make_segformer(
             num_classes=len(class_names), class_names=tuple(class_names), **values
         )
-    from segfit.models.timm_unet import make_timm_unet
+    from segfit.models.timm_unet import TimmUnet
 
-    return make_timm_unet(num_classes=len(class_names), **values)
+    model = TimmUnet(num_classes=len(class_names), **values)
+    return model, model.weights
 
 
 def normalisation(options: Mapping[str, Any]) -> tuple[str, Normalisation | None]:
@@ -84,11 +85,10 @@ def make_restorer(channels: int, options: Mapping[str, Any]) -> tuple[nn.Module,
         channels: of the pictures, 1 or 3.
         options: the fields of the model's config; its `name` is cnn or nafnet.
     """
-    from segfit.models.nafnet import NAFNet
-    from segfit.models.residual_unet import ResidualUNet
+    from segfit.models import restorers
 
     values = dict(options)
-    kind = {"cnn": ResidualUNet, "nafnet": NAFNet}[values.pop("name")]
+    kind = {"cnn": restorers.ResidualUNet, "nafnet": restorers.NAFNet}[values.pop("name")]
     return kind(channels, **values), Weights()
 
 

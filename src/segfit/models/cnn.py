@@ -177,7 +177,3 @@ class CNN(nn.Module):
             x = up(x, features.pop())
         logits: Tensor = self.classifier(x)
         return logits
-
-    def head_parameters(self) -> set[str]:
-        """Return the names of the parameters that are newer than the rest: none, all start random."""
-        return set()

@@ -41,6 +41,7 @@ class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
     """
 
     encoder_parts: ClassVar = ("segformer",)
+    head_parts: ClassVar = ("decode_head.",)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return float logits `(B, num_classes, H, W)` of normalised images `(B, 3, H, W)`, any H, W ≥ 32."""
@@ -51,10 +52,6 @@ class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
             features.append(x)
         logits = self.decode_head(features)
         return resize_logits(logits, images.shape[-2:])
-
-    def head_parameters(self) -> set[str]:
-        """Return the names of the parameters made for the data set at hand: the decode head's."""
-        return {name for name, _ in self.named_parameters() if name.startswith("decode_head.")}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a folder that `SegformerForSemanticSegmentation.from_pretrained` loads."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import timm
 import torch
@@ -53,22 +53,39 @@ class TimmUnet(nn.Module):
 
     Logits are made at the encoder's first resolution (stride 2 or 4) and resized to the image. The encoder is of
     `timm.create_model(..., features_only=True)`; the last four blocks of a vision transformer, all of one stride, are
-    resized to a pyramid. Other arguments as `make_timm_unet`.
+    resized to a pyramid. `weights` of the finished model says what its encoder starts from.
+
+    Args:
+        encoder: a name from `timm.list_models()`, with or without a pretrained tag (`name.tag`).
+        num_classes: channels of the logits.
+        weights: `auto` (timm's checkpoint of this name from cache or hub, else random), a hub name,
+            folder or file that must load, or None for random.
+        decoder_channels: channels of the deepest decoder level; halved a level, 16 at least.
+        dropout: probability that a channel is dropped before the classifier.
+        checkpointing: recompute the encoder's blocks or stages in backward instead of keeping their activations.
+        channels: of the images.
 
     Raises:
-        SegFitError: the encoder yields no pyramid, or works at one image size only.
+        SegFitError: an encoder that is unknown, yields no pyramid or works at one image size only, or named weights
+            that do not load.
     """
+
+    head_parts: ClassVar = ("decoder.", "classifier.")
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: str,
         num_classes: int,
+        *,
+        weights: str | None = "auto",
         decoder_channels: int = 256,
         dropout: float = 0.1,
+        checkpointing: bool = False,
         channels: int = 3,
     ) -> None:
         super().__init__()
-        info: Any = encoder.feature_info
+        self.encoder, self.weights = make_encoder(encoder, weights, channels)
+        info: Any = self.encoder.feature_info
         strides: list[int] = info.reduction()
         self.pyramid = PYRAMID if len(strides) == len(PYRAMID) and len(set(strides)) == 1 else None
         if not self.pyramid and (len(set(strides)) < 3 or strides != sorted(strides)):
@@ -76,9 +93,8 @@ class TimmUnet(nn.Module):
                 f"model.encoder: its features have the strides {strides}; a U-Net needs a pyramid. "
                 f"Take for example {GOOD_ENCODERS}."
             )
-        self.encoder = encoder
-        self.tokens_last = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
-        self.size_multiple = size_multiple(encoder, strides[-1], channels)
+        self.tokens_last = str(getattr(self.encoder, "output_fmt", "NCHW")).endswith("NHWC")
+        self.size_multiple = size_multiple(self.encoder, strides[-1], channels)
         deepest = strides[-1] / self.pyramid[-1] if self.pyramid else strides[-1]
         self.two_pixels = int(2 * deepest)  # a side that leaves two of the deepest features
         *skips, deep = info.channels()
@@ -89,6 +105,9 @@ class TimmUnet(nn.Module):
             deep = wide
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(deep, num_classes, 1)
+        if checkpointing:
+            cast(Any, getattr(self.encoder, "model", self.encoder)).set_grad_checkpointing()
+        self.train()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return float logits `(B, num_classes, H, W)` of normalised images `(B, 3, H, W)`, any H, W ≥ 32."""
@@ -112,47 +131,11 @@ class TimmUnet(nn.Module):
         logits = resize(self.classifier(self.dropout(x)), padded.shape[-2:])
         return logits[..., :height, :width]
 
-    def head_parameters(self) -> set[str]:
-        """Return the names of the parameters made for the data set at hand: all but the encoder's."""
-        return {name for name, _ in self.named_parameters() if not name.startswith("encoder.")}
-
-
-def make_timm_unet(
-    encoder: str,
-    num_classes: int,
-    *,
-    weights: str | None = "auto",
-    decoder_channels: int = 256,
-    dropout: float = 0.1,
-    checkpointing: bool = False,
-    channels: int = 3,
-) -> tuple[TimmUnet, Weights]:
-    """Return a U-Net and which weights its encoder has.
-
-    Args:
-        encoder: a name from `timm.list_models()`, with or without a pretrained tag (`name.tag`).
-        num_classes: channels of the logits.
-        weights: `auto` (timm's checkpoint of this name from cache or hub, else random), a hub name,
-            folder or file that must load, or None for random.
-        decoder_channels: channels of the deepest decoder level; halved a level, 16 at least.
-        dropout: probability that a channel is dropped before the classifier.
-        checkpointing: recompute the encoder's blocks or stages in backward instead of keeping their activations.
-        channels: of the images.
-
-    Raises:
-        SegFitError: unknown or unfit encoder, or named weights that do not load.
-    """
-    network, report = make_encoder(encoder, weights, channels)
-    if checkpointing:
-        cast(Any, getattr(network, "model", network)).set_grad_checkpointing()
-    model = TimmUnet(network, num_classes, decoder_channels, dropout, channels)
-    return model.train(), report
-
 
 def make_encoder(encoder: str, weights: str | None, channels: int = 3) -> tuple[nn.Module, Weights]:
     """Return a model of `timm.create_model(..., features_only=True)` and which weights it has.
 
-    Arguments and errors are those of `make_timm_unet`.
+    Arguments and errors are those of `TimmUnet`.
     """
     name = encoder.split(".")[0]
     if not timm.is_model(name):

@@ -11,14 +11,13 @@ from segfit.errors import SegFitError
 
 
 class Model(nn.Module):
+    head_parts = ("head.",)
+
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         self.head = nn.Conv2d(4, 2, 1)
         self.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
-
-    def head_parameters(self) -> set[str]:
-        return {"head.weight", "head.bias"}
 
 
 def optimizer(model: nn.Module | None = None, **options) -> torch.optim.Optimizer:

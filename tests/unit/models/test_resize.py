@@ -9,7 +9,7 @@ from segfit.models.cnn import CNN
 from segfit.models.resize import by_products, resize_and_sum, shrink_by_products, sum_by_products
 from segfit.models.segformer import SegFormer
 from segfit.models.segformer_fast import use_fast
-from segfit.models.timm_unet import make_timm_unet
+from segfit.models.timm_unet import TimmUnet
 from segfit.tuning.memory.pretend import Cuts, without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
 from tests.unit.models.test_segformer import TINY
@@ -118,7 +118,7 @@ class Kernels(MemoryRecorder):
 
 @pytest.mark.parametrize(
     "make",
-    [fast_segformer, lambda: CNN(5, 8), lambda: make_timm_unet("resnet10t", 5, weights=None)[0]],
+    [fast_segformer, lambda: CNN(5, 8), lambda: TimmUnet("resnet10t", 5, weights=None)],
     ids=["segformer", "cnn", "timm_unet"],
 )
 def test_a_card_runs_no_kernel_that_is_not_deterministic(make):

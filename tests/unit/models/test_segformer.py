@@ -316,10 +316,3 @@ def test_dropout_and_drop_path_reach_the_config():
     model, _ = make_segformer("b0", 3, weights=None, dropout=0.3, drop_path=0.4)
     assert model.decode_head.dropout.p == 0.3
     assert model.segformer.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.4)
-
-
-def test_head_parameters_are_the_decode_heads():
-    model, _ = make_segformer("b0", 3, weights=None)
-    head = model.head_parameters()
-    assert "decode_head.classifier.weight" in head
-    assert all(name.startswith("decode_head.") for name in head)

@@ -4,13 +4,12 @@ import torch
 from safetensors.torch import save_file
 
 from segfit.errors import SegFitError
-from segfit.models.timm_unet import TimmUnet, make_timm_unet
+from segfit.models.timm_unet import TimmUnet
 from tests.contracts.model_contract import ModelContract, images
 
 
 def unet(encoder: str, num_classes: int = 3, **kwargs) -> TimmUnet:
-    model, _ = make_timm_unet(encoder, num_classes, weights=None, decoder_channels=32, **kwargs)
-    return model
+    return TimmUnet(encoder, num_classes, weights=None, decoder_channels=32, **kwargs)
 
 
 class TestResNetUnet(ModelContract):
@@ -39,7 +38,7 @@ def test_checkpointing_changes_nothing_but_memory():
 def test_position_embeddings_of_another_grid_are_resized(tmp_path):
     small = timm.create_model("vit_tiny_patch16_224", img_size=96)
     save_file(small.state_dict(), tmp_path / "w.safetensors")
-    model, _ = make_timm_unet("vit_tiny_patch16_224", 3, weights=str(tmp_path / "w.safetensors"))
+    model = TimmUnet("vit_tiny_patch16_224", 3, weights=str(tmp_path / "w.safetensors"))
     encoder = model.encoder.model
     assert encoder.pos_embed.shape == (1, 197, 192)
     torch.testing.assert_close(encoder.pos_embed[:, 0], small.pos_embed[:, 0])
@@ -77,13 +76,6 @@ def test_decoder_channels_are_halved_a_level():
     assert widths == [32, 16, 16, 16]
 
 
-def test_head_parameters_are_all_but_the_encoders():
-    model = unet("resnet10t")
-    head = model.head_parameters()
-    assert {name.split(".")[0] for name in head} == {"decoder", "classifier"}
-    assert len(head) + len(list(model.encoder.parameters())) == len(list(model.parameters()))
-
-
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
@@ -109,8 +101,8 @@ def backbone():
 def test_a_file_gives_the_encoder_its_weights(backbone, tmp_path, suffix):
     file = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(backbone.state_dict(), file)
-    model, report = make_timm_unet("resnet10t", 3, weights=str(file))
-    assert report.source == str(file)
+    model = TimmUnet("resnet10t", 3, weights=str(file))
+    assert model.weights.source == str(file)
     with torch.no_grad():
         deepest = model.eval().encoder(images())[-1]
         torch.testing.assert_close(deepest, backbone.forward_features(images()))
@@ -122,5 +114,5 @@ def test_a_file_of_another_model_is_refused_with_its_keys(backbone, tmp_path):
     state["layer4.0.conv1.weight"] = torch.zeros(3)
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(SegFitError, match=r"missing: layer1\.0\.conv1\.weight") as error:
-        make_timm_unet("resnet10t", 3, weights=str(tmp_path / "w.safetensors"))
+        TimmUnet("resnet10t", 3, weights=str(tmp_path / "w.safetensors"))
     assert "another shape: layer4.0.conv1.weight" in str(error.value)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from segfit.errors import SegFitError
 from segfit.models import weights as weights_module
 from segfit.models.segformer import make_segformer, recommended
-from segfit.models.timm_unet import make_timm_unet
+from segfit.models.timm_unet import TimmUnet
 from segfit.models.weights import unreachable
 from tests.unit.payload import Payload
 
@@ -40,6 +40,11 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     model.save_pretrained(folder)
     return folder
+
+
+def make_timm_unet(encoder, num_classes, *, weights):
+    model = TimmUnet(encoder, num_classes, weights=weights)
+    return model, model.weights
 
 
 def put_in_cache(repo: str, folder: Path) -> None:
