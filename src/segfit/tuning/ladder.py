@@ -118,15 +118,9 @@ def _findings(config: DictConfig, machine: Machine, climb: Climb, device: str) -
 
 def naive(config: DictConfig) -> Change:
     """Return the lowest rung: what a plain loop over a plain loader does with this model, batch and data."""
-    off = (
-        "loader.pin_memory",
-        "loader.persistent",
-        "loader.non_blocking",
-        "channels_last",
-        "compile",
-    )
+    off = ("loader.pin_memory", "loader.persistent", "loader.non_blocking")
     options = {"precision": "fp32", "loader.workers": 0, "data.cache": "none"}
-    options |= dict.fromkeys(off, False)
+    options |= dict.fromkeys((*off, "channels_last", "compile"), False)
     if augmentation_of(config) != "none":
         options["augmentation"] = "cpu"
     if "fast" in config.model:

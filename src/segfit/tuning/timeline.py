@@ -102,8 +102,6 @@ def recorded(
         samples=round(timeline.samples),
         update=timeline.update,
         phases={name: value / timeline.updates for name, value in timeline.phases.items()},
-        resident=0.0,
-        launching=0.0,
         costs=costs,
         workers=loader.num_workers,
         cores=available_cores(),

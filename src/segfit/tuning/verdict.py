@@ -42,7 +42,7 @@ class Resident:
     samples: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What was recorded. Times are seconds an update."""
 
@@ -50,10 +50,10 @@ class Facts:
     samples: int  # of an update
     update: float  # wall-clock, without validation and checkpoints
     phases: Mapping[str, float]  # on the host's clock: data, copy, `ARITHMETIC`, logging
-    resident: float  # of the arithmetic alone, with a batch that lies on the device
+    resident: float = 0.0  # of the arithmetic alone, with a batch that lies on the device
     # That the host takes to launch the arithmetic on CUDA, measured with samples that cost the device nothing. Phases do not
     # show it: a queue of about a thousand kernels is full behind a busy device, and launching waits for it.
-    launching: float
+    launching: float = 0.0
     costs: Costs
     workers: int
     cores: int  # that this process may use
@@ -143,8 +143,8 @@ def verdict(facts: Facts) -> Verdict:
         return Verdict(name, None, ranked)
     best = next(one for one in found if one.worth * _TIE >= ranked[0].worth)
     # What other changes would do beside workers that disturb the arithmetic is beyond this model: them first.
-    disturbing = (one for one in found if one.change.name == _COMPETING)
-    best = next((one for one in disturbing if one.gain >= WORTH), best)
+    helping = (one for one in found if one.gain >= WORTH)
+    best = next((one for one in helping if one.change.name == _COMPETING), best)
     ranked.remove(best)
     return Verdict(best.change.name, best, [best, *ranked])
 
