@@ -55,7 +55,7 @@ SIZES = [(3, 64, 96), (1, 200, 131), (2, 40, 37), (1, 1000, 300)]  # batch, heig
 @pytest.mark.parametrize(
     ("model", "fit"),
     [
-        pytest.param(("model=cnn", "model.base_channels=8"), "pad", id="cnn"),
+        pytest.param(("model=cnn", "model.base_channels=4", "model.num_blocks=1"), "pad", id="cnn"),
         pytest.param(
             ("model=segformer_b0", "model.weights=null"),
             "stretch",

@@ -268,7 +268,7 @@ EXTREME = 6e4  # close to the largest number of fp16
 
 
 def extreme(
-    dtype: torch.dtype, *, classes: int, side: int, batch: int = 4
+    dtype: torch.dtype, *, classes: int, side: int, batch: int = 2
 ) -> tuple[Tensor, Tensor]:
     """Logits as far apart as half precision has them, right and wrong; hard targets, some ignored."""
     generator = torch.Generator().manual_seed(0)
