@@ -8,9 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from segfit.data.sampler import sample_seed
-from segfit.tasks.restoration import draws
-from segfit.tasks.restoration.degradations import Degradation
-from segfit.tasks.restoration.jpeg import JpegCodec
+from segfit.tasks.restoration.degradations import Degradation, Jpeg, bits, normals, uniforms
 
 OPTIONS = {
     "noise": {"name": "noise", "sigma": [5, 50]},
@@ -59,14 +57,14 @@ def test_bits_are_splitmix64() -> None:
         return z ^ (z >> 31)
 
     golden = 0x9E3779B97F4A7C15
-    found = draws.bits(SEEDS, 4, stream=2)
+    found = bits(SEEDS, 4, stream=2)
     for seed, row in zip(SEEDS.tolist(), found.tolist(), strict=True):
         start = mix((seed + 3 * golden) % 2**64)
         assert [z % 2**64 for z in row] == [mix((start + i * golden) % 2**64) for i in range(4)]
 
 
 def test_draws_have_their_distributions() -> None:
-    uniform, normal = draws.uniforms(SEEDS, 50_000, 0), draws.normals(SEEDS, 50_001, 1)
+    uniform, normal = uniforms(SEEDS, 50_000, 0), normals(SEEDS, 50_001, 1)
     assert uniform.min() > 0
     assert uniform.max() <= 1
     assert normal.shape == (6, 50_001)
@@ -152,7 +150,7 @@ def test_motion_blur_is_a_line() -> None:
 @pytest.mark.parametrize("quality", [5, 30, 50, 75, 95])
 def test_jpeg_is_libjpegs(quality: int, channels: int) -> None:
     clean = pictures(channels, height=45, width=59)[:2]
-    found = JpegCodec()(clean, torch.full((2,), float(quality)))
+    found = Jpeg(50).compressed(clean, torch.full((2,), float(quality)))
     for ours, picture in zip(found, clean, strict=True):
         levels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
         file = io.BytesIO()
@@ -166,5 +164,5 @@ def test_jpeg_is_libjpegs(quality: int, channels: int) -> None:
 
 def test_jpeg_takes_a_quality_for_each_picture() -> None:
     clean, quality = pictures(), torch.tensor([5.0, 10, 30, 50, 80, 100])
-    lost = (JpegCodec()(clean, quality) - clean).abs().mean((1, 2, 3))
+    lost = (Jpeg(50).compressed(clean, quality) - clean).abs().mean((1, 2, 3))
     assert lost.sort(descending=True).indices.tolist() == list(range(6))
