@@ -6,14 +6,17 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
 
 import segfit
+from segfit.commands.export import export_run
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.errors import SegFitError
 from segfit.tasks.forecasting.data.table import waves_table
+from segfit.tasks.forecasting.evaluation import make_exported
 from tests.integration.training import command, compose_run, finished, same, start, train, wait_for
 
 SMALL = (
@@ -92,21 +95,47 @@ def test_the_future_begins_an_hour_after_the_data(trained):
         model.predict([frame[-47:]])
 
 
-def test_the_exported_program_forecasts_what_evaluation_wrote(trained):
-    run(trained, "run=run", "export=model.pt2", "device=cpu", script="evaluate.py")
+def test_exported_programs_forecast_what_evaluation_wrote(trained):
+    for name in ("model.pt2", "model.onnx"):
+        run(trained, "run=run", f"export={name}", "device=cpu", script="evaluate.py")
     run(trained, "run=run", "split=test", "device=cpu", "out=test", script="evaluate.py")
     files = {"series.json": ""}
     program = torch.export.load(trained / "model.pt2", extra_files=files).module()
+    session = onnxruntime.InferenceSession(trained / "model.onnx")
     facts = json.loads(files["series.json"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["series.json"]) == facts
     table = pd.read_csv(trained / "test/forecasts.csv")
     one = table[table["series"] == "wave_002/value_1"]
     assert facts["targets"] == ["value_0", "value_1"]
     rows = waves_table(compose_run(*SMALL, base=()).data).values.view(4, 500, 2)[2]
     own = facts["series"]["wave_002"]
     mean, std = (torch.tensor([own[key]]) for key in ("mean", "std"))
-    forecast = program(rows[None, 400 - 48 : 400], mean, std).detach()
-    assert np.allclose(forecast[0, :, 1], one["prediction"].iloc[:12], atol=1e-4)
+    inputs = {"window": rows[None, 400 - 48 : 400], "mean": mean, "std": std}
+    named = {key: value.numpy() for key, value in inputs.items()}
+    for forecast in (program(*inputs.values()).detach(), *session.run(["forecasts"], named)):
+        assert np.allclose(forecast[0, :, 1], one["prediction"].iloc[:12], atol=1e-4)
     assert np.allclose(rows[400:412, 1], one["truth"].iloc[:12], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [("model=lstm_64",), ("model=transformer", "loss=quantile")])
+def test_onnx_gives_what_torch_does_for_any_number_of_windows(tmp_path, options):
+    train(tmp_path / "run", *SMALL, *options, "max_steps=1", base=())
+    model = segfit.load(tmp_path / "run", device="cpu")
+    export_run(model.run, tmp_path / "model.onnx")
+    deployed = make_exported(model.run.config, model.run.model).module
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for count in (1, 7):
+        window, mean, std = (
+            torch.randn(count, 48, 2) + 9,
+            torch.randn(count, 2),
+            torch.ones(count, 2),
+        )
+        with torch.inference_mode():
+            expected = deployed(window, mean, std)
+        named = {"window": window.numpy(), "mean": mean.numpy(), "std": std.numpy()}
+        (found,) = session.run(["forecasts"], named)
+        assert found.shape[:3] == (count, 12, 2)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def test_killed_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
@@ -171,7 +200,7 @@ def slow(*values):
         ("plan", (), "it fits"),
         slow("throughput", ("benchmark.warmup=1",), "TFLOP"),
         slow("max_batch", ("batch_size=64",), "batch_size="),
-        ("lr_find", ("benchmark.updates=40",), "lr"),
+        slow("lr_find", ("benchmark.updates=40",), "lr"),
         ("diagnose", ("benchmark.warmup=1",), "Bottleneck"),
         slow("ladder", ("benchmark.warmup=1",), "windows are gathered as a whole"),
         slow("optimize", ("benchmark.warmup=1", "benchmark.out=local.yaml"), "composed recipe"),

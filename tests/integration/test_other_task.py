@@ -92,11 +92,11 @@ def test_a_sweep_puts_the_least_error_first(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "options", "answer"),
     [
-        ("plan", (), "it fits"),
-        ("throughput", ("benchmark.warmup=1",), "TFLOP"),
+        pytest.param("plan", (), "it fits", marks=pytest.mark.slow),
+        pytest.param("throughput", ("benchmark.warmup=1",), "TFLOP", marks=pytest.mark.slow),
         ("max_batch", ("batch_size=64",), "batch_size="),
         ("lr_find", ("benchmark.updates=40",), "lr"),
-        ("diagnose", ("benchmark.warmup=1",), "Bottleneck"),
+        pytest.param("diagnose", ("benchmark.warmup=1",), "Bottleneck", marks=pytest.mark.slow),
     ],
 )
 def test_benchmarks_answer(tmp_path, mode, options, answer):

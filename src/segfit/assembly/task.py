@@ -1,7 +1,6 @@
 """What a task package offers, and where the rest of the program gets it from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,6 +16,7 @@ from segfit.engine.task import Batch, Task
 from segfit.models.build import Exported
 from segfit.models.weights import Weights
 from segfit.report.evaluation import Evaluation
+from segfit.tasks import module_of
 
 
 class Preflight(Protocol):
@@ -67,9 +67,6 @@ class TaskAssembly(Protocol):
 
     def held_out_batch_size(self, config: DictConfig) -> int:
         """Return the samples of a validation batch."""
-
-    def batch_bytes(self, config: DictConfig) -> int:
-        """Return the size of a training batch as workers return it."""
 
     def augments_in_workers(self, config: DictConfig) -> bool:
         """Say whether data workers have work even where samples are cached."""
@@ -172,33 +169,25 @@ class TaskPlanning(Protocol):
 
 
 class TaskEvaluation(Protocol):
-    """The `evaluation` module of a task: what evaluate.py asks of it."""
+    """The `evaluation` module of a task: what evaluate.py and `segfit.load` ask of it."""
 
     def make_evaluation(
-        self,
-        config: DictConfig,
-        device: torch.device,
-        options: DictConfig,
-        path: Path,
-        data: Any,
-        statistics: Mapping[str, Any] | None,
-        extra: Sequence[ExtraMetric] = (),
+        self, config: DictConfig, task: Any, options: DictConfig, path: Path, data: Any
     ) -> Evaluation:
-        """Return what scores a run's predictions on a source or a dataset without targets, and writes them down."""
+        """Return what scores a run's predictions on a source or a dataset without targets, and writes them down.
+
+        `task` is that of the run, which `options`, those of evaluate.py, may change.
+        """
 
     def predict(
         self,
         config: DictConfig,
-        device: torch.device,
+        task: Any,
         options: DictConfig,
         inputs: Sequence[Any],
         go: Callable[[Task, Any], None],
     ) -> list[Any]:
         """Return what a run predicts for inputs of Python; `go` lets a task see the samples of a dataset."""
-
-
-class TaskExport(Protocol):
-    """The `export` module of a task."""
 
     def make_exported(self, config: DictConfig, model: nn.Module) -> Exported:
         """Return what is exported of a model, which may be changed."""
@@ -219,10 +208,5 @@ def evaluation_of(config: DictConfig) -> TaskEvaluation:
     return cast(TaskEvaluation, _module(config, "evaluation"))
 
 
-def export_of(config: DictConfig) -> TaskExport:
-    """Return the `export` module of a config's task."""
-    return cast(TaskExport, _module(config, "export"))
-
-
 def _module(config: DictConfig, name: str) -> Any:
-    return import_module(f"segfit.tasks.{config.task.name}.{name}")
+    return module_of(config.task.name, name)

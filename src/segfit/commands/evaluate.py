@@ -123,9 +123,8 @@ def _ready(
     config, assembly = run.config, assembly_of(run.config)
     extra = assembly.make_extra_metrics(config)
     source, statistics = _split(run, options.split, notice, checking)
-    evaluation = evaluation_of(config).make_evaluation(
-        config, run.device, options, path, source, statistics, extra
-    )
+    task = assembly.make_task(config, run.device, statistics, extra=extra)
+    evaluation = evaluation_of(config).make_evaluation(config, task, options, path, source)
     names = [source.id(index) for index in range(len(source))]
     group = getattr(source, "group", (config.data.get("split") or {}).get("group"))
     return _Ready(evaluation, assembly.make_held_out_dataset(config, source), names, group, extra)
@@ -200,9 +199,8 @@ def predict_folder(
             f"out={path} is inside images={options.images}: next time its pictures would be predicted too. "
             "Choose a folder outside."
         )
-    evaluation = evaluation_of(config).make_evaluation(
-        config, run.device, options, path, dataset, None
-    )
+    task = assembly.make_task(config, run.device)
+    evaluation = evaluation_of(config).make_evaluation(config, task, options, path, dataset)
     about = {"folder": str(dataset.folder)}
     return _evaluated(run, options, evaluation, dataset, about, progress, notice)
 

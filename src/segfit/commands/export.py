@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from segfit.assembly.task import export_of
+from segfit.assembly.task import evaluation_of
 from segfit.commands.load_run import TrainedRun
 from segfit.errors import SegFitError
 from segfit.models.build import Exported
@@ -25,7 +25,7 @@ def export_run(run: TrainedRun, path: Path) -> None:
         raise SegFitError(
             f"export={path}: must end with .pt2, the format of torch.export, or .onnx."
         )
-    exported = export_of(run.config).make_exported(run.config, run.model)
+    exported = evaluation_of(run.config).make_exported(run.config, run.model)
     with reporting(f"export={path}: cannot be written"), warnings.catch_warnings(), torch.no_grad():
         path.parent.mkdir(parents=True, exist_ok=True)
         (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(exported, path)

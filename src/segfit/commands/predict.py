@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segfit.assembly.data import batches_in_order
-from segfit.assembly.task import evaluation_of
+from segfit.assembly.task import assembly_of, evaluation_of
 from segfit.commands.load_run import load_runs
 from segfit.config.check import check
 from segfit.config.tasks import run_folder, schema_of
@@ -49,7 +49,8 @@ class Model:
         config, many = self.run.config, isinstance(inputs, (list, tuple))
         predict, given = evaluation_of(config).predict, list(inputs) if many else [inputs]
         go = partial(self._go, len(given))
-        results = predict(config, self.run.device, self.options, given, go) if given else []
+        task = assembly_of(config).make_task(config, self.run.device)
+        results = predict(config, task, self.options, given, go) if given else []
         return results if many else results[0]
 
     def _go(self, count: int, task: Task, dataset: Any) -> None:

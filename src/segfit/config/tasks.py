@@ -8,7 +8,6 @@ import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -87,7 +86,7 @@ def schema_of(name: str) -> TaskSchema:
         raise SegFitError(
             f"task={name}: no such task.{nearest(str(name), known)} There are: {', '.join(known)}."
         )
-    return cast(TaskSchema, import_module(f"segfit.tasks.{name}.schema"))
+    return cast(TaskSchema, segfit.tasks.module_of(name, "schema"))
 
 
 def monitor_mode(config: DictConfig, extra: Sequence[Any] | None = None) -> str:
@@ -100,7 +99,7 @@ def monitor_mode(config: DictConfig, extra: Sequence[Any] | None = None) -> str:
     monitor = config.monitor
     if monitor not in modes:
         if extra is None:
-            assembly = import_module(f"segfit.tasks.{config.task.name}.assembly")
+            assembly = segfit.tasks.module_of(config.task.name, "assembly")
             extra = assembly.make_extra_metrics(config)
         modes |= {name: one.mode for one in extra for name in one.names}
     if mode := modes.get(monitor):

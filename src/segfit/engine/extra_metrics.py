@@ -113,12 +113,12 @@ def merge(metric: Metric, states: Sequence[State]) -> None:
 
 
 def make_extra_metrics(
-    items: Sequence[Any],
+    items: Sequence[Any] | None,
     packages: Sequence[str],
-    filled: Mapping[str, Any],
-    example: Callable[[ExtraMetric], Sequence[Tensor]],
-    labels: Sequence[str],
     taken: Sequence[str],
+    example: Callable[[ExtraMetric], Sequence[Tensor]],
+    filled: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
 ) -> list[ExtraMetric]:
     """Return the metrics that a config names; each has scored an example.
 
@@ -130,7 +130,7 @@ def make_extra_metrics(
     """
     found: list[ExtraMetric] = []
     problems: list[str] = []
-    for item in items:
+    for item in items or ():
         arguments = dict(item) if isinstance(item, Mapping) else {"name": item}
         name = arguments.pop("name")
         try:
@@ -139,7 +139,9 @@ def make_extra_metrics(
             if score in (*taken, *(one.score for one in found)):
                 raise SegFitError(f"there is a score {score} already: give another, score: …")
             takes = inspect.signature(kind).parameters
-            arguments = {key: value for key, value in filled.items() if key in takes} | arguments
+            arguments = {
+                key: value for key, value in (filled or {}).items() if key in takes
+            } | arguments
             own = labels[1:] if arguments.get("include_background") is False else labels
             each = arguments.get("per_class") or arguments.get("average", "") in (None, "none")
             extra = ExtraMetric(score, kind, arguments, own if each else ())

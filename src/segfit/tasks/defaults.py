@@ -1,6 +1,6 @@
-"""What a task's `assembly` and `planning` modules offer where a task has nothing of its own to say: import what fits."""
+"""What the modules of a task offer where a task has nothing of its own to say; see `segfit.tasks.module_of`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,32 @@ from segfit.data.source import Source
 from segfit.errors import SegFitError
 
 FLOAT64 = False  # whether the task computes in float64, which Apple's GPUs lack
-USED: Sequence[
-    tuple[str, str, str]
-] = ()  # option, value or prefix, options that have an effect with it alone
+# Option, value or prefix, options that have an effect with it alone.
+USED: Sequence[tuple[str, str, str]] = ()
+
+
+def _nothing(*_: Any) -> None:
+    """Do nothing: there is nothing of the kind."""
+
+
+def _no(*_: Any) -> bool:
+    """Say no."""
+    return False
+
+
+def _empty(*_: Any) -> dict[str, Any]:
+    """Return an empty mapping."""
+    return {}
+
+
+settle = _nothing  # no option follows from the model
+sample_weights = _nothing  # every sample comes once an epoch
+apply_options = _nothing  # evaluate.py has no options of the task
+device_augmentation = _nothing  # nothing is augmented on the device
+augments_in_workers = _no  # where samples are cached, workers have nothing to do
+statistics_need_train = _no
+make_statistics = recorded_statistics = _empty  # the task takes nothing from the training data
+facts = hparams = _empty  # the facts that every run has say it all
 
 
 @dataclass(frozen=True)
@@ -29,12 +52,19 @@ def check_sources(*_: Any) -> NothingToReport:
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return samples as one batch, key by key."""
+    """Return samples as one batch, key by key; where only some have 16 bits, those of 8 are scaled to them."""
     import torch
 
     from segfit.data.batches import stack
 
-    return {key: stack([torch.as_tensor(one[key]) for one in samples]) for key in samples[0]}
+    batch = {}
+    for key in samples[0]:
+        values = [torch.as_tensor(one[key]) for one in samples]
+        if {value.dtype for value in values} == {torch.uint8, torch.uint16}:
+            deep = [value.int() * (1 if value.dtype == torch.uint16 else 257) for value in values]
+            values = [value.to(torch.uint16) for value in deep]
+        batch[key] = stack(values)
+    return batch
 
 
 def held_out_batch_size(config: DictConfig) -> int:
@@ -42,22 +72,9 @@ def held_out_batch_size(config: DictConfig) -> int:
     return int(config.batch_size)
 
 
-def settle(*_: Any) -> None:
-    """Settle nothing: no option follows from the model."""
-
-
 def samples_per_read(_: DictConfig) -> int:
     """Return one: every sample is read for itself."""
     return 1
-
-
-def sample_weights(*_: Any) -> None:
-    """Return None: every sample comes once an epoch."""
-
-
-def augments_in_workers(_: DictConfig) -> bool:
-    """Say no: where samples are cached, workers have nothing to do."""
-    return False
 
 
 def cached_forms(_: DictConfig, sources: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -65,38 +82,9 @@ def cached_forms(_: DictConfig, sources: Mapping[str, Any]) -> dict[str, tuple[A
     return {split: (source, "original") for split, source in sources.items()}
 
 
-def make_statistics(*_: Any) -> dict[str, Any]:
-    """Return nothing: the task takes nothing from the training data."""
-    return {}
-
-
-def recorded_statistics(*_: Any) -> dict[str, Any]:
-    """Return nothing, as `make_statistics` does."""
-    return {}
-
-
-def statistics_need_train(_: DictConfig) -> bool:
-    """Say no."""
-    return False
-
-
 def make_extra_metrics(_: DictConfig) -> list[Any]:
     """Return no metrics."""
     return []
-
-
-def apply_options(*_: Any) -> None:
-    """Change nothing: evaluate.py has no options of the task."""
-
-
-def facts(_: DictConfig) -> dict[str, str]:
-    """Return nothing: the facts that every run has say it all."""
-    return {}
-
-
-def hparams(_: DictConfig) -> dict[str, str | float | bool]:
-    """Return nothing, as `facts` does."""
-    return {}
 
 
 def remark(_: Mapping[str, float]) -> str:
@@ -129,11 +117,6 @@ def largest_first(source: Source) -> list[int]:
 def without_augmentation(task: Any) -> Any:
     """Return the task: it augments nothing on the device."""
     return task
-
-
-def device_augmentation(_: DictConfig) -> tuple[Callable[[], Any], float] | None:
-    """Return None: nothing is augmented on the device."""
-    return None
 
 
 def draw_samples(config: DictConfig, *_: Any) -> Any:

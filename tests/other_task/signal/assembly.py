@@ -10,7 +10,6 @@ from torch import nn
 from segfit.engine.distributed import SINGLE_PROCESS
 from segfit.engine.findings import Findings
 from segfit.models.weights import Weights
-from segfit.tasks.defaults import *  # noqa: F403
 
 
 @dataclass
@@ -101,10 +100,6 @@ def make_train_dataset(config, source):
 
 
 make_held_out_dataset = make_train_dataset
-
-
-def batch_bytes(config):
-    return 8 * config.batch_size * config.length
 
 
 def reading_options(config):

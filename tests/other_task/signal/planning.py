@@ -1,7 +1,5 @@
 import torch
 
-from segfit.tasks.defaults import *  # noqa: F403
-
 
 def sample_bytes(config):
     return 8 * config.length

@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segfit.config.schema import DataConfig, EvaluateConfig, ModelConfig, RunConfig, option
-from segfit.tasks.defaults import FLOAT64, USED, smaller_samples  # noqa: F401
 
 UNIT = "signal"
 MONITORS = {"mse": "min", "loss": "min"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,37 +10,21 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segfit.config.check import plain
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
 from segfit.errors import SegFitError
 from segfit.models.forecasters import Forecaster
 from segfit.models.weights import Weights
-from segfit.tasks.defaults import (
-    NothingToReport,
-    augments_in_workers,
-    collate,
-    held_out_batch_size,
-    sample_weights,
-    samples_per_read,
-    settle,
-    statistics_need_train,
-)
+from segfit.tasks.defaults import NothingToReport
 from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries
-from segfit.tasks.forecasting.data.windows import GatheredWindows, WindowDataset, Windows
-from segfit.tasks.forecasting.losses import ForecastLoss
+from segfit.tasks.forecasting.data.windows import SingleWindows, Windows
 from segfit.tasks.forecasting.schema import held_out_shape, remark
-from segfit.tasks.forecasting.task import ForecastingTask
+from segfit.tasks.forecasting.task import ForecastingTask, ForecastLoss
 
-__all__ = [
-    "augments_in_workers", "collate", "held_out_batch_size", "remark", "sample_weights", "samples_per_read", "settle",
-    "statistics_need_train",
-]  # fmt: skip
+__all__ = ["remark"]
 
 _SCORES = ("loss", "mse", "mae", "true_mse", "true_mae", "mase", "ic", "hit_rate")
-
-# --------------------------------------------------------------------------------------- data
 
 
 def make_sources(config: DictConfig) -> dict[str, Windows]:
@@ -67,23 +51,12 @@ def check_sources(
     return NothingToReport(series.notices)
 
 
-def make_train_dataset(config: DictConfig, source: Windows) -> WindowDataset:
+def make_train_dataset(config: DictConfig, source: Windows) -> Windows | SingleWindows:
     """Return windows, gathered by the batch; with data.place=loader one by one, as plain loops do it."""
-    return WindowDataset(source) if config.data.place == "loader" else GatheredWindows(source)
+    return SingleWindows(source) if config.data.place == "loader" else source
 
 
 make_held_out_dataset = make_train_dataset
-
-
-def sample_bytes(config: DictConfig) -> int:
-    """Return the bytes of a window, float32."""
-    rows, columns, *_ = held_out_shape(config)
-    return 4 * rows * columns
-
-
-def batch_bytes(config: DictConfig) -> int:
-    """Return the size of a training batch."""
-    return int(config.batch_size) * sample_bytes(config)
 
 
 def cached_forms(*_: Any) -> dict[str, Any]:
@@ -92,9 +65,6 @@ def cached_forms(*_: Any) -> dict[str, Any]:
 
 
 reading_options = cached_forms
-
-
-# -------------------------------------------------------------------------------- model, task
 
 
 def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:  # noqa: ARG001
@@ -148,37 +118,25 @@ def make_task(
     config: DictConfig,
     device: torch.device,  # noqa: ARG001
     statistics: Mapping[str, Any] | None = None,
-    *,
-    panels: Mapping[int, str] | None = None,
-    distributed: Distributed = SINGLE_PROCESS,
-    extra: Sequence[ExtraMetric] = (),
+    **shared: Any,
 ) -> ForecastingTask:
-    """Return what a batch means under a config."""
+    """Return what a batch means under a config; `shared` are fields of `ScoredTask`."""
     return ForecastingTask(
         layout_of(config.data),
         config.data.lookback,
         config.data.horizon,
-        ForecastLoss(config.loss.name, config.loss.delta, quantiles_of(config)),
+        criterion=ForecastLoss(config.loss.name, config.loss.delta, quantiles_of(config)),
         season=(statistics or {}).get("season", 1),
         returns=config.data.returns,
-        panels=panels or {},
-        distributed=distributed,
-        extra=extra,
+        **shared,
     )
 
 
 def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
-    if not config.metrics.extra:
-        return []
     example = torch.rand(2, 8, generator=torch.Generator().manual_seed(0))
     return extra_metrics(
-        plain(config.metrics.extra),
-        packages=("regression",),
-        filled={},
-        example=lambda _: tuple(example),
-        labels=(),
-        taken=_SCORES,
+        plain(config.metrics)["extra"], ("regression",), _SCORES, lambda _: tuple(example)
     )
 
 
@@ -190,9 +148,6 @@ def apply_options(
     """Evaluate the windows at the end of the series, if the future is asked for."""
     if options.future:
         options.split = "future"
-
-
-# ------------------------------------------------------------------------------------- report
 
 
 def facts(config: DictConfig) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""What an evaluation keeps of its forecasts: a CSV file, and some of them as pictures."""
+"""What an evaluation keeps of its forecasts, what Python gets of them, and the model as a program without SegFit."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,19 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from segfit.data.files import some
-from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.findings import Findings
 from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError
+from segfit.models.build import Exported
 from segfit.report.evaluation import Evaluation
-from segfit.tasks.forecasting.assembly import make_sources, make_task
+from segfit.tasks.forecasting.assembly import example_input, make_sources, quantiles_of
+from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.windows import Windows
 from segfit.tasks.forecasting.plots import Forecast, forecast_figure
-from segfit.tasks.forecasting.task import forecast_of
+from segfit.tasks.forecasting.task import ForecastingTask, forecast_of, true_values
 
 FORECASTS = "forecasts.csv"
 _NAMES = (FORECASTS, "forecasts.png", "errors.csv", "error_by_step.png")
@@ -43,19 +44,16 @@ class ForecastEvaluation(Evaluation):
     def __init__(
         self,
         config: DictConfig,
-        device: torch.device,
+        task: ForecastingTask,
         options: DictConfig,
         path: Path,
         data: Windows,
-        statistics: Mapping[str, Any] | None,
-        extra: Sequence[ExtraMetric] = (),
     ) -> None:
         if data.part == "future" and not len(data):
             raise SegFitError(
                 f"future=true: the files have to go on for {data.horizon} rows after the last row with a target, with "
                 f"data.known={list(config.data.known)} alone."
             )
-        task = make_task(config, device, statistics, extra=extra)
         layout = task.layout
         facts = {"targets": layout.columns[: layout.targets], "season": task.season}
         super().__init__(path, replace(task, on_forecast=self._keep), facts, _NAMES)
@@ -71,14 +69,12 @@ class ForecastEvaluation(Evaluation):
         if self.data.part == "future":
             result = Findings(seconds=result.seconds)
         if self._tables:
-            text = io.StringIO()
-            for number, index in enumerate(sorted(self._tables)):
-                self._tables[index].to_csv(text, index=False, header=number == 0)
-            self.write(self.path / FORECASTS, text.getvalue().encode())
+            table = pd.concat([self._tables[index] for index in sorted(self._tables)])
+            self.write(self.path / FORECASTS, table.to_csv(index=False).encode())
         if self._forecasts:
             drawn = [self._forecasts[index] for index in sorted(self._forecasts)]
-            figures: dict[str, Any] = {"forecasts": partial(forecast_figure, drawn)}
-            result = replace(result, figures={**result.figures, **figures})
+            figure = partial(forecast_figure, drawn)
+            result = replace(result, figures={**result.figures, "forecasts": figure})
         return super().finish(result)
 
     def _keep(self, batch: Batch, values: Tensor) -> None:
@@ -97,10 +93,9 @@ class ForecastEvaluation(Evaluation):
         """Return a row a window, target and step: series, date, step, prediction, truth, and the quantiles if any."""
         data, layout, criterion = self.data, self.own.layout, self.own.criterion
         which, _, begin = data.locate(indices[rows])
-        horizon, targets = data.horizon, layout.targets
-        series = np.repeat(np.array(data.series.table.names, dtype=object)[which], targets)
-        if targets > 1:
-            series = series + np.tile([f"/{name}" for name in layout.columns[:targets]], len(rows))
+        horizon, targets, names = data.horizon, layout.targets, data.series.table.names
+        endings = [f"/{name}" for name in layout.columns[:targets]] if targets > 1 else [""]
+        series = [names[number] + ending for number in which for ending in endings]
         dates = np.stack([self._dates(*window) for window in zip(which, begin, strict=True)])
         chosen = torch.from_numpy(rows).to(values.device)
         kept, truth = values[chosen], batch["window"][chosen, data.lookback :, :targets]
@@ -134,7 +129,7 @@ make_evaluation = ForecastEvaluation
 
 def predict(
     config: DictConfig,
-    device: torch.device,
+    task: ForecastingTask,
     options: DictConfig,  # noqa: ARG001
     inputs: Sequence[Any],
     go: Callable[[Task, Any], None],
@@ -144,8 +139,7 @@ def predict(
     Their last rows are looked back at; of columns known in advance there are `horizon` rows more. They are standardised as
     the run's series were; of several, as the one that `frame.attrs["series"]` names.
     """
-    task, data = make_task(config, device), config.data
-    series, layout = make_sources(config)["train"].series, task.layout
+    series, layout, data = make_sources(config)["train"].series, task.layout, config.data
     future = data.horizon if layout.known else 0
     samples, found = [], dict[int, Any]()
     for number, given in enumerate(inputs):
@@ -199,3 +193,50 @@ def following(dates: Vector, count: int) -> Vector:
     weekdays = np.unique(dates // _DAY % 7)
     ahead_days = last + _DAY * np.arange(1, 7 * count + 1)
     return np.asarray(ahead_days[np.isin(ahead_days // _DAY % 7, weekdays)][:count])
+
+
+class Deployed(nn.Module):
+    """A model of standardised windows as one from windows of true values to forecasts of true values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, window: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Return forecasts, (B, horizon, targets) float32 or (B, horizon, targets, quantiles).
+
+        The window is (B, lookback, columns) float32; with columns that are known in advance (B, lookback + horizon,
+        columns), where of the last rows only those columns are looked at. `mean` and `std` are (B, columns) of each
+        window's series, as in series.json.
+        """
+        return true_values(self.model((window - mean[:, None]) / std[:, None]), mean, std)
+
+
+def make_exported(config: DictConfig, model: nn.Module) -> Exported:
+    """Return what is exported of a trained model.
+
+    The run's data have to be there, for the statistics of each series. The model may be changed.
+    """
+    layout, series = layout_of(config.data), make_sources(config)["train"].series
+    mean, std, _ = series.statistics
+    facts = {
+        "lookback": config.data.lookback,
+        "horizon": config.data.horizon,
+        "columns": layout.columns,
+        "targets": layout.columns[: layout.targets],
+        "known": layout.columns[layout.inputs :],
+        "returns": config.data.returns,
+        "quantiles": quantiles_of(config),
+        "series": {
+            name: {"mean": mean[number].tolist(), "std": std[number].tolist()}
+            for number, name in enumerate(series.table.names)
+        },
+    }
+    columns = len(layout.columns)
+    inputs = {
+        "window": example_input(config, 2, torch.device("cpu")),
+        "mean": torch.zeros(2, columns),
+        "std": torch.ones(2, columns),
+    }
+    files = {"series.json": json.dumps(facts)}
+    return Exported(Deployed(model.cpu().float()).eval(), inputs, files, outputs=("forecasts",))

@@ -1,7 +1,6 @@
 """How far forecasts are off, beside two naive ones; its import takes seconds, torchmetrics'."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +22,6 @@ ERRORS = {
     "mase": "MASE",
 }
 LEAST_SERIES = 3  # a date has for a correlation
-
-
-class Scores(NamedTuple):
-    """The scores of a data set."""
-
-    # `ERRORS`, with _last and _season too; of returns ic, hit_rate, and with _se
-    scores: dict[str, float]
-    # forecaster → `(horizon,)` mean squared errors on standardised values
-    by_step: dict[str, Vector]
 
 
 class ForecastMetrics(Metric):
@@ -94,8 +84,12 @@ class ForecastMetrics(Metric):
             dates = when.double().unsqueeze(1).expand_as(predicted)
             self.moves.append(torch.stack([dates, predicted, happened], 2).flatten(0, 1))
 
-    def scores(self) -> Scores:
-        """Return the scores of the state as it is, merged or not; NaN if nothing was counted. Waits for the device."""
+    def scores(self) -> tuple[dict[str, float], dict[str, Vector]]:
+        """Return the scores of the state as it is, merged or not; NaN if nothing was counted. Waits for the device.
+
+        They are `ERRORS`, with _last and _season too, and of returns ic, hit_rate, and with _se. The mean squared errors by
+        step on standardised values, forecaster → `(horizon,)`, come second.
+        """
         values = self.windows * self.targets
         squared, absolute = (part / values for part in (self.squared, self.absolute))
         true = self.true / (values * self.horizon)
@@ -108,7 +102,7 @@ class ForecastMetrics(Metric):
             moves = torch.cat(self.moves) if self.moves else torch.zeros(0, 3)
             dates, predicted, happened = moves.double().cpu().numpy().T
             scores |= direction_scores(dates, predicted, happened, self.horizon)
-        return Scores(scores, dict(zip(self.names, squared.cpu().numpy(), strict=True)))
+        return scores, dict(zip(self.names, squared.cpu().numpy(), strict=True))
 
     compute = scores
 

@@ -7,25 +7,7 @@ from omegaconf import DictConfig
 
 from segfit.config.tasks import Feeding
 from segfit.engine.task import Batch
-from segfit.tasks.defaults import (
-    costliest,
-    device_augmentation,
-    draw_samples,
-    largest_first,
-    without_augmentation,
-)
-from segfit.tasks.forecasting.assembly import sample_bytes
 from segfit.tasks.forecasting.schema import held_out_shape
-
-__all__ = [
-    "costliest",
-    "device_augmentation",
-    "draw_samples",
-    "largest_first",
-    "sample_bytes",
-    "without_augmentation",
-]  # fmt: skip
-
 
 _GATHERED = "windows are gathered as a whole, not read by workers"
 
@@ -42,6 +24,12 @@ def feeding(config: DictConfig) -> Feeding:
         idle["compile"] = "torch.compile leaves nn.LSTM as it is"
     faster = {"windows on the device": {"data.place": "device"}}
     return Feeding({"data.place": "loader"}, faster, larger=(1, 2), idle=idle)
+
+
+def sample_bytes(config: DictConfig) -> int:
+    """Return the bytes of a window, float32."""
+    rows, columns, *_ = held_out_shape(config)
+    return 4 * rows * columns
 
 
 def train_example(config: DictConfig) -> Batch:

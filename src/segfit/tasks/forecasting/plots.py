@@ -11,14 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from segfit.tasks.forecasting.schema import FORECASTERS
+
 Numbers = NDArray[np.floating[Any]]
 
 _PAST, _TRUTH, _FORECAST = "#888888", "#222222", "#d03040"
-_FORECASTERS = {  # label, colour
-    "model": ("model", _FORECAST),
-    "last": ("last value", _TRUTH),
-    "season": ("a season before", _PAST),
-}
+_COLORS = {"model": _FORECAST, "last": _TRUTH, "season": _PAST}
 _SEEN = 2  # horizons of the past that are drawn
 
 
@@ -65,8 +63,8 @@ def error_figure(by_step: Mapping[str, Numbers]) -> Figure:
     figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for name, errors in by_step.items():
-        label, color = _FORECASTERS[name]
-        axes.plot(np.arange(1, len(errors) + 1), errors, color=color, label=label)
+        steps = np.arange(1, len(errors) + 1)
+        axes.plot(steps, errors, color=_COLORS[name], label=FORECASTERS[name])
     axes.set(xlabel="step of the horizon", ylabel="MSE, standardised")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)

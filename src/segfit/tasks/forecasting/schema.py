@@ -28,8 +28,6 @@ FORECASTERS = {"model": "model", "last": "last value", "season": "last season"}
 MEMORY_ADVICE = "Lower data.lookback, choose a smaller model, or set data.place=host."
 MEMORY_OPTIONS = ("lookback", "horizon")
 
-# ------------------------------------------------------------------------------------ models
-
 
 @dataclass
 class LSTMConfig(ModelConfig):
@@ -73,9 +71,6 @@ class LinearConfig(ModelConfig):
         "nlinear: minus the last value. dlinear: trend and rest apart.",
         choices=("nlinear", "dlinear"),
     )
-
-
-# --------------------------------------------------------------------------------------- data
 
 
 @dataclass
@@ -156,9 +151,6 @@ class CsvConfig(SeriesConfig):
     )
 
 
-# ------------------------------------------------------------------------------ the run itself
-
-
 @dataclass
 class LossConfig:
     """Of standardised values, a mean over the whole effective batch."""
@@ -236,9 +228,6 @@ def remark(scores: Mapping[str, float]) -> str:
     return f"The model's MSE of {scores['mse']:.4g} does not beat {' or '.join(better)}: it has learnt nothing of use."
 
 
-# ---------------------------------------------------------------------------- what can be wrong
-
-
 def problems(config: DictConfig) -> Iterator[str]:
     """Yield what is impossible or contradicts itself in a composed run, beyond the values of single options."""
     data, model = config.data, config.model
@@ -277,8 +266,7 @@ def _check_split(split: DictConfig) -> Iterator[str]:
 def _check_csv(data: DictConfig) -> Iterator[str]:
     if not data.root:
         yield "data.root is empty: give a CSV file, or a folder of them."
-    names = data.target if OmegaConf.is_list(data.target) else [data.target]
-    if data.target is not None and not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in targets_of(data)):
         yield f"data.target={shown(data.target)}: must be the name of a column, or a list of them."
         return
     for name in sorted({*targets_of(data)} & {*data.known}):
@@ -291,4 +279,5 @@ def _check_csv(data: DictConfig) -> Iterator[str]:
 
 def targets_of(data: DictConfig) -> list[str]:
     """Return the names in `data.target`; empty where it is null."""
-    return [data.target] if isinstance(data.target, str) else list(data.target or [])
+    several = OmegaConf.is_list(data.target) or data.target is None
+    return list(data.target or []) if several else [data.target]

@@ -1,43 +1,73 @@
-"""Forecasting: what a batch of windows means to the loop."""
+"""Forecasting: what a batch of windows means to the loop, and how far forecasts are off."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed
-from segfit.engine.extra_metrics import ExtraMetric, merge, restore, state_of
 from segfit.engine.findings import Findings
-from segfit.engine.task import Batch, Forward, count_samples
+from segfit.engine.task import Batch, Forward
 from segfit.tasks.forecasting.data.files import Layout
 from segfit.tasks.forecasting.plots import Forecast, error_figure, forecast_image
 from segfit.tasks.forecasting.schema import MEMORY_ADVICE
-
-if TYPE_CHECKING:
-    from segfit.tasks.forecasting.losses import ForecastLoss
+from segfit.tasks.scored import ScoredMeter, ScoredTask
 
 
 @dataclass(frozen=True)
-class ForecastingTask:
+class ForecastLoss:
+    """A mean over all values of an update, by name: "mse", "mae", "huber" or "quantile"."""
+
+    name: str
+    delta: float = 1.0  # error up to which huber is a square, in standard deviations
+    quantiles: Sequence[float] = ()  # of the quantile loss, the outputs' last dimension; with 0.5
+
+    def totals(self, targets: Tensor) -> Tensor:
+        """Return how many values there are, `(1,)` float32, to be summed over the micro-batches of an update."""
+        return torch.full((1,), float(targets.numel()), device=targets.device)
+
+    def __call__(self, outputs: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
+        """Return the loss, `()` float32, of outputs `(B, H, T)` and targets `(B, H, T)`.
+
+        The quantile loss is the pinball loss max(q·e, (q - 1)·e) of the errors e = truth - forecast (Koenker and Bassett,
+        1978), averaged over the quantiles; its outputs are `(B, H, T, Q)`. `totals` are `(1,)` float32 of the whole update.
+        """
+        outputs, targets = outputs.float(), targets.float()
+        if self.name == "quantile":
+            # Numbers, not a tensor of them: a copy from the host would make it wait.
+            pairs = zip(self.quantiles, (targets[..., None] - outputs).unbind(-1), strict=True)
+            parts = [torch.maximum(q * error, (q - 1) * error).sum() for q, error in pairs]
+            value = torch.stack(parts).mean()
+        elif self.name == "huber":
+            value = F.huber_loss(outputs, targets, reduction="sum", delta=self.delta)
+        else:
+            value = {"mse": F.mse_loss, "mae": F.l1_loss}[self.name](
+                outputs, targets, reduction="sum"
+            )
+        return value / totals[0]
+
+    def point(self, outputs: Tensor) -> Tensor:
+        """Return one forecast a value, `(B, H, T)`: the median where there are several."""
+        return outputs[..., self.quantiles.index(0.5)] if self.quantiles else outputs
+
+
+@dataclass(frozen=True)
+class ForecastingTask(ScoredTask):
     """Windows of series in, forecasts and scores out. A batch is that of `Windows.gather`."""
 
     layout: Layout  # of a window's columns
     lookback: int  # rows that are seen
     horizon: int  # rows that are forecast
-    criterion: ForecastLoss
     season: int = 1  # rows of a season; 1: there is none
     returns: bool = False  # the targets are returns
-    # Index of a held-out window → its name, for those that are drawn.
-    panels: Mapping[int, str] = field(default_factory=dict)
     # Called with every held-out batch and its forecasts, (B, horizon, targets) or (B, horizon, targets, quantiles), true
     # values on the device.
     on_forecast: Callable[[Batch, Tensor], None] | None = None
-    distributed: Distributed = SINGLE_PROCESS  # the processes whose windows make up the scores
-    extra: Sequence[ExtraMetric] = ()  # metrics whose results join the scores
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002 - nothing is random
@@ -50,41 +80,23 @@ class ForecastingTask:
         seen[:, self.lookback :, : self.layout.inputs] = 0  # the future itself is not seen
         return seen, targets
 
-    def totals(self, targets: Tensor) -> Tensor:
-        """Return the denominator of the loss, (1,) float32."""
-        return self.criterion.totals(targets)
-
-    def loss(self, outputs: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
-        """Return the loss, ()."""
-        return self.criterion(outputs, targets, totals)
-
-    def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-        """Cut windows and targets into pieces of at most `size`."""
-        return list(zip(inputs.split(size), targets.split(size), strict=True))
-
     def meter(self) -> ForecastMeter:
         """Return a fresh collector of scores."""
         return ForecastMeter(self)
 
 
-class ForecastMeter:
+class ForecastMeter(ScoredMeter):
     """Scores the forecasts of all windows, beside those of repeating the past; see docs/forecasting.md."""
 
     def __init__(self, task: ForecastingTask) -> None:
         from segfit.tasks.forecasting import metrics  # torchmetrics: not before the first update
 
-        self.task = task
+        count, season = task.layout.targets, task.season
+        counts = metrics.ForecastMetrics(task.horizon, count, returns=task.returns, season=season)
+        super().__init__(task, counts)
         self.error_table = metrics.error_table
-        self.metrics = metrics.ForecastMetrics(
-            task.horizon, task.layout.targets, returns=task.returns, season=task.season
-        )
-        self.extra = [extra.make() for extra in task.extra]
-        self.all_metrics = (self.metrics, *self.extra)
-        self.loss: Tensor | None = None
-        self.windows = self.batches = 0
-        self.panels: dict[int, Forecast] = {}
 
-    def update(self, forward: Forward, batch: Batch) -> None:
+    def count(self, forward: Forward, batch: Batch) -> None:
         """Forecast and count a batch."""
         task, count = self.task, self.task.layout.targets
         inputs, targets = task.prepare(batch, 0)
@@ -92,30 +104,19 @@ class ForecastMeter:
         values = true_values(outputs, batch["mean"], batch["std"])
         if task.on_forecast is not None:
             task.on_forecast(batch, values)
-        before = [state_of(metric) for metric in self.all_metrics]
         point = task.criterion.point(outputs)
-        try:
-            self.metrics.to(outputs.device)  # synchronises, once a pass
-            self.metrics.update(
-                point,
-                targets,
-                std=batch["std"][:, :count],
-                mean=batch["mean"][:, :count],
-                scale=batch["scale"],
-                past=inputs[:, : task.lookback, :count],
-                when=batch["when"],
-            )
-            for extra, metric in zip(task.extra, self.extra, strict=True):
-                # synchronises, once a pass
-                extra.update(metric.to(point.device), point.flatten(), targets.flatten())
-            loss = task.loss(outputs, targets, task.totals(targets)) * len(targets)
-        except Exception:
-            for metric, state in zip(self.all_metrics, before, strict=True):
-                restore(metric, state)
-            raise
-        self.loss = loss if self.loss is None else self.loss + loss
-        self.windows += count_samples(batch)
-        self.batches += 1
+        self.metrics.to(outputs.device)  # synchronises, once a pass
+        self.metrics.update(
+            point,
+            targets,
+            std=batch["std"][:, :count],
+            mean=batch["mean"][:, :count],
+            scale=batch["scale"],
+            past=inputs[:, : task.lookback, :count],
+            when=batch["when"],
+        )
+        self.update_extra(point.flatten(), targets.flatten())
+        self.add_loss(task.loss(outputs, targets, task.totals(targets)), len(targets))
         if task.panels:
             for row, index in enumerate(batch["index"].tolist()):  # synchronises, once a batch
                 if index in task.panels:
@@ -123,28 +124,17 @@ class ForecastMeter:
 
     def result(self) -> Findings:
         """Return the scores; synchronises. `scores["loss"]` is the mean over windows. Every process has to call."""
-        loss = float(self.loss) if self.loss is not None else 0.0
-        states = [state_of(metric.cpu()) for metric in self.all_metrics]
-        own = (states, loss, (self.windows, self.batches), self.panels)
-        every = self.task.distributed.gather(own)
-        windows, batches = map(sum, zip(*(counts for _, _, counts, _ in every), strict=True))
-        if not windows:
+        loss, added, panels = self.merged()
+        if not self.updates:
             return Findings()
-        counted = [states for states, _, (count, _), _ in every if count]
-        for metric, *parts in zip(self.all_metrics, *counted, strict=True):
-            merge(metric, parts)
         scores, by_step = self.metrics.scores()
-        for extra, metric in zip(self.task.extra, self.extra, strict=True):
-            scores |= extra.compute(metric, batches)
-        panels = {index: panel for *_, kept in every for index, panel in kept.items()}
+        scores = {"loss": loss, **scores, **added}
         return Findings(
-            scores={"loss": sum(part for _, part, _, _ in every) / windows, **scores},
+            scores=scores,
             tables=[self.error_table(scores)],
             values={"mse_by_step": by_step},
             figures={"error_by_step": partial(error_figure, by_step)},
-            panels={
-                panel.name: partial(forecast_image, panel) for _, panel in sorted(panels.items())
-            },
+            panels={panel.name: partial(forecast_image, panel) for panel in panels},
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +14,22 @@ from segfit.config.check import plain
 from segfit.data.shapes import shapes_sources
 from segfit.data.source import Arrays, Source, SourceView
 from segfit.data.splits import SPLITS, find_splits
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
 from segfit.engine.precision import resolve_precision
 from segfit.models.build import make_restorer
 from segfit.models.weights import Weights
-from segfit.tasks.defaults import (
-    NothingToReport,
-    augments_in_workers,
-    cached_forms,
-    make_statistics,
-    recorded_statistics,
-    remark,
-    sample_weights,
-    settle,
-    statistics_need_train,
-)
-from segfit.tasks.restoration.data.dataset import (
-    HeldOutDataset,
-    PredictDataset,
-    TrainDataset,
-    collate,
-)
-from segfit.tasks.restoration.data.folder import folder_sources
-from segfit.tasks.restoration.data.preflight import check_sources as check_pictures
+from segfit.tasks.restoration.data.dataset import HeldOutDataset, PredictDataset, TrainDataset
+from segfit.tasks.restoration.data.folder import check_sources, folder_sources
 from segfit.tasks.restoration.degradations import Degradation
 from segfit.tasks.restoration.losses import RestorationLoss
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
-__all__ = [
-    "augments_in_workers", "cached_forms", "collate", "make_statistics", "recorded_statistics", "remark", "sample_weights", "settle",
-    "statistics_need_train",
-]  # fmt: skip
+__all__ = ["check_sources"]
 
 _SCORES = ("loss", "psnr", "ssim", "lpips", "psnr_gain", "ssim_gain", "lpips_gain")
 _SMALLEST = 11  # pixels a side, of SSIM's window
-# Options that the samples depend on, besides the files.
-_READING = ("image_mode", "resolution", "data_seed")
 
 
 class Drawn(SourceView):
@@ -68,9 +45,6 @@ class Drawn(SourceView):
         return (picture if self.channels == 3 else picture[..., 1:2].copy(),)
 
 
-# --------------------------------------------------------------------------------------- data
-
-
 def make_sources(config: DictConfig) -> dict[str, Source]:
     """Return the splits of a config; raise a SegFitError if the folder is not laid out as the config says."""
     data = config.data
@@ -80,19 +54,6 @@ def make_sources(config: DictConfig) -> dict[str, Source]:
         return {split: Drawn(source, channels_of(config)) for split, source in drawn.items()}
     smallest = dict.fromkeys(SPLITS, _SMALLEST + 2 * config.metrics.crop_border)
     return dict(folder_sources(data, {**smallest, "train": config.patch_size}))
-
-
-def check_sources(
-    config: DictConfig,
-    sources: Mapping[str, Source],
-    needs: Mapping[str, int],
-    progress: Callable[[int, int], None] | None = None,
-) -> NothingToReport:
-    """Look at the files of some splits, which need so many samples; raise a SegFitError with every problem."""
-    skip = config.data.on_bad_sample == "skip"
-    return check_pictures(
-        sources, check=config.data.check, skip=skip, needs=needs, progress=progress
-    )
 
 
 def make_train_dataset(config: DictConfig, source: Source) -> TrainDataset:
@@ -120,23 +81,10 @@ def held_out_batch_size(_: DictConfig) -> int:
     return 1
 
 
-def sample_bytes(config: DictConfig) -> int:
-    """Return the size of a training patch as it comes from the dataset, 8 bits a value."""
-    pictures = 2 if config.data.name == "pairs" else 1
-    return int(pictures * channels_of(config) * config.patch_size**2)
-
-
-def batch_bytes(config: DictConfig) -> int:
-    """Return the size of a training batch as workers return it."""
-    return int(config.batch_size) * sample_bytes(config)
-
-
 def reading_options(config: DictConfig) -> dict[str, Any]:
     """Return the options that the samples depend on, besides the files."""
-    return {key: config.data[key] for key in _READING if key in config.data}
-
-
-# -------------------------------------------------------------------------------------- model
+    keys = ("image_mode", "resolution", "data_seed")
+    return {key: config.data[key] for key in keys if key in config.data}
 
 
 def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:  # noqa: ARG001
@@ -152,19 +100,13 @@ def example_input(config: DictConfig, batch_size: int, device: torch.device) -> 
     return patches.contiguous(memory_format=layout)
 
 
-# --------------------------------------------------------------------------------------- task
-
-
 def make_task(
     config: DictConfig,
     device: torch.device,
     statistics: Mapping[str, Any] | None = None,  # noqa: ARG001
-    *,
-    panels: Mapping[int, str] | None = None,
-    distributed: Distributed = SINGLE_PROCESS,
-    extra: Sequence[ExtraMetric] = (),
+    **shared: Any,
 ) -> RestorationTask:
-    """Return what a batch means under a config, on a device; `panels` are the held-out samples to show, index → name.
+    """Return what a batch means under a config, on a device; `shared` are fields of `ScoredTask`.
 
     Raises a SegFitError if the weights of the perceptual loss or of LPIPS cannot be had.
     """
@@ -179,25 +121,20 @@ def make_task(
         tiles_at_once=max(1, config.batch_size * config.patch_size**2 // config.tile**2),
         device=device,
         channels_last=config.channels_last,
-        panels=panels or {},
-        distributed=distributed,
-        extra=extra,
+        **shared,
     )
 
 
 def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
-    if not config.metrics.extra:
-        return []
     shape = (2, 1, channels_of(config), 64, 64)
     restored, target = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     return extra_metrics(
-        plain(config.metrics.extra),
-        packages=("image",),
-        filled={"data_range": 1.0},
-        example=lambda _: (restored, target),
-        labels=(),
-        taken=_SCORES,
+        plain(config.metrics)["extra"],
+        ("image",),
+        _SCORES,
+        lambda _: (restored, target),
+        {"data_range": 1.0},
     )
 
 
@@ -216,9 +153,6 @@ def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str
         named = any((root / config.data[split]).is_dir() for split in SPLITS)
         if not named and "" in find_splits(root, ["."])[0]:
             config.data.test = "."  # a test set has no folders for splits
-
-
-# ------------------------------------------------------------------------------------- report
 
 
 def degraded_by(config: DictConfig) -> str:

@@ -1,5 +1,6 @@
-"""What an evaluation keeps of its pictures: each restored one as a file, and the worst to be seen."""
+"""What an evaluation keeps of its pictures, what Python gets of them, and the model as a program without SegFit."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,16 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from segfit.data.images import folder_of
-from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Task
+from segfit.models.build import Exported, for_inference
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
-from segfit.tasks.restoration.assembly import degraded_by, make_predict_dataset, make_task
+from segfit.tasks.restoration.assembly import degraded_by, make_predict_dataset
 from segfit.tasks.restoration.data.dataset import PredictDataset
 from segfit.tasks.restoration.data.reading import Pixels, png
 from segfit.tasks.restoration.pictures import Panel, draw, panel_of
+from segfit.tasks.restoration.schema import channels_of
+from segfit.tasks.restoration.task import RestorationTask
 
 RESTORED = "restored"
 _NAMES = ("scores.csv", "worst.csv", WORST, BEST, RESTORED)
@@ -34,16 +37,8 @@ class RestoredEvaluation(PictureEvaluation):
     sample, score = "picture", ("psnr", "PSNR", ".2f")
 
     def __init__(
-        self,
-        config: DictConfig,
-        device: torch.device,
-        options: DictConfig,
-        path: Path,
-        data: Any,
-        statistics: Mapping[str, Any] | None,  # noqa: ARG002
-        extra: Sequence[ExtraMetric] = (),
+        self, config: DictConfig, task: RestorationTask, options: DictConfig, path: Path, data: Any
     ) -> None:
-        task = make_task(config, device, extra=extra)
         task = replace(task, overlap=options.overlap, flip=options.flip, on_picture=self._keep)
         predicted = isinstance(data, PredictDataset)
         facts = {"degraded_by": degraded_by(config), "metrics": dict(task.scores)}
@@ -89,7 +84,7 @@ make_evaluation = RestoredEvaluation
 
 def predict(
     config: DictConfig,
-    device: torch.device,
+    task: RestorationTask,
     options: DictConfig,
     inputs: Sequence[Any],
     go: Callable[[Task, Any], None],
@@ -101,7 +96,6 @@ def predict(
         pixels = _pixels(restored, deep=deep)
         found[index] = pixels if pixels.shape[2] > 1 else pixels[..., 0]
 
-    task = make_task(config, device)
     task = replace(task, overlap=options.overlap, flip=options.flip, on_picture=take)
     with folder_of(inputs) as folder:
         go(task, make_predict_dataset(config, folder))
@@ -113,3 +107,38 @@ def _pixels(restored: Tensor, *, deep: bool) -> Pixels:
     kind = np.uint16 if deep else np.uint8
     levels = restored.clamp(0, 1).mul(np.iinfo(kind).max).round()
     return levels.permute(1, 2, 0).cpu().numpy().astype(kind)
+
+
+class Deployed(nn.Module):
+    """A model for pictures of any size, with its results in [0, 1]."""
+
+    def __init__(self, model: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.model, self.multiple = model, multiple
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return restored pictures `(B, C, H, W)` float32 in [0, 1] of degraded ones of the same shape."""
+        sides = dict(zip((-2, -1), images.shape[-2:], strict=True))
+        # The model's own margin, by indices: torch.export would guard on what padding does to the size.
+        for axis, side in sides.items():
+            # ONNX rounds the division of a negative number up: not -(-side // multiple).
+            whole = (side + self.multiple - 1) // self.multiple * self.multiple
+            images = images.index_select(axis, torch.arange(whole).clamp(max=side - 1))
+        restored: Tensor = self.model(images).clamp(0, 1)
+        for axis, side in sides.items():
+            restored = restored.index_select(axis, torch.arange(side))
+        return restored
+
+
+def make_exported(config: DictConfig, model: nn.Module) -> Exported:
+    """Return what is exported of a run's model, which may be changed."""
+    network = for_inference(model).cpu().float()
+    side, channels = config.patch_size, channels_of(config)
+    facts = {"image_mode": config.data.image_mode, "range": [0, 1], "degrade": config.degrade.name}
+    return Exported(
+        Deployed(network, network.multiple).eval(),  # type: ignore[arg-type]
+        {"images": torch.zeros(2, channels, side, side)},
+        {"model.json": json.dumps(facts)},
+        sizes=2,
+        outputs=("restored",),
+    )

@@ -129,10 +129,8 @@ def _perceptual(encoder: str, weights: str | None, precision: Precision) -> Perc
         info: Any = network.feature_info
         return Perceptual(network, size_multiple(network, info.reduction()[-1]), precision)
     except SegFitError as error:  # about the encoder of a model, whose options are called so, too
-        texts = [
-            text.replace("model.weights=null: random weights", "loss.perceptual=0: no such term")
-            for text in error.problems
-        ]
-        raise SegFitError(
-            [re.sub(r"\bmodel\.(encoder|weights)=", r"loss.\1=", text) for text in texts]
-        ) from error
+        text = str(error).replace(
+            "model.weights=null: random weights", "loss.perceptual=0: no such term"
+        )
+        text = re.sub(r"\bmodel\.(encoder|weights)=", r"loss.\1=", text)
+        raise SegFitError(text.split("\n")) from error

@@ -3,9 +3,7 @@
 Its import takes seconds, torchmetrics': not before the first validation.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,11 +70,13 @@ class RestorationMetrics(Metric):
             pictures, target = luma(pictures), luma(target)
         return torch.stack((psnr(pictures, target), ssim(pictures, target), *scores), 1)
 
-    def compute(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Return each score, and its gain over the input as `<score>_gain`; NaN without pictures. Waits for the device."""
         restored, degraded = self.sums / self.count
         names = (*self.names, *(f"{name}_gain" for name in self.names))
         return dict(zip(names, torch.cat((restored, restored - degraded)).tolist(), strict=True))
+
+    compute = means
 
     def _levels(self, images: Tensor) -> Tensor:
         images = images.float().clamp(0, 1)
@@ -116,19 +116,14 @@ def lpips_network(name: str) -> nn.Module:
         SegFitError: if torch's cache has not the weights that torchvision gives the network.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-    from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
+    from torchvision.models import get_model_weights
 
-    choices: Mapping[str, Any] = {
-        "alex": AlexNet_Weights,
-        "vgg": VGG16_Weights,
-        "squeeze": SqueezeNet1_1_Weights,
-    }
-    url: str = choices[name].DEFAULT.url
+    network = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[name]
+    url: str = get_model_weights(network).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.exists():
         raise SegFitError(
             f"metrics.lpips={name}: needs the weights {file}, which are not there. Download {url} to that place on a "
             "machine with a network, or take metrics.lpips=null."
         )
-    network: nn.Module = LearnedPerceptualImagePatchSimilarity(name).net  # type: ignore[arg-type]
-    return network
+    return LearnedPerceptualImagePatchSimilarity(name).net  # type: ignore[arg-type]

@@ -9,13 +9,9 @@ from omegaconf import DictConfig
 
 from segfit.config.check import plain
 from segfit.engine.task import Batch
-from segfit.tasks.defaults import draw_samples, feeding, largest_first
-from segfit.tasks.restoration.assembly import sample_bytes
 from segfit.tasks.restoration.degradations import Degradation
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
-
-__all__ = ["draw_samples", "feeding", "largest_first", "sample_bytes"]
 
 _PROBE = 64  # pixels a side: degrading takes the same bytes a pixel of any picture
 
@@ -25,6 +21,12 @@ def costliest(config: DictConfig) -> DictConfig:
     config = config.copy()
     config.loss.weights = None
     return config
+
+
+def sample_bytes(config: DictConfig) -> int:
+    """Return the size of a training patch as it comes from the dataset, 8 bits a value."""
+    pictures = 2 if config.data.name == "pairs" else 1
+    return int(pictures * channels_of(config) * config.patch_size**2)
 
 
 def train_example(config: DictConfig) -> Batch:

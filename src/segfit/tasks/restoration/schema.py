@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -27,8 +27,6 @@ FLOAT64 = True
 MONITORS = {"psnr": "max", "ssim": "max", "loss": "min"}
 # Scores that are shown, in this order, and what they are called.
 COLUMNS = {"psnr": "PSNR", "psnr_gain": "gain", "ssim": "SSIM"}
-
-# ------------------------------------------------------------------------------------ models
 
 
 @dataclass
@@ -54,9 +52,6 @@ class NafnetConfig(CnnConfig):
     name: str = "nafnet"
 
 
-# -------------------------------------------------------------------------------- degradations
-
-
 @dataclass
 class DegradeConfig:
     """What is done to clean pictures; the network learns to undo it. A range is drawn from anew for each patch."""
@@ -69,7 +64,7 @@ class NoiseConfig(DegradeConfig):
     """Gaussian noise."""
 
     name: str = "noise"
-    sigma: Any = option(25.0, "Standard deviation, 0-255; or [low, high].")
+    sigma: Any = option(25.0, "Standard deviation, 0-255; or [low, high].", ge=0, le=255)
 
 
 @dataclass
@@ -78,9 +73,11 @@ class BlurConfig(DegradeConfig):
 
     name: str = "blur"
     kind: str = option("gaussian", "What blurs.", choices=("gaussian", "motion"))
-    sigma: Any = option([0.5, 3.0], "Of gaussian, in pixels: a number or [low, high].")
-    length: Any = option([5, 21], "Of motion, in pixels: a number or [low, high].")
-    noise: Any = option(2.0, "Standard deviation of the noise, 0-255; or [low, high].")
+    sigma: Any = option([0.5, 3.0], "Of gaussian, in pixels: a number or [low, high].", ge=0, le=20)
+    length: Any = option([5, 21], "Of motion, in pixels: a number or [low, high].", ge=1, le=99)
+    noise: Any = option(
+        2.0, "Standard deviation of the noise, 0-255; or [low, high].", ge=0, le=255
+    )
 
 
 @dataclass
@@ -88,7 +85,7 @@ class JpegConfig(DegradeConfig):
     """JPEG compression."""
 
     name: str = "jpeg"
-    quality: Any = option([10, 50], "1 (worst) to 100, or [low, high].")
+    quality: Any = option([10, 50], "1 (worst) to 100, or [low, high].", ge=1, le=100)
 
 
 @dataclass
@@ -96,20 +93,11 @@ class MixedConfig(DegradeConfig):
     """Gaussian blur, then noise, then JPEG, as pictures from phones and the web have been through."""
 
     name: str = "mixed"
-    blur: Any = option([0.1, 1.5], "Sigma in pixels: a number or [low, high].")
-    noise: Any = option([1.0, 15.0], "Standard deviation, 0-255: a number or [low, high].")
-    quality: Any = option([40, 95], "Of JPEG: a number or [low, high].")
-
-
-# Options that are a number or [low, high], and what the number may be.
-_RANGES = {
-    "noise": {"sigma": (0, 255)},
-    "blur": {"sigma": (0, 20), "length": (1, 99), "noise": (0, 255)},
-    "jpeg": {"quality": (1, 100)},
-    "mixed": {"blur": (0, 20), "noise": (0, 255), "quality": (1, 100)},
-}
-
-# --------------------------------------------------------------------------------------- data
+    blur: Any = option([0.1, 1.5], "Sigma in pixels: a number or [low, high].", ge=0, le=20)
+    noise: Any = option(
+        [1.0, 15.0], "Standard deviation, 0-255: a number or [low, high].", ge=0, le=255
+    )
+    quality: Any = option([40, 95], "Of JPEG: a number or [low, high].", ge=1, le=100)
 
 
 @dataclass
@@ -155,9 +143,6 @@ class PairsConfig(FolderConfig):
     name: str = "pairs"
     input: str = option("input", "Folder of the degraded pictures, below root or root/<split>.")
     target: str = option("target", "Folder of the clean ones.")
-
-
-# --------------------------------------------------------------------------------- loss, scores
 
 
 @dataclass
@@ -212,8 +197,6 @@ USED = (
     ("degrade.kind", "motion", "length"),
 )
 
-# ------------------------------------------------------------------------------ the run itself
-
 
 @dataclass
 class Run(RunConfig):
@@ -261,7 +244,6 @@ GROUPS: dict[str, dict[str, type]] = {
     },
 }
 
-# ------------------------------------------------------------------------------- benchmark=plan
 
 # What to change where a single sample does not fit.
 MEMORY_ADVICE = "Lower patch_size or tile, model.base_channels or model.num_blocks, or set model.checkpointing=true."
@@ -301,13 +283,14 @@ def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str
         side -= _SIDES
 
 
-# ---------------------------------------------------------------------------- what can be wrong
-
-
 def problems(config: DictConfig) -> Iterator[str]:
     """Yield what is impossible or contradicts itself in a composed run, beyond the values of single options."""
-    for key, (low, high) in _RANGES[config.degrade.name].items():
-        yield from _range(f"degrade.{key}", config.degrade[key], low, high)
+    for item in fields(OmegaConf.get_type(config.degrade)):  # type: ignore[arg-type]
+        value = config.degrade[item.name]
+        pair = list(value) if OmegaConf.is_list(value) else [value, value]
+        rises = all(type(one) in (int, float) for one in pair) and pair == sorted(pair)
+        if "ge" in item.metadata and not (rises and len(pair) == 2):
+            yield f"degrade.{item.name}={shown(value)}: must be a number or [low, high]."
     data = config.data
     if data.name == "shapes":
         if data.resolution < config.patch_size:
@@ -323,12 +306,3 @@ def evaluation_problems(options: DictConfig) -> Iterator[str]:
     """Yield what contradicts itself in the options of evaluate.py."""
     if options.tile is not None and options.overlap >= options.tile:
         yield f"overlap={options.overlap}: must be less than tile={options.tile}."
-
-
-def _range(key: str, value: Any, low: float, high: float) -> Iterator[str]:
-    pair = value if OmegaConf.is_list(value) else [value, value]
-    numbers = [one for one in pair if isinstance(one, (int, float)) and not isinstance(one, bool)]
-    if len(pair) != 2 or len(numbers) != 2:
-        yield f"{key}={shown(value)}: must be a number or [low, high]."
-    elif not low <= numbers[0] <= numbers[1] <= high:
-        yield f"{key}={shown(value)}: must lie in {low} to {high}, the lower number first."

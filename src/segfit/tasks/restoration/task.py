@@ -1,9 +1,9 @@
-"""Image restoration: what a batch of degraded and clean pictures means to the loop."""
+"""Image restoration: what a batch of degraded and clean pictures means to the loop, in tiles where they are large."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any, ClassVar
@@ -11,29 +11,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed
-from segfit.engine.extra_metrics import ExtraMetric, merge, state_of
-from segfit.engine.extra_metrics import restore as reset
+from segfit.data.tiles import strips
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.task import Batch, Forward
-from segfit.tasks.restoration.losses import RestorationLoss
-from segfit.tasks.restoration.pictures import Panel, draw, panel_of
+from segfit.tasks.restoration.pictures import draw, panel_of
 from segfit.tasks.restoration.schema import MEMORY_ADVICE
-from segfit.tasks.restoration.tiles import restore
+from segfit.tasks.scored import ScoredMeter, ScoredTask
 
 # Index of a held-out picture, how it was given, what was made of it, its target, all (C, H, W) float32 wherever they lie,
 # its scores and the input's (2, K), and whether its file has 16 bits, not 8.
 OnPicture = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None, bool], None]
 
 _SMALLEST_TILE = 64  # pixels a side, where memory runs out
+_ALIGNED = 32  # networks halve a picture up to five times, and see the same pixels together only from such places on
+_FADE = 6.0  # at the edge of a tile, levels are those of the neighbour to less than 1 in 10,000
 
 
 @dataclass(frozen=True)
-class RestorationTask:
+class RestorationTask(ScoredTask):
     """Clean patches (B, C, P, P) or pairs in, scores of whole pictures out."""
 
-    criterion: RestorationLoss  # on the device of the batches
     # (clean (B, C, H, W) float in [0, 1], seeds (B,) int64) → degraded, on the device of the batches
     degrade: Callable[[Tensor, Tensor], Tensor]
     scores: Mapping[str, Any]  # arguments of `RestorationMetrics`; "lpips" is a network's name
@@ -43,18 +41,14 @@ class RestorationTask:
     channels_last: bool = True  # memory format of the model's input
     overlap: int = 64  # pixels that neighbouring tiles share
     flip: bool = False  # held-out pictures are the mean of eight turns and mirror images
-    panels: Mapping[int, str] = field(default_factory=dict)  # pictures to show, index → name
     on_picture: OnPicture | None = None  # called with every held-out picture
-    distributed: Distributed = SINGLE_PROCESS  # the processes whose sums make up the scores
-    extra: Sequence[ExtraMetric] = ()  # metrics whose results join the scores
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return degraded and clean patches (B, C, P, P) float32; the patches' own seeds decide what is random."""
         targets = scaled(batch["target"])
-        inputs = (
-            scaled(batch["input"]) if "input" in batch else self.degrade(targets, batch["seed"])
-        )
+        given = "input" in batch
+        inputs = scaled(batch["input"]) if given else self.degrade(targets, batch["seed"])
         return self.laid_out(inputs), self.laid_out(targets)
 
     def laid_out(self, pictures: Tensor) -> Tensor:
@@ -62,66 +56,41 @@ class RestorationTask:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return pictures.contiguous(memory_format=layout)
 
-    def totals(self, targets: Tensor) -> Tensor:
-        """Return the denominators of the loss's K terms, (K,) float32."""
-        return self.criterion.totals(targets)
-
-    def loss(self, outputs: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
-        """Return the loss (); sums run in fp32 whatever the forward pass ran in."""
-        value: Tensor = self.criterion(outputs, targets, totals)
-        return value
-
-    def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-        """Cut patches into pieces of at most `size`."""
-        return list(zip(inputs.split(size), targets.split(size), strict=True))
-
     def meter(self) -> RestorationMeter:
         """Return a fresh collector of scores."""
         return RestorationMeter(self)
 
 
-class RestorationMeter:
+class RestorationMeter(ScoredMeter):
     """Restores whole pictures and scores them; docs/restoration.md is the contract."""
 
     def __init__(self, task: RestorationTask) -> None:
         from segfit.tasks.restoration import metrics  # torchmetrics: not before the first update
 
-        self.task = task
         lpips = task.scores["lpips"] and metrics.lpips_network(task.scores["lpips"])
-        self.metrics = metrics.RestorationMetrics(**{**task.scores, "lpips": lpips})
-        self.extra = [extra.make() for extra in task.extra]
-        self.all_metrics = (self.metrics, *self.extra)
-        self.loss = torch.zeros((), device=task.device)
-        self.pictures = 0
+        super().__init__(task, metrics.RestorationMetrics(**{**task.scores, "lpips": lpips}))
         self.tile = task.tile
-        self.panels: dict[int, Panel] = {}
 
-    def update(self, forward: Forward, batch: Batch) -> None:
-        """Restore and count pictures; those without targets are only restored.
+    def count(self, forward: Forward, batch: Batch) -> None:
+        """Restore and count pictures; those without targets are only restored."""
+        for row, index in enumerate(batch["index"].tolist()):  # synchronises, once a picture
+            target = batch["target"][row] if "target" in batch else None
+            self._count(forward, index, batch["input"][row], target)
 
-        If it raises, nothing of the batch is counted; `on_picture` may have been called.
-        """
-        loss, pictures = self.loss, self.pictures
-        states = [state_of(metric) for metric in self.all_metrics]
-        try:
-            for row, index in enumerate(batch["index"].tolist()):  # synchronises, once a picture
-                target = batch["target"][row] if "target" in batch else None
-                self._update(forward, index, batch["input"][row], target)
-        except Exception:
-            self.loss, self.pictures = loss, pictures
-            for metric, state in zip(self.all_metrics, states, strict=True):
-                reset(metric, state)
-            raise
-
-    def _update(self, forward: Forward, index: int, given: Tensor, clean: Tensor | None) -> None:
-        task, target, scores = self.task, None, None
+    def _count(self, forward: Forward, index: int, given: Tensor, clean: Tensor | None) -> None:
+        task, metrics, target, scores = self.task, self.metrics, None, None
         degraded, restored = self._restored(forward, given)
         if clean is not None:
             target = scaled(clean.to(restored.device))  # synchronises where it was tiled
-            self.metrics.to(restored.device)  # synchronises where the device changes
-            before = self.metrics.sums.clone()
-            self._count(restored[None], target[None], degraded[None])
-            scores = (self.metrics.sums - before).float()
+            metrics.to(restored.device)  # synchronises where the device changes
+            before = metrics.sums.clone()
+            metrics.update(restored[None], target[None], degraded[None])
+            scores = (metrics.sums - before).float()
+            self.update_extra(restored[None].clamp(0, 1), target[None])
+            criterion = task.criterion.to(restored.device)
+            loss = criterion(restored[None], target[None], criterion.totals(target[None]))
+            task.criterion.to(task.device)
+            self.add_loss(loss.to(task.device), 1)  # synchronises where it was tiled
             if index in task.panels:
                 self.panels[index] = panel_of(task.panels[index], degraded, restored, target)
         if task.on_picture is not None:
@@ -154,48 +123,23 @@ class RestorationMeter:
             self.tile = max(_SMALLEST_TILE, min(self.tile, max(given.shape[-2:])) // 2)
             release_memory()
 
-    def _count(self, restored: Tensor, target: Tensor, degraded: Tensor) -> None:
-        """Add a picture (1, C, H, W) to the scores."""
-        for metric in self.all_metrics:
-            metric.to(restored.device)  # synchronises, once a pass
-        self.metrics.update(restored, target, degraded)
-        for extra, metric in zip(self.task.extra, self.extra, strict=True):
-            extra.update(metric, restored.clamp(0, 1), target)
-        criterion = self.task.criterion.to(restored.device)
-        loss = criterion(restored, target, criterion.totals(target))
-        self.task.criterion.to(self.task.device)
-        self.loss = self.loss + loss.to(self.task.device)  # synchronises where it was tiled
-        self.pictures += 1
-
     def result(self) -> Findings:
         """Return the scores; synchronises. `scores["loss"]` is the mean over pictures of the loss of the whole picture.
 
         Every process has to call, and gets the result of all their pictures. Every score of pictures without targets is
         NaN.
         """
-        own = [state_of(metric.cpu()) for metric in self.all_metrics]
-        every = self.task.distributed.gather((own, float(self.loss), self.pictures, self.panels))
-        pictures = sum(count for _, _, count, _ in every)
-        counted = [states for states, _, count, _ in every if count]
-        for metric, *states in zip(self.all_metrics, *counted, strict=True):
-            merge(metric, states)
-        added: dict[str, float] = {}
-        for extra, metric in zip(self.task.extra, self.extra, strict=True):
-            added |= extra.compute(metric, pictures)
-        loss = sum(part for _, part, _, _ in every) / pictures if pictures else float("nan")
-        names = self.metrics.names
-        nothing = dict.fromkeys((*names, *(f"{name}_gain" for name in names)), float("nan"))
-        found: dict[str, float] = self.metrics.compute() if pictures else nothing
+        loss, added, panels = self.merged()
+        found = self.metrics.means()
         columns = [Column("score"), *(Column(one, ".4f") for one in ("input", "restored", "gain"))]
         rows: list[list[Cell]] = [
             [name.upper(), found[name] - found[f"{name}_gain"], found[name], found[f"{name}_gain"]]
-            for name in names
+            for name in self.metrics.names
         ]
-        panels = {index: panel for *_, kept in every for index, panel in kept.items()}
         return Findings(
             scores={"loss": loss, **found, **added},
             tables=[Table("scores", "", columns, rows)],
-            panels={panel.name: partial(draw, [panel]) for _, panel in sorted(panels.items())},
+            panels={panel.name: partial(draw, [panel]) for panel in panels},
         )
 
 
@@ -216,3 +160,41 @@ def scaled(pictures: Tensor) -> Tensor:
     if pictures.is_floating_point():
         return pictures
     return pictures.float().div_(torch.iinfo(pictures.dtype).max)
+
+
+def restore(
+    forward: Forward,
+    picture: Tensor,
+    *,
+    tile: int,
+    overlap: int,
+    batch_size: int,
+    device: torch.device,
+) -> Tensor:
+    """Return a restored picture of one that is `(C, H, W)` float; waits for the device once a batch.
+
+    `forward` takes `(B, C, H, W)` to the same shape, on the `device`. A picture with a side longer than `tile` pixels goes
+    there in tiles, `batch_size` at once; it and the result stay where it is. Tiles have sides of multiples of 32, and
+    neighbours share `overlap` pixels at least, where they fade into one another.
+    """
+    height, width = picture.shape[-2:]
+    if max(height, width) <= tile:
+        return forward(picture[None].to(device))[0].to(picture.device)
+    rows, columns = (list(_spans(side, tile, overlap)) for side in (height, width))
+
+    def window(y: slice, x: slice) -> Tensor:
+        return picture[:, y, x].to(device)  # synchronises where it is in the host's memory
+
+    home = picture.device
+    done = strips(forward, window, rows, columns, batch_size=batch_size, home=home, fade=_FADE)
+    return torch.cat(list(done), 1)
+
+
+def _spans(side: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """Yield where tiles along a side begin and end."""
+    tile = max(tile // _ALIGNED, 1) * _ALIGNED
+    stride = max((tile - overlap) // _ALIGNED, 1) * _ALIGNED
+    for start in range(0, side, stride):
+        yield start, min(start + tile, side)
+        if start + tile >= side:
+            return

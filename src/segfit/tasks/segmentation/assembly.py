@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 from segfit.config.check import plain
 from segfit.data.images import PERCENTILES, ImageReader
 from segfit.data.source import Source
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
 from segfit.models.build import IMAGENET, Normalisation, make_model, normalisation
 from segfit.models.weights import Weights
-from segfit.tasks.defaults import remark
 from segfit.tasks.segmentation.classes import Classes, sided_pairs
 from segfit.tasks.segmentation.data.dataset import (
     Augment,
@@ -41,7 +38,7 @@ from segfit.tasks.segmentation.schema import is_weights, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
 make_ensemble = Ensemble
-__all__ = ["collate", "remark"]
+__all__ = ["collate"]
 
 # Keys of data that no pixel of a sample depends on; files and names of images are part of the key anyway.
 _NOT_READING = {
@@ -173,12 +170,6 @@ def held_out_batch_size(config: DictConfig) -> int:
     return 1 if config.data.fit == "crop" else int(config.batch_size)
 
 
-def batch_bytes(config: DictConfig) -> int:
-    """Return the size of a training batch as workers return it: images and masks, uint8."""
-    pixels = int(config.batch_size) * math.prod(size_of(config.image_size))
-    return pixels * (channels_of(config) + 1)
-
-
 def augments_in_workers(config: DictConfig) -> bool:
     """Say whether the data workers augment, and have work even where samples are cached."""
     return bool(config.augmentation.name == "cpu")
@@ -295,17 +286,9 @@ def make_task(
     config: DictConfig,
     device: torch.device,
     statistics: Mapping[str, Any] | None = None,
-    *,
-    panels: Mapping[int, str] | None = None,
-    predictor: Predictor | None = None,
-    distributed: Distributed = SINGLE_PROCESS,
-    extra: Sequence[ExtraMetric] = (),
+    **shared: Any,
 ) -> SegmentationTask:
-    """Return what a batch means under a config, on a device.
-
-    `panels` are the held-out samples to show, index → name; `predictor` says how held-out images become logits, None: as
-    data.fit does. `statistics` are of `make_statistics`, `extra` of `make_extra_metrics`.
-    """
+    """Return what a batch means under a config, on a device; `shared` are fields of `ScoredTask`."""
     mean, std = normalisation_of(config)
     return SegmentationTask(
         classes=make_classes(config.data),
@@ -314,11 +297,9 @@ def make_task(
         std=torch.tensor(std, device=device).view(-1, 1, 1),
         augment=make_augment(config, "kornia-gpu"),
         mix=make_mix(config),
-        predictor=predictor or make_predictor(config),
+        predictor=make_predictor(config),
         channels_last=config.channels_last,
-        panels=panels or {},
-        distributed=distributed,
-        extra=extra,
+        **shared,
     )
 
 

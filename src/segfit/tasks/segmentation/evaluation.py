@@ -17,17 +17,19 @@ from torch import Tensor
 
 from segfit.data.images import folder_of
 from segfit.data.large import is_large
-from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.report.panels import Picture
 from segfit.system.files import reporting
-from segfit.tasks.segmentation.assembly import make_predict_dataset, make_predictor, make_task
+from segfit.tasks.segmentation.assembly import make_predict_dataset, make_predictor
 from segfit.tasks.segmentation.boundary import boundary_counts, boundary_scores
 from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
+from segfit.tasks.segmentation.export import make_exported
 from segfit.tasks.segmentation.pictures import Panel, overlay, panels_image
 from segfit.tasks.segmentation.scores import confusion_matrices, scores_of_sums, sums_of
 from segfit.tasks.segmentation.task import SegmentationTask, Shape
+
+__all__ = ["make_exported"]
 
 MASKS, OVERLAYS = "masks", "overlays"
 SHARES = "probabilities"
@@ -47,14 +49,12 @@ class MaskEvaluation(PictureEvaluation):
     def __init__(
         self,
         config: DictConfig,
-        device: torch.device,
+        task: SegmentationTask,
         options: DictConfig,
         path: Path,
         data: LabelledSource | PredictDataset,
-        statistics: Mapping[str, Any] | None,
-        extra: Sequence[ExtraMetric] = (),
     ) -> None:
-        task = _task(config, device, options, statistics, extra=extra, on_prediction=self._keep)
+        task = replace(_with_options(task, config, options), on_prediction=self._keep)
         self.classes, self.saves = task.classes, options.save_masks
         self.boundary = options.metrics.boundary
         if options.probabilities not in (None, "False"):
@@ -140,7 +140,7 @@ class Prediction(NamedTuple):
 
 def predict(
     config: DictConfig,
-    device: torch.device,
+    task: SegmentationTask,
     options: DictConfig,
     inputs: Sequence[Any],
     go: Callable[[Task, Any], None],
@@ -157,20 +157,19 @@ def predict(
         shares = np.concatenate(parts.pop(index), 1)
         found[index] = Prediction(prediction.cpu().numpy(), shares, task.classes.names)
 
-    task = _task(config, device, options, on_logits=take_logits, on_prediction=take)
+    task = replace(_with_options(task, config, options), on_logits=take_logits, on_prediction=take)
     with folder_of(inputs) as folder:
         dataset = make_predict_dataset(config, folder)
         go(replace(task, large=dataset.large), dataset)
     return [found[index] for index in sorted(found)]
 
 
-def _task(
-    config: DictConfig, device: torch.device, options: DictConfig, *given: Any, **more: Any
+def _with_options(
+    task: SegmentationTask, config: DictConfig, options: DictConfig
 ) -> SegmentationTask:
     """Return a run's task with the options of evaluate.py."""
     predictor = make_predictor(config, overlap=options.overlap, flip=options.flip)
-    task = make_task(config, device, *given, predictor=predictor, extra=more.pop("extra", ()))
-    return replace(task, threshold=options.threshold, **more)
+    return replace(task, predictor=predictor, threshold=options.threshold)
 
 
 def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:

@@ -14,15 +14,12 @@ from omegaconf import DictConfig
 from segfit.data.sampler import sample_seed
 from segfit.engine.task import Batch
 from segfit.errors import SegFitError
-from segfit.tasks.defaults import feeding, largest_first
 from segfit.tasks.segmentation.assembly import make_augment, make_task, make_train_dataset
 from segfit.tasks.segmentation.data.dataset import LabelledSource, collate
 from segfit.tasks.segmentation.data.schema import channels_of
 from segfit.tasks.segmentation.pictures import Panel, pairs_image
 from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
-
-__all__ = ["feeding", "largest_first"]
 
 _PROBE = 128  # pixels a side: augmentation takes the same bytes a pixel of any image
 

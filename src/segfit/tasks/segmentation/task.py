@@ -1,7 +1,7 @@
 """Semantic segmentation: what a batch of images and masks means to the loop."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 
 from segfit.data.large import LargeImage
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed
-from segfit.engine.extra_metrics import ExtraMetric, merge, restore, state_of
 from segfit.engine.findings import Findings
 from segfit.engine.task import Batch, Forward
 from segfit.system.hardware import fits
+from segfit.tasks.scored import ScoredMeter, ScoredTask
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import Augment
 from segfit.tasks.segmentation.data.masks import resize_mask
 from segfit.tasks.segmentation.inference import Predictor, logits_at
-from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.pictures import Panel, confusion_figure, panels_image
 from segfit.tasks.segmentation.schema import MEMORY_ADVICE
 from segfit.tasks.segmentation.scores import score_table, scores_of
@@ -33,43 +31,35 @@ OnLogits = Callable[[int, Shape, int, Tensor], None]
 
 
 @dataclass(frozen=True)
-class SegmentationTask:
+class SegmentationTask(ScoredTask):
     """Images (B, 3, H, W) uint8 and masks (B, H, W) uint8 in, scores out.
 
     Args:
         classes: names, colours and background.
-        criterion: the loss, on the device of the batches.
         mean: of RGB in 0-1, (3, 1, 1) on the device of the batches: every copy to CUDA makes the host wait.
         std: of RGB in 0-1, the same.
         augment: (images (B, 3, H, W) float in 0-1, masks (B, H, W) int64, seed=) → the same, or None.
         mix: (images, masks, seed=) → (images, targets), or None.
         predictor: how held-out images become logits.
         channels_last: memory format of the model's input.
-        panels: index of a held-out sample → its name, for those that are kept for the eye.
         threshold: of two classes, the second one is predicted where its probability is above.
         on_prediction: called with (index, prediction (H, W) uint8, mask (H, W) uint8) for every held-out image,
             both at its own size; the mask is None where the batch has none.
         on_logits: called before with (index, (H, W), row, logits (C, h, W) from that row on), from top to bottom.
         large: index of a held-out image that its batch does not hold → the image, which is read window by window.
-        distributed: the processes whose counts make up the scores.
-        extra: metrics of torchmetrics, whose results join the scores.
     """
 
     classes: Classes
-    criterion: SegmentationLoss
     mean: Tensor
     std: Tensor
     augment: Augment | None = None
     mix: Augment | None = None
     predictor: Predictor = field(default_factory=Predictor)
     channels_last: bool = True
-    panels: Mapping[int, str] = field(default_factory=dict)
     threshold: float | None = None
     on_prediction: OnPrediction | None = None
     on_logits: OnLogits | None = None
     large: Callable[[int], LargeImage | None] = lambda _: None
-    distributed: Distributed = SINGLE_PROCESS
-    extra: Sequence[ExtraMetric] = ()
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
@@ -88,15 +78,6 @@ class SegmentationTask:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.contiguous(memory_format=layout)
 
-    def totals(self, targets: Tensor) -> Tensor:
-        """Return the denominators of the loss's K terms, (K,) float32."""
-        return self.criterion.totals(targets)
-
-    def loss(self, logits: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
-        """Return the loss (); reductions run in fp32 whatever the forward pass ran in."""
-        value: Tensor = self.criterion(logits, targets, totals)
-        return value
-
     def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
         """Cut images and targets into pieces of at most `size`, as equal as can be: batch norm hates single images."""
         count = -(-len(inputs) // size)
@@ -107,37 +88,17 @@ class SegmentationTask:
         return SegmentationMeter(self)
 
 
-class SegmentationMeter:
+class SegmentationMeter(ScoredMeter):
     """Counts predictions at the masks' own sizes; see docs/metrics.md."""
 
     def __init__(self, task: SegmentationTask) -> None:
         from segfit.tasks.segmentation import metrics  # torchmetrics: not before the first update
 
-        self.task = task
-        self.metrics = metrics.SegmentationMetrics(task.classes)
-        self.extra = [extra.make() for extra in task.extra]
-        self.all_metrics = (self.metrics, *self.extra)
+        super().__init__(task, metrics.SegmentationMetrics(task.classes))
         self._inputs_of = metrics.inputs_of
-        self.losses: Tensor | None = None  # (2,): their sum, and of how many images
-        self.images = 0
-        self.panels: dict[int, Panel] = {}
 
-    def update(self, forward: Forward, batch: Batch) -> None:
-        """Predict and count a batch of `EvalDataset`; one of `PredictDataset`, without masks, is only predicted.
-
-        If it raises, nothing of the batch is counted; `on_prediction` may have been called.
-        """
-        losses, images = self.losses, self.images
-        states = [state_of(metric) for metric in self.all_metrics]
-        try:
-            self._update(forward, batch)
-        except Exception:
-            self.losses, self.images = losses, images
-            for metric, state in zip(self.all_metrics, states, strict=True):
-                restore(metric, state)
-            raise
-
-    def _update(self, forward: Forward, batch: Batch) -> None:
+    def count(self, forward: Forward, batch: Batch) -> None:
+        """Predict and count a batch of `EvalDataset`; one of `PredictDataset`, without masks, is only predicted."""
         task, images, window = self.task, batch["image"], self.task.predictor.window
 
         def seen(pixels: Tensor) -> Tensor:
@@ -215,10 +176,9 @@ class SegmentationMeter:
         task.criterion.to(logits.device)  # the host's, where the logits are there
         totals = task.totals(targets)
         loss = task.loss(logits[None], targets, totals)
-        losses = torch.stack([loss, (totals > 0).any()]).to(device)
         task.criterion.to(device)
-        self.losses = losses if self.losses is None else self.losses + losses
-        self.images += 1
+        self.losses = self.losses + torch.stack([loss, (totals > 0).any()]).to(device)
+        self.updates += 1
         if index in task.panels:
             self.panels[index] = Panel(  # synchronises
                 name=task.panels[index],
@@ -232,31 +192,16 @@ class SegmentationMeter:
 
         Every process has to call, and gets the result of all their images. Without masks, every score is NaN.
         """
-        own = [state_of(metric.cpu()) for metric in self.all_metrics]
-        losses = self.losses.tolist() if self.losses is not None else [0.0, 0.0]
-        every = self.task.distributed.gather((own, losses, self.images, self.panels))
-        images = sum(count for _, _, count, _ in every)
-        counted = [states for states, _, count, _ in every if count]
-        for metric, *states in zip(self.all_metrics, *counted, strict=True):
-            merge(metric, states)
+        loss, added, panels = self.merged()
         classes = self.task.classes
         found = scores_of(self.metrics.confusion.numpy(), classes)
-        added: dict[str, float] = {}
-        for extra, metric in zip(self.task.extra, self.extra, strict=True):
-            added |= extra.compute(metric, images)
-        panels = {index: panel for *_, kept in every for index, panel in kept.items()}
-        loss, count = (sum(parts) for parts in zip(*(part for _, part, _, _ in every), strict=True))
-        loss = loss / count if count else float("nan")
         return Findings(
             scores={"loss": loss, **found.scores, **added},
             tables=[score_table(found, classes)],
             values={"per_class": found.per_class, "confusion": found.confusion},
             figures={"confusion_matrix": partial(confusion_figure, found.confusion, classes)},
             scalars={f"score_iou/{name}": iou for name, iou in found.per_class["iou"].items()},
-            panels={
-                panel.name: partial(panels_image, [panel], classes)
-                for _, panel in sorted(panels.items())
-            },
+            panels={panel.name: partial(panels_image, [panel], classes) for panel in panels},
         )
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segfit.tasks.forecasting.losses import ForecastLoss
+from segfit.tasks.forecasting.task import ForecastLoss
 
 QUANTILES = (0.1, 0.5, 0.8)
 LOSSES = [

@@ -44,7 +44,7 @@ def test_errors_are_those_of_torchmetrics_over_all_windows():
     data = windows()
     repeated = data["past"][:, [-1]].expand(-1, HORIZON, -1)
     season = data["past"][:, -SEASON:].repeat(1, 2, 1)[:, :HORIZON]
-    scores = scored(split(data, 10, 10, 3)).scores
+    scores = scored(split(data, 10, 10, 3))[0]
     for suffix, forecast in (("", data["forecast"]), ("_last", repeated), ("_season", season)):
         truth = data["truth"]
         pair = forecast.contiguous(), truth.contiguous()
@@ -59,11 +59,11 @@ def test_errors_are_those_of_torchmetrics_over_all_windows():
 
 def test_errors_by_step_are_means_over_windows_and_targets():
     data = windows()
-    found = scored([data]).by_step
+    found = scored([data])[1]
     expected = (data["forecast"] - data["truth"]).double().square().mean((0, 2))
     np.testing.assert_allclose(found["model"], expected.numpy(), rtol=1e-6)
     assert [*found] == ["model", "last", "season"]
-    assert [*scored([data], season=1).by_step] == ["model", "last"]
+    assert [*scored([data], season=1)[1]] == ["model", "last"]
 
 
 @pytest.mark.parametrize("returns", [False, True])
@@ -72,7 +72,7 @@ def test_batches_and_processes_make_no_difference(returns):
     whole = scored([data], returns=returns)
     for sizes in ([23], [1] * 23, [20, 3]):
         found = scored(split(data, *sizes), returns=returns)
-        assert found.scores == pytest.approx(whole.scores, rel=1e-12)
+        assert found[0] == pytest.approx(whole[0], rel=1e-12)
     states = []
     for part in split(data, 9, 14):
         metric = metrics(returns=returns)
@@ -80,17 +80,17 @@ def test_batches_and_processes_make_no_difference(returns):
         states.append(state_of(metric))
     merged = metrics(returns=returns)
     merge(merged, states)
-    assert merged.scores().scores == pytest.approx(whole.scores, rel=1e-12)
+    assert merged.scores()[0] == pytest.approx(whole[0], rel=1e-12)
 
 
 def test_nothing_counted_is_nan():
-    scores = metrics(returns=True).scores().scores
+    scores = metrics(returns=True).scores()[0]
     assert all(np.isnan(value) for value in scores.values())
 
 
 def test_the_last_price_repeated_is_a_return_of_zero():
     data = windows()
-    scores = scored([data], returns=True).scores
+    scores = scored([data], returns=True)[0]
     true = data["truth"] * data["std"][:, None] + data["mean"][:, None]
     assert scores["true_mse_last"] == pytest.approx(true.square().mean().item(), rel=1e-5)
 
@@ -133,7 +133,7 @@ def test_a_single_series_is_correlated_over_time():
 
 def test_the_table_and_the_remark_name_the_naive_forecasts():
     data = windows()
-    scores = scored([data]).scores
+    scores = scored([data])[0]
     assert [row[0] for row in error_table(scores).rows] == ["model", "last value", "last season"]
     best = {**scores, "mse": 0.1, "mse_last": 0.2, "mse_season": 0.3}
     assert remark(best) == ""

@@ -21,7 +21,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 def task_of(**options) -> SegmentationTask:
     criterion = SegmentationLoss("dice_ce", num_classes=3)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return SegmentationTask(CLASSES, criterion, mean, std, **options)
+    return SegmentationTask(CLASSES, mean, std, criterion=criterion, **options)
 
 
 class Images:

@@ -123,41 +123,40 @@ class SeriesFiles:
 
         What is wrong with the file is in the report; there are no rows then.
         """
-        report, file = Report(), self.paths[index]
-        found: tuple[Values, Dates] | None = None
+        report, file, layout = Report(), self.paths[index], self.layout
+        values, dates = np.empty((0, len(layout.columns))), np.empty(0, np.int64)
+        names = (layout.date, *layout.columns)
         try:
-            wanted = {self.layout.date, *self.layout.columns}
-            frame = pd.read_csv(file, usecols=lambda name: name in wanted)
-            found = self._read(frame, file, report)
+            frame = pd.read_csv(file, usecols=lambda name: name in names)
+            report.problems += [
+                f"there is no column {name}.{nearest(name, _header(file))}"
+                for name in names
+                if name not in frame
+            ]
+            if not len(frame):
+                report.problems.append("there are no rows.")
+            if not report.problems:
+                values, dates = self._parsed(frame, report)
+            for change in (self._complete, self._returns):
+                if not report.problems:
+                    values, dates = change(values, dates, report)
         except (OSError, ValueError) as error:
             report.problems.append(f"cannot be read ({_reason(error)}).")
-        if found is None:
-            report.observed = 0
-            found = np.empty((0, len(self.layout.columns))), np.empty(0, np.int64)
+        if report.problems:
+            values, dates, report.observed = values[:0], dates[:0], 0
         text = json.dumps(vars(report)).encode()
-        return found[0].astype(np.float32), found[1], np.frombuffer(text, np.uint8)
+        return values.astype(np.float32), dates, np.frombuffer(text, np.uint8)
 
-    def _read(self, frame: Any, file: Path, report: Report) -> tuple[Values, Dates] | None:
-        """Return values and dates; None if there are problems."""
-        layout, problems = self.layout, report.problems
-        for name in (layout.date, *layout.columns):
-            if name not in frame:
-                problems.append(f"there is no column {name}.{nearest(name, _header(file))}")
-        if not len(frame):
-            problems.append("there are no rows.")
-        if problems:
-            return None
+    def _parsed(self, frame: Any, report: Report) -> tuple[Values, Dates]:
+        """Return the numbers of a file, NaN where there is none, and its dates."""
+        layout = self.layout
         dates = _dates(frame[layout.date], report)
         columns = [_numbers(frame[name], report) for name in layout.columns]
         values = np.column_stack(columns).astype(np.float64)
         values[np.abs(values) > np.finfo(np.float32).max] = np.nan  # infinite on the device
         there = np.flatnonzero(~np.isnan(values[:, : layout.inputs]).all(1))
         report.observed = int(there.max(initial=-1)) + 1 if layout.known else len(values)
-        if not problems:
-            values, dates = self._complete(values, dates, report)
-        if self.returns and not problems:
-            values, dates = self._returns(values, dates, report)
-        return None if problems else (values, dates)
+        return values, dates
 
     def _complete(self, values: Values, dates: Dates, report: Report) -> tuple[Values, Dates]:
         """Return rows without missing values, in one regular order if they had one."""
@@ -165,7 +164,8 @@ class SeriesFiles:
         missing = np.isnan(values)
         missing[report.observed :, : layout.inputs] = False
         gaps, step = _gaps(dates)
-        if self.on_missing == "fail":
+        fails, fills = self.on_missing == "fail", self.on_missing == "ffill" and step
+        if fails:
             for place in np.flatnonzero(missing.any(axis=0)):
                 lines = np.flatnonzero(missing[:, place])
                 report.problems.append(
@@ -174,12 +174,11 @@ class SeriesFiles:
                 )
         if len(gaps):
             where = f"{len(gaps)} gaps in the dates, the first after {date_text(dates[gaps[0]])}"
-            if self.on_missing == "fail" and step:
+            if fails and step:
                 report.problems.append(f"{where}. {remedy}")
             else:
-                filled = step and self.on_missing == "ffill"
-                report.notices.append(f"{where}{', filled' if filled else ', left as they are'}.")
-        if report.problems or self.on_missing == "fail":
+                report.notices.append(f"{where}, {'filled' if fills else 'left as they are'}.")
+        if fails:
             return values, dates
         if self.on_missing == "drop":
             whole = np.asarray(~missing.any(axis=1))
@@ -187,11 +186,11 @@ class SeriesFiles:
             done = f"{missing.any(1).sum()} rows left out"
             values, dates = values[whole], dates[whole]
         else:
-            if step and len(gaps):
-                rows = (dates - dates[0]) // step
-                last = np.searchsorted(rows, np.arange(rows[-1] + 1), side="right") - 1
+            if fills and len(gaps):
+                grid = np.arange(dates[0], dates[-1] + 1, step)
+                last = np.searchsorted(dates, grid, side="right") - 1
                 report.observed = int(np.searchsorted(last, report.observed))
-                values, dates = values[last], dates[0] + step * np.arange(rows[-1] + 1)
+                values, dates = values[last], grid
             unknown = values[report.observed :, : layout.inputs].copy()
             values = pd.DataFrame(values).ffill().to_numpy(copy=True)  # never from what comes later
             values[report.observed :, : layout.inputs] = unknown
@@ -204,21 +203,21 @@ class SeriesFiles:
         return values, dates
 
     def _returns(self, values: Values, dates: Dates, report: Report) -> tuple[Values, Dates]:
-        """Return the logarithmic returns of the targets, and the other columns as they are, from the second row on."""
-        prices = values[:, : self.layout.targets]
-        for place, name in enumerate(self.layout.columns[: self.layout.targets]):
-            wrong = np.flatnonzero(prices[:, place] <= 0)
+        """Return the logarithmic returns of prices, and the other columns as they are, from the second row on."""
+        if not self.returns or not len(values):
+            return values, dates
+        targets = self.layout.targets
+        for place, name in enumerate(self.layout.columns[:targets]):
+            wrong = np.flatnonzero(values[:, place] <= 0)
             if len(wrong):
                 report.problems.append(
                     f"{name}: {len(wrong)} values are not above 0 (the first in line {wrong[0] + 2}), so they "
                     f"have no returns. Set data.returns=false, or mend the file."
                 )
-        if report.problems or not len(values):
-            return values, dates
-        values = values[1:].copy()
-        values[:, : self.layout.targets] = np.diff(np.log(prices), axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            returns = np.diff(np.log(values[:, :targets]), axis=0)
         report.observed -= 1
-        return values, dates[1:]
+        return np.concatenate([returns, values[1:, targets:]], 1), dates[1:]
 
 
 def _numbers(column: Any, report: Report) -> Any:
@@ -253,11 +252,10 @@ def _dates(column: Any, report: Report) -> Dates:
         )
         return np.zeros(len(column), np.int64)
     dates: Dates = parsed.dt.tz_localize(None).to_numpy("datetime64[s]").astype(np.int64)
-    steps = np.diff(dates)
     for wrong, what, remedy in (
-        (steps < 0, "are out of order", "Sort the rows."),
-        (steps == 0, "occur twice", "Keep one row of each; of several series make a file each."),
-    ):
+        (np.diff(dates) < 0, "are out of order", "Sort the rows."),
+        (np.diff(dates) == 0, "occur twice", "Keep one row of each; of several series make a file each."),
+    ):  # fmt: skip
         lines = np.flatnonzero(wrong)
         if len(lines):
             report.problems.append(

@@ -85,31 +85,32 @@ def prepare(table: Table, data: DictConfig) -> SeriesSet:
     Raises:
         SegFitError: with everything that is wrong with them, unless `data.on_bad_sample=skip` leaves them out.
     """
-    window = data.lookback + data.horizon
+    window, skip = data.lookback + data.horizon, data.on_bad_sample == "skip"
     problems = [list(report.problems) for report in table.reports]
-    for number, (begin, end) in enumerate(zip(table.begins, table.ends, strict=True)):
-        if not problems[number] and end - begin < window:
-            problems[number].append(
-                f"{end - begin} rows, but a window has {window} (data.lookback + data.horizon). Shorten one of them, "
+    for found, length in zip(problems, table.ends - table.begins, strict=True):
+        if not found and length < window:
+            found.append(
+                f"{length} rows, but a window has {window} (data.lookback + data.horizon). Shorten one of them, "
                 f"or leave the series away."
             )
     good = [number for number, found in enumerate(problems) if not found]
-    shape, targets = (len(table.names), len(table.layout.columns)), table.layout.targets
-    statistics = np.zeros(shape), np.ones(shape), np.ones((shape[0], targets))
-    cuts = _cuts(table, good, data.split) if good else (0, 0, 0)
+    if not good:
+        _judge(table, problems, skip=skip)
+    cuts, season = _cuts(table, good, data.split), _season(table, good, data)
     # Rows at which training, validation and testing begin, and where testing ends, of each series.
     bounds = np.array([
         [begin, *(begin + np.searchsorted(table.dates[begin:end], cuts))]
         for begin, end in zip(table.begins, table.ends, strict=True)
     ])  # fmt: skip
-    season = _season(table, good, data) if good else 1
     rows = bounds[:, 1] - bounds[:, 0]
+    shape, targets = (len(table.names), len(table.layout.columns)), table.layout.targets
+    statistics = np.zeros(shape), np.ones(shape), np.ones((shape[0], targets))
     for number in good:
         if rows[number] >= window:
             train = slice(*bounds[number, :2])
             problems[number] += _measure(table, number, train, season, statistics)
+    notices = _judge(table, problems, skip=skip)
     fine = np.array([not found for found in problems])
-    notices = _judge(table, problems, skip=data.on_bad_sample == "skip")
     used = (rows >= window) & fine
     if not used.any():
         raise SegFitError(
@@ -206,20 +207,14 @@ def _season(table: Table, good: Sequence[int], data: DictConfig) -> int:
 
 def _judge(table: Table, problems: Sequence[Sequence[str]], *, skip: bool) -> list[str]:
     """Return what is to be logged; raise a SegFitError with everything that is wrong, unless it is to be skipped."""
-    names = table.files or table.names
-    lines = [
-        f"{name}: {text}" for name, texts in zip(names, problems, strict=True) for text in texts
-    ]
-    bad = sum(map(bool, problems))
-    shown = lines[:_SHOWN]
+    names, reports = table.files or table.names, table.reports
+    pairs = list(zip(names, problems, strict=True))
+    lines = [f"{name}: {text}" for name, texts in pairs for text in texts]
+    shown, bad = lines[:_SHOWN], sum(map(bool, problems))
     if len(lines) > _SHOWN:
         shown.append(f"… and {len(lines) - _SHOWN} more problems, in {bad} series altogether.")
     if lines and (not skip or bad == len(names)):
         raise SegFitError(shown)
     left_out = [f"{line} data.on_bad_sample=skip: the series is left out." for line in shown]
-    notices = [
-        f"{name}: {text}"
-        for name, report in zip(names, table.reports, strict=True)
-        for text in report.notices
-    ]
-    return [*left_out, *notices[:_SHOWN]]
+    told = zip(names, (report.notices for report in reports), strict=True)
+    return [*left_out, *[f"{name}: {text}" for name, texts in told for text in texts][:_SHOWN]]

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
 from segfit.data.batches import Batch, Indices
-from segfit.data.source import Arrays
+from segfit.data.source import Arrays, SourceView
 from segfit.tasks.forecasting.data.series import LazySeries, Rows, SeriesSet
+
+_CPU = torch.device("cpu")
 
 
 class Windows:
-    """The windows of a part of all series, a `Source`: series after series, each from its oldest window on.
+    """The windows of a part of all series: series after series, each from its oldest window on.
 
-    All parts, "train", "val", "test" and "future", share the series.
+    A `Source`, and a `GatheringDataset` of its samples. All parts, "train", "val", "test" and "future", share the series.
     """
 
     def __init__(self, lazy: LazySeries, part: str, data: DictConfig) -> None:
@@ -55,6 +55,8 @@ class Windows:
         date = np.datetime64(int(self.series.table.dates[row[0] + self.lookback - 1]), "s")
         return f"{self.series.table.names[which[0]]}@{date}"
 
+    where = id
+
     def files(self, index: int) -> list[Path]:
         """Return the file of the series."""
         files = self.series.table.files
@@ -62,10 +64,9 @@ class Windows:
 
     def read(self, index: int) -> Arrays:
         """Return a window, (lookback + horizon, columns) float32."""
-        window: NDArray[np.float32] = self.gather([index], torch.device("cpu"))["window"][0].numpy()
-        return (window,)
+        return (self.batch([index], _CPU)["window"][0].numpy(),)
 
-    def gather(self, indices: Indices, device: torch.device) -> Batch:
+    def batch(self, indices: Indices, device: torch.device) -> Batch:
         """Return windows as a batch, on the device if the series lie there, else on the host."""
         place, table = self.series.on(device, self.place), self.series.table
         own = place.values.device
@@ -97,28 +98,16 @@ def _moved(values: Rows, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-@dataclass
-class WindowDataset:
+class SingleWindows(SourceView):
     """Windows one by one."""
 
     source: Windows
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def where(self, index: int) -> str:
         """Return the name of a window, for messages."""
-        return self.source.id(index)
+        return self.id(index)
 
     def __getitem__(self, key: Any) -> Batch:
         """Return the sample for an index, or for (index, seed)."""
-        batch = self.source.gather([key[0] if isinstance(key, tuple) else key], torch.device("cpu"))
+        batch = self.source.batch([key[0] if isinstance(key, tuple) else key], _CPU)
         return {name: values[0] for name, values in batch.items()}
-
-
-class GatheredWindows(WindowDataset):
-    """Windows by the batch, a `GatheringDataset`."""
-
-    def batch(self, indices: Indices, device: torch.device) -> Batch:
-        """Return the samples of some indices."""
-        return self.source.gather(indices, device)

@@ -11,27 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from segfit.data.batches import Batch, stack
 from segfit.data.files import files_by_name
 from segfit.data.images import images_at
-from segfit.data.source import Arrays, Source, read_arrays, where
+from segfit.data.source import Arrays, Source, SourceView, read_arrays, where
 from segfit.errors import SegFitError
-from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
+from segfit.tasks.restoration.data.folder import PictureSource
+from segfit.tasks.restoration.data.reading import Pixels, as_float
 
 Sample: TypeAlias = dict[str, Any]
 # (clean (H, W, C) float32 in [0, 1]) → degraded, the same each time, perhaps outside of [0, 1]
 Degrade: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-class _PictureDataset(Dataset[Sample]):
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
+class _PictureDataset(SourceView):
     def where(self, index: int) -> str:
         """Return the files behind a picture, for messages."""
         return where(self.source, index)
@@ -93,7 +86,7 @@ class HeldOutDataset(_PictureDataset):
         return {"input": _tensor(given), "target": _tensor(target), "index": index}
 
 
-class PredictDataset(Dataset[Sample]):
+class PredictDataset(_PictureDataset):
     """Degraded pictures of a folder (and the folders below it), or one file, without targets, in the `image_mode` of training.
 
     Raises:
@@ -101,41 +94,16 @@ class PredictDataset(Dataset[Sample]):
     """
 
     def __init__(self, folder: str | Path, image_mode: str) -> None:
-        self.folder, self.image_mode = Path(folder).expanduser(), image_mode
+        self.folder = Path(folder).expanduser()
         paths, base, self.notices = images_at(folder)
         named, problems = files_by_name(paths, base)
         if problems:
             raise SegFitError(problems)
-        self.names, self.paths = list(named), list(named.values())
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def id(self, index: int) -> str:
-        """Return a unique relative name without suffix, / between folders."""
-        return self.names[index]
-
-    def where(self, index: int) -> str:
-        """Return the picture's file, for messages."""
-        return str(self.paths[index])
+        super().__init__(PictureSource(image_mode, list(named), [named]))
 
     def __getitem__(self, index: int) -> Sample:
         """Return "input": (C, H, W) uint8 or uint16 and "index": int; raise a SegFitError that names an unreadable file."""
-        return {"input": _tensor(read_picture(self.paths[index], self.image_mode)), "index": index}
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """Return samples of one size as one batch; where only some have 16 bits, the others are scaled to them."""
-    batch: Batch = {}
-    for key in samples[0]:
-        values = [torch.as_tensor(sample[key]) for sample in samples]
-        if len({value.dtype for value in values}) > 1:
-            values = [
-                value if value.dtype == torch.uint16 else (value.int() * 257).to(torch.uint16)
-                for value in values
-            ]
-        batch[key] = stack(values)
-    return batch
+        return {"input": _tensor(read_arrays(self.source, index)[0]), "index": index}
 
 
 def _tensor(pixels: Pixels) -> Tensor:

@@ -1,10 +1,12 @@
-"""Pictures, or pairs of pictures, in folders."""
+"""Pictures, or pairs of pictures, in folders, and all that is wrong with them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,26 @@ from omegaconf import DictConfig
 from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import only_images
-from segfit.data.source import where
+from segfit.data.preflight import inspect_sources
+from segfit.data.source import Source, where
 from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
+from segfit.tasks.defaults import NothingToReport
 from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
 
 _SHALLOW = 8192  # of 65536, below which nearly all of 16 bits is unused
 _LOOKED_AT = 512  # pixels a side, in the middle of a pair, in which a shift is looked for
 _SHIFT = 2  # pixels from which on it is a problem: blur moves edges by one
 _CLEARER = 1.5  # so many times the correlation of the pair as it lies
+# What `PictureSource.inspect` may report of a picture → the message, with how many there are, and some of them.
+_MESSAGES = {
+    "small": "{} pictures are too small: {}. Lower patch_size, or leave them out.",
+    "shallow": "{} pictures of 16 bits use few of them, so that all is nearly black (their greatest values): {}. Save them with "
+    "65535 as white. If that is meant: data.check=off.",
+    "size": "{} pairs of unequal size: {}. Find the right partners.",
+    "shift": "{} pictures lie beside their targets, by so many pixels [down, right]: {}. Align them, or the network learns to "
+    "blur. If that is meant: data.check=off.",
+}
 
 
 @dataclass
@@ -32,21 +45,17 @@ class PictureSource:
 
     image_mode: str  # "rgb" or "gray"
     names: Sequence[str]  # relative, without suffix, in the order of the indices
-    targets: Mapping[str, Path]  # the clean file of each name
-    inputs: Mapping[str, Path] | None = None  # the degraded file of each name; None: they are made
+    sides: Sequence[Mapping[str, Path]]  # the clean file of each name; of pairs the degraded one
     problems: Sequence[str] = ()  # what listing the files found
     notices: Sequence[str] = ()  # what is odd, but no mistake
     smallest: int = 0  # pixels that a side has to have, for the pre-flight
+    options: str = ""  # what a report depends on
     contents: dict[str, str] = field(default_factory=dict)  # name → key, by the pre-flight
-    options: str = field(init=False)  # what a report depends on
-
-    def __post_init__(self) -> None:
-        self.options = repr(("restoration", self.image_mode, self.smallest))
 
     @property
     def pool(self) -> Mapping[str, Path]:
         """Pictures by name, those of other splits that were drawn from the same ones included."""
-        return self.targets
+        return self.sides[0]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,8 +66,7 @@ class PictureSource:
 
     def files(self, index: int) -> list[Path]:
         """Return the clean file, then its degraded partner if there is one."""
-        name = self.names[index]
-        return [self.targets[name], *([self.inputs[name]] if self.inputs is not None else [])]
+        return [side[self.names[index]] for side in self.sides]
 
     def read(self, index: int) -> tuple[Pixels, ...]:
         """Return the clean picture (H, W, C) uint8 or uint16, then the degraded one if there is one.
@@ -97,7 +105,7 @@ class PictureSource:
 
 def _sizes(pictures: Sequence[Pixels]) -> str:
     """Return "target 640×480, input 320×240"."""
-    words = zip(("target", "input"), pictures, strict=False)
+    words = zip(("target", "input"), pictures, strict=True)
     return ", ".join(f"{name} {one.shape[1]}×{one.shape[0]}" for name, one in words)
 
 
@@ -174,7 +182,12 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
             divided = split_names(whole.names, rule)
         found = {**{part: replace(whole, names=own) for part, own in divided.items()}, **found}
     return {
-        part: replace(source, smallest=smallest[part], notices=(*source.notices, *notices))
+        part: replace(
+            source,
+            smallest=smallest[part],
+            notices=(*source.notices, *notices),
+            options=repr(("restoration", data.image_mode, smallest[part])),
+        )
         for part, source in found.items()
     }
 
@@ -187,11 +200,8 @@ def _list(sides: Mapping[str, Path], data: DictConfig, fatal: list[str]) -> Pict
     for key, side in sides.items():
         named[key] = {}
         if not side.is_dir():
-            above = side.parent
-            there = some(sorted(path.name for path in above.iterdir())) if above.is_dir() else ""
-            fatal.append(
-                f"{side}: no such folder (data.{key}). {above} holds {there or 'nothing'}."
-            )
+            there = some(sorted(path.name for path in side.parent.glob("*"))) or "nothing"
+            fatal.append(f"{side}: no such folder (data.{key}). {side.parent} holds {there}.")
             continue
         try:
             files, others = only_images(list_files(side, ()), side)
@@ -201,15 +211,12 @@ def _list(sides: Mapping[str, Path], data: DictConfig, fatal: list[str]) -> Pict
         named[key], twice = files_by_name(files, side)
         problems += twice
         notices += others
-    targets, inputs = named["target"], named.get("input")
-    if inputs is None:
-        return PictureSource(data.image_mode, sorted(targets), targets, None, problems, notices)
-    paired = sorted(targets.keys() & inputs.keys())
-    if targets and inputs and not paired:
+    paired = set.intersection(*map(set, named.values()))
+    if all(named.values()) and not paired:
         fatal.append(
             f"{sides['input']}: no picture of it has a partner of the same name in {sides['target']}."
         )
-    for own, other in (("target", "input"), ("input", "target")):
+    for own, other in permutations(sides, 2):
         files = [named[own][name] for name in sorted(named[own].keys() - named[other].keys())]
         if files:
             alone = [file.relative_to(sides[own]).as_posix() for file in files]
@@ -217,4 +224,54 @@ def _list(sides: Mapping[str, Path], data: DictConfig, fatal: list[str]) -> Pict
                 f"{sides[own]}: {len(alone)} of {len(named[own])} pictures have no partner in {sides[other]}: "
                 f"{some(alone)}. Partners have one name but for the suffix."
             )
-    return PictureSource(data.image_mode, paired, targets, inputs, problems, notices)
+    return PictureSource(data.image_mode, sorted(paired), [*named.values()], problems, notices)
+
+
+def check_sources(
+    config: DictConfig,
+    sources: Mapping[str, Source],
+    needs: Mapping[str, int],
+    progress: Callable[[int, int], None] | None = None,
+) -> NothingToReport:
+    """Look at pictures before training; a source without files has nothing to look at.
+
+    `needs` are the pictures that a split has to have at least; `progress` is called with (done, total) pictures while files
+    are opened.
+
+    Raises:
+        SegFitError: with every problem found: too few pictures, files without a partner, unreadable files (a notice where
+            they are to be skipped), pictures that are too small, pairs of unequal size or shifted against each other.
+    """
+    problems = [
+        f"{split} has no pictures. Add some, or change data.split."
+        for split, need in needs.items()
+        if split not in sources or len(sources[split]) < need
+    ]
+    folders = {split: one for split, one in sources.items() if isinstance(one, PictureSource)}
+    problems += dict.fromkeys(text for one in folders.values() for text in one.problems)
+    seen, found, check = 0, defaultdict[str, list[str]](list), config.data.check
+    looked_at = {} if check == "off" else inspect_sources(folders, check, progress=progress)
+    for split, reports in looked_at.items():
+        for index, text in reports:
+            seen += 1
+            for kind, said in json.loads(text).items():
+                file = folders[split].files(index)[-1]
+                found[kind].append(said if kind == "unreadable" else f"{file} ({said})")
+    unreadable = list(dict.fromkeys(found["unreadable"]))
+    notices = list(dict.fromkeys(text for one in folders.values() for text in one.notices))
+    if config.data.on_bad_sample == "skip" and 0 < len(unreadable) < seen:
+        notices.append(f"data.on_bad_sample=skip leaves out {len(unreadable)}: {some(unreadable)}")
+    else:
+        problems += unreadable[:5]
+        if len(unreadable) > 5:
+            problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
+    if 2 * len(found["shallow"]) <= seen:
+        del found["shallow"]  # some are dark
+    problems += [
+        message.format(len(found[kind]), some(found[kind]))
+        for kind, message in _MESSAGES.items()
+        if found[kind]
+    ]
+    if problems:
+        raise SegFitError(problems)
+    return NothingToReport(notices)

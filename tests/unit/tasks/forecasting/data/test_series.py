@@ -75,7 +75,7 @@ def test_what_comes_later_changes_nothing(tmp_path):
         for part, windows in before.items():
             others = windows_of(tmp_path / str(row), part)
             indices = range(len(windows))
-            one, other = windows.gather(indices, CPU), others.gather(indices, CPU)
+            one, other = windows.batch(indices, CPU), others.batch(indices, CPU)
             _, _, begin = windows.locate(indices)
             earlier = torch.from_numpy(begin + 8 <= row)  # the forecast is made before that row
             assert torch.equal(one["window"][earlier, :8], other["window"][earlier, :8])
@@ -102,7 +102,7 @@ def test_windows_are_slices(tmp_path, place):
     windows = windows_of(tmp_path, "train", f"data.place={place}", "data.cache=none")
     first = len(windows) - 49 if len(windows) > 49 else 0
     indices = np.random.default_rng(0).permutation(len(windows))
-    batch = windows.gather(indices, CPU)
+    batch = windows.batch(indices, CPU)
     which, number, _ = windows.locate(indices)
     for row, (series, start) in enumerate(zip(which, number, strict=True)):
         rows = tables[series].iloc[start : start + 12]
@@ -117,7 +117,7 @@ def test_windows_are_slices(tmp_path, place):
 def test_the_future_begins_where_the_data_end(tmp_path):
     write(frame(100), tmp_path / "a.csv")
     windows = windows_of(tmp_path, "future")
-    batch = windows.gather([0], CPU)
+    batch = windows.batch([0], CPU)
     assert np.allclose(batch["window"][0, :8], frame(100)[["a", "b"]].tail(8), rtol=1e-6)
     assert batch["window"][0, 8:].eq(0).all()
 
@@ -127,11 +127,11 @@ def test_what_is_known_of_the_future_is_there(tmp_path):
     table.loc[100:, ["a", "b"]] = np.nan
     write(table, tmp_path / "a.csv")
     windows = windows_of(tmp_path, "future", "data.known=[known]")
-    batch = windows.gather([0], CPU)
+    batch = windows.batch([0], CPU)
     assert batch["window"][0, 8:, 2].tolist() == [100, 101, 102, 103]
     assert batch["window"][0, 8:, :2].eq(0).all()
     test = windows_of(tmp_path, "test", "data.known=[known]")
-    assert test.gather([len(test) - 1], CPU)["window"][0, -1, 2] == 99
+    assert test.batch([len(test) - 1], CPU)["window"][0, -1, 2] == 99
 
 
 def test_files_are_read_once_until_they_change(tmp_path, monkeypatch):

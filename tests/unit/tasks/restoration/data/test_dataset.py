@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from segfit.data.sampler import EpochSampler
-from segfit.tasks.restoration.data.dataset import HeldOutDataset, TrainDataset, collate
+from segfit.tasks.defaults import collate
+from segfit.tasks.restoration.data.dataset import HeldOutDataset, TrainDataset
 from tests.unit.data.files import noise
 
 

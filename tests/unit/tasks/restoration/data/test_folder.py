@@ -10,8 +10,7 @@ from segfit.config.schema import SplitConfig
 from segfit.data.shapes import shapes_sources
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.assembly import Drawn
-from segfit.tasks.restoration.data.folder import folder_sources, shift
-from segfit.tasks.restoration.data.preflight import check_sources
+from segfit.tasks.restoration.data.folder import check_sources, folder_sources, shift
 from segfit.tasks.restoration.schema import FolderConfig, PairsConfig
 from tests.contracts.source_contract import SourceContract
 from tests.integration.restoring import picture, write
@@ -26,6 +25,10 @@ def sources(kind, root, **options):
 def fill(folder, count, first=0):
     for number in range(first, first + count):
         write(folder / f"{number}.png", picture(24, 24, seed=number))
+
+
+def checking(check, on_bad_sample="fail"):
+    return OmegaConf.create({"data": {"check": check, "on_bad_sample": on_bad_sample}})
 
 
 def sizes(found):
@@ -83,11 +86,10 @@ def test_what_is_no_data_set_is_refused(tmp_path, kind, folders, said):
 def test_unreadable_pictures_may_be_skipped(tmp_path):
     fill(tmp_path, 6)
     (tmp_path / "x.png").write_bytes(b"nothing")
-    options = {"check": "full", "needs": {"train": 1, "val": 1}}
     found = sources(FolderConfig, tmp_path)
     with pytest.raises(SegFitError, match="unreadable"):
-        check_sources(found, skip=False, **options)
-    (notice,) = check_sources(found, skip=True, **options).notices
+        check_sources(checking("full"), found, {"train": 1, "val": 1})
+    (notice,) = check_sources(checking("full", "skip"), found, {"train": 1, "val": 1}).notices
     assert notice.startswith("data.on_bad_sample=skip leaves out 1:")
 
 
@@ -95,12 +97,11 @@ def test_16_bits_of_which_few_are_used_are_told(tmp_path):
     for number in range(4):
         pixels = picture(24, 24, seed=number).astype(np.uint16) * 16
         Image.fromarray(pixels[..., 0]).save(tmp_path / f"{number}.png")
-    options = {"check": "full", "skip": False, "needs": {}}
     with pytest.raises(SegFitError, match="4 pictures of 16 bits use few of them"):
-        check_sources(sources(FolderConfig, tmp_path), **options)
+        check_sources(checking("full"), sources(FolderConfig, tmp_path), {})
     fill(tmp_path, 9)  # one that is dark among others
     Image.fromarray(pixels[..., 0]).save(tmp_path / "dark.png")
-    check_sources(sources(FolderConfig, tmp_path), **options)
+    check_sources(checking("full"), sources(FolderConfig, tmp_path), {})
 
 
 @pytest.mark.parametrize("moved", [(0, 0), (4, 3), (-5, 2), (11, 0)])
@@ -157,7 +158,7 @@ def test_a_test_folder_without_targets_is_for_restoring(tmp_path):
     assert sizes(sources(PairsConfig, tmp_path)) == {"train": 3, "val": 1}
     found = sources(PairsConfig, tmp_path / "b")
     assert sizes(found) == {"train": 3, "val": 1}
-    assert "so it is not used" in check_sources(found, check="off", skip=False, needs={}).notices[0]
+    assert "so it is not used" in check_sources(checking("off"), found, {}).notices[0]
 
 
 def test_folders_are_not_thrown_together_and_lists_divide(tmp_path):
