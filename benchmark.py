@@ -44,11 +44,9 @@ def benchmark(config: DictConfig) -> None:
 def measure(config: DictConfig, folder: Path) -> None:
     """Run the mode's module and report what it found."""
     # torch and friends only when work starts
-    from segfit.report.benchmark import write_findings
-    from segfit.report.console import console_report
-    from segfit.report.progress import WorkProgress
-    from segfit.report.tables import print_findings
-    from segfit.report.text import stdout_console
+    from segfit.report.console import WorkProgress, console_report
+    from segfit.report.files import write_findings
+    from segfit.report.text import print_findings, stdout_console
     from segfit.tuning.bench import Bench
 
     console = stdout_console()

@@ -35,10 +35,8 @@ def evaluate(options: DictConfig) -> None:
     from segfit.commands import export
     from segfit.commands import load_run as trained  # torch and friends only when work starts
     from segfit.commands.publish import publish
-    from segfit.report.console import console_report
-    from segfit.report.progress import WorkProgress
-    from segfit.report.tables import print_findings
-    from segfit.report.text import stdout_console
+    from segfit.report.console import WorkProgress, console_report
+    from segfit.report.text import print_findings, stdout_console
 
     console = stdout_console()
     notice, checking = console_report(console).notice, WorkProgress(console)

@@ -223,8 +223,8 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
     from rich.console import Console
 
     from segfit.report.console import console_report
-    from segfit.report.session import run_listener
-    from segfit.runs.folder import RunFolder
+    from segfit.report.loggers import run_listener
+    from segfit.runs.files import RunFolder
 
     training = made(config, folder, clock)
     clock.aside = _bare_update(training)

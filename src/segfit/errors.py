@@ -1,5 +1,6 @@
 """The one error that is meant for the person at the keyboard."""
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -20,6 +21,16 @@ class SegFitError(Exception):
 def printable(text: str) -> str:
     """Return text that can be encoded: Python has lone surrogates for bytes of file names that are no UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def quoted(text: object) -> str:
+    """Return text in quotes such that Hydra's override grammar gives back the same text.
+
+    Source: https://hydra.cc/docs/1.3/advanced/override_grammar/basic/
+    """
+    # A backslash escapes only in front of a quote, or of another such backslash.
+    escaped = re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + "\\'" * bool(at[2]), f"{text}")
+    return f"'{escaped}'"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

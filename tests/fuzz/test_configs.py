@@ -18,6 +18,7 @@ from segfit.cli.explain import explain
 from segfit.config.check import check
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
+from segfit.runs.files import RunFolder
 from tests.fuzz import configs, keys, lines, run_folders
 from tests.fuzz.profiles import examples
 from tests.integration.training import one_thread
@@ -165,7 +166,7 @@ def write(run, case: configs.Case) -> None:
             section = section[name]
         section[last] = value
     text = yaml.dump(values, Dumper=yaml.CSafeDumper, allow_unicode=True)
-    (runs.RunFolder(run).config).write_text(text, encoding="utf-8")
+    RunFolder(run).config.write_text(text, encoding="utf-8")
 
 
 @examples(100)
@@ -199,7 +200,7 @@ def test_a_run_with_values_of_another_type_is_refused(run, case):
 @given(data=st.data())
 def test_a_run_that_somebody_meddled_with_is_read_or_refused(run, data):
     text = yaml.safe_dump(values_of(keys.composition("cnn", "folder", (), None).choices))
-    (runs.RunFolder(run).config).write_bytes(data.draw(run_folders.meddled(text)))
+    RunFolder(run).config.write_bytes(data.draw(run_folders.meddled(text)))
     try:
         config = runs.load_config(run)
     except SegFitError as error:

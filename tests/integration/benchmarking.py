@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from segfit.config.check import check, plain
 from segfit.engine.findings import Findings
-from segfit.report.benchmark import write_findings
+from segfit.report.files import write_findings
 from segfit.tuning.bench import Bench
 from segfit.tuning.trial import Outcome
 from tests.integration.training import ROOT, TINY, one_thread

@@ -70,7 +70,10 @@ def told_once(text: str, outcome: tuple[EndLog, str, str]) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["tensorboard.backend.event_processing.event_file_loader", "torch.utils.tensorboard"],
+    [
+        "tensorboard.backend.event_processing.event_file_loader",
+        "tensorboard.summary.writer.event_file_writer",
+    ],
 )
 def test_no_tensorboard(screen, tmp_path, monkeypatch, module):
     monkeypatch.delitem(sys.modules, "segfit.report.tensorboard", raising=False)

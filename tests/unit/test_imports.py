@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"system"},
     "data": {"system"},
     "engine": {"system"},
-    "report": {"engine", "system"},
+    "report": {"engine", "runs.files", "system"},
     "tasks": {*BELOW_TASKS, "config", "system"},
     "config": {"system", "tasks"},
     "runs": {"config", "system"},

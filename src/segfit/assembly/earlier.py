@@ -16,7 +16,8 @@ from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.optim import base_rate
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
-from segfit.runs.folder import RunFolder, load_config, may_change
+from segfit.runs.files import RunFolder
+from segfit.runs.folder import load_config, may_change
 from segfit.system.hardware import device_name
 
 Notice = Callable[[str], None]

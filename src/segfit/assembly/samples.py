@@ -11,7 +11,7 @@ from segfit.data.files import some
 from segfit.data.source import Source
 from segfit.data.splits import groups_of
 from segfit.errors import SegFitError
-from segfit.runs.untrusted import read_json
+from segfit.runs.files import read_json
 
 Samples: TypeAlias = Mapping[str, Mapping[str, str]]  # split → name → content key, "" if unknown
 
@@ -27,10 +27,7 @@ def samples_of(sources: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 def read_samples(path: Path) -> dict[str, dict[str, str]]:
     """Return a run's list, empty where it has none; raise a SegFitError if the file holds anything else."""
-    try:
-        found = read_json(path)
-    except FileNotFoundError:
-        return {}
+    found = read_json(path)
     plain = all(isinstance(names, dict) for names in found.values())
     if not plain or not all(isinstance(k, str) for one in found.values() for k in one.values()):
         raise SegFitError(f"{path}: no list of samples. Delete it, and splits are drawn anew.")

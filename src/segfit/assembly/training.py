@@ -27,7 +27,7 @@ from segfit.engine.fit import Fit
 from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState
 from segfit.engine.task import FitOptions
-from segfit.runs.folder import RunFolder
+from segfit.runs.files import RunFolder
 from segfit.system.cards import GIB, share_of_card
 from segfit.system.hardware import device_name, peak_memory_gib
 

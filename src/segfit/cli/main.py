@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from segfit.cli import help as help_page
 from segfit.cli.explain import explain
 from segfit.config import tasks
-from segfit.errors import SegFitError
-from segfit.runs.folder import RunFolder, last_run
+from segfit.errors import SegFitError, quoted
+from segfit.runs.files import RunFolder
+from segfit.runs.folder import last_run
 from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
@@ -83,10 +84,7 @@ def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
 def with_last_run(arguments: Sequence[str]) -> list[str]:
     """Return a command line with the newest run in place of `last`; raise a SegFitError if there is none."""
     keys = {"run=last": "run", "resume=last": "resume"}
-    return [
-        f"{keys[text]}={sweep_jobs.quoted(last_run())}" if text in keys else text
-        for text in arguments
-    ]
+    return [f"{keys[text]}={quoted(last_run())}" if text in keys else text for text in arguments]
 
 
 def run_dir(resume: str | None, name: str | None) -> str:

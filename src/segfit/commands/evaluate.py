@@ -26,9 +26,9 @@ from segfit.errors import SegFitError
 from segfit.report.evaluation import Evaluation
 from segfit.report.intervals import summed, with_intervals
 from segfit.report.page import run_page
-from segfit.report.summary import next_commands
 from segfit.report.text import duration, scores_text, shown_path
-from segfit.runs.folder import RunFolder, load_named
+from segfit.runs.files import RunFolder
+from segfit.runs.folder import load_named
 from segfit.system.files import replace_text
 from segfit.system.hardware import device_name
 
@@ -260,7 +260,7 @@ def _evaluated(
     evaluation.write_metrics({**facts, **scores})
     files = RunFolder(run.folder)
     if files.page.exists() and files.metrics.exists():
-        replace_text(files.page, run_page(files, next_commands("finished", files)))
+        replace_text(files.page, run_page(files, "finished"))
     return Evaluated(result, facts, evaluation.written())
 
 

@@ -18,8 +18,7 @@ from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.precision import Precision
 from segfit.engine.seeding import seed_everything
 from segfit.errors import SegFitError
-from segfit.runs import folder as runs
-from segfit.runs.untrusted import read_json
+from segfit.runs.files import RunFolder, read_json
 
 # Options that runs whose models are averaged may differ in, of data.
 _FREE = ("data.check", "data.on_bad", "data.cache", "data.sampling", "data.crops_per_image", "data.foreground")  # fmt: skip
@@ -86,10 +85,7 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
     Raises a SegFitError if the checkpoint is missing, damaged or refused, or does not fit the config.
     """
     folder = Path(options.run).expanduser()
-    try:
-        recorded = read_json(runs.RunFolder(folder).metrics)
-    except FileNotFoundError:  # killed
-        recorded = {}
+    recorded = read_json(RunFolder(folder).metrics)  # empty of a run that was killed
     _apply(options, config, recorded, notice)
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(config, options.device, notice)
@@ -100,7 +96,7 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SegFitError(
-            f"{path} does not fit the model in {runs.RunFolder(folder).config} ({reason}). Was one of the two replaced?"
+            f"{path} does not fit the model in {RunFolder(folder).config} ({reason}). Was one of the two replaced?"
         ) from error
     model = to_device(model, device, config.channels_last).eval()
     return TrainedRun(folder, config, recorded, model, device, precision, epoch)
@@ -131,7 +127,7 @@ def _apply(
 
 def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | None]:
     """Return a checkpoint's file, the weights that validation saw, and the epoch."""
-    checkpoints = Checkpoints(runs.RunFolder(folder).checkpoints)
+    checkpoints = Checkpoints(RunFolder(folder).checkpoints)
     path = checkpoints.best if which == "best" else checkpoints.last
     if which == "best" and not path.exists() and checkpoints.last.exists():
         raise SegFitError(

@@ -10,14 +10,13 @@ from segfit.assembly.training import Training, make_training, metrics_of
 from segfit.engine.distributed import Distributed
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.engine.torchrun import joined
-from segfit.report.console import console_report
+from segfit.report.console import WorkProgress, console_report, print_summary
 from segfit.report.files import write_json
+from segfit.report.loggers import run_listener
 from segfit.report.page import run_page
-from segfit.report.progress import WorkProgress
-from segfit.report.session import run_listener
-from segfit.report.summary import next_commands, print_summary
 from segfit.report.text import monitored_first, stdout_console
-from segfit.runs import folder as runs
+from segfit.runs.files import RunFolder
+from segfit.runs.folder import save_config
 from segfit.system.files import replace_text, reporting
 from segfit.system.monitor import Monitor, summed_up
 
@@ -61,10 +60,10 @@ def _lead(
         training = make_training(config, folder, notice, checking, distributed, resumed)
     finally:
         checking.close()
-    files, monitor = runs.RunFolder(folder), Monitor()
+    files, monitor = RunFolder(folder), Monitor()
     end = _unwritten_end(training, folder, distributed)
     if end is not None or training.fit.ended() is None:  # else it is refused, and stays as it is
-        runs.save_config(config, overrides, folder, resumed=resumed)
+        save_config(config, overrides, folder, resumed=resumed)
         if training.samples:
             with reporting(f"cannot write {files.samples}"):
                 write_json(files.samples, training.samples)
@@ -94,18 +93,19 @@ def _lead(
         write_json(files.metrics, {**metrics_of(training, end, config), "device": device})
     if config.report.page:
         with reporting(f"cannot write {files.page}"):
-            replace_text(files.page, run_page(files, next_commands(end.reason, files)))
+            replace_text(files.page, run_page(files, end.reason))
     print_summary(
         end,
         columns=monitored_first(config.monitor, training.columns),
         remark=assembly_of(config).remark(end.best_scores),
         files=files,
+        console=terminal,
     )
     return end
 
 
 def _unwritten_end(training: Training, folder: Path, distributed: Distributed) -> EndLog | None:
     """Return how a run ended that was killed between its last save and its metrics.json, None for others."""
-    written = runs.RunFolder(folder).metrics.exists()
+    written = RunFolder(folder).metrics.exists()
     unwritten = distributed.gather(not written)[0]  # as the main process sees it
     return training.fit.ended() if unwritten else None

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 import segfit.tasks
 from segfit.config.benchmark import MODES, benchmark_schema
 from segfit.config.schema import EvaluateConfig, RunConfig
-from segfit.errors import SegFitError, nearest
+from segfit.errors import SegFitError, nearest, quoted
 
 DEFAULT = "segmentation"
 # Options that are text whatever it looks like: a folder may be called 1e3, ~/x or "a (b), c".
@@ -188,8 +188,7 @@ def qualified(arguments: Sequence[str], task: str, folders: Sequence[Path]) -> l
         elif text.startswith("data.label_map={"):
             lines.append("data.label_map=null")
         if (found := _TEXT.fullmatch(text)) and not (sweeps and "," in text):
-            quoted = re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + "\\'" * bool(at[2]), found[2])
-            text = f"{found[1]}'{quoted}'"
+            text = found[1] + quoted(found[2])
         elif found := _NAMES.fullmatch(text):
             text = f"{found[1]}[{','.join(repr(name.strip()) for name in found[2].split(','))}]"
         lines.append(text)

@@ -1,17 +1,19 @@
-"""What the terminal shows while a model trains."""
+"""What the terminal shows: a training, how it ended, and other work that takes a while."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
-from segfit.report.lines import Eta, LineReport
-from segfit.report.text import duration, number, one_line, stdout_console
+from segfit.report.lines import REASONS, Eta, LineReport
+from segfit.report.page import next_commands
+from segfit.report.text import duration, number, one_line, scores_text, shown_path, stdout_console
+from segfit.runs.files import RunFolder
 
 _REDRAW_SECONDS = 0.1
 _SMALLEST_BAR = 8
@@ -36,16 +38,13 @@ class LiveReport(Listener):
         self._eta = Eta(0)
         self._drawn_at = 0.0
         self._update = 0
-        self._star = "*" if console.options.ascii_only else "★"
-        self._progress = Progress(
-            TextColumn("{task.description}", style="bold"),
-            BarColumn(bar_width=None),
+        parts = (
+            "[bold]{task.description}",
+            BarColumn(None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=console,
-            expand=True,
-            transient=True,
+            "{task.fields[numbers]}",
         )
+        self._progress = Progress(*parts, console=console, expand=True, transient=True)
         self._task = self._progress.add_task("", total=None, numbers="")
         self._scores: list[str] = []  # of the epoch table
         self._widths: list[int] = []
@@ -123,11 +122,12 @@ class LiveReport(Listener):
             f"{log.memory_gib:.2f} GiB",
             duration(log.seconds),
         ]
-        self._print_row(cells, f" {self._star}" * log.is_best)
+        star = " *" if self._console.options.ascii_only else " ★"
+        self._print_row(cells, star * log.is_best)
         self._redraw(self._epoch_name(min(log.epoch + 1, self._info.epochs - 1)))
 
     def end(self, log: EndLog) -> None:
-        """Remove the bar; `summary.print_summary` prints the rest."""
+        """Remove the bar; `print_summary` prints the rest."""
         del log
         self.close()
 
@@ -147,20 +147,69 @@ class LiveReport(Listener):
     def _redraw(self, description: str) -> None:
         self._drawn_at = time.monotonic()
         self._fields["eta"] = f"ETA {duration(self._eta.seconds(self._update))}"
-        self._progress.update(
-            self._task,
-            completed=self._update,
-            description=description,
-            numbers=self._numbers(description),
-        )
-
-    def _numbers(self, description: str) -> str:
-        """Join what fits beside the bar: the least wanted goes first on a narrow terminal."""
-        shown = [name for name, text in self._fields.items() if text]
+        # What fits beside the bar: the least wanted goes first on a narrow terminal.
+        shown = {name: text for name, text in self._fields.items() if text}
         count = 2 * len(str(self._info.total_updates)) + 1
         room = self._console.width - len(description) - count - _SMALLEST_BAR - 3
         for name in ("memory", "wait", "speed", "score"):
-            if sum(len(self._fields[other]) + 2 for other in shown) <= room:
-                break
-            shown = [other for other in shown if other != name]
-        return "  ".join(self._fields[name] for name in shown)
+            if sum(len(text) + 2 for text in shown.values()) > room:
+                shown.pop(name, None)
+        numbers = "  ".join(shown.values())
+        self._progress.update(
+            self._task, completed=self._update, description=description, numbers=numbers
+        )
+
+
+def print_summary(
+    end: EndLog, *, columns: Mapping[str, str], remark: str, files: RunFolder, console: Console
+) -> None:
+    """Print how the training ended, its best score, a remark on it, and the commands to type next.
+
+    Every command is one line that can be pasted into a shell; paths below the working directory are relative to it.
+    """
+    reason = REASONS.get(end.reason, end.reason)
+    lines = ["", f"Ended after {end.updates} updates, {duration(end.seconds)}: {escape(reason)}."]
+    if end.best_epoch is not None:
+        best = escape(scores_text(end.best_scores, columns))
+        lines += [f"[bold]Best: {best}[/bold] (epoch {end.best_epoch + 1})"]
+        lines += [escape(remark)] if remark else []
+    else:
+        lines += ["No validation gave the monitored score a value, so there is no best checkpoint."]
+    places = {"Checkpoint": files.best, "Report": files.page}
+    lines += [f"{what}: {escape(shown_path(one))}" for what, one in places.items() if one.exists()]
+    lines += ["", "Next:"]
+    lines += [f"  [cyan]{escape(command)}[/cyan]" for command in next_commands(end.reason, files)]
+    for line in lines:  # neither wrapped nor coloured by content, so that commands can be copied
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+class WorkProgress:
+    """A bar for work that is no training, removed when it is done: checking data, predicting, measuring.
+
+    On a stream that is no terminal, nothing, or with `lines` a line for each new thing.
+    """
+
+    def __init__(self, console: Console, *, lines: bool = False) -> None:
+        self._console, self._lines, self._what = console, lines, ""
+        parts = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bar = Progress(*parts, console=console, transient=True)
+        self._task = self._bar.add_task("", total=None)
+
+    def __call__(self, done: int, total: int, what: str = "checking the data set") -> None:
+        """Show that `done` of `total` are done, and what the work is."""
+        if not self._console.is_terminal:
+            if self._lines and what != self._what:
+                self._console.print(f"[{done + 1}/{total}] {what}", markup=False)
+            self._what = what
+            return
+        if done < self._bar.tasks[0].completed:
+            self._bar.reset(self._task)
+        self._bar.start()
+        self._bar.update(self._task, description=what, completed=done, total=total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar.live.is_started:
+            self._bar.stop()

@@ -1,4 +1,4 @@
-"""Losses and scores of a run as `curves.png`, drawn anew as it trains."""
+"""The validations of a run: a line of scores.jsonl for each, and `curves.png`, drawn anew as it trains."""
 
 import json
 import time
@@ -8,48 +8,88 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo
-from segfit.report.files import png
+from segfit.report.files import json_text, png
 from segfit.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SHARE = 0.02  # of the wall-clock time may go into drawing
+_SHARE = 0.02  # of the wall-clock time may go into drawing, while the device is idle
 
 
-class CurvesFile(Listener):
-    """Draws the validations of a scores.jsonl, those of earlier sessions included, into a PNG file."""
+class Pictures(Listener):
+    """Draws the first and the last validation, and those between as long as that takes next to no time."""
 
-    def __init__(self, scores: Path, path: Path) -> None:
-        self._scores, self._path = scores, path
-        self._columns: Mapping[str, str] = {}
+    def __init__(self) -> None:
+        self._undrawn: EpochLog | None = None
         self._begun, self._drawing = time.monotonic(), 0.0
-        self._old = False  # there are validations that are not drawn yet
+
+    def draw(self, log: EpochLog) -> None:
+        """Draw a validation."""
+
+    def epoch(self, log: EpochLog) -> None:
+        """Draw, if there is time."""
+        if log.result is not None:
+            self._undrawn = log
+            if self._drawing <= _SHARE * (time.monotonic() - self._begun):
+                self._draw()
+
+    def end(self, log: EndLog) -> None:
+        """Draw what is new."""
+        del log
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._undrawn is not None:
+            begun = time.monotonic()
+            self.draw(self._undrawn)
+            self._undrawn = None
+            self._drawing += time.monotonic() - begun
+
+
+class ScoresFile(Pictures):
+    """Appends a line of JSON for each validation: for a tuner that ends hopeless runs early, a plot, a notebook.
+
+    A line holds `epoch` (0-based), `update`, `best` (whether no validation before was better) and `scores`
+    (name → number, null where undefined), and of training `train_loss`, `lr` and `seconds`. A run that was killed
+    validates some epochs again: of two lines of an epoch the later one counts. All of them, those of earlier sessions
+    included, are drawn to `curves`, unless that is None.
+    """
+
+    def __init__(self, path: Path, curves: Path | None) -> None:
+        super().__init__()
+        self._path, self._curves = path, curves
+        self._columns: Mapping[str, str] = {}
 
     def start(self, info: RunInfo) -> None:
         """Take the names of the scores."""
         self._columns = info.columns
 
     def epoch(self, log: EpochLog) -> None:
-        """Draw, as long as that takes next to no time."""
-        self._old |= log.result is not None
-        if self._old and self._drawing <= _SHARE * (time.monotonic() - self._begun):
-            self._draw()
+        """Append the epoch's scores, if it was validated, and draw."""
+        if log.result is not None:
+            line = {
+                "epoch": log.epoch,
+                "update": log.update,
+                "best": log.is_best,
+                "scores": log.result.scores,
+                "train_loss": log.loss,
+                "lr": log.lr,
+                "seconds": log.seconds,
+            }
+            # Opened each time: a line is written whole, and is there for other programs to read.
+            with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+                file.write(json_text(line, indent=None) + "\n")
+        super().epoch(log)
 
-    def end(self, log: EndLog) -> None:
-        """Draw what is new."""
+    def draw(self, log: EpochLog) -> None:
+        """Draw all lines."""
         del log
-        if self._old:
-            self._draw()
-
-    def _draw(self) -> None:
-        begun = time.monotonic()
         with suppress(OSError):  # a full disk costs the picture, never the training
-            content = png(lambda: curves(validations(self._scores), self._columns))
-            with atomic_write(self._path, sync=False) as file:
-                file.write(content)
-        self._old = False
-        self._drawing += time.monotonic() - begun
+            if self._curves is not None:
+                content = png(lambda: curves(validations(self._path), self._columns))
+                with atomic_write(self._curves, sync=False) as file:
+                    file.write(content)
 
 
 def validations(path: Path) -> list[dict[str, Any]]:

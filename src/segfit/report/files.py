@@ -1,35 +1,19 @@
-"""What was found as files: JSON, CSV, PNG."""
+"""What was found as files: JSON, CSV, PNG; what a benchmark leaves on disk."""
 
 import csv
 import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from segfit.engine.findings import Findings, Table
+from segfit.engine.findings import Cell, Findings, Table
 from segfit.system.files import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class RunFiles(Protocol):
-    """The files of a run; `segfit.runs.folder.RunFolder` knows where they are."""
-
-    path: Path
-    config: Path
-    best: Path
-    tensorboard: Path
-    log: Path
-    scalars: Path
-    scores: Path
-    curves: Path
-    first_batch: Path
-    page: Path
-    metrics: Path
-    evaluation: Path
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -82,13 +66,36 @@ def png(draw: "Callable[[], Figure]") -> bytes:
     return content.getvalue()
 
 
-def image_of(content: bytes) -> Any:
-    """Return TensorBoard's image of an encoded one."""
-    from PIL import Image
-    from tensorboard.compat.proto.summary_pb2 import Summary
+def write_findings(
+    findings: Findings,
+    folder: Path,
+    *,
+    mode: str,
+    command: str,
+    machine: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:
+    """Write results.json, a CSV file a table, a PNG file a figure, and TensorBoard events, into `folder`, which exists."""
+    from segfit.report.tensorboard import write_events
 
-    with Image.open(io.BytesIO(content)) as image:
-        width, height, channels = *image.size, len(image.getbands())
-    return Summary.Image(
-        height=height, width=width, colorspace=channels, encoded_image_string=content
-    )
+    results = {
+        "benchmark": mode,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": command,
+        "headline": findings.headline,
+        "machine": machine,
+        "values": findings.values,
+        "tables": {table.name: _named(table) for table in findings.tables},
+        "config": config,
+    }
+    write_json(folder / "results.json", results)
+    files = dict(files_of(findings))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    images = {path.stem: files[path.name] for path in map(Path, files) if path.suffix == ".png"}
+    write_events(folder, json_text(results), findings.scalars, images)
+
+
+def _named(table: Table) -> list[dict[str, Cell]]:
+    names = [column.name for column in table.columns]
+    return [dict(zip(names, row, strict=True)) for row in table.rows]

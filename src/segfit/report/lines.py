@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
-from segfit.report.files import json_text
 from segfit.report.text import duration, number, one_line
 from segfit.system.files import reporting
 
@@ -126,31 +125,3 @@ class LogFile(LineReport):
             # A full disk costs lines of the log, never the training.
             with suppress(OSError):
                 self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
-
-
-class ScoresFile(Listener):
-    """Appends a line of JSON for each validation: for a tuner that ends hopeless runs early, a plot, a notebook.
-
-    A line holds `epoch` (0-based), `update`, `best` (whether no validation before was better) and `scores`
-    (name → number, null where undefined), and of training `train_loss`, `lr` and `seconds`. A run that was killed
-    validates some epochs again: of two lines of an epoch the later one counts.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def epoch(self, log: EpochLog) -> None:
-        """Append the epoch's scores, if it was validated."""
-        if log.result is not None:
-            line = {
-                "epoch": log.epoch,
-                "update": log.update,
-                "best": log.is_best,
-                "scores": log.result.scores,
-                "train_loss": log.loss,
-                "lr": log.lr,
-                "seconds": log.seconds,
-            }
-            # Opened each time: a line is written whole, and is there for other programs to read.
-            with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
-                file.write(json_text(line, indent=None) + "\n")

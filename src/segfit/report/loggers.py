@@ -1,4 +1,7 @@
-"""Loggers: the numbers of a training, under the same tags, in TensorBoard, a CSV file, Weights & Biases or MLflow."""
+"""What listens to a training run: console, log file, curves, and loggers.
+
+Loggers get its numbers, under the same tags: TensorBoard, a CSV file, Weights & Biases, MLflow.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,22 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
-from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
+from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
+from segfit.errors import SegFitError
+from segfit.report.curves import ScoresFile
+from segfit.report.lines import LogFile
+from segfit.runs.files import COMPLETE, RunFolder
 from segfit.system.monitor import Monitor, summed_up
 
 _PROJECT = "segfit"
-COMPLETE = {"finished", "max_steps", "patience"}  # the other reasons ask to be resumed
 
 
 class Logger(Listener):
@@ -62,6 +67,8 @@ class Loggers(Listener):
         if self._monitor is None:
             return
         self._monitor.start()
+        import torch  # by now it is there
+
         if torch.cuda.is_available() and self._monitor.probe.source != "NVML":
             self._notify(
                 "NVML does not answer: what is logged as system/* are the processor's values, not the card's. "
@@ -197,3 +204,69 @@ class MlflowLogger(Logger):
         self.scalars({f"best/{key}": one for key, one in log.best_scores.items()}, log.updates)
         status = "FINISHED" if log.reason in COMPLETE else "KILLED"
         self._client.set_terminated(self._id, status)
+
+
+def run_listener(
+    files: RunFolder,
+    console: Listener,
+    loggers: Sequence[str],
+    config_text: str,
+    hparams: Mapping[str, str | float | bool],
+    *,
+    monitor: Monitor | None = None,
+    page: bool = False,
+    resume_step: int | None = None,
+    notices: Sequence[str] = (),
+    posted: Callable[[], list[str]] = list,
+) -> Listeners:
+    """Return console, log file, scores file, with `page` curves.png, and `loggers` by the names in `report.logger`.
+
+    The log file also gets `notices`, which the console has shown before. `posted` returns the new notices of other
+    processes; each is shown and logged once. A logger that cannot be made gives a notice.
+    """
+    log = LogFile(files.log)
+    for line in notices:
+        log.notice(line)
+    shown = Listeners(console, log)
+    kinds: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: import_module("segfit.report.tensorboard").TensorBoardLogger(
+            files.tensorboard, config_text, hparams, resume_step
+        ),
+        "csv": lambda: CsvLogger(files.scalars),
+        "wandb": lambda: WandbLogger(files.path, config_text),
+        "mlflow": lambda: MlflowLogger(files.path, hparams),
+    }
+    made: dict[str, Logger] = {}
+    for name in loggers:
+        try:
+            made[name] = kinds[name]()
+        except SegFitError as error:
+            shown.notice(str(error))
+        except Exception as error:  # not installed, or at odds with protobuf or NumPy; no server
+            shown.notice(
+                f"report.logger={name} cannot be used ({type(error).__name__}: {error}): training continues without it. "
+                f"pip install {name}, or leave it away."
+            )
+    scores = ScoresFile(files.scores, files.curves if page else None)
+    passed_on = _Posted(posted, shown, notices)
+    return Listeners(console, log, scores, passed_on, Loggers(made, monitor, shown.notice))
+
+
+class _Posted(Listener):
+    """A listener that passes on the notices of other processes, each once, when the loop logs."""
+
+    def __init__(
+        self, posted: Callable[[], list[str]], listener: Listener, known: Sequence[str]
+    ) -> None:
+        self._posted, self._listener, self._known = posted, listener, set(known)
+
+    def notice(self, message: str) -> None:
+        self._known.add(message)
+
+    def _pass_on(self, _event: object) -> None:
+        for line in self._posted():
+            if line not in self._known:
+                self._known.add(line)
+                self._listener.notice(line)
+
+    start = log = epoch = end = _pass_on  # type: ignore[assignment]

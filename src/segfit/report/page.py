@@ -3,13 +3,14 @@
 import base64
 import csv
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from segfit.report.files import RunFiles
-from segfit.report.text import duration, number
+from segfit.report.text import duration, hydra_override, number, shown_path
+from segfit.runs.files import COMPLETE, RunFolder
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -19,8 +20,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums } pre { backgr
 """
 
 
-def run_page(files: RunFiles, commands: Sequence[str]) -> str:
-    """Return a run as HTML, of what is in its folder; `commands` are what to type next."""
+def run_page(files: RunFolder, reason: str) -> str:
+    """Return a run that ended for a reason as HTML, of what is in its folder."""
     metrics = json.loads(files.metrics.read_text(encoding="utf-8"))
     facts, best, last = metrics["facts"], metrics["best"], metrics["last"]
     labels = metrics["columns"]
@@ -51,11 +52,27 @@ def run_page(files: RunFiles, commands: Sequence[str]) -> str:
             *_section("Notices", "".join(f"<p>{escape(one)}</p>" for one in notices)),
             *_section("The first training batch", "".join(_pictures([files.first_batch]))),
             *_evaluations(files.evaluation),
-            *_section("What to type next", f"<pre>{escape(chr(10).join(commands))}</pre>"),
+            *_section(
+                "What to type next",
+                f"<pre>{escape(chr(10).join(next_commands(reason, files)))}</pre>",
+            ),
             "<h2>Config</h2>",
             f"<details><pre>{escape(files.config.read_text(encoding='utf-8'))}</pre></details>",
         ],
     )
+
+
+def next_commands(reason: str, files: RunFolder) -> list[str]:
+    """Return the commands that make sense after a training, quoted for a POSIX shell."""
+    run = shown_path(files.path)
+    commands = []
+    if reason not in COMPLETE:
+        commands.append(f"python train.py {hydra_override('resume', run)}")
+    if files.tensorboard.exists():
+        commands.append(f"tensorboard --logdir {shlex.quote(shown_path(files.tensorboard))}")
+    if files.best.exists():
+        commands.append(f"python evaluate.py {hydra_override('run', run)}")
+    return commands
 
 
 def sweep_page(folder: Path, leaderboard: Path, pages: Mapping[str, Path]) -> str:

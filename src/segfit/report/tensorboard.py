@@ -1,4 +1,7 @@
-"""The training as TensorBoard shows it."""
+"""The training, and what a benchmark found, as TensorBoard shows them.
+
+Importing this imports no torch, which takes longer than a remembered answer of `benchmark=plan`.
+"""
 
 import io
 import math
@@ -6,26 +9,26 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams as hparams_summary
+from tensorboard.plugins.text.metadata import create_summary_metadata
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from segfit.engine.events import EndLog, EpochLog, RunInfo
-from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
-from segfit.report.files import image_of, png
-from segfit.report.loggers import COMPLETE, Logger
+from segfit.report.curves import Pictures
+from segfit.report.files import png
+from segfit.report.loggers import Logger
 from segfit.report.text import one_line
-
-_PICTURE_SHARE = 0.02  # of the wall-clock time may go into drawing, while the device is idle
+from segfit.runs.files import COMPLETE
 
 
 def _ignore_writer_thread(failure: threading.ExceptHookArgs) -> None:
@@ -37,7 +40,7 @@ def _ignore_writer_thread(failure: threading.ExceptHookArgs) -> None:
 threading.excepthook = _ignore_writer_thread
 
 
-class TensorBoardLogger(Logger):
+class TensorBoardLogger(Pictures, Logger):
     """Writes one TensorBoard run; the x axis is the number of updates.
 
     TensorBoard sorts groups of tags by name, which is why loss and scores come first. Beside the tags of `Loggers`:
@@ -68,21 +71,22 @@ class TensorBoardLogger(Logger):
         hparams: Mapping[str, float | str | bool],
         resume_step: int | None = None,
     ) -> None:
+        super().__init__()
         self._config_text = config_text
-        # torch writes a bool as a number
+        # torch, which makes the row, writes a bool as a number
         flags = {k: str(v).lower() for k, v in hparams.items() if isinstance(v, bool)}
         self._hparams = {**hparams, **flags}
         self._best_written: dict[str, float] = {}
-        self._undrawn: tuple[Findings, int] | None = None
-        self._begun, self._drawing = time.monotonic(), 0.0
         self._session_step = 0 if resume_step is None else resume_step + 1
         self._resume_step = resume_step
         try:
             # A run that was killed between logging and saving logs the checkpoint's own step again.
             self._known = _tags_at(log_dir, resume_step) if resume_step is not None else set()
+            self._writer = EventFileWriter(str(log_dir))
             # A new run marks its start too: TensorBoard takes the first mark of a folder for the start,
             # and only those after it for a resumption that hides what it replaces.
-            self._writer = SummaryWriter(str(log_dir), purge_step=self._session_step)
+            mark = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(step=self._session_step, session_log=mark))
             self._writer.flush()
         except OSError as error:
             raise SegFitError(
@@ -92,39 +96,31 @@ class TensorBoardLogger(Logger):
 
     def start(self, info: RunInfo) -> None:
         """Write the config, the facts and the row of the HPARAMS tab."""
-        step = self._session_step
-        self._writer.add_text("config", f"```yaml\n{self._config_text.rstrip()}\n```", step)
-        self._writer.add_text("facts", _markdown_table(info.facts), step)
-        _, session_start, _ = hparams_summary(self._hparams, {})
-        self._add(session_start)
+        config = f"```yaml\n{self._config_text.rstrip()}\n```"
+        facts = _markdown_table(info.facts)
+        self._add(self._session_step, _text("config", config), _text("facts", facts))
+        self._add(0, *self._row({})[1].value)
         self._writer.flush()
 
     def scalars(self, values: Mapping[str, float], update: int) -> None:
         """Write the numbers that are not there yet."""
-        for tag, value in values.items():
-            if self._is_new(tag, update):
-                self._writer.add_scalar(tag, value, update)
+        new = {tag: value for tag, value in values.items() if self._is_new(tag, update)}
+        self._add(update, *_numbers(new))
         self._writer.flush()
 
     def epoch(self, log: EpochLog) -> None:
         """Draw the pictures of a validation, and note the best scores."""
-        if log.result is None:
-            return
-        self._undrawn = (log.result, log.update)
-        if self._drawing <= _PICTURE_SHARE * (time.monotonic() - self._begun):
-            self._draw(log.result, log.update)
-        if log.is_best:
+        super().epoch(log)
+        if log.result is not None and log.is_best:
             self._best(log.result.scores, log.update)
         self._writer.flush()
 
     def end(self, log: EndLog) -> None:
         """Write the final scores; mark the row in the HPARAMS tab as done, unless to be resumed."""
-        if self._undrawn is not None:
-            self._draw(*self._undrawn)
+        super().end(log)
         self._best(log.best_scores, log.updates)
         if log.reason in COMPLETE:
-            *_, session_end = hparams_summary({}, {})
-            self._add(session_end)
+            self._add(0, *self._row({})[2].value)
         self._writer.flush()
 
     def close(self) -> None:
@@ -132,14 +128,14 @@ class TensorBoardLogger(Logger):
         with suppress(OSError):
             self._writer.close()
 
-    def _draw(self, result: Findings, update: int) -> None:
-        start = time.monotonic()
-        for name, picture in result.panels.items():
-            self._image(f"validation/panel/{name}", partial(_jpeg, picture), update)
-        for name, figure in result.figures.items():
-            self._image(f"validation/{name}", partial(png, figure), update)
-        self._drawing += time.monotonic() - start
-        self._undrawn = None
+    def draw(self, log: EpochLog) -> None:
+        """Write the panels and figures of a validation."""
+        assert log.result is not None
+        pictures = {f"panel/{name}": _jpeg(draw) for name, draw in log.result.panels.items()}
+        pictures |= {name: png(draw) for name, draw in log.result.figures.items()}
+        tagged = {f"validation/{name}": content for name, content in pictures.items()}
+        new = {tag: content for tag, content in tagged.items() if self._is_new(tag, log.update)}
+        self._add(log.update, *_images(new))
 
     def _best(self, scores: Mapping[str, float], update: int) -> None:
         finite = {name: value for name, value in scores.items() if math.isfinite(value)}
@@ -147,27 +143,63 @@ class TensorBoardLogger(Logger):
             return
         metrics = {f"score_best/{name}": value for name, value in finite.items()}
         if not self._best_written:
-            experiment, *_ = hparams_summary(self._hparams, metrics)
-            self._add(experiment)
+            self._add(0, *self._row(metrics)[0].value)
         self._best_written = finite
         self.scalars(metrics, update)
 
-    def _image(self, tag: str, encoded: Callable[[], bytes], update: int) -> None:
-        if self._is_new(tag, update):
-            value = Summary.Value(tag=tag, image=image_of(encoded()))
-            self._add(Summary(value=[value]), update)
+    def _row(self, metrics: Mapping[str, float]) -> tuple[Any, ...]:
+        """Return what makes the row in the HPARAMS tab: its columns, its start and its end."""
+        from torch.utils.tensorboard.summary import hparams
+
+        return tuple(hparams(self._hparams, dict(metrics)))
 
     def _is_new(self, tag: str, update: int) -> bool:
         return update != self._resume_step or tag not in self._known
 
-    def _add(self, summary: Summary, update: int | None = None) -> None:
-        # SummaryWriter has no public way to write a summary as it is: add_hparams would open a second
-        # run for the row, add_image would encode the picture its own way.
-        self._writer._get_file_writer().add_summary(summary, update)
+    def _add(self, step: int, *values: Summary.Value) -> None:
+        _add(self._writer, step, *values)
+
+
+def write_events(
+    folder: Path, text: str, scalars: Mapping[str, float | None], images: Mapping[str, bytes]
+) -> None:
+    """Write one event file: `text` as code, scalars that are not None, encoded images."""
+    indented = "\n".join("    " + line for line in text.splitlines())
+    writer = EventFileWriter(str(folder))
+    _add(writer, 0, _text("results", indented), *_numbers(scalars), *_images(images))
+    writer.close()
+
+
+def _add(writer: EventFileWriter, step: int, *values: Summary.Value) -> None:
+    event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+    writer.add_event(event)
+
+
+def _numbers(scalars: Mapping[str, float | None]) -> list[Summary.Value]:
+    known = {tag: value for tag, value in scalars.items() if value is not None}
+    return [Summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
+
+
+def _text(name: str, text: str) -> Summary.Value:
+    about = create_summary_metadata(display_name=None, description=None)
+    tensor = make_tensor_proto([text])
+    return Summary.Value(tag=f"{name}/text_summary", metadata=about, tensor=tensor)
+
+
+def _images(encoded: Mapping[str, bytes]) -> list[Summary.Value]:
+    values = []
+    for tag, content in encoded.items():
+        with Image.open(io.BytesIO(content)) as image:
+            width, height, channels = *image.size, len(image.getbands())
+        picture = Summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=content
+        )
+        values.append(Summary.Value(tag=tag, image=picture))
+    return values
 
 
 def _jpeg(picture: Callable[[], NDArray[np.uint8]]) -> bytes:
-    # add_image always writes PNG, which takes a photograph 30 times as long.
+    # PNG takes a photograph 30 times as long.
     encoded = io.BytesIO()
     Image.fromarray(picture()).save(encoded, "jpeg", quality=92, subsampling=0)
     return encoded.getvalue()

@@ -1,8 +1,4 @@
-"""The run folder: what was trained, and all that resuming and evaluating need.
-
-It may be untrusted: its config is read as plain values (no interpolation, no tags) into the schema, its checkpoints as
-tensors and plain values.
-"""
+"""The run folder: what was trained, and all that resuming and evaluating need. It may be untrusted."""
 
 import contextlib
 from collections.abc import Sequence
@@ -17,35 +13,11 @@ from segfit.config.check import check
 from segfit.config.tasks import run_folder, schema_of
 from segfit.errors import SegFitError, nearest
 from segfit.runs import lock as locks
-from segfit.runs.untrusted import read_yaml
+from segfit.runs.files import RunFolder, read_yaml
 from segfit.system.files import replace_text, reporting
 from segfit.system.process import launched
 
 _WRONG = (OmegaConfBaseException, LookupError, TypeError, ValueError, OverflowError, RecursionError)
-
-
-class RunFolder:
-    """The paths of a run's files, below `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = path / "config.yaml"  # composed, without interpolations
-        self.overrides = path / "overrides.yaml"  # what was typed, a list
-        self.checkpoints = path / "checkpoints"  # last.pt to resume from, best.pt to evaluate
-        self.best = self.checkpoints / "best.pt"
-        self.bad_batches = path / "bad_batches"  # left out, since loss or gradient were not finite
-        self.samples = path / "samples.json"  # names and content keys by split
-        self.tensorboard = path / "tensorboard"
-        self.log = path / "train.log"
-        self.scalars = path / "scalars.csv"  # with report.logger=[csv]
-        self.scores = path / "scores.jsonl"  # a line for each validation
-        self.curves = path / "curves.png"
-        self.first_batch = path / "first_batch.png"  # of training, augmented
-        self.page = path / "report.html"
-        self.metrics = path / "metrics.json"  # scores, speed, memory, and the settings that ran
-        self.evaluation = path / "evaluation"  # evaluate.py's, a folder for each split
-        self.error = path / "error.json"  # why a job of a sweep failed
-        self.output = path / "output.log"  # what a job printed, where jobs run side by side
 
 
 # What may change when a run is resumed; anything else would make it another run.
@@ -55,23 +27,15 @@ _RESUMABLE = ("batch_size", "accumulate", "epochs", "max_steps", "max_left_out",
 
 
 def save_config(
-    config: DictConfig, overrides: Sequence[str], run: Path, *, resumed: bool = False
+    config: DictConfig | None, overrides: Sequence[str], run: Path, *, resumed: bool = False
 ) -> None:
-    """Write the composed config and, for a new run, the overrides; raise a SegFitError if they cannot be written."""
-    if not resumed:
-        save_overrides(overrides, run)
-    _write(run, RunFolder(run).config, OmegaConf.to_yaml(config, resolve=True))
-
-
-def save_overrides(overrides: Sequence[str], run: Path) -> None:
-    """Write what was typed; raise a SegFitError if it cannot be written."""
-    text = yaml.safe_dump(list(overrides), allow_unicode=True)
-    _write(run, RunFolder(run).overrides, text)
-
-
-def _write(run: Path, path: Path, text: str) -> None:
+    """Write what was typed, for a new run, and the composed config; raise a SegFitError if they cannot be written."""
     with reporting(f"cannot write to the run folder {run}"):
-        replace_text(path, text)
+        if not resumed:
+            text = yaml.safe_dump(list(overrides), allow_unicode=True)
+            replace_text(RunFolder(run).overrides, text)
+        if config is not None:
+            replace_text(RunFolder(run).config, OmegaConf.to_yaml(config, resolve=True))
 
 
 def last_run() -> Path:

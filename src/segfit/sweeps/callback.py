@@ -15,13 +15,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from segfit.config.tasks import monitor_mode
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, quoted
 from segfit.report.page import sweep_page
 from segfit.report.text import hydra_override, shown_path
 from segfit.runs import folder as runs
 from segfit.runs import lock as locks
-from segfit.runs.folder import RunFolder
-from segfit.sweeps.job import TERMINATED, is_grid, quoted
+from segfit.runs.files import RunFolder
+from segfit.sweeps.job import TERMINATED, is_grid
 from segfit.sweeps.leaderboard import Row, collect, print_leaderboard, write_csv
 from segfit.sweeps.record import SWEEP, save_sweep
 

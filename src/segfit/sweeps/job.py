@@ -16,14 +16,13 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, quoted
 from segfit.runs import lock as locks
-from segfit.runs.folder import RunFolder, save_overrides
-from segfit.runs.untrusted import read_json, read_yaml
+from segfit.runs.files import COMPLETE, RunFolder, read_json, read_yaml
+from segfit.runs.folder import save_config
 from segfit.system.files import replace_text
 from segfit.system.hardware import available_cores
 
-FINAL = ("finished", "max_steps", "patience")  # the status in metrics.json of a job that is done
 INTERRUPTED = 130
 TERMINATED = 143
 QUIET = "SEGFIT_QUIET_ERRORS"  # set where HYDRA_FULL_ERROR=1 is ours and not the person's
@@ -62,7 +61,11 @@ def run_job(monitor: str, script: Path) -> float | None:
     run = RunFolder(Path(hydra.runtime.output_dir))
     folder = run.path
     overrides = list(hydra.overrides.task)
-    _refuse_another(run, overrides)
+    before = read_yaml(run.overrides) if run.overrides.exists() else overrides
+    if before != overrides:
+        raise SegFitError(
+            f"{folder}: holds another job ({before}) than {overrides}. Was the sweep changed? Launch it in another folder."
+        )
     state, title = state_of(folder), f"── job {hydra.job.num}"
     if state == "running":
         print(f"{title}: still trained by {locks.holder(folder)}; skipped", flush=True)
@@ -79,7 +82,7 @@ def run_job(monitor: str, script: Path) -> float | None:
         run.error.unlink(missing_ok=True)
         overrides = [f"resume={quoted(folder)}"]
     else:
-        save_overrides(overrides, folder)
+        save_config(None, overrides, folder)
     alone = hydra.runtime.choices.get("hydra/launcher") == "basic"
     output = None if alone else run.output
     environment = {**_threads(hydra.launcher), **os.environ, _JOB_FOLDER: str(folder)}
@@ -92,7 +95,7 @@ def run_job(monitor: str, script: Path) -> float | None:
         _stopped = True
         return best_score(folder, monitor)
     if code != 0 and not run.error.exists() and locks.holder(folder) is None:
-        write_error(folder, "crash", _how_it_ended(code, output), code)
+        leave_error("crash", _how_it_ended(code, output), code, folder)
     return best_score(folder, monitor)
 
 
@@ -110,27 +113,15 @@ def state_of(folder: Path) -> str:
         code = _read(run.error).get("exit_code")
         killed = isinstance(code, int) and code < 0  # by a signal, not by a fault of its own
         return "interrupted" if killed and started else "failed"
-    if _read(run.metrics).get("status") in FINAL:
+    if _read(run.metrics).get("status") in COMPLETE:
         return "done"
     return "interrupted" if started else "unstarted"
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(FileNotFoundError, SegFitError):  # not there, damaged
+    with contextlib.suppress(SegFitError):  # damaged
         return read_json(path)
     return {}
-
-
-def _refuse_another(run: RunFolder, overrides: Sequence[str]) -> None:
-    try:
-        before = read_yaml(run.overrides)
-    except FileNotFoundError:
-        return
-    if before != list(overrides):
-        raise SegFitError(
-            f"{run.path}: holds another job ({before}) than {list(overrides)}. Was the sweep changed? Launch it in "
-            f"another folder."
-        )
 
 
 def _set_aside(folder: Path) -> None:
@@ -145,12 +136,6 @@ def _set_aside(folder: Path) -> None:
 def is_grid(hydra: Any) -> bool:
     """Return whether a sweep is a grid and not a search."""
     return str(hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
-
-
-def quoted(path: Path) -> str:
-    """Return a path, quoted for Hydra's override grammar."""
-    text = path.as_posix().replace("'", r"\'")
-    return f"'{text}'"
 
 
 def config_flags(hydra: Any) -> list[str]:
@@ -222,18 +207,13 @@ def obey_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def leave_error(kind: str, message: str, exit_code: int) -> None:
-    """If this process is a job of a sweep, write why it failed into its folder, for the leader board."""
-    folder = os.environ.get(_JOB_FOLDER)
-    if folder is not None:
-        write_error(Path(folder), kind, message, exit_code)
-
-
-def write_error(folder: Path, kind: str, message: str, exit_code: int) -> None:
-    """Write the reason of a failure into a job's folder."""
+def leave_error(kind: str, message: str, exit_code: int, folder: Path | None = None) -> None:
+    """Write why a job failed into its folder, for the leader board; None: that of this process, if it is a job of a sweep."""
     content = {"kind": kind, "message": message, "exit_code": exit_code}
-    with contextlib.suppress(OSError):
-        replace_text(RunFolder(folder).error, json.dumps(content))
+    if folder is not None or _JOB_FOLDER in os.environ:
+        with contextlib.suppress(OSError):
+            run = RunFolder(folder or Path(os.environ[_JOB_FOLDER]))
+            replace_text(run.error, json.dumps(content))
 
 
 def best_score(folder: Path, monitor: str) -> float | None:
@@ -242,8 +222,7 @@ def best_score(folder: Path, monitor: str) -> float | None:
     Not NaN: Hydra's Optuna sweeper counts None as a failed trial, but stops at NaN.
     """
     run = RunFolder(folder)
-    try:
+    with contextlib.suppress(SegFitError, KeyError, TypeError, ValueError):
         score = float(read_json(run.metrics)["best"][monitor])
-    except (OSError, SegFitError, KeyError, TypeError, ValueError):
-        return None
-    return None if math.isnan(score) or run.error.exists() else score
+        return None if math.isnan(score) or run.error.exists() else score
+    return None

@@ -19,8 +19,7 @@ from rich.table import Table
 from segfit.errors import SegFitError
 from segfit.report import text as texts
 from segfit.report.text import ABSENT, duration, monitored_first, number, one_line, shown_path
-from segfit.runs.folder import RunFolder
-from segfit.runs.untrusted import read_json, read_yaml
+from segfit.runs.files import RunFolder, read_json, read_yaml
 
 _END_LENGTH = 70
 _NUMBER_LENGTH = 8
@@ -77,7 +76,7 @@ def _rank(row: Row) -> tuple[bool, bool, float, int]:
 def _read_job(folder: Path) -> Row:
     run = RunFolder(folder)
     try:
-        metrics, error = _read(run.metrics), _read(run.error)
+        metrics, error = read_json(run.metrics), read_json(run.error)
     except SegFitError as problem:
         # One torn file must not end the leader board.
         metrics, error = {}, {"kind": "unreadable", "message": f"{problem}"}
@@ -90,13 +89,6 @@ def _read_job(folder: Path) -> Row:
     failed = bool(error) or not metrics
     overrides = _read_overrides(run.overrides)
     return Row(int(folder.name), folder, overrides, status, failed, message, metrics)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        return {}
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from segfit.errors import SegFitError
-from segfit.runs.untrusted import read_yaml
-from segfit.sweeps.job import config_flags, quoted
+from segfit.errors import SegFitError, quoted
+from segfit.runs.files import read_yaml
+from segfit.sweeps.job import config_flags
 from segfit.system.files import replace_text, reporting
 
 SWEEP = "sweep.yaml"
@@ -72,10 +71,25 @@ def resumed_arguments(arguments: Sequence[str]) -> list[str]:
     record = _read(folder)
     typed = {_key(text) for text in (*before, *after)}
     hydras = [text for text in record["hydra"] if _key(text) not in typed]
-    _refuse_unsafe([_key(text) for text in hydras if not _HYDRAS.fullmatch(text)], folder)
-    overrides = [_checked(text, folder) for text in record["overrides"]]
+    unsafe = [_key(text) for text in hydras if not _HYDRAS.fullmatch(text)]
+    if "hydra.sweeper.storage" in unsafe:
+        raise SegFitError(
+            f"resume_sweep={folder}: its search is kept in hydra.sweeper.storage=… and continues from there: launch "
+            f"it again with the same storage and hydra.sweeper.study_name."
+        )
+    if unsafe:
+        raise SegFitError(
+            f"resume_sweep={folder}: it was launched with {', '.join(unsafe)}. What names programs or places is not "
+            f"taken from a folder: type it again, beside resume_sweep=."
+        )
+    for text in record["overrides"]:
+        if not _is_value(text):
+            raise SegFitError(
+                f"{folder / SWEEP}: refused, {text[:200]!r}: only plain key=value is taken from a sweep's folder. Type the "
+                f"whole command again, with hydra.sweep.dir={folder}."
+            )
     own = (f"hydra.sweep.dir={quoted(folder)}", "hydra.mode=MULTIRUN")
-    return [*before, *overrides, *hydras, *own, *after]
+    return [*before, *record["overrides"], *hydras, *own, *after]
 
 
 def _key(text: str) -> str:
@@ -100,33 +114,9 @@ def _read(folder: Path) -> dict[str, list[str]]:
     return dict(record)
 
 
-def _refuse_unsafe(keys: Sequence[str], folder: Path) -> None:
-    if "hydra.sweeper.storage" in keys:
-        raise SegFitError(
-            f"resume_sweep={folder}: its search is kept in hydra.sweeper.storage=… and continues from there: launch "
-            f"it again with the same storage and hydra.sweeper.study_name."
-        )
-    if keys:
-        raise SegFitError(
-            f"resume_sweep={folder}: it was launched with {', '.join(keys)}. What names programs or places is not "
-            f"taken from a folder: type it again, beside resume_sweep=."
-        )
-
-
-def _checked(text: str, folder: Path) -> str:
-    """Return an override of a record; refuse one that could bring in more than values of the schema."""
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except (HydraException, RecursionError) as error:
-        raise SegFitError(f"{folder / SWEEP}: {text[:200]!r} is no override.") from error
-    key = override.key_or_group
-    plain = override.type == OverrideType.CHANGE and override.package is None
+def _is_value(text: str) -> bool:
+    """Return whether an override of a record brings in no more than values of the schema."""
+    key, equals, value = text.partition("=")
     # A choice that is a path would load a YAML file from anywhere; those of a task are in a folder of its name.
-    value = text.partition("=")[2]
     file = "." not in key and re.search(r"[/\\]", value) and not _CHOICES.fullmatch(value)
-    if not plain or not _KEY.fullmatch(key) or file:
-        raise SegFitError(
-            f"{folder / SWEEP}: refused, {text!r}: only plain key=value is taken from a sweep's folder. Type the "
-            f"whole command again, with hydra.sweep.dir={folder}."
-        )
-    return text
+    return bool(equals and _KEY.fullmatch(key) and not file)

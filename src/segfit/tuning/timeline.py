@@ -23,8 +23,8 @@ from segfit.engine.events import EpochLog, Listener, Listeners
 from segfit.engine.fit import Fit
 from segfit.errors import SegFitError
 from segfit.report.lines import LineReport
-from segfit.report.session import run_listener
-from segfit.runs.folder import RunFolder
+from segfit.report.loggers import run_listener
+from segfit.runs.files import RunFolder
 from segfit.system.hardware import available_cores
 from segfit.system.monitor import Means, Monitor, summed_up
 from segfit.system.phases import Recorder, Span

@@ -10,8 +10,7 @@ from segfit.engine.events import RunInfo
 from segfit.engine.findings import Column, Findings, Table
 from segfit.report.console import LiveReport, console_report
 from segfit.report.lines import LineReport
-from segfit.report.tables import grid
-from segfit.report.text import stdout_console
+from segfit.report.text import grid, stdout_console
 from tests.unit.report import events
 
 

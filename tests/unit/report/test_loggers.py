@@ -1,9 +1,21 @@
 import csv
 import time
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
-from segfit.report.loggers import CsvLogger, Logger, Loggers, MlflowLogger, WandbLogger
+from segfit.engine.events import EndLog
+from segfit.report.console import console_report
+from segfit.report.loggers import (
+    CsvLogger,
+    Logger,
+    Loggers,
+    MlflowLogger,
+    WandbLogger,
+    run_listener,
+)
+from segfit.runs.files import RunFolder
 from tests.unit.report import events
 
 HPARAMS = {"model": "segformer_b0", "lr": 3e-4}
@@ -66,3 +78,20 @@ def test_mlflow_keeps_metrics_and_resumes_its_run(tmp_path, monkeypatch):
     history = client.get_metric_history(run.info.run_id, "loss/train")
     assert [(one.step, one.value) for one in history][-1] == (8, pytest.approx(1 / 8))
     assert run.info.status == "FINISHED"
+
+
+def test_what_other_processes_post_is_told_once_and_logged(tmp_path):
+    printed = StringIO()
+    console = console_report(Console(file=printed, width=200))
+    posts = [["precision fell back", "a.png is bad"], ["a.png is bad", "b.png is bad", "oom"]]
+    before = ["precision fell back"]
+    listener = run_listener(
+        RunFolder(tmp_path), console, [], "", {}, notices=before, posted=lambda: posts.pop(0)
+    )
+    listener.notice("oom")
+    for updates in (1, 2):
+        listener.end(EndLog("finished", updates, {}, None, 1.0))
+    listener.close()
+    for told in (printed.getvalue(), (tmp_path / "train.log").read_text()):
+        assert told.count("a.png is bad") == told.count("b.png is bad") == told.count("oom") == 1
+    assert "precision" not in printed.getvalue()  # was told before there was a run folder

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from segfit.report.progress import WorkProgress
+from segfit.report.console import WorkProgress
 
 
 def shown(terminal: bool, lines: bool) -> str:

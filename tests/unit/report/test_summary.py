@@ -3,8 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from segfit.report.summary import next_commands, print_summary
-from segfit.runs.folder import RunFolder
+from segfit.report.console import print_summary
+from segfit.report.page import next_commands
+from segfit.runs.files import RunFolder
 from tests.unit.report import events
 
 

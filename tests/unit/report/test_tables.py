@@ -4,7 +4,7 @@ from pathlib import Path
 from rich.console import Console
 
 from segfit.engine.findings import Column, Findings, Table
-from segfit.report.tables import grid, print_findings
+from segfit.report.text import grid, print_findings
 from tests.unit.report import events
 
 

@@ -174,7 +174,7 @@ def test_a_disk_that_fills_up_is_told_once_and_training_goes_on(tmp_path, monkey
 
     writer = board._loggers["tensorboard"]._writer
     monkeypatch.setattr(writer, "flush", full)
-    monkeypatch.setattr(writer, "add_scalar", full)
+    monkeypatch.setattr(writer, "add_event", full)
     events.train(board)
     board.end(events.end_log(8))
     assert len(notices) == 1

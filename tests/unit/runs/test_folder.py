@@ -9,6 +9,7 @@ from segfit.cli.main import run_dir
 from segfit.config.tasks import qualified
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
+from segfit.runs.files import RunFolder
 from segfit.tasks.segmentation.schema import Evaluate
 from tests.unit.composing import composed
 
@@ -100,7 +101,7 @@ def test_the_newest_of_several_runs_may_be_called_last(run, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     newest = Path("outputs/b")
     runs.save_config(composed("hardware=cpu", "data=shapes"), [], newest)
-    runs.RunFolder(newest).log.touch()
+    RunFolder(newest).log.touch()
     options = OmegaConf.structured(Evaluate(run=[str(run), "last"]))
     assert len(runs.load_named(options)) == 2
     assert options.run == [str(run), str(newest)]

@@ -3,7 +3,7 @@
 import pytest
 
 from segfit.errors import SegFitError
-from segfit.runs.untrusted import read_json, read_yaml
+from segfit.runs.files import read_json, read_yaml
 
 REFUSED = {
     "a tag that calls": "a: !!python/object/apply:os.mkdir [{marker}]",
@@ -38,8 +38,12 @@ def test_what_is_not_plain_is_refused(name, tmp_path):
 def test_what_is_no_file_is_refused(read, tmp_path):
     with pytest.raises(SegFitError, match="not readable"):
         read(tmp_path)
+
+
+def test_a_file_that_is_not_there_is_an_empty_mapping(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read(tmp_path / "nothing")
+        read_yaml(tmp_path / "nothing")
+    assert read_json(tmp_path / "nothing") == {}
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "[" * 100_000, "{", '{"a": 1', "9" * 5000])
