@@ -34,7 +34,6 @@ def evaluate(options: DictConfig) -> None:
     from segfit.commands import evaluate as evaluation
     from segfit.commands import export
     from segfit.commands import load_run as trained  # torch and friends only when work starts
-    from segfit.commands.publish import publish
     from segfit.report.console import WorkProgress, console_report
     from segfit.report.text import print_findings, stdout_console
 
@@ -45,7 +44,7 @@ def evaluate(options: DictConfig) -> None:
         run = trained.load_runs(options, configs, notice)
         if (options.export or "").startswith("hf:"):
             folder = Path(options.export.removeprefix("hf:")).expanduser()
-            publish(run, folder, options.push)
+            export.publish(run, folder, options.push)
             console.print(f"Written to {folder}", markup=False)
             return
         if options.export is not None:
@@ -53,7 +52,7 @@ def evaluate(options: DictConfig) -> None:
             console.print(f"Written to {options.export}", markup=False)
             return
         if options.get("images") is not None:
-            done = evaluation.predict_folder(run, options, predicting, notice)
+            done = evaluation.predict_folder(run, options, notice, predicting)
         else:
             done = evaluation.evaluate_split(run, options, notice, checking, predicting)
     finally:

@@ -40,5 +40,5 @@ def evaluate(place: Path, **values):
     check(options)
     run = trained.load_runs(options, runs.load_named(options), print)
     if options.images is not None:
-        return evaluation.predict_folder(run, options)
+        return evaluation.predict_folder(run, options, print)
     return evaluation.evaluate_split(run, options, print)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from segfit.commands.publish import publish
+from segfit.commands.export import publish
 from segfit.errors import SegFitError
 from tests.integration.training import TINY, command, compose_run, finished, train
 

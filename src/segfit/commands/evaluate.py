@@ -1,10 +1,10 @@
 """Score a trained run on a split of its data, or predict a folder without targets."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -20,7 +20,7 @@ from segfit.data.files import some
 from segfit.data.source import Source
 from segfit.data.splits import groups_of
 from segfit.engine.evaluate import evaluate
-from segfit.engine.extra_metrics import ExtraMetric, score_names
+from segfit.engine.extra_metrics import score_names
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.evaluation import Evaluation
@@ -57,6 +57,20 @@ class Evaluated:
         }
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A run's pass over samples, before it begins."""
+
+    run: TrainedRun
+    options: DictConfig
+    evaluation: Evaluation
+    dataset: Any
+    about: dict[str, Any]  # what the samples are, for metrics.json
+    names: Sequence[str] = ()  # of samples with targets
+    group: str | None = None  # as `SplitRule.group`
+    extra: Mapping[str, str] = field(default_factory=dict)  # scores besides the task's → labels
+
+
 def evaluate_split(
     run: TrainedRun,
     options: DictConfig,
@@ -73,64 +87,41 @@ def evaluate_split(
     (done, total) files while the data set is checked; `progress` with (done, total) batches. Raises a SegFitError if there
     is no such split, the data set is broken, or results cannot be written.
     """
-    path, about = _out(options, run, options.split), {"split": options.split}
-    own = _ready(run, options, path, notice, checking)
-    groups = groups_of(own.names, own.group if options.bootstrap else None)
-
-    def sure(result: Findings, *ready: _Ready) -> Findings:
-        both = [one.evaluation for one in ready]
-        if not both[0].counts:
-            return result
-        first, last = (summed(one.truths, own.names) for one in (both[0], both[-1]))
-        if first.shape != last.shape or not np.allclose(first, last):
-            raise SegFitError(f"compare={options.compare}: its targets are not those of this run.")
-        counts = [summed(one.counts, groups) for one in both]
-        what = "samples" if own.group is None else "groups"
-        return with_intervals(result, counts, both[0].scores_of, options.bootstrap, what)
-
-    ready = [own]
+    path = _out(options, run, options.split)
+    passes = [_split_pass(run, options, path, notice, checking)]
     if options.compare is not None:
         theirs = options.copy()
         theirs.run, theirs.compare = options.compare, None
         beside = load_runs(theirs, load_named(theirs), notice)
-        other = _ready(beside, theirs, path / "compared", notice, None)
-        _refuse_unlike(options.compare, own, other)
-        ready.append(other)
-        _evaluated(
-            beside, theirs, other.evaluation, other.dataset, about, progress, notice,
-            lambda result: sure(result, other),
-        )  # fmt: skip
-    done = _evaluated(
-        run, options, own.evaluation, own.dataset, about, progress, notice,
-        lambda result: sure(result, *ready),
-    )  # fmt: skip
-    shown = {**schema_of(run.config.task.name).COLUMNS, **score_names(own.extra)}
+        other = _split_pass(beside, theirs, path / "compared", notice, None)
+        _refuse_unlike(options.compare, passes[0], other)
+        passes.append(replace(other, group=passes[0].group))
+        _evaluated(passes[1:], progress, notice)
+    done = _evaluated(passes, progress, notice)
+    shown = {**schema_of(run.config.task.name).COLUMNS, **passes[0].extra}
     headline = scores_text(done.result.scores, {"loss": "loss", **shown})
     return replace(done, result=replace(done.result, headline=headline))
 
 
-class _Ready(NamedTuple):
-    evaluation: Evaluation
-    dataset: Any
-    names: list[str]  # of the samples
-    group: str | None  # as `SplitRule.group`
-    extra: Sequence[ExtraMetric]
-
-
-def _ready(
-    run: TrainedRun, options: DictConfig, path: Path, notice: Notice, checking: Progress | None
-) -> _Ready:
+def _split_pass(
+    run: TrainedRun,
+    options: DictConfig,
+    path: Path,
+    notice: Notice,
+    checking: Progress | None,
+) -> _Pass:
     config, assembly = run.config, assembly_of(run.config)
     extra = assembly.make_extra_metrics(config)
     source, statistics = _split(run, options.split, notice, checking)
     task = assembly.make_task(config, run.device, statistics, extra=extra)
     evaluation = evaluation_of(config).make_evaluation(config, task, options, path, source)
+    dataset, about = assembly.make_held_out_dataset(config, source), {"split": options.split}
     names = [source.id(index) for index in range(len(source))]
     group = getattr(source, "group", (config.data.get("split") or {}).get("group"))
-    return _Ready(evaluation, assembly.make_held_out_dataset(config, source), names, group, extra)
+    return _Pass(run, options, evaluation, dataset, about, names, group, score_names(extra))
 
 
-def _refuse_unlike(run: str, own: _Ready, other: _Ready) -> None:
+def _refuse_unlike(compared: str, own: _Pass, other: _Pass) -> None:
     problems, facts, theirs = [], own.evaluation.facts, other.evaluation.facts
     if type(own.evaluation).scores_of is Evaluation.scores_of:
         problems.append("scores of this task are no sums over samples that could be resampled.")
@@ -141,19 +132,18 @@ def _refuse_unlike(run: str, own: _Ready, other: _Ready) -> None:
         if facts.get(key) != theirs.get(key):
             problems.append(f"its {key}: {theirs.get(key)}. Of this run: {facts.get(key)}.")
     if problems:
-        raise SegFitError([f"compare={run}: {text}" for text in problems])
+        raise SegFitError([f"compare={compared}: {text}" for text in problems])
 
 
 def _split(
     run: TrainedRun, split: str, notice: Notice, checking: Progress | None
 ) -> tuple[Source, dict[str, Any]]:
     """Return a checked split and the statistics that training had."""
-    data = run.config.data
+    data, assembly = run.config.data, assembly_of(run.config)
     if data.get("root") and not Path(data.root).expanduser().exists():
         raise SegFitError(
             f"{data.root}: the run's data set is not there. Say where it is now: root=…"
         )
-    assembly = assembly_of(run.config)
     before = read_samples(RunFolder(run.folder).samples)
     sources = kept_splits(run.config, assembly.make_sources(run.config), before)
     for folder in run.others:  # what any of them was trained on is no held-out sample
@@ -179,18 +169,15 @@ def _split(
 
 
 def predict_folder(
-    run: TrainedRun,
-    options: DictConfig,
-    progress: Progress | None = None,
-    notice: Notice = lambda _: None,
+    run: TrainedRun, options: DictConfig, notice: Notice, progress: Progress | None = None
 ) -> Evaluated:
     """Predict `options.images`, a folder or a file, at their original sizes (upright, as EXIF says).
 
     `progress` and `notice` are those of `evaluate_split`. Raises a SegFitError if there is no image, one is unreadable, or
     results cannot be written.
     """
-    config, assembly = run.config, assembly_of(run.config)
-    dataset = assembly.make_predict_dataset(config, options.images)
+    config = run.config
+    dataset = assembly_of(config).make_predict_dataset(config, options.images)
     for line in dataset.notices:
         notice(line)
     path = _out(options, run, f"images-{dataset.folder.resolve().name}")
@@ -199,23 +186,15 @@ def predict_folder(
             f"out={path} is inside images={options.images}: next time its pictures would be predicted too. "
             "Choose a folder outside."
         )
-    task = assembly.make_task(config, run.device)
+    task = assembly_of(config).make_task(config, run.device)
     evaluation = evaluation_of(config).make_evaluation(config, task, options, path, dataset)
     about = {"folder": str(dataset.folder)}
-    return _evaluated(run, options, evaluation, dataset, about, progress, notice)
+    return _evaluated([_Pass(run, options, evaluation, dataset, about)], progress, notice)
 
 
-def _evaluated(
-    run: TrainedRun,
-    options: DictConfig,
-    evaluation: Evaluation,
-    dataset: Any,
-    about: dict[str, Any],
-    progress: Progress | None,
-    notice: Notice,
-    sure: Callable[[Findings], Findings] = lambda result: result,
-) -> Evaluated:
-    """Predict a dataset, score it if it has targets, and write everything down, with what `sure` adds."""
+def _evaluated(passes: Sequence[_Pass], progress: Progress | None, notice: Notice) -> Evaluated:
+    """Predict the first one's samples, score them where they have targets, beside the others, and write everything down."""
+    run, options, evaluation = passes[0].run, passes[0].options, passes[0].evaluation
     left_out: list[str] = []
 
     def leave_out(line: str) -> None:
@@ -230,9 +209,11 @@ def _evaluated(
         facts["batch_size"] = size
         notice(line)
 
-    config, samples = run.config, len(dataset)
+    config, samples = run.config, len(passes[0].dataset)
     workers = min(workers_of(config, run.device), samples)
-    batches = batches_in_order(config, dataset, run.device, workers, leave_out, range(samples))
+    batches = batches_in_order(
+        config, passes[0].dataset, run.device, workers, leave_out, range(samples)
+    )
     facts = {
         "run": os.fspath(run.folder.absolute()),
         "others": [os.fspath(folder.absolute()) for folder in run.others],
@@ -243,7 +224,7 @@ def _evaluated(
         "batch_size": assembly_of(config).held_out_batch_size(config),
         "options": plain(options),
         **evaluation.facts,
-        **about,
+        **passes[0].about,
         "samples": samples,
     }
     evaluation.write_metrics({**facts, "status": "running"})
@@ -251,17 +232,31 @@ def _evaluated(
         result = evaluate(
             run.model, evaluation.task, batches, run.precision, between, lowered=lowered
         )
-        result = evaluation.finish(sure(result))
+        result = evaluation.finish(_with_intervals(result, passes))
     finally:
         evaluation.close()
     facts |= {"samples": samples - len(left_out), "left_out": left_out}
     facts |= {"status": "finished", "seconds": result.seconds}
-    scores = {"scores": result.scores, **result.values} if "split" in about else {}
+    scores = {"scores": result.scores, **result.values} if passes[0].names else {}
     evaluation.write_metrics({**facts, **scores})
     files = RunFolder(run.folder)
     if files.page.exists() and files.metrics.exists():
         replace_text(files.page, run_page(files, "finished"))
     return Evaluated(result, facts, evaluation.written())
+
+
+def _with_intervals(result: Findings, passes: Sequence[_Pass]) -> Findings:
+    """Return findings with how sure their scores are, and how they differ from those of a second pass."""
+    own, resamples = passes[0], passes[0].options.bootstrap
+    if not own.names or not own.evaluation.counts:
+        return result
+    first, last = (summed(one.evaluation.truths, own.names) for one in (own, passes[-1]))
+    if first.shape != last.shape or not np.allclose(first, last):
+        raise SegFitError(f"compare={own.options.compare}: its targets are not those of this run.")
+    groups = groups_of(list(own.names), own.group if resamples else None)
+    counts = [summed(one.evaluation.counts, groups) for one in passes]
+    what = "samples" if own.group is None else "groups"
+    return with_intervals(result, counts, own.evaluation.scores_of, resamples, what)
 
 
 def _out(options: DictConfig, run: TrainedRun, name: str) -> Path:

@@ -9,31 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REQUIRED: Any = "???"  # OmegaConf's mark for a value that has to be given
-DEVICE_HELP = (
-    "auto: cuda (NVIDIA, AMD by ROCm) if there is one, else mps (Apple), else cpu. One card of several: "
-    "CUDA_VISIBLE_DEVICES=0 python …."
-)
+DEVICE_HELP = "auto: cuda (NVIDIA, AMD by ROCm), else mps (Apple), else cpu. One card of several: CUDA_VISIBLE_DEVICES=0 python …."
 
 
 def option(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    empty: bool = False,
+    default: Any, help: str, *, choices: tuple[str, ...] = (), empty: bool = False, **limits: float
 ) -> Any:
     """Return a dataclass field with its documentation and the values that `check` accepts.
 
-    `None` always passes where the annotation is Optional; a list is checked item by item, and may be empty only if
-    `empty` is True.
+    `limits` are ge, gt, le and lt. `None` always passes where the annotation is Optional; a list is checked item by item,
+    and may be empty only if `empty` is True.
     """
-    limits = {"choices": choices or None, "ge": ge, "gt": gt, "le": le, "lt": lt}
-    given = {key: value for key, value in limits.items() if value is not None}
-    metadata = {"help": help, "empty": empty, **given}
+    metadata = {"help": help, "empty": empty, "choices": choices, **limits}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -75,9 +62,7 @@ class HardwareConfig:
     name: str = option(REQUIRED, "Tier: cpu, 4gb, 8gb, 12gb, 24gb, or local.")
     vram_gb: float | None = option(None, "Memory of the card, GiB; null for the CPU.", gt=0)
     note: str | None = option(None, "What hardware=auto changed of the recipe for this card.")
-    tuned_for: TunedForConfig | None = option(
-        None, "What a recipe of benchmark=optimize was measured for; null: nothing was measured."
-    )
+    tuned_for: TunedForConfig | None = option(None, "What benchmark=optimize measured it for.")
 
 
 @dataclass
@@ -86,8 +71,7 @@ class PrecisionConfig:
 
     name: str = option(
         "auto",
-        "auto: bf16 where the device does it natively, fp16 with GradScaler on older CUDA cards, "
-        "else fp32.",
+        "auto: bf16 where the device does it natively, fp16 with GradScaler on older CUDA cards, else fp32.",
         choices=("auto", "fp32", "fp16", "bf16"),
     )
     tf32: bool = option(True, "Let fp32 matrix products use TF32 on Ampere and later.")
@@ -102,8 +86,7 @@ class DataConfig:
     name: str = option(REQUIRED, "Which source makes it.")
     check: str = option(
         "full",
-        "Pre-flight: full opens every file (remembered until the files change), sample a hundred, "
-        "off none.",
+        "Pre-flight: full opens every file (remembered until the files change), sample a hundred, off none.",
         choices=("full", "sample", "off"),
     )
     on_bad_sample: str = option(
@@ -114,12 +97,11 @@ class DataConfig:
     )
     cache: str = option(
         "none",
-        "Decoded images are kept. ram: in memory, made at every start. disk: in data.cache_dir, made once "
-        "until files change.",
+        "Decoded images are kept. ram: in memory, made at every start. disk: in data.cache_dir, until files change.",
         choices=("none", "ram", "disk"),
     )
     cache_dir: str | None = option(
-        None, "Folder of data.cache=disk; null: ~/.cache/segfit ($XDG_CACHE_HOME/segfit)."
+        None, "Of cache=disk; null: ~/.cache/segfit or in $XDG_CACHE_HOME."
     )
 
 
@@ -135,15 +117,12 @@ class SplitConfig:
         "Regex on the file's relative name; samples whose first group (or match) agrees stay together.",
     )
     fold: int | None = option(
-        None,
-        "Hold out this fold (from 0) for validation instead: -m data.split.fold=0,1,2,3,4.",
-        ge=0,
+        None, "Hold out this fold instead, counted from 0: -m data.split.fold=0,1,2,3,4.", ge=0
     )
     folds: int | None = option(None, "Number of folds; null: 5.", ge=2)
     lists: str | None = option(
         None,
-        "Folder, below data.root, of train.txt, val.txt and perhaps test.txt with a name a line, as VOC's "
-        "ImageSets/Segmentation; they divide instead.",
+        "Folder below data.root of train.txt, val.txt and perhaps test.txt, a name a line, that divide instead (as in VOC).",
     )
 
 
@@ -154,12 +133,8 @@ class OptimizerConfig:
     name: str = option("adamw", "Any name from timm.optim.list_optimizers().")
     weight_decay: float = option(0.01, "Not applied to biases and norms.", ge=0, le=1000)
     momentum: float = option(0.9, "Of SGD and the like.", ge=0, lt=1)
-    betas: list[float] | None = option(
-        None, "Of Adam and the like; null: the optimizer's own.", ge=0, lt=1
-    )
-    head_lr_factor: float = option(
-        1.0, "Learning rate of newly made layers, times lr.", gt=0, le=1_000_000
-    )
+    betas: list[float] | None = option(None, "Of Adam; null: the optimizer's own.", ge=0, lt=1)
+    head_lr_factor: float = option(1.0, "Times lr: that of new layers.", gt=0, le=1_000_000)
     layer_decay: float = option(
         1.0,
         "Learning rate of each layer of the encoder, times that of the next one (BEiT, arXiv 2106.08254); 0.75 for "
@@ -190,9 +165,7 @@ class LoaderConfig:
     prefetch: int = option(4, "Batches that each worker keeps ready.", ge=1, le=1024)
     pin_memory: bool = option(True, "Page-locked batches, so that copies to CUDA overlap.")
     persistent: bool = option(True, "Keep the workers between epochs.")
-    non_blocking: bool = option(
-        True, "Copy to CUDA one batch ahead, beside the step; false: the host waits for each copy."
-    )
+    non_blocking: bool = option(True, "Copy to CUDA beside the step; false: wait for each copy.")
 
 
 @dataclass
@@ -222,8 +195,7 @@ class ReportConfig:
     log_every: int = option(20, "Updates between two readings of loss and gradient norm.", ge=1)
     logger: list[str] = option(
         ["tensorboard"],
-        "Where the numbers of training go besides log and console: TensorBoard events, scalars.csv, Weights & Biases "
-        "(offline unless WANDB_MODE says otherwise), MLflow. []: nowhere.",
+        "Where the numbers of training go besides log and console; []: nowhere. wandb is offline unless WANDB_MODE is set.",
         choices=("tensorboard", "csv", "wandb", "mlflow"),
         empty=True,
     )
@@ -254,10 +226,8 @@ class RunConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
-    batch_size: int = option(
-        REQUIRED, "Images a micro-batch; effective batch = × accumulate.", ge=1, le=65536
-    )
-    accumulate: int = option(1, "Micro-batches an update.", ge=1, le=65536)
+    batch_size: int = option(REQUIRED, "Images a micro-batch.", ge=1, le=65536)
+    accumulate: int = option(1, "Micro-batches an update (× batch_size).", ge=1, le=65536)
     epochs: int = option(REQUIRED, "Passes over the training images.", ge=1)
     lr: float = option(REQUIRED, "Peak learning rate.", gt=0, le=1_000_000)
     seed: int = option(0, "Seeds weights, order, augmentation and dropout.", ge=0)
@@ -267,25 +237,19 @@ class RunConfig:
     compile: bool = option(False, "torch.compile, probed; falls back to eager and says why.")
     deterministic: bool = option(
         False,
-        "The same bits in every run on CUDA too, as far as torch has such kernels (it warns of others). Slower; what it takes "
-        "in memory is in benchmark=plan.",
+        "The same bits in every run on CUDA too, as far as torch has such kernels (it warns of others). Slower.",
     )
     clip_grad_norm: float | None = option(1.0, "Clip the gradient's norm; null: never.", gt=0)
     ema_decay: float | None = option(
         None, "Evaluate and keep an exponential moving average of the weights.", gt=0, lt=1
     )
-    val_every: int = option(
-        1, "Epochs between two validations; the last epoch always has one.", ge=1
-    )
+    val_every: int = option(1, "Epochs between validations; the last always has one.", ge=1)
     monitor: str = option(REQUIRED, "Score that picks the best checkpoint.")
     patience: int | None = option(None, "Stop after so many validations without a new best.", ge=1)
-    max_steps: int | None = option(
-        None, "Stop after so many updates; the schedule stays that of epochs.", ge=1
-    )
+    max_steps: int | None = option(None, "Stop then; the schedule stays that of epochs.", ge=1)
     max_left_out: int = option(
         5,
-        "Updates with a loss or gradient that is not finite that are left out, after going back to the last good "
-        "state, before training stops; 0: stop at the first.",
+        "Updates whose loss or gradient is not finite that are left out, from the last good state, before training stops; 0: none.",
         ge=0,
     )
     limit_train_batches: int | None = option(None, "Micro-batches an epoch, at the most.", ge=1)
@@ -295,24 +259,18 @@ class RunConfig:
     )
     init: str | None = option(
         None,
-        "Start from the weights of an earlier run: its folder, or a .pt of it. Classes are matched by name; what does not fit "
-        "is reported.",
+        "Start from an earlier run's weights: its folder or a .pt of it. Classes are matched by name; misfits are reported.",
     )
     freeze: str | None = option(
         None,
-        "Parameters that are not trained: encoder, or a regular expression that their names begin with. Their norms and "
-        "dropout stay as in evaluation.",
+        "What is not trained, its norms and dropout as in evaluation: encoder, or a regex that parameters' names begin with.",
     )
-    freeze_epochs: int | None = option(
-        None, "Train what is frozen, too, after so many epochs; null: never.", ge=1
-    )
+    freeze_epochs: int | None = option(None, "After them it is trained, too.", ge=1)
     resume: str | None = option(
         None,
-        "A run folder to resume, with its config except for values given here; last: the newest run.",
+        "A run folder to resume, with its config but for what is given here; last: the newest.",
     )
-    resume_sweep: str | None = option(
-        None, "A sweep's folder, for train.py alone; what is missing of it runs."
-    )
+    resume_sweep: str | None = option(None, "A sweep's folder (train.py): what is missing runs.")
 
 
 @dataclass
@@ -328,12 +286,9 @@ class EvaluateConfig:
     out: str | None = option(None, "Where results go; null: below <run>/evaluation.")
     export: str | None = option(
         None,
-        "Write the model instead: to a .pt2 or .onnx file, a program that needs no SegFit; a SegFormer to hf:<folder>, for "
-        "transformers.",
+        "Write the model instead: to a .pt2 or .onnx, which need no SegFit; a SegFormer to hf:<folder>, for transformers.",
     )
-    push: str | None = option(
-        None, "Upload what export=hf:… wrote to the Hugging Face hub by this name (owner/name)."
-    )
+    push: str | None = option(None, "Upload export=hf:… to the Hugging Face hub (owner/name).")
     root: str | None = option(None, "Read the data set from here instead of the run's data.root.")
     bootstrap: int = option(
         1000,
@@ -341,14 +296,10 @@ class EvaluateConfig:
         ge=0,
         le=100_000,
     )
-    compare: str | None = option(
-        None, "Another run, scored on the same samples: differences, their intervals, and p."
-    )
+    compare: str | None = option(None, "Another run on the same samples: differences and p.")
     checkpoint: str = option("best", "Which state of the run.", choices=("best", "last"))
     batch_size: int | None = option(None, "Images a batch; null: the run's.", ge=1)
     workers: int | None = option(None, "Data workers; null: by cores.", ge=0)
     device: str = option("auto", DEVICE_HELP, choices=("auto", "cpu", "cuda", "mps"))
-    precision: PrecisionConfig | None = option(
-        None, "auto, fp32, fp16 or bf16; null: the one that the run used."
-    )
+    precision: PrecisionConfig | None = option(None, "auto, fp32, fp16, bf16; null: the run's.")
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
