@@ -9,13 +9,13 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from segfit.cli import main as cli
 from segfit.config.check import check
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
-from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
 from segfit.system.process import launched
 
@@ -25,7 +25,7 @@ cli.setup()
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train what the command line composes; return the best monitored score, for sweepers."""
-    if sweep.is_sweep():
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # one job of a sweep
         return sweep_jobs.run_job(config.monitor, Path(__file__))
     with cli.errors_held_back():
         return run(config)

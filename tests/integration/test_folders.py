@@ -48,7 +48,7 @@ def files(folder: Path) -> dict[Path, int]:
 
 
 def test_processes_that_make_folders_at_once_get_each_their_own(tmp_path):
-    make = "from segfit.cli import main as cli; [print(cli.new_folder(cli.Path('outputs'))) for _ in range(40)]"
+    make = "from segfit.cli import main as cli; [print(cli.new_folder('outputs', None)) for _ in range(40)]"
     both = [
         subprocess.Popen(
             [sys.executable, "-c", make], cwd=tmp_path, stdout=subprocess.PIPE, text=True

@@ -25,7 +25,6 @@ from segfit.runs.folder import last_run
 from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
-from segfit.sweeps import record as sweep_record
 from segfit.system.cards import careful, tier_of, visible_gpus
 from segfit.system.process import launched, leave_reason, outlive_readers
 
@@ -40,14 +39,14 @@ def setup() -> None:
     """
     # Before torch is imported: on a Mac, what its GPU cannot do runs on the CPU, and torch warns.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    folders = tasks.config_folders(sys.argv[1:], CONF)
     try:
-        sys.argv[1:] = with_last_run(sys.argv[1:])
-    except SegFitError as error:
-        fail(error.problems)
-    folders, arguments = tasks.config_folders(sys.argv[1:], CONF), sys.argv[1:]
-    with contextlib.suppress(SegFitError):  # `run` says what is wrong
-        arguments = sweep_record.resumed_arguments(arguments)
-    try:
+        for place, text in enumerate(sys.argv):
+            if text in ("run=last", "resume=last"):
+                sys.argv[place] = text.removesuffix("last") + quoted(last_run())
+        arguments = sys.argv[1:]
+        with contextlib.suppress(SegFitError):  # `run` says what is wrong
+            arguments = sweep.resumed_arguments(arguments)
         task = tasks.task_of(arguments, folders)
         tasks.register(task)
     except SegFitError as error:
@@ -57,10 +56,8 @@ def setup() -> None:
     OmegaConf.register_new_resolver("help_page", help_page.page, replace=True)
     resolvers: dict[str, Callable[..., str]] = {
         "run_dir": run_dir,
-        "sweep_dir": lambda name: (
-            named_folder("multirun", name) if name else new_folder(Path("multirun"))
-        ),
-        "benchmark_dir": lambda mode: new_folder(Path("outputs/benchmark"), f"{mode}-"),
+        "sweep_dir": lambda name: new_folder("multirun", name),
+        "benchmark_dir": lambda mode: new_folder("outputs/benchmark", None, f"{mode}-"),
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
@@ -79,12 +76,6 @@ def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
         free = gpus[0].free_gib() if launched().size == 1 else gpus[0].total_gib
         recipe = OmegaConf.merge(recipe, careful(task, tier, recipe, free))
     ConfigStore.instance().store(group="hardware", name="auto", node=recipe, package="_global_")
-
-
-def with_last_run(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with the newest run in place of `last`; raise a SegFitError if there is none."""
-    keys = {"run=last": "run", "resume=last": "resume"}
-    return [f"{keys[text]}={quoted(last_run())}" if text in keys else text for text in arguments]
 
 
 def run_dir(resume: str | None, name: str | None) -> str:
@@ -106,23 +97,23 @@ def run_dir(resume: str | None, name: str | None) -> str:
         return str(folder)
     if launched().rank > 0:
         return "."  # the main process makes the folder and sends its name when all have joined
-    return new_folder(Path("outputs")) if name is None else named_folder("outputs", name)
+    return new_folder("outputs", name)
 
 
-def named_folder(parent: str, name: str) -> str:
-    """Return the folder of a name below `parent`; raise a SegFitError if it lies elsewhere."""
-    path = Path(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts:
-        raise SegFitError(
-            f"name={name}: must be a folder below {parent}. For others: hydra.run.dir=…"
-        )
-    return str(parent / path)
+def new_folder(parent: str, name: str | None, prefix: str = "") -> str:
+    """Return the folder of a name below `parent`; without one create one, named by date and time.
 
-
-def new_folder(parent: Path, prefix: str = "") -> str:
-    """Create a folder named by date and time below `parent`; raise a SegFitError if it cannot be created."""
+    Raises a SegFitError if it cannot be created, or `name` leads elsewhere.
+    """
+    if name is not None:
+        path = Path(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise SegFitError(
+                f"name={name}: must be a folder below {parent}. For others: hydra.run.dir=…"
+            )
+        return str(parent / path)
     now = datetime.now()
-    day = parent / now.strftime("%Y-%m-%d")
+    day = Path(parent) / now.strftime("%Y-%m-%d")
     for attempt in range(1, 1000):
         clock = now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else "")
         folder = day / f"{prefix}{clock}"
@@ -161,7 +152,8 @@ def run(
         Path.cwd()
     except FileNotFoundError:
         fail(["the current folder does not exist any more. Change to another one (cd)."])
-    sign = _asks_for_a_sweep()
+    signs = ("-m", "--m", "resume_sweep=", "hydra.mode=MULTIRUN", "hparams_search=")
+    sign = next((text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)), None)
     if launched().size > 1:
         if sign and not no_torchrun:
             no_torchrun = (
@@ -176,7 +168,7 @@ def run(
     sweep_jobs.obey_ctrl_c()
     if config_name == "train":
         try:
-            sys.argv[1:] = sweep_record.resumed_arguments(sys.argv[1:])
+            sys.argv[1:] = sweep.resumed_arguments(sys.argv[1:])
         except SegFitError as error:
             fail(error.problems)
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -224,12 +216,6 @@ def _ran_out_of_memory(error: Exception) -> bool:
     from segfit.engine.out_of_memory import is_out_of_memory  # imports torch
 
     return is_out_of_memory(error)
-
-
-def _asks_for_a_sweep() -> str | None:
-    """Return the first argument that asks for a sweep."""
-    signs = ("-m", "--m", "resume_sweep=", "hydra.mode=MULTIRUN", "hparams_search=")
-    return next((text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)), None)
 
 
 def fail(problems: list[str], code: int = 2) -> NoReturn:

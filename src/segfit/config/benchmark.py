@@ -169,7 +169,7 @@ class SegformerModeConfig(ModeConfig):
 
 
 MODES: dict[str, type[ModeConfig]] = {
-    kind.__dataclass_fields__["name"].default: kind
+    kind.name: kind
     for kind in (
         DataModeConfig, DiagnoseConfig, LadderConfig, LoaderModeConfig, LrFindConfig, MaxBatchConfig, MonitorConfig,
         OptimizeConfig, PlanConfig, SegformerModeConfig, ThroughputConfig,

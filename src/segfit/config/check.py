@@ -81,11 +81,7 @@ def _check_evaluation(config: DictConfig) -> Iterator[str]:
 def _check_split(split: DictConfig) -> Iterator[str]:
     if split.val + split.test >= 1:
         yield "data.split.val + data.split.test: must leave something to train on (below 1)."
-    group, fold, folds = (split.get(key) for key in ("group", "fold", "folds"))
-    try:
-        re.compile(group or "")
-    except re.error as error:
-        yield f"data.split.group={group}: no valid regular expression ({error})."
+    fold, folds = split.get("fold"), split.get("folds")
     if fold is None and folds is not None:
         yield f"data.split.folds={folds}: has no effect without data.split.fold, such as -m data.split.fold=0,1,2."
     for name in ("val", "test", "fold") if split.get("lists") is not None else ():
@@ -207,10 +203,11 @@ def _check_run(config: DictConfig) -> Iterator[str]:
         yield "init or freeze is empty: give a value, or leave it away."
     if config.freeze_epochs is not None and config.freeze is None:
         yield f"freeze_epochs={config.freeze_epochs} needs freeze, which says what is frozen: freeze=encoder."
-    try:
-        re.compile(config.freeze or "")
-    except re.error as error:
-        yield f"freeze={config.freeze}: no valid regular expression ({error})."
+    for key in ("freeze", "data.split.group"):
+        try:
+            re.compile(text := OmegaConf.select(config, key) or "")
+        except re.error as error:
+            yield f"{key}={text}: no valid regular expression ({error})."
     betas = config.optimizer.betas
     if betas is not None and len(betas) not in (2, 3):
         yield f"optimizer.betas={shown(betas)}: must be two or three numbers."

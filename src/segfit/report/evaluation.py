@@ -1,13 +1,16 @@
 """The folder of one evaluation: metrics.json, tables and figures; a task adds what it keeps of its predictions."""
 
-import json
 import math
 import os
 from abc import abstractmethod
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +21,7 @@ from segfit.engine.findings import Column, Findings, Table
 from segfit.engine.task import Task
 from segfit.errors import SegFitError
 from segfit.report.files import files_of, json_text
+from segfit.runs.files import read_json
 from segfit.system.files import atomic_write, reporting
 
 METRICS, WORST, BEST = "metrics.json", "worst.png", "best.png"
@@ -42,8 +46,10 @@ class Evaluation:
         # Index of a sample → what it counts, whose sum over samples decides scores; and what says that the target is the same.
         self.counts: dict[int, NDArray[Any]] = {}
         self.truths: dict[int, NDArray[Any]] = {}
-        there = [name for name in self.names if os.path.lexists(path / name)]
-        if there and not _is_evaluation(path / METRICS):
+        there, kind = [name for name in self.names if os.path.lexists(path / name)], None
+        with suppress(SegFitError):  # unreadable, so not ours
+            kind = read_json(path / METRICS).get("kind")
+        if there and kind != _KIND:
             raise SegFitError(
                 f"out={path}: {', '.join(there)} in it would be replaced, and evaluate.py did not write "
                 f"{'it' if len(there) == 1 else 'them'}. Choose another folder."
@@ -99,9 +105,9 @@ class PictureEvaluation(Evaluation):
         self.data, self.predicted, self.kept = data, predicted, kept
         self._pool = ThreadPoolExecutor(_THREADS)
         self._pending: deque[Future[None]] = deque()
-        # Index → score, what is kept to draw it: of the worst samples, and of the best.
-        self._worst: dict[int, tuple[float, Any]] = {}
-        self._best: dict[int, tuple[float, Any]] = {}
+        # (score, index), what is kept to draw it: of the worst samples and, with their scores negated, of the best; in order.
+        self._worst: list[tuple[tuple[float, int], Any]] = []
+        self._best: list[tuple[tuple[float, int], Any]] = []
 
     @abstractmethod
     def draw_cases(self, cases: Sequence[tuple[int, float, Any]]) -> bytes:
@@ -111,15 +117,12 @@ class PictureEvaluation(Evaluation):
         """Keep what `shown` returns of a sample, if its score is among the lowest or highest so far; NaN never is."""
         if math.isnan(score) or not self.kept:
             return
-        case: tuple[float, Any] | None = None
+        drawn = cache(shown)
         for cases, most, sign in ((self._worst, self.kept, 1), (self._best, _BEST, -1)):
-            ranks = {other: (sign * cases[other][0], other) for other in cases}
-            if len(cases) == most:
-                last = max(ranks, key=lambda other: ranks[other])
-                if (sign * score, index) > ranks[last]:
-                    continue
-                del cases[last]
-            cases[index] = case = case or (score, shown())
+            rank = (sign * score, index)
+            if len(cases) < most or rank < cases[-1][0]:
+                insort(cases, (rank, drawn()), key=itemgetter(0))
+                del cases[most:]
 
     def name_of(self, index: int) -> str:
         """Return a sample's name; raise a SegFitError if it leads out of the folder."""
@@ -144,14 +147,11 @@ class PictureEvaluation(Evaluation):
         if self.predicted:
             return Findings(seconds=result.seconds)
         key, label, form = self.score
-        worst = sorted(
-            ((index, *case) for index, case in self._worst.items()), key=lambda case: case[1::-1]
-        )
-        rows = [(self.data.id(index), score) for index, score, _ in worst]
+        rows = [(self.data.id(index), score) for (score, index), _ in self._worst]
         if rows:
+            worst = [(index, score, drawn) for (score, index), drawn in self._worst]
+            best = [(index, -score, drawn) for (score, index), drawn in self._best]
             self.write(self.path / WORST, self.draw_cases(worst))
-            best = [(index, *self._best[index]) for index in self._best]
-            best.sort(key=lambda case: (-case[1], case[0]))
             self.write(self.path / BEST, self.draw_cases(best))
             columns = Column(self.sample), Column(label, form)
             table = Table("worst", f"Worst {self.sample}s", columns, rows)
@@ -162,11 +162,3 @@ class PictureEvaluation(Evaluation):
     def close(self) -> None:
         """Release the threads; what has not been begun is dropped."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def _is_evaluation(metrics: Path) -> bool:
-    try:
-        values = json.loads(metrics.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and values.get("kind") == _KIND

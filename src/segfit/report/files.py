@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segfit.engine.findings import Cell, Findings, Table
+from segfit.engine.findings import Cell, Findings
 from segfit.system.files import replace_text
 
 if TYPE_CHECKING:
@@ -46,17 +46,12 @@ def _plain(value: Any) -> Any:
 def files_of(findings: Findings) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of a CSV file a table and a PNG file a figure."""
     for table in findings.tables:
-        yield f"{table.name}.csv", _csv(table).encode()
+        text = io.StringIO(newline="")
+        heads = [column.name for column in table.columns]
+        csv.writer(text).writerows([heads, *table.rows])  # None becomes an empty cell
+        yield f"{table.name}.csv", text.getvalue().encode()
     for name, draw in findings.figures.items():
         yield f"{name}.png", png(draw)
-
-
-def _csv(table: Table) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow([column.name for column in table.columns])
-    writer.writerows(table.rows)  # None becomes an empty cell
-    return text.getvalue()
 
 
 def png(draw: "Callable[[], Figure]") -> bytes:
@@ -78,6 +73,10 @@ def write_findings(
     """Write results.json, a CSV file a table, a PNG file a figure, and TensorBoard events, into `folder`, which exists."""
     from segfit.report.tensorboard import write_events
 
+    tables: dict[str, list[dict[str, Cell]]] = {}
+    for table in findings.tables:
+        names = [column.name for column in table.columns]
+        tables[table.name] = [dict(zip(names, row, strict=True)) for row in table.rows]
     results = {
         "benchmark": mode,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -85,7 +84,7 @@ def write_findings(
         "headline": findings.headline,
         "machine": machine,
         "values": findings.values,
-        "tables": {table.name: _named(table) for table in findings.tables},
+        "tables": tables,
         "config": config,
     }
     write_json(folder / "results.json", results)
@@ -94,8 +93,3 @@ def write_findings(
         (folder / name).write_bytes(content)
     images = {path.stem: files[path.name] for path in map(Path, files) if path.suffix == ".png"}
     write_events(folder, json_text(results), findings.scalars, images)
-
-
-def _named(table: Table) -> list[dict[str, Cell]]:
-    names = [column.name for column in table.columns]
-    return [dict(zip(names, row, strict=True)) for row in table.rows]

@@ -20,8 +20,7 @@ from omegaconf import OmegaConf
 
 from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
 from segfit.errors import SegFitError
-from segfit.report.curves import ScoresFile
-from segfit.report.lines import LogFile
+from segfit.report.lines import LogFile, ScoresFile
 from segfit.runs.files import COMPLETE, RunFolder
 from segfit.system.monitor import Monitor, summed_up
 

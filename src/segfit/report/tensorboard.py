@@ -24,8 +24,8 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from segfit.engine.events import EndLog, EpochLog, RunInfo
 from segfit.errors import SegFitError
-from segfit.report.curves import Pictures
 from segfit.report.files import png
+from segfit.report.lines import Pictures
 from segfit.report.loggers import Logger
 from segfit.report.text import one_line
 from segfit.runs.files import COMPLETE
@@ -97,7 +97,8 @@ class TensorBoardLogger(Pictures, Logger):
     def start(self, info: RunInfo) -> None:
         """Write the config, the facts and the row of the HPARAMS tab."""
         config = f"```yaml\n{self._config_text.rstrip()}\n```"
-        facts = _markdown_table(info.facts)
+        cells = [(label, one_line(text).replace("|", "\\|")) for label, text in info.facts.items()]
+        facts = "| fact | value |\n|---|---|\n" + "\n".join(f"| {a} | {b} |" for a, b in cells)
         self._add(self._session_step, _text("config", config), _text("facts", facts))
         self._add(0, *self._row({})[1].value)
         self._writer.flush()
@@ -203,12 +204,6 @@ def _jpeg(picture: Callable[[], NDArray[np.uint8]]) -> bytes:
     encoded = io.BytesIO()
     Image.fromarray(picture()).save(encoded, "jpeg", quality=92, subsampling=0)
     return encoded.getvalue()
-
-
-def _markdown_table(facts: Mapping[str, str]) -> str:
-    cells = [(label, one_line(text).replace("|", "\\|")) for label, text in facts.items()]
-    rows = [f"| {label} | {text} |" for label, text in cells]
-    return "\n".join(["| fact | value |", "|---|---|", *rows])
 
 
 def _tags_at(log_dir: Path, step: int) -> set[str]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -108,28 +109,22 @@ def state_of(folder: Path) -> str:
     run = RunFolder(folder)
     if locks.holder(folder) is not None:
         return "running"
-    started = run.config.exists()
+    error, metrics, started = dict[str, Any](), dict[str, Any](), run.config.exists()
+    with contextlib.suppress(SegFitError):  # damaged
+        error, metrics = read_json(run.error), read_json(run.metrics)
     if run.error.exists():
-        code = _read(run.error).get("exit_code")
+        code = error.get("exit_code")
         killed = isinstance(code, int) and code < 0  # by a signal, not by a fault of its own
         return "interrupted" if killed and started else "failed"
-    if _read(run.metrics).get("status") in COMPLETE:
+    if metrics.get("status") in COMPLETE:
         return "done"
     return "interrupted" if started else "unstarted"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(SegFitError):  # damaged
-        return read_json(path)
-    return {}
-
-
 def _set_aside(folder: Path) -> None:
     """Rename the folder of a failed job, to keep it."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}-failed-{number}")).exists():
-        number += 1
-    folder.rename(aside)
+    names = (folder.with_name(f"{folder.name}-failed-{number}") for number in count(1))
+    folder.rename(next(path for path in names if not path.exists()))
     folder.mkdir()
 
 

@@ -1,10 +1,8 @@
-"""The jobs of a sweep, best first.
-
-Imports neither torch nor NumPy: the parent process of a sweep only waits and has to stay light.
-"""
+"""The jobs of a sweep, best first. Imports neither torch nor NumPy: the parent process only waits, and stays light."""
 
 import contextlib
 import csv
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,20 +39,9 @@ class Row:
     message: str  # one line about a failure
     metrics: Mapping[str, Any]  # what metrics.json holds; empty without one
 
-    @property
-    def scores(self) -> dict[str, float]:
-        """Scores of the best validation; without those that are undefined."""
-        return _numbers(self.metrics.get("best"))
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Updates, samples_per_second, peak_memory_gib, seconds; those that are known."""
-        return _numbers({key: self.metrics.get(key) for key in _FIGURES})
-
-    @property
-    def score(self) -> float | None:
-        """The monitored score, or None."""
-        return self.scores.get(str(self.metrics.get("monitor")))
+    scores: Mapping[str, float]  # of the best validation; without those that are undefined
+    figures: Mapping[str, float]  # those of `_FIGURES` that are known
+    score: float | None  # the monitored one
 
 
 def collect(sweep_dir: Path) -> list[Row]:
@@ -68,13 +55,15 @@ def collect(sweep_dir: Path) -> list[Row]:
 
 
 def _rank(row: Row) -> tuple[bool, bool, float, int]:
-    score = row.score or 0.0
-    less_is_better = row.metrics.get("monitor_mode") == "min"
-    return row.failed, row.score is None, score if less_is_better else -score, row.job
+    sign = 1 if row.metrics.get("monitor_mode") == "min" else -1
+    return row.failed, row.score is None, sign * (row.score or 0.0), row.job
 
 
 def _read_job(folder: Path) -> Row:
-    run = RunFolder(folder)
+    run, overrides = RunFolder(folder), dict[str, str]()
+    with contextlib.suppress(FileNotFoundError, SegFitError, TypeError):  # shown without them
+        for item in read_yaml(run.overrides):
+            key, _, overrides[key.lstrip("+")] = str(item).partition("=")
     try:
         metrics, error = read_json(run.metrics), read_json(run.error)
     except SegFitError as problem:
@@ -86,24 +75,16 @@ def _read_job(folder: Path) -> Row:
         status, message = str(metrics.get("status", "finished")), ""
     else:
         status, message = "unfinished", "killed, or still running"
-    failed = bool(error) or not metrics
-    overrides = _read_overrides(run.overrides)
-    return Row(int(folder.name), folder, overrides, status, failed, message, metrics)
+    failed, scores = bool(error) or not metrics, _numbers(metrics.get("best"))
+    figures = _numbers({key: metrics.get(key) for key in _FIGURES})
+    score = scores.get(str(metrics.get("monitor")))
+    about = overrides, status, failed, message, metrics, scores, figures, score
+    return Row(int(folder.name), folder, *about)
 
 
 def _numbers(values: Any) -> dict[str, float]:
-    if not isinstance(values, dict):
-        return {}
-    return {key: value for key, value in values.items() if isinstance(value, (int, float))}
-
-
-def _read_overrides(path: Path) -> dict[str, str]:
-    try:
-        items = read_yaml(path)
-    except (FileNotFoundError, SegFitError):  # the job is shown without its overrides
-        return {}
-    pairs = (str(item).partition("=") for item in (items if isinstance(items, list) else []))
-    return {key.lstrip("+"): value for key, _, value in pairs}
+    items = values.items() if isinstance(values, dict) else ()
+    return {key: value for key, value in items if isinstance(value, (int, float))}
 
 
 def _means(
@@ -125,8 +106,10 @@ def _means(
 def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the rows in their order: what differs between the jobs, scores, speed, memory."""
     console = console or texts.stdout_console()
-    varied = _varied(rows)
-    shared = [f"{key}={rows[0].overrides[key]}" for key in _keys(rows) if key not in varied]
+    # The options that not all jobs have in common; all of them if there is one job.
+    given = {key: {row.overrides.get(key) for row in rows} for key in _keys(rows)}
+    varied = [key for key, values in given.items() if len(values) > 1 or len(rows) < 2]
+    shared = [f"{key}={rows[0].overrides[key]}" for key in given if key not in varied]
     # Those that did not fail come first.
     metrics = next((row.metrics for row in rows if "monitor" in row.metrics), {})
     scores = monitored_first(metrics["monitor"], metrics.get("columns", {})) if metrics else {}
@@ -148,7 +131,7 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
             *(number(row.scores.get(name)) for name in scores),
             number(row.figures.get("samples_per_second"), ".1f"),
             number(row.figures.get("peak_memory_gib"), ".2f"),
-            duration(row.figures.get("seconds", float("nan"))),
+            duration(row.figures.get("seconds", math.nan)),
             escape(textwrap.shorten(ending, _END_LENGTH, placeholder=" …")),
         )
         best = place == 0 and row.score is not None and not row.failed
@@ -160,22 +143,15 @@ def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> No
 
 
 def _short(value: str) -> str:
-    """Return a number with four digits, as a search draws them with sixteen; anything else as it is."""
-    with contextlib.suppress(ValueError):
+    """Return a long number with four digits, as a search draws them with sixteen; anything else as it is."""
+    try:
         return format(float(value), ".4g") if len(value) > _NUMBER_LENGTH else value
-    return value
+    except ValueError:
+        return value
 
 
 def _keys(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.overrides))
-
-
-def _varied(rows: Sequence[Row]) -> list[str]:
-    """Return the options that not all jobs have in common; all of them if there is one job."""
-    keys = _keys(rows)
-    if len(rows) < 2:
-        return keys
-    return [key for key in keys if len({row.overrides.get(key) for row in rows}) > 1]
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -186,8 +162,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer = csv.DictWriter(file, [*head, "message", "path"])
         writer.writeheader()
         for row in rows:
-            about = {"job": row.job, "status": row.status, "message": row.message}
-            about |= {"monitored": row.metrics.get("monitor"), "path": shown_path(row.path)}
-            about["best_epoch"] = row.metrics.get("best_epoch")
+            about = {
+                "job": row.job,
+                "status": row.status,
+                "message": row.message,
+                "monitored": row.metrics.get("monitor"),
+                "best_epoch": row.metrics.get("best_epoch"),
+                "path": shown_path(row.path),
+            }
             best = {f"best_{name}": value for name, value in row.scores.items()}
             writer.writerow({**row.overrides, **about, **best, **row.figures})

@@ -7,7 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from segfit.errors import SegFitError
-from segfit.sweeps.record import resumed_arguments, save_sweep
+from segfit.sweeps.callback import resumed_arguments, save_sweep
 
 RECORD = {
     "overrides": ["model=cnn", "batch_size=2,4", "lr=range(1,3)", "data.class_names=[a,'b c',d]"],
