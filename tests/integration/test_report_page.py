@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.integration.training import TINY, command, finished
+from tests.unit.data.files import save
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -37,7 +39,7 @@ def test_the_page_of_a_run_holds_all_of_it(sweep):
     page = (sweep / "0/report.html").read_text()
     assert not re.search(r"(src|href)=.?(http|/)", page)  # opens without a network
     shown = pictures(page)
-    assert {"curves", "worst", "best", "confusion_matrix"} <= set(shown)
+    assert {"curves", "first_batch", "worst", "best", "confusion_matrix"} <= set(shown)
     assert shown["curves"].size == Image.open(sweep / "0/curves.png").size
     for text in (
         "miou",
@@ -57,6 +59,61 @@ def test_the_page_of_a_sweep_links_its_jobs(sweep):
     assert "0.01" in page
     assert len(pictures(page)) == 1
     assert page.count("<img") == 2
+
+
+def test_the_first_batch_is_drawn_as_the_network_got_it(tmp_path):
+    """Images whose left half has a colour and class 1, which augmentation mirrors; drawing them changes no loss."""
+    colors = {f"{index}.png": (250, 40 * index + 20, 90) for index in range(4)}
+    for split in ("train", "val"):
+        for name, color in colors.items():
+            image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+            image[:, :32], mask[:, :32] = color, 1
+            save(tmp_path / "data" / split / "images" / name, image)
+            save(tmp_path / "data" / split / "masks" / name, mask)
+    options = [text for text in TINY if not text.startswith(("data", "epochs", "augmentation"))]
+    options += ["data=folder", "data.root=data", "data.num_classes=2", "epochs=1"]
+    options += ["augmentation=kornia-gpu", "augmentation.hflip=1"]
+    options += [
+        f"augmentation.{name}=0" for name in ("vflip", "affine", "color_jitter", "blur", "noise")
+    ]
+    for folder, page in (("with", "true"), ("without", "false")):
+        line = command(*options, f"report.page={page}", f"hydra.run.dir={folder}")
+        done = finished(line, tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    losses = [
+        [json.loads(line)["train_loss"] for line in (tmp_path / folder / "scores.jsonl").open()]
+        for folder in ("with", "without")
+    ]
+    assert losses[0] == losses[1]
+    assert not (tmp_path / "without/first_batch.png").exists()
+
+    drawn = np.asarray(Image.open(tmp_path / "with/first_batch.png")).astype(int)
+    assert "first_batch" in pictures((tmp_path / "with/report.html").read_text())
+    painted = []
+    for color in colors.values():
+        rows, columns = np.nonzero((np.abs(drawn - color) <= 1).all(2))
+        top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        width = 2 * (right - left)  # of the image, whose other half is black
+        assert bottom - top == pytest.approx(width, abs=4)
+        assert (drawn[top:bottom, left - width // 2 + 4 : left - 4] == 0).all()
+        mask = drawn[top:bottom, right + 10 : right + 10 + width]  # beside it, painted on the image
+        halves = (
+            mask[:, : width // 2 - 4] / 0.6,
+            (mask[:, width // 2 + 4 : -4] - 0.4 * np.array(color)) / 0.6,
+        )
+        painted.append([np.median(half, (0, 1)) for half in halves])
+        assert all(
+            (np.abs(half - found) < 3).all()
+            for half, found in zip(halves, painted[-1], strict=True)
+        )
+    assert np.ptp(painted, axis=0).max() < 3  # each class has a colour, whatever the image
+    assert np.abs(painted[0][0] - painted[0][1]).max() > 50
+
+    (tmp_path / "with/first_batch.png").unlink()
+    done = finished(command("resume=with", "epochs=2"), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((tmp_path / "with/scores.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "with/first_batch.png").exists()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt install chromium")

@@ -164,6 +164,9 @@ class TaskPlanning(Protocol):
     def draw_samples(self, config: DictConfig, source: Source, indices: Sequence[int]) -> Any:
         """Return a picture (H, W, 3) uint8 of training samples as the network sees them; raise a SegFitError if there is none."""
 
+    def draw_batch(self, task: Any, batch: Batch, seed: int, names: Sequence[str]) -> Any:
+        """Return a picture (H, W, 3) uint8 of a training batch's first samples, whose names are given; None: there is none."""
+
     def feeding(self, config: DictConfig) -> Feeding:
         """Return how samples come to the model."""
 

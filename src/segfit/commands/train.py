@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.training import Training, make_training, metrics_of
 from segfit.engine.distributed import Distributed
 from segfit.engine.events import EndLog, Listener, Listeners
+from segfit.engine.task import Batch
 from segfit.engine.torchrun import joined
 from segfit.report.console import WorkProgress, console_report, print_summary
 from segfit.report.files import write_json
@@ -19,6 +21,8 @@ from segfit.runs.files import RunFolder
 from segfit.runs.folder import save_config
 from segfit.system.files import replace_text, reporting
 from segfit.system.monitor import Monitor, summed_up
+
+_DRAWN = 12  # samples of first_batch.png, at the most
 
 
 def train(
@@ -67,6 +71,11 @@ def _lead(
         if training.samples:
             with reporting(f"cannot write {files.samples}"):
                 write_json(files.samples, training.samples)
+
+    def drawn(batch: Batch, seed: int) -> Any:
+        names = [Path(name).name for name in training.fit.train.names(batch)[:_DRAWN]]
+        return planning_of(config).draw_batch(training.fit.task, batch, seed, names)
+
     listener = run_listener(
         files,
         console,
@@ -75,6 +84,7 @@ def _lead(
         training.hparams,
         monitor=monitor,
         page=config.report.page,
+        first_batch=drawn,
         resume_step=training.fit.state.progress.update if resumed else None,
         notices=notices,
         posted=distributed.posted,

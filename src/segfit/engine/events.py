@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from segfit.engine.findings import Findings
+from segfit.engine.task import Batch
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ class Listener:
 
     def step(self, epoch: int, update: int) -> None:
         """An update was made; cheap, called every time."""
+
+    def began(self, batch: Batch, seed: int) -> None:
+        """The first update of a new run was made, of a batch that `task.prepare(batch, seed)` makes again."""
 
     def log(self, log: StepLog) -> None:
         """Numbers were read from the device."""

@@ -174,6 +174,9 @@ class Fit:
             update = self.recovery.update(micro_batches)  # see step.make_update
             if update is not None:
                 self.log.add(*update, samples, waited)
+            if progress.update == 1:
+                seed, *_ = self.recovery.seeds(micro_batches)
+                self.log.listener.began(micro_batches[0], seed)
             progress.sample += samples
             with phase("logging"):
                 self.log.listener.step(progress.epoch, progress.update)

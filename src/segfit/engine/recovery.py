@@ -67,7 +67,7 @@ class Recovery:
                     state,
                     self.task,
                     micro_batches,
-                    self._seeds(micro_batches),
+                    self.seeds(micro_batches),
                     self.options.clip_grad_norm,
                     check_finite=self.checking,
                 )
@@ -167,7 +167,7 @@ class Recovery:
             f"{_ADVICE}"
         )
 
-    def _seeds(self, micro_batches: Sequence[Batch]) -> list[int]:
+    def seeds(self, micro_batches: Sequence[Batch]) -> list[int]:
         """Return a seed for each micro-batch, a function of the position of its first sample."""
         progress, distributed, seeds = self.state.progress, self.state.distributed, []
         position = progress.sample

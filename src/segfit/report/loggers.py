@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from PIL import Image
 
 from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
+from segfit.engine.task import Batch
 from segfit.errors import SegFitError
 from segfit.report.lines import LogFile, ScoresFile
 from segfit.runs.files import COMPLETE, RunFolder
+from segfit.system.files import atomic_write
 from segfit.system.monitor import Monitor, summed_up
 
 _PROJECT = "segfit"
@@ -73,6 +76,10 @@ class Loggers(Listener):
                 "NVML does not answer: what is logged as system/* are the processor's values, not the card's. "
                 "It comes with NVIDIA's driver and pip install nvidia-ml-py."
             )
+
+    def began(self, batch: Batch, seed: int) -> None:
+        """Pass the batch on."""
+        self._each("began", batch, seed)
 
     def log(self, log: StepLog) -> None:
         """Log the numbers of training."""
@@ -138,6 +145,20 @@ class CsvLogger(Logger):
             if file.tell() == 0:
                 writer.writerow(("update", "tag", "value"))
             writer.writerows((update, tag, value) for tag, value in values.items())
+
+
+class FirstBatch(Logger):
+    """Writes what `draw` makes of a run's first batch and its seed, a picture (H, W, 3) uint8 or None, as PNG."""
+
+    def __init__(self, path: Path, draw: Callable[[Batch, int], Any]) -> None:
+        self._path, self._draw = path, draw
+
+    def began(self, batch: Batch, seed: int) -> None:
+        """Draw it."""
+        picture = self._draw(batch, seed)
+        if picture is not None:
+            with atomic_write(self._path, sync=False) as file:
+                Image.fromarray(picture).save(file, "png")
 
 
 class WandbLogger(Logger):
@@ -214,6 +235,7 @@ def run_listener(
     *,
     monitor: Monitor | None = None,
     page: bool = False,
+    first_batch: Callable[[Batch, int], Any] = lambda *_: None,
     resume_step: int | None = None,
     notices: Sequence[str] = (),
     posted: Callable[[], list[str]] = list,
@@ -221,7 +243,8 @@ def run_listener(
     """Return console, log file, scores file, with `page` curves.png, and `loggers` by the names in `report.logger`.
 
     The log file also gets `notices`, which the console has shown before. `posted` returns the new notices of other
-    processes; each is shown and logged once. A logger that cannot be made gives a notice.
+    processes; each is shown and logged once. `first_batch` draws that for `page`, see `FirstBatch`. A logger that cannot be
+    made gives a notice.
     """
     log = LogFile(files.log)
     for line in notices:
@@ -246,6 +269,8 @@ def run_listener(
                 f"report.logger={name} cannot be used ({type(error).__name__}: {error}): training continues without it. "
                 f"pip install {name}, or leave it away."
             )
+    if page:
+        made["first_batch.png"] = FirstBatch(files.first_batch, first_batch)
     scores = ScoresFile(files.scores, files.curves if page else None)
     passed_on = _Posted(posted, shown, notices)
     return Listeners(console, log, scores, passed_on, Loggers(made, monitor, shown.notice))

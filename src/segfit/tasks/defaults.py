@@ -124,6 +124,10 @@ def draw_samples(config: DictConfig, *_: Any) -> Any:
     raise SegFitError(f"benchmark=data draws images and masks; task={config.task.name} has none.")
 
 
+def draw_batch(*_: Any) -> None:
+    """Return None: there are no pictures of samples."""
+
+
 def feeding(_: DictConfig) -> Feeding:
     """Return what holds of samples that data workers read."""
     return Feeding()

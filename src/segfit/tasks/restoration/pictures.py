@@ -39,7 +39,7 @@ def panel_of(name: str, degraded: Tensor, restored: Tensor, target: Tensor) -> P
         "target": target[area],
         f"error × {_AMPLIFIED}": _AMPLIFIED * error[area],
     }
-    return Panel(name, {title: _shown(part) for title, part in parts.items()})
+    return Panel(name, {title: shown(part) for title, part in parts.items()})
 
 
 def draw(panels: Sequence[Panel], captions: Sequence[str] = ("",)) -> Picture:
@@ -57,7 +57,7 @@ def _enlarged(part: Picture) -> Picture:
     return part.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _shown(part: Tensor) -> Picture:
+def shown(part: Tensor) -> Picture:
     """Return (1 or 3, h, w) float as (h, w, 3) uint8."""
     levels = part.clamp(0, 1).mul(255).round().byte().expand(3, -1, -1)
     return levels.permute(1, 2, 0).contiguous().cpu().numpy()  # synchronises

@@ -1,6 +1,6 @@
 """What benchmark.py asks of restoration: the costliest config and example batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 
 from segfit.config.check import plain
 from segfit.engine.task import Batch
+from segfit.report.panels import Picture
 from segfit.tasks.restoration.degradations import Degradation
+from segfit.tasks.restoration.pictures import Panel, draw, shown
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
@@ -49,6 +51,15 @@ def held_out_example(
         "index": torch.empty(count, dtype=torch.int64),
     }
     return batch, [0]
+
+
+def draw_batch(task: RestorationTask, batch: Batch, seed: int, names: Sequence[str]) -> Picture:
+    """Return a picture (H, W, 3) of a training batch's first patches, inputs beside targets."""
+    panels = [
+        Panel(name, {"input": shown(given), "target": shown(target)})
+        for name, given, target in zip(names, *task.prepare(batch, seed), strict=False)
+    ]
+    return draw(panels, names)
 
 
 def without_augmentation(task: RestorationTask) -> RestorationTask:

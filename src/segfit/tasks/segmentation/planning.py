@@ -93,17 +93,22 @@ def draw_samples(
             samples.append(dataset[index, sample_seed(config.seed, 0, index)])
     if not samples:
         raise SegFitError("None of the images can be read.")
-    images, targets = task.prepare(collate(samples), config.seed)
+    names = [source.id(sample["index"]) for sample in samples]
+    return draw_batch(task, collate(samples), config.seed, names)
+
+
+def draw_batch(
+    task: SegmentationTask, batch: Batch, seed: int, names: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) of a training batch's first samples, as `draw_samples` does."""
+    images, targets = (part[: len(names)] for part in task.prepare(batch, seed))
     pixels = ((images * task.std + task.mean) * 255).round().clamp(0, 255).to(torch.uint8)
     # Of mixed images the larger share, and what is ignored.
     hard = targets.argmax(1).masked_fill(targets.sum(1) == 0, 255) if targets.ndim == 4 else targets
-    masks = hard.to(torch.uint8).numpy()
+    masks = hard.to(torch.uint8).cpu().numpy()
+    shown = zip(names, pixels.permute(0, 2, 3, 1).cpu().numpy(), masks, strict=True)
     return pairs_image(
-        [
-            Panel(source.id(sample["index"]), image.permute(1, 2, 0).numpy(), mask, mask)
-            for sample, image, mask in zip(samples, pixels, masks, strict=True)
-        ],
-        task.classes,
+        [Panel(name, image, mask, mask) for name, image, mask in shown], task.classes
     )
 
 
