@@ -178,12 +178,15 @@ def test_images_without_masks_at_their_own_size(place, evaluated):
 
 def test_the_last_checkpoint_gives_the_last_scores(place, tmp_path):
     out = tmp_path / "last"
+    (out / "masks").mkdir(parents=True)  # of an earlier evaluation
+    (out / "metrics.json").write_text('{"kind": "evaluation"}')
     done = evaluate(place, checkpoint="last", save_masks=False, worst=0, out=str(out))
     recorded = read_json(place / "run 1/metrics.json")
     assert done.result.scores == pytest.approx(recorded["last"], abs=1e-6)
     assert done.facts["epoch"] == 2
     written = {"confusion_matrix.png", "intervals.csv", "metrics.json", "per_class.csv"}
-    assert {path.name for path in out.iterdir()} == written
+    assert {path.name for path in done.written} == written
+    assert {path.name for path in out.iterdir()} == {*written, "masks"}
 
 
 def test_python_predicts_the_same_pixels(place, evaluated, tmp_path):
@@ -220,6 +223,8 @@ def test_python_predicts_the_same_pixels(place, evaluated, tmp_path):
         model.predict([volume, paths[0]])
     with pytest.raises(SegFitError, match=r"threshold=0\.3: is for two classes, and the run has 3"):
         segfit.load(place / "run 1", threshold=0.3)
+    with pytest.raises(SegFitError, match=r"segfit\.load: export=x\.pt2 is for evaluate\.py"):
+        segfit.load(place / "run 1", export="x.pt2")
     with pytest.raises(SegFitError, match=r"segfit\.load: Key 'fold' not in"):
         segfit.load(place / "run 1", fold=1)
 

@@ -71,6 +71,12 @@ def test_help(tmp_path: Path, command: tuple[str, ...], rows: list[str]) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_overrides_may_stand_behind_flags(tmp_path: Path) -> None:
+    page, _ = shown(tmp_path, "train.py", "model=cnn", "--cfg", "job", "lr=0.5")
+    assert "\nlr: 0.5\n" in page
+    assert "base_channels" in page
+
+
 def examples(script: str) -> list[str]:
     tree = ast.parse((REPOSITORY / script).read_text(encoding="utf-8"))
     return [line for line in (ast.get_docstring(tree) or "").splitlines() if "python" in line]

@@ -76,6 +76,14 @@ def test_every_model_trains_on_every_degradation(tmp_path, place, degrade, numbe
     assert set(done.training.fit.result.scores) >= wanted
 
 
+def test_its_first_batch_is_drawn_with_the_noise_in_it(trained):
+    drawn = read_picture(trained / "run/first_batch.png", "rgb").astype(
+        float
+    )  # patches of 32, each pixel 2 × 2
+    given, target = (drawn[58:122:2, left : left + 64 : 2] for left in (10, 132))
+    assert np.std(given - target) == pytest.approx(25, abs=4)
+
+
 def test_it_gains_on_its_input(trained):
     scores = values(trained / "run/metrics.json")["best"]
     assert scores["psnr_gain"] > 1

@@ -6,10 +6,12 @@ after saving; 143 a sweep that SIGTERM ended.
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +41,11 @@ def setup() -> None:
     """
     # Before torch is imported: on a Mac, what its GPU cannot do runs on the CPU, and torch warns.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    # argparse takes overrides in one piece: those behind a flag would be "unrecognized arguments".
+    values = [value for flag, value in pairwise(sys.argv) if flag in ("--config-dir", "-cd")]
+    sys.argv[1:] = sorted(
+        sys.argv[1:], key=lambda text: text not in values and bool(re.match("[^-].*=|~", text))
+    )
     folders = tasks.config_folders(sys.argv[1:], CONF)
     try:
         for place, text in enumerate(sys.argv):

@@ -29,6 +29,7 @@ from segfit.engine.precision import Precision
 from segfit.engine.seeding import seed_everything
 from segfit.engine.task import Task
 from segfit.errors import SegFitError
+from segfit.report.text import hydra_override
 from segfit.runs.files import RunFolder, read_json
 from segfit.runs.folder import last_run, load_config, load_named
 
@@ -167,6 +168,12 @@ class Model:
         given = list(run) if isinstance(run, (list, tuple)) else [run]
         named = [str(last_run()) if one == "last" else str(one) for one in given]
         task = load_config(run_folder(named[0])).task.name
+        for name in ("export", "push", "images", "out", "compare"):
+            if options.get(name) is not None:
+                raise SegFitError(
+                    f"segfit.load: {name}={options[name]} is for evaluate.py, which writes files: "
+                    f"python evaluate.py {hydra_override('run', named[0])} {name}=…"
+                )
         if isinstance(options.get("precision"), str):
             options["precision"] = {"name": options["precision"]}
         try:

@@ -100,9 +100,7 @@ class DataConfig:
         "Decoded images are kept. ram: in memory, made at every start. disk: in data.cache_dir, until files change.",
         choices=("none", "ram", "disk"),
     )
-    cache_dir: str | None = option(
-        None, "Of cache=disk; null: ~/.cache/segfit or in $XDG_CACHE_HOME."
-    )
+    cache_dir: str | None = option(None, "Of disk; null: ~/.cache/segfit ($XDG_CACHE_HOME/segfit).")
 
 
 @dataclass

@@ -43,6 +43,7 @@ class Evaluation:
     ) -> None:
         self.path, self.task, self.facts = path, task, facts
         self.names = (METRICS, "intervals.csv", *names)
+        self.wrote: set[str] = set()  # of these, in this evaluation
         # Index of a sample → what it counts, whose sum over samples decides scores; and what says that the target is the same.
         self.counts: dict[int, NDArray[Any]] = {}
         self.truths: dict[int, NDArray[Any]] = {}
@@ -78,13 +79,14 @@ class Evaluation:
         """Release what is held; may be called again."""
 
     def written(self) -> list[Path]:
-        """Return the files and folders that are there."""
-        return [self.path / name for name in self.names if (self.path / name).exists()]
+        """Return the files and folders that were written, not those that an earlier evaluation left there."""
+        return [self.path / name for name in self.names if name in self.wrote]
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a file, all or nothing; raise a SegFitError if it cannot be written."""
         with reporting(f"cannot write {path}"), atomic_write(path, sync=False) as file:
             file.write(content)
+        self.wrote.add(path.relative_to(self.path).parts[0])
 
 
 class PictureEvaluation(Evaluation):

@@ -112,6 +112,7 @@ class MaskEvaluation(PictureEvaluation):
             path.parent.mkdir(parents=True, exist_ok=True)
             strip = np.rint(255 * shares) if self._kind == "uint8" else shares
             np.lib.format.open_memmap(path, **how)[:, row : row + shares.shape[1]] = strip
+        self.wrote.add(SHARES)
 
     def _save(self, index: int, mask: Picture, name: str) -> None:
         """Write `masks/<name>.png` and `overlays/<name>.jpg`; of what is too large for Pillow, `masks/<name>.tif`."""
