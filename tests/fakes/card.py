@@ -26,7 +26,7 @@ from torch.utils.data import dataloader
 
 import segfit.tasks
 from segfit.tuning.memory import pretend
-from segfit.tuning.memory.pretend import Cuts, no_driver_asked
+from segfit.tuning.memory.pretend import Rules, no_driver_asked
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
@@ -62,7 +62,7 @@ class Card(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cuts = Cuts()
+        self.rules = Rules(cuda=True)
         self.phase = ""
         self.reads: Iterator[float] = iter(())
         self.waits: set[Wait] = set()
@@ -266,5 +266,5 @@ def card() -> Iterator[Card]:
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(fake)
-        stack.enter_context(no_driver_asked(fake.cuts, True))
+        stack.enter_context(no_driver_asked(fake.rules))
         yield fake

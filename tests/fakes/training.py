@@ -2,6 +2,7 @@
 
 import itertools
 from typing import Any
+from unittest import mock
 
 import torch
 from omegaconf import DictConfig
@@ -17,7 +18,6 @@ from segfit.engine.optim import make_optimizer
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
 from segfit.engine.task import Batch, count_samples
-from segfit.tuning.memory.recording import CutTask
 from tests.fakes.card import DEVICE, Card
 
 
@@ -42,7 +42,7 @@ class TrainingOnCard:
         return list(itertools.islice(self.batches, self.config.accumulate))
 
     def _cut(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.outputs = self.card.cuts.cut(self.forward(inputs))
+        self.outputs = self.card.rules.cut(self.forward(inputs))
         return self.outputs
 
     def update(self) -> None:
@@ -52,10 +52,11 @@ class TrainingOnCard:
         window = self._window()
         card.phase = "updated"
         first = state.progress.update * len(window)
-        cutting: Any = CutTask(self.task, card.cuts)
         state.model.train()
         seeds = range(first, first + len(window))
-        made = make_update(state, cutting, window, seeds, config.clip_grad_norm)
+        kind: Any = type(self.task)
+        with mock.patch.object(kind, "loss", card.rules.cutting(kind.loss)):
+            made = make_update(state, self.task, window, seeds, config.clip_grad_norm)
         self.log.add(*made, sum(map(count_samples, window)), 0.0)
 
     def update_by(self, optimizer: DictConfig) -> None:

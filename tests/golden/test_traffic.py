@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -17,9 +18,8 @@ from segfit.assembly.state import make_state
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
-from segfit.tuning.memory.pretend import Cuts, without_data
+from segfit.tuning.memory.pretend import without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
-from segfit.tuning.memory.recording import CutTask
 from tests.fakes.card import tensors_of
 from tests.unit.composing import composed
 
@@ -69,19 +69,19 @@ def size(tensor: Tensor) -> int:
 
 def traffic(variant: str) -> dict[str, float]:
     config = composed(f"model=segformer_{variant}", *OPTIONS)
-    meter, cuts = Meter(), Cuts()
-    with without_data(meter, cuts) as device:
+    meter = Meter()
+    with without_data(meter) as (device, rules):
         state, _ = make_state(config, device, Precision("bf16", "cuda"), 1, lambda _: None)
-        task = CutTask(assembly_of(config).make_task(config, device), cuts)
+        task = assembly_of(config).make_task(config, device)
         for parameter in state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         state.optimizer.step()  # its state is there from the second update on
         state.optimizer.zero_grad()
-        forward = state.forward
-        state.forward = lambda inputs: cuts.cut(forward(inputs))
+        state.forward = rules.cutting(state.forward)
         window = [planning_of(config).train_example(config)]
         meter.kernels, meter.bytes = 0, 0
-        make_update(state, task, window, [0], config.clip_grad_norm)
+        with mock.patch.object(type(task), "loss", rules.cutting(type(task).loss)):
+            make_update(state, task, window, [0], config.clip_grad_norm)
     return {"kernels": meter.kernels, "GiB": round(meter.bytes / 2**30, 2)}
 
 

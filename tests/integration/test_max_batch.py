@@ -17,13 +17,15 @@ from segfit.tuning import max_batch
 from segfit.tuning.batch_trial import fits, trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.max_batch import Trials
-from segfit.tuning.memory.curve import Curve, Forecast, Moment
+from segfit.tuning.memory.curve import Curve, Forecast
 from segfit.tuning.memory.planner import CONTEXT
 from segfit.tuning.trial import Outcome, run_trial
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.integration.training import ROOT, TINY, one_thread
 
 IMAGES, ANSWER = 8, 5
+_CURVE = Curve([[[GIB], [GIB]]])
+A_GIB_EACH = Forecast(_CURVE, _CURVE, 1, waiting=[0, 0], recorded=1, fixed_val=False)
 SMALL = (
     "image_size=32",
     "batch_size=2",
@@ -154,11 +156,9 @@ def test_the_search_starts_at_the_forecast(tmp_path, monkeypatch):
     def first(*overrides: str) -> int:
         config = compose_benchmark("max_batch", *overrides)
         trials = Trials(config, Bench(tmp_path, print, lambda *_: None), [])
-        return max_batch.start(trials, cap=24)
+        return trials.start(cap=24)
 
-    curve = Curve([Moment({"parameters": GIB}, {"activations": GIB})])
-    each = Forecast(curve, curve, parameters=1)
-    monkeypatch.setattr(max_batch, "forecast_of", lambda *_arguments, **_options: each)
+    monkeypatch.setattr(max_batch, "forecast_of", lambda *_arguments, **_options: A_GIB_EACH)
     assert first("benchmark.budget_gb=11", "benchmark.margin=0") == 10
     assert first("benchmark.budget_gb=11", "benchmark.margin=0.2") == 7
     assert first("benchmark.budget_gb=100") == 24
@@ -170,12 +170,10 @@ def test_a_card_that_nvml_does_not_know_is_asked_by_torch(tmp_path, monkeypatch)
     monkeypatch.setattr(max_batch, "resolve_device", lambda _: (card, None))
     memory = SimpleNamespace(total_memory=8 * GIB + CONTEXT)
     monkeypatch.setattr(torch.cuda, "get_device_properties", {card: memory}.__getitem__)
-    curve = Curve([Moment({"parameters": GIB}, {"activations": GIB})])
-    each = Forecast(curve, curve, parameters=1)
-    monkeypatch.setattr(max_batch, "forecast_of", lambda *_arguments, **_options: each)
+    monkeypatch.setattr(max_batch, "forecast_of", lambda *_arguments, **_options: A_GIB_EACH)
     config = compose_benchmark("max_batch", "benchmark.margin=0")
     trials = Trials(config, Bench(tmp_path, print, lambda *_: None), [])
-    assert max_batch.start(trials, cap=24) == 7
+    assert trials.start(cap=24) == 7
 
 
 def test_without_a_forecast_the_search_starts_at_batch_size(tmp_path, outcomes):

@@ -15,6 +15,7 @@ from segfit.cli.explain import explain
 from segfit.errors import SegFitError
 from segfit.tuning import climb, max_batch, optimize, search
 from segfit.tuning.local_recipe import MARK
+from segfit.tuning.max_batch import Trials
 from segfit.tuning.trial import Outcome
 from tests.integration.benchmarking import Benchmarked, benchmark, outcome
 from tests.integration.training import TINY, command, compose_run, finished, one_thread
@@ -54,7 +55,7 @@ class Scripted:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that optimizes with scripted trials; the forecast says that everything fits."""
     monkeypatch.setattr(search, "native_precisions", lambda device: ["bf16", "fp32"])
-    monkeypatch.setattr(search, "start", lambda trials, cap: cap)
+    monkeypatch.setattr(Trials, "start", lambda trials, cap: cap)
     (tmp_path / "hardware").mkdir()
 
     def start(script: Any, *overrides: str, **how: Any) -> Benchmarked:
@@ -159,7 +160,7 @@ def test_without_time_nothing_is_planned(run: Any, monkeypatch: pytest.MonkeyPat
         time.sleep(0.3)
         return outcome(10.0)
 
-    monkeypatch.setattr(search, "start", lambda trials, cap: pytest.fail("there is no time for it"))
+    monkeypatch.setattr(Trials, "start", lambda trials, cap: pytest.fail("there is no time for it"))
     done = run(slow, *GROW, "benchmark.budget_minutes=0.01")
     assert done.table("trials")[-1]["verdict"] == climb.NO_TIME
     assert "there was no time" in done.findings.headline
@@ -223,7 +224,7 @@ def test_a_search_decides_where_the_forecast_does_not(
         }
         return Outcome(ok=True, values=values)
 
-    monkeypatch.setattr(search, "start", lambda trials, cap: 2)
+    monkeypatch.setattr(Trials, "start", lambda trials, cap: 2)
     monkeypatch.setattr(max_batch, "run_trial", fits)
     done = run(Scripted({1: 10.0, 2: 14.0, 4: 20.0}), "batch_size=1", "accumulate=8")
     assert max(asked) > 2
@@ -294,7 +295,7 @@ def test_what_grows_trains_in_smaller_micro_batches_up_to_its_limits(
         return Outcome(ok=True, values={**values, "samples_per_second": 1.0})
 
     monkeypatch.setattr(
-        search, "start", lambda trials, cap: min(cap, 320 // trials.config.model.base_channels)
+        Trials, "start", lambda trials, cap: min(cap, 320 // trials.config.model.base_channels)
     )
     monkeypatch.setattr(max_batch, "run_trial", fits)
     done = run(Scripted(dict.fromkeys((1, 2, 4, 8), 100.0)), *GROW)

@@ -20,11 +20,10 @@ from segfit.system.cards import GIB, needs_of
 from segfit.tasks.segmentation.assembly import make_task
 from segfit.tasks.segmentation.planning import device_augmentation
 from segfit.tasks.segmentation.schema import size_of
-from segfit.tuning.allocations import recorded_peak
+from segfit.tuning.measure import recorded_peak
 from segfit.tuning.memory.curve import Forecast
 from segfit.tuning.memory.planner import Card, forecast_of
-from segfit.tuning.memory.predict import forecast, peak_bytes, predict
-from segfit.tuning.memory.recording import record
+from segfit.tuning.memory.predict import forecast, peak_bytes, predict, record
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.integration.training import ROOT, command, environment, train
 

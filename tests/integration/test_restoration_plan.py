@@ -8,7 +8,7 @@ from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
 from segfit.tasks.restoration.assembly import make_task
 from segfit.tasks.restoration.planning import costliest
-from segfit.tuning.allocations import recorded_peak
+from segfit.tuning.measure import recorded_peak
 from segfit.tuning.memory.predict import predict
 from tests.integration.benchmarking import compose_benchmark
 

@@ -8,8 +8,7 @@ import torch
 from prove.shared import DEVICE, GIB, called, composed, named, taken, training
 from segfit.engine.evaluate import evaluate
 from segfit.engine.step import make_update
-from segfit.tuning.allocations import recorded_peak
-from segfit.tuning.measure import first_held_out, first_window
+from segfit.tuning.measure import first_held_out, first_window, recorded_peak
 from segfit.tuning.memory.planner import forecast_of
 
 

@@ -1,5 +1,6 @@
 """One trial of a batch: train and validate with it, and return what it took."""
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from segfit.assembly.training import make_training
 from segfit.engine.evaluate import evaluate
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.change import changed, thawed
-from segfit.tuning.measure import train_speed
+from segfit.tuning.measure import recorded_peak, train_speed
 
 
 def trial_config(config: DictConfig, batch: int) -> DictConfig:
@@ -54,7 +54,11 @@ def fits(
         SegFitError: if the training cannot be built.
     """
     device, _ = resolve_device(config.device)
-    limit = _limit(device, budget_gb, margin)
+    room = budget_gb * GIB if budget_gb is not None else math.inf
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)  # what contexts and other processes leave
+        room = min(room, free)
+        torch.cuda.set_per_process_memory_fraction(room * (1 - margin) / total, device)
     with recorded_peak(device) as peak, tempfile.TemporaryDirectory() as folder:
         training = make_training(config, Path(folder), lambda _: None)
         fit = training.fit
@@ -63,26 +67,18 @@ def fits(
         source = assembly.make_sources(config)["val"]
         dataset = assembly.make_held_out_dataset(config, source)
         held_out = batches_in_order(config, dataset, device, 0, lambda _: None, indices)
-        if (
-            device.type == "cuda"
-        ):  # cuDNN tries its algorithms once, with more memory than it takes to use them
+
+        def validate() -> None:
             evaluate(fit.state.evaluated(), fit.task, held_out, fit.state.precision)
+
+        if device.type == "cuda":
+            validate()  # cuDNN tries its algorithms once, with more memory than it takes to use them
         for _ in range(rounds):
             speed = train_speed(training, seconds=seconds, warmup=1, resident=True)
-            evaluate(fit.state.evaluated(), fit.task, held_out, fit.state.precision)
+            validate()
     return {
         "device": device.type,
         "peak_bytes": peak.bytes,
-        "limit_bytes": limit,
+        "limit_bytes": int(room * (1 - margin)),
         "samples_per_second": speed.samples_per_second,
     }
-
-
-def _limit(device: torch.device, budget_gb: float | None, margin: float) -> int:
-    """Return how many bytes may be allocated, and hold torch to it on CUDA."""
-    room = budget_gb * GIB if budget_gb is not None else float("inf")
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)  # what contexts and other processes leave
-        room = min(room, free)
-        torch.cuda.set_per_process_memory_fraction(room * (1 - margin) / total, device)
-    return int(room * (1 - margin))

@@ -67,7 +67,7 @@ class Climb:
 
     def measure_start(self, change: Change) -> Step:
         """Measure the config as it is, under the name of `change`."""
-        step = self._measured(change, {}, self.seconds, min(self.left(), self.patience))
+        step = self._measured(change, {})
         self.steps.append(step)
         if step.speed is not None:
             step.verdict, self.best = KEPT, step.rate
@@ -85,8 +85,7 @@ class Climb:
             if self.left() < self.longest:
                 step = Step(change, NO_TIME)
                 break
-            options = {**self.kept, **change.options}
-            step = self._measured(change, options, self.seconds, min(self.left(), self.patience))
+            step = self._measured(change, {**self.kept, **change.options})
             if step.verdict != OUT_OF_MEMORY:
                 break
         self.steps.append(step)
@@ -121,28 +120,22 @@ class Climb:
         start = self.steps[0]
         if start.speed is None or not self.kept:
             return start.rate, self.best
-        rates = []
         for name, options in ((start.change.name, {}), ("result", self.kept)):
-            change = Change(f"{name}, once more", options)
-            left = self.deadline - time.monotonic()
-            step = self._measured(change, options, 2 * self.seconds, left)
+            step = self._measured(Change(f"{name}, once more", options), options, last=True)
             if step.speed is not None:
                 step.verdict = "to compare"
             self.steps.append(step)
-            rates.append(step.rate)
-        return rates[0], rates[1]
+        return self.steps[-2].rate, self.steps[-1].rate
 
-    def _measured(
-        self, change: Change, options: Mapping[str, Any], seconds: float, timeout_s: float
-    ) -> Step:
-        done = len(self.steps)
+    def _measured(self, change: Change, options: Mapping[str, Any], last: bool = False) -> Step:
+        done, start = len(self.steps), time.monotonic()
         self.bench.progress(change.name, done, max(self.total, done + 1))
-        start = time.monotonic()
+        left = self.deadline - start if last else min(self.left(), self.patience)
         outcome = run_trial(
             changed(self.start_config, options),
             job="segfit.tuning.measure:measure_training",
-            timeout_s=max(timeout_s, 1.0),
-            seconds=seconds,
+            timeout_s=max(left, 1.0),
+            seconds=2 * self.seconds if last else self.seconds,
             warmup=self.start_config.benchmark.warmup,
         )
         if not outcome.ok:

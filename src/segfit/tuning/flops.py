@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,17 +35,8 @@ _CARDS: dict[str, tuple[float, float | None, float]] = {
     r"RTX 3090": (35.6, 35.6, 71.0),
     r"RTX 3080": (29.8, 29.8, 59.5),
 }
-_TERA = 1e12
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product measures a peak
 _SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class PeakRate:
-    """The arithmetic that a device can do."""
-
-    teraflops: float  # 10^12 floating-point operations a second
-    source: str  # where the number is from
 
 
 def update_flops(training: Training) -> float:
@@ -73,19 +64,25 @@ def inference_flops(training: Training) -> float:
     return float(counter.get_total_flops()) / count_samples(batch)
 
 
-def peak_rate(device: torch.device, precision: Precision) -> PeakRate:
-    """Return what the device can do in a precision: a known card's data sheet, else a large matrix product, measured.
+def peak_rate(device: torch.device, precision: Precision) -> tuple[float, str]:
+    """Return the TFLOP/s that the device can do in a precision, and whose figure that is.
 
-    Waits for the device.
+    A known card's data sheet, else a large matrix product, measured. Waits for the device.
     """
     if device.type == "cuda":
         tf32 = torch.get_float32_matmul_precision() != "highest"
         known = data_sheet(torch.cuda.get_device_name(device), precision.name, tf32=tf32)
         if known is not None:
-            return PeakRate(known, "data sheet")
-    side = _SIDES[device.type]
-    source = f"a {side} × {side} matrix product, measured"
-    return PeakRate(_measured_peak(device, precision.dtype, side), source)
+            return known, "data sheet"
+    side, best, start = _SIDES[device.type], 0.0, time.perf_counter()
+    a, b = (torch.randn(side, side, device=device).to(precision.dtype) for _ in range(2))
+    while best == 0 or time.perf_counter() - start < _SECONDS:
+        synchronize(device)
+        before = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        best = max(best, 2 * side**3 / (time.perf_counter() - before))
+    return best / 1e12, f"a {side} × {side} matrix product, measured"
 
 
 def data_sheet(name: str, precision: str, *, tf32: bool) -> float | None:
@@ -99,32 +96,19 @@ def data_sheet(name: str, precision: str, *, tf32: bool) -> float | None:
     bare = re.sub("^(NVIDIA )?(GeForce )?", "", name)
     for pattern, (single, tensor, half) in _CARDS.items():
         if re.fullmatch(pattern, bare):
-            if precision != "fp32":
-                return half
-            return tensor if tf32 and tensor is not None else single
+            return half if precision != "fp32" else (tf32 and tensor) or single
     return None
-
-
-def _measured_peak(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    best = 0.0
-    start = time.perf_counter()
-    while best == 0 or time.perf_counter() - start < _SECONDS:
-        synchronize(device)
-        before = time.perf_counter()
-        torch.mm(a, b)
-        synchronize(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - before))
-    return best / _TERA
 
 
 def _counter() -> FlopCounterMode:
     aten = torch.ops.aten
-    mapping: dict[Any, Callable[..., int]] = {aten.convolution_backward: convolution_backward_flops}
-    for forward in (aten.mkldnn_rnn_layer, aten._cudnn_rnn):
-        mapping[forward] = lstm_flops
-    for backward in (aten.mkldnn_rnn_layer_backward, aten._cudnn_rnn_backward):
-        mapping[backward] = lambda *args, **_: 2 * lstm_flops(*args)
+    mapping: dict[Any, Callable[..., int]] = {
+        aten.convolution_backward: convolution_backward_flops,
+        aten.mkldnn_rnn_layer: lstm_flops,
+        aten._cudnn_rnn: lstm_flops,
+        aten.mkldnn_rnn_layer_backward: lambda *args, **_: 2 * lstm_flops(*args),
+        aten._cudnn_rnn_backward: lambda *args, **_: 2 * lstm_flops(*args),
+    }
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 

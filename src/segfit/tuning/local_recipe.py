@@ -13,7 +13,7 @@ from segfit.assembly.tuned import model_choice, model_options
 from segfit.config.check import plain
 from segfit.config.tasks import DEFAULT, config_folders, qualified, schema_of
 from segfit.errors import SegFitError
-from segfit.system.files import replace_text
+from segfit.system.files import replace_text, reporting
 from segfit.tuning.change import GROUPS
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -31,20 +31,15 @@ def usual_path(task: str) -> Path:
 
 def writable(path: Path) -> None:
     """Raise a SegFitError if `path` cannot be written, or is a file that benchmark=optimize did not write."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    with reporting(f"benchmark.out={path}"):
+        if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
             raise SegFitError(
-                f"benchmark.out={path}: the folder {path.parent} is not there, or cannot be written to."
-            ) from None
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        raise SegFitError(f"benchmark.out={path}: {error}.") from error
-    if MARK not in text:
+                f"benchmark.out={path}: benchmark=optimize did not write it. Rename it, or give "
+                f"another benchmark.out."
+            )
+    if not os.access(path.parent, os.W_OK):
         raise SegFitError(
-            f"benchmark.out={path}: benchmark=optimize did not write it. Rename it, or give "
-            f"another benchmark.out."
+            f"benchmark.out={path}: the folder {path.parent} is not there, or cannot be written to."
         )
 
 
@@ -100,7 +95,5 @@ def recipe(
 def write(path: Path, text: str) -> None:
     """Write a recipe, whole or not at all; raise a SegFitError as `writable` does, or if the disk is full."""
     writable(path)
-    try:
+    with reporting(f"benchmark.out={path}"):
         replace_text(path, text)
-    except OSError as error:
-        raise SegFitError(f"benchmark.out={path}: {error.strerror}.") from error

@@ -1,8 +1,8 @@
 """benchmark=max_batch: the largest micro-batch that trains here, found by training with it."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, astuple, dataclass
 from functools import cache, partial
 
 import psutil
@@ -23,7 +23,6 @@ from segfit.tuning.memory.planner import CONTEXT, forecast_of
 from segfit.tuning.trial import Outcome, run_trial
 
 OUT_OF_MEMORY, OVER_BUDGET = "out of memory", "over the budget"
-_SHOWN = ("batch_size", "verdict", "peak_gib", "limit_gib", "samples_per_second", "seconds")
 _COLUMNS = (
     Column("batch_size"),
     Column("verdict"),
@@ -55,24 +54,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         bench.notice(line)
     cap = len(sources["train"])
     trials = Trials(config, bench, planning_of(config).largest_first(sources["val"])[:cap])
-    answer = trials.largest(start=start(trials, cap), cap=cap)
-    return _findings(config, trials, answer, cap)
-
-
-def start(trials: "Trials", cap: int) -> int:
-    """Return the batch that the search begins with: the forecast's answer, 0 if that is none; batch_size without a forecast."""
-    config, bench = trials.config, trials.bench
-    device, _ = resolve_device(config.device)
-    working = partial(bench.progress, "recording a step without data", 0, 1)
-    try:
-        forecast = forecast_of(config, device.type, working=working)
-    except Exception as error:  # a forecast only saves trials, which raise what is wrong
-        bench.notice(f"no forecast, so the search starts at batch_size: {error}")
-        return min(int(config.batch_size), cap)
-    room = trials.budget_gb * GIB if trials.budget_gb is not None else math.inf
-    if device.type == "cuda":
-        room = min(room, torch.cuda.get_device_properties(device).total_memory - CONTEXT)
-    return int(min(forecast.largest(room * (1 - trials.options.margin)), cap))
+    return _findings(config, trials, trials.largest(start=trials.start(cap), cap=cap), cap)
 
 
 class Trials:
@@ -81,21 +63,34 @@ class Trials:
     Args:
         config: checked, of benchmark.py.
         bench: for progress and notices.
-        largest: indices of held-out samples to validate on, the largest first.
+        held_out: indices of held-out samples to validate on, the largest first.
     """
 
-    def __init__(self, config: DictConfig, bench: Bench, largest: list[int]) -> None:
+    def __init__(self, config: DictConfig, bench: Bench, held_out: list[int]) -> None:
         self.config = config
         self.options = config.benchmark
         self.bench = bench
-        self.held_out = largest
+        self.held_out = held_out
         self.tried: list[Tried] = []
-        device, _ = resolve_device(config.device)
-        budget = self.options.budget_gb
+        self.device, _ = resolve_device(config.device)
+        self.budget_gb = self.options.budget_gb
         # Read once: each trial must have the same limit. On CUDA the child asks the driver, with its own context.
-        if budget is None and device.type == "cpu":
-            budget = psutil.virtual_memory().available / GIB
-        self.budget_gb = budget
+        if self.budget_gb is None and self.device.type == "cpu":
+            self.budget_gb = psutil.virtual_memory().available / GIB
+
+    def start(self, cap: int) -> int:
+        """Return the batch to begin with: the forecast's answer, 0 if that is none; batch_size without a forecast."""
+        working = partial(self.bench.progress, "recording a step without data", 0, 1)
+        try:
+            forecast = forecast_of(self.config, self.device.type, working=working)
+        except Exception as error:  # a forecast only saves trials, which raise what is wrong
+            self.bench.notice(f"no forecast, so the search starts at batch_size: {error}")
+            return min(int(self.config.batch_size), cap)
+        room = self.budget_gb * GIB if self.budget_gb is not None else math.inf
+        if self.device.type == "cuda":
+            card = torch.cuda.get_device_properties(self.device)
+            room = min(room, card.total_memory - CONTEXT)
+        return int(min(forecast.largest(room * (1 - self.options.margin)), cap))
 
     def largest(self, *, start: int, cap: int) -> int:
         """Return the largest batch up to `cap` that fits, in a second, longer trial too; 0 if none does."""
@@ -109,30 +104,26 @@ class Trials:
 
     def tries(self, batch: int, rounds: int = _SEARCH) -> Tried:
         """Try a batch, in a process of its own; `rounds` of training and validation."""
+        what = f"batch_size={batch}" + (", once more and longer" if rounds == _VERIFY else "")
         for _ in range(2):
-            outcome = self._run(batch, rounds)
+            self.bench.progress(what, len(self.tried), max(8, len(self.tried) + 2))
+            outcome = run_trial(
+                trial_config(self.config, batch),
+                job="segfit.tuning.batch_trial:fits",
+                timeout_s=self.options.timeout_s,
+                budget_gb=self.budget_gb,
+                margin=self.options.margin,
+                rounds=rounds,
+                seconds=self.config.seconds or 0.0,
+                largest=self.held_out[:batch],
+            )
             if outcome.reason == "input":
-                raise SegFitError(
-                    [f"batch_size={batch}: {line}" for line in outcome.message.splitlines()]
-                )
+                lines = outcome.message.splitlines()
+                raise SegFitError([f"batch_size={batch}: {line}" for line in lines])
             self.tried.append(self._judged(batch, outcome))
             if outcome.reason != "crash":  # perhaps by what others do on this machine: once more
                 break
         return self.tried[-1]
-
-    def _run(self, batch: int, rounds: int) -> Outcome:
-        what = f"batch_size={batch}" + (", once more and longer" if rounds == _VERIFY else "")
-        self.bench.progress(what, len(self.tried), max(8, len(self.tried) + 2))
-        return run_trial(
-            trial_config(self.config, batch),
-            job="segfit.tuning.batch_trial:fits",
-            timeout_s=self.options.timeout_s,
-            budget_gb=self.budget_gb,
-            margin=self.options.margin,
-            rounds=rounds,
-            seconds=self.config.seconds or 0.0,
-            largest=self.held_out[:batch],
-        )
 
     def _judged(self, batch: int, outcome: Outcome) -> Tried:
         if not outcome.ok:
@@ -152,7 +143,7 @@ class Trials:
 
     def _guess(self) -> int | None:
         fitting = [item for item in self.tried if item.fits]
-        peaks = [(item.batch_size, item.peak_gib or 0.0) for item in fitting]
+        peaks = {item.batch_size: item.peak_gib or 0.0 for item in fitting}
         return extrapolated(peaks, fitting[-1].limit_gib or 0.0) if fitting else None
 
 
@@ -189,74 +180,63 @@ def largest_that_fits(
             batch, guesses = min(max(guessed, low + 1), high - 1, _LEAP * low), guesses + 1
         else:
             bisect = high <= cap or low == 0
-            batch = max(1, (low + high) // 2) if bisect else min(2 * low, cap)
-            guesses = 0
+            batch, guesses = max(1, (low + high) // 2) if bisect else min(2 * low, cap), 0
     return low
 
 
-def extrapolated(peaks: Iterable[tuple[int, float]], limit: float) -> int | None:
-    """Return the batch whose peak meets `limit`, along the line through the two largest batches.
+def extrapolated(peaks: Mapping[int, float], limit: float) -> int | None:
+    """Return the batch whose peak meets `limit`, along the line through the two largest of `peaks`: batch → bytes.
 
-    Args:
-        peaks: (batch, bytes) of batches that fit.
-        limit: bytes.
-
-    Returns:
-        None with less than two batches, or where more images do not take more bytes.
+    None with less than two, or where more images do not take more bytes.
     """
-    largest = sorted(dict(peaks).items())[-2:]
-    if len(largest) < 2:
+    if len(peaks) < 2:
         return None
-    (less, less_bytes), (more, more_bytes) = largest
+    (less, less_bytes), (more, more_bytes) = sorted(peaks.items())[-2:]
     slope = (more_bytes - less_bytes) / (more - less)
     return int(more + (limit - more_bytes) // slope) if slope > 0 else None
 
 
 def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Findings:
-    best = next(
-        (item for item in reversed(trials.tried) if item.fits and item.batch_size == answer), None
-    )
+    tried = trials.tried
+    best = next((one for one in tried[::-1] if one.fits and one.batch_size == answer), None)
     title = f"A process each, accumulate={config.accumulate}"
-    rows = [[getattr(item, name) for name in _SHOWN] for item in trials.tried]
-    emphasis = None if best is None else trials.tried.index(best)
+    rows = [[item.batch_size, *astuple(item)[2:]] for item in tried]
+    emphasis = None if best is None else tried.index(best)
     scalars = {"max_batch/batch_size": float(answer)}
     if best is not None:
         scalars["max_batch/peak_gib"] = best.peak_gib or 0.0
         scalars["max_batch/samples_per_second"] = best.samples_per_second or 0.0
     return Findings(
-        headline=_headline(config, trials, best, cap),
+        headline=_headline(config, tried, best, cap),
         tables=[Table("trials", title, _COLUMNS, rows, emphasis)],
         values={
             "batch_size": answer,
             "override": f"batch_size={answer}" if answer else None,
             "accumulate": config.accumulate,
             "samples": cap,
-            "trials": [asdict(item) for item in trials.tried],
+            "trials": [asdict(item) for item in tried],
         },
-        figures={"max_batch": partial(_figure, trials.tried, answer)} if best is not None else {},
+        figures={"max_batch": partial(_figure, tried, answer)} if best is not None else {},
         scalars=scalars,
     )
 
 
-def _headline(config: DictConfig, trials: Trials, best: Tried | None, cap: int) -> str:
+def _headline(config: DictConfig, tried: list[Tried], best: Tried | None, cap: int) -> str:
     if best is None:
-        verdict = trials.tried[-1].verdict
+        verdict = tried[-1].verdict
         if verdict not in (OUT_OF_MEMORY, OVER_BUDGET):
             return f"Not even one sample trains here: {verdict}"
         advice = schema_of(config.task.name).MEMORY_ADVICE
         return f"Not even one sample trains here ({verdict}). {advice}"
+    batch, accumulate = best.batch_size, config.accumulate
+    all_of_them = f"all {cap} training samples fit in one batch"
+    why = all_of_them if batch == cap else "the largest that trains here"
     kept = f"{config.benchmark.margin:.0%} kept free"
     room = f"peak {best.peak_gib:.2f} of {best.limit_gib:.2f} GiB, {kept}"
-    why = (
-        f"all {cap} training samples fit in one batch"
-        if best.batch_size == cap
-        else "the largest that trains here"
-    )
-    effective = best.batch_size * config.accumulate
-    line = f"batch_size={best.batch_size}: {why} ({room}). Type: batch_size={best.batch_size}"
-    if effective != config.batch_size * config.accumulate:
+    line = f"batch_size={batch}: {why} ({room}). Type: batch_size={batch}"
+    if batch != config.batch_size:
         line += (
-            f"\nThe effective batch is then {effective}, no longer {config.batch_size * config.accumulate}: "
+            f"\nThe effective batch is then {batch * accumulate}, no longer {config.batch_size * accumulate}: "
             f"benchmark=lr_find says which lr goes with it."
         )
     return line
@@ -266,19 +246,18 @@ def _figure(tried: list[Tried], answer: int) -> Figure:
     """Draw the peaks of all trials that did not crash, and the limit."""
     figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    measured = [item for item in tried if item.peak_gib is not None]
-    for fits, marker, label in ((True, "o", "fits"), (False, "x", "does not")):
-        points = [(item.batch_size, item.peak_gib or 0.0) for item in measured if item.fits == fits]
+    limit = next(item.limit_gib for item in reversed(tried) if item.limit_gib is not None)
+    shown: dict[str, list[tuple[int, float]]] = {"fits": [], "does not": [], "failed": []}
+    for item in tried:
+        kind, peak = "fits" if item.fits else "does not", item.peak_gib
+        if peak is None:
+            kind, peak = "failed", limit
+        shown[kind].append((item.batch_size, peak))
+    for (label, points), look in zip(shown.items(), ("o", "x", "kx"), strict=True):
         if points:
-            axes.scatter(*zip(*points, strict=True), marker=marker, label=label)
-    crashed = [item.batch_size for item in tried if item.peak_gib is None]
-    if measured:
-        limit = measured[-1].limit_gib or 0.0
-        axes.axhline(limit, color="black", linestyle="--", linewidth=1, label="limit")
-        if crashed:
-            axes.scatter(crashed, [limit] * len(crashed), color="black", marker="x", label="failed")
-    if answer:
-        axes.axvline(answer, color="tab:green", linewidth=1, label=f"batch_size={answer}")
+            axes.plot(*zip(*points, strict=True), look, label=label)
+    axes.axhline(limit, color="black", linestyle="--", linewidth=1, label="limit")
+    axes.axvline(answer, color="tab:green", linewidth=1, label=f"batch_size={answer}")
     axes.set(xlabel="batch_size", ylabel="peak of allocated memory, GiB")
     axes.set_ylim(bottom=0)
     axes.legend()

@@ -1,17 +1,20 @@
-"""How fast a training really runs: the engine's own update and evaluation, on its own batches or resident ones."""
+"""How fast a training really runs, by the engine's own update and evaluation, and how much memory a piece of work takes."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import chain, count, islice, pairwise, repeat
+from itertools import accumulate, chain, count, islice, pairwise, repeat
 from pathlib import Path
+from operator import itemgetter
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch.profiler import ProfilerActivity, profile
 
 from segfit.assembly.training import Training, make_training
 from segfit.engine.evaluate import evaluate
@@ -122,6 +125,39 @@ def inference_speed(training: Training, *, seconds: float, warmup: int, resident
     model = fit.state.evaluated()
     evaluate(model, fit.task, watch.over(batches, count_samples), fit.state.precision)
     return watch.speed
+
+
+@dataclass
+class Peak:
+    """The largest sum of allocated bytes; 0 while the work runs."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def recorded_peak(device: torch.device) -> Iterator[Peak]:
+    """Record the peak of allocated bytes of the work inside.
+
+    On CUDA it is the allocator's, of everything that is allocated on the device. On the CPU it is torch's own record of
+    what is allocated while the context is open, to the byte and the same in every run: so build the model inside. What
+    libraries allocate without torch (oneDNN's weights in its own layouts, NumPy's arrays) is not in it.
+    """
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated(device)
+        return
+    # Without it Kineto prints "USDT: … profiler_start", and an ERROR where there is no CUDA driver.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        yield peak
+    assert record.profiler is not None  # it has run
+    assert record.profiler.kineto_results is not None
+    events = record.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    changes.sort(key=itemgetter(0))
+    peak.bytes = max(accumulate(size for _, size in changes), default=0)
 
 
 @contextmanager

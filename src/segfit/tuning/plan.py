@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from itertools import islice, product
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,11 +44,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     working = partial(bench.progress, "recording a step without data", 0, 1)
     forecast = forecast_of(config, card.device_type, working=working)
     batch = int(config.batch_size)
-    val_batch = forecast.val_batch(batch)
-    train, val = forecast.train.peak(batch), forecast.val.peak(val_batch)
+    train, val = forecast.train.peak(batch), forecast.val.peak(batch)
     needed, largest = card.needed(forecast.peak(batch)), card.largest(forecast)
     fits = forecast.peak(batch) <= card.budget
-    found = [] if fits else _levers(config, card, forecast, bench)
+    found = [] if fits else list(_levers(config, card, forecast, bench))
     tables = [_parts_table(forecast, batch, card), _batches_table(forecast, batch, card)]
     if found:
         tables.append(_levers_table(found, card))
@@ -66,7 +66,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             "train_bytes": train,
             "train_parts": forecast.train.at(batch),
             "val_bytes": val,
-            "val_parts": forecast.val.at(val_batch),
+            "val_parts": forecast.val.at(batch),
             "needed_bytes": needed,
             "fits": fits,
             "largest_batch": largest,
@@ -81,23 +81,24 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     )
 
 
+def _columns(*names: str) -> list[Column]:
+    return [Column(name, ".2f" if name.endswith(", GiB") else "") for name in names]
+
+
 def _parts_table(forecast: Forecast, batch: int, card: Card) -> Table:
-    val_batch = forecast.val_batch(batch)
-    sides = forecast.train.at(batch), forecast.val.at(val_batch)
-    rows: list[list[Cell]] = [
-        [LABELS.get(part, part), *(side.get(part, 0.0) / GIB for side in sides)]
-        for part in PARTS
-        if any(side.get(part) for side in sides)
-    ]
+    sides = forecast.train.at(batch), forecast.val.at(batch)
     totals = [sum(side.values()) for side in sides]
     context = "CUDA context" if card.device_type == "cuda" else "the process itself"
-    rows += [
-        ["allocated", *(total / GIB for total in totals)],
-        [f"margin of {MARGIN:.0%}", *(total * MARGIN / GIB for total in totals)],
-        [context, *[card.context / GIB] * 2],
-        [f"needed of {card.name}", *(card.needed(total) / GIB for total in totals)],
+    sizes = [
+        *((LABELS.get(part, part), [side.get(part, 0.0) for side in sides]) for part in PARTS),
+        ("allocated", totals),
+        (f"margin of {MARGIN:.0%}", [total * MARGIN for total in totals]),
+        (context, [card.context] * 2),
+        (f"needed of {card.name}", [card.needed(total) for total in totals]),
     ]
-    columns = [Column("part"), Column("update, GiB", ".2f"), Column("validation, GiB", ".2f")]
+    rows = [[label, *(size / GIB for size in each)] for label, each in sizes if any(each)]
+    columns = _columns("part", "update, GiB", "validation, GiB")
+    val_batch = 1 if forecast.fixed_val else batch
     title = f"At the peak, predicted (batch {batch}, validation {val_batch})"
     return Table("parts", title, columns, rows, emphasis=len(rows) - 1)
 
@@ -106,29 +107,19 @@ def _batches_table(forecast: Forecast, batch: int, card: Card) -> Table:
     most = card.largest(forecast)
     powers = [2**exponent for exponent in range(int(math.log2(max(2 * most, batch, 8))) + 1)]
     batches = sorted({*powers, batch, *([most] if most else [])})
-    rows: list[list[Cell]] = [
-        [
-            size,
-            forecast.train.peak(size) / GIB,
-            forecast.val.peak(forecast.val_batch(size)) / GIB,
-            card.needed(forecast.peak(size)) / GIB,
-            forecast.peak(size) <= card.budget,
-        ]
-        for size in batches
-    ]
-    names = ("update, GiB", "validation, GiB", "needed, GiB")
-    columns = [Column("batch"), *(Column(name, ".2f") for name in names), Column("fits")]
+    rows: list[list[Cell]] = []
+    for size in batches:
+        peaks = [forecast.train.peak(size), forecast.val.peak(size)]
+        needed = card.needed(max(peaks))
+        rows.append([size, *(value / GIB for value in (*peaks, needed)), max(peaks) <= card.budget])
+    columns = _columns("batch", "update, GiB", "validation, GiB", "needed, GiB", "fits")
     title = f"By micro-batch, against {card.name}"
     return Table("batches", title, columns, rows, emphasis=batches.index(batch))
 
 
 def _levers_table(found: list[Lever], card: Card) -> Table:
-    rows: list[list[Cell]] = [
-        [lever.change, lever.effect, lever.needed / GIB, lever.fits, lever.largest]
-        for lever in found
-    ]
-    names = ("change", "what it does", "needed, GiB", "fits", "largest batch then")
-    columns = [Column(name, ".2f" if "GiB" in name else "") for name in names]
+    rows = [astuple(replace(lever, needed=lever.needed / GIB)) for lever in found]
+    columns = _columns("change", "what it does", "needed, GiB", "fits", "largest batch then")
     return Table("levers", f"What would help it into {card.name}", columns, rows)
 
 
@@ -143,71 +134,48 @@ def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Le
     )
     if forecast.peak(batch) <= card.budget:
         return f"{what}: it fits. The largest batch that fits is {most}."
-    helps = next((lever for lever in found if lever.fits), None)
-    remedy = f"Add {helps.change}" if helps else "Choose a smaller model"
+    helps = next((f"Add {lever.change}" for lever in found if lever.fits), "Choose a smaller model")
     if most == 0:
-        return f"{what}: it does NOT fit, nor does a single sample. {remedy}."
-    return f"{what}: it does NOT fit; the largest batch that fits is {most}. {remedy}."
+        return f"{what}: it does NOT fit, nor does a single sample. {helps}."
+    return f"{what}: it does NOT fit; the largest batch that fits is {most}. {helps}."
 
 
-def _levers(config: DictConfig, card: Card, forecast: Forecast, bench: Bench) -> list[Lever]:
-    """Return what lowers the memory of a config that does not fit, the least costly first."""
-    found: list[Lever] = []
-    kinds = (_smaller_batch, _cheaper_step, _smaller_samples)
-    for done, kind in enumerate(kinds):
-        bench.progress("looking for what helps", done, len(kinds))
-        found += [_lever(config, card, change) for change in kind(config, card, forecast)]
-    return found
+def _levers(config: DictConfig, card: Card, forecast: Forecast, bench: Bench) -> Iterator[Lever]:
+    """Yield what lowers the memory of a config that does not fit, the least costly first."""
+    kind = card.device_type
+    working = partial(bench.progress, "looking for what helps", 0, 1)
 
+    def lever(options: Mapping[str, Any], effect: str) -> Lever:
+        new = changed(config, options)
+        then = forecast_of(new, kind, working=working)
+        peak, largest = then.peak(new.batch_size), card.largest(then)
+        typed = Change("", options).typed
+        return Lever(typed, effect, card.needed(peak), peak <= card.budget, largest)
 
-def _smaller_batch(config: DictConfig, card: Card, _: Forecast) -> Iterator[Change]:
-    # gradients stay alive between micro-batches
+    # Gradients stay alive between micro-batches.
     two = changed(config, {"accumulate": max(config.accumulate, 2)})
-    largest = int(
-        min(forecast_of(two, card.device_type).largest(card.budget), config.batch_size - 1)
-    )
-    if largest < 1:
-        return
+    fitting = forecast_of(two, kind, working=working).largest(card.budget)
+    largest = int(min(fitting, config.batch_size - 1))
     samples = config.batch_size * config.accumulate
-    batch = next((size for size in range(largest, 0, -1) if samples % size == 0), 1)
-    effect = f"the effective batch stays {samples}; a little slower"
-    while True:
+    even = next((size for size in range(largest, 0, -1) if samples % size == 0), 0)
+    for batch in range(even, 0, -1):  # a longer window keeps more samples
         options = {"batch_size": batch, "accumulate": math.ceil(samples / batch)}
-        change = Change("smaller batch", options, effect)
-        if batch == 1 or _lever(config, card, change).fits:
+        smaller = lever(options, f"the effective batch stays {samples}; a little slower")
+        if smaller.fits or batch == 1:
+            yield smaller
             break
-        batch -= 1  # a longer window keeps more samples
-    yield change
-
-
-def _cheaper_step(config: DictConfig, card: Card, _: Forecast) -> Iterator[Change]:
-    if card.device_type == "cuda" and planned_precision(config, "cuda") == "fp32":
-        yield Change("precision", {"precision": "auto"}, "16-bit products; faster, too")
+    if kind == "cuda" and planned_precision(config, kind) == "fp32":
+        yield lever({"precision": "auto"}, "16-bit products; faster, too")
     if not config.model.get("checkpointing", True):
         effect = "recomputes activations: about 30 % slower"
-        yield Change("checkpointing", {"model.checkpointing": True}, effect)
-
-
-def _smaller_samples(config: DictConfig, card: Card, forecast: Forecast) -> Iterator[Change]:
-    """Yield the largest samples that fit: guessed by their share, then recorded."""
+        yield lever({"model.checkpointing": True}, effect)
+    # The largest samples that fit: guessed by their share, then recorded.
     fixed = forecast.peak(0)
     spare = (card.budget - fixed) / max(forecast.peak(config.batch_size) - fixed, 1)
-    if spare <= 0:
-        return
-    smaller = schema_of(config.task.name).smaller_samples(config, spare)
-    for options, effect in islice(smaller, TRIES):
-        change = Change("smaller samples", options, effect)
-        if _lever(config, card, change).fits:
-            yield change
-            return
-
-
-def _lever(config: DictConfig, card: Card, change: Change) -> Lever:
-    new = changed(config, change.options)
-    forecast = forecast_of(new, card.device_type)
-    peak = forecast.peak(new.batch_size)
-    needed, largest = card.needed(peak), card.largest(forecast)
-    return Lever(change.typed, change.remark, needed, peak <= card.budget, largest)
+    if spare > 0:
+        shrunk = schema_of(config.task.name).smaller_samples(config, spare)
+        tried = (lever(*smaller) for smaller in islice(shrunk, TRIES))
+        yield from islice((one for one in tried if one.fits), 1)
 
 
 def _comparison(config: DictConfig, bench: Bench) -> Findings:
@@ -224,13 +192,8 @@ def _comparison(config: DictConfig, bench: Bench) -> Findings:
         grows = forecast.peak(16) - forecast.peak(15)
         most = [card.largest(forecast) for card in cards]
         rows.append([label, shown, forecast.peak(1) / GIB, grows / GIB, *most])
-    columns = [
-        Column("model"),
-        Column("sample"),
-        Column("batch 1, GiB", ".2f"),
-        Column("each more, GiB", ".3f"),
-        *(Column(card.name) for card in cards),
-    ]
+    columns = [*_columns("model", "sample", "batch 1, GiB"), Column("each more, GiB", ".3f")]
+    columns += _columns(*(card.name for card in cards))
     precision = planned_precision(config, kind)
     title = f"Largest micro-batch that fits, {precision}, predicted (0: not a single sample)"
     return Findings(
@@ -254,13 +217,13 @@ def _model_label(config: DictConfig) -> str:
 
 
 def _variants(config: DictConfig) -> Iterator[DictConfig]:
-    plan, groups = config.benchmark, schema_of(config.task.name).GROUPS
+    plan, models = config.benchmark, schema_of(config.task.name).GROUPS["model"]
     for model, size in product(plan.models or [None], plan.sizes or [None]):
         variant = config.copy()
         if model is not None:
             name = "segformer" if model.startswith("b") else model
             if variant.model.name != name:  # else what was composed stays
-                variant.model = OmegaConf.structured(groups["model"][name])
+                variant.model = OmegaConf.structured(models[name])
             if name == "segformer":
                 variant.model.variant = model
         if size is not None:

@@ -20,7 +20,7 @@ from segfit.system.cards import GIB
 from segfit.system.hardware import free_memory
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.climb import KEPT, NOT_FASTER, OUT_OF_MEMORY, Climb, Step
-from segfit.tuning.max_batch import Trials, start
+from segfit.tuning.max_batch import Trials
 
 SURPASSED, TOO_SLOW = "another is faster still", "too slow"
 LEAST_EFFECTIVE = 8  # a smaller batch trains neither fast nor, with batch norm, well
@@ -123,26 +123,25 @@ class Search:
         try:
             if climb.left() <= 0:
                 raise _NoTime
-            planned = start(trials, cap)
+            planned = trials.start(cap)
             if self.device.type == "cpu" and planned == cap:
                 return cap
             return trials.largest(start=planned, cap=cap)
         except _NoTime:
-            found = max((tried.batch_size for tried in trials.tried if tried.fits), default=0)
-            composed = int(config.batch_size) if climb.best is not None else 0
-            return found or min(composed, cap)
+            composed = min(int(config.batch_size), cap) if climb.best is not None else 0
+            return max((one.batch_size for one in trials.tried if one.fits), default=composed)
 
     def _choose_micro_batch(self, fitting: int) -> None:
         climb, config, effective = self.climb, self.climb.start_config, self.effective
         composed, before = climb.best, len(climb.steps)
         batches = micro_batches(effective, fitting)
         found = best_micro_batch(batches, int(config.batch_size), effective, climb.attempt)
+        if found is None and composed is None:
+            raise SegFitError(
+                "no batch could be trained in the time given: raise benchmark.budget_minutes, or try "
+                "benchmark=max_batch."
+            )
         if found is None:
-            if composed is None:
-                raise SegFitError(
-                    "no batch could be trained in the time given: raise benchmark.budget_minutes, or try "
-                    "benchmark=max_batch."
-                )
             return
         batch, rate = found
         asked = config.benchmark.effective_batch is not None
@@ -180,24 +179,22 @@ class Search:
             return False
         try:
             check(changed(now, options))
-            most = self.fitting(int(now.batch_size), options)
-            refused = "" if most else OUT_OF_MEMORY
+            most, refused = self.fitting(int(now.batch_size), options), OUT_OF_MEMORY
         except SegFitError as error:  # larger than its limit, or than the data
-            refused = " ".join(error.problems)
-        if refused:
+            most, refused = 0, " ".join(error.problems)
+        if most == 0:
             climb.steps.append(Step(named(options), refused))
             return False
         if most < now.batch_size:
             effective = int(now.batch_size * now.accumulate)
             options |= micro_batch(max(micro_batches(effective, most)), effective).options
         rate = climb.attempt(named(options))
-        if rate is None:
-            return False
-        if rate < floor:
+        if rate is not None and rate >= floor:
+            climb.keep(named(options), rate)
+            return True
+        if rate is not None:
             climb.steps[-1].verdict = TOO_SLOW
-            return False
-        climb.keep(named(options), rate)
-        return True
+        return False
 
     def larger(self, config: DictConfig, knob: str) -> dict[str, Any]:
         """Return options that are larger than a config's by a step of a knob; empty if there are none."""

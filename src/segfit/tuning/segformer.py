@@ -13,10 +13,9 @@ from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning.allocations import recorded_peak
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import changed
-from segfit.tuning.measure import explain_out_of_memory, inference_speed, train_speed
+from segfit.tuning.measure import explain_out_of_memory, inference_speed, recorded_peak, train_speed
 
 _PASSES = {"training": train_speed, "inference": inference_speed}
 _BRIEFLY: dict[str, Any] = {"seconds": 0.0, "warmup": 0, "resident": True}  # three steps

@@ -45,12 +45,12 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         bench.progress("arithmetic", 4, 5)
         flops = {"inference": inference_flops(training), "training": update_flops(training)}
     state, facts = training.fit.state, training.facts
-    most = peak_rate(state.device, state.precision)
+    peak, source = peak_rate(state.device, state.precision)
     rows: list[list[Cell]] = []
     values, scalars = [], {}
     for (name, batches), speed in speeds.items():
         rate, teraflops = speed.samples_per_second, flops[name] * speed.samples_per_second / 1e12
-        share = teraflops / most.teraflops
+        share = teraflops / peak
         times = [speed.ms_median, speed.ms_p5, speed.ms_p95, 100 * speed.data_wait]
         rows.append([name, batches, rate, *times, speed.peak_gib, teraflops, 100 * share])
         extra = {"teraflops": teraflops, "share_of_peak": share}
@@ -63,14 +63,14 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         headline=(
             f"Training: {rate:.1f} samples/s, {speed.ms_median:.1f} ms an update; "
             f"{100 * fed:.0f} % of what a resident batch reaches. "
-            f"{teraflops:.3f} TFLOP/s, {100 * share:.0f} % of the {most.teraflops:.3f} that "
-            f"this {device} does in {state.precision.name} ({most.source})."
+            f"{teraflops:.3f} TFLOP/s, {100 * share:.0f} % of the {peak:.3f} that "
+            f"this {device} does in {state.precision.name} ({source})."
         ),
         tables=[Table("throughput", title, _COLUMNS, rows, emphasis=len(rows) - 1)],
         values={
             "speeds": values,
             "gflops_per_sample": {name: value / 1e9 for name, value in flops.items()},
-            "peak": asdict(most),
+            "peak": {"teraflops": peak, "source": source},
             "facts": facts,
             "threads": torch.get_num_threads(),
         },

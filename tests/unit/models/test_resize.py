@@ -10,7 +10,7 @@ from segfit.models.resize import by_products, resize_and_sum, shrink_by_products
 from segfit.models.segformer import SegFormer
 from segfit.models.segformer_fast import use_fast
 from segfit.models.timm_unet import TimmUnet
-from segfit.tuning.memory.pretend import Cuts, without_data
+from segfit.tuning.memory.pretend import without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
 from tests.unit.models.test_segformer import TINY
 
@@ -123,9 +123,9 @@ class Kernels(MemoryRecorder):
 )
 def test_a_card_runs_no_kernel_that_is_not_deterministic(make):
     """On tensors without data that claim to be on one; in half precision, logits are, too."""
-    recorder, cuts = Kernels("cuda"), Cuts()
+    recorder = Kernels("cuda")
     recorder.names = set()
-    with without_data(recorder, cuts) as device:
+    with without_data(recorder) as (device, _):
         model = make().to(device).to(memory_format=torch.channels_last).train()
         images = torch.randn(2, 3, 70, 90, device=device).to(memory_format=torch.channels_last)
         recorder.names.clear()

@@ -46,7 +46,7 @@ def test_right_guesses_save_trials() -> None:
         machine = Machine(limit)
 
         def guess(machine: Machine = machine) -> int | None:
-            fitting = [(batch, 10 + 3 * batch) for batch in machine.asked if batch <= machine.limit]
+            fitting = {batch: 10 + 3 * batch for batch in machine.asked if batch <= machine.limit}
             return extrapolated(fitting, 12 + 3 * machine.limit)
 
         assert largest_that_fits(machine, start=8, cap=1000, guess=guess) == limit
@@ -61,8 +61,8 @@ def test_a_quarter_of_the_start_comes_first() -> None:
 
 
 def test_extrapolation() -> None:
-    assert extrapolated([(2, 30.0), (4, 50.0), (1, 0.0)], 100) == 9
-    assert extrapolated([(4, 50.0), (2, 30.0)], 99.9) == 8
-    assert extrapolated([(4, 50.0), (8, 50.0)], 100) is None
-    assert extrapolated([(4, 50.0), (4, 51.0)], 100) is None
-    assert extrapolated([], 100) is None
+    assert extrapolated({2: 30.0, 4: 50.0, 1: 0.0}, 100) == 9
+    assert extrapolated({4: 50.0, 2: 30.0}, 99.9) == 8
+    assert extrapolated({4: 50.0, 8: 50.0}, 100) is None
+    assert extrapolated({4: 50.0}, 100) is None
+    assert extrapolated({}, 100) is None

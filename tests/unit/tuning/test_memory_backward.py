@@ -8,9 +8,9 @@ from torch.utils.checkpoint import GraphExecGroup, checkpoint
 
 from segfit.models.cpu_layers import relu_dropout_
 from segfit.tuning.memory.backward import backward
-from segfit.tuning.memory.pretend import Cuts, Rules, without_data
+from segfit.tuning.memory.predict import undisturbed
+from segfit.tuning.memory.pretend import Rules, without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
-from segfit.tuning.memory.recording import deterministic_algorithms
 
 
 class Residual(nn.Module):
@@ -78,10 +78,10 @@ def test_cuts_change_nothing_but_who_holds_the_graph():
     model, images = Residual(), torch.rand(2, 3, 8, 8)
     model(images).square().mean().backward()
     theirs = gradients(model)
-    cuts = Cuts()
-    with GraphExecGroup(), Rules(cuts, cuda=False):
-        outputs = cuts.cut(model(images))
-        loss = cuts.cut(outputs.square().mean())
+    rules = Rules(cuda=False)
+    with GraphExecGroup(), rules:
+        outputs = rules.cut(model(images))
+        loss = rules.cut(outputs.square().mean())
         (loss * 1.0).backward()  # GradScaler multiplies like this
         assert outputs.grad_fn is None
     assert_same(gradients(model), theirs)
@@ -89,17 +89,14 @@ def test_cuts_change_nothing_but_who_holds_the_graph():
 
 def test_what_a_node_saved_is_freed_as_the_walk_passes_it():
     layers = [nn.Linear(64, 64) for _ in range(8)]
-    cuts = Cuts()
-    with MemoryRecorder("cpu") as recorder, Rules(cuts, cuda=False):
+    rules = Rules(cuda=False)
+    with MemoryRecorder("cpu") as recorder, rules:
         x = torch.rand(1000, 64)
         for layer in layers:
             x = layer(x).tanh()
-        x = cuts.cut(x)
+        x = rules.cut(x)
         (x.sum() * 1.0).backward()
-    living = peak = 0
-    for event in recorder.events:
-        living += recorder.sizes[abs(event)] * (1 if event > 0 else -1)
-        peak = max(peak, living)
+    peak = recorder.living().sum(1).max()
     kept = 9 * x.nbytes  # the input and one result a layer; gradients come as results go
     assert kept < peak < kept + 5 * x.nbytes
 
@@ -107,7 +104,7 @@ def test_what_a_node_saved_is_freed_as_the_walk_passes_it():
 def test_what_deterministic_operations_are_made_of_is_counted():
     def taken(wanted: bool) -> int:
         recorder = MemoryRecorder("cuda")
-        with deterministic_algorithms(wanted), without_data(recorder, Cuts()):
+        with undisturbed(wanted), without_data(recorder):
             F.interpolate(torch.empty(2, 8, 16, 16), (64, 64), mode="bilinear")
         return sum(recorder.sizes.values())
 

@@ -1,33 +1,41 @@
 """Memory over the batch size, and what is remembered of it."""
 
-import json
 import math
-from dataclasses import asdict
+from typing import Any
 
 import pytest
 
 from segfit.system.cards import GIB, Gpu
 from segfit.tasks.segmentation.schema import held_out_shape
-from segfit.tuning.memory import cache, planner
-from segfit.tuning.memory.curve import Curve, Forecast, Moment
+from segfit.tuning.memory import planner, predict
+from segfit.tuning.memory.curve import PARTS, Curve, Forecast
 from segfit.tuning.memory.planner import (
     CONTEXT,
     MARGIN,
     Card,
     card_of,
+    forecast_of,
     planned_precision,
 )
 from tests.integration.benchmarking import compose_benchmark
 
-FORWARD = Moment({"parameters": 100.0}, {"activations": 10.0})
-STEP = Moment({"parameters": 100.0, "gradients": 100.0}, {"activations": 1.0})
+
+def moment(fixed: dict[str, float], each: dict[str, float]) -> list[list[float]]:
+    return [[side.get(part, 0.0) for part in PARTS] for side in (fixed, each)]
 
 
-def a_forecast(**changes) -> Forecast:
+FORWARD = moment({"parameters": 100.0}, {"activations": 10.0})
+STEP = moment({"parameters": 100.0, "gradients": 100.0}, {"activations": 1.0})
+
+
+def a_forecast(**changes: Any) -> Forecast:
     values = {
         "train": Curve([FORWARD, STEP]),
-        "val": Curve([Moment({"parameters": 100.0}, {"activations": 4.0})]),
+        "val": Curve([moment({"parameters": 100.0}, {"activations": 4.0})]),
         "parameters": 25,
+        "waiting": [5.0, 2.0],
+        "recorded": 1,
+        "fixed_val": False,
     }
     return Forecast(**{**values, **changes})
 
@@ -49,18 +57,9 @@ def test_the_largest_batch_is_the_last_that_fits(budget):
 
 
 def test_what_no_image_adds_to_fits_any_batch_or_none():
-    flat = Curve([Moment({"parameters": 10.0}, {})])
+    flat = Curve([moment({"parameters": 10.0}, {})])
     assert flat.largest(10) == math.inf
     assert flat.largest(9) == 0
-
-
-def test_validation_image_by_image_limits_nothing_but_itself():
-    forecast = a_forecast(fixed_val=True)
-    assert forecast.peak(1000) == forecast.train.peak(1000)
-    assert forecast.largest(10_100) == 1000
-    assert (
-        a_forecast(val=Curve([Moment({"parameters": 500.0}, {})]), fixed_val=True).largest(400) == 0
-    )
 
 
 def test_a_card_keeps_context_and_margin_free():
@@ -70,8 +69,8 @@ def test_a_card_keeps_context_and_margin_free():
 
 
 def test_each_micro_batch_more_waits():
-    forecast = a_forecast(waiting=Moment({"activations": 5.0}, {"activations": 2.0}), recorded=2)
-    assert forecast.accumulating(2) == a_forecast(waiting=forecast.waiting, recorded=2)
+    forecast = a_forecast(recorded=2)
+    assert forecast.accumulating(2) == forecast
     longer = forecast.accumulating(5)
     assert longer.train.peak(100) == forecast.train.peak(100) + 3 * (5 + 2 * 100)
     assert longer.val == forecast.val
@@ -80,27 +79,38 @@ def test_each_micro_batch_more_waits():
 # ------------------------------------------------------------------------------- remembering
 
 
-def test_what_is_saved_is_loaded(tmp_path):
-    cache.save("abc", a_forecast(), tmp_path)
-    assert cache.load("abc", tmp_path) == a_forecast()
-    assert [path.name for path in tmp_path.iterdir()] == ["abc.json"]
+@pytest.fixture
+def predicted(tmp_path, monkeypatch):
+    """The times that a forecast was worked out; the cache folder is `tmp_path`."""
+    times: list[int] = []
+    monkeypatch.setattr(predict, "predict", lambda *_: times.append(1) or a_forecast())
+    monkeypatch.setattr(planner, "default_cache_dir", lambda: tmp_path)
+    return times
+
+
+def test_what_was_predicted_is_remembered(predicted):
+    config = compose_benchmark("plan")
+    assert forecast_of(config, "cuda") == forecast_of(config, "cuda") == a_forecast()
+    assert len(predicted) == 1
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"train": 3}', "\x00"])
-def test_what_cannot_be_read_is_as_good_as_absent(tmp_path, content):
-    (tmp_path / "abc.json").write_text(content)
-    assert cache.load("abc", tmp_path) is None
-    assert cache.load("other", tmp_path) is None
+def test_what_cannot_be_read_is_predicted_anew(tmp_path, predicted, content):
+    config = compose_benchmark("plan")
+    forecast_of(config, "cuda")
+    (saved,) = (tmp_path / "memory").iterdir()
+    saved.write_text(content)
+    assert forecast_of(config, "cuda") == a_forecast()
+    assert len(predicted) == 2
 
 
-def test_no_room_to_remember_is_no_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    cache.save("abc", a_forecast(), tmp_path / "file")
-    assert cache.load("abc", tmp_path / "file") is None
+def test_no_room_to_remember_is_no_error(tmp_path, predicted):
+    (tmp_path / "memory").write_text("")
+    assert forecast_of(compose_benchmark("plan"), "cuda") == a_forecast()
 
 
 def key_of(*overrides: str, device_type: str = "cuda", precision: str = "bf16") -> str:
-    return cache.key(compose_benchmark("plan", *overrides), device_type, precision, (64, 64))
+    return planner.key(compose_benchmark("plan", *overrides), device_type, precision, (64, 64))
 
 
 @pytest.mark.parametrize(
@@ -130,10 +140,6 @@ def test_long_windows_share_a_recording():
 def test_precision_and_device_are_part_of_the_key():
     assert key_of(precision="fp32") != key_of()
     assert key_of(device_type="cpu") != key_of()
-
-
-def test_plain_values_only():
-    assert json.loads(json.dumps(asdict(a_forecast())))
 
 
 # ------------------------------------------------------------------------------ what is planned

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from segfit.tuning.allocations import recorded_peak
-from segfit.tuning.memory.pretend import Cuts, without_data
+from segfit.tuning.measure import recorded_peak
+from segfit.tuning.memory.pretend import without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
 
 SHAPE = (64, 40, 7)  # (B, T, columns)
@@ -27,16 +27,13 @@ def update(device_type, precision, shape=SHAPE, units=64, layers=2, **options):
 
 def predicted(device_type, precision, **options):
     recorder = MemoryRecorder(device_type)
-    with without_data(recorder, Cuts()):
+    with without_data(recorder):
         gradients = update(device_type, precision, **options)
         assert all(gradient is not None for gradient in gradients)
         del gradients
-    living = peak = 0
-    for event in recorder.events:
-        living += recorder.sizes[abs(event)] * (1 if event > 0 else -1)
-        peak = max(peak, living)
-    assert living == 0
-    return peak, recorder
+    living = recorder.living().sum(1)
+    assert living[-1] == 0
+    return living.max(), recorder
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -7,7 +7,9 @@ place where the engine does (torch/csrc/autograd/engine.cpp, input_buffer.cpp, a
 from __future__ import annotations
 
 import heapq
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,9 +31,8 @@ def backward(roots: list[tuple[Node, Tensor]], ends: Sequence[Tensor] = ()) -> N
     root, gradient = roots.pop()
     waiting = _uses(root)
     pending: dict[Node, Slots] = {root: {0: gradient}}
-    ready = [(_rank(root), 0, root)]
+    ready, count = [(_rank(root), 0, root)], itertools.count(1)
     del root, gradient
-    count = 0
     while ready:
         node = heapq.heappop(ready)[-1]
         gradients = pending.pop(node, {})
@@ -41,7 +42,7 @@ def backward(roots: list[tuple[Node, Tensor]], ends: Sequence[Tensor] = ()) -> N
         edges = node.next_functions
         results = _call(node, gradients)
         del node, gradients
-        for (target, slot), index in zip(edges, range(len(edges)), strict=True):
+        for index, (target, slot) in enumerate(edges):
             if target is None:
                 continue
             result, results[index] = results[index], None
@@ -50,22 +51,19 @@ def backward(roots: list[tuple[Node, Tensor]], ends: Sequence[Tensor] = ()) -> N
             del result
             waiting[target] -= 1
             if waiting[target] == 0:
-                count += 1
-                heapq.heappush(ready, (_rank(target), count, target))
+                heapq.heappush(ready, (_rank(target), next(count), target))
                 del waiting[target]
         del edges, target
 
 
-def _uses(root: Node) -> dict[Node, int]:
+def _uses(root: Node) -> Counter[Node]:
     """Return how many gradients each node below the root gets."""
-    uses: dict[Node, int] = {}
+    uses: Counter[Node] = Counter()
     stack = [root]
     while stack:
-        for target, _ in stack.pop().next_functions:
-            if target is not None:
-                if target not in uses:
-                    stack.append(target)
-                uses[target] = uses.get(target, 0) + 1
+        targets = [target for target, _ in stack.pop().next_functions if target is not None]
+        stack += {target for target in targets if target not in uses}
+        uses.update(targets)
     return uses
 
 

@@ -40,17 +40,9 @@ def lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `torch.lstm` does: outputs, and the last hidden and cell states.
+    """Return what `torch.lstm`, whose arguments these are, does: outputs, and the last hidden and cell states.
 
-    Args:
-        series: `(B, T, columns)` if `batch_first`, else `(T, B, columns)`.
-        states: hidden and cell states, `(num_layers, B, units)` each, twice as many if `bidirectional`.
-        weights: all of them, one after the other.
-        num_layers: one upon the other.
-        dropout: between layers.
-        train: keep what backward needs.
-        bidirectional: in both directions.
-        batch_first: see above.
+    The series is (B, T, columns) if `batch_first`, else (T, B, columns); a state (layers · directions, B, units).
     """
     hidden, cell = states
     if torch.is_autocast_enabled("cuda"):

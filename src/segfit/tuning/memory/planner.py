@@ -1,18 +1,28 @@
-"""Forecasts of composed configs, and what of a card's memory they leave. Imports torch only for what is not remembered."""
+"""Forecasts of composed configs, remembered until config, code or a library change, and what of a card they leave.
+
+Imports torch only for what is not remembered.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
 
 import psutil
 from omegaconf import DictConfig
 
+from segfit.config.check import plain
 from segfit.config.tasks import schema_of
+from segfit.data.preflight import default_cache_dir
 from segfit.system.cards import GIB, visible_gpus
+from segfit.system.files import replace_text
 from segfit.system.hardware import cpu_has_bf16
-from segfit.tuning.memory import cache
-from segfit.tuning.memory.curve import Forecast
+from segfit.tuning.memory.curve import RECORDED, Curve, Forecast
 
 LARGEST = 2**20  # no batch is larger
 MARGIN = 0.10  # how far off a forecast may be, and what the allocator loses to gaps between blocks
@@ -20,6 +30,16 @@ MARGIN = 0.10  # how far off a forecast may be, and what the allocator loses to 
 CONTEXT = 0.6 * GIB
 # Of a Python process with torch, transformers and timm, besides tensors. Assumed, too.
 PROCESS = 0.7 * GIB
+
+# Whose code decides what an update takes.
+_SOURCES = ("assembly", "engine", "models", "tasks", "tuning")
+_LIBRARIES = ("kornia", "timm", "torch", "torchmetrics", "transformers")
+# Options that memory does not depend on, or that the forecast covers for all values.
+_REGARDLESS = (
+    "batch_size", "benchmark", "checkpoint", "compile", "device", "epochs", "hardware", "init", "limit_train_batches",
+    "limit_val_batches", "loader", "lr", "max_steps", "monitor", "patience", "precision", "report", "resume",
+    "scheduler", "seconds", "seed", "val_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,12 +109,38 @@ def forecast_of(
     """
     precision = planned_precision(config, device_type)
     original = schema_of(config.task.name).held_out_shape(config)
-    name = cache.key(config, device_type, precision, original)
-    result = cache.load(name)
+    path = default_cache_dir() / "memory" / f"{key(config, device_type, precision, original)}.json"
+    result = _remembered(path)
     if result is None:
         working()
         from segfit.tuning.memory.predict import predict  # torch and all that comes with it
 
         result = predict(config, device_type, precision, original)
-        cache.save(name, result)
+        with contextlib.suppress(OSError):  # without space or permission it is not remembered
+            replace_text(path, json.dumps(asdict(result)))
     return result.accumulating(config.accumulate)
+
+
+def _remembered(path: Path) -> Forecast | None:
+    """Return the forecast in a file, or None: what cannot be read is as good as absent."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Forecast(**values | {name: Curve(**values[name]) for name in ("train", "val")})
+    return None
+
+
+def key(config: DictConfig, device_type: str, precision: str, original: tuple[int, ...]) -> str:
+    """Return what a forecast depends on, as a short text: options, code and versions of libraries."""
+    options = {name: value for name, value in plain(config).items() if name not in _REGARDLESS}
+    options["model"].pop("weights", None)
+    options["accumulate"] = min(options["accumulate"], RECORDED)
+    options["data"] = {
+        name: options["data"].get(name) for name in schema_of(config.task.name).MEMORY_OPTIONS
+    }
+    versions = [metadata.version(name) for name in _LIBRARIES]
+    text = json.dumps([options, device_type, precision, original, versions], sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for folder in _SOURCES:
+        for path in sorted((Path(__file__).parents[2] / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -21,14 +21,20 @@ from segfit.tuning.memory.recorder import MemoryRecorder
 aten = torch.ops.aten
 
 
-class Cuts:
-    """Cuts the graph where a caller keeps a tensor of it, so that the caller does not hold the graph.
+class Rules(TorchFunctionMode):
+    """Answers calls that would ask a driver: which attention kernel to take, cuDNN's LSTM, and backward.
 
-    torch's engine frees what a node saved once the node is done. The walk in Python frees the node itself,
-    which it can only while nobody else holds it.
+    Where a caller keeps a tensor of the graph, cut the graph, so that the caller does not hold it. torch's engine frees
+    what a node saved once the node is done. The walk in Python frees the node itself, which it can only while nobody
+    else holds it.
+
+    Args:
+        cuda: attention and LSTMs as a card of Ampere or later does them; False: torch decides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cuda: bool) -> None:
+        super().__init__()
+        self.cuda = cuda
         # (leaf that the caller has, what it stands for)
         self._made: list[tuple[Tensor, Tensor]] = []
 
@@ -40,7 +46,24 @@ class Cuts:
         self._made.append((leaf, tensor))
         return leaf
 
-    def backward(self, loss: Tensor) -> None:
+    def cutting(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a function whose result is cut off."""
+        return lambda *given: self.cut(function(*given))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, or what stands for it."""
+        if func is Tensor.backward:
+            with self:  # for what checkpoint() computes again
+                return self._backward(args[0])
+        if func is F.scaled_dot_product_attention and self.cuda:
+            return attention(*args, **(kwargs or {}))
+        if func is torch.lstm and self.cuda:
+            return lstm(*args)
+        return func(*args, **(kwargs or {}))
+
+    def _backward(self, loss: Tensor) -> None:
         """Do what `loss.backward()` would have done without cuts."""
         ends = [leaf for leaf, _ in self._made]
         if loss.grad_fn is None:
@@ -55,33 +78,6 @@ class Cuts:
             roots = [(tensor.grad_fn, gradient)]
             del tensor, gradient
             backward(roots, ends)
-
-
-class Rules(TorchFunctionMode):
-    """Answers calls that would ask a driver: which attention kernel to take, cuDNN's LSTM, and backward.
-
-    Args:
-        cuts: made in the graphs that are walked.
-        cuda: attention and LSTMs as a card of Ampere or later does them; False: torch decides.
-    """
-
-    def __init__(self, cuts: Cuts, cuda: bool) -> None:
-        super().__init__()
-        self.cuts = cuts
-        self.cuda = cuda
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Call `func`, or what stands for it."""
-        if func is Tensor.backward:
-            with self:  # for what checkpoint() computes again
-                return self.cuts.backward(args[0])
-        if func is F.scaled_dot_product_attention and self.cuda:
-            return attention(*args, **(kwargs or {}))
-        if func is torch.lstm and self.cuda:
-            return lstm(*args)
-        return func(*args, **(kwargs or {}))
 
 
 def attention(
@@ -119,43 +115,45 @@ class _HostGenerator(torch.Generator):
 
 
 @contextlib.contextmanager
-def without_data(recorder: MemoryRecorder, cuts: Cuts) -> Iterator[torch.device]:
-    """Make every tensor one without data on the recorder's type of device, and yield that device.
+def without_data(recorder: MemoryRecorder) -> Iterator[tuple[torch.device, Rules]]:
+    """Make every tensor one without data on the recorder's type of device; yield that device, and what cuts graphs.
 
     Nothing that is made inside may be used outside, or the other way round.
     """
-    cuda = recorder.device_type == "cuda"
-    device = torch.device("cuda:0" if cuda else "cpu")
-    # It would read whether a gradient overflowed.
+    rules = Rules(cuda=recorder.device_type == "cuda")
+    device = torch.device("cuda:0" if rules.cuda else "cpu")
+    # On a card it would read whether a gradient overflowed.
     step = mock.patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step)
-    driverless = no_driver_asked(cuts, cuda)
-    with step if cuda else contextlib.nullcontext(), FakeTensorMode(), recorder, driverless, device:
-        yield device
+    with step, FakeTensorMode(), recorder, no_driver_asked(rules), device:
+        yield device, rules
 
 
 @contextlib.contextmanager
-def no_driver_asked(cuts: Cuts, cuda: bool) -> Iterator[None]:
-    """Keep from the driver, and from code that asks for their data, tensors that have none; the arguments are `Rules`'."""
-    with contextlib.ExitStack() as stack:
-
-        def replace(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(mock.patch.object(owner, name, value))
-
+def no_driver_asked(rules: Rules) -> Iterator[None]:
+    """Keep from the driver, and from code that asks for their data, tensors that have none."""
+    replaced: list[tuple[Any, str, Any]] = [
         # There, operations that are made of others come whole, and what happens inside is not seen.
-        replace(torch, "inference_mode", _no_grad)
-        if cuda:  # else autocast and GradScaler switch themselves off
-            replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-            replace(torch, "Generator", _HostGenerator)
-            replace(torch.cuda, "is_bf16_supported", lambda *_: True)
-            replace(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+        (torch, "inference_mode", _no_grad),
         # It asks where weights lie, and the driver.
-        replace(nn.RNNBase, "flatten_parameters", lambda _: None)
+        (nn.RNNBase, "flatten_parameters", lambda _: None),
         # Module.to() swaps tensors in place, and copies ask for their data: those without refuse both.
-        replace(nn.Module, "_apply", _convert)
-        replace(Tensor, "__deepcopy__", _copy)
-        stack.enter_context(Rules(cuts, cuda))
-        # checkpoint() takes it for one backward of the engine
-        stack.enter_context(GraphExecGroup())
+        (nn.Module, "_apply", _convert),
+        (Tensor, "__deepcopy__", _copy),
+    ]
+    if rules.cuda:  # else autocast and GradScaler switch themselves off
+        replaced += [
+            (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+            (torch, "Generator", _HostGenerator),
+            (torch.cuda, "is_bf16_supported", lambda *_: True),
+            (torch.cuda, "get_device_capability", lambda *_: (8, 0)),
+        ]
+    with contextlib.ExitStack() as stack:
+        for one in replaced:
+            stack.enter_context(mock.patch.object(*one))
+        stack.enter_context(rules)
+        stack.enter_context(
+            GraphExecGroup()
+        )  # checkpoint() takes it for one backward of the engine
         yield
 
 

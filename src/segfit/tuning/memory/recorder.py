@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
+from segfit.tuning.memory.curve import PARTS
 from segfit.tuning.memory.lstm import onednn_scratch, onednn_workspace
 
 aten = torch.ops.aten
@@ -30,73 +35,61 @@ class MemoryRecorder(TorchDispatchMode):
         self.device_type = device_type
         self.events: list[int] = []  # +id at a birth, -id at a death; ids count births from 1
         self.sizes: dict[int, int] = {}  # bytes by id
-        self.parts: dict[int, str] = {}  # what the storage is part of, by id; absent: activations
+        self.parts: dict[int, str] = {}  # what the storage is part of, by id
         # What is "read from the device", then 1: tensors without data hold no numbers, and optimizers divide by steps.
         self.scalars: Iterator[float] = iter(())
-        self._living: dict[int, tuple[int, weakref.ref[Any]]] = {}  # storage → id
+        self._living: MutableMapping[Any, int] = WeakIdKeyDictionary()  # storage → id
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run the operation and note the storages of its results that are new."""
-        kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+        packet = func._overloadpacket
+        if packet is aten._local_scalar_dense and isinstance(args[0], FakeTensor):
             value = next(self.scalars, 1.0)
             return value if args[0].dtype.is_floating_point else int(value)
-        packet = func._overloadpacket
         if packet is aten._fused_sgd_:  # in place, and not known for tensors without data
             return None
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs or {})
         if packet is aten.mkldnn_rnn_layer and torch.is_grad_enabled():
             result = (*result[:3], onednn_workspace(args[0], args[1]))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._note(leaf)
-        scratch = cuda_scratch(func, args, result) if self.device_type == "cuda" else 0
+        self.note(filter(torch.is_tensor, tree_leaves(result)))
+        scratch = cuda_scratch(packet, args, result) if self.device_type == "cuda" else 0
         if packet is aten.mkldnn_rnn_layer_backward:
             scratch = onednn_scratch(args)
         if scratch > 0:
-            number = self._born(scratch)
-            self.parts[number] = "workspace"
-            self.events.append(-number)
+            self.events.append(-self._born(scratch, "workspace"))
         return result
 
-    def assign(self, tensors: Iterable[Tensor | None], part: str) -> None:
-        """Say what tensors are part of."""
+    def note(self, tensors: Iterable[Tensor], part: str = "") -> None:
+        """Note the storages of tensors that are new, and what all of them are part of, if that is said."""
         for tensor in tensors:
-            if tensor is not None and tensor.device.type == self.device_type:
-                number = self._note(tensor)
-                if number is not None:
-                    self.parts[number] = part
+            if tensor.device.type != self.device_type or tensor.layout != torch.strided:
+                continue
+            storage = tensor.untyped_storage()
+            if storage not in self._living:
+                number = self._living[storage] = self._born(storage.nbytes(), "activations")
+                weakref.finalize(storage, self.events.append, -number)
+            if part:
+                self.parts[self._living[storage]] = part
 
-    def _note(self, tensor: Tensor) -> int | None:
-        if tensor.device.type != self.device_type or tensor.layout != torch.strided:
-            return None
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        known = self._living.get(key)
-        if known is not None and known[1]() is not None:
-            return known[0]
-        number = self._born(storage.nbytes())
-
-        def died(_: Any) -> None:
-            if self._living.get(key, (0,))[0] == number:
-                del self._living[key]
-            self.events.append(-number)
-
-        self._living[key] = number, weakref.ref(storage, died)
-        return number
-
-    def _born(self, size: int) -> int:
+    def _born(self, size: int, part: str) -> int:
         number, block = len(self.sizes) + 1, _BLOCK[self.device_type]
-        self.sizes[number] = -(-size // block) * block
+        self.sizes[number], self.parts[number] = -(-size // block) * block, part
         self.events.append(number)
         return number
 
+    def living(self) -> NDArray[np.float64]:
+        """Return the bytes that live after each event, (events, PARTS)."""
+        changes = np.zeros((len(self.events), len(PARTS)))
+        for row, event in enumerate(self.events):
+            part = PARTS.index(self.parts[abs(event)])
+            changes[row, part] = math.copysign(self.sizes[abs(event)], event)
+        return changes.cumsum(0)
 
-def cuda_scratch(func: Any, args: tuple[Any, ...], result: Any) -> int:
+
+def cuda_scratch(packet: Any, args: tuple[Any, ...], result: Any) -> int:
     """Return the bytes that an operation on CUDA takes from the caching allocator besides its results."""
-    packet = func._overloadpacket
     if packet is aten._scaled_dot_product_flash_attention_backward:
         # fp32 sums of dq, and one number a row: flash_attn's mha_bwd
         batch, heads, length, width = map(int, args[1].shape)
@@ -107,11 +100,7 @@ def cuda_scratch(func: Any, args: tuple[Any, ...], result: Any) -> int:
         sums: int = 0 if q.dtype == torch.float32 else 4 * (q.numel() + 2 * k.numel())
         return rows + sums
     if packet is aten.convolution and args[8] == 1:
-        return _bytes(args[0], args[1], result)
+        return int(args[0].nbytes + args[1].nbytes + result.nbytes)
     if packet is aten.convolution_backward and args[9] == 1:
-        return _bytes(args[0], args[1], args[2])
+        return int(args[0].nbytes + args[1].nbytes + args[2].nbytes)
     return 0
-
-
-def _bytes(*tensors: Tensor) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
