@@ -168,7 +168,7 @@ class GuardedBatches(Dataset[Any]):
                 yield other, seed
 
 
-def as_made(made: Made) -> Made:
+def as_made(made: Any) -> Any:
     """Return a batch of `GuardedBatches` as it is."""
     return made
 

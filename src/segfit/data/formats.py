@@ -61,15 +61,8 @@ _ALPHA = ((1,), (2,))  # what TIFF's tag ExtraSamples calls transparency
 # Pillow's raw mode of grey values of 2 and 4 bits, but for its letters → what it multiplies them by
 _SHALLOW = {"2": 85, "4": 17}
 
-_UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, 3),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
+# EXIF orientation → whether an image is mirrored, left and right, and then how many quarters it is turned to the left
+_UPRIGHT = {2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 3), 7: (1, 3), 8: (0, 1)}
 
 
 class Values(NamedTuple):
@@ -262,12 +255,11 @@ def _check_size(shape: tuple[int, ...]) -> None:
 
 
 def _upright(values: NDArray[Any], alpha: bool, orientation: int, frames: int) -> Values:
-    turn = _UPRIGHT.get(orientation)
-    return (
-        Values(turn(values), alpha, orientation, frames)
-        if turn
-        else Values(values, alpha, 1, frames)
-    )
+    if orientation not in _UPRIGHT:
+        return Values(values, alpha, 1, frames)
+    mirrored, quarters = _UPRIGHT[orientation]
+    values = np.rot90(values[:, ::-1] if mirrored else values, quarters)
+    return Values(values, alpha, orientation, frames)
 
 
 @contextmanager

@@ -19,26 +19,19 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How samples without folders of their own are divided.
+    """How samples without folders of their own are divided."""
 
-    Args:
-        val: share (0-1) of the groups held out for validation; at least one group where > 0.
-        test: share held out for testing; at least one group where > 0.
-        seed: another seed, another split.
-        group: regular expression searched in a sample's relative name (no suffix, / between folders);
-            samples whose first group (or match, if it has no group) agrees stay together. None: every
-            sample is its own group.
-        fold: 0-based number of the fold that is held out for validation, of `folds`; None: `val` says how many.
-        lists: folder of the lists that say it instead; see `listed`.
-    """
-
-    val: float = 0.2
+    val: float = 0.2  # share (0-1) of the groups that is held out; at least one group where > 0
     test: float = 0.0
     seed: int = 0
+    # searched in a sample's relative name (no suffix, / between folders); samples whose first group (or match, if it has no
+    # group) agrees stay together. None: every sample is its own group
     group: str | None = None
-    fold: int | None = None
+    fold: int | None = (
+        None  # 0-based number of the fold that is held out for validation, of `folds`
+    )
     folds: int | None = None
-    lists: str | None = None
+    lists: str | None = None  # folder of the lists that say it instead; see `listed`
 
 
 SPLITS = ("train", "val", "test")
@@ -61,8 +54,9 @@ def find_splits(
     Folders that are called after splits lie above the sides or below them.
     """
     lead = root / sides[0]
+    above = _folders(root)
     found: dict[str, dict[Path, list[Path]]] = {}
-    for folder in _folders(root):
+    for folder in above:
         if (part := split_of(folder.name)) and (folder / sides[0]).is_dir():
             found.setdefault(part, {})[folder / sides[0]] = [folder / side for side in sides]
     for folder in _folders(lead):
@@ -78,26 +72,22 @@ def find_splits(
     if found and "train" not in found:
         problems.append(f"{root}: there is {' and '.join(found)}, but no train folder.")
     layout = {part: next(iter(places.values())) for part, places in found.items()}
-    used = {folders[0] for folders in layout.values()}
-    own = {Path(side).parts[:1] for side in sides}
-    notices = []
-    if lead != root:
-        for folder in _folders(root):
-            part = split_of(folder.name)
-            if (folder.name,) in own or part in layout:
-                continue
-            if part is None and found and (folder / sides[0]).is_dir():
-                notices.append(f"{folder}: called after no split, so it is not used.")
-            elif part == "test" or (part and split_of(sides[0].split("/")[0])):
-                notices.append(f"{folder}: no folder '{sides[0]}' in it, so it is not used.")
-            elif part:
-                problems.append(
-                    f"{folder}: no folder '{sides[0]}' in it. A split holds {' and '.join(sides)}, or say what they are called."
-                )
+    own, notices = {Path(side).parts[0] for side in sides if Path(side).parts}, []
+    for folder in above if lead != root else ():
+        part = split_of(folder.name)
+        if folder.name in own or part in layout:
+            continue
+        if part is None and found and (folder / sides[0]).is_dir():
+            notices.append(f"{folder}: called after no split, so it is not used.")
+        elif part == "test" or (part and split_of(sides[0].split("/")[0])):
+            notices.append(f"{folder}: no folder '{sides[0]}' in it, so it is not used.")
+        elif part:
+            problems.append(
+                f"{folder}: no folder '{sides[0]}' in it. A split holds {' and '.join(sides)}, or say what they are called."
+            )
     if found and lead.is_dir():
-        kept = {*(folder.name for folder in used), *(part for parts in own for part in parts)}
-        there = {one.name for one in lead.iterdir() if not one.name.startswith(".")}
-        beside = sorted(there - kept)
+        kept = own | {folders[0].name for folders in layout.values()}
+        beside = sorted({one.name for one in lead.iterdir() if one.name[0] != "."} - kept)
         if beside:
             notices.append(f"{lead}: {some(beside)} lie beside the splits and are not used.")
     return layout or {"": [root / side for side in sides]}, problems, notices
@@ -109,11 +99,8 @@ def _folders(parent: Path) -> list[Path]:
         return []
     with os.scandir(parent) as entries:
         # The folder says which entries are files; a link may lead in circles, which only Path takes for none.
-        return sorted(
-            Path(entry.path)
-            for entry in entries
-            if (Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir())
-        )
+        places = [Path(one.path) for one in entries if one.is_symlink() or one.is_dir()]
+    return sorted(place for place in places if place.is_dir())
 
 
 def _like(name: str, part: str, side: Path) -> Path:
@@ -185,9 +172,7 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
             f"{len(groups)} {what} cannot be split into train and {' and '.join(shares)} ({given}): "
             f"at least {len(shares) + 1} are needed. Add some, or take smaller shares."
         )
-    order = sorted(
-        groups, key=lambda group: hashlib.sha256(f"{rule.seed}:{group}".encode()).digest()
-    )
+    order = sorted(groups, key=lambda one: hashlib.sha256(f"{rule.seed}:{one}".encode()).digest())
     divided = {}
     for part, count in counts.items():
         divided[part], order = order[:count], order[count:]
@@ -197,9 +182,7 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
                 f"data.split.fold={rule.fold}: a val folder says already what is held out. Leave one of the two away."
             )
         order = divided["val"] + order
-        start, stop = (
-            len(order) * number // (rule.folds or FOLDS) for number in (rule.fold, rule.fold + 1)
-        )
+        start, stop = (len(order) * (rule.fold + one) // (rule.folds or FOLDS) for one in (0, 1))
         divided["val"], order = order[start:stop], order[:start] + order[stop:]
         if start == stop:
             raise SegFitError(

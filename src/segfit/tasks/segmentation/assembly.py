@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -68,12 +67,12 @@ def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
         return shapes_sources(*sizes, data.resolution, data.data_seed, classes)
     from segfit.data.splits import SplitRule
     from segfit.tasks.segmentation.data.folder import folder_sources
-    from segfit.tasks.segmentation.data.layout import Naming
+    from segfit.tasks.segmentation.data.layout import NAMING
 
     return folder_sources(
         data.root,
         classes=classes,
-        **{item.name: data[item.name] for item in fields(Naming)},
+        **{key: data[key] for key in NAMING},
         ignore_index=data.ignore_index,
         label_map=label_map_of(data) or None,
         colors=color_table(data),

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from segfit.data.images import folder_of
-from segfit.data.large import is_large
+from segfit.data.tiles import is_large
 from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.report.panels import Picture

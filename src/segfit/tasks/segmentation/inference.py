@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segfit.data.large import LargeImage
-from segfit.data.tiles import Span, strips
+from segfit.data.tiles import LargeImage, Span, strips
 from segfit.engine.task import Forward
 
 _STRIP_ELEMENTS = 2**24  # 64 MiB of fp32 logits at once, however large the image

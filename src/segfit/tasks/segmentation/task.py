@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from segfit.data.large import LargeImage
+from segfit.data.tiles import LargeImage
 from segfit.engine.findings import Findings
 from segfit.engine.task import Batch, Forward
 from segfit.system.hardware import fits

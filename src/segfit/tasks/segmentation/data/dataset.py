@@ -19,9 +19,9 @@ from segfit.data.batches import Batch, stack
 from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
 from segfit.data.images import ImageReader, images_at, resize_image
-from segfit.data.large import LargeImage, is_large
 from segfit.data.sampler import sample_seed
 from segfit.data.source import Source, SourceView, read_arrays
+from segfit.data.tiles import LargeImage, is_large
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.masks import resize_mask
@@ -231,13 +231,12 @@ def fitted_sources(
     """
     if fit == "crop":
         return {split: (source, "original") for split, source in sources.items()}
-    kind = f"{size[1]}x{size[0]}-{fit}"
-    return {
-        split: (FittedSource(source, size, fit), kind)
-        if split == "train"
-        else (FittedSource(source, size, fit, whole_masks=True), f"{kind}-whole-masks")
-        for split, source in sources.items()
-    }
+    forms: dict[str, tuple[Source, str]] = {}
+    for split, source in sources.items():
+        whole = split != "train"
+        kind = f"{size[1]}x{size[0]}-{fit}" + "-whole-masks" * whole
+        forms[split] = FittedSource(source, size, fit, whole_masks=whole), kind
+    return forms
 
 
 def place_image(

@@ -18,8 +18,9 @@ from segfit.data.source import where
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.data.layout import Listing, Naming, find_layout, list_pairs
+from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
 from segfit.tasks.segmentation.data.masks import ValueMap, object_sizes
+from segfit.tasks.segmentation.data.schema import FolderConfig
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,8 @@ class ItemReport:
     odd: dict[str, str] = field(default_factory=dict)
     low: float = 0.0  # the least and the greatest value of the image's file
     high: float = 0.0
-    palette: list[list[int]] = field(
-        default_factory=list
-    )  # index, R, G, B of the mask's, at most 64
+    # index, R, G, B of the mask's, at most 64
+    palette: list[list[int]] = field(default_factory=list)
     values: list[int] = field(default_factory=list)  # no class and not ignored; at most 16
     only_0_255: bool = False  # the mask holds 255 and, perhaps, 0, and nothing else
     pixels: list[int] = field(default_factory=list)  # of each class
@@ -178,14 +178,14 @@ def folder_sources(
     may have any name of `split_of`; a test folder without masks is none. An image and its mask have one relative name, apart
     from the suffix, or names by `image_name` and `mask_name`.
 
-    The arguments are the options of `FolderConfig`, `naming` those in `Naming`, `colors` 0xRRGGBB → class, and how files
+    The arguments are the options of `FolderConfig`, `naming` those in `NAMING`, `colors` 0xRRGGBB → class, and how files
     become images; `ignore_index`, `label_map` and `colors` are for mask_format "png" alone.
 
     Raises:
         SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
             wrong with single files.
     """
-    called, split, place = Naming(**naming), split or SplitRule(), Path(root).expanduser()
+    called, split, place = FolderConfig(**naming), split or SplitRule(), Path(root).expanduser()
     lists = place / split.lists if split.lists is not None else None
     layout, problems, notices = find_layout(place, called)
     if lists is not None:
@@ -207,10 +207,9 @@ def folder_sources(
         raise SegFitError(list(dict.fromkeys(problems)))
     next(iter(listings.values())).notices[:0] = notices
     if called.mask_format != "png":  # masks hold classes already
-        ignore_index, label_map = None, None
-    for listing in listings.values():
-        if colors and called.mask_format == "png":
-            listing.masks = replace(listing.masks, form="colors")
+        ignore_index, label_map, colors = None, None, None
+    for listing in listings.values() if colors else ():
+        listing.masks = replace(listing.masks, form="colors")
     values = ValueMap(len(classes), ignore_index, label_map, colors)
     reader = reader or ImageReader()
     maps = [mapping and sorted(mapping.items()) for mapping in (label_map, colors)]

@@ -26,21 +26,11 @@ from segfit.tasks.segmentation.data.painted import (
     read_table,
     table_id,
 )
+from segfit.tasks.segmentation.data.schema import FolderConfig
 
+# The options that say where files are below the root and what they are called
+NAMING = ("images", "masks", "mask_format", "image_name", "mask_name", "unmasked", "slice_axis")
 _LOSSY = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
-
-
-@dataclass(frozen=True)
-class Naming:
-    """Where a data set's files are below its root and what they are called: options of `FolderConfig`."""
-
-    images: str = "images"
-    masks: str = "masks"
-    mask_format: str = "png"
-    image_name: str | None = None
-    mask_name: str | None = None
-    unmasked: str = "error"
-    slice_axis: int = 2
 
 
 @dataclass
@@ -55,7 +45,9 @@ class Listing:
     parts: dict[str, list[str]] | None = None  # split → names, where lists say it
 
 
-def find_layout(root: Path, naming: Naming) -> tuple[dict[str, list[Path]], list[str], list[str]]:
+def find_layout(
+    root: Path, naming: FolderConfig
+) -> tuple[dict[str, list[Path]], list[str], list[str]]:
     """Return split → image folder and mask folder or CSV, the problems and the notices; "" where all is in one."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -91,7 +83,7 @@ def find_layout(root: Path, naming: Naming) -> tuple[dict[str, list[Path]], list
 def list_pairs(
     image_folder: Path,
     mask_path: Path,
-    naming: Naming,
+    naming: FolderConfig,
     class_names: Sequence[str],
     lists: Path | None = None,
 ) -> Listing:
@@ -171,14 +163,14 @@ def _name(file: Path, folder: Path, template: str | None, whole: bool = False) -
     return relative_name(file.with_name(f"{shared}.x"), folder)
 
 
-def _is_mask(file: Path, naming: Naming) -> bool:
+def _is_mask(file: Path, naming: FolderConfig) -> bool:
     """Say whether a file that lies among images is a mask."""
     if naming.mask_name is None:
         return file.suffix.lower() in OUTLINES.get(naming.mask_format, MASK_SUFFIXES)
     return _name(file, file.parent, naming.mask_name) is not None
 
 
-def _wanted(naming: Naming, image: Path, mask_path: Path) -> str:
+def _wanted(naming: FolderConfig, image: Path, mask_path: Path) -> str:
     name = image.with_suffix("").name
     would = {
         "parts": f"be files named {image_key(name)}_<class name>.png",
@@ -208,7 +200,7 @@ def _unused(place: Path, what: str, unused: Sequence[str], why: str = "have no i
 
 
 def _pair(
-    images: Mapping[str, Path], place: Path, class_names: Sequence[str], naming: Naming
+    images: Mapping[str, Path], place: Path, class_names: Sequence[str], naming: FolderConfig
 ) -> Listing:
     """Return the images that have a mask of the form that `naming` says, and what reads it."""
     form, problems, notices = naming.mask_format, list[str](), list[str]()
@@ -246,7 +238,7 @@ def _pair(
 
 
 def _mask_files(
-    images: Mapping[str, Path], folder: Path, naming: Naming
+    images: Mapping[str, Path], folder: Path, naming: FolderConfig
 ) -> tuple[dict[str, Path], list[str]]:
     """Return name → mask file, and what is wrong with them."""
     files = list_files(folder, ())
