@@ -34,7 +34,7 @@ from segfit.assembly.training import make_training
 from segfit.cli import main as cli
 from segfit.config.check import check, plain
 from segfit.engine.step import make_update
-from segfit.models.build import make_restorer
+from segfit.models.restorers import make_restorer
 
 WARM = 2  # steps of each turn that are not counted
 
@@ -86,7 +86,7 @@ def plain_loop(config: DictConfig, device: torch.device, workers: int) -> Iterat
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
-    network = make_restorer(1 if patches.mode == "L" else 3, plain(config.model))[0].to(device)
+    network = make_restorer(1 if patches.mode == "L" else 3, plain(config.model)).to(device)
     average = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     while True:

@@ -78,20 +78,6 @@ def normalisation(options: Mapping[str, Any]) -> tuple[str, Normalisation | None
     return encoder, known and (known.mean, known.std)
 
 
-def make_restorer(channels: int, options: Mapping[str, Any]) -> tuple[nn.Module, Weights]:
-    """Return a model (B, channels, H, W) → the same, degraded pictures to restored ones, with random weights.
-
-    Args:
-        channels: of the pictures, 1 or 3.
-        options: the fields of the model's config; its `name` is cnn or nafnet.
-    """
-    from segfit.models import restorers
-
-    values = dict(options)
-    kind = {"cnn": restorers.ResidualUNet, "nafnet": restorers.NAFNet}[values.pop("name")]
-    return kind(channels, **values), Weights()
-
-
 def for_inference(model: nn.Module) -> nn.Module:
     """Return the model in the form that computes least, in eval mode; a SegFormer's decode head is merged."""
     from segfit.models.segformer import SegFormer, merge

@@ -1,7 +1,8 @@
 """Networks that clean pictures, to be trained from random weights: a residual U-Net without normalisation, and NAFNet."""
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -156,3 +157,10 @@ class NAFNet(ResidualUNet):
     levels = 5
     unshuffle = 1
     block = NAFBlock
+
+
+def make_restorer(channels: int, options: Mapping[str, Any]) -> ResidualUNet:
+    """Return the network of a model's config, whose `name` is cnn or nafnet, for pictures of so many channels."""
+    values = dict(options)
+    kind = {"cnn": ResidualUNet, "nafnet": NAFNet}[values.pop("name")]
+    return kind(channels, **values)

@@ -112,7 +112,9 @@ def make_segformer(
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
     )
-    file, report = find(weights, recommended(variant))
+    size = 640 if variant == "b5" else 512  # ADE20K's, which "auto" was trained on
+    recommended = f"nvidia/segformer-{variant}-finetuned-ade-{size}-{size}"
+    file, report = find(weights, recommended, variant)
     if file is None:
         model = SegFormer._from_config(config, attn_implementation="sdpa")
     else:
@@ -125,12 +127,6 @@ def make_segformer(
             block.gradient_checkpointing = True
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
     return model.train(), report
-
-
-def recommended(variant: str) -> str:
-    """Return the hub checkpoint that `weights="auto"` takes: trained on ADE20K at 512 × 512."""
-    size = 640 if variant == "b5" else 512
-    return f"nvidia/segformer-{variant}-finetuned-ade-{size}-{size}"
 
 
 def _pretrained(config: SegformerConfig, variant: str, file: Path) -> SegFormer:

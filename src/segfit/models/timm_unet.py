@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -14,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, nearest
 from segfit.models.resize import resize
 from segfit.models.weights import (
     Weights,
     check_keys,
     find,
-    random_after_all,
     read_state_dict,
 )
 
@@ -139,20 +137,13 @@ def make_encoder(encoder: str, weights: str | None, channels: int = 3) -> tuple[
     """
     name = encoder.split(".")[0]
     if not timm.is_model(name):
-        close = get_close_matches(name, timm.list_models(), n=3)
-        hint = f"Did you mean {' or '.join(close)}?" if close else f"Good ones: {GOOD_ENCODERS}."
-        raise SegFitError(f"model.encoder={encoder}: timm knows no such model. {hint}")
-    recommended = ""
-    if weights == "auto":
-        try:
-            config = timm.get_pretrained_cfg(encoder)
-        except RuntimeError as error:
-            raise SegFitError(f"model.encoder={encoder}: {error}") from error
-        if config is None or not config.hf_hub_id:
-            report = random_after_all(encoder, "timm has no hub checkpoint of it")
-            return _create(encoder, None, channels), report
-        recommended = config.hf_hub_id
-    file, report = find(weights, recommended)
+        hint = nearest(name, timm.list_models()) or f" Good ones: {GOOD_ENCODERS}."
+        raise SegFitError(f"model.encoder={encoder}: timm knows no such model.{hint}")
+    try:
+        config = timm.get_pretrained_cfg(encoder)
+    except RuntimeError as error:
+        raise SegFitError(f"model.encoder={encoder}: {error}") from error
+    file, report = find(weights, (config and config.hf_hub_id) or None, encoder)
     if file:
         state = read_state_dict(file)  # refuses what would run code before timm opens the file
         if weights != "auto":

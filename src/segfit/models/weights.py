@@ -44,24 +44,31 @@ _OFFLINE = (
 )
 
 
-def find(weights: str | None, recommended: str) -> tuple[Path | None, Weights]:
+def find(weights: str | None, recommended: str | None, model: str) -> tuple[Path | None, Weights]:
     """Return the file of a model's weights, None for random ones, and what they are.
 
     Args:
         weights: "auto" is the recommended hub checkpoint from cache or hub, else random ones; None: random ones.
             What else is named has to be there.
-        recommended: a name on the hub.
+        recommended: a name on the hub; None: there is none.
+        model: what the weights are for.
 
     Raises:
         SegFitError: weights that were named cannot be had, or are no checkpoint.
     """
     if weights is None:
         return None, Weights()
-    name = recommended if weights == "auto" else weights
+    name = (recommended or model) if weights == "auto" else weights
     try:
+        if weights == "auto" and recommended is None:
+            raise WeightsUnavailableError("there is no hub checkpoint of it")
         path = hub_checkpoint(name) if weights == "auto" else locate(name)
     except WeightsUnavailableError as error:
-        return None, random_after_all(name, str(error))
+        return None, Weights(
+            warning=f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {error}. Scores will be "
+            f"far lower, and training far longer, than with pretrained weights. {_OFFLINE.format(name)} "
+            "If random weights are what you want, say model.weights=null.",
+        )
     if path.is_dir():
         files = [path / file for file in WEIGHT_FILES if (path / file).exists()]
         if not files:
@@ -71,15 +78,6 @@ def find(weights: str | None, recommended: str) -> tuple[Path | None, Weights]:
             )
         path = files[0]
     return path, Weights(name)
-
-
-def random_after_all(name: str, reason: str) -> Weights:
-    """Return what `auto` gives when the recommended checkpoint cannot be had."""
-    return Weights(
-        warning=f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {reason}. Scores will be "
-        f"far lower, and training far longer, than with pretrained weights. {_OFFLINE.format(name)} "
-        "If random weights are what you want, say model.weights=null.",
-    )
 
 
 def locate(name: str) -> Path:

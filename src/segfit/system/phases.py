@@ -36,8 +36,9 @@ class Span:
     start: float  # on the host's clock
     end: float
     inner: float = 0.0  # seconds in phases inside
-    device_start: float | None = None  # on the device's clock; None on the CPU
-    device_end: float | None = None
+    device: float | None = (
+        None  # seconds from its first work on the device to its last; None on the CPU
+    )
 
     @property
     def own(self) -> float:
@@ -53,13 +54,12 @@ class Recorder:
         self._spans: list[Span] = []
         self._events: list[tuple[Any, Any]] = []  # at the start and the end of each span
         self._whole, self._inner = False, 0.0  # of the phase that is open
-        self._begun, self._begin_event = 0.0, None
+        self._begun = 0.0
 
     def __enter__(self) -> Recorder:
         global _recorder  # so that the loop need not pass a recorder through every call
         if _recorder is not None:
             raise RuntimeError("phases are recorded already")
-        self._begin_event = self._event()
         self._begun = time.perf_counter()
         _recorder = self
         return self
@@ -98,10 +98,8 @@ class Recorder:
             import torch
 
             torch.cuda.synchronize()
-            begin: Any = self._begin_event
             for span, (first, last) in zip(self._spans, self._events, strict=True):
-                span.device_start = begin.elapsed_time(first) / 1000
-                span.device_end = begin.elapsed_time(last) / 1000
+                span.device = first.elapsed_time(last) / 1000
         return self._spans
 
     def _event(self) -> Any:

@@ -171,8 +171,8 @@ def record(
     device: dict[str, float] = defaultdict(float)
     for span in spans:
         phases[span.name] += span.own
-        if span.device_start is not None and span.device_end is not None:
-            device[span.name] += span.device_end - span.device_start
+        if span.device is not None:
+            device[span.name] += span.device
     micro_batches = sum(span.name == "copy" for span in spans)
     return Timeline(
         updates=recording.updates,

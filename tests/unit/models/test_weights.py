@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from segfit.errors import SegFitError
 from segfit.models import weights as weights_module
-from segfit.models.segformer import make_segformer, recommended
+from segfit.models.segformer import make_segformer
 from segfit.models.timm_unet import TimmUnet
 from segfit.models.weights import unreachable
 from tests.unit.payload import Payload
 
+RECOMMENDED = "nvidia/segformer-b0-finetuned-ade-512-512"
 NOBODY = "http://127.0.0.1:9"
 
 
@@ -88,9 +89,9 @@ def test_other_class_count_makes_only_the_classifier_new(checkpoint):
 
 
 def test_auto_takes_the_cache(checkpoint):
-    put_in_cache(recommended("b0"), checkpoint)
+    put_in_cache(RECOMMENDED, checkpoint)
     model, report = make_segformer("b0", 3, weights="auto")
-    assert report.source == "nvidia/segformer-b0-finetuned-ade-512-512"
+    assert report.source == RECOMMENDED
     source, _ = make_segformer("b0", 3, weights=str(checkpoint))
     assert torch.equal(model.decode_head.linear_fuse.weight, source.decode_head.linear_fuse.weight)
 
@@ -158,7 +159,7 @@ def test_a_hub_that_is_silent_about_files_is_given_up_quickly(monkeypatch):
         server.shutdown()
     assert "RANDOM WEIGHTS" in report.warning
     # The client would have come back for minutes.
-    assert asked.count(f"/{recommended('b0')}/resolve/main/config.json") == 1
+    assert asked.count(f"/{RECOMMENDED}/resolve/main/config.json") == 1
 
 
 @pytest.mark.parametrize("name", ["no/such/path", "./nowhere", "resnet", "/absent"])

@@ -32,7 +32,7 @@ def test_a_phase_inside_is_taken_out_of_the_outer_ones_time():
     assert outer.start <= inner.start <= inner.end <= outer.end
     assert outer.own == pytest.approx(outer.end - outer.start - (inner.end - inner.start))
     assert inner.own >= 0.05
-    assert (outer.device_start, outer.device_end) == (None, None)
+    assert outer.device is None
 
 
 def test_phases_inside_a_whole_one_are_not_told_apart():

@@ -17,7 +17,7 @@ from segfit.data.splits import SPLITS, find_splits
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
 from segfit.engine.precision import resolve_precision
-from segfit.models.build import make_restorer
+from segfit.models.restorers import make_restorer
 from segfit.models.weights import Weights
 from segfit.tasks.restoration.data.dataset import HeldOutDataset, PredictDataset, TrainDataset
 from segfit.tasks.restoration.data.folder import check_sources, folder_sources
@@ -89,7 +89,7 @@ def reading_options(config: DictConfig) -> dict[str, Any]:
 
 def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:  # noqa: ARG001
     """Return the model of a config, (B, C, H, W) → the same, and which weights it has."""
-    return make_restorer(channels_of(config), plain(config.model))
+    return make_restorer(channels_of(config), plain(config.model)), Weights()
 
 
 def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segfit.models.build import make_restorer
+from segfit.models.restorers import make_restorer
 from segfit.tasks.restoration.task import averaged, restore
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def test_a_small_picture_goes_whole() -> None:
 
 def test_tiles_equal_the_whole() -> None:
     torch.manual_seed(0)
-    model, _ = make_restorer(1, {"name": "cnn", "base_channels": 8, "num_blocks": 1})
+    model = make_restorer(1, {"name": "cnn", "base_channels": 8, "num_blocks": 1})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
