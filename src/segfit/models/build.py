@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segfit.models.weights import Weights, locate, recorded_normalisation
+from segfit.models.weights import Weights, find, recorded_normalisation
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of RGB in 0-1
 IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -67,8 +67,8 @@ def normalisation(options: Mapping[str, Any]) -> tuple[str, Normalisation | None
     """
     weights, encoder = options.get("weights"), options.get("encoder")
     if weights not in (None, "auto"):
-        found = recorded_normalisation(locate(weights))
-        if found is not None:
+        file, _ = find(weights, None, "")
+        if file and (found := recorded_normalisation(file)):
             return weights, found
     if encoder is None:
         return options["name"], None

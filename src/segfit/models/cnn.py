@@ -1,7 +1,7 @@
 """SegFit's own residual U-Net, made to be trained from random weights."""
 
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,9 +52,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = conv(in_channels, out_channels, 3, norm, stride=stride)
         self.conv2 = conv(out_channels, out_channels, 3, norm)
-        last = self.conv2[-1]
-        assert isinstance(last, (nn.BatchNorm2d, nn.Conv2d))
-        nn.init.zeros_(last.weight)
+        nn.init.zeros_(cast(nn.Conv2d, self.conv2[-1]).weight)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -73,38 +72,28 @@ def folded_bias(head: hf.SegformerDecodeHead) -> Tensor:
     return torch.stack([weight @ p.proj.bias for weight, p in pairs]).sum(0)
 
 
-class _ChannelsFirst(torch.autograd.Function):
-    """A contiguous copy whose gradient comes back channels last."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        return x.contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
-        return grads[0].contiguous(memory_format=torch.channels_last)
-
-
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Return channels_last logits `(B, num_classes, h, w)` at `size`, contiguous as losses like them."""
     if torch.compiler.is_compiling() or logits.device.type != "cpu":
         return resize(logits.contiguous(), size)
     # On a CPU, resizing channels last and copying takes half the time; backward alike.
-    full: Tensor = _ChannelsFirst.apply(resize(logits, size))
-    return full
+    full = resize(logits, size)
+    if full.requires_grad:
+        full.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+    return full.contiguous()
 
 
-def kernels_pay(maps: Sequence[Tensor], norm: nn.BatchNorm2d) -> bool:
-    """Say whether kernels in Triton do what follows `fold` in training, instead of products and torch's kernels."""
+def kernels(maps: Sequence[Tensor], norm: nn.BatchNorm2d) -> Any:
+    """Return `fused_head` if its kernels do what follows `fold` in training; None: products and torch's kernels do."""
     # A compiler fuses by itself; tensors without data (benchmark=plan) have no kernels; and which of two ways is
     # faster may change from run to run.
     if torch.compiler.is_compiling() or type(maps[0]) is not Tensor or not _HAS_TRITON:
-        return False
-    return not torch.are_deterministic_algorithms_enabled() and _fused_head().pay(maps, norm)
+        return None
+    if maps[0].device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+        return None
+    from segfit.models import fused_head
 
-
-def _fused_head() -> Any:
-    return import_module("segfit.models.fused_head")
+    return fused_head if fused_head.pay(maps, norm) else None
 
 
 class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
@@ -116,8 +105,8 @@ class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
             return merged_logits(encoder_hidden_states, *merged_weights(self), self.classifier)
         maps = fold(self, encoder_hidden_states)
         p = self.dropout.p if self.training else 0.0
-        if self.training and maps[0].device.type == "cuda" and kernels_pay(maps, self.batch_norm):
-            x = _fused_head().sum_norm_relu_dropout(maps, self.batch_norm, p)
+        if self.training and (fused := kernels(maps, self.batch_norm)):
+            x = fused.sum_norm_relu_dropout(maps, self.batch_norm, p)
             return on_pixels(x, self.classifier.weight.flatten(1), self.classifier.bias)
         x = resize_and_sum(maps)
         del maps  # which nothing needs any more, and which are larger than their sum

@@ -15,12 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from segfit.errors import SegFitError, nearest
 from segfit.models.resize import resize
-from segfit.models.weights import (
-    Weights,
-    check_keys,
-    find,
-    read_state_dict,
-)
+from segfit.models.weights import Weights, check_keys, find, read_state_dict
 
 GOOD_ENCODERS = (
     "resnet34, convnext_atto, efficientnet_b0, mobilenetv3_large_100, vit_small_patch14_dinov2"
@@ -139,30 +134,22 @@ def make_encoder(encoder: str, weights: str | None, channels: int = 3) -> tuple[
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models()) or f" Good ones: {GOOD_ENCODERS}."
         raise SegFitError(f"model.encoder={encoder}: timm knows no such model.{hint}")
-    try:
-        config = timm.get_pretrained_cfg(encoder)
-    except RuntimeError as error:
-        raise SegFitError(f"model.encoder={encoder}: {error}") from error
-    file, report = find(weights, (config and config.hf_hub_id) or None, encoder)
-    if file:
-        state = read_state_dict(file)  # refuses what would run code before timm opens the file
-        if weights != "auto":
-            _check_keys(encoder, file, state)
-    return _create(encoder, file, channels), report
-
-
-def _create(encoder: str, weights: Path | None, channels: int) -> nn.Module:
-    """Return the feature extractor, built for any image size where its family has a switch for that."""
-    options: dict[str, Any] = {"features_only": True, "pretrained": weights is not None}
-    options["in_chans"] = channels
-    if weights is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(weights), "custom_load": False}
+    options: dict[str, Any] = {"features_only": True, "in_chans": channels}
     vit = {"dynamic_img_size": True, "out_indices": len(PYRAMID)}  # embeddings of positions resized
     try:
+        config = timm.get_pretrained_cfg(encoder)
+        file, report = find(weights, (config and config.hf_hub_id) or None, encoder)
+        if file:
+            state = read_state_dict(file)  # refuses what would run code before timm opens the file
+            if weights != "auto":
+                _check_keys(encoder, file, state)
+            overlay = {"file": str(file), "custom_load": False}
+            options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
+        # Built for any image size where its family has a switch for that.
         for switches in (vit, {"strict_img_size": False}):
             with contextlib.suppress(TypeError):  # most families know none: they never were strict
-                return timm.create_model(encoder, **switches, **options)  # type: ignore[no-any-return]
-        return timm.create_model(encoder, **options)  # type: ignore[no-any-return]
+                return timm.create_model(encoder, **switches, **options), report
+        return timm.create_model(encoder, **options), report
     # Families that have no features of several strides say so in each of these ways.
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
         raise SegFitError(

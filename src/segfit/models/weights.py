@@ -49,7 +49,7 @@ def find(weights: str | None, recommended: str | None, model: str) -> tuple[Path
 
     Args:
         weights: "auto" is the recommended hub checkpoint from cache or hub, else random ones; None: random ones.
-            What else is named has to be there.
+            What else is named, a file, a folder or a name on the hub, has to be there.
         recommended: a name on the hub; None: there is none.
         model: what the weights are for.
 
@@ -58,17 +58,30 @@ def find(weights: str | None, recommended: str | None, model: str) -> tuple[Path
     """
     if weights is None:
         return None, Weights()
-    name = (recommended or model) if weights == "auto" else weights
-    try:
-        if weights == "auto" and recommended is None:
-            raise WeightsUnavailableError("there is no hub checkpoint of it")
-        path = hub_checkpoint(name) if weights == "auto" else locate(name)
-    except WeightsUnavailableError as error:
-        return None, Weights(
-            warning=f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {error}. Scores will be "
-            f"far lower, and training far longer, than with pretrained weights. {_OFFLINE.format(name)} "
-            "If random weights are what you want, say model.weights=null.",
+    auto = weights == "auto"
+    name = (recommended or model) if auto else weights
+    path, parts = Path(name).expanduser(), name.split("/")
+    if not auto and not path.exists() and (len(parts) != 2 or not all(parts) or name[0] in "./~"):
+        raise SegFitError(
+            f"model.weights={name}: no such file or folder, and no hub name (owner/name) either. "
+            "Give an existing path, a hub name, auto, or null for random weights."
         )
+    try:
+        if auto and recommended is None:
+            raise WeightsUnavailableError("there is no hub checkpoint of it")
+        if auto or not path.exists():
+            path = hub_checkpoint(name)
+    except WeightsUnavailableError as error:
+        if auto:
+            return None, Weights(
+                warning=f"WARNING: RANDOM WEIGHTS. The pretrained {name} could not be had: {error}. Scores will be "
+                f"far lower, and training far longer, than with pretrained weights. {_OFFLINE.format(name)} "
+                "If random weights are what you want, say model.weights=null.",
+            )
+        raise SegFitError(
+            f"model.weights={name}: {error}. {_OFFLINE.format(name)} "
+            "Or take model.weights=null: random weights."
+        ) from error
     if path.is_dir():
         files = [path / file for file in WEIGHT_FILES if (path / file).exists()]
         if not files:
@@ -78,30 +91,6 @@ def find(weights: str | None, recommended: str | None, model: str) -> tuple[Path
             )
         path = files[0]
     return path, Weights(name)
-
-
-def locate(name: str) -> Path:
-    """Return the file or folder that holds checkpoint `name`: a path, or a name on the hub.
-
-    Raises:
-        SegFitError: there is no such path, or the hub's checkpoint cannot be had.
-    """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    parts = name.split("/")
-    if len(parts) != 2 or not all(parts) or name[0] in "./~":
-        raise SegFitError(
-            f"model.weights={name}: no such file or folder, and no hub name (owner/name) either. "
-            "Give an existing path, a hub name, auto, or null for random weights."
-        )
-    try:
-        return hub_checkpoint(name)
-    except WeightsUnavailableError as error:
-        raise SegFitError(
-            f"model.weights={name}: {error}. {_OFFLINE.format(name)} "
-            "Or take model.weights=null: random weights."
-        ) from error
 
 
 def hub_checkpoint(repo: str) -> Path:
@@ -172,15 +161,14 @@ def unreachable(url: str) -> str | None:
     return outcome[0] if outcome else f"no answer in {PROBE_SECONDS:g} s"
 
 
-def recorded_normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return mean and std that files of the hub's beside a checkpoint (or in its folder) name; None without such files."""
-    folder = path if path.is_dir() else path.parent
+def recorded_normalisation(weights: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and std that files of the hub's beside a file of weights name; None without such files."""
     for file, keys in (
         ("preprocessor_config.json", ("image_mean", "image_std")),
         ("config.json", ("mean", "std")),
     ):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            values = json.loads((folder / file).read_text("utf-8"))
+            values = json.loads(weights.with_name(file).read_text("utf-8"))
             values = values.get("pretrained_cfg", values)  # timm's
             mean, std = (tuple(float(number) for number in values[key]) for key in keys)
             if len(mean) == len(std) == 3:

@@ -141,11 +141,13 @@ def test_who_wants_bits_to_repeat_gets_products(monkeypatch):
     from segfit.models import segformer_fast  # not above: transformers takes seconds
 
     monkeypatch.setattr(fused_head, "pay", lambda *_: True)
-    maps = some_maps()
-    assert segformer_fast.kernels_pay(maps, some_norm())
+    maps, norm = some_maps(), some_norm()
+    assert segformer_fast.kernels(maps, norm) is None
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
+    assert segformer_fast.kernels(maps, norm) is fused_head
     torch.use_deterministic_algorithms(True)
     try:
-        assert not segformer_fast.kernels_pay(maps, some_norm())
+        assert segformer_fast.kernels(maps, norm) is None
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -76,4 +76,5 @@ def test_what_lies_beside_the_weights_counts_most(tmp_path, file, content, model
 )
 def test_files_that_say_nothing_are_left_alone(tmp_path, text):
     (tmp_path / "preprocessor_config.json").write_text(text)
+    (tmp_path / "model.safetensors").touch()
     assert settled("model=segformer_b0", f"model.weights={tmp_path}") == (USUAL, [])
