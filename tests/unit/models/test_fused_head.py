@@ -20,7 +20,7 @@ from segfit.models import fused_head
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs inside another test")
 # A row longer than four blocks of pixels, more channels than a block, and sizes that are no multiples.
-SIZES, DEPTH = ((3, 70), (2, 35), (1, 18), (1, 9)), 70
+SIZES, DEPTH = ((2, 70), (2, 35), (1, 18), (1, 9)), 70
 
 
 def some_maps(batch=1, depth=DEPTH, device="cpu", sizes=SIZES):
@@ -85,13 +85,13 @@ def test_parity():
 
 @interpreted
 def test_parity_in_half_precision():
-    maps = some_maps(2, 40, sizes=((3, 5), (2, 3), (1, 2), (1, 1)))
+    maps = some_maps(2, 40, sizes=((2, 5), (2, 3), (1, 2), (1, 1)))
     assert_parity([one.bfloat16() for one in maps], some_norm(40), 0.3, 0.01)
 
 
 @interpreted
 def test_the_seed_decides_what_is_dropped():
-    maps, found = [one[..., :1, :] for one in some_maps(depth=8)], []
+    maps, found = [one[..., :1, :9] for one in some_maps(depth=8)], []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         found.append(fused_head.sum_norm_relu_dropout(maps, some_norm(8), 0.5) == 0)
@@ -101,7 +101,7 @@ def test_the_seed_decides_what_is_dropped():
 
 @interpreted
 def test_they_run_only_where_they_are_equal_and_faster(monkeypatch):
-    maps, norm = [one[..., :1, :20] for one in some_maps(2, 8)], some_norm(8)
+    maps, norm = [one[..., :1, :5] for one in some_maps(2, 8)], some_norm(8)
     state, seeds = copy.deepcopy(norm.state_dict()), torch.get_rng_state()
 
     class Timer:

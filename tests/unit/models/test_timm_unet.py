@@ -81,8 +81,8 @@ def test_decoder_channels_are_halved_a_level():
     [
         ("resnet43", "resnet34"),
         ("resnet34.nonsense", "nonsense"),
-        ("beit_base_patch16_224", "pyramid"),
-        ("maxvit_rmlp_pico_rw_256", "one image size"),
+        ("xcit_nano_12_p16_224", "pyramid"),
+        ("pit_ti_224", "one image size"),
     ],
 )
 def test_unfit_encoders_are_refused_with_an_alternative(encoder, message):
