@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -10,19 +9,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.integration.training import TINY, command, finished
+from segfit.commands import train as training
+from segfit.report.lines import validations
+from segfit.runs import folder as runs
+from tests.integration.training import TINY, command, finished, one_thread
 from tests.unit.data.files import save
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
+COLORS = {f"{index}.png": (250, 40 * index + 20, 90) for index in range(4)}
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Path:
+    """Train on images whose left half has a colour and class 1, and which augmentation mirrors."""
     folder = tmp_path_factory.mktemp("page")
-    options = ("report.page=true", "hydra.sweep.dir=sweep", "model.weights=null", "precision=fp32")
-    done = finished(command(*TINY, *options[:2], "lr=0.001,0.01", "-m"), folder)
+    for split in ("train", "val"):
+        for name, color in COLORS.items():
+            image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+            image[:, :32], mask[:, :32] = color, 1
+            save(folder / "data" / split / "images" / name, image)
+            save(folder / "data" / split / "masks" / name, mask)
+    options = [text for text in TINY if not text.startswith("data")]
+    options += ["data=folder", "data.root=data", "data.num_classes=2", "report.page=true"]
+    options += ["augmentation=kornia-gpu", "augmentation.hflip=1", "augmentation.affine=0"]
+    options += [f"augmentation.{name}=0" for name in ("color_jitter", "blur", "noise")]
+    done = finished(command(*options, "hydra.sweep.dir=sweep", "lr=0.001,0.01", "-m"), folder)
     assert done.returncode == 0, done.stdout + done.stderr
     run = folder / "sweep/0"
     done = finished(command(f"run={run}", "split=val", script="evaluate.py"), folder)
@@ -61,36 +77,10 @@ def test_the_page_of_a_sweep_links_its_jobs(sweep):
     assert page.count("<img") == 2
 
 
-def test_the_first_batch_is_drawn_as_the_network_got_it(tmp_path):
-    """Images whose left half has a colour and class 1, which augmentation mirrors; drawing them changes no loss."""
-    colors = {f"{index}.png": (250, 40 * index + 20, 90) for index in range(4)}
-    for split in ("train", "val"):
-        for name, color in colors.items():
-            image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
-            image[:, :32], mask[:, :32] = color, 1
-            save(tmp_path / "data" / split / "images" / name, image)
-            save(tmp_path / "data" / split / "masks" / name, mask)
-    options = [text for text in TINY if not text.startswith(("data", "epochs", "augmentation"))]
-    options += ["data=folder", "data.root=data", "data.num_classes=2", "epochs=1"]
-    options += ["augmentation=kornia-gpu", "augmentation.hflip=1"]
-    options += [
-        f"augmentation.{name}=0" for name in ("vflip", "affine", "color_jitter", "blur", "noise")
-    ]
-    for folder, page in (("with", "true"), ("without", "false")):
-        line = command(*options, f"report.page={page}", f"hydra.run.dir={folder}")
-        done = finished(line, tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-    losses = [
-        [json.loads(line)["train_loss"] for line in (tmp_path / folder / "scores.jsonl").open()]
-        for folder in ("with", "without")
-    ]
-    assert losses[0] == losses[1]
-    assert not (tmp_path / "without/first_batch.png").exists()
-
-    drawn = np.asarray(Image.open(tmp_path / "with/first_batch.png")).astype(int)
-    assert "first_batch" in pictures((tmp_path / "with/report.html").read_text())
+def test_the_first_batch_is_drawn_as_the_network_got_it(sweep):
+    drawn = np.asarray(Image.open(sweep / "0/first_batch.png")).astype(int)
     painted = []
-    for color in colors.values():
+    for color in COLORS.values():
         rows, columns = np.nonzero((np.abs(drawn - color) <= 1).all(2))
         top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
         width = 2 * (right - left)  # of the image, whose other half is black
@@ -109,11 +99,25 @@ def test_the_first_batch_is_drawn_as_the_network_got_it(tmp_path):
     assert np.ptp(painted, axis=0).max() < 3  # each class has a colour, whatever the image
     assert np.abs(painted[0][0] - painted[0][1]).max() > 50
 
-    (tmp_path / "with/first_batch.png").unlink()
-    done = finished(command("resume=with", "epochs=2"), tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len((tmp_path / "with/scores.jsonl").read_text().splitlines()) == 2
-    assert not (tmp_path / "with/first_batch.png").exists()
+
+def test_drawing_the_first_batch_changes_no_loss_and_is_done_once(sweep, monkeypatch):
+    monkeypatch.chdir(sweep.parent)
+    run, without = sweep / "1", sweep.parent / "without"
+    config = runs.load_config(run)
+    with one_thread():
+        training.train(OmegaConf.merge(config, {"report": {"page": False}}), [], without)
+    assert not (without / "first_batch.png").exists()
+    losses = [
+        [line["train_loss"] for line in validations(one / "scores.jsonl")] for one in (run, without)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    shutil.copytree(run, sweep.parent / "resumed")
+    (sweep.parent / "resumed/first_batch.png").unlink()
+    config.epochs = 3
+    with one_thread():
+        training.train(config, [], sweep.parent / "resumed", resumed=True)
+    assert len(validations(sweep.parent / "resumed/scores.jsonl")) == 3
+    assert not (sweep.parent / "resumed/first_batch.png").exists()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt install chromium")
