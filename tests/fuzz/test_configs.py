@@ -60,13 +60,13 @@ def refused(arguments: list[str], wrong: list[str], name: str = "train") -> None
         assert any(key in problem for problem in messages), f"{key} is not named: {messages}"
 
 
-@examples(25)
+@examples(15)
 @given(configs.right_cases())
 def test_what_is_right_is_accepted(case):
     assert problems(case.arguments, case.composition.name) == []
 
 
-@examples(25)
+@examples(15)
 @given(configs.broken_cases(by_type=False))
 def test_what_is_out_of_range_is_refused_by_name(case):
     refused(case.arguments, case.wrong, case.composition.name)
@@ -78,7 +78,7 @@ def test_what_is_of_another_type_is_refused_by_name(case):
     refused(case.arguments, case.wrong, case.composition.name)
 
 
-@examples(25)
+@examples(15)
 @given(lines.contradictions())
 def test_what_contradicts_itself_is_refused_by_name(broken):
     refused(broken.arguments, broken.wrong)
@@ -169,7 +169,7 @@ def write(run, case: configs.Case) -> None:
     RunFolder(run).config.write_text(text, encoding="utf-8")
 
 
-@examples(100)
+@examples(60)
 @given(case=configs.right_cases(keys.RUNS))
 def test_a_run_in_which_nothing_is_wrong_is_read(run, case):
     write(run, case)
@@ -179,7 +179,7 @@ def test_a_run_in_which_nothing_is_wrong_is_read(run, case):
         assert (OmegaConf.to_container(read) if OmegaConf.is_config(read) else read) == value
 
 
-@examples(100)
+@examples(60)
 @given(case=configs.broken_cases(by_type=False, among=keys.RUNS))
 def test_a_run_with_values_out_of_range_is_refused_by_name(run, case):
     write(run, case)
@@ -196,7 +196,7 @@ def test_a_run_with_values_of_another_type_is_refused(run, case):
         runs.load_config(run)
 
 
-@examples(250)
+@examples(150)
 @given(data=st.data())
 def test_a_run_that_somebody_meddled_with_is_read_or_refused(run, data):
     text = yaml.safe_dump(values_of(keys.composition("cnn", "folder", (), None).choices))

@@ -85,8 +85,6 @@ def test_a_sweep_puts_the_least_error_first(tmp_path):
     assert [row["lr"] for row in rows] == ["0.01", "1e-05"]
     assert errors == sorted(errors)
     assert "MSE" in output
-    again = run(tmp_path, SIGNALS[0], "resume_sweep=sweep")
-    assert again.count("done before") == 2
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_a_sweep_puts_the_least_error_first(tmp_path):
     [
         pytest.param("plan", (), "it fits", marks=pytest.mark.slow),
         pytest.param("throughput", ("benchmark.warmup=1",), "TFLOP", marks=pytest.mark.slow),
-        ("max_batch", ("batch_size=64",), "batch_size="),
+        pytest.param("max_batch", ("batch_size=64",), "batch_size=", marks=pytest.mark.slow),
         ("lr_find", ("benchmark.updates=40",), "lr"),
         pytest.param("diagnose", ("benchmark.warmup=1",), "Bottleneck", marks=pytest.mark.slow),
     ],

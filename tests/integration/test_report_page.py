@@ -15,6 +15,7 @@ from PIL import Image
 from segfit.commands import train as training
 from segfit.report.lines import validations
 from segfit.runs import folder as runs
+from tests.integration.evaluating import evaluate
 from tests.integration.training import TINY, command, finished, one_thread
 from tests.unit.data.files import save
 
@@ -35,14 +36,19 @@ def sweep(tmp_path_factory) -> Path:
             save(folder / "data" / split / "images" / name, image)
             save(folder / "data" / split / "masks" / name, mask)
     options = [text for text in TINY if not text.startswith("data")]
-    options += ["data=folder", "data.root=data", "data.num_classes=2", "report.page=true"]
+    options += [
+        "data=folder",
+        "data.root=data",
+        "data.num_classes=2",
+        "report.page=true",
+        "epochs=1",
+    ]
     options += ["augmentation=kornia-gpu", "augmentation.hflip=1", "augmentation.affine=0"]
     options += [f"augmentation.{name}=0" for name in ("color_jitter", "blur", "noise")]
     done = finished(command(*options, "hydra.sweep.dir=sweep", "lr=0.001,0.01", "-m"), folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = folder / "sweep/0"
-    done = finished(command(f"run={run}", "split=val", script="evaluate.py"), folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "run 1").symlink_to("sweep/0")
+    evaluate(folder)
     return folder / "sweep"
 
 
@@ -113,10 +119,10 @@ def test_drawing_the_first_batch_changes_no_loss_and_is_done_once(sweep, monkeyp
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     shutil.copytree(run, sweep.parent / "resumed")
     (sweep.parent / "resumed/first_batch.png").unlink()
-    config.epochs = 3
+    config.epochs = 2
     with one_thread():
         training.train(config, [], sweep.parent / "resumed", resumed=True)
-    assert len(validations(sweep.parent / "resumed/scores.jsonl")) == 3
+    assert len(validations(sweep.parent / "resumed/scores.jsonl")) == 2
     assert not (sweep.parent / "resumed/first_batch.png").exists()
 
 

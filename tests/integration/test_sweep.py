@@ -81,40 +81,40 @@ def sweep_again(folder: Path, **variables: str) -> "tuple[int, str, Path]":
 
 
 def test_a_killed_sweep_runs_what_is_missing_and_no_more(tmp_path):
-    """Jobs: wrong input, killed, finished, in the middle when all was killed, not begun."""
+    """Jobs: killed, finished, in the middle when all was killed, not begun and wrong input."""
     (tmp_path / "sitecustomize.py").write_text(DIES)
-    sizes = {"0": "0", "1": "3", "2": "2", "3": "4", "4": "-1"}
+    sizes = {"0": "3", "1": "2", "2": "4", "3": "-1"}
     small = [text for text in SMALL if not text.startswith(("data.train", "data.val"))]
-    data = ("data.train_size=8", "data.val_size=2", "checkpoint.every_steps=1")
+    data = ("data.train_size=8", "data.val_size=2", "checkpoint.every_steps=2")
     length = ("epochs=30", "val_every=30", "max_steps=60")
     line = (*small, *data, *length, f"batch_size={','.join(sizes.values())}")
     process = start(tmp_path, "-m", *line, PYTHONPATH=str(tmp_path))
-    training_child(process, tmp_path, 3)
+    wait_for(process, tmp_path, "update 5/", "multirun/*/*/2/train.log")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     sweep = sweep_of(tmp_path)
     assert not (sweep / "leaderboard.csv").exists()
-    assert not (sweep / "4").exists()
-    finished = (sweep / "2/metrics.json").stat().st_mtime_ns
+    assert not (sweep / "3").exists()
+    finished = (sweep / "1/metrics.json").stat().st_mtime_ns
 
     code, output, _ = sweep_again(tmp_path, PYTHONPATH=str(tmp_path))
     assert code == 1, output
-    assert "job 2: done before" in output
+    assert "job 1: done before" in output
     assert "Leader board" in output
     assert "leaderboard.csv" in output
     board = rows(sweep)
     assert {job: row["batch_size"] for job, row in board.items()} == sizes
-    states = [board[job]["status"] for job in "01234"]
-    assert states == ["input", "crash", "max_steps", "max_steps", "input"]
-    assert "batch_size=0: must be at least 1" in board["0"]["message"]
-    assert "killed by signal 9" in board["1"]["message"]
+    states = [board[job]["status"] for job in "0123"]
+    assert states == ["crash", "max_steps", "max_steps", "input"]
+    assert "batch_size=-1: must be at least 1" in board["3"]["message"]
+    assert "killed by signal 9" in board["0"]["message"]
     assert (sweep / "0-failed-1/error.json").exists()
-    assert (sweep / "2/metrics.json").stat().st_mtime_ns == finished
-    log = (sweep / "3/train.log").read_text()
+    assert (sweep / "1/metrics.json").stat().st_mtime_ns == finished
+    log = (sweep / "2/train.log").read_text()
     assert "resuming at update" in log
     assert log.count("update 60/") == 1
-    assert board["3"]["updates"] == "60"
-    for job in "23":
+    assert board["2"]["updates"] == "60"
+    for job in "12":
         assert 0 <= float(board[job]["best_miou"]) <= 1
         folder = sweep / job
         for name in ("config.yaml", "overrides.yaml", "metrics.json", "train.log"):

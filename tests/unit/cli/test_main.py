@@ -67,3 +67,11 @@ def test_a_current_folder_that_was_deleted_is_told(
         cli.run(never, "train")
     assert ended.value.code == 2
     assert "the current folder does not exist" in capsys.readouterr().err
+
+
+def test_overrides_may_stand_behind_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["lr=1", "--cfg", "job", "~clip_grad_norm", "--config-dir", "a=b", "seed=2", "-m"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    cli.setup()
+    flags = ["--cfg", "job", "--config-dir", "a=b", "-m"]
+    assert sys.argv[1:] == [*flags, "lr=1", "~clip_grad_norm", "seed=2"]
