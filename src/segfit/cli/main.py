@@ -21,9 +21,8 @@ from omegaconf import OmegaConf
 from segfit.cli import help as help_page
 from segfit.cli.explain import explain
 from segfit.config import tasks
-from segfit.errors import SegFitError, quoted
+from segfit.errors import SegFitError
 from segfit.runs.files import RunFolder
-from segfit.runs.folder import last_run
 from segfit.runs.lock import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
@@ -48,9 +47,6 @@ def setup() -> None:
     )
     folders = tasks.config_folders(sys.argv[1:], CONF)
     try:
-        for place, text in enumerate(sys.argv):
-            if text in ("run=last", "resume=last"):
-                sys.argv[place] = text.removesuffix("last") + quoted(last_run())
         arguments = sys.argv[1:]
         with contextlib.suppress(SegFitError):  # `run` says what is wrong
             arguments = sweep.resumed_arguments(arguments)

@@ -31,7 +31,7 @@ from segfit.engine.task import Task
 from segfit.errors import SegFitError
 from segfit.report.text import hydra_override
 from segfit.runs.files import RunFolder, read_json
-from segfit.runs.folder import last_run, load_config, load_named
+from segfit.runs.folder import load_config, load_named
 
 # Options that runs whose models are averaged may differ in, of data.
 _FREE = ("data.check", "data.on_bad", "data.cache", "data.sampling", "data.crops_per_image", "data.foreground")  # fmt: skip
@@ -165,8 +165,7 @@ class Model:
     """A trained run that predicts; see `segfit.load`. Raises a SegFitError as evaluate.py does."""
 
     def __init__(self, run: Any, **options: Any) -> None:
-        given = list(run) if isinstance(run, (list, tuple)) else [run]
-        named = [str(last_run()) if one == "last" else str(one) for one in given]
+        named = [str(one) for one in (run if isinstance(run, (list, tuple)) else [run])]
         task = load_config(run_folder(named[0])).task.name
         for name in ("export", "push", "images", "out", "compare"):
             if options.get(name) is not None:

@@ -149,7 +149,21 @@ def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
 
 
 def run_folder(given: str) -> Path:
-    """Return the run folder that a path lies in, such as <run>/checkpoints/best.pt; the path itself where there is none."""
+    """Return the run folder that a path lies in, such as <run>/checkpoints/best.pt; the path itself where there is none.
+
+    "last" is the run that was begun or resumed last, of those below outputs and multirun; raises a SegFitError if there is none.
+    """
+    if given == "last":
+        found = [
+            path
+            for parent in ("outputs", "multirun")
+            for depth in ("*", "*/*", "*/*/*")
+            for path in Path(parent).glob(f"{depth}/config.yaml")
+            if path.with_name("train.log").exists()
+        ]
+        if not found:
+            raise SegFitError(f"last: there is no run below {Path.cwd()}/outputs. Give its folder.")
+        return max(found, key=lambda path: path.stat().st_mtime).parent
     path = Path(given).expanduser()
     around = (path, *path.absolute().parents[:2]) if path.exists() else ()
     return next((one for one in around if (one / "config.yaml").is_file()), path)

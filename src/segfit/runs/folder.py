@@ -38,20 +38,6 @@ def save_config(
             replace_text(RunFolder(run).config, OmegaConf.to_yaml(config, resolve=True))
 
 
-def last_run() -> Path:
-    """Return the run that was begun or resumed last, of those below outputs and multirun; raise a SegFitError if there is none."""
-    found = [
-        path
-        for parent in ("outputs", "multirun")
-        for depth in ("*", "*/*", "*/*/*")
-        for path in Path(parent).glob(f"{depth}/config.yaml")
-        if RunFolder(path.parent).log.exists()
-    ]
-    if not found:
-        raise SegFitError(f"last: there is no run below {Path.cwd()}/outputs. Give its folder.")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
-
-
 def claim(run: Path, *, resumed: bool) -> None:
     """Lock a run's folder for this process; of torchrun's processes, for the first.
 
@@ -108,7 +94,7 @@ def load_named(options: DictConfig) -> list[DictConfig]:
         if given.stem not in ("best", "last"):
             raise SegFitError(f"run={given}: give the run's folder, its best.pt or its last.pt.")
         options.checkpoint = given.stem
-    options.run = [str(last_run() if f"{run}" == "last" else run_folder(f"{run}")) for run in named]
+    options.run = [str(run_folder(f"{run}")) for run in named]
     return [load_config(Path(folder)) for folder in options.run]
 
 
