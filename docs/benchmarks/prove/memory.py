@@ -5,7 +5,7 @@ from unittest import mock
 
 import torch
 
-from prove.shared import DEVICE, GIB, called, composed, named, taken, training
+from prove.shared import DEVICE, GIB, called, composed, named, read, taken, training
 from segfit.engine.evaluate import evaluate
 from segfit.engine.step import make_update
 from segfit.tuning.measure import first_held_out, first_window, recorded_peak
@@ -104,8 +104,11 @@ def largest(*, toy: bool) -> Any:
     """Return the largest micro-batch that benchmark=max_batch finds beside plan's answer for the same memory."""
     gib = 0.05 if toy else 8.0
     options = [*named("cnn" if toy else "segformer_b0", toy), "precision=fp32"]
-    config = composed(*options, toy=toy)
+    options += ["data.train_size=64"] if toy else []  # no batch is larger
     more = ["benchmark=max_batch", f"benchmark.budget_gb={gib}", "benchmark.margin=0"]
-    _, printed = called("benchmark.py", *more, *options, toy=toy)
-    planned = forecast_of(config, DEVICE.type).largest(gib * GIB)
-    return {"planned": planned, "max_batch": printed[-600:]}
+    folder, _ = called("benchmark.py", *more, *options, toy=toy)
+    found = read(folder / "results.json")["values"]
+    planned = forecast_of(composed(*options, toy=toy), DEVICE.type).largest(gib * GIB)
+    tried = [[one[key] for key in ("batch_size", "verdict", "peak_gib")] for one in found["trials"]]
+    answers = {"planned": planned, "max_batch": found["batch_size"]}
+    return {**answers, "samples": found["samples"], "tried": tried}
