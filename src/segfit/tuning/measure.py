@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, chain, count, islice, pairwise, repeat
-from pathlib import Path
 from operator import itemgetter
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
