@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segfit.data.files import files_by_name
 from segfit.data.images import images_at
-from segfit.data.source import Arrays, Source, SourceView, read_arrays, where
+from segfit.data.source import Arrays, Source, SourceView, read_arrays
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.data.folder import PictureSource
 from segfit.tasks.restoration.data.reading import Pixels, as_float
@@ -24,13 +24,7 @@ Sample: TypeAlias = dict[str, Any]
 Degrade: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-class _PictureDataset(SourceView):
-    def where(self, index: int) -> str:
-        """Return the files behind a picture, for messages."""
-        return where(self.source, index)
-
-
-class TrainDataset(_PictureDataset):
+class TrainDataset(SourceView):
     """Patches of `patch_size` pixels a side of clean pictures, or pairs, at random places, in one of the eight turns and flips.
 
     The picture that was read last is kept: its patches come one after the other.
@@ -68,7 +62,7 @@ class TrainDataset(_PictureDataset):
         return sample
 
 
-class HeldOutDataset(_PictureDataset):
+class HeldOutDataset(SourceView):
     """Whole pictures with their degraded partners; `degrade` makes those that are not there."""
 
     def __init__(self, source: Source, degrade: Degrade) -> None:
@@ -86,7 +80,7 @@ class HeldOutDataset(_PictureDataset):
         return {"input": _tensor(given), "target": _tensor(target), "index": index}
 
 
-class PredictDataset(_PictureDataset):
+class PredictDataset(SourceView):
     """Degraded pictures of a folder (and the folders below it), or one file, without targets, in the `image_mode` of training.
 
     Raises:
