@@ -25,7 +25,7 @@ COUPLED = {
     "data.mask_format", "data.split.fold", "data.split.folds", "data.split.val", "data.split.test", "data.split.group",
     "loss.class_weights", "loss.tversky_alpha", "loss.tversky_beta",
     "optimizer.name", "optimizer.betas", "optimizer.momentum", "optimizer.head_lr_factor", "image_size", "epochs", "patience", "val_every", "device",
-    "model.weights", "model.encoder", "init", "freeze", "freeze_epochs", "resume", "resume_sweep",
+    "model.weights", "model.encoder", "init", "freeze", "freeze_epochs", "compile_mode", "resume", "resume_sweep",
 }  # fmt: skip
 
 

@@ -100,6 +100,16 @@ def test_a_training_waits_for_the_card_where_it_says_so(task, model, precision, 
         assert {"grid_sampler_2d", "flip", "normal_", "lerp"} <= fake.kernels.keys()
 
 
+@pytest.mark.parametrize(("accumulate", "mode"), [(1, "reduce-overhead"), (2, None)])
+def test_cuda_graphs_are_asked_for_where_an_update_is_one_pass(accumulate, mode, optimizers):
+    options = ("compile=true", "compile_mode=reduce-overhead", f"accumulate={accumulate}")
+    config = composed("model=cnn", *BASE, *TASKS["segmentation"], *SMALL["cnn"], *options)
+    compiled = mock.Mock(side_effect=lambda module, mode: module)
+    with mock.patch("torch.compile", compiled), card() as fake:
+        trained(fake, config, "bf16", {"adamw": optimizers["adamw"]})
+    assert [call.kwargs["mode"] for call in compiled.mock_calls] == [mode]
+
+
 def test_a_task_of_ones_own_is_watched_too(optimizers, monkeypatch):
     home = ROOT / "tests" / "other_task"
     monkeypatch.setattr(segfit.tasks, "__path__", [*segfit.tasks.__path__, str(home)])

@@ -93,8 +93,17 @@ def make_state(
             notice(f"freeze={config.freeze}: {some(lost)} are random, and what is frozen stays so.")
     state.distributed = distributed
     if config.compile:
-        example = assembly.example_input(config, config.batch_size, device)
-        state.forward, reason = compiled_or_eager(model, example, precision, distributed)
+        example, mode = assembly.example_input(config, config.batch_size, device), None
+        if config.compile_mode != "default":
+            if device.type == "cuda" and config.accumulate == distributed.size == 1:
+                mode = config.compile_mode
+            else:
+                notice(
+                    f"compile_mode={config.compile_mode}: CUDA graphs need a CUDA card, one process and accumulate=1; compiled "
+                    f"without them."
+                )
+        state.forward, reason = compiled_or_eager(model, example, precision, distributed, mode)
+        state.graphs = mode is not None and reason is None
         if reason:
             notice(reason)
     else:

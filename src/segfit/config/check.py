@@ -203,6 +203,17 @@ def _check_run(config: DictConfig) -> Iterator[str]:
         yield "init or freeze is empty: give a value, or leave it away."
     if config.freeze_epochs is not None and config.freeze is None:
         yield f"freeze_epochs={config.freeze_epochs} needs freeze, which says what is frozen: freeze=encoder."
+    if config.compile_mode != "default":
+        for key, wrong in (
+            ("compile", not config.compile),
+            ("device", config.device in ("cpu", "mps")),
+            ("accumulate", config.accumulate > 1),
+        ):
+            if wrong:
+                yield (
+                    f"compile_mode={config.compile_mode}: not with {key}={config[key]}. CUDA graphs need compile=true, a CUDA "
+                    f"card and accumulate=1 (they overwrite gradients that are kept). Change it, or leave compile_mode away."
+                )
     for key in ("freeze", "data.split.group"):
         try:
             re.compile(text := OmegaConf.select(config, key) or "")

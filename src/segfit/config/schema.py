@@ -233,6 +233,11 @@ class RunConfig:
     device: str = option("auto", DEVICE_HELP, choices=("auto", "cpu", "cuda", "mps"))
     channels_last: bool = option(True, "NHWC memory; faster for convolutions.")
     compile: bool = option(False, "torch.compile, probed; falls back to eager and says why.")
+    compile_mode: str = option(
+        "default",
+        "reduce-overhead: with compile=true on CUDA, a pass is launched as a whole (CUDA graphs). For small batches; takes memory.",
+        choices=("default", "reduce-overhead"),
+    )
     deterministic: bool = option(
         False,
         "The same bits in every run on CUDA too, as far as torch has such kernels (it warns of others). Slower.",

@@ -29,6 +29,7 @@ def compiled_or_eager(
     example: Tensor,
     precision: Precision,
     distributed: Distributed = SINGLE_PROCESS,
+    mode: str | None = None,
 ) -> tuple[Forward, str | None]:
     """Return a compiled forward that was tried on `example`, or the model and a notice that says why not.
 
@@ -36,18 +37,20 @@ def compiled_or_eager(
     by `distributed`, every process of which has to call, before it is tried: within DistributedDataParallel the compiler cuts
     the backward where a bucket of gradients is full, so that buckets travel while the rest is computed.
     `model` is in training mode, on its device; its buffers and the generators of random numbers are restored. `example` is
-    an input (B, …) of the shape that will be trained on.
+    an input (B, …) of the shape that will be trained on, `mode` torch.compile's.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     cuda = [example.device] if example.device.type == "cuda" else []
     forward, reason = model, None  # type: Forward, str | None
     try:
-        forward = distributed.wrap(cast(nn.Module, torch.compile(model)))
+        forward = distributed.wrap(cast(nn.Module, torch.compile(model, mode=mode)))
         with torch.random.fork_rng(devices=cuda), distributed.no_sync(forward):
-            while not _fits(forward, example, precision):
+            for _ in range(1 if mode is None else 3):  # CUDA graphs: warm-up, recording, replay
+                while not _fits(forward, example, precision):
+                    model.zero_grad(set_to_none=True)
+                    release_memory()
+                    example = example[: len(example) // 2]
                 model.zero_grad(set_to_none=True)
-                release_memory()
-                example = example[: len(example) // 2]
     except Exception as error:  # no Triton, no C++ compiler, a bug of the compiler, …
         reason = give_up_compiling(error)
     finally:
@@ -74,6 +77,16 @@ def _fits(forward: Forward, example: Tensor, precision: Precision) -> bool:
             raise
         return False
     return True
+
+
+def without_graphs(model: nn.Module) -> tuple[Forward, str]:
+    """Return a model that is compiled anew, without CUDA graphs, whose memory is freed, and a notice that says why."""
+    torch._dynamo.reset()
+    release_memory()
+    return torch.compile(model), (
+        "compile_mode=reduce-overhead: off, for an update now takes several passes, and CUDA graphs overwrite the gradients of "
+        "all but the last. Next time: a smaller batch_size, or compile_mode=default."
+    )
 
 
 def is_compile_error(error: BaseException) -> bool:

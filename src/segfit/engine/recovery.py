@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from segfit.engine.checkpoint import Checkpoints, write_tensors
-from segfit.engine.compiling import give_up_compiling, is_compile_error
+from segfit.engine.compiling import give_up_compiling, is_compile_error, without_graphs
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.seeding import derive_seed
 from segfit.engine.state import TrainingState
@@ -62,6 +62,10 @@ class Recovery:
             return None
         buffers = [buffer.clone() for buffer in state.model.buffers()] if self.checking else []
         while True:
+            if state.graphs and progress.micro_batch:  # of this session, or of the one before
+                state.graphs = False
+                state.forward, notice = without_graphs(state.model)
+                self.notice(notice)
             try:
                 return make_update(
                     state,
@@ -77,7 +81,7 @@ class Recovery:
             except Exception as error:
                 reason, partly = str(error).partition("\n")[0], isinstance(error, PartlyUpdated)
                 if is_compile_error(error) and state.distributed.size == 1:
-                    state.forward = state.model
+                    state.forward, state.graphs = state.model, False
                     self.notice(give_up_compiling(error))
                     continue
                 if not is_out_of_memory(error):

@@ -71,6 +71,7 @@ class TrainingState:
     proven: bool = False  # an update was made with this forward, so memory suffices for the next
     # updates that the schedule is ahead of progress.update, after the effective batch changed
     schedule_offset: int = 0
+    graphs: bool = False  # the forward replays CUDA graphs: one forward and backward an update
     frozen: Sequence[nn.Parameter] = ()  # that take no gradient
     frozen_epochs: int | None = None  # first epochs in which that is so; None: all
 

@@ -22,7 +22,7 @@ _WRONG = (OmegaConfBaseException, LookupError, TypeError, ValueError, OverflowEr
 
 # What may change when a run is resumed; anything else would make it another run.
 _RESUMABLE = ("batch_size", "accumulate", "epochs", "max_steps", "max_left_out", "patience", "val_every",
-              "limit_val_batches", "device", "compile", "data.root", "data.check", "data.on_bad_sample",
+              "limit_val_batches", "device", "compile", "compile_mode", "data.root", "data.check", "data.on_bad_sample",
               "data.cache", "data.cache_dir", "loader.", "checkpoint.", "metrics.", "report.")  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
 from segfit.tuning.measure import windows
 from tests.unit.composing import composed
-from tests.unit.engine.fakes import LineTask, Recorder, make_fit, weights
+from tests.unit.engine.fakes import LineTask, Points, Recorder, make_fit, weights
 
 FP32 = Precision("fp32", "cpu")
 
@@ -33,7 +33,7 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_a_failure_falls_back_with_its_reason_and_without_a_trace(model, monkeypatch):
-    def fails_after_a_pass(module):
+    def fails_after_a_pass(module, mode):
         def forward(images):
             module(images)  # moves the statistics of batch norm and the random numbers
             raise RuntimeError("no C++ compiler found\nand much more")
@@ -52,7 +52,7 @@ def test_a_failure_falls_back_with_its_reason_and_without_a_trace(model, monkeyp
 
 
 def test_a_success_restores_buffers_gradients_and_random_numbers(model, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda module: lambda images: module(images))
+    monkeypatch.setattr(torch, "compile", lambda module, mode: lambda images: module(images))
     example = torch.randn(2, 3, 8, 8)
     before, random = snapshot(model), torch.get_rng_state()
     forward, reason = compiled_or_eager(model, example, FP32)
@@ -67,7 +67,7 @@ def test_a_success_restores_buffers_gradients_and_random_numbers(model, monkeypa
 def test_where_memory_runs_out_half_is_tried(model, monkeypatch, room, tried):
     batches = []
 
-    def compiled(module):
+    def compiled(module, mode):
         def forward(images):
             batches.append(len(images))
             output = module(images)
@@ -89,6 +89,53 @@ def test_where_memory_runs_out_half_is_tried(model, monkeypatch, room, tried):
 
 
 IMAGES = torch.zeros(2, 3, 8, 8)
+
+
+def test_cuda_graphs_are_recorded_and_replayed_in_the_trial(model, monkeypatch):
+    """A first pass warms up, a second records; gradients of one are gone when the next begins."""
+    modes, passes = [], []
+
+    def compiled(module, mode):
+        modes.append(mode)
+
+        def forward(images):
+            passes.append(all(parameter.grad is None for parameter in module.parameters()))
+            return module(images)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    compiled_or_eager(model, torch.randn(2, 3, 8, 8), FP32, mode="reduce-overhead")
+    assert modes == ["reduce-overhead"]
+    assert passes == [True] * 3
+
+
+def test_cuda_graphs_are_off_once_an_update_takes_several_passes(tmp_path, monkeypatch):
+    """They overwrite the gradients of all passes but the last: pytorch issue 169545."""
+    whole, fit = (make_fit(tmp_path / name, train=Points(size=4)) for name in ("whole", "tight"))
+    whole.run(Recorder(), {})
+    passes, heard = [], Recorder()
+
+    def replaying(inputs):
+        passes.append(len(inputs))
+        if len(passes) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return fit.state.model(inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    fit.state.forward, fit.state.graphs = replaying, True
+    fit.run(heard, {})
+    assert passes == [4, 4, 4]
+    assert not fit.state.graphs
+    (off,) = [text for text in heard.notices if text.startswith("compile_mode=reduce-overhead")]
+    assert "takes several passes" in off
+    torch.testing.assert_close(weights(fit.state.model), weights(whole.state.model))
+
+    again = make_fit(tmp_path / "again", train=Points(size=4))  # what fits is known from before
+    again.state.forward, again.state.graphs = replaying, True
+    again.state.progress.micro_batch = 2
+    again.run(Recorder(), {})
+    assert passes == [4, 4, 4]
 
 
 class Counting:

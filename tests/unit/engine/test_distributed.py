@@ -73,7 +73,7 @@ with joined("cpu") as processes:
             raise RuntimeError("no compiler")
         return graph.forward
     compile = torch.compile
-    torch.compile = lambda module: compile(module, backend=backend)
+    torch.compile = lambda module, mode: compile(module, backend=backend)
     deep = nn.Sequential(*(nn.Linear(2000, 2000) for _ in range(3)))  # more than a bucket of 25 MiB
     for most in (9, 0):
         graphs.clear()
