@@ -165,15 +165,32 @@ class MergedDecodeHead(nn.Module):
 
 
 class FastStage(hf.SegformerStage):  # type: ignore[misc]
-    """Stage whose output is a view of its tokens instead of a copy."""
+    """Stage whose output is a view of its tokens instead of a copy, and which draws for all of its blocks at once."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Return `(B, C, H/stride, W/stride)`, channels last, of `(B, C', H, W)`."""
         x, height, width = self.patch_embeddings(hidden_states)
-        for block in self.blocks:
-            x = block(x, height, width, **kwargs)
+        for block, factors in zip(self.blocks, self.drop_paths(x), strict=True):
+            x = block(x, height, width, factors=factors, **kwargs)
         tokens: Tensor = self.layer_norm(x)
         return to_map(tokens.unflatten(1, (height, width)))
+
+    def drop_paths(self, x: Tensor) -> list[Sequence[Tensor]]:
+        """Return what each block's two branches are multiplied by, (B, 1, 1): 0 or 1 / (1 - p); nothing where p is 0.
+
+        The draws are transformers' own, so that a seed drops the same blocks on both paths (on CUDA it draws others).
+        """
+        chances = [1 - getattr(one.drop_path, "drop_prob", 0.0) for one in self.blocks]
+        twice = [chance for chance in chances for _ in range(2) if chance < 1 and self.training]
+        if not twice:
+            return [()] * len(chances)
+        kind, mixed = x.device.type, torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(kind) if mixed else x.dtype  # what a branch gives
+        drawn = torch.rand((len(twice), len(x), 1, 1), dtype=dtype, device=x.device)
+        torch._foreach_add_(drawn.unbind(), twice)
+        torch._foreach_div_(drawn.floor_().unbind(), twice)
+        pairs = iter(drawn.unflatten(0, (-1, 2)).unbind())
+        return [next(pairs).unbind() if chance < 1 else () for chance in chances]
 
 
 class FastSequenceReduction(hf.SegformerSequenceReduction):  # type: ignore[misc]
@@ -212,22 +229,27 @@ class FastAttention(hf.SegformerAttention):  # type: ignore[misc]
 class FastLayer(hf.SegformerLayer):  # type: ignore[misc]
     """Transformer block that adds residual and drop path in one operation."""
 
-    def add(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Return `residual + drop_path(x)`, `(B, N, C)`."""
-        p = getattr(self.drop_path, "drop_prob", 0.0) if self.training else 0.0
-        if p == 0.0:
-            return residual + x
-        # the same draw as transformers', so that a seed drops the same blocks on both paths
-        keep = torch.rand((x.shape[0], 1, 1), dtype=x.dtype, device=x.device).add_(1 - p).floor_()
-        with torch.autocast(x.device.type, enabled=False):  # which would copy both to fp32 on CUDA
-            return torch.addcmul(residual, x, keep.div_(1 - p))
-
-    def forward(self, hidden_states: Tensor, height: int, width: int, **kwargs: Any) -> Tensor:
-        """Return tokens `(B, H·W, C)` of tokens `(B, H·W, C)`."""
+    def forward(
+        self,
+        hidden_states: Tensor,
+        height: int,
+        width: int,
+        factors: Sequence[Tensor],
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return tokens `(B, H·W, C)` of tokens `(B, H·W, C)`; `factors` are those of `FastStage.drop_paths`."""
         x = hidden_states
         attended, _ = self.attention(self.layernorm_before(x), height, width, **kwargs)
-        x = self.add(x, self.hidden_dropout(attended))
-        return self.add(x, self.mlp(self.layernorm_after(x), height, width))
+        x = added(x, self.hidden_dropout(attended), *factors[:1])
+        return added(x, self.mlp(self.layernorm_after(x), height, width), *factors[1:])
+
+
+def added(residual: Tensor, x: Tensor, factor: Tensor | None = None) -> Tensor:
+    """Return `residual + factor · x`, `(B, N, C)`."""
+    if factor is None:
+        return residual + x
+    with torch.autocast(x.device.type, enabled=False):  # which would copy both to fp32 on CUDA
+        return torch.addcmul(residual, x, factor)
 
 
 FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
