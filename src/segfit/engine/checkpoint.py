@@ -21,7 +21,7 @@ FORMAT = 3
 
 
 class DamagedCheckpointError(SegFitError):
-    """A file that is no whole checkpoint: cut short, or changed on the disk."""
+    """A file that is no whole checkpoint: gone, cut short, or changed on the disk."""
 
 
 class Checkpoints:
@@ -68,15 +68,12 @@ class Checkpoints:
         Raises a SegFitError if there is none, or the newest is no checkpoint of ours.
         """
         try:
-            if self.last.exists() or not self.previous.exists():
-                return load_checkpoint(self.last), None
-            reason = f"{self.last}: there is no such checkpoint."
+            return load_checkpoint(self.last), None
         except DamagedCheckpointError as error:
             if not self.previous.exists():
                 raise
-            reason = str(error)
-            self._last_is_damaged = True
-        reason += f" Resuming from the one before it, {self.previous.name}."
+            reason = f"{error} Resuming from the one before it, {self.previous.name}."
+        self._last_is_damaged = True
         return load_checkpoint(self.previous), reason
 
 
@@ -98,13 +95,13 @@ def write_tensors(content: dict[str, Any], path: Path, previous: Path | None = N
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint; tensors and plain values only, so that an untrusted file cannot run code.
 
-    Raises a DamagedCheckpointError if it is not whole, a SegFitError if it is missing, foreign, or holds anything else.
+    Raises a DamagedCheckpointError if it is not there or not whole, a SegFitError if it is foreign, or holds anything else.
     """
     try:
         whole = _is_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise SegFitError(f"{path}: there is no such checkpoint.") from error
+        raise DamagedCheckpointError(f"{path}: there is no such checkpoint.") from error
     except pickle.UnpicklingError as error:
         kind = SegFitError if whole else DamagedCheckpointError
         reason = "refused, it holds more than tensors and plain values, or is damaged."
