@@ -22,8 +22,6 @@ from segfit.system.hardware import device_name
 
 Notice = Callable[[str], None]
 
-# ------------------------------------------------------------------------------------- resume
-
 
 def about(config: DictConfig, state: TrainingState) -> dict[str, Any]:
     """Return what a checkpoint says of the training that made it, as plain values."""
@@ -115,9 +113,6 @@ def _refuse_other_config(before: object, now: Mapping[str, Any], checkpoints: Ch
             )
     if problems:
         raise SegFitError(problems)
-
-
-# --------------------------------------------------------------------------------------- init
 
 
 @dataclass(frozen=True)

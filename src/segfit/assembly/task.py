@@ -198,18 +198,14 @@ class TaskEvaluation(Protocol):
 
 def assembly_of(config: DictConfig) -> TaskAssembly:
     """Return the `assembly` module of a config's task."""
-    return cast(TaskAssembly, _module(config, "assembly"))
+    return cast(TaskAssembly, module_of(config.task.name, "assembly"))
 
 
 def planning_of(config: DictConfig) -> TaskPlanning:
     """Return the `planning` module of a config's task."""
-    return cast(TaskPlanning, _module(config, "planning"))
+    return cast(TaskPlanning, module_of(config.task.name, "planning"))
 
 
 def evaluation_of(config: DictConfig) -> TaskEvaluation:
     """Return the `evaluation` module of a config's task."""
-    return cast(TaskEvaluation, _module(config, "evaluation"))
-
-
-def _module(config: DictConfig, name: str) -> Any:
-    return module_of(config.task.name, name)
+    return cast(TaskEvaluation, module_of(config.task.name, "evaluation"))
