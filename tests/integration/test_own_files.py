@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.integration.training import TINY, command, finished, train_by_command_line
 from tests.unit.data.files import noise, save
@@ -80,17 +80,50 @@ def test_five_bands_of_12_bits_from_the_page_to_predictions(tmp_path):
     assert Image.open(tmp_path / "predicted/overlays/00.jpg").size == (64, 64)
 
 
-@pytest.mark.parametrize("form", ["coco", "colors", "nifti"])
-def test_outlines_colours_and_volumes_are_trained_on(tmp_path, form):
-    root = tmp_path / "data"
+OPTIONS = {
+    "coco": ["data.masks=all.json", "data.mask_format=coco", "data.class_names=[background,cell]"],
+    "yolo": ["data.masks=outlines", "data.mask_format=yolo", "data.unmasked=skip", "data.split.lists=lists"],
+    "labelme": ["data.masks=images", "data.mask_format=labelme", "data.class_names=[background,cell]"],
+    "colors": ["data.colors=[[9,9,9],[200,0,90]]"],
+    "nifti": ["data.images=volumes", "data.masks=labels", "data.value_range=[-160,260]"],
+    "names": [
+        *("data.images=named", "data.image_name={stem}_img.png", "data.masks=named", "data.mask_name={stem}_truth.png"),
+        *("data.split.lists=lists", "data.unmasked=background"),
+        *("data.fit=crop", "data.sampling=balanced", "data.crops_per_image=2", "data.foreground=0.5"),
+    ],
+}  # fmt: skip
+HELD_OUT = ["2", "5", "7"]  # in the lists; the last one has no mask in some forms
+
+
+def write_forms(root):
+    """Write eight images with their masks in every form, and return what Pillow draws of them."""
     made = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "cell"}]}
+    drawn = {}
     for index in range(8):
         (top, left, height, width), mask = square(index)
-        save(root / f"images/{index}.png", noise(*SIZE, 3, high=60) + 150 * mask[..., None])
+        picture = noise(*SIZE, 3, seed=index, high=60) + 150 * mask[..., None]
+        corners = [
+            [left, top],
+            [left + width, top],
+            [left + width, top + height],
+            [left, top + height],
+        ]
+        expected = Image.new("L", SIZE[::-1])
+        ImageDraw.Draw(expected).rectangle((left, top, left + width - 1, top + height - 1), fill=1)
+        drawn[str(index)] = np.asarray(expected)
+        save(root / f"images/{index}.png", picture)
         save(root / f"masks/{index}.png", np.array([[9, 9, 9], [200, 0, 90]], np.uint8)[mask])
+        save(root / f"named/{index}_img.png", picture)
+        shape = {"label": "cell", "points": corners, "shape_type": "polygon"}
+        (root / f"images/{index}.json").write_text(json.dumps({"shapes": [shape]}))
         made["images"].append({"id": index, "file_name": f"{index}.png"})
-        outline = [left, top, left + width, top, left + width, top + height, left, top + height]
-        made["annotations"].append({"image_id": index, "category_id": 3, "segmentation": [outline]})
+        outline = {"category_id": 3, "segmentation": [np.ravel(corners).tolist()]}
+        made["annotations"].append({"image_id": index, **outline})
+        if index < 7:
+            save(root / f"named/{index}_truth.png", mask)
+            (root / "outlines").mkdir(exist_ok=True)
+            shares = " ".join(str(number / 64) for number in np.ravel(corners))
+            (root / f"outlines/{index}.txt").write_text(f"0 {shares}\n")
     (root / "all.json").write_text(json.dumps(made))
     for kind, start in (("volumes", -150), ("labels", 0)):
         (root / kind).mkdir()
@@ -98,17 +131,40 @@ def test_outlines_colours_and_volumes_are_trained_on(tmp_path, form):
             values = np.stack([square(3 * case + i)[1] for i in range(3)], 2).astype(np.int16)
             values = 400 * values + np.int16(start) if start else values
             nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), root / kind / f"{case}.nii.gz")
-    options = {
-        "coco": ["data.masks=all.json", "data.mask_format=coco", "data.class_names=[background,cell]"],
-        "colors": ["data.colors=[[9,9,9],[200,0,90]]"],
-        "nifti": ["data.images=volumes", "data.masks=labels", "data.value_range=[-160,260]"],
-    }  # fmt: skip
-    given = [*BASE, f"data.root={root}", "data.num_classes=2", *options[form]]
-    code, text = train_by_command_line(tmp_path, *given, "max_steps=2", "hydra.run.dir=run")
+    (root / "lists").mkdir()
+    (root / "lists/train.txt").write_text("0\n1\n3\n4\n6\n")
+    (root / "lists/val.txt").write_text("\n".join(HELD_OUT))
+    return drawn
+
+
+@pytest.mark.parametrize("form", OPTIONS)
+def test_what_is_scored_is_what_pillow_draws_whatever_form_it_has(tmp_path, form):
+    """Counts and accuracies of the classes are NumPy's, of the masks that Pillow draws and those that are predicted."""
+    drawn = write_forms(tmp_path / "data")
+    given = [*BASE, "data.root=data", "data.num_classes=2", *OPTIONS[form]]
+    given += ["epochs=30", "max_steps=30", "val_every=30", "image_size=32", "lr=0.03"]
+    given += ["loss.class_weights=balanced"]  # so that each class is predicted somewhere
+    code, text = train_by_command_line(tmp_path, *given, "hydra.run.dir=run")
     assert code == 0, text
-    page = finished(
-        command(*given, "benchmark=data", "hydra.run.dir=page", script="benchmark.py"), tmp_path
+    done = finished(command("run=run", "out=scored", script="evaluate.py"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = list(json.loads((tmp_path / "run/samples.json").read_text())["val"])
+    if form == "nifti":
+        drawn = {f"{i // 3}/z{i % 3:04}": square(i)[1] for i in range(9)}
+    if form == "names":
+        drawn["7"] = np.zeros(SIZE, np.uint8)
+    if "data.split.lists=lists" in OPTIONS[form]:
+        assert names == HELD_OUT[: 3 if form == "names" else 2]
+        assert ("later ones are painted over" in text) == (form == "yolo")
+    if form == "names":
+        assert " of 2 updates" in text  # five images, two crops of each, batches of four
+    truth = np.stack([drawn[name] for name in names])
+    found = np.stack(
+        [np.asarray(Image.open(tmp_path / f"scored/masks/{name}.png")) for name in names]
     )
-    assert page.returncode == 0, page.stderr
-    told = json.loads((tmp_path / "page/results.json").read_text())["values"]["notices"]
-    assert any("later ones are painted over" in line for line in told) == (form == "coco")
+    rows = (tmp_path / "scored/per_class.csv").read_text().splitlines()[1:]
+    for label, row in enumerate(rows):
+        *_, accuracy, pixels, _ = map(float, row.split(",")[1:])
+        assert pixels == (truth == label).sum()
+        assert accuracy == pytest.approx((found == label)[truth == label].mean())
+    assert 0.2 < found.mean() / truth.mean() < 4
