@@ -23,8 +23,7 @@ def plain(tmp_path_factory):
     return train(tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("cache", "workers"), [("ram", 1), ("disk", 0)])
 def test_a_cache_changes_no_loss_and_no_score(tmp_path, plain, cache, workers):
     cached = train(
         tmp_path / "run",

@@ -52,8 +52,7 @@ def told(lines: list[str], name: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-@pytest.mark.parametrize("check", ["full", "off"])
+@pytest.mark.parametrize(("check", "cache"), [("full", "none"), ("off", "ram"), ("full", "disk")])
 def test_a_run_goes_on_without_bad_images_names_each_once_and_writes_nothing_there(
     root, tmp_path, cache, check
 ):
@@ -91,8 +90,7 @@ def test_what_is_else_wrong_still_ends_it(root, tmp_path):
     assert "003.png" not in str(error.value)
 
 
-@pytest.mark.parametrize("check", ["full", "off"])
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("check", "split"), [("full", "train"), ("off", "val")])
 def test_a_split_in_which_nothing_can_be_read_ends_it(root, tmp_path, check, split):
     for path in (root / split / "images").iterdir():
         path.write_bytes(b"")
@@ -224,7 +222,7 @@ SMALL_SHARED_MEMORY = """if True:
     from segfit.tasks.segmentation.data.dataset import TrainDataset
     from segfit.tasks.segmentation.data.dataset import collate
     from segfit.data.loader import Loader, LoaderOptions
-    from segfit.data.sampler import EpochSampler
+    from segfit.data.batches import EpochSampler
     from segfit.data.shapes import ShapesSource
     from segfit.errors import SegFitError
     dataset = TrainDataset(ShapesSource(64, resolution=32), (256, 256), "stretch")
