@@ -11,10 +11,15 @@ from omegaconf import DictConfig
 
 from segfit.assembly.task import Preflight, assembly_of, planning_of
 from segfit.data.bad_samples import Skipping
-from segfit.data.batches import DevicePrefetcher, GatheringDataset, GatheringLoader, TrainBatches
+from segfit.data.batches import (
+    DevicePrefetcher,
+    EpochSampler,
+    GatheringDataset,
+    GatheringLoader,
+    TrainBatches,
+)
 from segfit.data.cache import CacheOptions, cache_sources
 from segfit.data.loader import Loader, LoaderOptions
-from segfit.data.sampler import EpochSampler
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.errors import SegFitError

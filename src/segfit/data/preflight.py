@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from segfit.data.source import Source
 from segfit.system.hardware import available_cores
 
 SAMPLE = 100  # samples of each split that check="sample" opens
@@ -26,18 +25,8 @@ _REMEMBER = "INSERT OR REPLACE INTO reports VALUES (?, ?)"
 Progress = Callable[[int, int], None]
 
 
-class Inspectable(Source, Protocol):
-    """A source of files that can be inspected one by one."""
-
-    options: str  # everything but the files that a report depends on
-    contents: dict[str, str]  # name → key of its files' contents, of samples that were looked at
-
-    def inspect(self, index: int) -> str:
-        """Read a sample and return a report, as text; never raises for what is wrong with the files."""
-
-
 def inspect_sources(
-    sources: Mapping[str, Inspectable],
+    sources: Mapping[str, Any],
     check: str,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -46,7 +35,9 @@ def inspect_sources(
     """Return split → (index, report) by index; reports on unchanged files come from the cache.
 
     Args:
-        sources: split → source.
+        sources: split → a `Source` of files with `inspect(index)`, which reads a sample and returns a report as text, and
+            never raises for what is wrong with the files; `options`, everything but the files that it depends on; and
+            `contents`, which gets name → key of its files' contents.
         check: "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
         cache_dir: where reports are remembered; None: `default_cache_dir()`.
         progress: called with (done, total) samples while files are opened; remembered ones count as done.
@@ -80,7 +71,7 @@ def inspect_sources(
     return found_in
 
 
-def _look(source: Inspectable, index: int) -> str:
+def _look(source: Any, index: int) -> str:
     """Return keys of a sample's files, the first one's and one of the others, and in another line its report."""
     first, *others = map(_content, source.files(index))
     rest = hashlib.blake2b("".join(others).encode(), digest_size=8).hexdigest()
@@ -109,7 +100,7 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "segfit"
 
 
-def _key(source: Inspectable, index: int) -> bytes:
+def _key(source: Any, index: int) -> bytes:
     """Return what a report depends on: path, size and time of change of each file, and the options.
 
     b"" where a file is gone: then nothing is remembered.

@@ -6,10 +6,10 @@ import torch
 from torch.multiprocessing import get_context
 
 from segfit.data import cache_stores
+from segfit.data.batches import EpochSampler
 from segfit.data.cache import CachedSource
 from segfit.data.cache_stores import DiskStore, RamStore, SharedTensor
 from segfit.data.loader import Loader, LoaderOptions
-from segfit.data.sampler import EpochSampler
 from segfit.data.shapes import ShapesSource, shapes_sources
 from segfit.tasks.segmentation.data.dataset import EvalDataset, FittedSource, TrainDataset, collate
 from segfit.tasks.segmentation.data.folder import folder_sources

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.data.batches import DevicePrefetcher
+from segfit.data.batches import DevicePrefetcher, EpochSampler
 from segfit.data.loader import Loader, LoaderOptions, init_worker
-from segfit.data.sampler import EpochSampler
 from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from segfit.data.sampler import sample_seed
+from segfit.data.batches import sample_seed
 from segfit.engine.task import Batch
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.assembly import make_augment, make_task, make_train_dataset

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segfit.data.sampler import sample_seed
+from segfit.data.batches import sample_seed
 from segfit.tasks.restoration.degradations import Degradation, Jpeg, bits, normals, uniforms
 
 OPTIONS = {

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from segfit.data.batches import Batch, stack
+from segfit.data.batches import Batch, sample_seed, stack
 from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
 from segfit.data.images import ImageReader, images_at, resize_image
-from segfit.data.sampler import sample_seed
 from segfit.data.source import Source, SourceView, read_arrays
 from segfit.data.tiles import LargeImage, is_large
 from segfit.errors import SegFitError
@@ -291,25 +290,18 @@ def random_crop(
 
     Where the image is smaller, it is placed at random, in black that is ignored.
     """
-    draw = random.Random(seed)
-    for axis in (-2, -1):
-        length, wanted = mask.shape[axis], size[axis]
+    draw, place = random.Random(seed), list[int]()
+    for axis, (length, wanted) in enumerate(zip(mask.shape, size, strict=True)):
         start = draw.randint(0, abs(length - wanted))
-        if length > wanted:
-            if centre is not None:
-                start = min(max(centre[axis] - wanted // 2, 0), length - wanted)
-            image, mask = image.narrow(axis, start, wanted), mask.narrow(axis, start, wanted)
-        elif length < wanted:
-            sides = (start, wanted - length - start)
-            margins = sides if axis == -1 else (0, 0, *sides)  # torch lists the last axis first
-            image, mask = pad(image, margins), pad(mask, margins, value=IGNORE_INDEX)
-    return image, mask
+        if length > wanted and centre is not None:
+            start = min(max(centre[axis] - wanted // 2, 0), length - wanted)
+        place.append(-start if length > wanted else start)
+    content = (place[0], place[1], *mask.shape)
+    return _surround(image, size, content, 0), _surround(mask, size, content, IGNORE_INDEX)
 
 
-def _surround(
-    tensor: Tensor, size: tuple[int, int], content: tuple[int, int, int, int], fill: int
-) -> Tensor:
-    """Return (…, h, w) of `size`, with `tensor` at the place of `content` and `fill` around it."""
+def _surround(tensor: Tensor, size: tuple[int, int], content: tuple[int, ...], fill: int) -> Tensor:
+    """Return (…, h, w) of `size`, with `tensor` at the place of `content`, parts of which may lie outside, and `fill` around it."""
     top, left, height, width = content
     if (height, width) == size:
         return tensor

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import torch
 
-from segfit.data.sampler import EpochSampler
+from segfit.data.batches import EpochSampler
 from segfit.tasks.defaults import collate
 from segfit.tasks.restoration.data.dataset import HeldOutDataset, TrainDataset
 from tests.unit.data.files import noise

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segfit.data.sampler import EpochSampler, sample_seed
+from segfit.data.batches import EpochSampler, sample_seed
 
 
 def batches(length=20, size=4, seed=0, epoch=0, **start):
