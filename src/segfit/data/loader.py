@@ -172,8 +172,8 @@ class Loader(DataLoader[Any]):
         processes = getattr(iterator or self._iterator, "_workers", [])
         if not died:
             ends = {process.sentinel: process for process in processes}
-            for end in multiprocessing.connection.wait(list(ends), timeout=1.0):
-                ends[cast(int, end)].join(1.0)  # its files are closed a moment before it has ended
+            for end in multiprocessing.connection.wait(list(ends), timeout=5.0):
+                ends[cast(int, end)].join(5.0)  # its files are closed a moment before it has ended
         dead = explain_dead_workers(processes, self.current, self.samples.where)
         return dead or ([f"{text.rstrip('.')}."] if died else [])
 
