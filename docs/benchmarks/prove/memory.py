@@ -104,7 +104,7 @@ def largest(*, toy: bool) -> Any:
     """Return the largest micro-batch that benchmark=max_batch finds beside plan's answer for the same memory."""
     gib = 0.05 if toy else 8.0
     options = [*named("cnn" if toy else "segformer_b0", toy), "precision=fp32"]
-    options += ["data.train_size=64"] if toy else []  # no batch is larger
+    options.append(f"data.train_size={64 if toy else 1024}")  # no batch is larger
     more = ["benchmark=max_batch", f"benchmark.budget_gb={gib}", "benchmark.margin=0"]
     folder, _ = called("benchmark.py", *more, *options, toy=toy)
     found = read(folder / "results.json")["values"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from prove.shared import DEVICE, called, composed, named, training
+from prove.shared import DEVICE, called, composed, named, read, training
 from segfit.engine.step import make_update
 from segfit.tuning.measure import first_window, synchronize
 
@@ -87,8 +87,10 @@ def busy(*, toy: bool) -> Any:
     """Return what benchmark=diagnose says of the stock model in fp32, which has to name precision or model.fast."""
     model = named("cnn", toy) if toy else [*named("segformer_b2", toy), "model.fast=false"]
     options = ["precision=fp32", f"seconds={0.5 if toy else 5}"]
-    printed = called("benchmark.py", "benchmark=diagnose", *model, *options, toy=toy)[1]
-    return {"names": "precision" in printed or "model.fast" in printed, "printed": printed[-2500:]}
+    folder, printed = called("benchmark.py", "benchmark=diagnose", *model, *options, toy=toy)
+    change = read(folder / "results.json")["values"]["change"] or {}
+    named_it = not {"precision", "model.fast"}.isdisjoint(change)
+    return {"names": named_it, "change": change, "printed": printed[-2500:]}
 
 
 def processes(*, toy: bool, count: int, backend: str) -> Any:
