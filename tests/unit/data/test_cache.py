@@ -74,7 +74,7 @@ def test_batches_are_the_same_bit_for_bit(tmp_path, where, fit):
         ("ram", "fork"),
         ("tensor", "fork"),
         ("disk", "fork"),
-        ("ram", "spawn"),
+        pytest.param("ram", "spawn", marks=pytest.mark.slow),
         pytest.param("tensor", "spawn", marks=pytest.mark.slow),
         pytest.param("disk", "spawn", marks=pytest.mark.slow),
     ],

@@ -43,6 +43,7 @@ KINDS = {
 class Item(NamedTuple):
     """An image and its mask that were looked at."""
 
+    split: str
     source: FolderSource
     files: Sequence[Path]  # the image's, then the mask's
     report: ItemReport
@@ -100,15 +101,12 @@ def check_sources(
     problems += dict.fromkeys(problem for one in listings for problem in one.problems)
     notices = list(dict.fromkeys(notice for one in listings for notice in one.notices))
     looked_at = inspect_sources(folders, check, cache_dir, progress, notices.append)
-    found = {
-        split: [
-            Item(source, source.files(index), ItemReport(**json.loads(text)))
-            for index, text in looked_at[split]
-        ]
-        for split, source in folders.items()
-    }
-    items = [item for split in found.values() for item in split]
-    for wrong, odd in (_unreadable(found, skip=skip), _describe(items)):
+    items = [
+        Item(split, folders[split], folders[split].files(index), ItemReport(**json.loads(text)))
+        for split, found in looked_at.items()
+        for index, text in found
+    ]
+    for wrong, odd in (_unreadable(items, skip=skip), _describe(items)):
         problems += wrong
         notices += odd
     if problems:
@@ -117,12 +115,12 @@ def check_sources(
         notices += _lost(items, size, fit)
     pixels = {}
     for split, source in sources.items():
-        if split in found:
-            known = [item.report.pixels for item in found[split] if item.report.pixels]
+        if split in folders:
+            known = [one.report.pixels for one in items if one.split == split and one.report.pixels]
             pixels[split] = np.array(known, np.int64).reshape(-1, len(source.classes)).sum(0)
         else:
             pixels[split] = class_pixels(source, SAMPLE, skip=skip).sum(0)
-        whole = len(found.get(split, ())) in (0, len(source))
+        whole = len(looked_at.get(split, ())) in (0, len(source))
         notices += _absent(source.classes, pixels[split], split, whole=whole)
     return PreflightReport([printable(notice) for notice in notices], pixels)
 
@@ -153,14 +151,15 @@ def class_pixels(
     return counts
 
 
-def _unreadable(found: Mapping[str, Sequence[Item]], *, skip: bool) -> tuple[list[str], list[str]]:
+def _unreadable(items: Sequence[Item], *, skip: bool) -> tuple[list[str], list[str]]:
     """Return (problems, notices) about files that cannot be read; with `skip` a notice, as long as others can."""
-    texts = [item.report.odd.get("unreadable") for items in found.values() for item in items]
+    texts = [item.report.odd.get("unreadable") for item in items]
     told = list(dict.fromkeys(filter(None, texts)))
+    some_left = {item.split for item in items if "unreadable" not in item.report.odd}
     problems = [
         f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to take their place."
-        for split, items in found.items()
-        if skip and items and all("unreadable" in item.report.odd for item in items)
+        for split in dict.fromkeys(item.split for item in items)
+        if skip and split not in some_left
     ]
     if problems or not skip:
         more = [f"… and {len(told) - 5} more unreadable files."] if len(told) > 5 else []
@@ -202,7 +201,7 @@ def _palettes(items: Sequence[Item]) -> str:
     colors: dict[int, tuple[list[int], Path]] = {}
     indices: dict[tuple[int, ...], int] = {}
     clash, paths = "", set()
-    for _, files, report in items:
+    for _, _, files, report in items:
         for value, *color in report.palette:
             path = files[-1]
             first, there = colors.setdefault(value, (color, path))
@@ -227,7 +226,7 @@ def _values(items: Sequence[Item]) -> list[str]:
     black_white = [item for item in items if item.report.only_0_255]
     unset = any(item.source.values.label_map is None for item in items)
     # One mask may hold 0 and 255 by chance; a set in which no mask has a class but 0 cannot be meant.
-    others = any(not r.only_0_255 and (any(r.pixels[1:]) or r.values) for _, _, r in items)
+    others = any(not r.only_0_255 and (any(r.pixels[1:]) or r.values) for *_, r in items)
     zero_one, problems = bool(black_white) and unset and not others, []
     if zero_one:
         text = (
@@ -258,7 +257,7 @@ def _values(items: Sequence[Item]) -> list[str]:
 def _lost(items: Iterable[Item], size: tuple[int, int], fit: str) -> list[str]:
     """Return a notice about objects that are smaller than a pixel once images are fitted to `size`."""
     seen, lost, factor = Counter[str](), Counter[str](), 1.0
-    for source, _, report in items:
+    for _, source, _, report in items:
         for label, high, wide, count in report.objects:
             height, width = report.shape
             _, _, rows, columns = place_image(height, width, size, fit)
