@@ -9,21 +9,24 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import scipy.optimize
 import tifffile
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
 import segfit
-from segfit.commands.load_run import load_runs
+from segfit.commands.load_run import load_run, load_runs
 from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.boundary import boundary_counts, boundary_scores
+from segfit.runs.folder import load_config
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import PredictDataset
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.masks import read_index_mask
 from segfit.tasks.segmentation.data.preflight import check_sources
+from segfit.tasks.segmentation.evaluation_scores import boundary_counts, boundary_scores
+from segfit.tasks.segmentation.schema import Evaluate
 from tests.integration.evaluating import COLORS, evaluate, write_data
 from tests.integration.training import command, finished, train
 from tests.unit.data.files import save
@@ -80,7 +83,9 @@ def test_scores_equal_those_that_training_logged(place, evaluated):
     )
     assert trained["class_weights"] is not None
     assert trained["best"]["miou"] > 0.2
-    assert metrics["scores"] == pytest.approx(trained["best"], abs=1e-6)
+    own = {key: metrics["scores"][key] for key in trained["best"]}
+    assert own == pytest.approx(trained["best"], abs=1e-6)
+    assert metrics["scores"].keys() - own.keys() == {"calibration_error"}
     assert metrics["epoch"] == trained["best_epoch"]
     assert metrics["precision"] == trained["precision"]
     assert metrics["samples"] == 5
@@ -114,13 +119,68 @@ def test_scores_equal_numpy_on_the_saved_masks(place, evaluated):
         "pixel_accuracy": hits.sum() / confusion.sum(),
         "mean_accuracy": (hits / confusion.sum(1)).mean(),
     }
-    assert metrics["scores"] == pytest.approx(
-        {**expected, "loss": metrics["scores"]["loss"]}, abs=1e-6
-    )
+    assert {key: metrics["scores"][key] for key in expected} == pytest.approx(expected, abs=1e-6)
     with (evaluated[0] / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["IoU"]) for row in rows] == pytest.approx(iou)
     assert [int(row["pixels"]) for row in rows] == confusion.sum(1).tolist()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits - logits.max(0))
+    return shares / shares.sum(0)
+
+
+def test_probabilities_are_calibrated_by_a_temperature(place, evaluated, tmp_path):
+    run = shutil.copytree(place / "run 1", tmp_path / "run")
+    paths, truths = sorted((place / "data/val/images").rglob("*.png")), ground_truth(place)
+    counted = [truth != 255 for truth in truths.values()]
+    labels = np.concatenate([t[v] for t, v in zip(truths.values(), counted, strict=True)])
+
+    def predicted() -> np.ndarray:
+        found = segfit.load(run, device="cpu").predict(list(map(str, paths)))
+        parts = zip(found, counted, strict=True)
+        return np.concatenate([one.probabilities[:, v] for one, v in parts], 1).astype(float)
+
+    def error(shares: np.ndarray) -> float:
+        sure, right = shares.max(0), shares.argmax(0) == labels
+        bins = np.digitize(sure, np.linspace(0, 1, 16)[1:-1])
+        gaps = (right[bins == b].sum() - sure[bins == b].sum() for b in range(15))
+        return sum(map(abs, gaps)) / len(labels)
+
+    raw, before = predicted(), read_json(evaluated[0] / "metrics.json")
+    assert before["scores"]["calibration_error"] == pytest.approx(error(raw), abs=1e-6)
+    assert len(before["intervals"]["calibration_error"]) == 2
+
+    done = run_cli("evaluate.py", f"run={run}", "temperature=fit", "bootstrap=0", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert f"Temperature fitted on {len(labels):,} pixels" in done.stdout
+    kept = read_json(run / "temperature.json")["temperature"]
+
+    def entropy(powers: np.ndarray) -> float:
+        shares = softmax(np.log(raw) * np.exp(powers[0]))
+        return -np.log(shares[labels, np.arange(len(labels))]).mean()
+
+    found = scipy.optimize.minimize(entropy, [0.0], method="Nelder-Mead", tol=1e-8)
+    assert kept == pytest.approx(np.exp(-found.x[0]), rel=1e-3)
+
+    with pytest.warns(UserWarning, match=f"divided by {kept:.4g}"):
+        after = predicted()
+    np.testing.assert_allclose(after, softmax(np.log(raw) / kept), atol=1e-5)
+    again = evaluate(place, run=str(run), probabilities="True")
+    assert again.result.scores["calibration_error"] == pytest.approx(error(after), abs=1e-6)
+    assert again.facts["temperature"] == kept
+    for name, counts in zip(truths, counted, strict=True):
+        assert (run / f"evaluation/val/masks/{name}.png").read_bytes() == (
+            evaluated[0] / f"masks/{name}.png"
+        ).read_bytes()
+        written = np.load(run / f"evaluation/val/probabilities/{name}.npy")[:, counts]
+        assert np.abs(written - after[:, : written.shape[1]]).max() < 1e-3
+        after = after[:, written.shape[1] :]
+    told: list[str] = []
+    options = OmegaConf.structured(Evaluate(run=str(run), checkpoint="last"))
+    assert load_run(options, load_config(run), told.append).temperature == 1
+    assert "another checkpoint" in told[0]
 
 
 def test_saved_masks_are_read_back_as_ground_truth(place, evaluated, tmp_path):
@@ -182,7 +242,8 @@ def test_the_last_checkpoint_gives_the_last_scores(place, tmp_path):
     (out / "metrics.json").write_text('{"kind": "evaluation"}')
     done = evaluate(place, checkpoint="last", save_masks=False, worst=0, out=str(out))
     recorded = read_json(place / "run 1/metrics.json")
-    assert done.result.scores == pytest.approx(recorded["last"], abs=1e-6)
+    own = {key: done.result.scores[key] for key in recorded["last"]}
+    assert own == pytest.approx(recorded["last"], abs=1e-6)
     assert done.facts["epoch"] == 2
     written = {"confusion_matrix.png", "intervals.csv", "metrics.json", "per_class.csv"}
     assert {path.name for path in done.written} == written

@@ -119,6 +119,7 @@ SPOILED = {
     "half a checkpoint": lambda run: os.truncate(run / "checkpoints/best.pt", 1000),
     "metrics too deep": lambda run: (run / "metrics.json").write_text("[" * 100_000),
     "metrics of another kind": lambda run: (run / "metrics.json").write_text("[]"),
+    "no temperature": lambda run: (run / "temperature.json").write_text('{"temperature": null}'),
     "impossible class weights": lambda run: (run / "metrics.json").write_text(
         '{"class_weights": [1, NaN, 1]}'
     ),

@@ -113,10 +113,7 @@ class TaskAssembly(Protocol):
     def recorded_statistics(
         self, config: DictConfig, recorded: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """Return what a run's metrics.json holds of `make_statistics`, None for nothing; raise a SegFitError for else."""
-
-    def statistics_need_train(self, config: DictConfig) -> bool:
-        """Say whether `make_statistics` looks at the training data."""
+        """Return what a run's metrics.json holds of `make_statistics`, None if that has to look at data; raise a SegFitError for else."""
 
     def apply_options(
         self, config: DictConfig, options: DictConfig, notice: Callable[[str], None]
@@ -192,8 +189,8 @@ class TaskEvaluation(Protocol):
     ) -> list[Any]:
         """Return what a run predicts for inputs of Python; `go` lets a task see the samples of a dataset."""
 
-    def make_exported(self, config: DictConfig, model: nn.Module) -> Exported:
-        """Return what is exported of a model, which may be changed."""
+    def make_exported(self, config: DictConfig, model: nn.Module, temperature: float) -> Exported:
+        """Return what is exported of a model, which may be changed; `temperature` is of logits."""
 
 
 def assembly_of(config: DictConfig) -> TaskAssembly:

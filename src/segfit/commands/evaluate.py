@@ -24,12 +24,13 @@ from segfit.engine.extra_metrics import score_names
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.evaluation import Evaluation
+from segfit.report.files import write_json
 from segfit.report.intervals import summed, with_intervals
 from segfit.report.page import run_page
 from segfit.report.text import duration, scores_text, shown_path
 from segfit.runs.files import RunFolder
 from segfit.runs.folder import load_named
-from segfit.system.files import replace_text
+from segfit.system.files import replace_text, reporting
 from segfit.system.hardware import device_name
 
 Progress = Callable[[int, int], None]
@@ -98,6 +99,10 @@ def evaluate_split(
         passes.append(replace(other, group=passes[0].group))
         _evaluated(passes[1:], progress, notice)
     done = _evaluated(passes, progress, notice)
+    if options.get("temperature") == "fit":
+        kept = {"temperature": done.result.values["temperature"], "checkpoint": options.checkpoint}
+        with reporting(f"cannot write {RunFolder(run.folder).temperature}"):
+            write_json(RunFolder(run.folder).temperature, {**kept, "epoch": run.epoch})
     shown = {**schema_of(run.config.task.name).COLUMNS, **passes[0].extra}
     headline = scores_text(done.result.scores, {"loss": "loss", **shown})
     return replace(done, result=replace(done.result, headline=headline))
@@ -113,7 +118,7 @@ def _split_pass(
     config, assembly = run.config, assembly_of(run.config)
     extra = assembly.make_extra_metrics(config)
     source, statistics = _split(run, options.split, notice, checking)
-    task = assembly.make_task(config, run.device, statistics, extra=extra)
+    task = run.task(statistics, extra=extra)
     evaluation = evaluation_of(config).make_evaluation(config, task, options, path, source)
     dataset, about = assembly.make_held_out_dataset(config, source), {"split": options.split}
     names = [source.id(index) for index in range(len(source))]
@@ -157,8 +162,7 @@ def _split(
         statistics = assembly.recorded_statistics(run.config, run.recorded)
     except SegFitError as error:
         raise SegFitError(f"{RunFolder(run.folder).metrics}: {error}") from error
-    counts = statistics is None and assembly.statistics_need_train(run.config)
-    wanted = {split, "train"} if counts else {split}
+    wanted = {split} if statistics is not None else {split, "train"}
     looked_at = {name: source for name, source in sources.items() if name in wanted}
     report = assembly.check_sources(run.config, looked_at, {split: 1}, checking)
     for line in (*report.notices, *differences(before, samples_of({split: sources[split]}))):
@@ -186,8 +190,7 @@ def predict_folder(
             f"out={path} is inside images={options.images}: next time its pictures would be predicted too. "
             "Choose a folder outside."
         )
-    task = assembly_of(config).make_task(config, run.device)
-    evaluation = evaluation_of(config).make_evaluation(config, task, options, path, dataset)
+    evaluation = evaluation_of(config).make_evaluation(config, run.task(), options, path, dataset)
     about = {"folder": str(dataset.folder)}
     return _evaluated([_Pass(run, options, evaluation, dataset, about)], progress, notice)
 
@@ -221,6 +224,7 @@ def _evaluated(passes: Sequence[_Pass], progress: Progress | None, notice: Notic
         "epoch": run.epoch,
         "device": device_name(run.device),
         "precision": run.precision.name,
+        **({"temperature": run.temperature} if "temperature" in options else {}),
         "batch_size": assembly_of(config).held_out_batch_size(config),
         "options": plain(options),
         **evaluation.facts,

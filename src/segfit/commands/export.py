@@ -53,7 +53,7 @@ def export_run(run: TrainedRun, path: Path) -> None:
         raise SegFitError(
             f"export={path}: must end with .pt2, the format of torch.export, or .onnx."
         )
-    exported = evaluation_of(run.config).make_exported(run.config, run.model)
+    exported = evaluation_of(run.config).make_exported(run.config, run.model, run.temperature)
     with reporting(f"export={path}: cannot be written"), warnings.catch_warnings(), torch.no_grad():
         path.parent.mkdir(parents=True, exist_ok=True)
         (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(exported, path)
@@ -113,6 +113,8 @@ def publish(run: TrainedRun, folder: Path, name: str | None) -> None:
     height, width = plain(size) if OmegaConf.is_list(size) else (size, size)
     scores = run.recorded.get("best", {})
     with reporting(f"export=hf:{folder}: cannot be written"):
+        for parameter in model.decode_head.classifier.parameters():
+            parameter.data /= run.temperature
         model.cpu().float().save_pretrained(folder)
         SegformerImageProcessor(
             size={"height": height, "width": width},

@@ -5,6 +5,7 @@ And such a model in Python: what evaluate.py predicts, for what lies in memory.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +50,13 @@ class TrainedRun:
     device: torch.device
     precision: Precision
     epoch: int | None  # 0-based, of the checkpoint
+    temperature: float = 1.0  # what logits are divided by before they become probabilities
     others: Sequence[Path] = ()  # folders of runs that the model averages, too
+
+    def task(self, *given: Any, **more: Any) -> Any:
+        """Return what a batch means, by the temperature: `TaskAssembly.make_task` of the run."""
+        task: Any = assembly_of(self.config).make_task(self.config, self.device, *given, **more)
+        return task if self.temperature == 1 else replace(task, temperature=self.temperature)
 
 
 def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice) -> TrainedRun:
@@ -68,8 +75,10 @@ def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice
         return first
     options.run = folders
     make_ensemble = getattr(assembly_of(first.config), "make_ensemble", None)
-    if make_ensemble is None or options.export is not None:
-        what = f"task={first.config.task.name}" if make_ensemble is None else "export"
+    fits = options.get("temperature") == "fit"
+    if make_ensemble is None or options.export is not None or fits:
+        what = "temperature=fit" if fits else "export"
+        what = f"task={first.config.task.name}" if make_ensemble is None else what
         raise SegFitError(f"run={folders}: {what} takes one run.")
     free = _FREE + ("data.split.fold",) * (options.split == "test")
     free += ("data.split.",) * (options.get("images") is not None)
@@ -85,7 +94,8 @@ def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice
     if problems:
         raise SegFitError(problems)
     model = make_ensemble([run.model for run in loaded])
-    return replace(first, model=model, epoch=None, others=[run.folder for run in loaded[1:]])
+    temperature, others = options.get("temperature") or 1.0, [run.folder for run in loaded[1:]]
+    return replace(first, model=model, epoch=None, temperature=temperature, others=others)
 
 
 def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> TrainedRun:
@@ -112,7 +122,26 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
             f"{path} does not fit the model in {RunFolder(folder).config} ({reason}). Was one of the two replaced?"
         ) from error
     model = to_device(model, device, config.channels_last).eval()
-    return TrainedRun(folder, config, recorded, model, device, precision, epoch)
+    temperature = _temperature(options, folder, epoch, notice)
+    return TrainedRun(folder, config, recorded, model, device, precision, epoch, temperature)
+
+
+def _temperature(options: DictConfig, folder: Path, epoch: int | None, notice: Notice) -> float:
+    """Return what is asked for, else what was fitted to a checkpoint, else 1."""
+    path, given = RunFolder(folder).temperature, options.get("temperature", 1.0)
+    if given is not None or not path.exists():
+        return 1.0 if given in (None, "fit") else float(given)
+    kept = read_json(path)
+    value = kept.get("temperature")
+    if not (isinstance(value, float) and 0 < value < math.inf):
+        raise SegFitError(f"{path}: temperature must be a number above 0. Delete the file.")
+    if (kept.get("checkpoint"), kept.get("epoch")) != (options.checkpoint, epoch):
+        notice(f"{path} is of another checkpoint and not used: temperature=fit fits it anew.")
+        return 1.0
+    notice(
+        f"Probabilities are of logits divided by {value:.4g} ({path}); temperature=1: as they are."
+    )
+    return value
 
 
 def _apply(
@@ -195,8 +224,7 @@ class Model:
         config, many = self.run.config, isinstance(inputs, (list, tuple))
         predict, given = evaluation_of(config).predict, list(inputs) if many else [inputs]
         go = partial(self._go, len(given))
-        task = assembly_of(config).make_task(config, self.run.device)
-        results = predict(config, task, self.options, given, go) if given else []
+        results = predict(config, self.run.task(), self.options, given, go) if given else []
         return results if many else results[0]
 
     def _go(self, count: int, task: Task, dataset: Any) -> None:

@@ -32,6 +32,7 @@ class RunFolder:
         self.first_batch = path / "first_batch.png"  # of training, augmented
         self.page = path / "report.html"
         self.metrics = path / "metrics.json"  # scores, speed, memory, and the settings that ran
+        self.temperature = path / "temperature.json"  # of evaluate.py temperature=fit
         self.evaluation = path / "evaluation"  # evaluate.py's, a folder for each split
         self.error = path / "error.json"  # why a job of a sweep failed
         self.output = path / "output.log"  # what a job printed, where jobs run side by side

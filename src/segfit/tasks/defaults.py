@@ -34,7 +34,6 @@ sample_weights = _nothing  # every sample comes once an epoch
 apply_options = _nothing  # evaluate.py has no options of the task
 device_augmentation = _nothing  # nothing is augmented on the device
 augments_in_workers = _no  # where samples are cached, workers have nothing to do
-statistics_need_train = _no
 make_statistics = recorded_statistics = _empty  # the task takes nothing from the training data
 facts = hparams = _empty  # the facts that every run has say it all
 

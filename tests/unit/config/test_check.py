@@ -129,6 +129,8 @@ def test_one_problem(overrides: list[str], part: str) -> None:
         (["run=x", "compare=y", "bootstrap=0"], "compare needs resamples"),
         (["run=x", "compare=y", "images=b"], "Leave export and images out"),
         (["run=x", "metrics.boundary=-1"], "must be at least 0"),
+        (["run=x", "temperature=0"], "must be fit or a number above 0"),
+        (["run=x", "temperature=fit", "split=test"], "fitted on split=val alone"),
     ],
 )
 def test_what_evaluation_is_told_has_to_agree(overrides: list[str], part: str) -> None:

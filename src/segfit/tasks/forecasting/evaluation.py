@@ -212,7 +212,7 @@ class Deployed(nn.Module):
         return true_values(self.model((window - mean[:, None]) / std[:, None]), mean, std)
 
 
-def make_exported(config: DictConfig, model: nn.Module) -> Exported:
+def make_exported(config: DictConfig, model: nn.Module, *_: float) -> Exported:
     """Return what is exported of a trained model.
 
     The run's data have to be there, for the statistics of each series. The model may be changed.

@@ -130,7 +130,7 @@ class Deployed(nn.Module):
         return restored
 
 
-def make_exported(config: DictConfig, model: nn.Module) -> Exported:
+def make_exported(config: DictConfig, model: nn.Module, *_: float) -> Exported:
     """Return what is exported of a run's model, which may be changed."""
     network = for_inference(model).cpu().float()
     side, channels = config.patch_size, channels_of(config)

@@ -248,11 +248,8 @@ def make_statistics(
     config: DictConfig, sources: Mapping[str, LabelledSource], report: PreflightReport
 ) -> dict[str, Any]:
     """Return what a task takes from the training data: the class weights of the loss, None where all are alike."""
-    wanted = config.loss.class_weights
-    if wanted == "none":
-        return {"class_weights": None}
-    if wanted != "balanced":
-        return {"class_weights": [float(weight) for weight in wanted]}
+    if (known := recorded_statistics(config, {})) is not None:
+        return known
     pixels = report.class_pixels.get("train")
     if pixels is None:
         skip = config.data.on_bad_sample == "skip"
@@ -261,24 +258,19 @@ def make_statistics(
 
 
 def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a run's metrics.json holds of `make_statistics`; None if it holds nothing of it.
+    """Return `make_statistics` as a run's metrics.json has it, or without a look at data; None where that is not possible.
 
     Raises:
-        SegFitError: if it holds something else.
+        SegFitError: if metrics.json holds something else.
     """
-    if "class_weights" not in recorded:
-        return None
-    weights, count = recorded["class_weights"], config.data.num_classes
-    if weights is None:
-        return {"class_weights": None}
-    if not is_weights(weights, count):
-        raise SegFitError(f"class_weights must be null or {count} numbers of at least 0.")
-    return {"class_weights": [float(weight) for weight in weights]}
-
-
-def statistics_need_train(config: DictConfig) -> bool:
-    """Say whether `make_statistics` looks at the training data."""
-    return bool(config.loss.class_weights == "balanced")
+    weights, count = config.loss.class_weights, config.data.num_classes
+    if weights == "balanced":
+        weights = recorded.get("class_weights")
+        if weights is None:
+            return None
+        if not is_weights(weights, count):
+            raise SegFitError(f"class_weights must be {count} numbers of at least 0.")
+    return {"class_weights": None if weights == "none" else list(map(float, weights))}
 
 
 def make_task(
@@ -289,9 +281,11 @@ def make_task(
 ) -> SegmentationTask:
     """Return what a batch means under a config, on a device; `shared` are fields of `ScoredTask`."""
     mean, std = normalisation_of(config)
+    loss = {**plain(config.loss), "class_weights": (statistics or {}).get("class_weights")}
+    del loss["balance"]  # which they were made by
     return SegmentationTask(
         classes=make_classes(config.data),
-        criterion=make_loss(config, (statistics or {}).get("class_weights")).to(device),
+        criterion=SegmentationLoss(num_classes=config.data.num_classes, **loss).to(device),
         mean=torch.tensor(mean, device=device).view(-1, 1, 1),
         std=torch.tensor(std, device=device).view(-1, 1, 1),
         augment=make_augment(config, "kornia-gpu"),
@@ -313,13 +307,6 @@ def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     from segfit.tasks.segmentation.metrics import extra_metrics  # torchmetrics takes seconds
 
     return extra_metrics(plain(config.metrics.extra), make_classes(config.data))
-
-
-def make_loss(config: DictConfig, class_weights: list[float] | None) -> SegmentationLoss:
-    """Return the loss of a config with the class weights that were worked out for it."""
-    options = {**plain(config.loss), "class_weights": class_weights}
-    del options["balance"]
-    return SegmentationLoss(num_classes=config.data.num_classes, **options)
 
 
 def make_predictor(config: DictConfig, *, overlap: float = 0.5, flip: bool = False) -> Predictor:

@@ -1,6 +1,7 @@
 """What an evaluation keeps of its predictions: masks, overlays, and the worst cases as pictures."""
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,23 +18,26 @@ from torch import Tensor
 
 from segfit.data.images import folder_of
 from segfit.data.tiles import is_large
+from segfit.engine.findings import Findings
 from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.report.panels import Picture
 from segfit.system.files import reporting
+from segfit.tasks.segmentation import evaluation_scores
 from segfit.tasks.segmentation.assembly import make_predict_dataset, make_predictor
-from segfit.tasks.segmentation.boundary import boundary_counts, boundary_scores
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
 from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
 from segfit.tasks.segmentation.export import make_exported
 from segfit.tasks.segmentation.pictures import Panel, overlay, panels_image
-from segfit.tasks.segmentation.scores import confusion_matrices, scores_of_sums, sums_of
+from segfit.tasks.segmentation.scores import confusion_matrices, scores_of_sums, share, sums_of
 from segfit.tasks.segmentation.task import SegmentationTask, Shape
 
 __all__ = ["make_exported"]
 
+_FITTED = 2**24  # numbers, logits of a split, that a temperature is fitted on at the most
 MASKS, OVERLAYS = "masks", "overlays"
 SHARES = "probabilities"
-_TABLES = ("per_class.csv", "confusion_matrix.png", "worst.csv")
+_TABLES = ("per_class.csv", "temperature.csv", "confusion_matrix.png", "worst.csv")
 _NAMES = (*_TABLES, WORST, BEST, MASKS, OVERLAYS, SHARES)
 _JPEG_QUALITY = 90
 
@@ -57,11 +61,15 @@ class MaskEvaluation(PictureEvaluation):
         task = replace(_with_options(task, config, options), on_prediction=self._keep)
         self.classes, self.saves = task.classes, options.save_masks
         self.boundary = options.metrics.boundary
-        if options.probabilities not in (None, "False"):
-            self._kind = "uint8" if options.probabilities == "uint8" else "float16"
-            task = replace(task, on_logits=self._save_shares)
+        self._kind = {None: "", "False": "", "uint8": "uint8"}.get(options.probabilities, "float16")
+        self._fits = options.temperature == "fit"
+        # Index of an image that is being predicted → of each strip how sure it is of what, and some logits.
+        self._strips: dict[int, list[list[NDArray[Any]]]] = {}
+        self._sampled: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}  # logits (N, C), labels
         if isinstance(data, PredictDataset):
             task = replace(task, large=data.large)
+        if self._kind or not isinstance(data, PredictDataset):
+            task = replace(task, on_logits=self._take_logits)
         names, colors = self.classes.names, self.classes.colors
         facts = {"names": names, "colors": colors, "background": self.classes.background}
         super().__init__(
@@ -88,24 +96,61 @@ class MaskEvaluation(PictureEvaluation):
         if mask is None:
             return
         confusion = confusion_matrices(prediction[None], mask[None], len(self.classes))
-        sums = sums_of(confusion[0].cpu().numpy())  # synchronises
-        counts: list[NDArray[Any]] = [sums]
+        sums, truth = sums_of(confusion[0].cpu().numpy()), mask.cpu().numpy()  # synchronises
+        strips = zip(*self._strips.pop(index), strict=True)
+        sure, guess, logits = (np.concatenate(parts) for parts in strips)
+        valid = truth != IGNORE_INDEX
+        gaps = evaluation_scores.calibration_gaps(sure[valid], (guess == truth)[valid])
+        counts: list[NDArray[Any]] = [sums.ravel(), gaps]
         if self.boundary is not None:
-            truth = mask.cpu().numpy()  # synchronises
-            counts.append(boundary_counts(pixels, truth, self.classes, self.boundary))
+            near = evaluation_scores.boundary_counts(pixels, truth, self.classes, self.boundary)
+            counts.append(near.ravel())
         self.counts[index], self.truths[index] = np.concatenate(counts), sums[1]
+        if self._fits:
+            self._sampled[index] = logits, truth.ravel()[:: self._every(truth.shape)]
         self.keep(index, float(scores_of_sums(sums, self.classes)["miou"]), lambda: pixels)
 
     def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
-        """Return `SCORES`, and those of `boundary_scores` if they are asked for."""
-        found = scores_of_sums(sums[:, :3], self.classes)
+        """Return `SCORES`, the calibration error, and `boundary_scores` if they are asked for."""
+        width = len(self.classes)
+        pixels, gaps, boundary = np.split(sums, [3 * width, 3 * width + evaluation_scores.BINS], 1)
+        pixels = pixels.reshape(-1, 3, width)
+        found = scores_of_sums(pixels, self.classes)
+        found["calibration_error"] = share(np.abs(gaps), pixels[:, 1])
         if self.boundary is not None:
-            found |= boundary_scores(sums[:, 3:], sums[:, 1] > 0)
+            boundary = boundary.reshape(-1, 6, width)
+            found |= evaluation_scores.boundary_scores(boundary, pixels[:, 1] > 0)
         return found
 
-    def _save_shares(self, index: int, shape: Shape, row: int, logits: Tensor) -> None:
-        """Write a strip of `probabilities/<name>.npy`; see `SegmentationTask.on_logits`."""
-        shares = logits.softmax(0).cpu().numpy()  # synchronises
+    def finish(self, result: Findings) -> Findings:
+        """Fit the temperature, if that is asked for, and write what is left; see `Evaluation.finish`."""
+        if self._fits:
+            samples = zip(*(self._sampled[index] for index in sorted(self._sampled)), strict=True)
+            parts = (torch.from_numpy(np.concatenate(part)) for part in samples)
+            temperature, table = evaluation_scores.fit_temperature(*parts)
+            values = {**result.values, "temperature": temperature}
+            result = replace(result, tables=[*result.tables, table], values=values)
+        return super().finish(result)
+
+    def _every(self, shape: Shape) -> int:
+        """Return which pixels of an image the temperature is fitted on: every so many."""
+        return math.ceil(len(self.data) * len(self.classes) * math.prod(shape) / _FITTED)
+
+    def _take_logits(self, index: int, shape: Shape, row: int, logits: Tensor) -> None:
+        """Take a strip of logits; see `SegmentationTask.on_logits`."""
+        shares = logits.softmax(0)
+        if self._kind:
+            self._save_shares(index, shape, row, shares.cpu().numpy())  # synchronises
+        if self.predicted:
+            return
+        sure, guess = shares.max(0)
+        every, before = self._every(shape), row * shape[1]
+        some = logits.flatten(1)[:, -before % every :: every].T if self._fits else logits[:0, 0]
+        strip = [part.cpu().numpy() for part in (sure, guess.to(torch.uint8), some)]  # synchronises
+        self._strips[index] = [*(self._strips[index] if row else ()), strip]
+
+    def _save_shares(self, index: int, shape: Shape, row: int, shares: NDArray[np.float32]) -> None:
+        """Write a strip of `probabilities/<name>.npy`."""
         path, whole = self.path / SHARES / f"{self.name_of(index)}.npy", (len(shares), *shape)
         how = {"mode": "r+"} if row else {"mode": "w+", "dtype": self._kind, "shape": whole}
         with reporting(f"cannot write {path}"):

@@ -17,14 +17,19 @@ from segfit.tasks.segmentation.schema import size_of
 class Deployed(nn.Module):
     """A run's model from uint8 images of any size to logits of that size, fitted as `data.fit` says; "crop" leaves them."""
 
-    def __init__(self, model: nn.Module, config: DictConfig) -> None:
+    def __init__(self, model: nn.Module, config: DictConfig, temperature: float) -> None:
         super().__init__()
+        self.temperature = temperature
         self.model, self.size, self.fit = model, size_of(config.image_size), config.data.fit
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation_of(config))
         self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits `(B, num_classes, H, W)` float32 of images `(B, C, H, W)` uint8."""
+        """Return logits `(B, num_classes, H, W)` float32 of images `(B, C, H, W)` uint8, by the temperature."""
+        return self.logits(images) / self.temperature
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the model's own logits."""
         pixels = images.float()
         if self.fit == "crop":
             return self._logits(pixels)
@@ -56,8 +61,8 @@ class WithClasses(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and classes."""
-        logits = self.model(images)
-        return logits, logits.argmax(1).to(torch.uint8)
+        logits = self.model.logits(images)
+        return logits / self.model.temperature, logits.argmax(1).to(torch.uint8)
 
 
 def _resize(
@@ -91,9 +96,9 @@ def _resize(
     return resized if axis == -1 else resized.mT
 
 
-def make_exported(config: DictConfig, model: nn.Module) -> Exported:
+def make_exported(config: DictConfig, model: nn.Module, temperature: float = 1.0) -> Exported:
     """Return what is exported of a run's model, which may be changed."""
-    deployed = Deployed(for_inference(model).cpu().float(), config).eval()
+    deployed = Deployed(for_inference(model).cpu().float(), config, temperature).eval()
     names, (mean, std) = list(make_classes(config.data).names), normalisation_of(config)
     data = {
         key: plain(config.data).get(key)
@@ -101,6 +106,7 @@ def make_exported(config: DictConfig, model: nn.Module) -> Exported:
     }
     data["image_mode"] = data["image_mode"] or "rgb"
     facts = {"class_names": names, "image_size": deployed.size, **data, "mean": mean, "std": std}
+    facts["temperature"] = temperature
     return Exported(
         deployed,
         {"images": torch.zeros(2, channels_of(config), *deployed.size, dtype=torch.uint8)},

@@ -199,6 +199,11 @@ class Evaluate(EvaluateConfig):
     threshold: float | None = option(
         None, "Of two classes: the second where its probability is above; null: 0.5.", gt=0, lt=1
     )
+    # Any: fit, or a number
+    temperature: Any = option(
+        None,
+        "Divides logits. fit: fitted on split=val and kept with the run; null: as kept, else 1.",
+    )
     probabilities: str | None = option(
         None,
         "Write probabilities/<id>.npy, (num_classes, H, W), too: true or float16; uint8: 255 is 1.",
@@ -293,6 +298,16 @@ def problems(config: DictConfig) -> Iterator[str]:
             f"loss.class_weights={shown(weights)}: must be none, balanced or {count} numbers of at least 0, one a class."
             + nearest(shown(weights), ["none", "balanced"])
         )
+
+
+def evaluation_problems(options: DictConfig) -> Iterator[str]:
+    """Yield what contradicts itself in the options of evaluate.py."""
+    given = options.temperature
+    if given not in (None, "fit") and not (type(given) in (int, float) and 0 < given <= LARGEST):
+        yield f"temperature={given}: must be fit or a number above 0."
+    others = options.images, options.export, options.compare
+    if given == "fit" and (options.split != "val" or others != (None, None, None)):
+        yield "temperature=fit is fitted on split=val alone: leave split, images, export and compare away."
 
 
 def is_weights(values: Any, count: int) -> bool:

@@ -32,33 +32,28 @@ OnLogits = Callable[[int, Shape, int, Tensor], None]
 
 @dataclass(frozen=True)
 class SegmentationTask(ScoredTask):
-    """Images (B, 3, H, W) uint8 and masks (B, H, W) uint8 in, scores out.
+    """Images (B, 3, H, W) uint8 and masks (B, H, W) uint8 in, scores out."""
 
-    Args:
-        classes: names, colours and background.
-        mean: of RGB in 0-1, (3, 1, 1) on the device of the batches: every copy to CUDA makes the host wait.
-        std: of RGB in 0-1, the same.
-        augment: (images (B, 3, H, W) float in 0-1, masks (B, H, W) int64, seed=) → the same, or None.
-        mix: (images, masks, seed=) → (images, targets), or None.
-        predictor: how held-out images become logits.
-        channels_last: memory format of the model's input.
-        threshold: of two classes, the second one is predicted where its probability is above.
-        on_prediction: called with (index, prediction (H, W) uint8, mask (H, W) uint8) for every held-out image,
-            both at its own size; the mask is None where the batch has none.
-        on_logits: called before with (index, (H, W), row, logits (C, h, W) from that row on), from top to bottom.
-        large: index of a held-out image that its batch does not hold → the image, which is read window by window.
-    """
-
-    classes: Classes
+    classes: Classes  # names, colours and background
+    # Of RGB in 0-1, (3, 1, 1) on the device of the batches: every copy to CUDA makes the host wait.
     mean: Tensor
     std: Tensor
-    augment: Augment | None = None
-    mix: Augment | None = None
-    predictor: Predictor = field(default_factory=Predictor)
-    channels_last: bool = True
-    threshold: float | None = None
+    augment: Augment | None = (
+        None  # (images (B, 3, H, W) in 0-1, masks (B, H, W) int64, seed=) → the same
+    )
+    mix: Augment | None = None  # (images, masks, seed=) → (images, targets)
+    predictor: Predictor = field(default_factory=Predictor)  # how held-out images become logits
+    channels_last: bool = True  # memory format of the model's input
+    temperature: float = 1.0  # what logits are divided by before they become probabilities
+    threshold: float | None = (
+        None  # of two classes, above which probability the second is predicted
+    )
+    # Called with (index, prediction (H, W) uint8, mask (H, W) uint8) for every held-out image, both at its own size; the mask
+    # is None where the batch has none.
     on_prediction: OnPrediction | None = None
+    # Called before with (index, (H, W), row, logits (C, h, W) by temperature from that row on), from top to bottom.
     on_logits: OnLogits | None = None
+    # Index of a held-out image that its batch does not hold → the image, which is read window by window.
     large: Callable[[int], LargeImage | None] = lambda _: None
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
@@ -124,9 +119,8 @@ class SegmentationMeter(ScoredMeter):
             indices = [index for *_, index in places[rows]]
             predictions = self._predicted(indices, shape, strips)
             if masks is not None:
-                masks = masks.to(
-                    predictions.device
-                )  # synchronises, where the logits are on the host
+                # Synchronises, where the logits are on the host.
+                masks = masks.to(predictions.device)
                 for metric in self.all_metrics:
                     metric.to(predictions.device)  # synchronises, once a pass
                 self.metrics.update(predictions, masks)
@@ -157,13 +151,14 @@ class SegmentationMeter(ScoredMeter):
         """Return the classes (B, H, W) uint8 of images whose logits (B, C, h, W) come from top to bottom."""
         task, parts, top = self.task, list[Tensor](), 0
         for strip in strips:
+            scaled = strip if task.temperature == 1 else strip / task.temperature
             if task.on_logits is not None:
-                for index, one in zip(indices, strip, strict=True):
+                for index, one in zip(indices, scaled, strict=True):
                     task.on_logits(index, tuple(shape), top, one)
             if task.threshold is None:
                 classes = strip.argmax(1)
             else:
-                classes = strip.softmax(1)[:, 1] > task.threshold
+                classes = scaled.softmax(1)[:, 1] > task.threshold
             parts.append(classes.to(torch.uint8))
             top += strip.shape[2]
         return torch.cat(parts, 1)

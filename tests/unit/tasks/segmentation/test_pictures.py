@@ -108,7 +108,7 @@ def test_rows_are_percent_of_the_true_class_and_zeros_stay_empty():
     assert figure.axes[0].get_ylabel() == "ground truth"
 
 
-@pytest.mark.parametrize("count", [2, 12, 35, 60])
+@pytest.mark.parametrize("count", [2, 12, 60])
 def test_it_renders_with_any_number_of_classes(count):
     classes = Classes(tuple(f"class {index}" for index in range(count)))
     figure = confusion_figure(np.eye(count, dtype=np.int64) * 7, classes)

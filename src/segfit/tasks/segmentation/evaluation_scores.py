@@ -1,14 +1,25 @@
-"""How near predicted boundaries are to the true ones, and which objects are missed; docs/metrics.md is the contract."""
+"""Scores of evaluate.py besides those of training: boundaries, missed objects, and how far probabilities can be believed.
+
+docs/metrics.md is the contract.
+"""
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from segfit.engine.findings import Cell, Column, Table
+from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.scores import share
 
 Pixels = NDArray[np.uint8]
 Sums = NDArray[np.float64]
+BINS = 15  # of probabilities, of equal width, as in Guo et al., arXiv 1706.04599
 
 
 def boundary_counts(prediction: Pixels, truth: Pixels, classes: Classes, tolerance: float) -> Sums:
@@ -43,3 +54,37 @@ def boundary_scores(sums: Sums, present: NDArray[np.bool_]) -> dict[str, Sums]:
         "surface_dice": share(nsd * where, where),
         "missed_objects": share(missed, objects),
     }
+
+
+def calibration_gaps(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> Sums:
+    """Return (15,): by how many more pixels than expected are right, of those that are as sure as a bin says.
+
+    `sure` (N,) are the probabilities of the predictions of N pixels, `right` (N,) whether they are right.
+    """
+    bins = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
+    return np.bincount(bins, right - sure.astype(np.float64), BINS).astype(np.float64)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> tuple[float, Table]:
+    """Return what logits (N, C) are divided by for the least cross-entropy with labels (N,), and a table of what that does.
+
+    Raises:
+        SegFitError: if every label is `IGNORE_INDEX`.
+    """
+    counted = labels != IGNORE_INDEX
+    logits, labels = logits[counted].double(), labels[counted].long()
+    if not len(labels):
+        raise SegFitError("temperature=fit: there is no pixel that counts.")
+
+    def entropy(power: float) -> float:
+        return float(cross_entropy(logits * math.exp(-power), labels))
+
+    found = minimize_scalar(entropy, bounds=(-3, 3), method="bounded", options={"xatol": 1e-6})
+    rows: list[list[Cell]] = []
+    for power in (0.0, float(found.x)):
+        sure, guess = (logits * math.exp(-power)).softmax(1).max(1)
+        gaps = calibration_gaps(sure.numpy(), (guess == labels).numpy())
+        rows.append([math.exp(power), entropy(power), float(np.abs(gaps).sum() / len(labels))])
+    columns = [Column(one, ".4f") for one in ("temperature", "cross-entropy", "calibration error")]
+    title = f"Temperature fitted on {len(labels):,} pixels"
+    return math.exp(float(found.x)), Table("temperature", title, columns, rows)

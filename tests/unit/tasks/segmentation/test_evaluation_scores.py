@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segfit.tasks.segmentation.boundary import boundary_counts, boundary_scores
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
+from segfit.tasks.segmentation.evaluation_scores import boundary_counts, boundary_scores
 
 CLASSES = Classes(("background", "liver", "kidney"), background=0)
 AROUND = ((0, 1), (1, 0), (0, -1), (-1, 0))
