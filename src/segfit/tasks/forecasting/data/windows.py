@@ -28,6 +28,7 @@ class Windows:
         self.lazy, self.part = lazy, part
         self.lookback, self.horizon = int(data.lookback), int(data.horizon)
         self.place = str(data.place)
+        self.source = self  # as a dataset, it is its own
 
     @property
     def series(self) -> SeriesSet:
@@ -64,7 +65,12 @@ class Windows:
 
     def read(self, index: int) -> Arrays:
         """Return a window, (lookback + horizon, columns) float32."""
-        return (self.batch([index], _CPU)["window"][0].numpy(),)
+        return (self[index]["window"].numpy(),)
+
+    def __getitem__(self, key: Any) -> Batch:
+        """Return the sample for an index, or for (index, seed)."""
+        batch = self.batch([key[0] if isinstance(key, tuple) else key], _CPU)
+        return {name: values[0] for name, values in batch.items()}
 
     def batch(self, indices: Indices, device: torch.device) -> Batch:
         """Return windows as a batch, on the device if the series lie there, else on the host."""
@@ -103,11 +109,6 @@ class SingleWindows(SourceView):
 
     source: Windows
 
-    def where(self, index: int) -> str:
-        """Return the name of a window, for messages."""
-        return self.id(index)
-
     def __getitem__(self, key: Any) -> Batch:
         """Return the sample for an index, or for (index, seed)."""
-        batch = self.source.batch([key[0] if isinstance(key, tuple) else key], _CPU)
-        return {name: values[0] for name, values in batch.items()}
+        return self.source[key]
