@@ -39,6 +39,9 @@ class Recorder:
     def step(self, epoch: int, update: int) -> None:
         self.steps.append(update)
 
+    def began(self, batch: Batch, seed: int) -> None:
+        pass
+
     def validating(self, done: int, total: int) -> None:
         assert 1 <= done <= total
 
