@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segfit.engine.checkpoint import Checkpoints
-from segfit.engine.events import EndLog, EpochLog, RunInfo, StepLog
+from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
 from segfit.engine.findings import Findings
 from segfit.engine.fit import Fit
 from segfit.engine.optim import make_scheduler
@@ -20,7 +20,7 @@ from segfit.engine.task import Batch, FitOptions, Forward
 CPU = torch.device("cpu")
 
 
-class Recorder:
+class Recorder(Listener):
     """A listener that keeps all it hears."""
 
     def __init__(self) -> None:
@@ -44,9 +44,6 @@ class Recorder:
 
     def validating(self, done: int, total: int) -> None:
         assert 1 <= done <= total
-
-    def close(self) -> None:
-        pass
 
     @property
     def losses(self) -> dict[int, float]:
