@@ -77,7 +77,7 @@ def evaluate_split(
     options: DictConfig,
     notice: Notice,
     checking: Progress | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Evaluated:
     """Score a run on a split of its data, and write everything down.
 
@@ -109,11 +109,7 @@ def evaluate_split(
 
 
 def _split_pass(
-    run: TrainedRun,
-    options: DictConfig,
-    path: Path,
-    notice: Notice,
-    checking: Progress | None,
+    run: TrainedRun, options: DictConfig, path: Path, notice: Notice, checking: Progress | None
 ) -> _Pass:
     config, assembly = run.config, assembly_of(run.config)
     extra = assembly.make_extra_metrics(config)
@@ -173,7 +169,7 @@ def _split(
 
 
 def predict_folder(
-    run: TrainedRun, options: DictConfig, notice: Notice, progress: Progress | None = None
+    run: TrainedRun, options: DictConfig, notice: Notice, progress: Progress = lambda *_: None
 ) -> Evaluated:
     """Predict `options.images`, a folder or a file, at their original sizes (upright, as EXIF says).
 
@@ -195,7 +191,7 @@ def predict_folder(
     return _evaluated([_Pass(run, options, evaluation, dataset, about)], progress, notice)
 
 
-def _evaluated(passes: Sequence[_Pass], progress: Progress | None, notice: Notice) -> Evaluated:
+def _evaluated(passes: Sequence[_Pass], progress: Progress, notice: Notice) -> Evaluated:
     """Predict the first one's samples, score them where they have targets, beside the others, and write everything down."""
     run, options, evaluation = passes[0].run, passes[0].options, passes[0].evaluation
     left_out: list[str] = []
@@ -203,10 +199,6 @@ def _evaluated(passes: Sequence[_Pass], progress: Progress | None, notice: Notic
     def leave_out(line: str) -> None:
         left_out.append(line)
         notice(line)
-
-    def between(done: int) -> None:
-        if progress is not None:
-            progress(done, len(batches))
 
     def lowered(size: int, line: str) -> None:
         facts["batch_size"] = size
@@ -234,8 +226,9 @@ def _evaluated(passes: Sequence[_Pass], progress: Progress | None, notice: Notic
     evaluation.write_metrics({**facts, "status": "running"})
     try:
         result = evaluate(
-            run.model, evaluation.task, batches, run.precision, between, lowered=lowered
-        )
+            run.model, evaluation.task, batches, run.precision,
+            lambda done: progress(done, len(batches)), lowered=lowered,
+        )  # fmt: skip
         result = evaluation.finish(_with_intervals(result, passes))
     finally:
         evaluation.close()
