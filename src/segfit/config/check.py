@@ -109,11 +109,10 @@ def _check_options(config: DictConfig, prefix: str) -> Iterator[str]:
     for name in config:
         if name not in known:
             yield f"{prefix}{name!s}: there is no such key.{nearest(str(name), known)}"
-    missing = [name for name in known if name not in list(config)]
-    yield from (f"{prefix}{name}: cannot be taken out." for name in missing)
     for item in fields(schema):
         key = f"{prefix}{item.name}"
-        if item.name in missing:
+        if item.name not in list(config):
+            yield f"{key}: cannot be taken out."
             continue
         if OmegaConf.is_missing(config, item.name):
             yield f"{key} has no value: give it on the command line ({key}=…). {_help(item)}"

@@ -91,8 +91,7 @@ class DataConfig:
     )
     on_bad_sample: str = option(
         "fail",
-        "An image or mask that cannot be read. fail: the run ends and names it. skip: a warning is logged once; in training "
-        "another image takes its place, in evaluation it counts nowhere.",
+        "What cannot be read. fail: the run ends and names it. skip: in training another takes its place, in evaluation none.",
         choices=("fail", "skip"),
     )
     cache: str = option(
@@ -135,8 +134,7 @@ class OptimizerConfig:
     head_lr_factor: float = option(1.0, "Times lr: that of new layers.", gt=0, le=1_000_000)
     layer_decay: float = option(
         1.0,
-        "Learning rate of each layer of the encoder, times that of the next one (BEiT, arXiv 2106.08254); 0.75 for "
-        "pretrained transformers. What has no layers of its own name is cut into 12.",
+        "Learning rate of a layer of the encoder, times that of the next one (BEiT, arXiv 2106.08254); 0.75 for transformers.",
         gt=0,
         le=1,
     )
@@ -243,9 +241,7 @@ class RunConfig:
         "The same bits in every run on CUDA too, as far as torch has such kernels (it warns of others). Slower.",
     )
     clip_grad_norm: float | None = option(1.0, "Clip the gradient's norm; null: never.", gt=0)
-    ema_decay: float | None = option(
-        None, "Evaluate and keep an exponential moving average of the weights.", gt=0, lt=1
-    )
+    ema_decay: float | None = option(None, "Evaluate and keep averaged weights.", gt=0, lt=1)
     val_every: int = option(1, "Epochs between validations; the last always has one.", ge=1)
     monitor: str = option(REQUIRED, "Score that picks the best checkpoint.")
     patience: int | None = option(None, "Stop after so many validations without a new best.", ge=1)
@@ -257,9 +253,7 @@ class RunConfig:
     )
     limit_train_batches: int | None = option(None, "Micro-batches an epoch, at the most.", ge=1)
     limit_val_batches: int | None = option(None, "Batches a validation, at the most.", ge=1)
-    name: str | None = option(
-        None, "Folder of the run below outputs, of a sweep below multirun; null: date and time."
-    )
+    name: str | None = option(None, "Folder below outputs (of a sweep: multirun); null: by date.")
     init: str | None = option(
         None,
         "Start from an earlier run's weights: its folder or a .pt of it. Classes are matched by name; misfits are reported.",
