@@ -241,7 +241,7 @@ class RunConfig:
         "The same bits in every run on CUDA too, as far as torch has such kernels (it warns of others). Slower.",
     )
     clip_grad_norm: float | None = option(1.0, "Clip the gradient's norm; null: never.", gt=0)
-    ema_decay: float | None = option(None, "Evaluate and keep averaged weights.", gt=0, lt=1)
+    ema_decay: float | None = option(None, "Evaluate and keep an EMA of the weights.", gt=0, lt=1)
     val_every: int = option(1, "Epochs between validations; the last always has one.", ge=1)
     monitor: str = option(REQUIRED, "Score that picks the best checkpoint.")
     patience: int | None = option(None, "Stop after so many validations without a new best.", ge=1)

@@ -4,7 +4,7 @@ import base64
 import csv
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -41,25 +41,25 @@ def run_page(files: RunFolder, reason: str) -> str:
     ]
     epoch = metrics["best_epoch"]
     heads = "score", "best" if epoch is None else f"best (epoch {epoch + 1})", "last"
-    return _page(
-        f"{facts.get('model', '')} · {files.path.absolute().name}",
-        [
-            f"<p>{metrics['updates']} updates, status: {escape(metrics['status'])}.</p>",
-            *_pictures([files.curves]),
-            *_section("Scores", _table(heads, rows)),
-            *_section("What ran", _table(("", ""), facts.items())),
-            *_section("What the device did", _table(("", ""), device.items())),
-            *_section("Notices", "".join(f"<p>{escape(one)}</p>" for one in notices)),
-            *_section("The first training batch", "".join(_pictures([files.first_batch]))),
-            *_evaluations(files.evaluation),
-            *_section(
-                "What to type next",
-                f"<pre>{escape(chr(10).join(next_commands(reason, files)))}</pre>",
-            ),
-            "<h2>Config</h2>",
-            f"<details><pre>{escape(files.config.read_text(encoding='utf-8'))}</pre></details>",
-        ],
-    )
+    sections = {
+        "Scores": _table(heads, rows),
+        "What ran": _table(("", ""), facts.items()),
+        "What the device did": _table(("", ""), device.items()),
+        "Notices": "".join(f"<p>{escape(one)}</p>" for one in notices),
+        "The first training batch": _pictures([files.first_batch]),
+    }
+    for path in sorted(files.evaluation.glob("*/metrics.json")):
+        found = json.loads(path.read_text(encoding="utf-8")).get("scores", {})
+        scores, pictures = _table(("score", "value"), found.items()), path.parent.glob("*.png")
+        sections[f"evaluate.py: {path.parent.name}"] = scores + _pictures(sorted(pictures))
+    commands = escape("\n".join(next_commands(reason, files)))
+    config = escape(files.config.read_text(encoding="utf-8"))
+    sections["What to type next"] = f"<pre>{commands}</pre>" if commands else ""
+    sections["Config"] = f"<details><pre>{config}</pre></details>"
+    status = f"<p>{metrics['updates']} updates, status: {escape(metrics['status'])}.</p>"
+    parts = [f"<h2>{escape(name)}</h2>\n{part}" for name, part in sections.items() if part]
+    title = f"{facts.get('model', '')} · {files.path.absolute().name}"
+    return _page(title, [status, _pictures([files.curves]), *parts])
 
 
 def next_commands(reason: str, files: RunFolder) -> list[str]:
@@ -83,16 +83,8 @@ def sweep_page(folder: Path, leaderboard: Path, pages: Mapping[str, Path]) -> st
     for job, page in pages.items():
         link = escape(page.relative_to(folder).as_posix())
         parts.append(f'<h2><a href="{link}">Job {escape(job)}</a></h2>')
-        parts += _pictures([page.with_name("curves.png")])
+        parts.append(_pictures([page.with_name("curves.png")]))
     return _page(f"Sweep · {folder.absolute().name}", parts)
-
-
-def _evaluations(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.glob("*/metrics.json")):
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        scores = _table(("score", "value"), metrics.get("scores", {}).items())
-        pictures = _pictures(sorted(path.parent.glob("*.png")))
-        yield from _section(f"evaluate.py: {path.parent.name}", scores + "".join(pictures))
 
 
 def _page(title: str, parts: Iterable[str]) -> str:
@@ -101,18 +93,14 @@ def _page(title: str, parts: Iterable[str]) -> str:
     return f"<!doctype html>\n<html><head>{head}</head>\n<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
 
 
-def _section(title: str, content: str) -> list[str]:
-    return [f"<h2>{escape(title)}</h2>", content] if content else []
-
-
-def _pictures(paths: Iterable[Path]) -> list[str]:
-    """Return each picture that is there, inside of the page."""
-    return [
+def _pictures(paths: Iterable[Path]) -> str:
+    """Return the pictures that are there, inside of the page."""
+    return "".join(
         f'<img alt="{escape(path.stem)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}">'
         for path in paths
         if path.exists()
-    ]
+    )
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
