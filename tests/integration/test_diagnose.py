@@ -64,6 +64,12 @@ def four_cores(monkeypatch):
 
 
 @pytest.fixture
+def one_core(monkeypatch):
+    """Let the verdict know of no core that a worker could have."""
+    monkeypatch.setattr(timeline, "available_cores", lambda: 1)
+
+
+@pytest.fixture
 def alone(monkeypatch):
     """Let the time that others have the processor not pass for waiting for the disk."""
     timed = timeline._timed
@@ -134,14 +140,14 @@ def test_too_few_workers_are_named(tmp_path, four_cores, alone):
 
 
 @pytest.mark.slow
-def test_image_decoding_is_named(tmp_path, alone):
+def test_image_decoding_is_named(tmp_path, one_core, alone):
     found = diagnosed(tmp_path, "data.resolution=192", "data.cache=none", "image_size=32")
     assert found.values["bottleneck"] == "image decoding"
     assert found.values["change"] == {"data.cache": "ram"}
 
 
 @pytest.mark.slow
-def test_cpu_augmentation_is_named(tmp_path, alone):
+def test_cpu_augmentation_is_named(tmp_path, one_core, alone):
     everything = [f"augmentation.{name}=1" for name in ("affine", "color_jitter", "blur", "noise")]
     found = diagnosed(tmp_path, "augmentation=cpu", *everything, "batch_size=16", "image_size=128")
     assert found.values["bottleneck"] == "CPU augmentation"
