@@ -18,11 +18,7 @@ PAGE = "data.html"
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
-    """Write a page with samples and findings.
-
-    Raises:
-        SegFitError: once the page is written, with every problem of the data set.
-    """
+    """Write a page with samples and findings; then raise a SegFitError with every problem of the data set, if any."""
     sources = assembly_of(config).make_sources(config)
     problems: list[str] = []
     notices: list[str] = []

@@ -38,11 +38,7 @@ class Machine:
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
-    """Measure a training rung by rung, each on top of those that were faster than what stood before.
-
-    Raises:
-        SegFitError: if the lowest rung cannot be trained.
-    """
+    """Measure rung by rung, each on top of those that were faster; raise a SegFitError if the lowest cannot be trained."""
     device, _ = resolve_device(config.device)
     workers = config.benchmark.workers
     if workers is None:

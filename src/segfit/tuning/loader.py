@@ -64,11 +64,7 @@ class Fed:
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
-    """Measure the data side over workers × prefetch × cache × place of augmentation, and the bare update.
-
-    Raises:
-        SegFitError: if the data set is faulty or an update does not fit into memory.
-    """
+    """Measure all ways to feed, and the bare update; raise a SegFitError if data are faulty or an update does not fit."""
     ways = list(grid(config))
     places = list(dict.fromkeys(way.augmentation for way in ways))
     total = len(places) + len(ways)

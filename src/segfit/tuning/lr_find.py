@@ -113,10 +113,8 @@ def lr_range_test(
     """Train while the learning rate rises; `training` is of no use afterwards.
 
     Its accumulation, clipping, precision and averages are in force. The other arguments are the options of
-    benchmark=lr_find; `progress` is called with the updates made.
-
-    Raises:
-        SegFitError: if the loss diverges before there is a curve.
+    benchmark=lr_find; `progress` is called with the updates made. Raise a SegFitError if the loss diverges before there
+    is a curve.
     """
     test, least = RangeTest(smoothing=smoothing), math.inf
     for samples, loss, rate in _updates(training.fit, first, last, updates):

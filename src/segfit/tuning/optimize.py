@@ -36,8 +36,7 @@ _COLUMNS = (
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Measure the settings that matter, keep what is faster, let the model grow if asked, write the recipe.
 
-    Raises:
-        SegFitError: if not even one sample trains here, or the recipe cannot be written.
+    Raise a SegFitError if not even one sample trains here, or the recipe cannot be written.
     """
     options = config.benchmark
     deadline = time.monotonic() + 60 * options.budget_minutes

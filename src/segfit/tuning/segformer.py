@@ -32,11 +32,7 @@ _MEMORY = (
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
-    """Compare all variants and precisions that the mode names.
-
-    Raises:
-        SegFitError: if the model is no SegFormer, or a step does not fit into memory.
-    """
+    """Compare the variants and precisions; raise a SegFitError if the model is no SegFormer, or a step does not fit."""
     mode, model = config.benchmark, config.model
     if model.name != "segformer":
         raise SegFitError(

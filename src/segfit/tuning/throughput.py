@@ -26,11 +26,7 @@ _COLUMNS = (
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
-    """Measure training and inference of a composition, each on resident batches and on its own.
-
-    Raises:
-        SegFitError: if a step does not fit into memory.
-    """
+    """Measure training and inference, each on resident batches and its own; raise a SegFitError if a step does not fit."""
     speeds: dict[tuple[str, str], Speed] = {}
     with explain_out_of_memory(config):
         training = make_training(config, bench.folder, bench.notice)

@@ -147,11 +147,8 @@ def record(
 ) -> Timeline:
     """Train what train.py builds and return where the time went: `seconds` of it, after `warmup` updates.
 
-    A micro-batch has `batch_size` samples; the listener is closed afterwards.
-
-    Raises:
-        KeyboardInterrupt: if the user stopped it.
-        SegFitError: if it ended by itself before anything was recorded.
+    A micro-batch has `batch_size` samples; the listener is closed afterwards. Raise a KeyboardInterrupt if the user
+    stopped it, a SegFitError if it ended by itself before anything was recorded.
     """
     try:
         with ExitStack() as context:
