@@ -204,7 +204,8 @@ def _pair(
 ) -> Listing:
     """Return the images that have a mask of the form that `naming` says, and what reads it."""
     form, problems, notices = naming.mask_format, list[str](), list[str]()
-    keys = {name: name for name in images}  # image → what its mask is called in `found`
+    # image → what its mask is called in `found`, or None
+    keys: dict[str, Any] = {name: name for name in images}
     found: Mapping[str, Any]
     shown: dict[str, str] = {}
     if form == "png":
@@ -216,13 +217,13 @@ def _pair(
         what = "sets of parts"
     elif form == "rle":
         found, what = read_table(place, class_names), "ids"
-        keys = {name: next((i for i in table_id(name) if i in found), "") for name in images}
+        keys = {name: next((i for i in table_id(name) if i in found), None) for name in images}
     elif form == "coco":
         found, what = read_coco(place, class_names), "outlined images"
         # By the whole name, or by that of the file alone where it is one file's.
         alone = {key.rsplit("/", 1)[-1]: key for key in found}
         alone = alone if len(alone) == len(found) else {}
-        keys = {n: n if n in found else alone.get(n.rsplit("/", 1)[-1], "") for n in images}
+        keys = {n: n if n in found else alone.get(n.rsplit("/", 1)[-1]) for n in images}
     else:
         found, problems = files_by_name(list_files(place, OUTLINES[form]), place)
         what = "outlined images"
