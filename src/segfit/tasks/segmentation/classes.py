@@ -14,17 +14,11 @@ IGNORE_INDEX = 255
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set.
+    """The classes of a data set."""
 
-    Args:
-        names: one name a class, in the order of the indices.
-        colors: one RGB triple (0-255) a class; an empty tuple gives well separated hues.
-        background: index of the class that "foreground" scores leave out, or None.
-    """
-
-    names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...] = ()
-    background: int | None = None
+    names: tuple[str, ...]  # one a class, in the order of the indices
+    colors: tuple[tuple[int, int, int], ...] = ()  # RGB (0-255) a class; (): well separated hues
+    background: int | None = None  # the class that "foreground" scores leave out
 
     def __post_init__(self) -> None:
         if not self.colors:

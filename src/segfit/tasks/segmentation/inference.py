@@ -32,21 +32,13 @@ class Ensemble(nn.Module):
 
 @dataclass(frozen=True)
 class Predictor:
-    """How images become logits.
+    """How images become logits."""
 
-    Args:
-        window: (height, width) of a sliding window, or None to predict whole images.
-        overlap: share (0-1) of a window that the next one covers again.
-        flip: average with the prediction of the mirrored image, or window.
-        swap: pairs of classes that a mirror image exchanges.
-        at_once: windows that a forward pass takes.
-    """
-
-    window: tuple[int, int] | None = None
-    overlap: float = 0.5
-    flip: bool = False
-    swap: Sequence[Sequence[int]] = ()
-    at_once: int = 1
+    window: tuple[int, int] | None = None  # (height, width) of a sliding one; None: whole images
+    overlap: float = 0.5  # share (0-1) of a window that the next one covers again
+    flip: bool = False  # average with the prediction of the mirrored image, or window
+    swap: Sequence[Sequence[int]] = ()  # pairs of classes that a mirror image exchanges
+    at_once: int = 1  # windows that a forward pass takes
 
     def __call__(self, forward: Forward, images: Tensor) -> Tensor:
         """Return logits (B, num_classes, h, w) of images (B, 3, h, w)."""

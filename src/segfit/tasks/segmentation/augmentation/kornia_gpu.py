@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from segfit.tasks.segmentation.augmentation.params import AugmentationOptions, Draws, draw
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
-LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as in torchvision
-
 
 class KorniaGpu(AugmentationOptions):
     """Augments a batch and its masks; options and their meaning: `AugmentationOptions`."""
@@ -151,8 +149,8 @@ def luma(images: Tensor) -> Tensor:
     """Return the grey value `(B, 1, H, W)` of images `(B, 3, H, W)`; bands are grey each by itself."""
     if images.shape[1] != 3:
         return images
-    red, green, blue = images.split(1, 1)
-    return torch.add(red * LUMA[0], green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    red, green, blue = images.split(1, 1)  # ITU-R 601-2, as in torchvision
+    return torch.add(red * 0.2989, green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
