@@ -1,5 +1,6 @@
 """A data set, as everything that makes batches sees it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -28,6 +29,19 @@ class Source(Protocol):
         Raises:
             SegFitError: if a file is unreadable, or its content makes no sense.
         """
+
+
+class Named:
+    """What a `Source` of files with names has in common with others."""
+
+    names: Sequence[str]  # relative, without suffix, / between folders, in the order of the indices
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def id(self, index: int) -> str:
+        """Return a sample's name, as `Source.id`."""
+        return self.names[index]
 
 
 class SourceView:

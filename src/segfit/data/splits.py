@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,8 +151,10 @@ def listed(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
     return {part: sorted(set(members)) for part, members in found.items()}
 
 
-def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
-    """Return split → sorted names; every name in one split, every group in one split.
+def split_names(
+    names: Sequence[str], rule: SplitRule, there: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """Return split → sorted names; every name in one split, every group in one split; none for splits that are `there`.
 
     Groups are ordered by a hash of seed and group: the order of the names does not matter, and a few added samples leave
     nearly all others where they were.
@@ -163,7 +165,8 @@ def split_names(names: Sequence[str], rule: SplitRule) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name, group in zip(names, groups_of(names, rule.group), strict=True):
         groups.setdefault(group, []).append(name)
-    shares = {part: share for part in ("val", "test") if (share := getattr(rule, part)) > 0}
+    wanted = [part for part in ("val", "test") if part not in there]
+    shares = {part: share for part in wanted if (share := getattr(rule, part)) > 0}
     counts = {part: max(1, round(share * len(groups))) for part, share in shares.items()}
     if sum(counts.values()) >= len(groups):
         what = "samples" if rule.group is None else f"groups (data.split.group={rule.group})"

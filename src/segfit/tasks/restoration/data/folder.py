@@ -18,7 +18,7 @@ from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import only_images
 from segfit.data.preflight import inspect_sources
-from segfit.data.source import Source, where
+from segfit.data.source import Named, Source, where
 from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.defaults import NothingToReport
@@ -40,7 +40,7 @@ _MESSAGES = {
 
 
 @dataclass
-class PictureSource:
+class PictureSource(Named):
     """A `Source` of picture files: clean ones, or clean ones with degraded partners."""
 
     image_mode: str  # "rgb" or "gray"
@@ -56,13 +56,6 @@ class PictureSource:
     def pool(self) -> Mapping[str, Path]:
         """Pictures by name, those of other splits that were drawn from the same ones included."""
         return self.sides[0]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def id(self, index: int) -> str:
-        """Return the picture's name relative to its folder, without suffix, with / between folders."""
-        return self.names[index]
 
     def files(self, index: int) -> list[Path]:
         """Return the clean file, then its degraded partner if there is one."""
@@ -174,12 +167,10 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
         raise SegFitError(fatal)
     divides = "val" not in found or data.split.fold is not None
     if divides and (whole := found.pop("", found.pop("train", None))) is not None:
-        there: dict[str, Any] = dict.fromkeys({"val", "test"} & found.keys(), 0.0)
-        rule = replace(rule, **there)
         if rule.lists is not None:
             divided = listed(root / rule.lists, whole.names)
         else:
-            divided = split_names(whole.names, rule)
+            divided = split_names(whole.names, rule, found)
         found = {**{part: replace(whole, names=own) for part, own in divided.items()}, **found}
     return {
         part: replace(

@@ -19,7 +19,7 @@ from segfit.data.batches import Batch, sample_seed, stack
 from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
 from segfit.data.images import ImageReader, images_at, resize_image
-from segfit.data.source import Source, SourceView, read_arrays
+from segfit.data.source import Named, Source, SourceView, read_arrays
 from segfit.data.tiles import LargeImage, is_large
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -129,7 +129,7 @@ class EvalDataset(_Fitted):
         return {**sample, "mask": masks[0]} if masks else sample
 
 
-class PredictDataset(EvalDataset):
+class PredictDataset(Named, EvalDataset):
     """Images of a folder (and the folders below it), or one file, without masks; it is its own source.
 
     `size` and `fit` as `EvalDataset`; `reader` and `slice_axis` say how files become images.
@@ -181,13 +181,6 @@ class PredictDataset(EvalDataset):
                 image = LargeImage(path, self.reader)
                 return image if is_large(image.shape[1] * image.shape[2]) else None
         return None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def id(self, index: int) -> str:
-        """Return a unique relative name without suffix, / between folders."""
-        return self.names[index]
 
     def files(self, index: int) -> list[Path]:
         """Return the image's file."""

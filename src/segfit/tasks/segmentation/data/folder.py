@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segfit.data.formats import real_file
 from segfit.data.images import Decoded, ImageReader, look, resize_image
-from segfit.data.source import where
+from segfit.data.source import Named, where
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -41,7 +41,7 @@ class ItemReport:
 
 
 @dataclass(eq=False)
-class FolderSource:
+class FolderSource(Named):
     """A `Source` of image files with their `Masks`."""
 
     classes: Classes
@@ -57,13 +57,6 @@ class FolderSource:
     def pool(self) -> Mapping[str, Path]:
         """Images by name, those of other splits that were drawn from the same ones included."""
         return self.listing.images
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def id(self, index: int) -> str:
-        """Return the image's name relative to its folder, without suffix, with / between folders."""
-        return self.names[index]
 
     def files(self, index: int) -> list[Path]:
         """Return the image file, then those of the mask."""
@@ -235,10 +228,6 @@ def _divide(
             for part, names in whole.parts.items()
         }
     own = {part: listings[part] for part in ("val", "test") if part in listings}
-    none: dict[str, Any] = dict.fromkeys(own, 0.0)
-    rule = replace(rule, **none)
-    divided = {"train": sorted(whole.images)}
-    if rule.val or rule.test or rule.fold is not None:
-        divided = split_names(divided["train"], rule)
+    divided = split_names(sorted(whole.images), rule, own)
     members = {part: (names, whole) for part, names in divided.items()}
     return members | {part: (sorted(found.images), found) for part, found in own.items()}
