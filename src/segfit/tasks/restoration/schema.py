@@ -236,12 +236,7 @@ class Evaluate(EvaluateConfig):
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"cnn": CnnConfig, "nafnet": NafnetConfig},
     "data": {"shapes": ShapesConfig, "folder": FolderConfig, "pairs": PairsConfig},
-    "degrade": {
-        "noise": NoiseConfig,
-        "blur": BlurConfig,
-        "jpeg": JpegConfig,
-        "mixed": MixedConfig,
-    },
+    "degrade": {kind.name: kind for kind in (NoiseConfig, BlurConfig, JpegConfig, MixedConfig)},
 }
 
 
