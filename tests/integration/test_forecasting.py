@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 import segfit
@@ -74,6 +75,26 @@ def test_evaluation_gives_the_scores_of_training_and_writes_forecasts(trained):
     }
 
 
+def test_scores_have_intervals_by_blocks_of_time_and_runs_are_compared(trained):
+    options = ("split=test", "device=cpu", "every=1", "compare=run")
+    run(trained, "run=run", *options, script="evaluate.py")
+    folder = trained / "run/evaluation/test"
+    found, table = metrics(folder), pd.read_csv(folder / "forecasts.csv", parse_dates=["date"])
+    squared = (table["prediction"] - table["truth"]) ** 2
+    begun = table["date"] - pd.to_timedelta(table["step"], unit="h")  # the last date that was seen
+    # A day, the season, is longer than the horizon.
+    days = ((begun - begun.min()) // pd.Timedelta("1D")).to_numpy()
+    sums, counts = np.bincount(days, squared), np.bincount(days)
+    expected = scipy.stats.bootstrap(
+        (sums, counts), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True,
+        method="percentile", n_resamples=2000, rng=0,
+    ).confidence_interval  # fmt: skip
+    assert found["units"] == len(sums) == 4
+    assert found["intervals"]["true_mse"] == pytest.approx([*expected], rel=0.03)
+    itself = found["compared"]["mse"]
+    assert (itself["difference"], itself["p"]) == (0, 1)
+
+
 def test_the_future_begins_an_hour_after_the_data(trained):
     run(trained, "run=run", "future=true", "device=cpu", script="evaluate.py")
     table = pd.read_csv(trained / "run/evaluation/future/forecasts.csv", parse_dates=["date"])
@@ -96,8 +117,8 @@ def test_the_future_begins_an_hour_after_the_data(trained):
 
 
 def test_exported_programs_forecast_what_evaluation_wrote(trained):
-    for name in ("model.pt2", "model.onnx"):
-        run(trained, "run=run", f"export={name}", "device=cpu", script="evaluate.py")
+    run(trained, "run=run", "export=model.onnx", "device=cpu", script="evaluate.py")
+    export_run(segfit.load(trained / "run", device="cpu").run, trained / "model.pt2")
     run(trained, "run=run", "split=test", "device=cpu", "out=test", script="evaluate.py")
     files = {"series.json": ""}
     program = torch.export.load(trained / "model.pt2", extra_files=files).module()

@@ -250,9 +250,11 @@ def _with_intervals(result: Findings, passes: Sequence[_Pass]) -> Findings:
     first, last = (summed(one.evaluation.truths, own.names) for one in (own, passes[-1]))
     if first.shape != last.shape or not np.allclose(first, last):
         raise SegFitError(f"compare={own.options.compare}: its targets are not those of this run.")
-    groups = groups_of(list(own.names), own.group if resamples else None)
+    what, groups = own.evaluation.units or (
+        "samples" if own.group is None else "groups",
+        groups_of(list(own.names), own.group if resamples else None),
+    )
     counts = [summed(one.evaluation.counts, groups) for one in passes]
-    what = "samples" if own.group is None else "groups"
     return with_intervals(result, counts, own.evaluation.scores_of, resamples, what)
 
 

@@ -47,6 +47,8 @@ class Evaluation:
         # Index of a sample → what it counts, whose sum over samples decides scores; and what says that the target is the same.
         self.counts: dict[int, NDArray[Any]] = {}
         self.truths: dict[int, NDArray[Any]] = {}
+        # What is resampled, and its name for each entry of `counts`, where samples are not independent.
+        self.units: tuple[str, Sequence[str]] | None = None
         there, kind = [name for name in self.names if os.path.lexists(path / name)], None
         with suppress(SegFitError):  # unreadable, so not ours
             kind = read_json(path / METRICS).get("kind")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from segfit.tasks.forecasting.assembly import example_input, make_sources, quant
 from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.windows import Windows
 from segfit.tasks.forecasting.plots import Forecast, forecast_figure
+from segfit.tasks.forecasting.schema import ERRORS, FORECASTERS, error_names
 from segfit.tasks.forecasting.task import ForecastingTask, forecast_of, true_values
 
 FORECASTS = "forecasts.csv"
@@ -57,6 +58,16 @@ class ForecastEvaluation(Evaluation):
         layout = task.layout
         facts = {"targets": layout.columns[: layout.targets], "season": task.season}
         super().__init__(path, replace(task, on_forecast=self._keep), facts, _NAMES)
+        _, _, begin = data.locate(np.arange(len(data)))
+        seen, rows = begin + data.lookback - 1, max(data.horizon, task.season)
+        # Windows overlap, and series of one date move together: blocks of dates are drawn anew, not windows.
+        self._blocks = np.unique(data.series.table.dates[seen], return_inverse=True)[1] // rows
+        blocks, forecasters = int(self._blocks.max(initial=-1)) + 1, 3 if task.season > 1 else 2
+        self._sums = np.zeros((blocks, forecasters * len(ERRORS) + 1))  # errors, and how many
+        self._truths = np.zeros((blocks, layout.targets))
+        if data.part != "future":
+            self.counts, self.truths = dict(enumerate(self._sums)), dict(enumerate(self._truths))
+            self.units = f"blocks of {rows} dates", [str(block) for block in self.counts]
         self.own, self.data = task, data
         self.every = config.data.horizon if options.every is None else options.every
         count = min(options.pictures, len(data))
@@ -77,7 +88,12 @@ class ForecastEvaluation(Evaluation):
             result = replace(result, figures={**result.figures, "forecasts": figure})
         return super().finish(result)
 
-    def _keep(self, batch: Batch, values: Tensor) -> None:
+    def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        """Return the mean errors of the model and of the naive forecasts."""
+        names = error_names([*FORECASTERS][: sums.shape[1] // len(ERRORS)])
+        return dict(zip(names, (sums[:, :-1] / sums[:, -1:]).T, strict=True))
+
+    def _keep(self, batch: Batch, values: Tensor, errors: Tensor) -> None:
         """Take the forecasts of a batch; see `ForecastingTask.on_forecast`."""
         indices = batch["index"].cpu().numpy()  # synchronises, once a batch
         _, number, _ = self.data.locate(indices)
@@ -88,6 +104,10 @@ class ForecastEvaluation(Evaluation):
             self._forecasts[int(indices[row])] = forecast
         if self.every and len(rows := np.flatnonzero(number % self.every == 0)):
             self._tables[int(indices[rows[0]])] = self._table(batch, values, indices, rows)
+        truth = batch["window"][:, self.data.lookback :, : self.own.layout.targets]
+        counted = torch.full_like(errors[:, :1], truth[0].numel())
+        np.add.at(self._sums, self._blocks[indices], torch.cat([errors, counted], 1).cpu().numpy())
+        np.add.at(self._truths, self._blocks[indices], truth.sum(1).cpu().numpy())
 
     def _table(self, batch: Batch, values: Tensor, indices: Vector, rows: Vector) -> pd.DataFrame:
         """Return a row a window, target and step: series, date, step, prediction, truth, and the quantiles if any."""
@@ -170,7 +190,7 @@ def predict(
         facts = {"mean": mean, "std": std, "scale": scale, "when": 0, "index": number}
         samples.append({"window": window, **facts})
 
-    def take(batch: Batch, values: Tensor) -> None:
+    def take(batch: Batch, values: Tensor, _: Tensor) -> None:
         found.update(zip(batch["index"].tolist(), values.cpu().numpy(), strict=True))
 
     go(replace(task, on_forecast=take), samples)

@@ -10,17 +10,10 @@ from torchmetrics import Metric
 
 from segfit.engine.findings import Cell, Column, Table
 from segfit.report.text import number
-from segfit.tasks.forecasting.schema import FORECASTERS, remark
+from segfit.tasks.forecasting.schema import ERRORS, FORECASTERS, error_names, remark
 
 Vector = NDArray[np.float64]
 
-ERRORS = {
-    "mse": "MSE",
-    "mae": "MAE",
-    "true_mse": "true MSE",
-    "true_mae": "true MAE",
-    "mase": "MASE",
-}
 LEAST_SERIES = 3  # a date has for a correlation
 
 
@@ -31,9 +24,8 @@ class ForecastMetrics(Metric):
     """
 
     full_state_update = False
-    squared: Tensor
-    absolute: Tensor
-    true: Tensor  # squared, absolute and scaled errors of true values
+    sums: Tensor  # (forecasters, errors)
+    squared: Tensor  # (forecasters, horizon)
     windows: Tensor
     moves: list[Tensor]
 
@@ -48,10 +40,9 @@ class ForecastMetrics(Metric):
         super().__init__(sync_on_compute=False)
         self.horizon, self.targets, self.returns, self.season = horizon, targets, returns, season
         self.names = tuple(FORECASTERS)[: 3 if season > 1 else 2]
-        count, double = len(self.names), torch.float64
-        self.add_state("squared", torch.zeros(count, horizon, dtype=double), dist_reduce_fx="sum")
-        self.add_state("absolute", torch.zeros(count, horizon, dtype=double), dist_reduce_fx="sum")
-        self.add_state("true", torch.zeros(3, count, dtype=double), dist_reduce_fx="sum")
+        for state, width in (("sums", len(ERRORS)), ("squared", horizon)):
+            zeros = torch.zeros(len(self.names), width, dtype=torch.float64)
+            self.add_state(state, zeros, dist_reduce_fx="sum")
         self.add_state("windows", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("moves", [], dist_reduce_fx="cat")
 
@@ -66,17 +57,19 @@ class ForecastMetrics(Metric):
         past: Tensor,  # (B, lookback, targets) standardised; lookback ≥ season
         when: Tensor,  # (B,) int64, the date of the first step
     ) -> None:
-        """Count a batch."""
+        """Count a batch; `last` then holds the sums of each window, (B, forecasters · errors) float64."""
         naive = [(-mean / std).unsqueeze(1) if self.returns else past[:, -1:]]
         if self.season > 1:
             repeats = -(-self.horizon // self.season)
             naive.append(past[:, -self.season :].repeat(1, repeats, 1)[:, : self.horizon])
         errors = torch.stack([forecast, *(each.expand_as(truth) for each in naive)]) - truth
-        self.squared += errors.square().sum((1, 3), dtype=torch.float64)
-        self.absolute += errors.abs().sum((1, 3), dtype=torch.float64)
         true = errors * std.unsqueeze(1)
-        parts = true.square(), true.abs(), true.abs() / scale.unsqueeze(1)
-        self.true += torch.stack([part.sum((1, 2, 3), dtype=torch.float64) for part in parts])
+        scaled = true.abs() / scale.unsqueeze(1)
+        parts = errors.square(), errors.abs(), true.square(), true.abs(), scaled  # as in `ERRORS`
+        each = torch.stack([part.sum((2, 3), dtype=torch.float64) for part in parts], 2)
+        self.last = each.transpose(0, 1).flatten(1)
+        self.sums += each.sum(1)
+        self.squared += parts[0].sum((1, 3), dtype=torch.float64)
         self.windows += len(truth)
         if self.returns:
             both = torch.stack([forecast, truth]) * std.unsqueeze(1) + mean.unsqueeze(1)
@@ -91,18 +84,14 @@ class ForecastMetrics(Metric):
         step on standardised values, forecaster → `(horizon,)`, come second.
         """
         values = self.windows * self.targets
-        squared, absolute = (part / values for part in (self.squared, self.absolute))
-        true = self.true / (values * self.horizon)
-        errors = torch.stack([squared.mean(1), absolute.mean(1), *true]).T.tolist()
-        scores: dict[str, float] = {}
-        for name, numbers in zip(self.names, errors, strict=True):
-            suffix = "" if name == "model" else f"_{name}"
-            scores |= {f"{key}{suffix}": one for key, one in zip(ERRORS, numbers, strict=True)}
+        means = (self.sums / (values * self.horizon)).flatten().tolist()
+        scores = dict(zip(error_names(self.names), means, strict=True))
         if self.returns:
             moves = torch.cat(self.moves) if self.moves else torch.zeros(0, 3)
             dates, predicted, happened = moves.double().cpu().numpy().T
             scores |= direction_scores(dates, predicted, happened, self.horizon)
-        return scores, dict(zip(self.names, squared.cpu().numpy(), strict=True))
+        by_step = (self.squared / values).cpu().numpy()
+        return scores, dict(zip(self.names, by_step, strict=True))
 
     compute = scores
 

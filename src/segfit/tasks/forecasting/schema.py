@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,13 @@ MONITORS = dict.fromkeys(("mse", "mae", "mase", "loss"), "min") | {"ic": "max", 
 COLUMNS = {"mse": "MSE", "mae": "MAE", "mse_last": "last value's MSE"}
 # Whose errors are counted: the model's, and those of two forecasts that need none.
 FORECASTERS = {"model": "model", "last": "last value", "season": "last season"}
+ERRORS = {
+    "mse": "MSE",
+    "mae": "MAE",
+    "true_mse": "true MSE",
+    "true_mae": "true MAE",
+    "mase": "MASE",
+}
 MEMORY_ADVICE = "Lower data.lookback, choose a smaller model, or set data.place=host."
 MEMORY_OPTIONS = ("lookback", "horizon")
 
@@ -216,6 +223,12 @@ def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str
         rows //= 2
 
 
+def error_names(forecasters: Iterable[str]) -> list[str]:
+    """Return what the errors of some forecasters are called: mse, …, mse_last, …"""
+    suffixes = ["" if name == "model" else f"_{name}" for name in forecasters]
+    return [f"{key}{suffix}" for suffix in suffixes for key in ERRORS]
+
+
 def remark(scores: Mapping[str, float]) -> str:
     """Return a sentence that says which naive forecasts the model does not beat; empty if it beats them."""
     better = [
@@ -275,6 +288,12 @@ def _check_csv(data: DictConfig) -> Iterator[str]:
         for name in names:
             if data.columns is not None and name not in data.columns:
                 yield f"data.{key}: {name} is not among data.columns={shown(data.columns)}."
+
+
+def evaluation_problems(options: DictConfig) -> Iterator[str]:
+    """Yield what contradicts itself in the options of evaluate.py."""
+    if options.future and options.compare is not None:
+        yield f"compare={options.compare}: the future has no scores yet. Leave future out."
 
 
 def targets_of(data: DictConfig) -> list[str]:

@@ -65,9 +65,9 @@ class ForecastingTask(ScoredTask):
     horizon: int  # rows that are forecast
     season: int = 1  # rows of a season; 1: there is none
     returns: bool = False  # the targets are returns
-    # Called with every held-out batch and its forecasts, (B, horizon, targets) or (B, horizon, targets, quantiles), true
-    # values on the device.
-    on_forecast: Callable[[Batch, Tensor], None] | None = None
+    # Called with every held-out batch, its forecasts, (B, horizon, targets) or (B, horizon, targets, quantiles) true values,
+    # and the sums of each window's errors, (B, errors of each of `FORECASTERS`) float64; all on the device.
+    on_forecast: Callable[[Batch, Tensor, Tensor], None] | None = None
     memory_advice: ClassVar[str] = MEMORY_ADVICE
 
     def prepare(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002 - nothing is random
@@ -102,8 +102,6 @@ class ForecastMeter(ScoredMeter):
         inputs, targets = task.prepare(batch, 0)
         outputs = forward(inputs)
         values = true_values(outputs, batch["mean"], batch["std"])
-        if task.on_forecast is not None:
-            task.on_forecast(batch, values)
         point = task.criterion.point(outputs)
         self.metrics.to(outputs.device)  # synchronises, once a pass
         self.metrics.update(
@@ -117,6 +115,8 @@ class ForecastMeter(ScoredMeter):
         )
         self.update_extra(point.flatten(), targets.flatten())
         self.add_loss(task.loss(outputs, targets, task.totals(targets)), len(targets))
+        if task.on_forecast is not None:
+            task.on_forecast(batch, values, self.metrics.last)
         if task.panels:
             for row, index in enumerate(batch["index"].tolist()):  # synchronises, once a batch
                 if index in task.panels:

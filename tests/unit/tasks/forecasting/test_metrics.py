@@ -5,7 +5,7 @@ from torchmetrics.functional import mean_absolute_error, mean_squared_error
 
 from segfit.engine.extra_metrics import merge, state_of
 from segfit.tasks.forecasting.metrics import ForecastMetrics, direction_scores, error_table
-from segfit.tasks.forecasting.schema import remark
+from segfit.tasks.forecasting.schema import FORECASTERS, error_names, remark
 
 WINDOWS, LOOKBACK, HORIZON, TARGETS, SEASON = 23, 10, 6, 2, 4
 
@@ -81,6 +81,16 @@ def test_batches_and_processes_make_no_difference(returns):
     merged = metrics(returns=returns)
     merge(merged, states)
     assert merged.scores()[0] == pytest.approx(whole[0], rel=1e-12)
+
+
+def test_the_sums_of_windows_make_up_the_scores():
+    metric = metrics()
+    metric.update(**windows())
+    assert metric.last.shape == (WINDOWS, 15)
+    means = (metric.last.sum(0) / (WINDOWS * HORIZON * TARGETS)).tolist()
+    assert dict(zip(error_names(FORECASTERS), means, strict=True)) == pytest.approx(
+        metric.scores()[0]
+    )
 
 
 def test_nothing_counted_is_nan():
