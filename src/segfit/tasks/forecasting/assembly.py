@@ -41,14 +41,14 @@ def check_sources(
 ) -> NothingToReport:
     """Read the series, or what is kept of them; raise a SegFitError with every problem of the data set."""
     (lazy,) = {source.lazy for source in sources.values()}
-    series = lazy.get(progress)
+    lazy.progress = progress
     empty = [part for part, least in needs.items() if len(sources[part]) < least]
     if empty:
         raise SegFitError(
             f"{' and '.join(empty)}: there is no window (data.lookback + data.horizon = {sources[empty[0]].lookback} + "
             f"{sources[empty[0]].horizon} rows). Change data.split, or shorten data.horizon."
         )
-    return NothingToReport(series.notices)
+    return NothingToReport(lazy.series.notices)
 
 
 def make_train_dataset(config: DictConfig, source: Windows) -> Windows | SingleWindows:

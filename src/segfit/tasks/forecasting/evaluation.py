@@ -186,9 +186,8 @@ def predict(
             )
         window[: len(seen)] = np.nan_to_num(seen)
         which = names.index(name) if name in names else 0
-        mean, std, scale = (part[which].astype(np.float32) for part in series.statistics)
-        facts = {"mean": mean, "std": std, "scale": scale, "when": 0, "index": number}
-        samples.append({"window": window, **facts})
+        own = {key: part[which].astype(np.float32) for key, part in series.statistics.items()}
+        samples.append({"window": window, **own, "when": 0, "index": number})
 
     def take(batch: Batch, values: Tensor, _: Tensor) -> None:
         found.update(zip(batch["index"].tolist(), values.cpu().numpy(), strict=True))
@@ -238,7 +237,6 @@ def make_exported(config: DictConfig, model: nn.Module, *_: float) -> Exported:
     The run's data have to be there, for the statistics of each series. The model may be changed.
     """
     layout, series = layout_of(config.data), make_sources(config)["train"].series
-    mean, std, _ = series.statistics
     facts = {
         "lookback": config.data.lookback,
         "horizon": config.data.horizon,
@@ -248,7 +246,7 @@ def make_exported(config: DictConfig, model: nn.Module, *_: float) -> Exported:
         "returns": config.data.returns,
         "quantiles": quantiles_of(config),
         "series": {
-            name: {"mean": mean[number].tolist(), "std": std[number].tolist()}
+            name: {key: series.statistics[key][number].tolist() for key in ("mean", "std")}
             for number, name in enumerate(series.table.names)
         },
     }

@@ -63,10 +63,7 @@ class RestorationLoss(nn.Module):
     l1 and mse are means over values; so is charbonnier, √(error² + epsilon²), which is L1 but smooth at 0 (Lai et al.,
     arXiv 1710.01992). psnr is the negative PSNR in dB, a mean over pictures as in NAFNet (Chen et al., arXiv 2204.04676).
     The perceptual term's network runs in the `precision` of the step; its weights are random for `weights` None, which
-    serves to plan memory and for nothing else.
-
-    Raises:
-        SegFitError: if the encoder's weights cannot be had.
+    serves to plan memory and for nothing else. Raises a SegFitError if the encoder's weights cannot be had.
     """
 
     def __init__(

@@ -112,8 +112,7 @@ def ssim(pictures: Tensor, target: Tensor) -> Tensor:
 def lpips_network(name: str) -> nn.Module:
     """Return the network of LPIPS (Zhang et al., arXiv 1801.03924), alex, vgg or squeeze; nothing is fetched.
 
-    Raises:
-        SegFitError: if torch's cache has not the weights that torchvision gives the network.
+    Raises a SegFitError if torch's cache has not the weights that torchvision gives the network.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     from torchvision.models import get_model_weights

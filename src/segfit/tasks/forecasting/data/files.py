@@ -57,8 +57,7 @@ def files_of(root: str) -> list[Path]:
 def layout_of(data: DictConfig) -> Layout:
     """Return what the columns of a data set are; of files, by the config and the header of the first.
 
-    Raises:
-        SegFitError: if there is no file, or no column of dates in it.
+    Raises a SegFitError if there is no file, or no column of dates in it.
     """
     if data.name == "waves":
         columns = tuple(f"value_{place}" for place in range(data.columns))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +22,10 @@ from segfit.tasks.forecasting.data.table import Progress, Table, csv_table, wave
 
 PARTS = ("train", "val", "test", "future")
 Rows = NDArray[np.int64]
-Statistics = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 _DAY = 86400
 _NEVER = np.iinfo(np.int64).max
 _SHOWN = 50  # problems in one message
-
-
-class Place(NamedTuple):
-    """Where windows are gathered; all on one device."""
-
-    values: Tensor  # (N, columns) float32
-    dates: Tensor  # (N,) int64
-    mean: Tensor  # (series, columns) float32, of the training part
-    std: Tensor  # (series, columns) float32
-    scale: Tensor  # (series, targets) float32, error of the seasonal naive forecast there
 
 
 @dataclass
@@ -45,45 +35,50 @@ class SeriesSet:
     table: Table
     first: Mapping[str, Rows]  # part → (series,), the row at which its first window begins
     counts: Mapping[str, Rows]  # part → (series,), its windows
-    statistics: Statistics  # mean and std (series, columns), scale (series, targets)
+    # Of the training part: "mean" and "std" (series, columns), "scale", the error of the seasonal naive forecast there
+    # (series, targets).
+    statistics: Mapping[str, NDArray[np.float64]]
     season: int  # rows of a season; 1: there is none
     notices: list[str]  # lines for the log
-    _places: dict[str, Place] = field(default_factory=dict)
+    _places: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
-    def on(self, device: torch.device, place: str) -> Place:
-        """Return the series on a device, or on the host where they are to stay there or do not fit."""
+    def on(self, device: torch.device, place: str) -> dict[str, Tensor]:
+        """Return "values" (N, columns) float32, "dates" (N,) int64, and the `statistics` as float32.
+
+        They lie on a device, or on the host where they are to stay there or do not fit.
+        """
         size = self.table.values.nbytes + self.table.dates.nbytes
         there = str(device) in self._places or fits(size, device)
         if place in ("host", "loader") or (place == "auto" and not there):
             device = torch.device("cpu")
         if str(device) not in self._places:
-            tensors = (torch.from_numpy(values).float() for values in self.statistics)
-            everything = (self.table.values, torch.from_numpy(self.table.dates), *tensors)
-            self._places[str(device)] = Place(*(tensor.to(device) for tensor in everything))
+            tensors = {"values": self.table.values, "dates": torch.from_numpy(self.table.dates)}
+            for key, values in self.statistics.items():
+                tensors[key] = torch.from_numpy(values).float()
+            self._places[str(device)] = {key: one.to(device) for key, one in tensors.items()}
         return self._places[str(device)]
 
 
 class LazySeries:
     """The series of a config, read when they are first needed."""
 
+    progress: Progress | None = None  # called with (done, total) files
+
     def __init__(self, data: DictConfig) -> None:
         self.data = data
-        self._series: SeriesSet | None = None
 
-    def get(self, progress: Progress | None = None) -> SeriesSet:
-        """Return them; raise a SegFitError with everything that is wrong. `progress` is called with (done, total) files."""
-        if self._series is None:
-            waves = self.data.name == "waves"
-            table = waves_table(self.data) if waves else csv_table(self.data, progress)
-            self._series = prepare(table, self.data)
-        return self._series
+    @cached_property
+    def series(self) -> SeriesSet:
+        """The series; raises a SegFitError with everything that is wrong."""
+        waves = self.data.name == "waves"
+        table = waves_table(self.data) if waves else csv_table(self.data, self.progress)
+        return prepare(table, self.data)
 
 
 def prepare(table: Table, data: DictConfig) -> SeriesSet:
     """Return the series of a table, cut and looked through.
 
-    Raises:
-        SegFitError: with everything that is wrong with them, unless `data.on_bad_sample=skip` leaves them out.
+    Raises a SegFitError with everything that is wrong with them, unless `data.on_bad_sample=skip` leaves them out.
     """
     window, skip = data.lookback + data.horizon, data.on_bad_sample == "skip"
     problems = [list(report.problems) for report in table.reports]
@@ -104,7 +99,8 @@ def prepare(table: Table, data: DictConfig) -> SeriesSet:
     ])  # fmt: skip
     rows = bounds[:, 1] - bounds[:, 0]
     shape, targets = (len(table.names), len(table.layout.columns)), table.layout.targets
-    statistics = np.zeros(shape), np.ones(shape), np.ones((shape[0], targets))
+    statistics = {"mean": np.zeros(shape), "std": np.ones(shape)}
+    statistics["scale"] = np.ones((shape[0], targets))
     for number in good:
         if rows[number] >= window:
             train = slice(*bounds[number, :2])
@@ -173,18 +169,18 @@ def _windows(
 
 
 def _measure(
-    table: Table, number: int, train: slice, season: int, statistics: Statistics
+    table: Table, number: int, train: slice, season: int, statistics: Mapping[str, Any]
 ) -> list[str]:
     """Write down the statistics of a series' training part; return what is wrong with it."""
     layout = table.layout
     rows = table.values[train].numpy().astype(np.float64)
-    mean, std, scale = statistics
     constant = np.ptp(rows, axis=0) == 0
-    mean[number] = rows.mean(0)
-    std[number] = np.where(constant, 1.0, rows.std(0))
+    statistics["mean"][number] = rows.mean(0)
+    statistics["std"][number] = np.where(constant, 1.0, rows.std(0))
     targets = rows[:, : layout.targets]
-    scale[number] = np.abs(targets[season:] - targets[:-season]).mean(0)
-    scale[number][scale[number] == 0] = np.nan  # no score is a multiple of nothing
+    scale = np.abs(targets[season:] - targets[:-season]).mean(0)
+    # No score is a multiple of nothing.
+    statistics["scale"][number] = np.where(scale == 0, np.nan, scale)
     return [
         f"{layout.columns[place]}: constant in the training part ({rows[0, place]:g}). Leave it out: data.columns=[…]"
         for place in np.flatnonzero(constant[: layout.inputs])

@@ -82,9 +82,7 @@ def csv_table(data: DictConfig, progress: Progress | None = None) -> Table:
     """Return the series of CSV files, read by several processes, or as `data.cache=disk` has kept them.
 
     Each file that was read is kept by itself: what is interrupted continues, and only files that changed are read again.
-
-    Raises:
-        SegFitError: if there is no file, or the first has no dates. What is wrong with single files is in `reports`.
+    Raises a SegFitError if there is no file, or the first has no dates. What is wrong with single files is in `reports`.
     """
     source = SeriesFiles(data)
     options = CacheOptions(

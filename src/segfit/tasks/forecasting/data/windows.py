@@ -33,7 +33,7 @@ class Windows:
     @property
     def series(self) -> SeriesSet:
         """The series themselves."""
-        return self.lazy.get()
+        return self.lazy.series
 
     @cached_property
     def ends(self) -> Rows:
@@ -75,22 +75,20 @@ class Windows:
     def batch(self, indices: Indices, device: torch.device) -> Batch:
         """Return windows as a batch, on the device if the series lie there, else on the host."""
         place, table = self.series.on(device, self.place), self.series.table
-        own = place.values.device
+        own = place["values"].device
         which, _, begin = (_moved(part, own) for part in self.locate(indices))
         rows = begin[:, None] + torch.arange(self.lookback + self.horizon, device=own)
         if self.part == "future":
-            rows = rows.clamp(max=len(place.values) - 1)
+            rows = rows.clamp(max=len(place["values"]) - 1)
         # (B, lookback + horizon, columns) float32, true values; index_select takes a third of the time of values[rows] on a
         # CPU.
-        window = place.values.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        window = place["values"].index_select(0, rows.flatten()).view(*rows.shape, -1)
         if self.part == "future":
             window[:, self.lookback :, : table.layout.inputs] = 0  # what was not observed
         batch = {
             "window": window,
-            "mean": place.mean[which],  # (B, columns) float32, of the series' training part
-            "std": place.std[which],
-            "scale": place.scale[which],  # (B, targets) float32, see `Place`
-            "when": place.dates[rows[:, self.lookback]],  # (B,) int64, of the first forecast row
+            **{key: place[key][which] for key in self.series.statistics},  # (B, …) float32
+            "when": place["dates"][rows[:, self.lookback]],  # (B,) int64, of the first forecast row
             "index": _moved(np.asarray(indices), own),  # (B,) int64
         }
         if own != device and device.type == "cuda":

@@ -38,10 +38,8 @@ class TrainDataset(SourceView):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the patch for (index, seed); the seed decides everything that is random.
 
-        "target" is (C, P, P) uint8 or uint16, of pairs "input", too; "index" and "seed", for what degrades, are int.
-
-        Raises:
-            SegFitError: if a file cannot be read, or the picture is smaller than a patch.
+        "target" is (C, P, P) uint8 or uint16, of pairs "input", too; "index" and "seed", for what degrades, are int. Raises
+        a SegFitError if a file cannot be read, or the picture is smaller than a patch.
         """
         index, seed = key
         if self._last is None or self._last[0] != index:
@@ -72,8 +70,7 @@ class HeldOutDataset(SourceView):
     def __getitem__(self, index: int) -> Sample:
         """Return a picture: "input" (C, H, W) uint8 or uint16, or float32 where it was made, "target" uint8 or uint16, "index".
 
-        Raises:
-            SegFitError: if a file cannot be read; it is named.
+        Raises a SegFitError if a file cannot be read; it is named.
         """
         target, *degraded = read_arrays(self.source, index)
         given = degraded[0] if degraded else self.degrade(as_float(target))
@@ -83,8 +80,7 @@ class HeldOutDataset(SourceView):
 class PredictDataset(SourceView):
     """Degraded pictures of a folder (and the folders below it), or one file, without targets, in the `image_mode` of training.
 
-    Raises:
-        SegFitError: if there is no such folder or no picture in it, or two have one name.
+    Raises a SegFitError if there is no such folder or no picture in it, or two have one name.
     """
 
     def __init__(self, folder: str | Path, image_mode: str) -> None:

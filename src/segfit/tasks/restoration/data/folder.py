@@ -64,8 +64,7 @@ class PictureSource(Named):
     def read(self, index: int) -> tuple[Pixels, ...]:
         """Return the clean picture (H, W, C) uint8 or uint16, then the degraded one if there is one.
 
-        Raises:
-            SegFitError: if a file cannot be read, or a pair has two sizes.
+        Raises a SegFitError if a file cannot be read, or a pair has two sizes.
         """
         files = self.files(index)
         pictures = tuple(read_picture(file, self.image_mode) for file in files)
@@ -133,11 +132,8 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
 
     Without such folders `root` is divided by `data.split`, as is the train folder where there is no val folder. A pair has
     one relative name but for the suffix; its splits may also lie below the two sides. `data` is a FolderConfig or
-    PairsConfig; `smallest` are the pixels that a side has to have in each split.
-
-    Raises:
-        SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
-            wrong with single files.
+    PairsConfig; `smallest` are the pixels that a side has to have in each split. Raises a SegFitError with every problem
+    that keeps the folders from being a data set. The pre-flight finds what is wrong with single files.
     """
     root = Path(data.root).expanduser()
     if not root.is_dir():
@@ -227,11 +223,9 @@ def check_sources(
     """Look at pictures before training; a source without files has nothing to look at.
 
     `needs` are the pictures that a split has to have at least; `progress` is called with (done, total) pictures while files
-    are opened.
-
-    Raises:
-        SegFitError: with every problem found: too few pictures, files without a partner, unreadable files (a notice where
-            they are to be skipped), pictures that are too small, pairs of unequal size or shifted against each other.
+    are opened. Raises a SegFitError with every problem found: too few pictures, files without a partner, unreadable files
+    (a notice where they are to be skipped), pictures that are too small, pairs of unequal size or shifted against each
+    other.
     """
     problems = [
         f"{split} has no pictures. Add some, or change data.split."

@@ -19,10 +19,8 @@ def read_picture(path: Path, image_mode: str) -> Pixels:
     """Return a picture (H, W, C), upright, C-contiguous: uint8, or uint16 where the file has 16 bits.
 
     Alpha is dropped; palettes and CMYK are converted. `image_mode` is "gray" for one channel, the luminance of colour
-    files, or "rgb" for three.
-
-    Raises:
-        SegFitError: if the file cannot be read, or holds other than 8 or 16 bits, or other than one band or three.
+    files, or "rgb" for three. Raises a SegFitError if the file cannot be read, or holds other than 8 or 16 bits, or other
+    than one band or three.
     """
     values, alpha, *_ = read_values(path)
     pixels = values.reshape(*values.shape[:2], -1)[..., : -1 if alpha else None]

@@ -35,7 +35,7 @@ def write(table: pd.DataFrame, path: Path) -> Path:
 
 
 def series_of(root: Path, *overrides: str) -> SeriesSet:
-    return LazySeries(config_of(root, *overrides).data).get()
+    return LazySeries(config_of(root, *overrides).data).series
 
 
 def windows_of(root: Path, part: str, *overrides: str) -> Windows:

@@ -87,7 +87,7 @@ def test_what_comes_later_changes_nothing(tmp_path):
 def test_statistics_are_those_of_the_training_part(tmp_path):
     table = frame()
     write(table, tmp_path / "a.csv")
-    mean, std, scale = series_of(tmp_path, "data.season=6").statistics
+    mean, std, scale = series_of(tmp_path, "data.season=6").statistics.values()
     part = table[["a", "b"]].to_numpy(np.float32)[:70].astype(float)
     assert np.allclose(mean[0], part.mean(0))
     assert np.allclose(std[0], part.std(0))
