@@ -199,8 +199,7 @@ def run(
         if sweep.LeaderBoard.interrupted:
             sys.exit(sweep_jobs.INTERRUPTED)
         sys.exit(1 if sweep.LeaderBoard.failed else 0)
-    problems = sweep.without_a_result(caught)
-    problems = problems or explain(caught, CONF, config_name, sys.argv[1:])
+    problems = sweep.without_a_result(caught) or explain(caught, CONF, config_name, sys.argv[1:])
     if problems:
         sweep.discard_unstarted()
     sweep.print_resume_command()

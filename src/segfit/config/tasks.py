@@ -7,12 +7,12 @@ says what a run of the task has besides what every run has; its `assembly` modul
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
@@ -137,13 +137,15 @@ def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
                 f"task={given['task']}: a sweep has one task. Launch a sweep for each."
             )
         return given["task"]
+    experiment = f"experiment/{given.get('experiment', '').split(',')[0]}.yaml"
+    paths, pattern = [folder / experiment for folder in folders], r"override /task: *(\w+)"
     if "run" in given:
-        return _task_of_run(run_folder(given["run"].strip("'\"[]").split(",")[0].strip("'\"")))
-    if "experiment" in given:
-        for folder in folders:
-            path = folder / "experiment" / f"{given['experiment'].split(',')[0]}.yaml"
-            text = path.read_text("utf-8") if path.is_file() else ""
-            if found := re.search(r"override /task: *(\w+)", text):
+        run = given["run"].strip("'\"[]").split(",")[0].strip("'\"")
+        paths, pattern = [run_folder(run) / "config.yaml"], r"^task:\s+name: *(\w+)"
+    for path in paths:
+        with suppress(OSError):  # whoever reads it says what is wrong
+            found = re.search(pattern, path.read_text("utf-8", "replace"), re.MULTILINE)
+            if found and found[1] in task_names():
                 return found[1]
     return DEFAULT
 
@@ -167,16 +169,6 @@ def run_folder(given: str) -> Path:
     path = Path(given).expanduser()
     around = (path, *path.absolute().parents[:2]) if path.exists() else ()
     return next((one for one in around if (one / "config.yaml").is_file()), path)
-
-
-def _task_of_run(run: Path) -> str:
-    """Return the task of a run folder; the default for what is no run: whoever reads it says so."""
-    try:
-        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        name = values["task"]["name"]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, RecursionError):
-        return DEFAULT
-    return name if name in task_names() else DEFAULT
 
 
 def config_folders(arguments: Sequence[str], conf: Path) -> list[Path]:

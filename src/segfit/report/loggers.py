@@ -47,12 +47,8 @@ class Loggers(Listener):
     - system/peak_memory_gib, and what `monitor` samples: system/utilisation, …
     - train/lr, train/grad_norm, train/loss_scale, train/scaler_skips
 
-    A logger that raises gives one notice and gets nothing more; training continues.
-
-    Args:
-        loggers: label → logger; they get the events themselves, too.
-        monitor: runs from start to close; None: nothing is sampled.
-        notify: gets the notices.
+    `loggers`, by label, get the events themselves, too. One that raises gives `notify` one notice and gets nothing more;
+    training continues. `monitor` runs from start to close.
     """
 
     def __init__(

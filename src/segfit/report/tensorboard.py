@@ -41,27 +41,16 @@ threading.excepthook = _ignore_writer_thread
 
 
 class TensorBoardLogger(Pictures, Logger):
-    """Writes one TensorBoard run; the x axis is the number of updates.
-
-    TensorBoard sorts groups of tags by name, which is why loss and scores come first. Beside the tags of `Loggers`:
+    """Writes one TensorBoard run; the x axis is the number of updates. Beside the tags of `Loggers`:
 
     - score_best/<name>: of the best validation so far, shown in the HPARAMS tab
-    - validation/<figure>, validation/panel/<sample>: images
+    - validation/<figure>, validation/panel/<sample>: images, of the validations that `Pictures` draws
     - config, facts: texts
 
-    The HPARAMS tab shows one row a run, from the first validation on; with the parent folder as logdir, a sweep is
-    one table. Images come with the first and the last validation, and with those between as long as drawing takes
-    no more than 2 % of the time. Everything else is on disk when a method returns, so a killed run loses nothing
-    of it.
-
-    Args:
-        hparams: what the HPARAMS tab has columns for. Runs that are to be compared need the same keys:
-            TensorBoard takes the columns from one of them.
-        resume_step: updates of the checkpoint that the run resumes from; None for a new run. Whatever
-            the folder holds of later updates is hidden, so that no step appears twice.
-
-    Raises:
-        SegFitError: if the folder cannot be written.
+    The HPARAMS tab shows one row a run, from the first validation on, with columns for `hparams`; runs that are compared need
+    the same keys, since TensorBoard takes the columns from one of them. All but images is on disk when a method returns, so a
+    killed run loses nothing of it. A run that resumes from a checkpoint after `resume_step` updates hides what the folder
+    holds of later ones, so that no step appears twice. Raises a SegFitError if the folder cannot be written.
     """
 
     def __init__(

@@ -50,10 +50,8 @@ def run_job(monitor: str, script: Path) -> float | None:
     a scheduler can requeue a job. A job that fails leaves `error.json` in its folder and has no score; the sweep
     continues.
 
-    Raises:
-        KeyboardInterrupt: if the job was ended by Ctrl-C, which ends the sweep.
-        SystemExit: if the sweep was ended by SIGTERM, once the job has saved.
-        SegFitError: if the job's folder holds another job, or cannot be written to.
+    Raises a KeyboardInterrupt if the job was ended by Ctrl-C, which ends the sweep; a SystemExit if the sweep was ended by
+    SIGTERM, once the job has saved; a SegFitError if the job's folder holds another job, or cannot be written to.
     """
     global _stopped
     if _stopped:  # in a launcher's process that takes one job after another
