@@ -95,23 +95,18 @@ def show(folder: Path) -> list[Row]:
     rows = collect(folder)
     LeaderBoard.failed = sum(row.failed for row in rows)
     print_leaderboard(rows)
-    written = str(folder / "leaderboard.csv")
+    board, page = folder / "leaderboard.csv", folder / "report.html"
+    pages = {f"{row.job}": path for row in rows if (path := RunFolder(row.path).page).exists()}
     try:
-        write_csv(rows, folder / "leaderboard.csv")
+        write_csv(rows, board)
+        print(board)
+        if pages:
+            page.write_text(sweep_page(folder, board, pages), encoding="utf-8")
+            print(page)
     except OSError as error:  # Hydra would log a warning and ignore the failures
-        written += f": cannot be written ({error.strerror})."
-    else:
-        with contextlib.suppress(OSError):
-            pages = {str(row.job): RunFolder(row.path).page for row in rows}
-            there = {job: page for job, page in pages.items() if page.exists()}
-            if there:
-                (folder / "report.html").write_text(
-                    sweep_page(folder, folder / "leaderboard.csv", there), encoding="utf-8"
-                )
-                written += f"\n{folder / 'report.html'}"
+        print(f"{error.filename}: cannot be written ({error.strerror}).")
     if any(RunFolder(row.path).tensorboard.exists() for row in rows):
-        written += f"\ntensorboard --logdir {folder}"
-    print(written)
+        print(f"tensorboard --logdir {folder}")
     return rows
 
 
