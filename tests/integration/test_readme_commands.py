@@ -128,10 +128,7 @@ def test_the_command_runs(line: str, place: Path) -> None:
         small += SHAPES
     # One job is as good as three: test_sweep.py has several.
     words = [re.sub(r"^(\w+=\w+),.*", r"\1", word) for word in words]
-    # argparse wants all overrides in one piece: before flags that end the line
-    flag = next((i for i in range(2, len(words)) if words[i].startswith("-")), None)
-    arguments = [*words[:flag], *small, *words[flag:]] if flag else [*words, *small]
-    done = run(arguments, place, launcher)
+    done = run([*words, *small], place, launcher)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
 
