@@ -155,10 +155,9 @@ def bars(steps: Sequence[Step], labels: Sequence[str], title: str) -> Figure:
     axes = figure.add_subplot()
     rates = [step.rate or 0.0 for step in steps]
     colors = ["#3a7ca5" if step.verdict == KEPT else "#c8c8c8" for step in steps]
-    axes.barh(range(len(steps)), rates, color=colors)
-    for place, (rate, label) in enumerate(zip(rates, labels, strict=True)):
-        text = label if len(label) <= 80 else f"{label[:79]}…"
-        axes.text(rate, place, f" {text}", va="center", color="black" if rate else "#777777")
+    drawn = axes.barh(range(len(steps)), rates, color=colors)
+    texts = [label if len(label) <= 80 else f"{label[:79]}…" for label in labels]
+    axes.bar_label(drawn, texts, padding=3)
     axes.set_yticks(range(len(steps)), [step.change.name for step in steps])
     axes.set_ylim(len(steps) - 0.5, -0.5)
     axes.set_xlim(0, 1.7 * max([*rates, 1e-9]))  # room for the label of the longest bar

@@ -68,23 +68,17 @@ def recipe(
         {f"override /{name}@_global_.{name}": text.partition("=")[2]}
         for name, text in zip(groups, choices, strict=True)
     ]
-    values = OmegaConf.create(
-        {
-            "hardware": {"name": "local", "vram_gb": vram_gb, "tuned_for": dict(tuned_for)},
-            **{key: plain(config)[key] for key in _TOP if key in config},
-            "loader": {"workers": config.loader.workers},
-            "data": {"cache": str(config.data.cache)},
-        }
-    )
-    model = model_options(config)
-    if config.model.get("checkpointing"):  # not every model has the key
-        model["checkpointing"] = True
+    hardware = {"name": "local", "vram_gb": vram_gb, "tuned_for": dict(tuned_for)}
+    values = OmegaConf.create({"hardware": hardware})
     sample, _ = next(schema_of(config.task.name).smaller_samples(config, 2.0), ({}, ""))
-    options = {key: OmegaConf.select(config, key) for key in sample}
-    options |= {f"model.{key}": value for key, value in model.items()}
-    for key, value in (options | dict(kept)).items():
-        if key not in groups:
-            OmegaConf.update(values, key, value)
+    model = [
+        *model_options(config),
+        *(["checkpointing"] if config.model.get("checkpointing") else []),
+    ]
+    keys = [*(key for key in _TOP if key in config), "loader.workers", "data.cache", *sample]
+    keys += [f"model.{key}" for key in model]
+    for key in (*keys, *(key for key in kept if key not in groups)):
+        OmegaConf.update(values, key, OmegaConf.select(config, key))
     everything = {"defaults": defaults, **plain(values)}
     body = yaml.safe_dump(everything, sort_keys=False, allow_unicode=True, width=110)
     command = f"python train.py task={config.task.name} hardware=local"

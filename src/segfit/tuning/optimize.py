@@ -12,18 +12,16 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.data import check_data
-from segfit.assembly.task import assembly_of, planning_of
+from segfit.assembly.task import assembly_of
 from segfit.assembly.tuned import tuned_for
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.cards import GIB
-from segfit.system.hardware import resolve_device
 from segfit.tuning import local_recipe
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change
 from segfit.tuning.climb import SPEED_COLUMNS, Climb, Step, bars
-from segfit.tuning.search import LEAST_GAIN, Search, effective_batch
+from segfit.tuning.search import Search
 
-SECONDS = 4.0
 _COLUMNS = (
     Column("setting"),
     Column("samples/s", ".1f"),
@@ -45,14 +43,8 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     sources = assembly_of(config).make_sources(config)
     for line in check_data(config, sources).notices:
         bench.notice(line)
-    device, _ = resolve_device(config.device)
-    samples, val = len(sources["train"]), sources["val"]
-    effective = effective_batch(config, samples)
-    seconds = config.seconds or SECONDS
-    climb = Climb(config, bench, seconds, 12, least_gain=LEAST_GAIN, deadline=deadline)
-    held_out = planning_of(config).largest_first(val)[:samples]
-    search = Search(climb, device, effective, min(samples, effective), val, held_out)
-    fitting = search.run()
+    climb = Search(config, bench, sources, deadline)
+    fitting = climb.run()
     before, after = climb.compare()
     if before is not None and after is not None and after < before:
         climb.kept, after = {}, before  # what seemed faster was chance
@@ -72,14 +64,14 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     summary = _summary(values)
     reference = before or fastest
     if options.grow and reference is not None:
-        grown = search.grow(options.min_speed * reference)
+        grown = climb.grow(options.min_speed * reference)
         values["grown"] = climb.best if grown else None
         summary.append(_growth(climb, grown, reference, options.min_speed))
         best = climb.config()
-    values["tuned_for"] = tuned_for(best, device)
+    values["tuned_for"] = tuned_for(best, climb.device)
     vram = None
-    if device.type == "cuda":
-        vram = round(torch.cuda.get_device_properties(device).total_memory / GIB, 1)
+    if climb.device.type == "cuda":
+        vram = round(torch.cuda.get_device_properties(climb.device).total_memory / GIB, 1)
     date = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
     header = [f"{date}, data={config.data.name} {config.data.get('root') or ''}".strip(), *summary]
     recipe = local_recipe.recipe(best, climb.kept, values["tuned_for"], vram, header)

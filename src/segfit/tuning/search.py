@@ -3,10 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.data import workers_of
@@ -17,11 +16,13 @@ from segfit.data.source import Source
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
-from segfit.system.hardware import free_memory
+from segfit.system.hardware import free_memory, resolve_device
+from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.climb import KEPT, NOT_FASTER, OUT_OF_MEMORY, Climb, Step
 from segfit.tuning.max_batch import Trials
 
+SECONDS = 4.0  # of a measurement
 SURPASSED, TOO_SLOW = "another is faster still", "too slow"
 LEAST_EFFECTIVE = 8  # a smaller batch trains neither fast nor, with batch norm, well
 LEAST_GAIN = 1.02  # smaller gains are chance
@@ -40,16 +41,28 @@ class _NoTime(Exception):  # noqa: N818  (no error: the search ends with what it
     """The batch search has used up its time."""
 
 
-@dataclass
-class Search:
-    """A search for the fastest setting."""
+class Search(Climb):
+    """A climb to the fastest setting of benchmark=optimize.
 
-    climb: Climb  # measures, and holds what is kept
-    device: torch.device  # of the training
-    effective: int  # batch of the result
-    cap: int  # no micro-batch is larger
-    source: Source  # of held-out samples
-    held_out: list[int]  # their indices, the largest first
+    Args:
+        config: checked.
+        bench: for progress and notices.
+        sources: the splits "train" and "val".
+        deadline: by `time.monotonic`.
+    """
+
+    def __init__(
+        self, config: DictConfig, bench: Bench, sources: Mapping[str, Source], deadline: float
+    ) -> None:
+        seconds = config.seconds or SECONDS
+        super().__init__(config, bench, seconds, 12, least_gain=LEAST_GAIN, deadline=deadline)
+        self.device, _ = resolve_device(config.device)
+        samples, self.source = len(sources["train"]), sources["val"]  # of held-out samples
+        self.held_out = planning_of(config).largest_first(self.source)[:samples]
+        composed = int(config.batch_size * config.accumulate)
+        asked = config.benchmark.effective_batch
+        self.effective = int(asked or max(composed, min(LEAST_EFFECTIVE, samples)))
+        self.cap = min(samples, self.effective)  # no micro-batch is larger
 
     def run(self) -> int:
         """Keep whatever is faster; return the largest micro-batch, up to `cap`, that fits.
@@ -57,19 +70,19 @@ class Search:
         Raises:
             SegFitError: if the training does not run, or not even one sample fits.
         """
-        climb, config = self.climb, self.climb.start_config
+        config = self.start_config
         running = resolve_precision(config.precision.name, self.device)[0].name
         names = (name for name in native_precisions(self.device) if name != running)
         precisions = [named({"precision": name}) for name in names]
-        composed = climb.measure_start(Change("as composed"))
+        composed = self.measure_start(Change("as composed"))
         if composed.speed is None and composed.verdict != OUT_OF_MEMORY:
             raise SegFitError([f"the composed training does not run: {composed.verdict}"])
-        climb.patience = max(_PATIENCE, _PATIENCE_TIMES * climb.longest)
+        self.patience = max(_PATIENCE, _PATIENCE_TIMES * self.longest)
         if composed.speed is not None:
-            climb.climb(precisions)
+            self.climb(precisions)
         fitting, checkpointing = self.fitting(self.cap), {"model.checkpointing": True}
         if fitting == 0 and config.model.get("checkpointing") is False:
-            climb.kept.update(checkpointing)
+            self.kept.update(checkpointing)
             fitting = self.fitting(self.cap)
         if fitting == 0:
             advice = schema_of(config.task.name).MEMORY_ADVICE
@@ -78,18 +91,18 @@ class Search:
             )
         self._choose_micro_batch(fitting)
         if composed.speed is None:
-            climb.climb(precisions)
+            self.climb(precisions)
         self._try([named({"channels_last": not config.channels_last})])
         # How many workers pay depends on how samples come, so they are tried before and after.
         self._try(self._other_workers())
         if self._try(feeding_changes(config)):
             self._try(self._other_workers())
-        if fitting < self.cap and climb.config().model.get("checkpointing") is False:
+        if fitting < self.cap and self.config().model.get("checkpointing") is False:
             # Memory was the limit: recompute activations for a larger micro-batch.
             most = self.fitting(self.cap, checkpointing)
             batch = max(micro_batches(self.effective, most), default=0)
-            if batch > climb.config().batch_size:
-                climb.step(named({**checkpointing, **micro_batch(batch, self.effective).options}))
+            if batch > self.config().batch_size:
+                self.step(named({**checkpointing, **micro_batch(batch, self.effective).options}))
         wanted = config.benchmark.compile
         if not config.compile and (self.device.type == "cuda" if wanted is None else wanted):
             self._try([named({"compile": True})])
@@ -97,45 +110,44 @@ class Search:
 
     def _try(self, changes: Iterable[Change]) -> bool:
         """Keep each change that is faster, but for those that change nothing here; return whether one was."""
-        idle = planning_of(self.climb.start_config).feeding(self.climb.config()).idle
-        return self.climb.climb(change for change in changes if not {*change.options} & {*idle})
+        idle = planning_of(self.start_config).feeding(self.config()).idle
+        return self.climb(change for change in changes if not {*change.options} & {*idle})
 
     def fitting(self, cap: int, options: Mapping[str, Any] | None = None) -> int:
         """Return the largest micro-batch up to `cap` that fits with what is kept and `options`, 0 if none does.
 
         On the CPU a forecast that needs less than half of the free memory is enough; else max_batch's trials decide.
         """
-        climb = self.climb
-        config = changed(climb.config(), options or {})
+        config = changed(self.config(), options or {})
         config.accumulate = min(self.effective, 2)  # gradients stay alive between micro-batches
         if config.benchmark.budget_gb is None and self.device.type == "cpu":
             config.benchmark.budget_gb = _HOST_SHARE * free_memory() / GIB
-        end = time.monotonic() + climb.left() / 2
+        end = time.monotonic() + self.left() / 2
 
         def progress(what: str, done: int, total: int) -> None:
             left = end - time.monotonic()
             if left <= 0:
                 raise _NoTime
             config.benchmark.timeout_s = max(left, 1.0)
-            climb.bench.progress(what, done, total)
+            self.bench.progress(what, done, total)
 
-        trials = Trials(config, replace(climb.bench, progress=progress), self.held_out)
+        trials = Trials(config, replace(self.bench, progress=progress), self.held_out)
         try:
-            if climb.left() <= 0:
+            if self.left() <= 0:
                 raise _NoTime
             planned = trials.start(cap)
             if self.device.type == "cpu" and planned == cap:
                 return cap
             return trials.largest(start=planned, cap=cap)
         except _NoTime:
-            composed = min(int(config.batch_size), cap) if climb.best is not None else 0
+            composed = min(int(config.batch_size), cap) if self.best is not None else 0
             return max((one.batch_size for one in trials.tried if one.fits), default=composed)
 
     def _choose_micro_batch(self, fitting: int) -> None:
-        climb, config, effective = self.climb, self.climb.start_config, self.effective
-        composed, before = climb.best, len(climb.steps)
+        config, effective = self.start_config, self.effective
+        composed, before = self.best, len(self.steps)
         batches = micro_batches(effective, fitting)
-        found = best_micro_batch(batches, int(config.batch_size), effective, climb.attempt)
+        found = best_micro_batch(batches, int(config.batch_size), effective, self.attempt)
         if found is None and composed is None:
             raise SegFitError(
                 "no batch could be trained in the time given: raise benchmark.budget_minutes, or try "
@@ -148,16 +160,19 @@ class Search:
         same = config.batch_size * config.accumulate == effective
         # Learning from more samples an update has to be worth it, unless it was asked for.
         if asked or same or composed is None or rate > composed:
-            climb.keep(micro_batch(batch, effective), rate)
-            for step in climb.steps[before:]:
+            self.keep(micro_batch(batch, effective), rate)
+            for step in self.steps[before:]:
                 if step.verdict == NOT_FASTER and (step.rate or 0) > (composed or math.inf):
                     step.verdict = SURPASSED
 
     def _other_workers(self) -> list[Change]:
-        now = self.climb.config()
+        """Return other numbers of data workers than the current one: by cores, half of that, none."""
+        now = self.config()
         current = workers_of(now, self.device, cached=True)
         now.loader.workers = None
-        return worker_changes(current, workers_of(now, self.device))
+        chosen = workers_of(now, self.device)
+        others = sorted({chosen, chosen // 2, 0} - {current}, reverse=True)
+        return [named({"loader.workers": workers}) for workers in others]
 
     def grow(self, floor: float) -> list[Step]:
         """Keep ever larger channels, blocks and samples, as long as they fit and train at `floor` samples per second.
@@ -167,13 +182,13 @@ class Search:
 
         Return the steps that were kept.
         """
-        before, knobs = len(self.climb.steps), [*_KNOBS, SAMPLES]
+        before, knobs = len(self.steps), [*_KNOBS, SAMPLES]
         while knobs:
             knobs = [knob for knob in knobs if self._grown(knob, floor)]
-        return [step for step in self.climb.steps[before:] if step.verdict == KEPT]
+        return [step for step in self.steps[before:] if step.verdict == KEPT]
 
     def _grown(self, knob: str, floor: float) -> bool:
-        climb, now = self.climb, self.climb.config()
+        now = self.config()
         options = self.larger(now, knob)
         if not options:
             return False
@@ -183,17 +198,17 @@ class Search:
         except SegFitError as error:  # larger than its limit, or than the data
             most, refused = 0, " ".join(error.problems)
         if most == 0:
-            climb.steps.append(Step(named(options), refused))
+            self.steps.append(Step(named(options), refused))
             return False
         if most < now.batch_size:
             effective = int(now.batch_size * now.accumulate)
             options |= micro_batch(max(micro_batches(effective, most)), effective).options
-        rate = climb.attempt(named(options))
+        rate = self.attempt(named(options))
         if rate is not None and rate >= floor:
-            climb.keep(named(options), rate)
+            self.keep(named(options), rate)
             return True
         if rate is not None:
-            climb.steps[-1].verdict = TOO_SLOW
+            self.steps[-1].verdict = TOO_SLOW
         return False
 
     def larger(self, config: DictConfig, knob: str) -> dict[str, Any]:
@@ -211,14 +226,6 @@ class Search:
         if value is None:  # not every model has it
             return {}
         return {knob: math.ceil(value * GROWTH ** (1 / power) / multiple) * multiple}
-
-
-def effective_batch(config: DictConfig, samples: int) -> int:
-    """Return the effective batch: benchmark.effective_batch, else the composed one, at least 8 of all `samples`."""
-    if config.benchmark.effective_batch is not None:
-        return int(config.benchmark.effective_batch)
-    composed = int(config.batch_size * config.accumulate)
-    return max(composed, min(LEAST_EFFECTIVE, samples))
 
 
 def micro_batches(effective: int, most: int) -> list[int]:
@@ -266,12 +273,6 @@ def feeding_changes(config: DictConfig) -> Iterator[Change]:
         yield named({"augmentation": "cpu" if place == "kornia-gpu" else "kornia-gpu"})
     if config.data.cache == "none":
         yield named({"data.cache": "disk"})
-
-
-def worker_changes(current: int, chosen: int) -> list[Change]:
-    """Return other numbers of data workers than the current one: `chosen` by cores, half of that, none."""
-    others = sorted({chosen, chosen // 2, 0} - {current}, reverse=True)
-    return [named({"loader.workers": workers}) for workers in others]
 
 
 def named(options: Mapping[str, Any]) -> Change:

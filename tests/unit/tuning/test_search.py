@@ -3,7 +3,7 @@
 import pytest
 
 from segfit.tuning.change import Change
-from segfit.tuning.search import best_micro_batch, micro_batches, worker_changes
+from segfit.tuning.search import best_micro_batch, micro_batches
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,3 @@ def test_micro_batches_are_tried_while_samples_per_second_rise(
 
     assert best_micro_batch([1, 2, 4, 8], start, 8, attempt) == best
     assert asked == tried
-
-
-def test_workers_that_run_already_are_not_tried() -> None:
-    numbers = [change.options["loader.workers"] for change in worker_changes(4, 4)]
-    assert numbers == [2, 0]
-    assert [change.options["loader.workers"] for change in worker_changes(4, 1)] == [1, 0]
