@@ -3,7 +3,7 @@
     PYTHONPATH=. python docs/benchmarks/cards.py                            # all of it: some minutes
     PYTHONPATH=. python docs/benchmarks/cards.py segmentation segformer_b2  # one model; the others stay
 
-To be run again where benchmark=plan gives other figures (tests/unit/tuning/test_memory_curve.py notices). The figures are in
+To be run again where benchmark=plan gives other figures (tests/integration/test_plan.py notices). The figures are in
 GiB, margin and context of the plan included: a training takes `fixed` and, for each sample of a micro-batch, `each` times the
 numbers that the model gets of it. With accumulation come `gradients` once, and `waiting` times those numbers for each sample
 of the other micro-batches.

@@ -11,14 +11,13 @@ import torch
 
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
+from segfit.tasks.defaults import largest_first
 from segfit.tasks.segmentation.assembly import make_sources
-from segfit.tasks.segmentation.planning import largest_first
 from segfit.tuning import max_batch
-from segfit.tuning.batch_trial import fits, trial_config
 from segfit.tuning.bench import Bench
 from segfit.tuning.max_batch import Trials
-from segfit.tuning.memory.curve import Curve, Forecast
-from segfit.tuning.memory.planner import CONTEXT
+from segfit.tuning.measure import fits, trial_config
+from segfit.tuning.memory.planner import CONTEXT, Curve, Forecast
 from segfit.tuning.trial import Outcome, run_trial
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.integration.training import ROOT, TINY, one_thread

@@ -17,8 +17,8 @@ from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning.batch_trial import trial_config
 from segfit.tuning.bench import Bench
+from segfit.tuning.measure import trial_config
 from segfit.tuning.memory.planner import CONTEXT, forecast_of
 from segfit.tuning.trial import Outcome, run_trial
 
@@ -109,7 +109,7 @@ class Trials:
             self.bench.progress(what, len(self.tried), max(8, len(self.tried) + 2))
             outcome = run_trial(
                 trial_config(self.config, batch),
-                job="segfit.tuning.batch_trial:fits",
+                job="segfit.tuning.measure:fits",
                 timeout_s=self.options.timeout_s,
                 budget_gb=self.budget_gb,
                 margin=self.options.margin,

@@ -17,8 +17,15 @@ from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, changed
-from segfit.tuning.memory.curve import PARTS, Forecast
-from segfit.tuning.memory.planner import MARGIN, Card, card_of, forecast_of, planned_precision
+from segfit.tuning.memory.planner import (
+    MARGIN,
+    PARTS,
+    Card,
+    Forecast,
+    card_of,
+    forecast_of,
+    planned_precision,
+)
 
 TRIES = 3  # image sizes that are recorded until one fits
 LABELS = {"average": "moving average of the weights", "optimizer": "optimizer state"}
@@ -43,42 +50,35 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     card = card_of(config)
     working = partial(bench.progress, "recording a step without data", 0, 1)
     forecast = forecast_of(config, card.device_type, working=working)
-    batch = int(config.batch_size)
-    train, val = forecast.train.peak(batch), forecast.val.peak(batch)
-    needed, largest = card.needed(forecast.peak(batch)), card.largest(forecast)
-    fits = forecast.peak(batch) <= card.budget
-    found = [] if fits else list(_levers(config, card, forecast, bench))
+    batch, peak = int(config.batch_size), forecast.peak(config.batch_size)
+    found = [] if peak <= card.budget else list(_levers(config, card, forecast, bench))
     tables = [_parts_table(forecast, batch, card), _batches_table(forecast, batch, card)]
     if found:
         tables.append(_levers_table(found, card))
-    return Findings(
-        headline=_headline(config, forecast, card, found),
-        tables=tables,
-        values={
-            "predicted": True,
-            "device_type": card.device_type,
-            "precision": planned_precision(config, card.device_type),
-            "card_gib": card.gib,
-            "context_bytes": card.context,
-            "margin": MARGIN,
-            "parameters": forecast.parameters,
-            "batch": batch,
-            "train_bytes": train,
-            "train_parts": forecast.train.at(batch),
-            "val_bytes": val,
-            "val_parts": forecast.val.at(batch),
-            "needed_bytes": needed,
-            "fits": fits,
-            "largest_batch": largest,
-            "levers": [asdict(lever) for lever in found],
-        },
-        scalars={
-            "plan/train_gib": train / GIB,
-            "plan/val_gib": val / GIB,
-            "plan/needed_gib": needed / GIB,
-            "plan/largest_batch": largest,
-        },
-    )
+    values: dict[str, Any] = {
+        "predicted": True,
+        "device_type": card.device_type,
+        "precision": planned_precision(config, card.device_type),
+        "card_gib": card.gib,
+        "context_bytes": card.context,
+        "margin": MARGIN,
+        "parameters": forecast.parameters,
+        "batch": batch,
+        "train_bytes": forecast.train.peak(batch),
+        "train_parts": forecast.train.at(batch),
+        "val_bytes": forecast.val.peak(batch),
+        "val_parts": forecast.val.at(batch),
+        "needed_bytes": card.needed(peak),
+        "fits": peak <= card.budget,
+        "largest_batch": card.largest(forecast),
+        "levers": [asdict(lever) for lever in found],
+    }
+    scalars = {
+        f"plan/{name}_gib": values[f"{name}_bytes"] / GIB for name in ("train", "val", "needed")
+    }
+    scalars["plan/largest_batch"] = values["largest_batch"]
+    headline = _headline(config, values, card, found)
+    return Findings(headline, tables=tables, values=values, scalars=scalars)
 
 
 def _columns(*names: str) -> list[Column]:
@@ -96,7 +96,9 @@ def _parts_table(forecast: Forecast, batch: int, card: Card) -> Table:
         (context, [card.context] * 2),
         (f"needed of {card.name}", [card.needed(total) for total in totals]),
     ]
-    rows = [[label, *(size / GIB for size in each)] for label, each in sizes if any(each)]
+    rows: list[list[Cell]] = [
+        [label, *(size / GIB for size in each)] for label, each in sizes if any(each)
+    ]
     columns = _columns("part", "update, GiB", "validation, GiB")
     val_batch = 1 if forecast.fixed_val else batch
     title = f"At the peak, predicted (batch {batch}, validation {val_batch})"
@@ -123,16 +125,14 @@ def _levers_table(found: list[Lever], card: Card) -> Table:
     return Table("levers", f"What would help it into {card.name}", columns, rows)
 
 
-def _headline(config: DictConfig, forecast: Forecast, card: Card, found: list[Lever]) -> str:
-    batch, most = int(config.batch_size), card.largest(forecast)
-    needed = card.needed(forecast.peak(batch)) / GIB
+def _headline(config: DictConfig, values: dict[str, Any], card: Card, found: list[Lever]) -> str:
     sample = schema_of(config.task.name).sample_label(config)
-    precision = planned_precision(config, card.device_type)
     what = (
-        f"{_model_label(config)}, {sample}, {precision}, batch {batch}: "
-        f"needs {needed:.2f} GiB of {card.name} (predicted, ±{MARGIN:.0%} and context included)"
+        f"{_model_label(config)}, {sample}, {values['precision']}, batch {values['batch']}: needs "
+        f"{values['needed_bytes'] / GIB:.2f} GiB of {card.name} (predicted, ±{MARGIN:.0%} and context included)"
     )
-    if forecast.peak(batch) <= card.budget:
+    most = values["largest_batch"]
+    if values["fits"]:
         return f"{what}: it fits. The largest batch that fits is {most}."
     helps = next((f"Add {lever.change}" for lever in found if lever.fits), "Choose a smaller model")
     if most == 0:

@@ -62,6 +62,6 @@ def fits_the_second_time(config: DictConfig, **arguments: Any) -> dict[str, Any]
     if not killed.exists():
         killed.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    from segfit.tuning.batch_trial import fits
+    from segfit.tuning.measure import fits
 
     return fits(config, **arguments)

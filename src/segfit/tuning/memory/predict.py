@@ -23,7 +23,7 @@ from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
 from segfit.engine.step import make_update
 from segfit.tuning.change import changed, thawed
-from segfit.tuning.memory.curve import PARTS, RECORDED, Curve, Forecast
+from segfit.tuning.memory.planner import PARTS, RECORDED, Curve, Forecast
 from segfit.tuning.memory.pretend import without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
 

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from segfit.tuning.memory.curve import PARTS
 from segfit.tuning.memory.lstm import onednn_scratch, onednn_workspace
+from segfit.tuning.memory.planner import PARTS
 
 aten = torch.ops.aten
 _BLOCK = {"cuda": 512, "cpu": 1}  # CUDACachingAllocator.cpp's kMinBlockSize

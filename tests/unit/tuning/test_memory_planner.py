@@ -8,11 +8,13 @@ import pytest
 from segfit.system.cards import GIB, Gpu
 from segfit.tasks.segmentation.schema import held_out_shape
 from segfit.tuning.memory import planner, predict
-from segfit.tuning.memory.curve import PARTS, Curve, Forecast
 from segfit.tuning.memory.planner import (
     CONTEXT,
     MARGIN,
+    PARTS,
     Card,
+    Curve,
+    Forecast,
     card_of,
     forecast_of,
     planned_precision,
