@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from segfit.data.files import some
 from segfit.system.hardware import available_cores
 
 SAMPLE = 100  # samples of each split that check="sample" opens
 # Part of every key: raise it when a report holds something new, and old ones are forgotten.
-_VERSION = 5
+_VERSION = 6
 _CHUNK = 256  # samples between two saves of reports
 _TABLE = "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
 _KNOWN = "SELECT key, report FROM reports WHERE key = ?"
@@ -25,18 +28,34 @@ _REMEMBER = "INSERT OR REPLACE INTO reports VALUES (?, ?)"
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A sample that was looked at."""
+
+    split: str
+    source: Any
+    index: int
+    report: dict[str, Any]  # what `inspect` returned
+
+    @property
+    def files(self) -> list[Path]:
+        """The sample's files."""
+        files: list[Path] = self.source.files(self.index)
+        return files
+
+
 def inspect_sources(
     sources: Mapping[str, Any],
     check: str,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     notice: Callable[[str], None] = lambda _: None,
-) -> dict[str, list[tuple[int, str]]]:
-    """Return split → (index, report) by index; reports on unchanged files come from the cache.
+) -> list[Seen]:
+    """Return what was found about samples, split by split; reports on unchanged files come from the cache.
 
     Args:
-        sources: split → a `Source` of files with `inspect(index)`, which reads a sample and returns a report as text, and
-            never raises for what is wrong with the files; `options`, everything but the files that it depends on; and
+        sources: split → a `Source` of files with `inspect(index)`, which reads a sample and returns a report as JSON,
+            {"unreadable": why} where that fails; `options`, everything but the files that it depends on; and
             `contents`, which gets name → key of its files' contents.
         check: "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
         cache_dir: where reports are remembered; None: `default_cache_dir()`.
@@ -63,12 +82,30 @@ def inspect_sources(
             ask(_REMEMBER, [(keys[item], reports[item]) for item in chunk if keys[item]])
             if progress is not None:
                 progress(len(reports), len(items))
-    found_in: dict[str, list[tuple[int, str]]] = {split: [] for split in sources}
+    seen = []
     for split, index in items:
-        content, _, report = reports[split, index].partition("\n")
-        sources[split].contents[sources[split].id(index)] = content
-        found_in[split].append((index, report))
-    return found_in
+        source = sources[split]
+        source.contents[source.id(index)], _, report = reports[split, index].partition("\n")
+        seen.append(Seen(split, source, index, json.loads(report)))
+    return seen
+
+
+def unreadable(seen: Sequence[Seen], *, skip: bool) -> tuple[list[str], list[str]]:
+    """Return (problems, notices) about samples that cannot be read; with `skip` a notice, as long as others of a split can."""
+    told = list(
+        dict.fromkeys(one.report["unreadable"] for one in seen if "unreadable" in one.report)
+    )
+    good = {one.split for one in seen if "unreadable" not in one.report}
+    problems = [
+        f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to take their place."
+        for split in dict.fromkeys(one.split for one in seen)
+        if skip and split not in good
+    ]
+    if problems or not skip:
+        more = [f"… and {len(told) - 5} more unreadable files."] if len(told) > 5 else []
+        return problems + told[:5] + more, []
+    images = f"{len(told)} image{'s' if len(told) != 1 else ''}"
+    return [], [f"data.on_bad_sample=skip leaves out {images}: {some(told)}"] if told else []
 
 
 def _look(source: Any, index: int) -> str:

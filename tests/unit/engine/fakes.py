@@ -36,9 +36,6 @@ class Recorder(Listener):
         self.epoch = self.epochs.append
         self.end = self.ends.append
 
-    def began(self, batch: Batch, seed: int) -> None:
-        pass
-
     def step(self, epoch: int, update: int) -> None:
         self.steps.append(update)
 

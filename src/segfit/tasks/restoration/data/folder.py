@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import only_images
-from segfit.data.preflight import inspect_sources
+from segfit.data.preflight import inspect_sources, unreadable
 from segfit.data.source import Named, Source, where
 from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
@@ -234,23 +234,15 @@ def check_sources(
     ]
     folders = {split: one for split, one in sources.items() if isinstance(one, PictureSource)}
     problems += dict.fromkeys(text for one in folders.values() for text in one.problems)
-    seen, found, check = 0, defaultdict[str, list[str]](list), config.data.check
-    looked_at = {} if check == "off" else inspect_sources(folders, check, progress=progress)
-    for split, reports in looked_at.items():
-        for index, text in reports:
-            seen += 1
-            for kind, said in json.loads(text).items():
-                file = folders[split].files(index)[-1]
-                found[kind].append(said if kind == "unreadable" else f"{file} ({said})")
-    unreadable = list(dict.fromkeys(found["unreadable"]))
-    notices = list(dict.fromkeys(text for one in folders.values() for text in one.notices))
-    if config.data.on_bad_sample == "skip" and 0 < len(unreadable) < seen:
-        notices.append(f"data.on_bad_sample=skip leaves out {len(unreadable)}: {some(unreadable)}")
-    else:
-        problems += unreadable[:5]
-        if len(unreadable) > 5:
-            problems.append(f"… and {len(unreadable) - 5} more unreadable files.")
-    if 2 * len(found["shallow"]) <= seen:
+    check, found = config.data.check, defaultdict[str, list[str]](list)
+    seen = [] if check == "off" else inspect_sources(folders, check, progress=progress)
+    wrong, notices = unreadable(seen, skip=config.data.on_bad_sample == "skip")
+    problems += wrong
+    notices[:0] = dict.fromkeys(text for one in folders.values() for text in one.notices)
+    for one in seen:
+        for kind, said in one.report.items():
+            found[kind].append(f"{one.files[-1]} ({said})")
+    if 2 * len(found["shallow"]) <= len(seen):
         del found["shallow"]  # some are dark
     problems += [
         message.format(len(found[kind]), some(found[kind]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,6 @@ from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
 from segfit.tasks.segmentation.data.masks import ValueMap, object_sizes
 from segfit.tasks.segmentation.data.schema import FolderConfig
-
-
-@dataclass(frozen=True)
-class ItemReport:
-    """What was found about one image and its mask; plain numbers and text, which are stored as JSON."""
-
-    # what is odd, one of `KINDS` of the pre-flight or "unreadable" → what is said of it, "" if nothing
-    odd: dict[str, str] = field(default_factory=dict)
-    low: float = 0.0  # the least and the greatest value of the image's file
-    high: float = 0.0
-    # index, R, G, B of the mask's, at most 64
-    palette: list[list[int]] = field(default_factory=list)
-    values: list[int] = field(default_factory=list)  # no class and not ignored; at most 16
-    only_0_255: bool = False  # the mask holds 255 and, perhaps, 0, and nothing else
-    pixels: list[int] = field(default_factory=list)  # of each class
-    shape: list[int] = field(default_factory=list)  # height and width of the mask
-    objects: list[list[int]] = field(default_factory=list)  # of `object_sizes`
 
 
 @dataclass(eq=False)
@@ -83,11 +66,12 @@ class FolderSource(Named):
         return image, mask
 
     def inspect(self, index: int) -> str:
-        """Return `report(index)` as JSON, as it is remembered."""
-        return json.dumps(asdict(self.report(index)))
+        """Return what was found about an item, as JSON; never raises for what is wrong with the files.
 
-    def report(self, index: int) -> ItemReport:
-        """Read an item and report; never raises for what is wrong with the files.
+        "unreadable": the message, alone. Else what is odd, any of `KINDS` of the pre-flight → what is said of it, "" if nothing;
+        "low" and "high": the least and the greatest value of the image's file; "palette": index, R, G and B of the mask's, at
+        most 64. And, unless the sizes differ: "values" that are no class and not ignored, at most 16; "only_0_255": the mask
+        holds 255 and, perhaps, 0, and nothing else; "pixels" of each class; "shape" of the mask; "objects" of `object_sizes`.
 
         Raises:
             SegFitError: if memory ran out.
@@ -97,7 +81,7 @@ class FolderSource(Named):
             name, masks = self.names[index], self.listing.masks
             palette = [] if name in self.listing.unmasked else masks.palette(name, values)
         except SegFitError as error:
-            return ItemReport({"unreadable": str(error)})
+            return json.dumps({"unreadable": str(error)})
         except MemoryError as error:  # no fault of the file's, and nothing to remember
             raise SegFitError(
                 f"{where(self, index)}: memory ran out while this was read. Cut large images into tiles."
@@ -106,28 +90,34 @@ class FolderSource(Named):
         auto = not (self.image_reader.value_range or self.image_reader.percentiles)
         if auto and (decoded.values.dtype.kind == "f" or low < 0 or high > 65535):
             shades = shades or "own"
-        odd = {shades: ""} if shades else {}
+        report: dict[str, Any] = {"low": low, "high": high, "palette": palette}
+        if shades:
+            report[shades] = ""
         if decoded.orientation != 1:
-            odd["turned"] = ""
+            report["turned"] = ""
         if decoded.frames > 1:
-            odd["frames"] = str(decoded.frames)
+            report["frames"] = str(decoded.frames)
         if decoded.alpha is not None and np.ptp(decoded.alpha):
-            odd["transparent"] = ""
+            report["transparent"] = ""
         if decoded.pixels.shape[:2] != values.shape:
             turned = "; the image is turned by its EXIF orientation, its mask is not"
-            odd["size"] = _sizes(decoded.pixels, values) + turned * (decoded.orientation >= 5)
-            return ItemReport(odd, low, high, palette)
+            report["size"] = _sizes(decoded.pixels, values) + turned * (decoded.orientation >= 5)
+            return json.dumps(report)
         mask, unknown = self.values.apply(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
         pixels, background = counts[: len(self.classes)], self.classes.background
         if counts[IGNORE_INDEX] and not pixels.any():
-            odd["ignored"] = ""
+            report["ignored"] = ""
         white = (values == 255) & (not self.values.colors)
-        only_0_255 = bool(white.any() and (white | (values == 0)).all())
         surroundings = int(pixels.argmax()) if background is None else background
-        objects = object_sizes(mask, len(self.classes), surroundings)
-        found = unknown[:16], only_0_255, pixels.tolist(), list(mask.shape), objects
-        return ItemReport(odd, low, high, palette, *found)
+        report["values"], report["pixels"], report["shape"] = (
+            unknown[:16],
+            pixels.tolist(),
+            mask.shape,
+        )
+        report["only_0_255"] = bool(white.any() and (white | (values == 0)).all())
+        report["objects"] = object_sizes(mask, len(self.classes), surroundings)
+        return json.dumps(report)
 
     def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:
         name, masks = self.names[index], self.listing.masks

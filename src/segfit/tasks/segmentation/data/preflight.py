@@ -5,23 +5,22 @@ A message a kind of problem, with a few of the files and a remedy.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segfit.data.files import some
-from segfit.data.preflight import Progress, inspect_sources, spread
+from segfit.data.preflight import Progress, Seen, inspect_sources, spread, unreadable
 from segfit.errors import SegFitError, printable
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image, read_tensors
-from segfit.tasks.segmentation.data.folder import FolderSource, ItemReport
+from segfit.tasks.segmentation.data.folder import FolderSource
 
 SAMPLE = 200  # items that are read to count classes where no report has them
 
@@ -38,15 +37,6 @@ KINDS = {
     "transparent": "with transparency, which is dropped: {}. To keep it as a band: data.bands=[1, 2, 3, 4].",
     "ignored": "with every pixel ignored: {}.",
 }
-
-
-class Item(NamedTuple):
-    """An image and its mask that were looked at."""
-
-    split: str
-    source: FolderSource
-    files: Sequence[Path]  # the image's, then the mask's
-    report: ItemReport
 
 
 @dataclass(frozen=True)
@@ -100,27 +90,23 @@ def check_sources(
     listings = [source.listing for source in folders.values()]
     problems += dict.fromkeys(problem for one in listings for problem in one.problems)
     notices = list(dict.fromkeys(notice for one in listings for notice in one.notices))
-    looked_at = inspect_sources(folders, check, cache_dir, progress, notices.append)
-    items = [
-        Item(split, folders[split], folders[split].files(index), ItemReport(**json.loads(text)))
-        for split, found in looked_at.items()
-        for index, text in found
-    ]
-    for wrong, odd in (_unreadable(items, skip=skip), _describe(items)):
+    seen = inspect_sources(folders, check, cache_dir, progress, notices.append)
+    for wrong, odd in (unreadable(seen, skip=skip), _describe(seen)):
         problems += wrong
         notices += odd
     if problems:
         raise SegFitError(problems)
     if size is not None and fit != "crop":
-        notices += _lost(items, size, fit)
+        notices += _lost(seen, size, fit)
     pixels = {}
     for split, source in sources.items():
+        reports = [one.report for one in seen if one.split == split]
         if split in folders:
-            known = [one.report.pixels for one in items if one.split == split and one.report.pixels]
+            known = [report["pixels"] for report in reports if "pixels" in report]
             pixels[split] = np.array(known, np.int64).reshape(-1, len(source.classes)).sum(0)
         else:
             pixels[split] = class_pixels(source, SAMPLE, skip=skip).sum(0)
-        whole = len(looked_at.get(split, ())) in (0, len(source))
+        whole = len(reports) in (0, len(source))
         notices += _absent(source.classes, pixels[split], split, whole=whole)
     return PreflightReport([printable(notice) for notice in notices], pixels)
 
@@ -136,9 +122,9 @@ def class_pixels(
     counts = np.zeros((len(indices), classes), np.int64)
     known = {}
     if limit is None and isinstance(source, FolderSource):
-        known = dict(inspect_sources({"": source}, "full")[""])
+        known = {one.index: one.report for one in inspect_sources({"": source}, "full")}
     for row, index in zip(counts, indices, strict=True):
-        if pixels := json.loads(known.get(index, "{}")).get("pixels"):
+        if pixels := known.get(index, {}).get("pixels"):
             row[:] = pixels
             continue
         try:
@@ -151,59 +137,43 @@ def class_pixels(
     return counts
 
 
-def _unreadable(items: Sequence[Item], *, skip: bool) -> tuple[list[str], list[str]]:
-    """Return (problems, notices) about files that cannot be read; with `skip` a notice, as long as others can."""
-    texts = [item.report.odd.get("unreadable") for item in items]
-    told = list(dict.fromkeys(filter(None, texts)))
-    some_left = {item.split for item in items if "unreadable" not in item.report.odd}
-    problems = [
-        f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to take their place."
-        for split in dict.fromkeys(item.split for item in items)
-        if skip and split not in some_left
-    ]
-    if problems or not skip:
-        more = [f"… and {len(told) - 5} more unreadable files."] if len(told) > 5 else []
-        return problems + told[:5] + more, []
-    skipped = f"data.on_bad_sample=skip leaves out {_count(told, 'image')}: {some(told)}"
-    return [], [skipped] if told else []
-
-
-def _describe(items: Sequence[Item]) -> tuple[list[str], list[str]]:
+def _describe(seen: Sequence[Seen]) -> tuple[list[str], list[str]]:
     """Return (problems, notices) about files that can be read; a kind is one message over all splits."""
-    problems, notices = _values([item for item in items if item.report.pixels]), list[str]()
+    problems, notices = _values([one for one in seen if "pixels" in one.report]), list[str]()
     for kind, text in KINDS.items():
-        found = [item for item in items if kind in item.report.odd]
+        found = [one for one in seen if kind in one.report]
         if not found:
             continue
-        low, high = min(one.report.low for one in found), max(one.report.high for one in found)
+        low = min(one.report["low"] for one in found)
+        high = max(one.report["high"] for one in found)
         text = text.replace("LOW", f"{low:.6g}").replace("HIGH", f"{high:.6g}")
-        said = [item.report.odd[kind] for item in found]
         if kind in ("flat", "own", "blank"):
-            text = f"of {len(items)} {text}"
-        wrong = kind == "size" or (kind == "flat" and 2 * len(found) > len(items))
+            text = f"of {len(seen)} {text}"
+        wrong = kind == "size" or (kind == "flat" and 2 * len(found) > len(seen))
         what = "mask" if kind == "ignored" else "image"
-        (problems if wrong else notices).append(_tell(found, what, text, said))
-    if clash := _palettes(items):
-        by_index = items[0].source.values.label_map is None
+        told = _tell(found, what, text, [one.report[kind] for one in found])
+        (problems if wrong else notices).append(told)
+    if clash := _palettes(seen):
+        by_index = seen[0].source.values.label_map is None
         (problems if by_index else notices).append(clash)
     return problems, notices
 
 
-def _tell(found: Sequence[Item], what: str, text: str, said: Sequence[str]) -> str:
+def _tell(found: Sequence[Seen], what: str, text: str, said: Iterable[str]) -> str:
     """Return "3 images " and a text about them, {} in it being some of their files with what is said of each."""
-    paths = [item.files[-1 if what == "mask" else 0] for item in found]
-    names = [f"{path} ({one})" if one else path for path, one in zip(paths, said, strict=True)]
-    return f"{_count(found, what)} {text.replace('{}', some(names))}"
+    paths = [one.files[-1 if what == "mask" else 0] for one in found]
+    names = [f"{path} ({one})" if one else path for path, one in zip(paths, said, strict=False)]
+    return f"{len(found)} {what}{'s' if len(found) != 1 else ''} {text.replace('{}', some(names))}"
 
 
-def _palettes(items: Sequence[Item]) -> str:
+def _palettes(seen: Sequence[Seen]) -> str:
     """Return what is wrong with masks whose palettes disagree, "" if none do."""
     colors: dict[int, tuple[list[int], Path]] = {}
     indices: dict[tuple[int, ...], int] = {}
     clash, paths = "", set()
-    for _, _, files, report in items:
-        for value, *color in report.palette:
-            path = files[-1]
+    for one in seen:
+        for value, *color in one.report.get("palette", ()):
+            path = one.files[-1]
             first, there = colors.setdefault(value, (color, path))
             other = indices.setdefault(tuple(color), value)
             if first != color or other != value:
@@ -221,22 +191,23 @@ def _palettes(items: Sequence[Item]) -> str:
     )
 
 
-def _values(items: Sequence[Item]) -> list[str]:
+def _values(seen: Sequence[Seen]) -> list[str]:
     """Return what is wrong with mask values: 0/255 masks first, they explain the rest."""
-    black_white = [item for item in items if item.report.only_0_255]
-    unset = any(item.source.values.label_map is None for item in items)
+    black_white = [one for one in seen if one.report["only_0_255"]]
+    unset = any(one.source.values.label_map is None for one in seen)
     # One mask may hold 0 and 255 by chance; a set in which no mask has a class but 0 cannot be meant.
-    others = any(not r.only_0_255 and (any(r.pixels[1:]) or r.values) for *_, r in items)
+    reports = [one.report for one in seen if not one.report["only_0_255"]]
+    others = any(any(report["pixels"][1:]) or report["values"] for report in reports)
     zero_one, problems = bool(black_white) and unset and not others, []
     if zero_one:
         text = (
             "with nothing but 0 and 255 (black and white pictures), so class 1 would never occur and 255 would be ignored or "
             "unknown: {}. Say what they mean: 'data.label_map={0: 0, 255: 1}'."
         )
-        problems.append(_tell(black_white, "mask", text, [""] * len(black_white)))
-    wrong = [i for i in items if i.report.values and not (zero_one and i.report.only_0_255)]
+        problems.append(_tell(black_white, "mask", text, repeat("")))
+    wrong = [one for one in seen if one.report["values"] and not (zero_one and one in black_white)]
     if wrong:
-        values, classes, shown = wrong[0].source.values, len(wrong[0].report.pixels), 8
+        values, classes, shown = wrong[0].source.values, len(wrong[0].report["pixels"]), 8
         text = (
             f"with values that are no class (data.num_classes={classes}, so 0 to {classes - 1}), not ignored, and not in "
             "data.label_map: {}. Raise data.num_classes, set data.ignore_index, or name the values in data.label_map."
@@ -249,21 +220,22 @@ def _values(items: Sequence[Item]) -> list[str]:
                     "nowhere with data.ignore_index as the class."
                 ),
             )
-        said = [some(values.shown(item.report.values), shown) for item in wrong]
+        said = [some(values.shown(one.report["values"]), shown) for one in wrong]
         problems.append(_tell(wrong, "mask", text, said))
     return problems
 
 
-def _lost(items: Iterable[Item], size: tuple[int, int], fit: str) -> list[str]:
+def _lost(items: Iterable[Seen], size: tuple[int, int], fit: str) -> list[str]:
     """Return a notice about objects that are smaller than a pixel once images are fitted to `size`."""
     seen, lost, factor = Counter[str](), Counter[str](), 1.0
-    for _, source, _, report in items:
-        for label, high, wide, count in report.objects:
-            height, width = report.shape
+    for one in items:
+        names = one.source.classes.names
+        for label, high, wide, count in one.report.get("objects", ()):
+            height, width = one.report["shape"]
             _, _, rows, columns = place_image(height, width, size, fit)
             needed = max(height / (high * rows), width / (wide * columns))
-            seen[source.classes.names[label]] += count
-            lost[source.classes.names[label]] += count * (needed > 1)
+            seen[names[label]] += count
+            lost[names[label]] += count * (needed > 1)
             factor = max(factor, needed)
     described = [f"{lost[name]} of {seen[name]} of {name}" for name in lost if lost[name]]
     if not described:
@@ -286,7 +258,3 @@ def _absent(classes: Classes, pixels: NDArray[np.int64], split: str, *, whole: b
     if split == "train":
         where, so = where.replace("train", "training"), "the model cannot learn what it never sees"
     return [f"No pixel of {some(absent, 20)} in {where}: {so}."]
-
-
-def _count(items: Sequence[object], what: str) -> str:
-    return f"{len(items)} {what}{'s' if len(items) != 1 else ''}"

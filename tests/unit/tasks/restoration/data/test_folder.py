@@ -90,7 +90,7 @@ def test_unreadable_pictures_may_be_skipped(tmp_path):
     with pytest.raises(SegFitError, match="unreadable"):
         check_sources(checking("full"), found, {"train": 1, "val": 1})
     (notice,) = check_sources(checking("full", "skip"), found, {"train": 1, "val": 1}).notices
-    assert notice.startswith("data.on_bad_sample=skip leaves out 1:")
+    assert notice.startswith("data.on_bad_sample=skip leaves out 1 image:")
 
 
 def test_16_bits_of_which_few_are_used_are_told(tmp_path):
