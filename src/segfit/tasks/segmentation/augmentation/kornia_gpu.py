@@ -29,7 +29,7 @@ class KorniaGpu(AugmentationOptions):
         """
         drawn = draw(self, len(images), seed)
         images, masks = images.clone(), masks.clone()
-        chosen = _to_device(_choose(drawn), images.device)
+        chosen = _chosen(drawn, images.device)
         if "color_jitter" in chosen:
             index, factors = chosen["color_jitter"]
             *linear, hue = factors.unbind(1)
@@ -65,8 +65,8 @@ class KorniaGpu(AugmentationOptions):
         return images, masks
 
 
-def _choose(drawn: Draws) -> dict[str, Tensor]:
-    """Return operation → `(n, 1 + k)` float32 on the host: index of each image that gets it, k parameters.
+def _chosen(drawn: Draws, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return operation → (index `(n,)` int64 of the images that get it, parameters `(n, k)` float32), by one copy to the device.
 
     Operations that no image gets are left out. Flips of images that are warped go into the warp.
     """
@@ -81,11 +81,19 @@ def _choose(drawn: Draws) -> dict[str, Tensor]:
         "noise": (drawn.noise,),
     }
     numbers = torch.arange(len(drawn.hflip), dtype=torch.float32)
-    return {
+    tables = {
         name: torch.stack([numbers, *values], 1)[drawn_for]
         for name, (drawn_for, *values) in parameters.items()
         if drawn_for.any()
     }
+    if not tables:
+        return {}
+    packed = torch.cat([table.flatten() for table in tables.values()])
+    if device.type == "cuda":
+        packed = packed.pin_memory()  # else the copy would block
+    parts = packed.to(device, non_blocking=True).split([table.numel() for table in tables.values()])
+    rows = [part.view_as(table) for table, part in zip(tables.values(), parts, strict=True)]
+    return {name: (row[:, 0].long(), row[:, 1:]) for name, row in zip(tables, rows, strict=True)}
 
 
 def _inverse_matrices(drawn: Draws) -> Tensor:
@@ -95,18 +103,6 @@ def _inverse_matrices(drawn: Draws) -> Tensor:
     # The source is read mirrored: that is a flip before the rotation.
     x, y = 1.0 - 2.0 * drawn.hflip, 1.0 - 2.0 * drawn.vflip
     return torch.stack([x * cos, x * sin, -y * sin, y * cos])
-
-
-def _to_device(tables: dict[str, Tensor], device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return operation → (index `(n,)` int64, parameters `(n, k)`) on the device, by one copy."""
-    if not tables:
-        return {}
-    packed = torch.cat([table.flatten() for table in tables.values()])
-    if device.type == "cuda":
-        packed = packed.pin_memory()  # else the copy would block
-    parts = packed.to(device, non_blocking=True).split([table.numel() for table in tables.values()])
-    rows = [part.view_as(table) for table, part in zip(tables.values(), parts, strict=True)]
-    return {name: (row[:, 0].long(), row[:, 1:]) for name, row in zip(tables, rows, strict=True)}
 
 
 def warp(
