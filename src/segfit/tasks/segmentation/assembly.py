@@ -54,11 +54,7 @@ def make_classes(data: DictConfig) -> Classes:
 
 
 def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
-    """Return the splits of a config: train, val and perhaps test.
-
-    Raises:
-        SegFitError: if the folder is not laid out as the config says.
-    """
+    """Return train, val and perhaps test; raise a SegFitError if the folder is not laid out as the config says."""
     data, classes = config.data, make_classes(config.data)
     if data.name == "shapes":
         from segfit.data.shapes import shapes_sources
@@ -189,8 +185,7 @@ def reading_options(config: DictConfig) -> dict[str, Any]:
 def settle(config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str], None]) -> None:
     """Give data.mean and data.std, where they are null, those that the weights were made for, else ImageNet's.
 
-    Raises:
-        SegFitError: if weights that were named cannot be had.
+    Raises a SegFitError if weights that were named cannot be had.
     """
     data = config.data
     known: Normalisation | None
@@ -227,8 +222,7 @@ def normalisation_of(config: DictConfig) -> list[list[float]]:
 def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
     """Return the model of a config, (B, C, H, W) → (B, num_classes, H, W), and which weights it has.
 
-    Raises:
-        SegFitError: if weights that were named cannot be loaded.
+    Raises a SegFitError if weights that were named cannot be loaded.
     """
     classes = make_classes(config.data)
     return make_model(
@@ -260,8 +254,7 @@ def make_statistics(
 def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return `make_statistics` as a run's metrics.json has it, or without a look at data; None where that is not possible.
 
-    Raises:
-        SegFitError: if metrics.json holds something else.
+    Raises a SegFitError if metrics.json holds something else.
     """
     weights, count = config.loss.class_weights, config.data.num_classes
     if weights == "balanced":
@@ -297,11 +290,7 @@ def make_task(
 
 
 def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
-    """Return the metrics of `metrics.extra`, each of which has scored an example.
-
-    Raises:
-        SegFitError: with everything that is wrong with them.
-    """
+    """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
     if not config.metrics.extra:
         return []
     from segfit.tasks.segmentation.metrics import extra_metrics  # torchmetrics takes seconds

@@ -68,8 +68,7 @@ def calibration_gaps(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> Sum
 def fit_temperature(logits: Tensor, labels: Tensor) -> tuple[float, Table]:
     """Return what logits (N, C) are divided by for the least cross-entropy with labels (N,), and a table of what that does.
 
-    Raises:
-        SegFitError: if every label is `IGNORE_INDEX`.
+    Raises a SegFitError if every label is `IGNORE_INDEX`.
     """
     counted = labels != IGNORE_INDEX
     logits, labels = logits[counted].double(), labels[counted].long()

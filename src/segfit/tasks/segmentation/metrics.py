@@ -46,11 +46,7 @@ class SegmentationMetrics(Metric):
 
 
 def extra_metrics(items: Sequence[Any], classes: Classes) -> list[ExtraMetric]:
-    """Return the metrics of `metrics.extra`, each of which has scored an image of noise.
-
-    Raises:
-        SegFitError: with everything that is wrong with them.
-    """
+    """Return the metrics of `metrics.extra`, each of which has scored an image of noise; raise a SegFitError with all problems."""
     generator = torch.Generator().manual_seed(0)
     prediction, mask = torch.randint(len(classes), (2, 16, 16), generator=generator)
     mask[:2] = IGNORE_INDEX

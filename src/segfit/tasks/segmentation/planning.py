@@ -81,10 +81,7 @@ def draw_samples(
 ) -> NDArray[np.uint8]:
     """Return a picture (H, W, 3) of training samples, images and masks side by side, as the network gets them.
 
-    What cannot be read is left out.
-
-    Raises:
-        SegFitError: if that is all of them.
+    What cannot be read is left out. Raises a SegFitError if that is all of them.
     """
     dataset, task = make_train_dataset(config, source), make_task(config, torch.device("cpu"))
     samples = []

@@ -251,11 +251,7 @@ def smaller_samples(config: DictConfig, share: float) -> Iterator[tuple[dict[str
 
 
 def size_of(image_size: Any) -> tuple[int, int]:
-    """Return (height, width) of an image_size: a side in pixels, or a pair of them.
-
-    Raises:
-        SegFitError: if it is neither.
-    """
+    """Return (height, width) of an image_size: a side in pixels, or a pair of them; raise a SegFitError if it is neither."""
     listed = isinstance(image_size, (list, tuple)) or OmegaConf.is_list(image_size)
     pair = list(image_size) if listed else [image_size] * 2
     sides = [side for side in pair if isinstance(side, int) and 32 <= side <= LARGEST_SIDE]
