@@ -12,10 +12,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.segmentation import HausdorffDistance
 
+from segfit.commands import train as training
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from tests.integration.evaluating import evaluate, write_data
-from tests.integration.training import command, finished, resume, train
+from tests.integration.training import command, compose_run, finished, one_thread, resume, train
 
 HAUSDORFF = "{name: torchmetrics.segmentation.HausdorffDistance, include_background: true, distance_metric: chessboard}"
 KAPPA = "torchmetrics.classification.MulticlassCohenKappa"
@@ -23,19 +24,17 @@ KAPPA = "torchmetrics.classification.MulticlassCohenKappa"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Train a run at place/"run 1" on place/data."""
+    """Train a run at place/"run 1" on place/data, in this process."""
     place = tmp_path_factory.mktemp("extra")
     write_data(place / "data")
-    done = finished(
-        command(
-            *["hardware=cpu", "model=cnn", "model.base_channels=8", "model.num_blocks=1"],
-            *["data=folder", "data.root=data", "data.num_classes=3", "data.background=0"],
-            *["image_size=[64,72]", "batch_size=2", "epochs=2", "lr=0.01", "loader.workers=0"],
-            *["hydra.run.dir='run 1'", f"metrics.extra=[{HAUSDORFF},{KAPPA}]"],
-        ),
-        place,
+    overrides = (
+        *("model=cnn", "model.base_channels=8", "model.num_blocks=1", "device=cpu"),
+        *("data=folder", f"data.root={place / 'data'}", "data.num_classes=3", "data.background=0"),
+        *("image_size=[64,72]", "batch_size=2", "epochs=2", "lr=0.01", "loader.workers=0"),
+        f"metrics.extra=[{HAUSDORFF},{KAPPA}]",
     )
-    assert done.returncode == 0, done.stderr
+    with one_thread():
+        training.train(compose_run(*overrides, base=()), overrides, place / "run 1")
     return place
 
 
