@@ -1,5 +1,6 @@
 """What an option says, it does, or the run says why not: from the files to the scores."""
 
+import json
 import re
 from pathlib import Path
 
@@ -134,7 +135,10 @@ def test_models_of_folds_are_averaged_on_what_none_of_them_saw(tmp_path, rare) -
     held_out = [set(one.training.facts["data"].split()) for one in done]
     assert held_out[0] == held_out[1]  # as many images
     several = [str(one.run) for one in done]
+    kept = {"temperature": 2.0, "checkpoint": "best", "epoch": 0}  # of one of them, not of the mean
+    (done[0].run / "temperature.json").write_text(json.dumps(kept))
     found = evaluate(tmp_path, run=several, root=None, split="test")
+    assert found.facts["temperature"] == 1
     assert found.facts["others"] == several[1:]
     path = done[0].run / "evaluation/test-of-2-runs"
 
@@ -157,6 +161,8 @@ def test_models_of_folds_are_averaged_on_what_none_of_them_saw(tmp_path, rare) -
         SegFitError, match=r"data\.split\.fold=1, but 0 in .* of folds, on split=test"
     ):
         evaluate(tmp_path, run=several, root=None)
+    with pytest.raises(SegFitError, match="temperature=fit takes one run"):
+        evaluate(tmp_path, run=several, root=None, temperature="fit")
     with pytest.raises(SegFitError, match="export takes one run"):
         evaluate(tmp_path, run=several, root=None, split="test", export="x.pt2")
 

@@ -68,6 +68,8 @@ def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice
     tasks = [config.task.name for config in configs]
     if len({*tasks}) > 1:
         raise SegFitError(f"run={folders}: their tasks are {', '.join(tasks)}. One task at a time.")
+    if len(folders) > 1 and "temperature" in options:
+        options.temperature = options.temperature or 1.0  # that of their mean was never fitted
     for options.run, config in zip(folders, configs, strict=True):
         loaded.append(load_run(options, config, once))
     first = loaded[0]
@@ -75,11 +77,11 @@ def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice
         return first
     options.run = folders
     make_ensemble = getattr(assembly_of(first.config), "make_ensemble", None)
-    fits = options.get("temperature") == "fit"
-    if make_ensemble is None or options.export is not None or fits:
-        what = "temperature=fit" if fits else "export"
-        what = f"task={first.config.task.name}" if make_ensemble is None else what
-        raise SegFitError(f"run={folders}: {what} takes one run.")
+    alone = [f"task={first.config.task.name}"] * (make_ensemble is None)
+    alone += ["export"] * (options.export is not None)
+    alone += ["temperature=fit"] * (options.get("temperature") == "fit")
+    if make_ensemble is None or alone:
+        raise SegFitError(f"run={folders}: {alone[0]} takes one run.")
     free = _FREE + ("data.split.fold",) * (options.split == "test")
     free += ("data.split.",) * (options.get("images") is not None)
     seen = [flat(plain(run.config)) for run in loaded]
@@ -94,8 +96,7 @@ def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice
     if problems:
         raise SegFitError(problems)
     model = make_ensemble([run.model for run in loaded])
-    temperature, others = options.get("temperature") or 1.0, [run.folder for run in loaded[1:]]
-    return replace(first, model=model, epoch=None, temperature=temperature, others=others)
+    return replace(first, model=model, epoch=None, others=[run.folder for run in loaded[1:]])
 
 
 def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> TrainedRun:
