@@ -19,6 +19,7 @@ from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
 from segfit.tasks.segmentation.augmentation.mix import Mix
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.losses import SegmentationLoss
+from segfit.tasks.segmentation.schema import LossConfig
 from segfit.tasks.segmentation.task import SegmentationTask
 from tests.contracts.augmentation_contract import STILL
 from tests.integration.test_diagnose import diagnosed
@@ -51,7 +52,7 @@ def make_task(device: torch.device) -> SegmentationTask:
     )
     return SegmentationTask(
         classes=CLASSES,
-        criterion=SegmentationLoss("dice_ce", num_classes=4).to(device),
+        criterion=SegmentationLoss(LossConfig("dice_ce"), 4).to(device),
         mean=torch.tensor([0.485, 0.456, 0.406], device="cuda").view(3, 1, 1),
         std=torch.tensor([0.229, 0.224, 0.225], device="cuda").view(3, 1, 1),
         augment=augment,

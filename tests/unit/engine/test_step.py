@@ -20,6 +20,7 @@ from segfit.models.cnn import CNN
 from segfit.tasks.segmentation.augmentation.mix import Mix
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.losses import SegmentationLoss
+from segfit.tasks.segmentation.schema import LossConfig
 from segfit.tasks.segmentation.task import SegmentationTask
 from tests.unit.engine.fakes import (
     CPU,
@@ -61,7 +62,7 @@ def with_mixed_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def make_task(loss: str, soft: bool) -> SegmentationTask:
-    criterion = SegmentationLoss(loss, num_classes=3, class_weights=[0.5, 1.0, 2.0])
+    criterion = SegmentationLoss(LossConfig(loss), 3, [0.5, 1.0, 2.0])
     kind = MixedOnce if soft else SegmentationTask
     return kind(
         classes=CLASSES,

@@ -274,11 +274,10 @@ def make_task(
 ) -> SegmentationTask:
     """Return what a batch means under a config, on a device; `shared` are fields of `ScoredTask`."""
     mean, std = normalisation_of(config)
-    loss = {**plain(config.loss), "class_weights": (statistics or {}).get("class_weights")}
-    del loss["balance"]  # which they were made by
+    weights = (statistics or {}).get("class_weights")
     return SegmentationTask(
         classes=make_classes(config.data),
-        criterion=SegmentationLoss(num_classes=config.data.num_classes, **loss).to(device),
+        criterion=SegmentationLoss(config.loss, config.data.num_classes, weights).to(device),
         mean=torch.tensor(mean, device=device).view(-1, 1, 1),
         std=torch.tensor(std, device=device).view(-1, 1, 1),
         augment=make_augment(config, "kornia-gpu"),
@@ -321,13 +320,12 @@ def make_augment(config: DictConfig, name: str) -> Augment | None:
 
 def make_mix(config: DictConfig) -> Augment | None:
     """Return MixUp and CutMix with the config's probabilities, or None if both are 0."""
-    keys = ("mixup", "mixup_alpha", "cutmix", "cutmix_alpha")
-    shares = {key: config.augmentation[key] for key in keys}
-    if config.augmentation.name == "none" or shares["mixup"] + shares["cutmix"] == 0:
+    options = config.augmentation
+    if options.name == "none" or options.mixup + options.cutmix == 0:
         return None
     from segfit.tasks.segmentation.augmentation.mix import Mix
 
-    return Mix(num_classes=config.data.num_classes, **shares)
+    return Mix(num_classes=config.data.num_classes, **plain(options))
 
 
 def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from segfit.tasks.segmentation.schema import LossConfig
 
 EPSILON = 1e-7  # keeps divisors and bases of powers above 0; too small to smooth anything
 
@@ -34,33 +35,23 @@ class SegmentationLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        region_weight: float = 0.5,
-        focal_gamma: float = 2.0,
-        tversky_alpha: float = 0.3,
-        tversky_beta: float = 0.7,
+        self, options: LossConfig, num_classes: int, class_weights: Sequence[float] | None = None
     ) -> None:
         super().__init__()
         weights = class_weights or [1.0] * num_classes
         self.alike = all(weight == 1 for weight in weights)
         self.class_weights = nn.Buffer(torch.tensor(weights), persistent=False)
-        self.terms = name.split("_")  # of a pair the region comes first
-        shares = [region_weight, 1 - region_weight] if len(self.terms) == 2 else [1.0]
+        self.terms = options.name.split("_")  # of a pair the region comes first
+        share = options.region_weight
+        shares = [share, 1 - share] if len(self.terms) == 2 else [1.0]
         self.shares = nn.Buffer(torch.tensor(shares), persistent=False)
-        dice, tversky = (
-            partial(tversky_losses, alpha=alpha, beta=beta)
-            for alpha, beta in ((0.5, 0.5), (tversky_alpha, tversky_beta))
-        )
+        alpha, beta = options.tversky_alpha, options.tversky_beta
+        smoothing, gamma = options.label_smoothing, options.focal_gamma
         self.numerators: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-            "ce": partial(cross_entropy, smoothing=label_smoothing),
-            "focal": partial(focal, gamma=focal_gamma, smoothing=label_smoothing),
-            "dice": partial(regions, losses_of=dice),
-            "tversky": partial(regions, losses_of=tversky),
+            "ce": partial(cross_entropy, smoothing=smoothing),
+            "focal": partial(focal, gamma=gamma, smoothing=smoothing),
+            "dice": partial(regions, losses_of=partial(tversky_losses, alpha=0.5, beta=0.5)),
+            "tversky": partial(regions, losses_of=partial(tversky_losses, alpha=alpha, beta=beta)),
             "lovasz": partial(regions, losses_of=lovasz_losses),
         }
 

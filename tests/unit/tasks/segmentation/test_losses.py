@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights
+from segfit.tasks.segmentation.schema import LossConfig
 
 NAMES = ("ce", "dice", "dice_ce", "focal", "tversky", "lovasz", "lovasz_ce")
 CLASSES = 4
@@ -14,7 +15,8 @@ WEIGHTS = (0.5, 1.0, 2.0, 1.5)
 
 
 def make(name: str, **options: object) -> SegmentationLoss:
-    return SegmentationLoss(name, num_classes=CLASSES, **options)  # type: ignore[arg-type]
+    weights = options.pop("class_weights", None)
+    return SegmentationLoss(LossConfig(name, **options), CLASSES, weights)  # type: ignore[arg-type]
 
 
 def value(loss: SegmentationLoss, logits: Tensor, targets: Tensor) -> Tensor:
@@ -310,7 +312,7 @@ def test_extreme_logits_of_512_pixels_are_as_exact_as_in_float64(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_extreme_logits_of_many_classes_and_of_shares(name: str) -> None:
-    loss = SegmentationLoss(name, num_classes=150)
+    loss = SegmentationLoss(LossConfig(name), 150)
     logits, hard = extreme(torch.float16, classes=150, side=32)
     ones = (hard.unsqueeze(1) == torch.arange(150).view(1, -1, 1, 1)).float()
     mixed = 0.3 * ones + 0.7 * ones.roll(1, 0)  # MixUp

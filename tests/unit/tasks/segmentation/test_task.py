@@ -10,6 +10,7 @@ from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset, collate
 from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.metrics import SegmentationMetrics, extra_metrics
+from segfit.tasks.segmentation.schema import LossConfig
 from segfit.tasks.segmentation.scores import scores_of
 from segfit.tasks.segmentation.task import SegmentationTask
 from tests.unit.data.files import noise, save
@@ -19,7 +20,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 def task_of(**options) -> SegmentationTask:
-    criterion = SegmentationLoss("dice_ce", num_classes=3)
+    criterion = SegmentationLoss(LossConfig("dice_ce"), 3)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return SegmentationTask(CLASSES, mean, std, criterion=criterion, **options)
 

@@ -7,23 +7,20 @@ import torch
 from torch import Tensor
 
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from segfit.tasks.segmentation.schema import AugmentationConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mix:
+@dataclass(kw_only=True)
+class Mix(AugmentationConfig):
     """Mixes each image with another of its batch; a batch is mixed by one of the two, or not at all.
 
     MixUp (Zhang et al., arXiv 1710.09412) blends images and labels, which makes soft targets. CutMix
     (Yun et al., arXiv 1905.04899) pastes a rectangle, labels and all: targets stay hard.
 
-    Options as in `AugmentationConfig`; the probabilities add up to 1 at most.
+    The other operations of the config are none of its own; the probabilities add up to 1 at most.
     """
 
     num_classes: int
-    mixup: float = 0.0
-    mixup_alpha: float = 0.4
-    cutmix: float = 0.0
-    cutmix_alpha: float = 1.0
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
