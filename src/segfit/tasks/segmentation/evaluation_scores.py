@@ -8,7 +8,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -70,6 +69,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> tuple[float, Table]:
 
     Raises a SegFitError if every label is `IGNORE_INDEX`.
     """
+    from scipy.optimize import minimize_scalar
+
     counted = labels != IGNORE_INDEX
     logits, labels = logits[counted].double(), labels[counted].long()
     if not len(labels):
