@@ -68,8 +68,7 @@ class Skipping:
 class CurrentSamples:
     """The index of the sample that each worker reads, in memory that the main process shares.
 
-    Raises:
-        RuntimeError: if shared memory has no room.
+    Raises a RuntimeError if shared memory has no room.
     """
 
     def __init__(self, workers: int) -> None:

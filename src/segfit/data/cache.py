@@ -56,8 +56,7 @@ class CachedSource(SourceView):
     def read(self, index: int) -> Arrays:
         """Return what `source.read` does; the arrays may be read-only.
 
-        Raises:
-            SegFitError: if the store has lost the sample and its files cannot be read.
+        Raises a SegFitError if the store has lost the sample and its files cannot be read.
         """
         found = self.store.get(index)
         if found is None:
@@ -75,11 +74,9 @@ def cache_sources(
 ) -> tuple[dict[str, CachedSource], str]:
     """Decode what is not kept yet; return sources that read what is, and a line about it.
 
-    `sources` are split → (source, what is done to its samples, for the name of its folder); `progress` is called with
-    (done, total) samples while they are decoded.
-
-    Raises:
-        SegFitError: if a sample cannot be read, or memory or disk have no room or refuse to be written to.
+    `sources` are split → (source, what is done to its samples, for the name of its folder); `progress` is called with (done,
+    total) samples while they are decoded. Raises a SegFitError if a sample cannot be read, or memory or disk have no room or
+    refuse to be written to.
     """
     cached = {split: _cached(source, kind, options) for split, (source, kind) in sources.items()}
     missing = [

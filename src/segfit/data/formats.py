@@ -273,9 +273,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 def reading(path: Path) -> Iterator[None]:
     """Make one message with the file's name of any failure to read it.
 
-    Raises:
-        SegFitError: if the file is missing, unreadable, truncated or unreasonably large.
-        MemoryError: if memory ran out.
+    Raises a SegFitError if the file is missing, unreadable, truncated or unreasonably large; a MemoryError if memory ran
+    out.
     """
     try:
         # A pipe would be waited for, /dev/zero read without end.

@@ -182,8 +182,7 @@ def _stretch(numbers: NDArray[Any], low: float, high: float) -> NDArray[np.uint8
 def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[str]]:
     """Return the image files among those at `place`, and a line about the others, if there are any.
 
-    Raises:
-        SegFitError: if there is no image.
+    Raises a SegFitError if there is no image.
     """
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     others = [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
@@ -199,8 +198,7 @@ def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[st
 def images_at(given: str | Path) -> tuple[list[Path], Path, list[str]]:
     """Return the images that evaluate.py's `images` names, a folder or a file; the folder of their names; notices.
 
-    Raises:
-        SegFitError: if there is no image.
+    Raises a SegFitError if there is no image.
     """
     place = Path(given).expanduser()
     if not place.exists():

@@ -97,9 +97,8 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield batches.
 
-        Raises:
-            SegFitError: if a sample cannot be made and is not to be skipped; if no sample at all can be read, and no
-                other process has more of them; or if a worker was killed.
+        Raises a SegFitError if a sample cannot be made and is not to be skipped; if no sample at all can be read, and no
+        other process has more of them; or if a worker was killed.
         """
         skipped: list[str] = []
         nothing = True

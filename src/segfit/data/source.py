@@ -26,8 +26,7 @@ class Source(Protocol):
     def read(self, index: int) -> Arrays:
         """Return the arrays of a sample; the task says which, and their dtypes and shapes.
 
-        Raises:
-            SegFitError: if a file is unreadable, or its content makes no sense.
+        Raises a SegFitError if a file is unreadable, or its content makes no sense.
         """
 
 
@@ -74,9 +73,8 @@ def where(source: Source, index: int) -> str:
 def read_arrays(source: Source, index: int) -> Arrays:
     """Return `source.read(index)`.
 
-    Raises:
-        SegFitError: whatever is wrong with the files; they are named.
-        MemoryError: if memory ran out, which is no fault of theirs.
+    Raises a SegFitError that names the files, whatever is wrong with them; a MemoryError if memory ran out, which is no
+    fault of theirs.
     """
     try:
         return source.read(index)

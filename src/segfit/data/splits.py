@@ -115,10 +115,7 @@ def listed(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
     """Return split → those of `names` that the lists in a folder hold: train.txt, val.txt and perhaps test.txt, a name a line.
 
     A line may have folders before the name, a suffix, and further columns. Lists of other names, such as trainval.txt, are
-    not read.
-
-    Raises:
-        SegFitError: if a list is missing or cannot be read, a name is none of `names`, or stands in two lists.
+    not read. Raises a SegFitError if a list is missing or cannot be read, a name is none of `names`, or stands in two lists.
     """
     known = {name.rpartition("/")[2]: name for name in names} | {name: name for name in names}
     found: dict[str, list[str]] = {}
@@ -157,10 +154,7 @@ def split_names(
     """Return split → sorted names; every name in one split, every group in one split; none for splits that are `there`.
 
     Groups are ordered by a hash of seed and group: the order of the names does not matter, and a few added samples leave
-    nearly all others where they were.
-
-    Raises:
-        SegFitError: if the expression misses a name, or there are too few groups.
+    nearly all others where they were. Raises a SegFitError if the expression misses a name, or there are too few groups.
     """
     groups: dict[str, list[str]] = {}
     for name, group in zip(names, groups_of(names, rule.group), strict=True):

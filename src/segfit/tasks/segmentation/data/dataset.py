@@ -39,10 +39,8 @@ class LabelledSource(Source, Protocol):
     def read(self, index: int) -> tuple[Pixels, Pixels]:
         """Return an image (H, W, 3) uint8 RGB and its mask (H, W) uint8.
 
-        The mask holds class indices 0 … len(classes) - 1 and `IGNORE_INDEX`.
-
-        Raises:
-            SegFitError: if a file is unreadable or its values are none of the classes.
+        The mask holds class indices 0 … len(classes) - 1 and `IGNORE_INDEX`. Raises a SegFitError if a file is unreadable or
+        its values are none of the classes.
         """
 
 
@@ -132,10 +130,8 @@ class EvalDataset(_Fitted):
 class PredictDataset(Named, EvalDataset):
     """Images of a folder (and the folders below it), or one file, without masks; it is its own source.
 
-    `size` and `fit` as `EvalDataset`; `reader` and `slice_axis` say how files become images.
-
-    Raises:
-        SegFitError: if there is no such folder or file, or no image in it.
+    `size` and `fit` as `EvalDataset`; `reader` and `slice_axis` say how files become images. Raises a SegFitError if there
+    is no such folder or file, or no image in it.
     """
 
     def __init__(
@@ -304,11 +300,8 @@ def _surround(tensor: Tensor, size: tuple[int, int], content: tuple[int, ...], f
 def read_tensors(source: Source, index: int) -> list[Tensor]:
     """Return the image (3, H, W) and, where there is one, the mask (H, W), all uint8.
 
-    Nothing is copied unless it is read-only: images keep channels-last memory, which resizing likes.
-
-    Raises:
-        SegFitError: whatever is wrong with the files; they are named.
-        MemoryError: if memory ran out, which is no fault of theirs.
+    Nothing is copied unless it is read-only: images keep channels-last memory, which resizing likes. Raises a SegFitError
+    that names the files, whatever is wrong with them; a MemoryError if memory ran out, which is no fault of theirs.
     """
     arrays = read_arrays(source, index)
     tensors = [torch.from_numpy(np.require(array, requirements=["W"])) for array in arrays]
@@ -318,10 +311,8 @@ def read_tensors(source: Source, index: int) -> list[Tensor]:
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
     """Return samples as one batch, images padded with 0 and masks with `IGNORE_INDEX` to its largest.
 
-    They are padded at the bottom and right. Numbers become int64.
-
-    Raises:
-        RuntimeError: in a worker, if shared memory has no room.
+    They are padded at the bottom and right. Numbers become int64. Raises a RuntimeError in a worker, if shared memory has no
+    room.
     """
     return {
         key: stack(

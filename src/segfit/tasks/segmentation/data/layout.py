@@ -89,8 +89,7 @@ def list_pairs(
 ) -> Listing:
     """Return the images that have a mask, and what has no partner; `lists` is a folder of lists that divide the images.
 
-    Raises:
-        SegFitError: if there is no image, or none has a mask, or a table or a list cannot be read.
+    Raises a SegFitError if there is no image, or none has a mask, or a table or a list cannot be read.
     """
     together = image_folder.resolve() == mask_path.resolve()
     files = list_files(image_folder, (), skip=None if together else mask_path)

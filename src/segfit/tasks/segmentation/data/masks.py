@@ -51,8 +51,7 @@ class Masks:
     def read(self, name: str, size: tuple[int, int]) -> NDArray[Any]:
         """Return the mask (H, W) of integers of an image of `size` (H, W), which parts and files need not have.
 
-        Raises:
-            SegFitError: if a file is unreadable or damaged, or was not made for this image.
+        Raises a SegFitError if a file is unreadable or damaged, or was not made for this image.
         """
         entry = self.entries[name]
         if self.form == "png":
@@ -80,10 +79,8 @@ class Masks:
 def read_index_mask(path: Path) -> NDArray[Any]:
     """Return the values (H, W) of a mask file: palette files by index, grey ones and arrays of any depth.
 
-    An EXIF orientation is applied, as to images.
-
-    Raises:
-        SegFitError: if the file is unreadable, coloured, or holds several frames: then no value is an index.
+    An EXIF orientation is applied, as to images. Raises a SegFitError if the file is unreadable, coloured, or holds several
+    frames: then no value is an index.
     """
     values = _read(path, "index")
     if values.shape[2:] == (3,) and (values != values[..., :1]).any():

@@ -34,11 +34,9 @@ def paint(
 ) -> NDArray[np.uint8]:
     """Return class indices (H, W) of an image of `size`: 0 where no shape is, later ones over earlier ones.
 
-    `path` is a file of the mask_format `form`, `entry` what `read_coco` or `read_table` found in it about the image.
-
-    Raises:
-        SegFitError: if the file is damaged, names a class that there is not, has what covers no area, or was made for
-            an image of another size.
+    `path` is a file of the mask_format `form`, `entry` what `read_coco` or `read_table` found in it about the image. Raises
+    a SegFitError if the file is damaged, names a class that there is not, has what covers no area, or was made for an image
+    of another size.
     """
     mask = np.zeros(size, np.uint8)
     try:
@@ -166,8 +164,7 @@ def _check_size(path: Path, name: str, height: Any, width: Any, size: Size) -> N
 def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return image name without suffix → what COCO says of it, and its shapes, (class, segmentation), in the order of the file.
 
-    Raises:
-        SegFitError: if it is no such JSON, or a category that occurs is none of the classes.
+    Raises a SegFitError if it is no such JSON, or a category that occurs is none of the classes.
     """
     try:
         made = json.loads(path.read_bytes())
@@ -199,10 +196,8 @@ def read_table(path: Path, class_names: Sequence[str]) -> dict[str, tuple[str, A
     """Return id → id and runs, (class, segmentation) by class, of a table as in the UW-Madison GI-tract set.
 
     A CSV with the columns `id`, `class` and `segmentation`: one row for an image and a class; the segmentation is
-    `start length start length …`, starts from 1, row by row through the image; empty for a class that is absent.
-
-    Raises:
-        SegFitError: if the file is no CSV, or a column or a class name is missing or unknown.
+    `start length start length …`, starts from 1, row by row through the image; empty for a class that is absent. Raises a
+    SegFitError if the file is no CSV, or a column or a class name is missing or unknown.
     """
     table: dict[str, list[tuple[int, str]]] = {}
     unknown: Counter[str] = Counter()
