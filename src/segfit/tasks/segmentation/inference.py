@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segfit.data.tiles import LargeImage, Span, strips
 from segfit.engine.task import Forward
 
+_CPU_PIXELS = 2**18  # of windows at once; with more, features leave a CPU's cache (docs/benchmarks/windows.py)
 _STRIP_ELEMENTS = 2**24  # 64 MiB of fp32 logits at once, however large the image
 
 
@@ -72,7 +73,10 @@ class Predictor:
         def predict(windows: Tensor) -> Tensor:
             return self(forward, windows)
 
-        for strip in strips(predict, cut, rows, columns, batch_size=self.at_once, home=home):
+        at_once = self.at_once
+        if device.type == "cpu":
+            at_once = max(1, min(at_once, _CPU_PIXELS // math.prod(self.window)))
+        for strip in strips(predict, cut, rows, columns, batch_size=at_once, home=home):
             yield strip[:, :height, :width]  # no image below its window has a second strip
 
 
