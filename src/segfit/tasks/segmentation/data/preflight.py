@@ -205,7 +205,8 @@ def _values(seen: Sequence[Seen]) -> list[str]:
             "unknown: {}. Say what they mean: 'data.label_map={0: 0, 255: 1}'."
         )
         problems.append(_tell(black_white, "mask", text, repeat("")))
-    wrong = [one for one in seen if one.report["values"] and not (zero_one and one in black_white)]
+    rest = [one for one in seen if not (zero_one and one.report["only_0_255"])]
+    wrong = [one for one in rest if one.report["values"]]
     if wrong:
         values, classes, shown = wrong[0].source.values, len(wrong[0].report["pixels"]), 8
         text = (
@@ -213,12 +214,10 @@ def _values(seen: Sequence[Seen]) -> list[str]:
             "data.label_map: {}. Raise data.num_classes, set data.ignore_index, or name the values in data.label_map."
         )
         if values.colors:
-            shown, text = (
-                4,
-                (
-                    "with colours that data.colors does not list: {}. Add rows to it, [R, G, B, class], for pixels that count "
-                    "nowhere with data.ignore_index as the class."
-                ),
+            shown = 4
+            text = (
+                "with colours that data.colors does not list: {}. Add rows to it, [R, G, B, class], for pixels that count "
+                "nowhere with data.ignore_index as the class."
             )
         said = [some(values.shown(one.report["values"]), shown) for one in wrong]
         problems.append(_tell(wrong, "mask", text, said))
