@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segfit.data.tiles import LargeImage, Span, strips
 from segfit.engine.task import Forward
 
-_CPU_PIXELS = 2**18  # of windows at once; with more, features leave a CPU's cache (docs/benchmarks/windows.py)
+_CPU_PIXELS = 2**18  # of windows at once; with more, features leave a CPU's cache
 _STRIP_ELEMENTS = 2**24  # 64 MiB of fp32 logits at once, however large the image
 
 
