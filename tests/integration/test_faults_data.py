@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
@@ -210,6 +211,8 @@ def test_a_worker_that_crashes_in_a_decoder_ends_the_run_with_the_file_that_did_
         return read(self, path)
 
     monkeypatch.setattr(ImageReader, "read", crash)
+    # torch looks after its workers every 5 s
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))
     with pytest.raises(SegFitError) as error:
         train(tmp_path / "run", f"data.root={root}", "loader.workers=1", base=OPTIONS)
     (problem,) = error.value.problems

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from segfit.data.batches import DevicePrefetcher, EpochSampler
 from segfit.data.loader import Loader, LoaderOptions, init_worker
@@ -187,7 +188,9 @@ class Killed(ShapesSource):
         return super().read(index)
 
 
-def test_a_killed_worker_is_explained_and_disturbs_nothing_before_its_batch_is_due():
+def test_a_killed_worker_is_explained_and_disturbs_nothing_before_its_batch_is_due(monkeypatch):
+    # torch looks after its workers every 5 s
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))
     dataset = EvalDataset(Killed(4, resolution=32), (8, 8), "pad")
     batches = iter(Loader(dataset, collate, CPU, LoaderOptions(1), batch_size=2))
     handler = signal.getsignal(signal.SIGCHLD)
