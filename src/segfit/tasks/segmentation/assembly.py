@@ -151,13 +151,8 @@ def make_held_out_dataset(config: DictConfig, source: LabelledSource) -> EvalDat
 
 def make_predict_dataset(config: DictConfig, folder: str) -> PredictDataset:
     """Return the images of a folder, which have no masks; raise a SegFitError if there are none."""
-    return PredictDataset(
-        folder,
-        size_of(config.image_size),
-        config.data.fit,
-        make_reader(config.data),
-        config.data.get("slice_axis", 2),
-    )
+    data, size = config.data, size_of(config.image_size)
+    return PredictDataset(folder, size, data.fit, make_reader(data), data.get("slice_axis", 2))
 
 
 def held_out_batch_size(config: DictConfig) -> int:
@@ -224,10 +219,8 @@ def make_network(config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, We
 
     Raises a SegFitError if weights that were named cannot be loaded.
     """
-    classes = make_classes(config.data)
-    return make_model(
-        classes.names, plain(config.model), pretrained=pretrained, channels=channels_of(config)
-    )
+    names, options = make_classes(config.data).names, plain(config.model)
+    return make_model(names, options, pretrained=pretrained, channels=channels_of(config))
 
 
 def example_input(config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
@@ -337,10 +330,9 @@ def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str
         )
     if options.sliding_window:
         config.data.fit = "crop"
-    if options.threshold is not None and config.data.num_classes != 2:
-        raise SegFitError(
-            f"threshold={options.threshold}: is for two classes, and the run has {config.data.num_classes}."
-        )
+    threshold, count = options.threshold, config.data.num_classes
+    if threshold is not None and count != 2:
+        raise SegFitError(f"threshold={threshold}: is for two classes, and the run has {count}.")
 
 
 def facts(config: DictConfig) -> dict[str, str]:

@@ -100,10 +100,8 @@ def make_exported(config: DictConfig, model: nn.Module, temperature: float = 1.0
     """Return what is exported of a run's model, which may be changed."""
     deployed = Deployed(for_inference(model).cpu().float(), config, temperature).eval()
     names, (mean, std) = list(make_classes(config.data).names), normalisation_of(config)
-    data = {
-        key: plain(config.data).get(key)
-        for key in ("fit", "image_mode", "window", "bands", "value_range")
-    }
+    keys = ("fit", "image_mode", "window", "bands", "value_range")
+    data = {key: plain(config.data).get(key) for key in keys}
     data["image_mode"] = data["image_mode"] or "rgb"
     facts = {"class_names": names, "image_size": deployed.size, **data, "mean": mean, "std": std}
     facts["temperature"] = temperature

@@ -203,10 +203,8 @@ def lovasz_losses(probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor
     share = truth.to(torch.get_default_dtype() if truth.dtype == torch.bool else truth.dtype)
     # By how much each pixel raises 1 - intersection / union when it joins those before it, in closed form: a numerical
     # difference would leave two digits of fp32 in a large image.
-    slopes = (share * union + intersection * (1 - share)) / (
-        union * (union - 1 + share).clamp_min(EPSILON)
-    )
-    return (errors * slopes).sum(2)
+    divisor = union * (union - 1 + share).clamp_min(EPSILON)
+    return (errors * ((share * union + intersection * (1 - share)) / divisor)).sum(2)
 
 
 def balanced_weights(class_pixels: Tensor, power: float = 0.5) -> list[float]:

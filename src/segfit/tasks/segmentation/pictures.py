@@ -80,9 +80,8 @@ def panels_image(
 
 def pairs_image(panels: Sequence[Panel], classes: Classes) -> Picture:
     """Draw image and mask side by side, a row a panel below its name, and a legend; as `panels_image` does."""
-    return _page(
-        panels, classes, [panel.name for panel in panels], ("the network's image", "its mask")
-    )
+    titles = ("the network's image", "its mask")
+    return _page(panels, classes, [panel.name for panel in panels], titles)
 
 
 def _page(

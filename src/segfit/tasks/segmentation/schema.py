@@ -51,9 +51,7 @@ class SegFormerConfig(ModelConfig):
     fast: bool = option(True, "Exact, faster forwards; false runs transformers' own, to compare.")
     dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
     drop_path: float = option(0.1, "Stochastic depth of the deepest layer.", ge=0, lt=1)
-    checkpointing: bool = option(
-        False, "Recompute activations in backward: about 30 % slower, 40 % less memory."
-    )
+    checkpointing: bool = option(False, "Recompute in backward: ~30 % slower, ~40 % less memory.")
 
 
 @dataclass
@@ -77,9 +75,7 @@ class TimmUnetConfig(ModelConfig):
         "auto: timm's pretrained tag if the cache or the hub has it, else random with a warning. "
         "A file must load. null: random.",
     )
-    decoder_channels: int = option(
-        256, "Channels of the deepest decoder level; halved a level.", ge=8, le=4096
-    )
+    decoder_channels: int = option(256, "Channels at the bottom; halved a level.", ge=8, le=4096)
     dropout: float = option(0.1, "Dropout before the classifier.", ge=0, lt=1)
     checkpointing: bool = option(False, "Recompute the encoder in backward: slower, less memory.")
 
@@ -103,9 +99,7 @@ class AugmentationConfig:
     scale: list[float] = option(
         [0.8, 1.2], "Zoom is drawn log-uniformly from this range.", ge=0.01, le=100
     )
-    zoom_anywhere: bool = option(
-        True, "Zoom about a random point, not the centre: zoomed in, it is a random crop."
-    )
+    zoom_anywhere: bool = option(True, "Zoom about a random point, like a random crop.")
     color_jitter: float = option(0.5, "Probability of colour jitter.", **SHARE)
     brightness: float = option(0.3, "Factor drawn from 1 ± this.", **SHARE)
     contrast: float = option(0.2, "Factor drawn from 1 ± this.", **SHARE)
@@ -130,22 +124,16 @@ class LossConfig:
         "Terms by name.",
         choices=("ce", "dice", "dice_ce", "focal", "tversky", "lovasz", "lovasz_ce"),
     )
-    class_weights: Any = option(
-        "none", "none, balanced (a power of the inverse pixel share), or one number a class."
-    )
+    class_weights: Any = option("none", "none, balanced (by inverse pixel share), or one a class.")
     balance: float = option(0.5, "Exponent of the inverse pixel share of balanced.", ge=0, le=1)
     label_smoothing: float = option(0.0, "Of cross-entropy and focal.", ge=0, lt=1)
     region_weight: float = option(0.5, "Share of dice or lovasz; ce has the rest.", ge=0, le=1)
     focal_gamma: float = option(2.0, "Focusing (Lin et al., arXiv 1708.02002).", ge=0, le=100)
-    tversky_alpha: float = option(
-        0.3, "Weight of false positives (arXiv 1706.05721).", ge=0, le=1000
-    )
-    tversky_beta: float = option(0.7, "Weight of false negatives.", ge=0, le=1000)
+    tversky_alpha: float = option(0.3, "Cost of false positives (arXiv 1706.05721).", ge=0, le=1000)
+    tversky_beta: float = option(0.7, "Cost of false negatives.", ge=0, le=1000)
 
 
-_OPERATIONS = [
-    item.name for item in fields(AugmentationConfig) if item.name not in ("name", "swap")
-]
+_DRAWN = [item.name for item in fields(AugmentationConfig) if item.name not in ("name", "swap")]
 USED = (
     ("loss.name", "ce dice_ce lovasz_ce focal", "label_smoothing"),
     ("loss.name", "dice_ce lovasz_ce", "region_weight"),
@@ -153,7 +141,7 @@ USED = (
     ("loss.name", "tversky", "tversky_alpha tversky_beta"),
     ("loss.class_weights", "balanced", "balance"),
     ("data.fit", "crop", "crops_per_image foreground"),
-    ("augmentation.name", "cpu kornia-gpu", " ".join(_OPERATIONS)),
+    ("augmentation.name", "cpu kornia-gpu", " ".join(_DRAWN)),
     ("augmentation.affine", "", "degrees scale"),
     ("augmentation.color_jitter", "", "brightness contrast saturation hue"),
     ("augmentation.blur", "", "blur_sigma"),

@@ -38,16 +38,12 @@ class SegmentationTask(ScoredTask):
     # Of RGB in 0-1, (3, 1, 1) on the device of the batches: every copy to CUDA makes the host wait.
     mean: Tensor
     std: Tensor
-    augment: Augment | None = (
-        None  # (images (B, 3, H, W) in 0-1, masks (B, H, W) int64, seed=) → the same
-    )
+    augment: Augment | None = None  # (images in 0-1, masks int64, seed=) → the same
     mix: Augment | None = None  # (images, masks, seed=) → (images, targets)
     predictor: Predictor = field(default_factory=Predictor)  # how held-out images become logits
     channels_last: bool = True  # memory format of the model's input
     temperature: float = 1.0  # what logits are divided by before they become probabilities
-    threshold: float | None = (
-        None  # of two classes, above which probability the second is predicted
-    )
+    threshold: float | None = None  # of two classes: the second's probability that predicts it
     # Called with (index, prediction (H, W) uint8, mask (H, W) uint8) for every held-out image, both at its own size; the mask
     # is None where the batch has none.
     on_prediction: OnPrediction | None = None

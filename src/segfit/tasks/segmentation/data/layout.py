@@ -14,18 +14,8 @@ from segfit.data.formats import real_file, with_slices
 from segfit.data.images import only_images
 from segfit.data.splits import find_splits, listed, split_of
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.data.masks import (
-    MASK_SUFFIXES,
-    Masks,
-    find_parts,
-    image_key,
-)
-from segfit.tasks.segmentation.data.painted import (
-    OUTLINES,
-    read_coco,
-    read_table,
-    table_id,
-)
+from segfit.tasks.segmentation.data.masks import MASK_SUFFIXES, Masks, find_parts, image_key
+from segfit.tasks.segmentation.data.painted import OUTLINES, read_coco, read_table, table_id
 from segfit.tasks.segmentation.data.schema import FolderConfig
 
 # The options that say where files are below the root and what they are called

@@ -17,9 +17,7 @@ from segfit.config.schema import REQUIRED, DataConfig, SplitConfig, option
 class MaskDataConfig(DataConfig):
     """What every source of images and masks has."""
 
-    num_classes: int = option(
-        REQUIRED, "Classes to predict; ignored pixels are none.", ge=2, le=255
-    )
+    num_classes: int = option(REQUIRED, "Classes predicted; ignored pixels are none.", ge=2, le=255)
     class_names: list[str] | None = option(None, "One a class; null: class_0, class_1, …")
     class_colors: list[list[int]] | None = option(None, "[R, G, B] a class; null: distinct hues.")
     background: int | None = option(None, "Class that the foreground scores leave out.", ge=0)
@@ -92,13 +90,9 @@ class FolderConfig(MaskDataConfig):
         "Images without a mask. skip: left out. background: all of them is the background class.",
         choices=("error", "skip", "background"),
     )
-    ignore_index: int | None = option(
-        255, "Mask value that counts nowhere; null: none.", ge=-65536, le=65535
-    )
+    ignore_index: int | None = option(255, "Ignored mask value; null: none.", ge=-65536, le=65535)
     # Any: OmegaConf cannot merge a typed map that is None with what is typed on the command line
-    label_map: Any = option(
-        None, "Mask value → class, or 255: ignored; values that it does not name are an error."
-    )
+    label_map: Any = option(None, "Mask value → class, or 255: ignored; others are an error.")
     colors: list[list[int]] | None = option(
         None,
         "Colour masks: a row [R, G, B] a class, in the order of the classes, or rows [R, G, B, class (or ignore_index)].",
