@@ -63,8 +63,8 @@ def trained(tmp_path_factory, photos) -> Path:
 
 
 # Each two of model, degradation and precision meet.
-@pytest.mark.parametrize(("number", "precision"), enumerate(["fp32", "bf16", "fp16"]))
-@pytest.mark.parametrize(("place", "degrade"), enumerate(["noise", "blur", "jpeg", "mixed"]))
+@pytest.mark.parametrize(("number", "precision"), [*enumerate(["fp32", "bf16", "fp16"])])
+@pytest.mark.parametrize(("place", "degrade"), [*enumerate(["noise", "blur", "jpeg", "mixed"])])
 def test_every_model_trains_on_every_degradation(tmp_path, place, degrade, number, precision):
     model = ("cnn", "nafnet")[(place + number) % 2]
     options = (f"model={model}", f"degrade={degrade}", f"precision={precision}")
@@ -324,6 +324,7 @@ def test_what_is_wrong_is_said_in_its_own_words(tmp_path, options, said):
 @pytest.mark.parametrize(
     ("mode", "options", "answer"),
     [
+        ("data", ("benchmark.samples=3",), "shows training samples"),
         ("plan", (), "it fits"),
         ("throughput", ("benchmark.warmup=1",), "TFLOP"),
         pytest.param("lr_find", ("benchmark.updates=20",), "lr", marks=pytest.mark.slow),

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from segfit.assembly.task import Preflight, assembly_of, planning_of
+from segfit.assembly.task import Preflight, assembly_of, sample_bytes
 from segfit.data.bad_samples import Skipping
 from segfit.data.batches import (
     DevicePrefetcher,
@@ -137,7 +137,7 @@ def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False
         config.loader.workers,
         device_type=device.type,
         kept=cached and config.data.cache != "none" and not assembly.augments_in_workers(config),
-        batch_bytes=sharing * config.batch_size * planning_of(config).sample_bytes(config),
+        batch_bytes=sharing * config.batch_size * sample_bytes(config),
         prefetch=config.loader.prefetch,
     )
     if config.loader.workers is not None or workers == 0:

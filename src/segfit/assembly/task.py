@@ -141,9 +141,6 @@ class TaskPlanning(Protocol):
     def largest_first(self, source: Source) -> list[int]:
         """Return the indices of a source's samples, the largest first."""
 
-    def sample_bytes(self, config: DictConfig) -> int:
-        """Return the bytes of a training sample as it comes from the dataset."""
-
     def train_example(self, config: DictConfig) -> Batch:
         """Return a training micro-batch without content."""
 
@@ -157,9 +154,6 @@ class TaskPlanning(Protocol):
 
     def device_augmentation(self, config: DictConfig) -> tuple[Callable[[], Any], float] | None:
         """Return a function that augments a few values on the device, and a sample's size in them; None: there is none."""
-
-    def draw_samples(self, config: DictConfig, source: Source, indices: Sequence[int]) -> Any:
-        """Return a picture (H, W, 3) uint8 of training samples as the network sees them; raise a SegFitError if there is none."""
 
     def draw_batch(self, task: Any, batch: Batch, seed: int, names: Sequence[str]) -> Any:
         """Return a picture (H, W, 3) uint8 of a training batch's first samples, whose names are given; None: there is none."""
@@ -201,6 +195,13 @@ def assembly_of(config: DictConfig) -> TaskAssembly:
 def planning_of(config: DictConfig) -> TaskPlanning:
     """Return the `planning` module of a config's task."""
     return cast(TaskPlanning, module_of(config.task.name, "planning"))
+
+
+def sample_bytes(config: DictConfig) -> int:
+    """Return the bytes of a training sample as it comes from the dataset."""
+    with torch.device("meta"):
+        batch = planning_of(config).train_example(config)
+    return sum(tensor.nbytes for tensor in batch.values()) // int(config.batch_size)
 
 
 def evaluation_of(config: DictConfig) -> TaskEvaluation:

@@ -33,6 +33,7 @@ settle = _nothing  # no option follows from the model
 sample_weights = _nothing  # every sample comes once an epoch
 apply_options = _nothing  # evaluate.py has no options of the task
 device_augmentation = _nothing  # nothing is augmented on the device
+draw_batch = _nothing  # there are no pictures of samples
 augments_in_workers = _no  # where samples are cached, workers have nothing to do
 make_statistics = recorded_statistics = _empty  # the task takes nothing from the training data
 facts = hparams = _empty  # the facts that every run has say it all
@@ -116,15 +117,6 @@ def largest_first(source: Source) -> list[int]:
 def without_augmentation(task: Any) -> Any:
     """Return the task: it augments nothing on the device."""
     return task
-
-
-def draw_samples(config: DictConfig, *_: Any) -> Any:
-    """Raise a SegFitError: there are no pictures of samples."""
-    raise SegFitError(f"benchmark=data draws images and masks; task={config.task.name} has none.")
-
-
-def draw_batch(*_: Any) -> None:
-    """Return None: there are no pictures of samples."""
 
 
 def feeding(_: DictConfig) -> Feeding:

@@ -3,13 +3,19 @@
 import base64
 import html
 import io
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 
 from segfit.assembly.data import check_data
 from segfit.assembly.task import assembly_of, planning_of
+from segfit.data.batches import sample_seed
 from segfit.data.preflight import spread
+from segfit.data.source import Source
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.tuning.bench import Bench
@@ -29,7 +35,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         problems = error.problems
     chosen = spread(len(sources["train"]), config.benchmark.samples)
     try:
-        picture = planning_of(config).draw_samples(config, sources["train"], chosen)
+        picture = _picture(config, sources["train"], chosen)
     except SegFitError as error:
         raise SegFitError(problems or error.problems) from error
     content = io.BytesIO()
@@ -50,3 +56,21 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         headline=f"{page} shows training samples as the network will see them. Check of the data: {len(notices)} notices.",
         values={"notices": notices},
     )
+
+
+def _picture(config: DictConfig, source: Source, indices: Sequence[int]) -> Any:
+    """Return a picture (H, W, 3) uint8 of training samples, but those that cannot be read; raise a SegFitError for none."""
+    assembly, samples = assembly_of(config), []
+    dataset = assembly.make_train_dataset(config, source)
+    for index in indices:
+        with suppress(SegFitError):
+            samples.append(dataset[index, sample_seed(config.seed, 0, index)])
+    if not samples:
+        raise SegFitError("None of the samples can be read.")
+    task = assembly.make_task(config, torch.device("cpu"))
+    names = [source.id(int(sample["index"])) for sample in samples]
+    batch = assembly.collate(samples)
+    picture = planning_of(config).draw_batch(task, batch, config.seed, names)
+    if picture is None:
+        raise SegFitError(f"benchmark=data draws pictures; task={config.task.name} has none.")
+    return picture

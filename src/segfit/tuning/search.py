@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.data import workers_of
-from segfit.assembly.task import planning_of
+from segfit.assembly.task import planning_of, sample_bytes
 from segfit.config.check import check
 from segfit.config.tasks import schema_of
 from segfit.data.source import Source
@@ -216,7 +216,7 @@ class Search(Climb):
         if knob == SAMPLES:
             bigger = schema_of(config.task.name).smaller_samples(config, GROWTH)
             options, _ = next(bigger, ({}, ""))
-            now, then = map(planning_of(config).sample_bytes, (config, changed(config, options)))
+            now, then = map(sample_bytes, (config, changed(config, options)))
             # Nothing more is to be seen in a sample than the data has.
             if now < then <= sum(array.nbytes for array in self.source.read(self.held_out[0])):
                 return options

@@ -16,7 +16,7 @@ import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segfit.assembly.task import planning_of
+from segfit.assembly.task import planning_of, sample_bytes
 from segfit.assembly.training import make_training
 from segfit.data.source import Arrays, Source, SourceView
 from segfit.engine.events import EpochLog, Listener, Listeners
@@ -96,7 +96,7 @@ def recorded(
     restart = timeline.restarts / timeline.updates if loader.num_workers else 0.0
     fitted = config.data.get("fit") != "crop"  # the cache holds samples of that size already
     cached = Costs(decode=copied, fit=0.0 if fitted else costs.fit, augment=costs.augment)
-    decoded = planning_of(config).sample_bytes(config) * len(dataset)
+    decoded = sample_bytes(config) * len(dataset)
     facts = Facts(
         cuda=training.fit.state.device.type == "cuda",
         samples=round(timeline.samples),

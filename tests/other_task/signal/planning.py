@@ -1,10 +1,6 @@
 import torch
 
 
-def sample_bytes(config):
-    return 8 * config.length
-
-
 def held_out_example(config, count, original):
     noisy, clean = torch.empty(2, count, config.length)
     return {"noisy": noisy, "clean": clean, "index": torch.empty(count).long()}, [0.0] * count

@@ -26,12 +26,6 @@ def feeding(config: DictConfig) -> Feeding:
     return Feeding({"data.place": "loader"}, faster, larger=(1, 2), idle=idle)
 
 
-def sample_bytes(config: DictConfig) -> int:
-    """Return the bytes of a window, float32."""
-    rows, columns, *_ = held_out_shape(config)
-    return 4 * rows * columns
-
-
 def train_example(config: DictConfig) -> Batch:
     """Return a training micro-batch without content."""
     return held_out_example(config, config.batch_size, ())[0]

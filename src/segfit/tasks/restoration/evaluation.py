@@ -17,10 +17,11 @@ from segfit.data.images import folder_of
 from segfit.engine.task import Task
 from segfit.models.build import Exported, for_inference
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
+from segfit.report.panels import Picture, draw_rows
 from segfit.tasks.restoration.assembly import degraded_by, make_predict_dataset
 from segfit.tasks.restoration.data.dataset import PredictDataset
 from segfit.tasks.restoration.data.reading import Pixels, png
-from segfit.tasks.restoration.pictures import Panel, draw, panel_of
+from segfit.tasks.restoration.pictures import panel_of
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
@@ -48,11 +49,10 @@ class RestoredEvaluation(PictureEvaluation):
         )  # fmt: skip
         self.saves = options.save_images
 
-    def draw_cases(self, cases: Sequence[tuple[int, float, Panel]]) -> bytes:
+    def draw_cases(self, cases: Sequence[tuple[int, float, Mapping[str, Picture]]]) -> bytes:
         """Draw inputs beside restored pictures, targets and errors."""
-        panels = [panel for *_, panel in cases]
-        captions = [f"{panel.name}: {score:.2f} dB" for _, score, panel in cases]
-        return png(draw(panels, captions))
+        rows = [(f"{self.data.id(index)}: {psnr:.2f} dB", parts) for index, psnr, parts in cases]
+        return png(draw_rows(rows))
 
     def _keep(
         self, index: int, degraded: Tensor, restored: Tensor, target: Tensor | None,
@@ -66,8 +66,7 @@ class RestoredEvaluation(PictureEvaluation):
         found = scores.cpu().numpy()  # synchronises
         self.counts[index] = np.concatenate([found[0], found[0] - found[1], [1]])
         self.truths[index] = found[1]  # the scores of the input
-        name, psnr = self.data.id(index), float(found[0, 0])
-        self.keep(index, psnr, lambda: panel_of(name, degraded, restored, target))
+        self.keep(index, float(found[0, 0]), lambda: panel_of(degraded, restored, target))
 
     def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
         """Return means over pictures of scores and gains."""

@@ -1,28 +1,17 @@
 """Panels that show a picture as it was, restored, as it should be, and where it is still wrong."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from segfit.report.panels import Picture, draw_rows
+from segfit.report.panels import Picture
 
 _SIDE = 256  # pixels of a picture that are shown, one to one
 _SHOWN = 2  # screen pixels a side for each of them, in pictures that are smaller by as much
 _AMPLIFIED = 5  # errors, to be seen
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A part of a held-out picture, pixel by pixel."""
-
-    name: str  # the sample's id
-    parts: dict[str, Picture]  # title → (h, w, 3) uint8
-
-
-def panel_of(name: str, degraded: Tensor, restored: Tensor, target: Tensor) -> Panel:
-    """Return the part of 256 × 256 pixels, or less, in which the restored picture is most wrong.
+def panel_of(degraded: Tensor, restored: Tensor, target: Tensor) -> dict[str, Picture]:
+    """Return, title → (h, w, 3) uint8, the part of 256 × 256 pixels, or less, in which the restored picture is most wrong.
 
     Pictures are (C, H, W) float; the target lies in [0, 1].
     """
@@ -39,22 +28,9 @@ def panel_of(name: str, degraded: Tensor, restored: Tensor, target: Tensor) -> P
         "target": target[area],
         f"error × {_AMPLIFIED}": _AMPLIFIED * error[area],
     }
-    return Panel(name, {title: shown(part) for title, part in parts.items()})
-
-
-def draw(panels: Sequence[Panel], captions: Sequence[str] = ("",)) -> Picture:
-    """Draw one row a panel (one at least) below its caption, if it has one; return `(H, W, 3)` uint8 RGB."""
-    return draw_rows(
-        [
-            (caption, {title: _enlarged(part) for title, part in panel.parts.items()})
-            for panel, caption in zip(panels, captions, strict=True)
-        ]
-    )
-
-
-def _enlarged(part: Picture) -> Picture:
-    scale = _SHOWN if max(part.shape) <= _SIDE // _SHOWN else 1
-    return part.repeat(scale, axis=0).repeat(scale, axis=1)
+    scale = _SHOWN if max(height, width) <= _SIDE // _SHOWN else 1
+    pictures = {title: shown(part) for title, part in parts.items()}
+    return {title: one.repeat(scale, 0).repeat(scale, 1) for title, one in pictures.items()}
 
 
 def shown(part: Tensor) -> Picture:

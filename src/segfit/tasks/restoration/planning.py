@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 from segfit.config.check import plain
 from segfit.engine.task import Batch
-from segfit.report.panels import Picture
+from segfit.report.panels import Picture, draw_rows
 from segfit.tasks.restoration.degradations import Degradation
-from segfit.tasks.restoration.pictures import Panel, draw, shown
+from segfit.tasks.restoration.pictures import shown
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
 
@@ -23,12 +23,6 @@ def costliest(config: DictConfig) -> DictConfig:
     config = config.copy()
     config.loss.weights = None
     return config
-
-
-def sample_bytes(config: DictConfig) -> int:
-    """Return the size of a training patch as it comes from the dataset, 8 bits a value."""
-    pictures = 2 if config.data.name == "pairs" else 1
-    return int(pictures * channels_of(config) * config.patch_size**2)
 
 
 def train_example(config: DictConfig) -> Batch:
@@ -55,11 +49,10 @@ def held_out_example(
 
 def draw_batch(task: RestorationTask, batch: Batch, seed: int, names: Sequence[str]) -> Picture:
     """Return a picture (H, W, 3) of a training batch's first patches, inputs beside targets."""
-    panels = [
-        Panel(name, {"input": shown(given), "target": shown(target)})
-        for name, given, target in zip(names, *task.prepare(batch, seed), strict=False)
-    ]
-    return draw(panels, names)
+    patches = zip(names, *task.prepare(batch, seed), strict=False)
+    return draw_rows(
+        [(name, {"input": shown(one), "target": shown(other)}) for name, one, other in patches]
+    )
 
 
 def without_augmentation(task: RestorationTask) -> RestorationTask:

@@ -15,7 +15,8 @@ from segfit.data.tiles import strips
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.task import Batch, Forward
-from segfit.tasks.restoration.pictures import draw, panel_of
+from segfit.report.panels import draw_rows
+from segfit.tasks.restoration.pictures import panel_of
 from segfit.tasks.restoration.schema import MEMORY_ADVICE
 from segfit.tasks.scored import ScoredMeter, ScoredTask
 
@@ -92,7 +93,7 @@ class RestorationMeter(ScoredMeter):
             task.criterion.to(task.device)
             self.add_loss(loss.to(task.device), 1)  # synchronises where it was tiled
             if index in task.panels:
-                self.panels[index] = panel_of(task.panels[index], degraded, restored, target)
+                self.panels[index] = task.panels[index], panel_of(degraded, restored, target)
         if task.on_picture is not None:
             deep = (given if clean is None or not given.is_floating_point() else clean).dtype
             task.on_picture(index, degraded, restored, target, scores, deep == torch.uint16)
@@ -139,7 +140,7 @@ class RestorationMeter(ScoredMeter):
         return Findings(
             scores={"loss": loss, **found, **added},
             tables=[Table("scores", "", columns, rows)],
-            panels={panel.name: partial(draw, [panel]) for panel in panels},
+            panels={name: partial(draw_rows, [("", parts)]) for name, parts in panels},
         )
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +10,8 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from segfit.data.batches import sample_seed
 from segfit.engine.task import Batch
-from segfit.errors import SegFitError
-from segfit.tasks.segmentation.assembly import make_augment, make_task, make_train_dataset
-from segfit.tasks.segmentation.data.dataset import LabelledSource, collate
+from segfit.tasks.segmentation.assembly import make_augment
 from segfit.tasks.segmentation.data.schema import channels_of
 from segfit.tasks.segmentation.pictures import Panel, pairs_image
 from segfit.tasks.segmentation.schema import size_of
@@ -40,11 +36,6 @@ def costliest(config: DictConfig) -> DictConfig:
     if augmentation.mixup + augmentation.cutmix > 0:
         augmentation.mixup, augmentation.cutmix = 1.0, 0.0  # soft targets, which either makes
     return config
-
-
-def sample_bytes(config: DictConfig) -> int:
-    """Return the bytes of a training sample as it comes from the dataset: image and mask, uint8."""
-    return (channels_of(config) + 1) * math.prod(size_of(config.image_size))
 
 
 def train_example(config: DictConfig) -> Batch:
@@ -76,28 +67,10 @@ def held_out_example(
     return batch, [0, 0, height, width, rows, columns, 0]
 
 
-def draw_samples(
-    config: DictConfig, source: LabelledSource, indices: Sequence[int]
-) -> NDArray[np.uint8]:
-    """Return a picture (H, W, 3) of training samples, images and masks side by side, as the network gets them.
-
-    What cannot be read is left out. Raises a SegFitError if that is all of them.
-    """
-    dataset, task = make_train_dataset(config, source), make_task(config, torch.device("cpu"))
-    samples = []
-    for index in indices:
-        with suppress(SegFitError):
-            samples.append(dataset[index, sample_seed(config.seed, 0, index)])
-    if not samples:
-        raise SegFitError("None of the images can be read.")
-    names = [source.id(sample["index"]) for sample in samples]
-    return draw_batch(task, collate(samples), config.seed, names)
-
-
 def draw_batch(
     task: SegmentationTask, batch: Batch, seed: int, names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return a picture (H, W, 3) of a training batch's first samples, as `draw_samples` does."""
+    """Return a picture (H, W, 3) of a training batch's first images beside their masks, as the network gets them."""
     images, targets = (part[: len(names)] for part in task.prepare(batch, seed))
     pixels = ((images * task.std + task.mean) * 255).round().clamp(0, 255).to(torch.uint8)
     # Of mixed images the larger share, and what is ignored.

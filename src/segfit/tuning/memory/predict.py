@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from segfit.assembly.state import make_state
-from segfit.assembly.task import assembly_of, planning_of
+from segfit.assembly.task import assembly_of, planning_of, sample_bytes
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.state import TrainingState
@@ -78,7 +78,7 @@ def predict(
         more = idle.plus(config.accumulate * fixed, config.accumulate * each + now)
         train = Curve(train.moments + more.moments)
     # On a card the next window's samples are copied ahead.
-    ahead = planning.sample_bytes(config) if device_type == "cuda" else 0
+    ahead = sample_bytes(config) if device_type == "cuda" else 0
     train = train.plus(0, config.accumulate * ahead)
     return replace(result, train=train, waiting=[fixed, each + ahead])
 
