@@ -138,9 +138,6 @@ class TaskPlanning(Protocol):
     def costliest(self, config: DictConfig) -> DictConfig:
         """Return a copy in which what may cost memory in some batches does so in all of them; no files are read."""
 
-    def largest_first(self, source: Source) -> list[int]:
-        """Return the indices of a source's samples, the largest first."""
-
     def train_example(self, config: DictConfig) -> Batch:
         """Return a training micro-batch without content."""
 

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.assembly.data import check_data
-from segfit.assembly.task import assembly_of, planning_of
+from segfit.assembly.task import assembly_of
 from segfit.config.tasks import schema_of
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
+from segfit.tasks.defaults import largest_first
 from segfit.tuning.bench import Bench
 from segfit.tuning.measure import trial_config
 from segfit.tuning.memory.planner import CONTEXT, forecast_of
@@ -53,7 +54,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     for line in check_data(config, sources).notices:
         bench.notice(line)
     cap = len(sources["train"])
-    trials = Trials(config, bench, planning_of(config).largest_first(sources["val"])[:cap])
+    trials = Trials(config, bench, largest_first(sources["val"])[:cap])
     return _findings(config, trials, trials.largest(start=trials.start(cap), cap=cap), cap)
 
 

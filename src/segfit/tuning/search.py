@@ -17,6 +17,7 @@ from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import free_memory, resolve_device
+from segfit.tasks.defaults import largest_first
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.climb import KEPT, NOT_FASTER, OUT_OF_MEMORY, Climb, Step
@@ -58,7 +59,7 @@ class Search(Climb):
         super().__init__(config, bench, seconds, 12, least_gain=LEAST_GAIN, deadline=deadline)
         self.device, _ = resolve_device(config.device)
         samples, self.source = len(sources["train"]), sources["val"]  # of held-out samples
-        self.held_out = planning_of(config).largest_first(self.source)[:samples]
+        self.held_out = largest_first(self.source)[:samples]
         composed = int(config.batch_size * config.accumulate)
         asked = config.benchmark.effective_batch
         self.effective = int(asked or max(composed, min(LEAST_EFFECTIVE, samples)))
