@@ -97,14 +97,12 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
             if not override.key_or_group:
                 raise ValueError("There is no key before the =.")
             parsed.append(override)
-        except HydraException:
-            key, _, value = text.partition("=")
-            problems.append(
-                f"{text}: not understood. Text with special characters needs quotes, '{key}=\"{value}\"'; brackets and "
-                f"quotes come in pairs."
-            )
         except Exception as error:
-            problems.append(f"{text}: not understood. {_plain(str(error)).splitlines()[0]}")
+            key, _, value = text.partition("=")
+            hint = (_plain(str(error)).splitlines() or [""])[0]
+            if isinstance(error, HydraException):
+                hint = f"Text with special characters needs quotes, '{key}=\"{value}\"'; brackets and quotes come in pairs."
+            problems.append(f"{text}: not understood. {hint}")
     GlobalHydra.instance().clear()
     folders = config_folders(arguments, conf)
     places = create_config_search_path(str(conf))
@@ -132,14 +130,25 @@ def _try_each(config_name: str, overrides: list[Override], task: str) -> list[st
     rest = []
     for override in [o for o in overrides if o not in groups]:
         key = override.key_or_group
-        if _can_be_set(config, override):
-            good.append(override.input_line or "")
-        elif override.is_add() or key in known or key.startswith("hydra."):
+        simple = override.type is OverrideType.CHANGE and not override.is_sweep_override()
+        with contextlib.suppress(Exception):  # composing shows the same, but takes much longer
+            if simple and not override.package:
+                OmegaConf.update(config, key, override.value(), merge=True)
+                good.append(override.input_line or "")
+                continue
+        if override.is_add() or key in known or key.startswith("hydra."):
             rest += _lines(override)
         else:
             problems.append(f"{key}: there is no such key.{_right_key(key, known, task)}")
     problems += _fitting(config_name, rest, good, task)
-    return problems + _wrong_values(config_name, good) if problems else []
+    if not problems:
+        return []
+    with contextlib.suppress(Exception):
+        try:
+            check(compose(config_name, good))
+        except SegFitError as error:
+            problems += [found for found in error.problems if "has no value" not in found]
+    return problems
 
 
 def _fitting(config_name: str, lines: list[str], good: list[str], task: str) -> list[str]:
@@ -161,26 +170,6 @@ def _fitting(config_name: str, lines: list[str], good: list[str], task: str) -> 
         else:
             good[:] = [*others, line]
     return problems
-
-
-def _can_be_set(config: DictConfig, override: Override) -> bool:
-    """Return whether composing would accept a value, without composing: that takes much longer."""
-    if override.type is not OverrideType.CHANGE or override.is_sweep_override() or override.package:
-        return False
-    try:
-        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-    except Exception:
-        return False
-    return True
-
-
-def _wrong_values(config_name: str, good: list[str]) -> list[str]:
-    with contextlib.suppress(Exception):
-        try:
-            check(compose(config_name, good))
-        except SegFitError as error:
-            return [problem for problem in error.problems if "has no value" not in problem]
-    return []
 
 
 def _lines(override: Override) -> list[str]:

@@ -19,13 +19,6 @@ Flags:
   --hydra-help                        Hydra's own flags."""
 
 
-def choose_mode() -> None:
-    """Add a mode to `benchmark.py --help` without one: Hydra composes the config for its help, too."""
-    rest = [text for text in sys.argv[1:] if text not in ("--help", "-h")]
-    if len(rest) < len(sys.argv) - 1 and not any(text.startswith("benchmark=") for text in rest):
-        sys.argv[1:] = [*rest, "benchmark=plan", "--help"]
-
-
 def page(*, _root_: DictConfig) -> str:
     """Return the page for a composed config, as the template that Hydra substitutes: `$` is doubled."""
     width = max(80, shutil.get_terminal_size((120, 24)).columns)

@@ -166,8 +166,9 @@ def run(
             fail([f"torchrun: {no_torchrun}"])
     if no_sweep and sign:
         fail([f"{sign}: {no_sweep}"])  # before Hydra makes the sweep's folders
-    if config_name == "benchmark":
-        help_page.choose_mode()
+    has_mode = any(text.startswith("benchmark=") for text in sys.argv)
+    if config_name == "benchmark" and not has_mode and {"--help", "-h"} & {*sys.argv}:
+        sys.argv.append("benchmark=plan")  # Hydra composes the config for its help, too
     sweep_jobs.obey_ctrl_c()
     if config_name == "train":
         try:

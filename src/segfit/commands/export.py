@@ -56,16 +56,15 @@ def export_run(run: TrainedRun, path: Path) -> None:
     exported = evaluation_of(run.config).make_exported(run.config, run.model, run.temperature)
     with reporting(f"export={path}: cannot be written"), warnings.catch_warnings(), torch.no_grad():
         path.parent.mkdir(parents=True, exist_ok=True)
-        (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(exported, path)
-
-
-def _write_pt2(exported: Exported, path: Path) -> None:
-    program = torch.export.export(
-        exported.module, tuple(exported.inputs.values()), dynamic_shapes=_shapes(exported)
-    )
-    # of weights that share storage on other devices; these are on the CPU
-    warnings.filterwarnings("ignore", "No complete tensor found")
-    torch.export.save(program, path, extra_files=dict(exported.files))
+        if path.suffix == ".onnx":
+            _write_onnx(exported, path)
+            return
+        program = torch.export.export(
+            exported.module, tuple(exported.inputs.values()), dynamic_shapes=_shapes(exported)
+        )
+        # of weights that share storage on other devices; these are on the CPU
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, path, extra_files=dict(exported.files))
 
 
 def _write_onnx(exported: Exported, path: Path) -> None:

@@ -94,7 +94,15 @@ def run_job(monitor: str, script: Path) -> float | None:
         _stopped = True
         return best_score(folder, monitor)
     if code != 0 and not run.error.exists() and locks.holder(folder) is None:
-        leave_error("crash", _how_it_ended(code, output), code, folder)
+        where = "above" if output is None else f"{output}"
+        how = (
+            f"wrong input, see {where}"
+            if code == 2
+            else f"ended with exit code {code}, see {where}"
+        )
+        if code < 0:
+            how = f"killed by signal {-code}" + " (out of host memory?)" * (code == -9)
+        leave_error("crash", how, code, folder)
     return best_score(folder, monitor)
 
 
@@ -185,13 +193,6 @@ def _run(command: list[str], environment: dict[str, str], output: Path | None) -
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _how_it_ended(code: int, output: Path | None) -> str:
-    if code < 0:
-        return f"killed by signal {-code}" + (" (out of host memory?)" if code == -9 else "")
-    where = "above" if output is None else str(output)
-    return f"wrong input, see {where}" if code == 2 else f"ended with exit code {code}, see {where}"
 
 
 def obey_ctrl_c() -> None:
