@@ -163,8 +163,8 @@ def test_two_recordings_give_a_third():
         config = composed(*CNN, f"batch_size={batch}")
         return record(config, Precision("bf16", "cuda"), (64, 64), val_batch=batch)
 
-    third = at(5)
-    curves = forecast(at(12), at(16)), forecast(third, at(16))
+    small, third, large = at(12), at(5), at(16)
+    curves = forecast(small, large), forecast(third, large)
     for batch in (1, 5, 40):
         assert curves[0].train.peak(batch) == pytest.approx(curves[1].train.peak(batch), rel=0.002)
         assert curves[0].val.peak(batch) == pytest.approx(curves[1].val.peak(batch), rel=0.002)
@@ -204,10 +204,8 @@ def test_augmentation_on_the_device_is_counted():
     work, share = device_augmentation(config)
     pixel = peak_bytes(work) * share / (64 * 64)
     assert 2 * images_and_masks < pixel < 12 * images_and_masks
-    config.augmentation.name = "none"
-    plain = predicted(config, "bf16", "cuda")
-    config.augmentation.name = "kornia-gpu"
-    assert predicted(config, "bf16", "cuda").train.peak(8) >= plain.train.peak(8)
+    without = recorded(config, "bf16", "cuda").sum(1).max()
+    assert predicted(config, "bf16", "cuda").train.peak(4) >= 0.95 * without
 
 
 @pytest.mark.slow

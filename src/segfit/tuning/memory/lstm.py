@@ -68,10 +68,8 @@ class _CudnnLSTM(torch.autograd.Function):
         # With autocast the weights are converted into one buffer; else they lie in one.
         size = sum(weight.numel() for weight in weights)
         converted = series.new_empty(size) if weights[0].dtype != series.dtype else None
-        shape, strides = (steps, batch, units), (batch * units, units, 1)
-        if batch_first:
-            shape, strides = (batch, steps, units), (units, batch * units, 1)
-        outputs = series.new_empty_strided(shape, strides)
+        outputs = series.new_empty(steps, batch, units)
+        outputs = outputs.transpose(0, 1) if batch_first else outputs
         last = torch.empty_like(hidden), torch.empty_like(cell)
         _take(series, WORKSPACE * size * series.element_size())
         reserve = _take(series, steps * batch * units * bytes_each)
@@ -94,11 +92,10 @@ class _CudnnLSTM(torch.autograd.Function):
         buffer = series.new_zeros(ctx.size)
         _take(series, workspace)
         del inputs
+        pieces = buffer.split([weight.numel() for weight in weights])
         parts = [
             piece.view(weight.shape).to(weight.dtype)
-            for piece, weight in zip(
-                buffer.split([weight.numel() for weight in weights]), weights, strict=True
-            )
+            for piece, weight in zip(pieces, weights, strict=True)
         ]
         result = result.transpose(0, 1) if ctx.batch_first else result
         return result, *firsts, *parts, None
