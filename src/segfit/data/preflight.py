@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from segfit.data.files import some
+from segfit.data.source import where
+from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores
 
 SAMPLE = 100  # samples of each split that check="sample" opens
@@ -35,7 +37,7 @@ class Seen:
     split: str
     source: Any
     index: int
-    report: dict[str, Any]  # what `inspect` returned
+    report: dict[str, Any]  # what `inspect` returned, or "unreadable": why
 
     @property
     def files(self) -> list[Path]:
@@ -54,8 +56,8 @@ def inspect_sources(
     """Return what was found about samples, split by split; reports on unchanged files come from the cache.
 
     Args:
-        sources: split → a `Source` of files with `inspect(index)`, which reads a sample and returns a report as JSON,
-            {"unreadable": why} where that fails; `options`, everything but the files that it depends on; and
+        sources: split → a `Source` of files with `inspect(index)`, which reads a sample and returns a report of plain
+            values, or raises a SegFitError; `options`, everything but the files that it depends on; and
             `contents`, which gets name → key of its files' contents.
         check: "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
         cache_dir: where reports are remembered; None: `default_cache_dir()`.
@@ -112,7 +114,15 @@ def _look(source: Any, index: int) -> str:
     """Return keys of a sample's files, the first one's and one of the others, and in another line its report."""
     first, *others = map(_content, source.files(index))
     rest = hashlib.blake2b("".join(others).encode(), digest_size=8).hexdigest()
-    return f"{first} {rest}\n{source.inspect(index)}"
+    try:
+        report = source.inspect(index)
+    except SegFitError as error:
+        report = {"unreadable": str(error)}
+    except MemoryError as error:  # no fault of the file's, and nothing to remember
+        raise SegFitError(
+            f"{where(source, index)}: memory ran out while this was read. Cut large images into tiles."
+        ) from error
+    return f"{first} {rest}\n{json.dumps(report)}"
 
 
 @lru_cache(64)  # a table is a file of many samples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import only_images
 from segfit.data.preflight import inspect_sources, unreadable
-from segfit.data.source import Named, Source, where
+from segfit.data.source import Named, Source
 from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.defaults import NothingToReport
@@ -72,16 +71,9 @@ class PictureSource(Named):
             raise SegFitError(f"{files[1]}: {_sizes(pictures)}.")
         return pictures
 
-    def inspect(self, index: int) -> str:
-        """Return what is wrong with a picture or pair, as JSON: "unreadable", "small", "shallow", "size", "shift"; {} if nothing."""
-        try:
-            pictures = [read_picture(file, self.image_mode) for file in self.files(index)]
-        except SegFitError as error:
-            return json.dumps({"unreadable": str(error)})
-        except MemoryError as error:  # no fault of the file's, and nothing to remember
-            raise SegFitError(
-                f"{where(self, index)}: memory ran out while this was read. Cut large pictures into tiles."
-            ) from error
+    def inspect(self, index: int) -> dict[str, Any]:
+        """Return what is wrong with a picture or pair: "small", "shallow", "size", "shift"; raise a SegFitError if it is unreadable."""
+        pictures = [read_picture(file, self.image_mode) for file in self.files(index)]
         report: dict[str, Any] = {}
         height, width = pictures[0].shape[:2]
         if min(height, width) < self.smallest:
@@ -92,7 +84,7 @@ class PictureSource(Named):
             report["size"] = _sizes(pictures)
         elif len(pictures) == 2 and (moved := shift(*pictures)) is not None:
             report["shift"] = moved
-        return json.dumps(report)
+        return report
 
 
 def _sizes(pictures: Sequence[Pixels]) -> str:

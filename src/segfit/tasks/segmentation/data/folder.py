@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from segfit.data.formats import real_file
 from segfit.data.images import Decoded, ImageReader, look, resize_image
-from segfit.data.source import Named, where
+from segfit.data.source import Named
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -65,27 +64,17 @@ class FolderSource(Named):
             )
         return image, mask
 
-    def inspect(self, index: int) -> str:
-        """Return what was found about an item, as JSON; never raises for what is wrong with the files.
+    def inspect(self, index: int) -> dict[str, Any]:
+        """Return what was found about an item; raise a SegFitError if a file is unreadable.
 
-        "unreadable": the message, alone. Else what is odd, any of `KINDS` of the pre-flight → what is said of it, "" if nothing;
-        "low" and "high": the least and the greatest value of the image's file; "palette": index, R, G and B of the mask's, at
-        most 64. And, unless the sizes differ: "values" that are no class and not ignored, at most 16; "only_0_255": the mask
-        holds 255 and, perhaps, 0, and nothing else; "pixels" of each class; "shape" of the mask; "objects" of `object_sizes`.
-
-        Raises:
-            SegFitError: if memory ran out.
+        What is odd, any of `KINDS` of the pre-flight → what is said of it, "" if nothing; "low" and "high": the least and the
+        greatest value of the image's file; "palette": index, R, G and B of the mask's, at most 64. And, unless the sizes
+        differ: "values" that are no class and not ignored, at most 16; "only_0_255": the mask holds 255 and, perhaps, 0, and
+        nothing else; "pixels" of each class; "shape" of the mask; "objects" of `object_sizes`.
         """
-        try:
-            decoded, values = self._read_files(index)
-            name, masks = self.names[index], self.listing.masks
-            palette = [] if name in self.listing.unmasked else masks.palette(name, values)
-        except SegFitError as error:
-            return json.dumps({"unreadable": str(error)})
-        except MemoryError as error:  # no fault of the file's, and nothing to remember
-            raise SegFitError(
-                f"{where(self, index)}: memory ran out while this was read. Cut large images into tiles."
-            ) from error
+        decoded, values = self._read_files(index)
+        name, masks = self.names[index], self.listing.masks
+        palette = [] if name in self.listing.unmasked else masks.palette(name, values)
         shades, low, high = look(decoded)
         auto = not (self.image_reader.value_range or self.image_reader.percentiles)
         if auto and (decoded.values.dtype.kind == "f" or low < 0 or high > 65535):
@@ -102,7 +91,7 @@ class FolderSource(Named):
         if decoded.pixels.shape[:2] != values.shape:
             turned = "; the image is turned by its EXIF orientation, its mask is not"
             report["size"] = _sizes(decoded.pixels, values) + turned * (decoded.orientation >= 5)
-            return json.dumps(report)
+            return report
         mask, unknown = self.values.apply(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
         pixels, background = counts[: len(self.classes)], self.classes.background
@@ -117,7 +106,7 @@ class FolderSource(Named):
         )
         report["only_0_255"] = bool(white.any() and (white | (values == 0)).all())
         report["objects"] = object_sizes(mask, len(self.classes), surroundings)
-        return json.dumps(report)
+        return report
 
     def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:
         name, masks = self.names[index], self.listing.masks
