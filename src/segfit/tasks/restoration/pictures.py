@@ -28,12 +28,11 @@ def panel_of(degraded: Tensor, restored: Tensor, target: Tensor) -> dict[str, Pi
         "target": target[area],
         f"error × {_AMPLIFIED}": _AMPLIFIED * error[area],
     }
-    scale = _SHOWN if max(height, width) <= _SIDE // _SHOWN else 1
-    pictures = {title: shown(part) for title, part in parts.items()}
-    return {title: one.repeat(scale, 0).repeat(scale, 1) for title, one in pictures.items()}
+    return {title: shown(part) for title, part in parts.items()}
 
 
 def shown(part: Tensor) -> Picture:
-    """Return (1 or 3, h, w) float as (h, w, 3) uint8."""
+    """Return (1 or 3, h, w) float as (h, w, 3) uint8, or twice as high and wide where it is small."""
     levels = part.clamp(0, 1).mul(255).round().byte().expand(3, -1, -1)
-    return levels.permute(1, 2, 0).contiguous().cpu().numpy()  # synchronises
+    scale = _SHOWN if max(part.shape) <= _SIDE // _SHOWN else 1
+    return levels.permute(1, 2, 0).cpu().numpy().repeat(scale, 0).repeat(scale, 1)  # synchronises
