@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REQUIRED: Any = "???"  # OmegaConf's mark for a value that has to be given
-DEVICE_HELP = "auto: cuda (NVIDIA, AMD by ROCm), else mps (Apple), else cpu. One card of several: CUDA_VISIBLE_DEVICES=0 …."
+DEVICE_HELP = "auto: cuda (NVIDIA, AMD by ROCm), else mps (Apple), else cpu. One card of several: CUDA_VISIBLE_DEVICES=0 python …."
 
 
 def option(
