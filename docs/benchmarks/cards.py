@@ -67,7 +67,7 @@ def needs(config) -> dict[str, float]:
     forecast = forecast_of(changed(config, {"accumulate": 1}), "cuda")
     low, high = (forecast.peak(batch) * (1 + MARGIN) / GIB for batch in BATCHES)
     each = (high - low) / (BATCHES[1] - BATCHES[0])
-    waiting = sum(forecast.waiting.each.values()) * (1 + MARGIN) / GIB
+    waiting = forecast.waiting[1] * (1 + MARGIN) / GIB
     found = {
         "fixed": low - BATCHES[0] * each + CONTEXT / GIB,
         "each": each / numbers(config),
