@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from segfit.assembly.task import Preflight, assembly_of, sample_bytes
+from segfit.assembly.task import assembly_of, sample_bytes
 from segfit.data.bad_samples import Skipping
 from segfit.data.batches import (
     DevicePrefetcher,
@@ -25,6 +25,7 @@ from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.errors import SegFitError
 from segfit.system.hardware import choose_workers
 from segfit.system.process import launched
+from segfit.tasks.defaults import Preflight
 
 
 def check_data(

@@ -17,14 +17,7 @@ from segfit.models.build import Exported
 from segfit.models.weights import Weights
 from segfit.report.evaluation import Evaluation
 from segfit.tasks import module_of
-
-
-class Preflight(Protocol):
-    """What a look at the data found that does not keep a training from starting."""
-
-    @property
-    def notices(self) -> list[str]:
-        """Lines for the log."""
+from segfit.tasks.defaults import Preflight
 
 
 class TaskAssembly(Protocol):

@@ -40,15 +40,15 @@ facts = hparams = _empty  # the facts that every run has say it all
 
 
 @dataclass(frozen=True)
-class NothingToReport:
-    """A look at data that cannot be wrong."""
+class Preflight:
+    """What a look at the data found that does not keep a training from starting."""
 
-    notices: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)  # lines for the log
 
 
-def check_sources(*_: Any) -> NothingToReport:
+def check_sources(*_: Any) -> Preflight:
     """Look at nothing: the samples are made, not read."""
-    return NothingToReport()
+    return Preflight()
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

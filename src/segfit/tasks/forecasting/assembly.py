@@ -15,7 +15,7 @@ from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
 from segfit.errors import SegFitError
 from segfit.models.forecasters import Forecaster
 from segfit.models.weights import Weights
-from segfit.tasks.defaults import NothingToReport
+from segfit.tasks.defaults import Preflight
 from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries
 from segfit.tasks.forecasting.data.windows import SingleWindows, Windows
@@ -38,7 +38,7 @@ def check_sources(
     sources: Mapping[str, Windows],
     needs: Mapping[str, int],
     progress: Callable[[int, int], None] | None = None,
-) -> NothingToReport:
+) -> Preflight:
     """Read the series, or what is kept of them; raise a SegFitError with every problem of the data set."""
     (lazy,) = {source.lazy for source in sources.values()}
     lazy.progress = progress
@@ -48,7 +48,7 @@ def check_sources(
             f"{' and '.join(empty)}: there is no window (data.lookback + data.horizon = {sources[empty[0]].lookback} + "
             f"{sources[empty[0]].horizon} rows). Change data.split, or shorten data.horizon."
         )
-    return NothingToReport(lazy.series.notices)
+    return Preflight(lazy.series.notices)
 
 
 def make_train_dataset(config: DictConfig, source: Windows) -> Windows | SingleWindows:

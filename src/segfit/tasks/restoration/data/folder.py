@@ -20,7 +20,7 @@ from segfit.data.preflight import inspect_sources, unreadable
 from segfit.data.source import Named, Source
 from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
-from segfit.tasks.defaults import NothingToReport
+from segfit.tasks.defaults import Preflight
 from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
 
 _SHALLOW = 8192  # of 65536, below which nearly all of 16 bits is unused
@@ -211,7 +211,7 @@ def check_sources(
     sources: Mapping[str, Source],
     needs: Mapping[str, int],
     progress: Callable[[int, int], None] | None = None,
-) -> NothingToReport:
+) -> Preflight:
     """Look at pictures before training; a source without files has nothing to look at.
 
     `needs` are the pictures that a split has to have at least; `progress` is called with (done, total) pictures while files
@@ -243,4 +243,4 @@ def check_sources(
     ]
     if problems:
         raise SegFitError(problems)
-    return NothingToReport(notices)
+    return Preflight(notices)

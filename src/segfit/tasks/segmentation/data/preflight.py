@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from segfit.data.files import some
 from segfit.data.preflight import Progress, Seen, inspect_sources, spread, unreadable
 from segfit.errors import SegFitError, printable
+from segfit.tasks.defaults import Preflight
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image, read_tensors
 from segfit.tasks.segmentation.data.folder import FolderSource
@@ -40,12 +41,11 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class PreflightReport:
+class PreflightReport(Preflight):
     """What is worth knowing about a data set in which nothing is wrong."""
 
-    notices: list[str]  # oddities, one complete message each
     # split → (num_classes,) pixels of each class in the items that were looked at; empty for "off"
-    class_pixels: dict[str, NDArray[np.int64]]
+    class_pixels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 def check_sources(
@@ -84,7 +84,7 @@ def check_sources(
     if check == "off":
         if problems:
             raise SegFitError(problems)
-        return PreflightReport([], {})
+        return PreflightReport()
     folders = {split: s for split, s in sources.items() if isinstance(s, FolderSource)}
     # Splits of one folder share a listing.
     listings = [source.listing for source in folders.values()]
