@@ -135,7 +135,8 @@ def make_extra_metrics(
         name = arguments.pop("name")
         try:
             kind = _metric_class(name, packages)
-            score = str(arguments.pop("score", _snake_case(kind.__name__)))
+            words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__.replace("IoU", "Iou"))
+            score = str(arguments.pop("score", words.lower()))  # mean_iou, multiclass_f1_score
             if score in (*taken, *(one.score for one in found)):
                 raise SegFitError(f"there is a score {score} already: give another, score: …")
             takes = inspect.signature(kind).parameters
@@ -183,8 +184,3 @@ def _number(value: Any) -> float:
     if tensor.numel() != 1:
         raise ValueError(f"a result of shape {tuple(tensor.shape)} is no score")
     return float(tensor)
-
-
-def _snake_case(name: str) -> str:
-    """Return "mean_iou" for "MeanIoU", "multiclass_f1_score" for "MulticlassF1Score"."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.replace("IoU", "Iou")).lower()
