@@ -37,8 +37,13 @@ def atomic_write(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    if sync:
-        _sync_folder(path.parent)
+    if sync and os.name == "posix":  # Windows cannot open a folder; NTFS journals the rename
+        with contextlib.suppress(OSError):  # some network file systems cannot fsync a folder
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -61,14 +66,3 @@ def remove_partials(path: Path) -> None:
     for partial in path.parent.glob(f".{path.name[:50]}.*.partial"):
         with contextlib.suppress(OSError):
             partial.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows cannot open a folder; NTFS journals the rename
-    with contextlib.suppress(OSError):  # some network file systems cannot fsync a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
