@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from segfit.tasks.segmentation.schema import AugmentationConfig
 
-Draws = SimpleNamespace  # of `draw`
 TAPS_PER_SIGMA = 3  # a Gaussian is cut off here; less than 0.3 % of its weight is lost
 
 
@@ -38,12 +36,30 @@ class AugmentationOptions(AugmentationConfig):
         return min(reach, height - 1, width - 1)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each of B images: host tensors `(B,)`, bool for whether it happens, else float32."""
+
+    hflip: Tensor
+    vflip: Tensor
+    affine: Tensor
+    angle: Tensor  # degrees, clockwise as seen
+    zoom: Tensor
+    shift_x: Tensor  # of the centre by the zoom, in widths of the image; + is right
+    shift_y: Tensor  # in heights; + is down
+    color_jitter: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    blur: Tensor
+    sigma: Tensor
+    noise: Tensor
+    noise_seed: int
+
+
 def draw(options: AugmentationOptions, count: int, seed: int) -> Draws:
     """Draw what happens to `count` images; the seed decides, global generators are not used.
-
-    Returns host tensors `(count,)`, bool for whether an operation happens, else float32, and `noise_seed`, an int. `angle` is
-    in degrees, clockwise as seen; `shift_x` and `shift_y` are those of the centre by the zoom, in widths and heights of the
-    image, to the right and down.
 
     All numbers are drawn in any case, so that changing the probability of one operation leaves the others as they were.
     """
