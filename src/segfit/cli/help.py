@@ -56,8 +56,10 @@ def _sections(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, list[
         value = config._get_node(item.name)
         if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
             inner.append(item.name)
-        elif "help" in item.metadata and not (item.name == "name" and item.metadata["choices"]):
-            choices = ", ".join(item.metadata["choices"])
+        elif "help" in item.metadata and not (
+            item.name == "name" and item.metadata.get("choices", ())
+        ):
+            choices = ", ".join(item.metadata.get("choices", ()))
             text = item.metadata["help"] + (f" One of: {choices}." if choices else "")
             rows.append((f"{prefix}{item.name}={_shown(config, item.name)}", text))
     summary = (schema.__doc__ or "").partition("\n")[0]

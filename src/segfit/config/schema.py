@@ -12,15 +12,13 @@ REQUIRED: Any = "???"  # OmegaConf's mark for a value that has to be given
 DEVICE_HELP = "auto: cuda (NVIDIA, AMD by ROCm), else mps (Apple), else cpu. One card of several: CUDA_VISIBLE_DEVICES=0 python …."
 
 
-def option(
-    default: Any, help: str, *, choices: tuple[str, ...] = (), empty: bool = False, **limits: float
-) -> Any:
+def option(default: Any, help: str, *, empty: bool = False, **limits: Any) -> Any:
     """Return a dataclass field with its documentation and the values that `check` accepts.
 
-    `limits` are ge, gt, le and lt. `None` always passes where the annotation is Optional; a list is checked item by item,
+    `limits` are choices, ge, gt, le and lt. `None` always passes where the annotation is Optional; a list is checked item by item,
     and may be empty only if `empty` is True.
     """
-    metadata = {"help": help, "empty": empty, "choices": choices, **limits}
+    metadata = {"help": help, "empty": empty, **limits}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
