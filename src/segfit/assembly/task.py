@@ -191,7 +191,8 @@ def sample_bytes(config: DictConfig) -> int:
     """Return the bytes of a training sample as it comes from the dataset."""
     with torch.device("meta"):
         batch = planning_of(config).train_example(config)
-    return sum(tensor.nbytes for tensor in batch.values()) // int(config.batch_size)
+    content = [tensor for tensor in batch.values() if tensor.ndim > 1]  # not the indices
+    return sum(tensor.nbytes for tensor in content) // int(config.batch_size)
 
 
 def evaluation_of(config: DictConfig) -> TaskEvaluation:
