@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
-# Threads of arithmetic in each test process; two processes share two cores.
+# Threads of arithmetic in each test process; three share two cores, as a test often waits for a process of its own.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 help: ## Show this list (default)
@@ -27,15 +27,15 @@ demo: $(STAMP) ## Train on built-in data, evaluate on held-out data (minutes, of
 	echo; echo "To see curves and pictures:  $(BIN)/tensorboard --logdir $$run"
 
 test: $(STAMP) ## Run the tests that take seconds
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu"
+	$(PYTEST) -n 3 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(STAMP) ## Run every test but those that need a GPU
-	$(PYTEST) -n 2 --dist loadfile -m "not gpu"
+	$(PYTEST) -n 3 --dist loadfile -m "not gpu"
 
 test-min: ## Run the tests that take seconds with the oldest release of every range, in .venv-min
 	$(PYTHON) -m venv $(VENV)-min
 	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-min.txt
-	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest -n 3 --dist loadfile -m "not slow and not gpu"
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(PYTEST) -m gpu

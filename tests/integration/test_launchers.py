@@ -73,6 +73,7 @@ def test_a_sweep_of_any_launcher_that_is_stopped_saves_its_jobs(tmp_path, launch
     assert psutil.wait_procs(jobs, timeout=PATIENCE)[1] == []
 
 
+@pytest.mark.slow
 def test_a_job_that_a_scheduler_takes_back_is_queued_again_and_goes_on(tmp_path):
     """SIGUSR2 to every process of the job is what Slurm sends; submitit's local executor queues as it does."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
