@@ -100,7 +100,9 @@ def test_a_training_waits_for_the_card_where_it_says_so(task, model, precision, 
         assert {"grid_sampler_2d", "flip", "normal_", "lerp"} <= fake.kernels.keys()
 
 
-@pytest.mark.parametrize(("accumulate", "mode"), [(1, "reduce-overhead"), (2, None)])
+@pytest.mark.parametrize(
+    ("accumulate", "mode"), [(1, "reduce-overhead"), pytest.param(2, None, marks=pytest.mark.slow)]
+)
 def test_cuda_graphs_are_asked_for_where_an_update_is_one_pass(accumulate, mode, optimizers):
     options = ("compile=true", "compile_mode=reduce-overhead", f"accumulate={accumulate}")
     config = composed("model=cnn", *BASE, *TASKS["segmentation"], *SMALL["cnn"], *options)

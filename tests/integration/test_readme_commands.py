@@ -96,7 +96,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize(
+    "line",
+    [
+        # test_torchrun.py trains with two processes, too
+        pytest.param(line, marks=pytest.mark.slow) if line.startswith("torchrun") else line
+        for line in commands()
+    ],
+)
 def test_the_command_runs(line: str, place: Path) -> None:
     program, *words = shlex.split(line, comments=True)
     launcher: tuple[str, ...] = ()
@@ -163,6 +170,7 @@ def test_the_notebook_runs(place: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert found["prediction"].mask.shape == (96, 96)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_what_the_dockerfile_copies_is_all_that_its_command_needs(tmp_path: Path) -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     kept = [

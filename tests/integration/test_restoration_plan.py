@@ -49,7 +49,7 @@ def real_peak(config, precision: str) -> int:
     [
         ("cnn", "fp32", ()),
         ("cnn", "bf16", PERCEPTUAL),
-        ("nafnet", "bf16", ()),
+        pytest.param("nafnet", "bf16", (), marks=pytest.mark.slow),
         ("nafnet", "fp32", (*PERCEPTUAL, "accumulate=2")),
         ("cnn", "fp32", ("degrade=mixed", "model.checkpointing=true")),
     ],
