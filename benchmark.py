@@ -7,6 +7,7 @@ python benchmark.py benchmark=optimize         # the fastest setting here, writt
 
 import shlex
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def measure(config: DictConfig, folder: Path) -> None:
     try:
         bench = Bench(
             folder,
-            console_report(console).notice,
+            cache(console_report(console).notice),  # once, however many trainings a mode makes
             lambda what, done, total: progress(done, total, what),
         )
         findings = import_module(f"segfit.tuning.{mode}").run(config, bench)

@@ -73,12 +73,12 @@ def main() -> None:
             factor = 1 if kind == "alone" else distributed.size
             speed = statistics.median(factor * images / one[kind] for one in rounds)
             print(f"{kind:9}{speed:8.2f} images/s")
-        tell(
+        show(
             "together / alone",
             [distributed.size * one["alone"] / one["together"] for one in rounds],
         )
-        tell("apart / alone", [distributed.size * one["alone"] / one["apart"] for one in rounds])
-        tell("together / apart", [one["apart"] / one["together"] for one in rounds])
+        show("apart / alone", [distributed.size * one["alone"] / one["apart"] for one in rounds])
+        show("together / apart", [one["apart"] / one["together"] for one in rounds])
 
 
 def composed(overrides: list[str]) -> DictConfig:
@@ -135,7 +135,7 @@ def block(
     return time.perf_counter() - start
 
 
-def tell(what: str, ratios: list[float]) -> None:
+def show(what: str, ratios: list[float]) -> None:
     """Print a ratio."""
     low, median, high = statistics.quantiles(ratios, n=4)
     print(f"{what}: {median:.3f} (median; quartiles {low:.3f} to {high:.3f})")

@@ -92,9 +92,12 @@ def cache_sources(
     lost = sum(not source.store.has(index) for source, indices in missing for index in indices)
     size = sum(source.store.nbytes() for source in cached.values()) / 2**20
     place = "of memory" if options.where == "ram" else f"below {options.root}"
-    told = f"{new - lost} of them decoded now" if new else "all of them decoded before"
-    told += f", {lost} that cannot be read" if lost else ""
-    return cached, f"data.cache={options.where}: {total} samples, {told}, {size:.0f} MiB {place}."
+    decoded = f"{new - lost} of them decoded now" if new else "all of them decoded before"
+    decoded += f", {lost} that cannot be read" if lost else ""
+    return (
+        cached,
+        f"data.cache={options.where}: {total} samples, {decoded}, {size:.0f} MiB {place}.",
+    )
 
 
 def _cached(source: Source, kind: str, options: CacheOptions) -> CachedSource:

@@ -94,7 +94,7 @@ def inspect_sources(
 
 def unreadable(seen: Sequence[Seen], *, skip: bool) -> tuple[list[str], list[str]]:
     """Return (problems, notices) about samples that cannot be read; with `skip` a notice, as long as others of a split can."""
-    told = list(
+    unread = list(
         dict.fromkeys(one.report["unreadable"] for one in seen if "unreadable" in one.report)
     )
     good = {one.split for one in seen if "unreadable" not in one.report}
@@ -104,10 +104,10 @@ def unreadable(seen: Sequence[Seen], *, skip: bool) -> tuple[list[str], list[str
         if skip and split not in good
     ]
     if problems or not skip:
-        more = [f"… and {len(told) - 5} more unreadable files."] if len(told) > 5 else []
-        return problems + told[:5] + more, []
-    images = f"{len(told)} image{'s' if len(told) != 1 else ''}"
-    return [], [f"data.on_bad_sample=skip leaves out {images}: {some(told)}"] if told else []
+        more = [f"… and {len(unread) - 5} more unreadable files."] if len(unread) > 5 else []
+        return problems + unread[:5] + more, []
+    images = f"{len(unread)} image{'s' if len(unread) != 1 else ''}"
+    return [], [f"data.on_bad_sample=skip leaves out {images}: {some(unread)}"] if unread else []
 
 
 def _look(source: Any, index: int) -> str:

@@ -1,6 +1,6 @@
 """The processes that train one model together; by default there is one.
 
-Gradients are averaged by DistributedDataParallel, hosts tell each other by gloo.
+Gradients are averaged by DistributedDataParallel, hosts exchange plain values by gloo.
 """
 
 import warnings

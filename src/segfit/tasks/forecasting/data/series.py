@@ -212,5 +212,5 @@ def _judge(table: Table, problems: Sequence[Sequence[str]], *, skip: bool) -> li
     if lines and (not skip or bad == len(names)):
         raise SegFitError(shown)
     left_out = [f"{line} data.on_bad_sample=skip: the series is left out." for line in shown]
-    told = zip(names, (report.notices for report in reports), strict=True)
-    return [*left_out, *[f"{name}: {text}" for name, texts in told for text in texts][:_SHOWN]]
+    noticed = zip(names, (report.notices for report in reports), strict=True)
+    return [*left_out, *[f"{name}: {text}" for name, texts in noticed for text in texts][:_SHOWN]]

@@ -25,7 +25,7 @@ from segfit.tasks.segmentation.data.folder import FolderSource
 
 SAMPLE = 200  # items that are read to count classes where no report has them
 
-# what is odd about an image, or "ignored" a mask → what is told, {} being some of the files, with their values from LOW to HIGH
+# what is odd about an image, or "ignored" a mask → what is said, {} being some of the files, with their values from LOW to HIGH
 KINDS = {
     "size": "and mask of different size: {}. Resize the masks (nearest neighbour) or find the right ones.",
     "flat": "would reach the network as nearly one value, few of the shades that the files hold (LOW to HIGH) being left: {}. "
@@ -151,15 +151,15 @@ def _describe(seen: Sequence[Seen]) -> tuple[list[str], list[str]]:
             text = f"of {len(seen)} {text}"
         wrong = kind == "size" or (kind == "flat" and 2 * len(found) > len(seen))
         what = "mask" if kind == "ignored" else "image"
-        told = _tell(found, what, text, [one.report[kind] for one in found])
-        (problems if wrong else notices).append(told)
+        line = _finding(found, what, text, [one.report[kind] for one in found])
+        (problems if wrong else notices).append(line)
     if clash := _palettes(seen):
         by_index = seen[0].source.values.label_map is None
         (problems if by_index else notices).append(clash)
     return problems, notices
 
 
-def _tell(found: Sequence[Seen], what: str, text: str, said: Iterable[str]) -> str:
+def _finding(found: Sequence[Seen], what: str, text: str, said: Iterable[str]) -> str:
     """Return "3 images " and a text about them, {} in it being some of their files with what is said of each."""
     paths = [one.files[-1 if what == "mask" else 0] for one in found]
     names = [f"{path} ({one})" if one else path for path, one in zip(paths, said, strict=False)]
@@ -204,7 +204,7 @@ def _values(seen: Sequence[Seen]) -> list[str]:
             "with nothing but 0 and 255 (black and white pictures), so class 1 would never occur and 255 would be ignored or "
             "unknown: {}. Say what they mean: 'data.label_map={0: 0, 255: 1}'."
         )
-        problems.append(_tell(black_white, "mask", text, repeat("")))
+        problems.append(_finding(black_white, "mask", text, repeat("")))
     rest = [one for one in seen if not (zero_one and one.report["only_0_255"])]
     wrong = [one for one in rest if one.report["values"]]
     if wrong:
@@ -220,7 +220,7 @@ def _values(seen: Sequence[Seen]) -> list[str]:
                 "nowhere with data.ignore_index as the class."
             )
         said = [some(values.shown(one.report["values"]), shown) for one in wrong]
-        problems.append(_tell(wrong, "mask", text, said))
+        problems.append(_finding(wrong, "mask", text, said))
     return problems
 
 
