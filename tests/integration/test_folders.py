@@ -74,7 +74,7 @@ def test_runs_and_sweeps_of_the_same_second_have_folders_of_their_own(tmp_path):
         "datetime.datetime = Still\n"
     )
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    quick = [*TINY, "max_steps=1", "report.logger=[]"]
+    quick = [*TINY, "max_steps=1", "report.tensorboard=false"]
     # What is wrong with the jobs of the sweeps costs them no more than their time.
     lines = [quick, quick, ["-m", *TINY, "lr=-1"], ["-m", *TINY, "lr=-2"]]
     started = [start(tmp_path, *line, PYTHONPATH=paths) for line in lines]

@@ -79,7 +79,7 @@ def _lead(
     listener = run_listener(
         files,
         console,
-        config.report.logger,
+        config.report,
         OmegaConf.to_yaml(config),
         training.hparams,
         monitor=monitor,

@@ -193,6 +193,7 @@ class ReportConfig:
         choices=("tensorboard", "csv", "wandb", "mlflow"),
         empty=True,
     )
+    tensorboard: bool = option(True, "false: leave tensorboard out of `logger`.")
     page: bool = option(True, "Write report.html with curves and pictures into the run's folder.")
     panels: int = option(6, "Validation images shown with mask and prediction.", ge=0, le=64)
 

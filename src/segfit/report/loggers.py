@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
@@ -225,7 +225,7 @@ class MlflowLogger(Logger):
 def run_listener(
     files: RunFolder,
     console: Listener,
-    loggers: Sequence[str],
+    report: DictConfig,
     config_text: str,
     hparams: Mapping[str, str | float | bool],
     *,
@@ -236,7 +236,7 @@ def run_listener(
     notices: Sequence[str] = (),
     posted: Callable[[], list[str]] = list,
 ) -> Listeners:
-    """Return console, log file, scores file, with `page` curves.png, and `loggers` by the names in `report.logger`.
+    """Return console, log file, scores file, with `page` curves.png, and the loggers of the config's `report`.
 
     The log file also gets `notices`, which the console has shown before. `posted` returns the new notices of other
     processes; each is shown and logged once. `first_batch` draws that for `page`, see `FirstBatch`. A logger that cannot be
@@ -255,7 +255,9 @@ def run_listener(
         "mlflow": lambda: MlflowLogger(files.path, hparams),
     }
     made: dict[str, Logger] = {}
-    for name in loggers:
+    for name in report.logger:
+        if name == "tensorboard" and not report.tensorboard:
+            continue
         try:
             made[name] = kinds[name]()
         except SegFitError as error:

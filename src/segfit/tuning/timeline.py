@@ -89,7 +89,7 @@ def recorded(
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)
     silent, text = LineReport(lambda _: None), OmegaConf.to_yaml(config)
-    listener = run_listener(RunFolder(folder), silent, config.report.logger, text, training.hparams)
+    listener = run_listener(RunFolder(folder), silent, config.report, text, training.hparams)
     batch, warmup = config.batch_size, config.benchmark.warmup
     with Monitor(min(1.0, seconds / 10)) as monitor:
         timeline = record(training.fit, listener, batch_size=batch, seconds=seconds, warmup=warmup)

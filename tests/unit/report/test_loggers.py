@@ -3,6 +3,7 @@ import time
 from io import StringIO
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from segfit.engine.events import EndLog
@@ -85,13 +86,15 @@ def test_what_other_processes_post_is_told_once_and_logged(tmp_path):
     console = console_report(Console(file=printed, width=200))
     posts = [["precision fell back", "a.png is bad"], ["a.png is bad", "b.png is bad", "oom"]]
     before = ["precision fell back"]
+    report = OmegaConf.create({"logger": ["tensorboard"], "tensorboard": False})
     listener = run_listener(
-        RunFolder(tmp_path), console, [], "", {}, notices=before, posted=lambda: posts.pop(0)
+        RunFolder(tmp_path), console, report, "", {}, notices=before, posted=lambda: posts.pop(0)
     )
     listener.notice("oom")
     for updates in (1, 2):
         listener.end(EndLog("finished", updates, {}, None, 1.0))
     listener.close()
+    assert not list(tmp_path.rglob("events.out.*"))
     for told in (printed.getvalue(), (tmp_path / "train.log").read_text()):
         assert told.count("a.png is bad") == told.count("b.png is bad") == told.count("oom") == 1
     assert "precision" not in printed.getvalue()  # was told before there was a run folder
