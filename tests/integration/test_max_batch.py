@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from segfit.data.images import largest_first
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
-from segfit.tasks.defaults import largest_first
 from segfit.tasks.segmentation.assembly import make_sources
 from segfit.tuning import max_batch
 from segfit.tuning.bench import Bench

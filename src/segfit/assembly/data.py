@@ -25,16 +25,6 @@ from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.errors import SegFitError
 from segfit.system.hardware import choose_workers
 from segfit.system.process import launched
-from segfit.tasks.defaults import Preflight
-
-
-def check_data(
-    config: DictConfig,
-    sources: Mapping[str, Source],
-    progress: Callable[[int, int], None] | None = None,
-) -> Preflight:
-    """Check the splits of a config that is to be trained; raise a SegFitError with every problem of the data set."""
-    return assembly_of(config).check_sources(config, sources, {"train": 1, "val": 1}, progress)
 
 
 def cached_sources(

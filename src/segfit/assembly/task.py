@@ -1,14 +1,21 @@
-"""What a task package offers, and where the rest of the program gets it from."""
+"""What a task package offers, and where the rest of the program gets it from.
+
+Each class stands for a module of a task: its methods are that module's functions, and those that have a body here stand
+for what a task has nothing of its own to say of. Together with the `schema` module (`TaskSchema` in `config/tasks.py`) this
+is all that the rest of the program asks of a task. `segfit.tasks.segmentation` is the example.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segfit.config.tasks import Feeding
+from segfit.data.loader import collate
+from segfit.data.preflight import Preflight
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
@@ -17,19 +24,21 @@ from segfit.models.build import Exported
 from segfit.models.weights import Weights
 from segfit.report.evaluation import Evaluation
 from segfit.tasks import module_of
-from segfit.tasks.defaults import Preflight
+
+TRAINED = {
+    "train": 1,
+    "val": 1,
+}  # splits of a config that is to be trained → samples that each needs
 
 
-class TaskAssembly(Protocol):
-    """The `assembly` module of a task: a config → its objects. `segfit.tasks.segmentation.assembly` is the example.
-
-    Together with the `schema` module this is all that the rest of the program asks of a task.
-    """
+class TaskAssembly:
+    """The `assembly` module of a task: a config → its objects."""
 
     # Data -------------------------------------------------------------------------------------
 
     def make_sources(self, config: DictConfig) -> dict[str, Source]:
         """Return the splits: train, val and perhaps test."""
+        raise NotImplementedError
 
     def check_sources(
         self,
@@ -39,36 +48,45 @@ class TaskAssembly(Protocol):
         progress: Callable[[int, int], None] | None = None,
     ) -> Preflight:
         """Look at the files of some splits; raise a SegFitError with every problem."""
+        return Preflight()
 
     def make_train_dataset(self, config: DictConfig, source: Source) -> Any:
         """Return a dataset: (index, seed) → a sample to train on; or a `GatheringDataset`, which needs no workers."""
+        raise NotImplementedError
 
     def samples_per_read(self, config: DictConfig) -> int:
         """Return how many training samples are made of what is read once, one after the other."""
+        return 1
 
     def sample_weights(self, config: DictConfig, source: Any) -> Any:
         """Return how often each training sample comes, (N,) float64 up to a factor; None: once an epoch."""
 
     def make_held_out_dataset(self, config: DictConfig, source: Source) -> Any:
         """Return a dataset: index → a sample to score; or a `GatheringDataset`."""
+        raise NotImplementedError
 
     def make_predict_dataset(self, config: DictConfig, folder: str) -> Any:
         """Return a dataset: index → a sample of a folder to predict, without a target."""
+        raise NotImplementedError
 
-    def collate(self, samples: Any) -> Batch:
-        """Return samples as one batch; the first dimension of each of its tensors counts them."""
+    # Samples → one batch; the first dimension of each of its tensors counts them.
+    collate: Callable[[Sequence[Any]], Batch] = staticmethod(collate)
 
     def held_out_batch_size(self, config: DictConfig) -> int:
         """Return the samples of a validation batch."""
+        return int(config.batch_size)
 
     def augments_in_workers(self, config: DictConfig) -> bool:
         """Say whether data workers have work even where samples are cached."""
+        return False
 
     def cached_forms(self, config: DictConfig, sources: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what `data.cache` keeps of some splits; nothing where the task keeps it by itself."""
+        return {split: (source, "original") for split, source in sources.items()}
 
     def reading_options(self, config: DictConfig) -> dict[str, Any]:
         """Return the options that the samples depend on, besides the files."""
+        raise NotImplementedError
 
     # Model, task ------------------------------------------------------------------------------
 
@@ -79,17 +97,21 @@ class TaskAssembly(Protocol):
 
     def make_network(self, config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
         """Return the model, and which weights it has."""
+        raise NotImplementedError
 
     def example_input(self, config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
         """Return what the model gets of a training batch, in its memory format."""
+        raise NotImplementedError
 
     def make_extra_metrics(self, config: DictConfig) -> list[ExtraMetric]:
         """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
+        return []
 
     def make_statistics(
         self, config: DictConfig, sources: Mapping[str, Source], report: Any
     ) -> dict[str, Any]:
         """Return what the task takes from the training data, as plain values; metrics.json keeps them."""
+        return {}
 
     def make_task(
         self,
@@ -102,11 +124,13 @@ class TaskAssembly(Protocol):
         extra: Sequence[ExtraMetric] = (),
     ) -> Task:
         """Return what a batch means."""
+        raise NotImplementedError
 
     def recorded_statistics(
         self, config: DictConfig, recorded: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """Return what a run's metrics.json holds of `make_statistics`, None if that has to look at data; raise a SegFitError for else."""
+        return {}
 
     def apply_options(
         self, config: DictConfig, options: DictConfig, notice: Callable[[str], None]
@@ -117,42 +141,51 @@ class TaskAssembly(Protocol):
 
     def facts(self, config: DictConfig) -> dict[str, str]:
         """Return what really runs, label → text, that only this task knows."""
+        return {}
 
     def hparams(self, config: DictConfig) -> dict[str, str | float | bool]:
         """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
+        return {}
 
     def remark(self, scores: Mapping[str, float]) -> str:
         """Return a sentence that goes with a run's best scores; empty for nothing."""
+        return ""
 
 
-class TaskPlanning(Protocol):
+class TaskPlanning:
     """The `planning` module of a task: what benchmark.py asks of it."""
 
     def costliest(self, config: DictConfig) -> DictConfig:
         """Return a copy in which what may cost memory in some batches does so in all of them; no files are read."""
+        return config.copy()
 
     def train_example(self, config: DictConfig) -> Batch:
         """Return a training micro-batch without content."""
+        raise NotImplementedError
 
     def held_out_example(
         self, config: DictConfig, count: int, original: tuple[int, ...]
     ) -> tuple[Batch, list[int]]:
         """Return a validation batch without content, and the numbers that evaluation reads from it for each sample."""
+        raise NotImplementedError
 
-    def without_augmentation(self, task: Any) -> Task:
+    def without_augmentation(self, task: Any) -> Any:
         """Return a task that augments nothing on the device."""
+        return task
 
     def device_augmentation(self, config: DictConfig) -> tuple[Callable[[], Any], float] | None:
         """Return a function that augments a few values on the device, and a sample's size in them; None: there is none."""
+        return None
 
     def draw_batch(self, task: Any, batch: Batch, seed: int, names: Sequence[str]) -> Any:
         """Return a picture (H, W, 3) uint8 of a training batch's first samples, whose names are given; None: there is none."""
 
     def feeding(self, config: DictConfig) -> Feeding:
         """Return how samples come to the model."""
+        return Feeding()
 
 
-class TaskEvaluation(Protocol):
+class TaskEvaluation:
     """The `evaluation` module of a task: what evaluate.py and `segfit.load` ask of it."""
 
     def make_evaluation(
@@ -162,6 +195,7 @@ class TaskEvaluation(Protocol):
 
         `task` is that of the run, which `options`, those of evaluate.py, may change.
         """
+        raise NotImplementedError
 
     def predict(
         self,
@@ -172,19 +206,26 @@ class TaskEvaluation(Protocol):
         go: Callable[[Task, Any], None],
     ) -> list[Any]:
         """Return what a run predicts for inputs of Python; `go` lets a task see the samples of a dataset."""
+        raise NotImplementedError
 
     def make_exported(self, config: DictConfig, model: nn.Module, temperature: float) -> Exported:
         """Return what is exported of a model, which may be changed; `temperature` is of logits."""
+        raise NotImplementedError
 
 
 def assembly_of(config: DictConfig) -> TaskAssembly:
     """Return the `assembly` module of a config's task."""
-    return cast(TaskAssembly, module_of(config.task.name, "assembly"))
+    return module_of(config.task.name, "assembly", TaskAssembly)
 
 
 def planning_of(config: DictConfig) -> TaskPlanning:
     """Return the `planning` module of a config's task."""
-    return cast(TaskPlanning, module_of(config.task.name, "planning"))
+    return module_of(config.task.name, "planning", TaskPlanning)
+
+
+def evaluation_of(config: DictConfig) -> TaskEvaluation:
+    """Return the `evaluation` module of a config's task."""
+    return module_of(config.task.name, "evaluation", TaskEvaluation)
 
 
 def sample_bytes(config: DictConfig) -> int:
@@ -193,8 +234,3 @@ def sample_bytes(config: DictConfig) -> int:
         batch = planning_of(config).train_example(config)
     content = [tensor for tensor in batch.values() if tensor.ndim > 1]  # not the indices
     return sum(tensor.nbytes for tensor in content) // int(config.batch_size)
-
-
-def evaluation_of(config: DictConfig) -> TaskEvaluation:
-    """Return the `evaluation` module of a config's task."""
-    return cast(TaskEvaluation, module_of(config.task.name, "evaluation"))

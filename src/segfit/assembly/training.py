@@ -14,7 +14,7 @@ from segfit.assembly import data
 from segfit.assembly.earlier import Notice, about, read_start, resume
 from segfit.assembly.samples import Samples, differences, kept_splits, read_samples, samples_of
 from segfit.assembly.state import make_device, make_state
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import TRAINED, assembly_of
 from segfit.assembly.tuned import model_label, stale
 from segfit.config.check import flat, plain
 from segfit.config.tasks import monitor_mode, schema_of
@@ -69,7 +69,8 @@ def make_training(
     mode = monitor_mode(config, extra)
     before = read_samples(RunFolder(run).samples) if resumed else {}
     sources = kept_splits(config, assembly.make_sources(config), before)
-    report = distributed.once_a_machine(partial(data.check_data, config, sources, progress))
+    checking = partial(assembly.check_sources, config, sources, TRAINED, progress)
+    report = distributed.once_a_machine(checking)
     samples = samples_of(sources)
     differing = differences(before, samples)
     if start is not None:  # what its run was trained on is not held out here

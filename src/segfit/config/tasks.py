@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, cast
+from types import SimpleNamespace
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
@@ -43,8 +44,8 @@ class Feeding:
     idle: Mapping[str, str] = field(default_factory=dict)  # option that changes nothing → why
 
 
-class TaskSchema(Protocol):
-    """What the `schema` module of a task offers."""
+class TaskSchema:
+    """What the `schema` module of a task offers; what has a value here stands for what a task has nothing of its own to say of."""
 
     Run: type[RunConfig]  # the schema of its runs
     Evaluate: type[EvaluateConfig]  # the schema of evaluate.py for them
@@ -52,24 +53,28 @@ class TaskSchema(Protocol):
     MONITORS: Mapping[str, str]  # score that `monitor` may name → "max" (more is better) or "min"
     COLUMNS: Mapping[str, str]  # score that is shown → its label, in order
     UNIT: str  # of a sample, short: "img"
-    USED: Sequence[tuple[str, str, str]]  # as in config/schema.py, of the task's own options
-    FLOAT64: bool  # scores are summed in float64, which Apple's GPUs do not have
+    USED: Sequence[tuple[str, str, str]] = ()  # as in config/schema.py, of the task's own options
+    FLOAT64 = False  # scores are summed in float64, which Apple's GPUs do not have
     MEMORY_OPTIONS: Sequence[str]  # options of data that memory depends on
     MEMORY_ADVICE: str  # sentences: what to change if a single sample does not fit into memory
 
     def problems(self, config: DictConfig) -> Iterator[str]:
         """Yield what is impossible or contradicts itself in a composed run of the task."""
+        raise NotImplementedError
 
     def sample_label(self, config: DictConfig) -> str:
         """Return what a sample of a config is called in tables."""
+        raise NotImplementedError
 
     def held_out_shape(self, config: DictConfig) -> tuple[int, ...]:
         """Return the original size of a held-out sample, as far as the config knows."""
+        raise NotImplementedError
 
     def smaller_samples(
         self, config: DictConfig, share: float
     ) -> Iterator[tuple[dict[str, Any], str]]:
         """Yield options for ever smaller samples, and what they cost, from a share of the present size on (above 1: a larger one)."""
+        yield from ()
 
 
 def task_names() -> list[str]:
@@ -86,7 +91,7 @@ def schema_of(name: str) -> TaskSchema:
         raise SegFitError(
             f"task={name}: no such task.{nearest(str(name), known)} There are: {', '.join(known)}."
         )
-    return cast(TaskSchema, segfit.tasks.module_of(name, "schema"))
+    return segfit.tasks.module_of(name, "schema", TaskSchema)
 
 
 def monitor_mode(config: DictConfig, extra: Sequence[Any] | None = None) -> str:
@@ -99,8 +104,8 @@ def monitor_mode(config: DictConfig, extra: Sequence[Any] | None = None) -> str:
     monitor = config.monitor
     if monitor not in modes:
         if extra is None:
-            assembly = segfit.tasks.module_of(config.task.name, "assembly")
-            extra = assembly.make_extra_metrics(config)
+            assembly = segfit.tasks.module_of(config.task.name, "assembly", SimpleNamespace)
+            extra = assembly.make_extra_metrics(config) if "metrics" in config else ()
         modes |= {name: one.mode for one in extra for name in one.names}
     if mode := modes.get(monitor):
         return mode

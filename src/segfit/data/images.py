@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,8 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from segfit.data.files import list_files, some
-from segfit.data.formats import IMAGE_SUFFIXES, Values, read_values
+from segfit.data.formats import IMAGE_SUFFIXES, Values, open_image, read_values
+from segfit.data.source import Source
 from segfit.errors import SegFitError
 
 _FEW = 8  # shades of 255 below which an image is nearly one value
@@ -252,3 +253,15 @@ def folder_of(images: Sequence[Any]) -> Iterator[str]:
             for copied, named in given.items():
                 texts = [text.replace(copied, named) for text in texts]
             raise SegFitError(texts) from error
+
+
+def largest_first(source: Source) -> list[int]:
+    """Return the indices of a source's samples by the pixels of their first files, most first; of others in order."""
+
+    def pixels(index: int) -> int:
+        # Samples without files are made, all of one size. What cannot be read, with data.check=off, raises when it is read.
+        with suppress(SegFitError, IndexError), open_image(source.files(index)[0]) as image:
+            return image.width * image.height
+        return 0
+
+    return sorted(range(len(source)), key=pixels, reverse=True)

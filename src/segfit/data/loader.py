@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -25,7 +25,7 @@ from segfit.data.bad_samples import (
     as_made,
     explain_dead_workers,
 )
-from segfit.data.batches import Collate
+from segfit.data.batches import Batch, Collate, stack
 from segfit.errors import SegFitError
 from segfit.system.hardware import one_blas_thread
 
@@ -217,3 +217,15 @@ def _wait_for_sigterm(parent: int | None) -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
         os._exit(0)
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Return samples as one batch, key by key; where only some have 16 bits, those of 8 are scaled to them."""
+    batch = {}
+    for key in samples[0]:
+        values = [torch.as_tensor(one[key]) for one in samples]
+        if {value.dtype for value in values} == {torch.uint8, torch.uint16}:
+            deep = [value.int() * (1 if value.dtype == torch.uint16 else 257) for value in values]
+            values = [value.to(torch.uint16) for value in deep]
+        batch[key] = stack(values)
+    return batch

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,13 @@ _KNOWN = "SELECT key, report FROM reports WHERE key = ?"
 _REMEMBER = "INSERT OR REPLACE INTO reports VALUES (?, ?)"
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a look at the data found that does not keep a training from starting."""
+
+    notices: list[str] = field(default_factory=list)  # lines for the log
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ Folders named in the environment variable SEGFIT_TASKS (separated as in PATH) ho
 
 import os
 from importlib import import_module
-from types import SimpleNamespace
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def add_folders() -> None:
@@ -15,10 +16,11 @@ def add_folders() -> None:
     __path__.extend(folder for folder in named if folder and folder not in __path__)
 
 
-def module_of(task: str, name: str) -> Any:
-    """Return what a module of a task offers, with that of `tasks/defaults.py` where it has nothing of its own."""
-    own, others = import_module(f"{__name__}.{task}.{name}"), import_module(f"{__name__}.defaults")
-    return SimpleNamespace(**{**vars(others), **vars(own)})
+def module_of(task: str, name: str, base: type[T]) -> T:
+    """Return what a module of a task offers, with the methods and values of `base` where it has nothing of its own."""
+    offered = base()
+    vars(offered).update(vars(import_module(f"{__name__}.{task}.{name}")))
+    return offered
 
 
 add_folders()

@@ -11,8 +11,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from segfit.assembly.data import check_data
-from segfit.assembly.task import assembly_of, planning_of
+from segfit.assembly.task import TRAINED, assembly_of, planning_of
 from segfit.data.batches import sample_seed
 from segfit.data.preflight import spread
 from segfit.data.source import Source
@@ -29,7 +28,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     problems: list[str] = []
     notices: list[str] = []
     try:
-        report = check_data(config, sources, lambda n, of: bench.progress("checking", n - 1, of))
+        report = assembly_of(config).check_sources(
+            config, sources, TRAINED, lambda n, of: bench.progress("checking", n - 1, of)
+        )
         notices = report.notices
     except SegFitError as error:
         problems = error.problems

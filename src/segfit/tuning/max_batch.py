@@ -10,14 +10,13 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.assembly.data import check_data
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import TRAINED, assembly_of
 from segfit.config.tasks import schema_of
+from segfit.data.images import largest_first
 from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tasks.defaults import largest_first
 from segfit.tuning.bench import Bench
 from segfit.tuning.measure import trial_config
 from segfit.tuning.memory.planner import CONTEXT, forecast_of
@@ -51,7 +50,7 @@ class Tried:
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Return the largest batch that fits, and every trial that led to it."""
     sources = assembly_of(config).make_sources(config)
-    for line in check_data(config, sources).notices:
+    for line in assembly_of(config).check_sources(config, sources, TRAINED).notices:
         bench.notice(line)
     cap = len(sources["train"])
     trials = Trials(config, bench, largest_first(sources["val"])[:cap])

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly.data import check_data
-from segfit.assembly.task import assembly_of
+from segfit.assembly.task import TRAINED, assembly_of
 from segfit.assembly.tuned import tuned_for
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.cards import GIB
@@ -41,7 +40,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     out = Path(options.out or local_recipe.usual_path(config.task.name))
     local_recipe.writable(out)
     sources = assembly_of(config).make_sources(config)
-    for line in check_data(config, sources).notices:
+    for line in assembly_of(config).check_sources(config, sources, TRAINED).notices:
         bench.notice(line)
     climb = Search(config, bench, sources, deadline)
     fitting = climb.run()

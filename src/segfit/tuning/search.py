@@ -12,12 +12,12 @@ from segfit.assembly.data import workers_of
 from segfit.assembly.task import planning_of, sample_bytes
 from segfit.config.check import check
 from segfit.config.tasks import schema_of
+from segfit.data.images import largest_first
 from segfit.data.source import Source
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import free_memory, resolve_device
-from segfit.tasks.defaults import largest_first
 from segfit.tuning.bench import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.climb import KEPT, NOT_FASTER, OUT_OF_MEMORY, Climb, Step

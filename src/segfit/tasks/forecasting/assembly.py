@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segfit.config.check import plain
+from segfit.data.preflight import Preflight
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
 from segfit.errors import SegFitError
 from segfit.models.forecasters import Forecaster
 from segfit.models.weights import Weights
-from segfit.tasks.defaults import Preflight
 from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries
 from segfit.tasks.forecasting.data.windows import SingleWindows, Windows

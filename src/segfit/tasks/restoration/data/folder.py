@@ -16,11 +16,10 @@ from omegaconf import DictConfig
 from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
 from segfit.data.images import only_images
-from segfit.data.preflight import inspect_sources, unreadable
+from segfit.data.preflight import Preflight, inspect_sources, unreadable
 from segfit.data.source import Named, Source
 from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
-from segfit.tasks.defaults import Preflight
 from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
 
 _SHALLOW = 8192  # of 65536, below which nearly all of 16 bits is unused

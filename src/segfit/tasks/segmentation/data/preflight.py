@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segfit.data.files import some
-from segfit.data.preflight import Progress, Seen, inspect_sources, spread, unreadable
+from segfit.data.preflight import Preflight, Progress, Seen, inspect_sources, spread, unreadable
 from segfit.errors import SegFitError, printable
-from segfit.tasks.defaults import Preflight
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image, read_tensors
 from segfit.tasks.segmentation.data.folder import FolderSource

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from segfit.data.batches import EpochSampler
-from segfit.tasks.defaults import collate
+from segfit.data.loader import collate
 from segfit.tasks.restoration.data.dataset import HeldOutDataset, TrainDataset
 from tests.unit.data.files import noise
 
