@@ -1,8 +1,8 @@
 """What a task package offers, and where the rest of the program gets it from.
 
-Each class stands for a module of a task: its methods are that module's functions, and those that have a body here stand
-for what a task has nothing of its own to say of. Together with the `schema` module (`TaskSchema` in `config/tasks.py`) this
-is all that the rest of the program asks of a task. `segfit.tasks.segmentation` is the example.
+Each class stands for a module of a task. Every task has the functions that are declared first; the methods stand for those
+that a task has nothing of its own to say of. Together with the `schema` module (`TaskSchema` in `config/tasks.py`) this is
+all that the rest of the program asks of a task. `segfit.tasks.segmentation` is the example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,6 @@ from segfit.config.tasks import Feeding
 from segfit.data.loader import collate
 from segfit.data.preflight import Preflight
 from segfit.data.source import Source
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Batch, Task
 from segfit.models.build import Exported
@@ -25,20 +24,32 @@ from segfit.models.weights import Weights
 from segfit.report.evaluation import Evaluation
 from segfit.tasks import module_of
 
-TRAINED = {
-    "train": 1,
-    "val": 1,
-}  # splits of a config that is to be trained → samples that each needs
+# Splits of a config that is to be trained → samples that each needs.
+TRAINED = {"train": 1, "val": 1}
 
 
 class TaskAssembly:
     """The `assembly` module of a task: a config → its objects."""
 
-    # Data -------------------------------------------------------------------------------------
+    # (config) → the splits: train, val and perhaps test.
+    make_sources: Callable[[DictConfig], dict[str, Source]]
+    # (config, source) → a dataset: (index, seed) → a sample to train on; or a `GatheringDataset`, which needs no workers.
+    make_train_dataset: Callable[[DictConfig, Source], Any]
+    # (config, source) → a dataset: index → a sample to score; or a `GatheringDataset`.
+    make_held_out_dataset: Callable[[DictConfig, Source], Any]
+    # (config, folder) → a dataset: index → a sample of a folder to predict, without a target.
+    make_predict_dataset: Callable[[DictConfig, str], Any]
+    # (config) → the options that the samples depend on, besides the files.
+    reading_options: Callable[[DictConfig], dict[str, Any]]
+    # (config, *, pretrained: bool) → the model, and which weights it has.
+    make_network: Callable[..., tuple[nn.Module, Weights]]
+    # (config, batch_size, device) → what the model gets of a training batch, in its memory format.
+    example_input: Callable[[DictConfig, int, torch.device], Tensor]
+    # (config, device, statistics=None, *, panels, distributed, extra) → what a batch means; the last three as in `ScoredTask`.
+    make_task: Callable[..., Task]
 
-    def make_sources(self, config: DictConfig) -> dict[str, Source]:
-        """Return the splits: train, val and perhaps test."""
-        raise NotImplementedError
+    # Samples → one batch; the first dimension of each of its tensors counts them.
+    collate: Callable[[Sequence[Any]], Batch] = staticmethod(collate)
 
     def check_sources(
         self,
@@ -50,27 +61,12 @@ class TaskAssembly:
         """Look at the files of some splits; raise a SegFitError with every problem."""
         return Preflight()
 
-    def make_train_dataset(self, config: DictConfig, source: Source) -> Any:
-        """Return a dataset: (index, seed) → a sample to train on; or a `GatheringDataset`, which needs no workers."""
-        raise NotImplementedError
-
     def samples_per_read(self, config: DictConfig) -> int:
         """Return how many training samples are made of what is read once, one after the other."""
         return 1
 
     def sample_weights(self, config: DictConfig, source: Any) -> Any:
         """Return how often each training sample comes, (N,) float64 up to a factor; None: once an epoch."""
-
-    def make_held_out_dataset(self, config: DictConfig, source: Source) -> Any:
-        """Return a dataset: index → a sample to score; or a `GatheringDataset`."""
-        raise NotImplementedError
-
-    def make_predict_dataset(self, config: DictConfig, folder: str) -> Any:
-        """Return a dataset: index → a sample of a folder to predict, without a target."""
-        raise NotImplementedError
-
-    # Samples → one batch; the first dimension of each of its tensors counts them.
-    collate: Callable[[Sequence[Any]], Batch] = staticmethod(collate)
 
     def held_out_batch_size(self, config: DictConfig) -> int:
         """Return the samples of a validation batch."""
@@ -84,24 +80,10 @@ class TaskAssembly:
         """Return what `data.cache` keeps of some splits; nothing where the task keeps it by itself."""
         return {split: (source, "original") for split, source in sources.items()}
 
-    def reading_options(self, config: DictConfig) -> dict[str, Any]:
-        """Return the options that the samples depend on, besides the files."""
-        raise NotImplementedError
-
-    # Model, task ------------------------------------------------------------------------------
-
     def settle(
         self, config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str], None]
     ) -> None:
         """Give options that are null what follows from the weights, or from the config (by dotted keys) of `init`'s run."""
-
-    def make_network(self, config: DictConfig, *, pretrained: bool) -> tuple[nn.Module, Weights]:
-        """Return the model, and which weights it has."""
-        raise NotImplementedError
-
-    def example_input(self, config: DictConfig, batch_size: int, device: torch.device) -> Tensor:
-        """Return what the model gets of a training batch, in its memory format."""
-        raise NotImplementedError
 
     def make_extra_metrics(self, config: DictConfig) -> list[ExtraMetric]:
         """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
@@ -113,19 +95,6 @@ class TaskAssembly:
         """Return what the task takes from the training data, as plain values; metrics.json keeps them."""
         return {}
 
-    def make_task(
-        self,
-        config: DictConfig,
-        device: torch.device,
-        statistics: Mapping[str, Any] | None = None,
-        *,
-        panels: Mapping[int, str] | None = None,
-        distributed: Distributed = SINGLE_PROCESS,
-        extra: Sequence[ExtraMetric] = (),
-    ) -> Task:
-        """Return what a batch means."""
-        raise NotImplementedError
-
     def recorded_statistics(
         self, config: DictConfig, recorded: Mapping[str, Any]
     ) -> dict[str, Any] | None:
@@ -136,8 +105,6 @@ class TaskAssembly:
         self, config: DictConfig, options: DictConfig, notice: Callable[[str], None]
     ) -> None:
         """Change in a run's config what the options of evaluate.py say about the task."""
-
-    # Report -----------------------------------------------------------------------------------
 
     def facts(self, config: DictConfig) -> dict[str, str]:
         """Return what really runs, label → text, that only this task knows."""
@@ -155,19 +122,15 @@ class TaskAssembly:
 class TaskPlanning:
     """The `planning` module of a task: what benchmark.py asks of it."""
 
+    # (config) → a training micro-batch without content.
+    train_example: Callable[[DictConfig], Batch]
+    # (config, count, original size) → a validation batch without content, and the numbers that evaluation reads from it for
+    # each sample.
+    held_out_example: Callable[[DictConfig, int, tuple[int, ...]], tuple[Batch, list[int]]]
+
     def costliest(self, config: DictConfig) -> DictConfig:
         """Return a copy in which what may cost memory in some batches does so in all of them; no files are read."""
         return config.copy()
-
-    def train_example(self, config: DictConfig) -> Batch:
-        """Return a training micro-batch without content."""
-        raise NotImplementedError
-
-    def held_out_example(
-        self, config: DictConfig, count: int, original: tuple[int, ...]
-    ) -> tuple[Batch, list[int]]:
-        """Return a validation batch without content, and the numbers that evaluation reads from it for each sample."""
-        raise NotImplementedError
 
     def without_augmentation(self, task: Any) -> Any:
         """Return a task that augments nothing on the device."""
@@ -188,29 +151,14 @@ class TaskPlanning:
 class TaskEvaluation:
     """The `evaluation` module of a task: what evaluate.py and `segfit.load` ask of it."""
 
-    def make_evaluation(
-        self, config: DictConfig, task: Any, options: DictConfig, path: Path, data: Any
-    ) -> Evaluation:
-        """Return what scores a run's predictions on a source or a dataset without targets, and writes them down.
-
-        `task` is that of the run, which `options`, those of evaluate.py, may change.
-        """
-        raise NotImplementedError
-
-    def predict(
-        self,
-        config: DictConfig,
-        task: Any,
-        options: DictConfig,
-        inputs: Sequence[Any],
-        go: Callable[[Task, Any], None],
-    ) -> list[Any]:
-        """Return what a run predicts for inputs of Python; `go` lets a task see the samples of a dataset."""
-        raise NotImplementedError
-
-    def make_exported(self, config: DictConfig, model: nn.Module, temperature: float) -> Exported:
-        """Return what is exported of a model, which may be changed; `temperature` is of logits."""
-        raise NotImplementedError
+    # (config, task, options, path, data) → what scores a run's predictions on `data`, a source or a dataset without targets,
+    # and writes them down. `task` is that of the run, which `options`, those of evaluate.py, may change.
+    make_evaluation: Callable[[DictConfig, Any, DictConfig, Path, Any], Evaluation]
+    # (config, task, options, inputs, go) → what a run predicts for inputs of Python; `go(task, dataset)` lets a task see the
+    # samples of a dataset.
+    predict: Callable[..., list[Any]]
+    # (config, model, temperature) → what is exported of a model, which may be changed; `temperature` is of logits.
+    make_exported: Callable[[DictConfig, nn.Module, float], Exported]
 
 
 def assembly_of(config: DictConfig) -> TaskAssembly:

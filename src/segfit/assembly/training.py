@@ -22,7 +22,6 @@ from segfit.data.source import Source
 from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differences
 from segfit.engine.events import EndLog
-from segfit.engine.extra_metrics import score_names
 from segfit.engine.fit import Fit
 from segfit.engine.seeding import derive_seed, seed_everything
 from segfit.engine.state import TrainingState
@@ -123,7 +122,7 @@ def make_training(
     options = FitOptions(**{field.name: given[field.name] for field in fields(FitOptions)})
     count, bad = len(held_out), folder.bad_batches
     fit = Fit(state, task, train, lambda: held_out, count, checkpoints, options, bad)
-    columns = {**schema.COLUMNS, **score_names(extra)}
+    columns = {**schema.COLUMNS, **{name: name for one in extra for name in one.names}}
     return Training(fit, facts, _hparams(config, state), statistics, schema.UNIT, columns, samples)
 
 

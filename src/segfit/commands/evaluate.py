@@ -20,7 +20,6 @@ from segfit.data.files import some
 from segfit.data.source import Source
 from segfit.data.splits import groups_of
 from segfit.engine.evaluate import evaluate
-from segfit.engine.extra_metrics import score_names
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.report.evaluation import Evaluation
@@ -119,7 +118,8 @@ def _split_pass(
     dataset, about = assembly.make_held_out_dataset(config, source), {"split": options.split}
     names = [source.id(index) for index in range(len(source))]
     group = getattr(source, "group", (config.data.get("split") or {}).get("group"))
-    return _Pass(run, options, evaluation, dataset, about, names, group, score_names(extra))
+    scores = {name: name for one in extra for name in one.names}
+    return _Pass(run, options, evaluation, dataset, about, names, group, scores)
 
 
 def _refuse_unlike(compared: str, own: _Pass, other: _Pass) -> None:

@@ -6,7 +6,7 @@ says what a run of the task has besides what every run has; its `assembly` modul
 
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -58,17 +58,11 @@ class TaskSchema:
     MEMORY_OPTIONS: Sequence[str]  # options of data that memory depends on
     MEMORY_ADVICE: str  # sentences: what to change if a single sample does not fit into memory
 
-    def problems(self, config: DictConfig) -> Iterator[str]:
-        """Yield what is impossible or contradicts itself in a composed run of the task."""
-        raise NotImplementedError
-
-    def sample_label(self, config: DictConfig) -> str:
-        """Return what a sample of a config is called in tables."""
-        raise NotImplementedError
-
-    def held_out_shape(self, config: DictConfig) -> tuple[int, ...]:
-        """Return the original size of a held-out sample, as far as the config knows."""
-        raise NotImplementedError
+    # What is impossible or contradicts itself in a composed run of the task.
+    problems: Callable[[DictConfig], Iterator[str]]
+    sample_label: Callable[[DictConfig], str]  # what a sample of a config is called in tables
+    # The original size of a held-out sample, as far as the config knows.
+    held_out_shape: Callable[[DictConfig], tuple[int, ...]]
 
     def smaller_samples(
         self, config: DictConfig, share: float

@@ -76,11 +76,6 @@ class ExtraMetric:
         return {f"{self.score}/{label}": _number(entry) for label, entry in value.items()}
 
 
-def score_names(extra: Sequence[ExtraMetric]) -> dict[str, str]:
-    """Return score name → label of some metrics."""
-    return {name: name for one in extra for name in one.names}
-
-
 def state_of(metric: Metric) -> State:
     """Return a copy of a metric's state; not of the entries of lists, which no metric changes."""
     return {
