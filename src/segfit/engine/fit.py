@@ -11,9 +11,8 @@ from types import MappingProxyType
 
 from segfit.engine.checkpoint import CheckpointManager, Checkpoints
 from segfit.engine.evaluate import evaluate
-from segfit.engine.events import EndLog, Listener, RunInfo
+from segfit.engine.events import EndLog, Listener, RunInfo, TrainingLog
 from segfit.engine.findings import Findings
-from segfit.engine.logging import TrainingLog
 from segfit.engine.recovery import Recovery
 from segfit.engine.signals import Stopped, StopSignal
 from segfit.engine.state import TrainingState
