@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segfit.assembly.samples import differences, kept_splits, read_samples, samples_of
+from segfit.assembly.earlier import differences, kept_splits, read_samples, samples_of
 from segfit.assembly.task import assembly_of
 from segfit.commands import evaluate as evaluation
 from segfit.commands import load_run as trained

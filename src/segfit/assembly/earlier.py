@@ -1,26 +1,29 @@
-"""What a training has of an earlier run: all of it (`resume`), or weights to start from (`init`)."""
+"""What a training has of an earlier run: all of it (`resume`), or weights to start from (`init`); and its samples."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.assembly.samples import Samples, read_samples
 from segfit.config.check import flat, plain
 from segfit.data.files import some
+from segfit.data.source import Source
+from segfit.data.splits import groups_of
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.optim import base_rate
 from segfit.engine.state import TrainingState
 from segfit.errors import SegFitError
-from segfit.runs.files import RunFolder
-from segfit.runs.folder import load_config, may_change
+from segfit.runs.files import RunFolder, read_json
+from segfit.runs.folder import may_change
 from segfit.system.hardware import device_name
 
 Notice = Callable[[str], None]
+# Split → name → content key, "" if unknown: what was trained on is not taken for held out once files come or go.
+Samples: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
 def about(config: DictConfig, state: TrainingState) -> dict[str, Any]:
@@ -49,9 +52,8 @@ def resume(
     content, damaged = checkpoints.load_last()
     if damaged is not None:
         notice(damaged)
-    before, now = content.get("about"), checkpoints.about
-    before = before if isinstance(before, dict) else {}
-    _refuse_other_config(before.get("config"), now["config"], checkpoints)
+    before, now = content["about"], checkpoints.about
+    _refuse_other_config(before["config"], now["config"], checkpoints)
     try:
         state.load_state_dict(content)
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -100,9 +102,9 @@ def _tell_differences(before: Mapping[str, Any], now: Mapping[str, Any], notice:
         notice(f"resuming elsewhere ({other}): the same training, but not bit for bit.")
 
 
-def _refuse_other_config(before: object, now: Mapping[str, Any], checkpoints: Checkpoints) -> None:
-    if not (isinstance(before, dict) and all(isinstance(key, str) for key in before)):
-        raise SegFitError(f"{checkpoints.last}: not a checkpoint of this version of SegFit.")
+def _refuse_other_config(
+    before: Mapping[str, Any], now: Mapping[str, Any], checkpoints: Checkpoints
+) -> None:
     file = RunFolder(checkpoints.last.parent.parent).config
     problems = []
     for key in sorted({*before, *now}):
@@ -136,9 +138,8 @@ def read_start(init: str) -> Start:
     try:
         content = load_checkpoint(path)
         run = path.absolute().parent.parent
-        about = content.get("about") or {"config": flat(plain(load_config(run)))}
-        weights = dict(content.get("ema") or content["model"])
-        return Start(path, weights, dict(about["config"]), read_samples(RunFolder(run).samples))
+        weights, config = dict(content.get("ema") or content["model"]), content["about"]["config"]
+        return Start(path, weights, config, read_samples(RunFolder(run).samples))
     except SegFitError as error:
         raise SegFitError([f"init={init}: {problem}" for problem in error.problems]) from error
     except (LookupError, TypeError, ValueError) as error:
@@ -197,3 +198,77 @@ def _classes(config: Mapping[str, Any]) -> list[str]:
     """Return what the rows of the layers called classifier stand for; nothing for tasks without classes."""
     count = config.get("data.num_classes", 0)
     return config.get("data.class_names") or [f"class_{index}" for index in range(count)]
+
+
+def samples_of(sources: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what is known of the samples that are files; contents once the pre-flight has looked at them."""
+    return {
+        split: {name: source.contents.get(name, "") for name in source.names}
+        for split, source in sources.items()
+        if hasattr(source, "contents")
+    }
+
+
+def read_samples(path: Path) -> dict[str, dict[str, str]]:
+    """Return a run's list, empty where it has none; raise a SegFitError if the file holds anything else."""
+    found = read_json(path)
+    plain = all(isinstance(names, dict) for names in found.values())
+    if not plain or not all(isinstance(k, str) for one in found.values() for k in one.values()):
+        raise SegFitError(f"{path}: no list of samples. Delete it, and splits are drawn anew.")
+    return found
+
+
+def kept_splits(
+    config: DictConfig, sources: Mapping[str, Source], before: Samples
+) -> dict[str, Source]:
+    """Return sources in which samples of a run are in the split that they had, where splits are drawn; so is all of a group."""
+    found: dict[str, Any] = dict(sources)
+    pool = getattr(found.get("train"), "pool", None)
+    drawn = [split for split, source in found.items() if getattr(source, "pool", ()) is pool]
+    if len(drawn) < 2 or not before:
+        return found
+    group, kept = config.data.split.group, dict[str, str]()
+    for split in drawn:
+        kept |= dict.fromkeys(groups_of(list(before.get(split, ())), group), split)
+    placed: dict[str, list[str]] = {split: [] for split in drawn}
+    for split in drawn:
+        names = found[split].names
+        for name, key in zip(names, groups_of(names, group), strict=True):
+            placed[kept.get(key, split)].append(name)
+    return found | {split: replace(found[split], names=sorted(placed[split])) for split in drawn}
+
+
+def differences(before: Samples, now: Samples) -> list[str]:
+    """Return what was added, removed or changed since a run, and what was trained on and is held out, a line a split."""
+    lines = []
+    train = {**before.get("train", {}), **now.get("train", {})}
+    trained = {key.partition(" ")[0]: name for name, key in train.items() if key}
+    for split, names in now.items():
+        old = before.get(split, {})
+        changes = {
+            "added": names.keys() - old.keys(),
+            "removed": old.keys() - names.keys(),
+            "changed": {
+                name for name, key in names.items() if key and old.get(name, key) not in ("", key)
+            },
+        }
+        said = [
+            f"{len(them)} {what} ({some(sorted(them))})" for what, them in changes.items() if them
+        ]
+        if old and said:
+            lines.append(f"{split} is not what the run had: {', '.join(said)}.")
+        if split == "train":
+            continue
+        seen = []
+        for name, key in names.items():
+            there = trained.get(key.partition(" ")[0])
+            if there is not None:
+                seen.append(name if there == name else f"{name} (there {there})")
+            elif not key and old and name in train and name not in old:
+                seen.append(name)
+        if seen:
+            lines.append(
+                f"{split}: {len(seen)} of {len(names)} are among what was trained on, so its scores are too good: "
+                f"{some(seen)}. Take them out of train or {split}."
+            )
+    return lines

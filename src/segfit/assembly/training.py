@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from segfit.assembly import data
-from segfit.assembly.earlier import Notice, about, read_start, resume
-from segfit.assembly.samples import Samples, differences, kept_splits, read_samples, samples_of
+from segfit.assembly import data, earlier
+from segfit.assembly.earlier import Notice, Samples
 from segfit.assembly.state import make_device, make_state
 from segfit.assembly.task import TRAINED, assembly_of
 from segfit.assembly.tuned import model_label, stale
@@ -61,20 +60,20 @@ def make_training(
     """
     refuse_differences(distributed, flat(plain(config)))
     assembly, schema = assembly_of(config), schema_of(config.task.name)
-    start = read_start(config.init) if config.init is not None and not resumed else None
+    start = earlier.read_start(config.init) if config.init is not None and not resumed else None
     if not resumed:
         assembly.settle(config, start.config if start else {}, notice)
     extra = assembly.make_extra_metrics(config)
     mode = monitor_mode(config, extra)
-    before = read_samples(RunFolder(run).samples) if resumed else {}
-    sources = kept_splits(config, assembly.make_sources(config), before)
+    before = earlier.read_samples(RunFolder(run).samples) if resumed else {}
+    sources = earlier.kept_splits(config, assembly.make_sources(config), before)
     checking = partial(assembly.check_sources, config, sources, TRAINED, progress)
     report = distributed.once_a_machine(checking)
-    samples = samples_of(sources)
-    differing = differences(before, samples)
+    samples = earlier.samples_of(sources)
+    differing = earlier.differences(before, samples)
     if start is not None:  # what its run was trained on is not held out here
         held_out_now = {part: names for part, names in samples.items() if part != "train"}
-        differing += differences({"train": start.samples.get("train", {})}, held_out_now)
+        differing += earlier.differences({"train": start.samples.get("train", {})}, held_out_now)
     for line in (*report.notices, *(differing if distributed.is_main else ())):
         notice(line)
     if "train" in samples:
@@ -108,9 +107,9 @@ def make_training(
     if not distributed.is_main:  # dropout is to differ; the weights are equal by now
         seed_everything(derive_seed(config.seed, distributed.rank), config.deterministic)
     folder = RunFolder(run)
-    checkpoints = Checkpoints(folder.checkpoints, about(config, state))
+    checkpoints = Checkpoints(folder.checkpoints, earlier.about(config, state))
     if resumed:
-        resume(state, checkpoints, notice, updates)
+        earlier.resume(state, checkpoints, notice, updates)
     statistics = assembly.make_statistics(config, sources, report)
     count = min(config.report.panels, scored)  # held-out samples to be shown, spread evenly
     spread = [round(step * (scored - 1) / max(count - 1, 1)) for step in range(count)]

@@ -10,8 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from segfit.assembly.data import batches_in_order, workers_of
-from segfit.assembly.earlier import Notice
-from segfit.assembly.samples import differences, kept_splits, read_samples, samples_of
+from segfit.assembly.earlier import Notice, differences, kept_splits, read_samples, samples_of
 from segfit.assembly.task import assembly_of, evaluation_of
 from segfit.commands.load_run import TrainedRun, load_runs
 from segfit.config.check import plain
