@@ -26,9 +26,8 @@ from omegaconf import DictConfig
 from segfit.assembly.training import Training, make_training
 from segfit.cli import main as cli
 from segfit.config.check import check
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.distributed import SINGLE_PROCESS, Distributed, joined
 from segfit.engine.step import make_update
-from segfit.engine.torchrun import joined
 from segfit.system.hardware import device_name
 
 ROUNDS = 12

@@ -8,10 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.training import Training, make_training, metrics_of
-from segfit.engine.distributed import Distributed
+from segfit.engine.distributed import Distributed, joined
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.engine.task import Batch
-from segfit.engine.torchrun import joined
 from segfit.report.console import WorkProgress, console_report, print_summary
 from segfit.report.files import write_json
 from segfit.report.loggers import run_listener

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from segfit.engine.distributed import PeerFailed
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task, count_samples
@@ -21,10 +22,6 @@ class NotFinite(Exception):  # noqa: N818 - the training can recover from it
 
 class PartlyUpdated(MemoryError):  # noqa: N818 - what it leaves behind matters more than its cause
     """Memory ran out while gradients, weights or their averages changed: load a checkpoint before continuing."""
-
-
-class PeerFailed(Exception):  # noqa: N818 - the other process reports the error
-    """Another process of this training failed in this update."""
 
 
 def make_update(

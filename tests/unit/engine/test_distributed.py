@@ -25,7 +25,7 @@ from torch import nn
 from segfit.data.cache_stores import RamStore
 from segfit.engine.compiling import compiled_or_eager
 from segfit.engine.precision import Precision
-from segfit.engine.torchrun import joined
+from segfit.engine.distributed import joined
 
 def kept():
     store = RamStore(1)
@@ -93,7 +93,7 @@ print(json.dumps(found))
 
 FAILING = """
 import os, signal, sys
-from segfit.engine.torchrun import joined
+from segfit.engine.distributed import joined
 from segfit.errors import SegFitError
 
 who, what = int(sys.argv[1]), sys.argv[2]
