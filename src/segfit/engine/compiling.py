@@ -33,9 +33,9 @@ def compiled_or_eager(
 ) -> tuple[Forward, str | None]:
     """Return a compiled forward that was tried on `example`, or the model and a notice that says why not.
 
-    Where memory runs out, half of the example is tried, as an update tries half of its micro-batch. The forward is wrapped
-    by `distributed`, every process of which has to call, before it is tried: within DistributedDataParallel the compiler cuts
-    the backward where a bucket of gradients is full, so that buckets travel while the rest is computed.
+    Where memory runs out, it stays compiled: the update finds what fits. The forward is wrapped by `distributed`, every process
+    of which has to call, before it is tried: within DistributedDataParallel the compiler cuts the backward where a bucket of
+    gradients is full, so that buckets travel while the rest is computed.
     `model` is in training mode, on its device; its buffers and the generators of random numbers are restored. `example` is
     an input (B, …) of the shape that will be trained on, `mode` torch.compile's.
     """
@@ -46,13 +46,13 @@ def compiled_or_eager(
         forward = distributed.wrap(cast(nn.Module, torch.compile(model, mode=mode)))
         with torch.random.fork_rng(devices=cuda), distributed.no_sync(forward):
             for _ in range(1 if mode is None else 3):  # CUDA graphs: warm-up, recording, replay
-                while not _fits(forward, example, precision):
-                    model.zero_grad(set_to_none=True)
-                    release_memory()
-                    example = example[: len(example) // 2]
+                with precision.autocast():
+                    output = forward(example)
+                output.float().sum().backward()
                 model.zero_grad(set_to_none=True)
     except Exception as error:  # no Triton, no C++ compiler, a bug of the compiler, …
-        reason = give_up_compiling(error)
+        if not any(map(is_out_of_memory, _chain(error))):
+            reason = give_up_compiling(error)
     finally:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -64,19 +64,6 @@ def compiled_or_eager(
     del forward
     gc.collect()  # removes the wrapper's hooks from the parameters
     return distributed.wrap(model), reasons[0]
-
-
-def _fits(forward: Forward, example: Tensor, precision: Precision) -> bool:
-    """Pass an example forward and backward; return whether memory sufficed, for a single sample raise why not."""
-    try:
-        with precision.autocast():
-            output = forward(example)
-        output.float().sum().backward()
-    except Exception as error:
-        if len(example) == 1 or not any(map(is_out_of_memory, _chain(error))):
-            raise
-        return False
-    return True
 
 
 def without_graphs(model: nn.Module) -> tuple[Forward, str]:

@@ -63,28 +63,19 @@ def test_a_success_restores_buffers_gradients_and_random_numbers(model, monkeypa
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("room", "tried"), [(3, [8, 4, 2]), (0, [8, 4, 2, 1])])
-def test_where_memory_runs_out_half_is_tried(model, monkeypatch, room, tried):
-    batches = []
-
+def test_where_memory_runs_out_it_stays_compiled(model, monkeypatch):
     def compiled(module, mode):
         def forward(images):
-            batches.append(len(images))
-            output = module(images)
-            if len(images) > room:
-                raise RuntimeError("the compiler") from torch.OutOfMemoryError(
-                    "CUDA out of memory."
-                )
-            return output
+            module(images)
+            raise RuntimeError("the compiler") from torch.OutOfMemoryError("CUDA out of memory.")
 
         return forward
 
     monkeypatch.setattr(torch, "compile", compiled)
     before = snapshot(model)
     forward, reason = compiled_or_eager(model, torch.randn(8, 3, 8, 8), FP32)
-    assert batches == tried
-    assert (forward is model) == (room == 0)
-    assert reason is None if room else "OutOfMemoryError: CUDA out of memory" in reason
+    assert forward is not model
+    assert reason is None
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
