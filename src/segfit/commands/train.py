@@ -94,7 +94,8 @@ def _lead(
             listener.notice("this run is over; what was not written yet is written now.")
             listener.end(end)
         else:
-            end = training.fit.run(listener, training.facts, training.unit, training.columns)
+            shown = {"unit": training.unit, "columns": training.columns}
+            end = training.fit.run(listener, training.facts, **shown)
     finally:
         listener.close()  # an exception must leave no hidden cursor and no unwritten line
     with reporting(f"cannot write {files.metrics}"):

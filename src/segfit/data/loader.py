@@ -28,13 +28,7 @@ from segfit.data.bad_samples import (
 from segfit.data.batches import Batch, Collate, stack
 from segfit.errors import SegFitError
 from segfit.system.hardware import one_blas_thread
-
-# What `init_worker` handles; Windows has only the first
-_HANDLED = [
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTERM")
-    if hasattr(signal, name)
-]
+from segfit.system.process import STOPPING
 
 
 @dataclass(frozen=True)
@@ -147,7 +141,7 @@ class Loader(DataLoader[Any]):
         handler = signal.getsignal(signal.SIGCHLD) if watched else None
         # Blocked: before `init_worker`, a SIGTERM would kill a worker. This process gets afterwards what came meanwhile.
         can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED) if can_block else ()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING) if can_block else ()
         try:
             iterator = super().__iter__()
         finally:
@@ -189,7 +183,7 @@ def init_worker(worker: int) -> None:  # noqa: ARG001
     torch.set_num_threads(1)
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)
-    for number in set(_HANDLED) - {signal.SIGTERM}:
+    for number in STOPPING - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _ignore_lost_connections
     parent = multiprocessing.parent_process()

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 from segfit.engine.checkpoint import CheckpointManager, Checkpoints
 from segfit.engine.evaluate import evaluate
@@ -47,16 +47,10 @@ class Fit:
         self.result: Findings | None = None
         self._undefined = False  # the monitored score was NaN, and a notice said so
 
-    def run(
-        self,
-        listener: Listener,
-        facts: Mapping[str, str],
-        unit: str = "sample",
-        columns: Mapping[str, str] = MappingProxyType({}),
-    ) -> EndLog:
+    def run(self, listener: Listener, facts: Mapping[str, str], **shown: Any) -> EndLog:
         """Train; return how it ended. The last state is saved, whatever the reason.
 
-        `facts`, `unit` and `columns` are for the listener, as in `RunInfo`. Raises a SegFitError if nothing is left to
+        `facts`, `unit` and `columns` are for the listener: fields of `RunInfo`. Raises a SegFitError if nothing is left to
         train, too many updates were not finite, a single sample does not fit, or the last state could not be saved.
         """
         over = self._over()
@@ -77,8 +71,7 @@ class Fit:
                 start_update=self.state.progress.update,
                 total_updates=min(total, self.options.max_steps or total),
                 facts=facts,
-                unit=unit,
-                columns=columns,
+                **shown,
             )
         )
         with self.stop:

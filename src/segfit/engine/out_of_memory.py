@@ -5,8 +5,7 @@ import gc
 
 import torch
 
-# Only a lack of memory leads to these.
-_CERTAIN = (
+_SIGNS = (
     "cuda out of memory",
     "hip out of memory",
     "cuda error: out of memory",  # the driver's or the runtime's, past torch's allocator
@@ -21,9 +20,7 @@ _CERTAIN = (
     "not enough memory: you tried to allocate",  # the same on Windows
     "cannot allocate memory",  # what the C library calls ENOMEM
     "bad_alloc",
-)
-# From cuDNN and cuBLAS if no algorithm's workspace fits, or their own handle does not.
-_PROBABLE = (
+    # The others only probably: from cuDNN and cuBLAS if no algorithm's workspace fits, or their own handle does not.
     "cudnn_status_not_supported",
     "cudnn_status_internal_error",
     "unable to find an engine to execute this computation",
@@ -47,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):  # torch.AcceleratorError is one
         return False
     text = str(error).lower()
-    return any(sign in text for sign in (*_CERTAIN, *_PROBABLE))
+    return any(sign in text for sign in _SIGNS)
 
 
 def release_memory() -> None:

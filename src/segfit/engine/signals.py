@@ -5,12 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-# Slurm and submitit send SIGUSR1 or SIGUSR2 when time is up or the job is preempted, a terminal that closes SIGHUP.
-_STOPPING = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
-    if hasattr(signal, name)  # not on Windows
-)
+from segfit.system.process import STOPPING
 
 
 class Stopped(BaseException):  # not an Exception: code that reads a sample catches those
@@ -30,7 +25,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            for number in _STOPPING:
+            for number in STOPPING:
                 before = signal.getsignal(number)
                 if before == signal.SIG_IGN and number == getattr(signal, "SIGHUP", None):
                     continue  # set by nohup

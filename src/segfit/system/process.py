@@ -3,12 +3,20 @@
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
+
+# Slurm and submitit send SIGUSR1 or SIGUSR2 when time is up or the job is preempted, a terminal that closes SIGHUP.
+STOPPING = {
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    if hasattr(signal, name)  # not on Windows
+}
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,9 @@ if TYPE_CHECKING:  # its import takes seconds
 class ScoredTask:
     """The part of a `Task` that does not depend on what a batch is."""
 
-    criterion: (
-        Any  # (outputs, targets, totals) → the loss; has `totals`; on the device of the batches
-    )
-    panels: Mapping[int, str] = field(
-        default_factory=dict
-    )  # held-out samples to show, index → name
+    criterion: Any  # (outputs, targets, totals) → the loss; has `totals`; on the batches' device
+    # held-out samples to show, index → name
+    panels: Mapping[int, str] = field(default_factory=dict)
     distributed: Distributed = SINGLE_PROCESS  # the processes whose samples make up the scores
     extra: Sequence[ExtraMetric] = ()  # metrics whose results join the scores
 
