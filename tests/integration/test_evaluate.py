@@ -25,8 +25,8 @@ from segfit.tasks.segmentation.data.dataset import PredictDataset
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.masks import read_index_mask
 from segfit.tasks.segmentation.data.preflight import check_sources
-from segfit.tasks.segmentation.evaluation_scores import boundary_counts, boundary_scores
 from segfit.tasks.segmentation.schema import Evaluate
+from segfit.tasks.segmentation.scores import boundary_counts, boundary_scores
 from tests.integration.evaluating import COLORS, evaluate, write_data
 from tests.integration.training import command, finished, train
 from tests.unit.data.files import save

@@ -23,13 +23,12 @@ from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.report.panels import Picture
 from segfit.system.files import reporting
-from segfit.tasks.segmentation import evaluation_scores
+from segfit.tasks.segmentation import scores
 from segfit.tasks.segmentation.assembly import make_predict_dataset, make_predictor
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 from segfit.tasks.segmentation.data.dataset import LabelledSource, PredictDataset
 from segfit.tasks.segmentation.export import make_exported
 from segfit.tasks.segmentation.pictures import Panel, overlay, panels_image
-from segfit.tasks.segmentation.scores import confusion_matrices, scores_of_sums, share, sums_of
 from segfit.tasks.segmentation.task import SegmentationTask, Shape
 
 __all__ = ["make_exported"]
@@ -95,31 +94,31 @@ class MaskEvaluation(PictureEvaluation):
             self.submit(index, partial(self._save, index, pixels))
         if mask is None:
             return
-        confusion = confusion_matrices(prediction[None], mask[None], len(self.classes))
-        sums, truth = sums_of(confusion[0].cpu().numpy()), mask.cpu().numpy()  # synchronises
+        confusion = scores.confusion_matrices(prediction[None], mask[None], len(self.classes))
+        sums, truth = scores.sums_of(confusion[0].cpu().numpy()), mask.cpu().numpy()  # synchronises
         strips = zip(*self._strips.pop(index), strict=True)
         sure, guess, logits = (np.concatenate(parts) for parts in strips)
         valid = truth != IGNORE_INDEX
-        gaps = evaluation_scores.calibration_gaps(sure[valid], (guess == truth)[valid])
+        gaps = scores.calibration_gaps(sure[valid], (guess == truth)[valid])
         counts: list[NDArray[Any]] = [sums.ravel(), gaps]
         if self.boundary is not None:
-            near = evaluation_scores.boundary_counts(pixels, truth, self.classes, self.boundary)
+            near = scores.boundary_counts(pixels, truth, self.classes, self.boundary)
             counts.append(near.ravel())
         self.counts[index], self.truths[index] = np.concatenate(counts), sums[1]
         if self._fits:
             self._sampled[index] = logits, truth.ravel()[:: self._every(truth.shape)]
-        self.keep(index, float(scores_of_sums(sums, self.classes)["miou"]), lambda: pixels)
+        self.keep(index, float(scores.scores_of_sums(sums, self.classes)["miou"]), lambda: pixels)
 
     def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
         """Return `SCORES`, the calibration error, and `boundary_scores` if they are asked for."""
         width = len(self.classes)
-        pixels, gaps, boundary = np.split(sums, [3 * width, 3 * width + evaluation_scores.BINS], 1)
+        pixels, gaps, boundary = np.split(sums, [3 * width, 3 * width + scores.BINS], 1)
         pixels = pixels.reshape(-1, 3, width)
-        found = scores_of_sums(pixels, self.classes)
-        found["calibration_error"] = share(np.abs(gaps), pixels[:, 1])
+        found = scores.scores_of_sums(pixels, self.classes)
+        found["calibration_error"] = scores.share(np.abs(gaps), pixels[:, 1])
         if self.boundary is not None:
             boundary = boundary.reshape(-1, 6, width)
-            found |= evaluation_scores.boundary_scores(boundary, pixels[:, 1] > 0)
+            found |= scores.boundary_scores(boundary, pixels[:, 1] > 0)
         return found
 
     def finish(self, result: Findings) -> Findings:
@@ -127,7 +126,7 @@ class MaskEvaluation(PictureEvaluation):
         if self._fits:
             samples = zip(*(self._sampled[index] for index in sorted(self._sampled)), strict=True)
             parts = (torch.from_numpy(np.concatenate(part)) for part in samples)
-            temperature, table = evaluation_scores.fit_temperature(*parts)
+            temperature, table = scores.fit_temperature(*parts)
             values = {**result.values, "temperature": temperature}
             result = replace(result, tables=[*result.tables, table], values=values)
         return super().finish(result)
