@@ -23,6 +23,7 @@ _LONGEST = 384  # longest side of a picture in a panel, pixels
 _SHORTEST_LONGEST = 224  # below it the picture is enlarged
 _PAINT = 0.6  # share of the class colour in a panel
 _WRONG = (235, 20, 40)
+TITLES = ("image", "ground truth", "prediction", "errors")
 _LEGEND_LIMIT = 40  # with more classes, the legend names only those that are in the picture
 # Classes up to which cells of a confusion matrix have a decimal, or a number at all.
 _FEW, _MANY = 12, 40
@@ -67,26 +68,16 @@ def overlay(image: Picture, mask: Picture, classes: Classes, alpha: float = 0.5)
 
 
 def panels_image(
-    panels: Sequence[Panel], classes: Classes, captions: Sequence[str] = ("",)
+    panels: Sequence[Panel],
+    classes: Classes,
+    captions: Sequence[str] = ("",),
+    titles: Sequence[str] = TITLES,
 ) -> Picture:
     """Draw image, ground truth, prediction and errors side by side, a row a panel, as `(H, W, 3)` uint8 RGB.
 
     Small images are enlarged and large ones reduced. Errors are red on the image in grey. A caption is above its row, and
-    a legend of the classes below all.
+    a legend of the classes below all. There are as many columns as `titles`.
     """
-    titles = ("image", "ground truth", "prediction", "errors")
-    return _page(panels, classes, captions, titles)
-
-
-def pairs_image(panels: Sequence[Panel], classes: Classes) -> Picture:
-    """Draw image and mask side by side, a row a panel below its name, and a legend; as `panels_image` does."""
-    titles = ("the network's image", "its mask")
-    return _page(panels, classes, [panel.name for panel in panels], titles)
-
-
-def _page(
-    panels: Sequence[Panel], classes: Classes, captions: Sequence[str], titles: Sequence[str]
-) -> Picture:
     rows = [
         (caption, dict(zip(titles, _tiles(panel, classes), strict=False)))
         for panel, caption in zip(panels, captions, strict=True)

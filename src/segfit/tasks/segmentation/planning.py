@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from segfit.engine.task import Batch
 from segfit.tasks.segmentation.assembly import make_augment
 from segfit.tasks.segmentation.data.schema import channels_of
-from segfit.tasks.segmentation.pictures import Panel, pairs_image
+from segfit.tasks.segmentation.pictures import Panel, panels_image
 from segfit.tasks.segmentation.schema import size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
@@ -77,9 +77,8 @@ def draw_batch(
     hard = targets.argmax(1).masked_fill(targets.sum(1) == 0, 255) if targets.ndim == 4 else targets
     masks = hard.to(torch.uint8).cpu().numpy()
     shown = zip(names, pixels.permute(0, 2, 3, 1).cpu().numpy(), masks, strict=True)
-    return pairs_image(
-        [Panel(name, image, mask, mask) for name, image, mask in shown], task.classes
-    )
+    panels = [Panel(name, image, mask, mask) for name, image, mask in shown]
+    return panels_image(panels, task.classes, names, ("the network's image", "its mask"))
 
 
 def without_augmentation(task: SegmentationTask) -> SegmentationTask:
