@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
-from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
+from segfit.tasks.segmentation.augmentation import CpuAugment
+from segfit.tasks.segmentation.kornia_gpu import KorniaGpu
 from segfit.tasks.segmentation.schema import AugmentationConfig
 
 ROUNDS, WARM = 22, 2

@@ -15,9 +15,9 @@ from segfit.engine.state import TrainingState
 from segfit.engine.step import make_update
 from segfit.models.build import make_model
 from segfit.system.phases import Recorder
-from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
-from segfit.tasks.segmentation.augmentation.mix import Mix
+from segfit.tasks.segmentation.augmentation import Mix
 from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.kornia_gpu import KorniaGpu
 from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.schema import LossConfig
 from segfit.tasks.segmentation.task import SegmentationTask

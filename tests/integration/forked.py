@@ -17,7 +17,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOAD = [
     *("torch._dynamo", "torch.distributed", "torchmetrics", "transformers", "kornia", "pytest"),
     *("segfit.cli.main", "segfit.commands.train", "segfit.commands.evaluate"),
-    *("segfit.tasks.segmentation.assembly", "segfit.tasks.segmentation.augmentation.cpu"),
+    *("segfit.tasks.segmentation.assembly", "torchvision.transforms.v2"),
     *("segfit.tasks.restoration.assembly", "segfit.tasks.forecasting.assembly"),
     *("segfit.report.tensorboard", "segfit.tuning.bench", "timm.optim"),
 ]

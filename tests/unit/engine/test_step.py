@@ -17,7 +17,7 @@ from segfit.engine.step import make_update
 from segfit.engine.task import Forward
 from segfit.errors import SegFitError
 from segfit.models.cnn import CNN
-from segfit.tasks.segmentation.augmentation.mix import Mix
+from segfit.tasks.segmentation.augmentation import Mix
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.schema import LossConfig

@@ -5,8 +5,8 @@ import torch
 from timm.models import adapt_input_conv
 
 from segfit.models.build import make_model
-from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
-from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
+from segfit.tasks.segmentation.augmentation import CpuAugment
+from segfit.tasks.segmentation.kornia_gpu import KorniaGpu
 
 MODELS = {
     "cnn": {"base_channels": 8},

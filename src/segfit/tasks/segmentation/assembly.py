@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
 from segfit.models.build import IMAGENET, Normalisation, make_model, normalisation
 from segfit.models.weights import Weights
+from segfit.tasks.segmentation.augmentation import CpuAugment, Mix
 from segfit.tasks.segmentation.classes import Classes, sided_pairs
 from segfit.tasks.segmentation.data.dataset import (
     Augment,
@@ -303,10 +305,9 @@ def make_augment(config: DictConfig, name: str) -> Augment | None:
         return None
     options = {**plain(config.augmentation), "fill": normalisation_of(config)[0]}
     if name == "cpu":
-        from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
-
+        import_module("torchvision.transforms.v2")  # takes a second: once, before there are workers
         return CpuAugment(**options)
-    from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu
+    from segfit.tasks.segmentation.kornia_gpu import KorniaGpu  # kornia takes a second
 
     return KorniaGpu(**options)
 
@@ -316,8 +317,6 @@ def make_mix(config: DictConfig) -> Augment | None:
     options = config.augmentation
     if options.name == "none" or options.mixup + options.cutmix == 0:
         return None
-    from segfit.tasks.segmentation.augmentation.mix import Mix
-
     return Mix(num_classes=config.data.num_classes, **plain(options))
 
 

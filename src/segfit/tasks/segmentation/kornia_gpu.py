@@ -1,7 +1,8 @@
 """Augmentation of whole batches on the device, each operation only on the images that it is drawn for.
 
-That is drawn on the host, which so knows how many images each operation gets and never asks the device. Flips, rotation and zoom are one warp. Kornia filters; its `augmentation` classes draw from
-the global generator, warp once an operation, and read from the device to check values.
+That is drawn on the host, which so knows how many images each operation gets and never asks the device. Flips, rotation and
+zoom are one warp. Kornia filters; its `augmentation` classes draw from the global generator, warp once an operation, and
+read from the device to check values.
 """
 
 import torch
@@ -9,7 +10,7 @@ from kornia.filters import filter2d_separable
 from torch import Tensor
 from torch.nn import functional as F
 
-from segfit.tasks.segmentation.augmentation.params import AugmentationOptions, Draws, draw
+from segfit.tasks.segmentation.augmentation import AugmentationOptions, draw
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 
 
@@ -23,9 +24,9 @@ class KorniaGpu(AugmentationOptions):
         The same seed gives the same result on every device up to rounding, except for the noise, which the
         device's own generator makes: the host would be too slow.
 
-        Images are `(B, C, H, W)` float32 in [0, 1], RGB or bands, which have no saturation and no hue; masks `(B, H, W)` int64 class indices and `IGNORE_INDEX`.
-        What came from outside the frame is `fill` and `IGNORE_INDEX`. An image that no operation is drawn for is the
-        same to the last bit.
+        Images are `(B, C, H, W)` float32 in [0, 1], RGB or bands, which have no saturation and no hue; masks `(B, H, W)` int64
+        class indices and `IGNORE_INDEX`. What came from outside the frame is `fill` and `IGNORE_INDEX`. An image that no
+        operation is drawn for is the same to the last bit.
         """
         drawn = draw(self, len(images), seed)
         images, masks = images.clone(), masks.clone()
@@ -59,28 +60,28 @@ class KorniaGpu(AugmentationOptions):
             images.index_copy_(0, index, blur(images[index], sigma, radius))
         if "noise" in chosen:
             index, _ = chosen["noise"]
-            generator = torch.Generator(images.device).manual_seed(drawn.noise_seed)
+            generator = torch.Generator(images.device).manual_seed(int(drawn["noise_seed"]))
             noise = torch.empty_like(images[index]).normal_(0, self.noise_std, generator=generator)
             images.index_copy_(0, index, noise.add_(images[index]).clamp_(0, 1))
         return images, masks
 
 
-def _chosen(drawn: Draws, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+def _chosen(drawn: dict[str, Tensor], device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
     """Return operation → (index `(n,)` int64 of the images that get it, parameters `(n, k)` float32), by one copy to the device.
 
     Operations that no image gets are left out. Flips of images that are warped go into the warp.
     """
-    colors = (drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue)
+    colors = (drawn[name] for name in ("brightness", "contrast", "saturation", "hue"))
     parameters: dict[str, tuple[Tensor, ...]] = {
-        "hflip": (drawn.hflip & ~drawn.affine,),
-        "vflip": (drawn.vflip & ~drawn.affine,),
-        "mirror": (drawn.hflip ^ drawn.vflip,),  # both make a turn
-        "affine": (drawn.affine, *_inverse_matrices(drawn), drawn.shift_x, drawn.shift_y),
-        "color_jitter": (drawn.color_jitter, *colors),
-        "blur": (drawn.blur, drawn.sigma),
-        "noise": (drawn.noise,),
+        "hflip": (drawn["hflip"] & ~drawn["affine"],),
+        "vflip": (drawn["vflip"] & ~drawn["affine"],),
+        "mirror": (drawn["hflip"] ^ drawn["vflip"],),  # both make a turn
+        "affine": (drawn["affine"], *_inverse_matrices(drawn), drawn["shift_x"], drawn["shift_y"]),
+        "color_jitter": (drawn["color_jitter"], *colors),
+        "blur": (drawn["blur"], drawn["sigma"]),
+        "noise": (drawn["noise"],),
     }
-    numbers = torch.arange(len(drawn.hflip), dtype=torch.float32)
+    numbers = torch.arange(len(drawn["hflip"]), dtype=torch.float32)
     tables = {
         name: torch.stack([numbers, *values], 1)[drawn_for]
         for name, (drawn_for, *values) in parameters.items()
@@ -96,12 +97,12 @@ def _chosen(drawn: Draws, device: torch.device) -> dict[str, tuple[Tensor, Tenso
     return {name: (row[:, 0].long(), row[:, 1:]) for name, row in zip(tables, rows, strict=True)}
 
 
-def _inverse_matrices(drawn: Draws) -> Tensor:
+def _inverse_matrices(drawn: dict[str, Tensor]) -> Tensor:
     """Return `(4, B)`: rows of the 2×2 matrices that lead from an output pixel back to its source."""
-    angle = drawn.angle.deg2rad()
-    cos, sin = angle.cos() / drawn.zoom, angle.sin() / drawn.zoom
+    angle = drawn["angle"].deg2rad()
+    cos, sin = angle.cos() / drawn["zoom"], angle.sin() / drawn["zoom"]
     # The source is read mirrored: that is a flip before the rotation.
-    x, y = 1.0 - 2.0 * drawn.hflip, 1.0 - 2.0 * drawn.vflip
+    x, y = 1.0 - 2.0 * drawn["hflip"], 1.0 - 2.0 * drawn["vflip"]
     return torch.stack([x * cos, x * sin, -y * sin, y * cos])
 
 

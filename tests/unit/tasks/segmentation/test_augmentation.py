@@ -1,12 +1,84 @@
+import pickle
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from segfit.tasks.segmentation.augmentation.mix import Mix
+from segfit.tasks.segmentation.augmentation import AugmentationOptions, CpuAugment, Mix, draw
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from tests.contracts.augmentation_contract import ALL_ON, AugmentationContract, scene
 
+OPTIONS = AugmentationOptions(**ALL_ON)
+RANGES = {
+    "angle": (-30, 30),
+    "zoom": (0.7, 1.3),
+    "brightness": (0.7, 1.3),
+    "contrast": (0.8, 1.2),
+    "saturation": (0.8, 1.2),
+    "hue": (-0.1, 0.1),
+    "sigma": (0.1, 2.0),
+}
 CLASSES = 4
 COUNT = 6
+
+
+class TestCpuAugment(AugmentationContract):
+    def augment(
+        self, options: dict[str, Any], images: Tensor, masks: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        pipeline = CpuAugment(**options)
+        results = [
+            pipeline(image, mask, seed=1000 * seed + index)
+            for index, (image, mask) in enumerate(zip(images, masks, strict=True))
+        ]
+        new_images, new_masks = (torch.stack(part) for part in zip(*results, strict=True))
+        assert new_images.dtype == new_masks.dtype == torch.uint8
+        return new_images.float(), new_masks.long()
+
+
+def test_workers_can_be_given_it() -> None:
+    pipeline = CpuAugment(**ALL_ON)
+    images, masks = scene(1)
+    copied = pickle.loads(pickle.dumps(pipeline))
+    expected = pipeline(images[0], masks[0], seed=3)
+    result = copied(images[0], masks[0], seed=3)
+    assert torch.equal(result[0], expected[0])
+    assert torch.equal(result[1], expected[1])
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_draws_fill_their_range(name: str) -> None:
+    drawn = draw(OPTIONS, 4000, 0)[name]
+    low, high = RANGES[name]
+    margin = 0.01 * (high - low)
+    assert low - 1e-5 <= drawn.min() <= low + margin
+    assert high - margin <= drawn.max() <= high + 1e-5
+
+
+def test_zoom_in_is_as_likely_as_zoom_out() -> None:
+    zoom = draw(AugmentationOptions(scale=(0.5, 2.0)), 4000, 0)["zoom"]
+    assert (zoom > 1).float().mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_draws_are_independent_of_each_other_and_between_seeds() -> None:
+    first, second = draw(OPTIONS, 4000, 0), draw(OPTIONS, 4000, 1)
+    columns = torch.stack([first[name] for name in RANGES] + [second["angle"]])
+    correlation = torch.corrcoef(columns) - torch.eye(len(columns))
+    assert correlation.abs().max() < 0.06
+    assert first["noise_seed"] != second["noise_seed"]
+
+
+def test_switching_one_operation_off_leaves_the_others() -> None:
+    drawn, without = draw(OPTIONS, 50, 3), draw(AugmentationOptions(**{**ALL_ON, "blur": 0}), 50, 3)
+    assert not without["blur"].any()
+    for name in (*RANGES, "hflip", "vflip", "affine", "color_jitter", "noise"):
+        assert torch.equal(drawn[name], without[name])
+
+
+def test_a_blur_never_reaches_beyond_a_small_image() -> None:
+    assert OPTIONS.blur_radius(100, 100) >= 3 * 2.0
+    assert OPTIONS.blur_radius(4, 100) == 3
 
 
 def batch(count: int = COUNT) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from segfit.tasks.segmentation.augmentation.cpu import CpuAugment
-from segfit.tasks.segmentation.augmentation.kornia_gpu import KorniaGpu, blur, jitter, shift_hue
-from segfit.tasks.segmentation.augmentation.params import draw
+from segfit.tasks.segmentation.augmentation import CpuAugment, draw
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from segfit.tasks.segmentation.kornia_gpu import KorniaGpu, blur, jitter, shift_hue
 from tests.contracts.augmentation_contract import (
     ALL_OFF,
     ALL_ON,
@@ -88,7 +87,7 @@ def test_both_pipelines_do_the_same_to_one_image(seed: int) -> None:
 def test_images_that_nothing_strikes_are_the_same_to_the_last_bit(option: str) -> None:
     images, masks = random_images(40), torch.zeros(40, 24, 32, dtype=torch.int64)
     pipeline = KorniaGpu(**{**ALL_OFF, "blur_sigma": (1.0, 2.0), option: 0.5})
-    struck = getattr(draw(pipeline, 40, 0), option)
+    struck = draw(pipeline, 40, 0)[option]
     result, _ = pipeline(images, masks, seed=0)
     assert torch.equal((result == images).flatten(1).all(1), ~struck)
 
@@ -110,7 +109,7 @@ def test_channels_last_batches_work() -> None:
     expected = pipeline(images, masks, seed=1)
     result = pipeline(images.to(memory_format=torch.channels_last), masks, seed=1)
     torch.testing.assert_close(result[1], expected[1])
-    noisy = draw(pipeline, 5, 1).noise
+    noisy = draw(pipeline, 5, 1)["noise"]
     torch.testing.assert_close(result[0][~noisy], expected[0][~noisy], rtol=0, atol=1e-5)
 
 

@@ -1,1 +1,0 @@
-"""One list of operations, in the workers or on the device."""
