@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,8 +17,7 @@ from segfit.errors import SegFitError
 from segfit.models.forecasters import Forecaster
 from segfit.models.weights import Weights
 from segfit.tasks.forecasting.data.files import layout_of
-from segfit.tasks.forecasting.data.series import PARTS, LazySeries
-from segfit.tasks.forecasting.data.windows import SingleWindows, Windows
+from segfit.tasks.forecasting.data.series import PARTS, LazySeries, SingleWindows, Windows
 from segfit.tasks.forecasting.schema import held_out_shape, remark
 from segfit.tasks.forecasting.task import ForecastingTask, ForecastLoss
 
@@ -34,10 +33,7 @@ def make_sources(config: DictConfig) -> dict[str, Windows]:
 
 
 def check_sources(
-    config: DictConfig,  # noqa: ARG001
-    sources: Mapping[str, Windows],
-    needs: Mapping[str, int],
-    progress: Callable[[int, int], None] | None = None,
+    _: DictConfig, sources: Mapping[str, Windows], needs: Mapping[str, int], progress: Any = None
 ) -> Preflight:
     """Read the series, or what is kept of them; raise a SegFitError with every problem of the data set."""
     (lazy,) = {source.lazy for source in sources.values()}
@@ -93,11 +89,7 @@ def quantiles_of(config: DictConfig) -> list[float]:
     return list(config.loss.quantiles) if config.loss.name == "quantile" else []
 
 
-def make_statistics(
-    config: DictConfig,  # noqa: ARG001
-    sources: Mapping[str, Windows],
-    report: Any,  # noqa: ARG001
-) -> dict[str, Any]:
+def make_statistics(_: DictConfig, sources: Mapping[str, Windows], *__: Any) -> dict[str, Any]:
     """Return what the task takes from the data: the rows of a season."""
     return {"season": sources["train"].series.season}
 
@@ -115,10 +107,7 @@ def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict
 
 
 def make_task(
-    config: DictConfig,
-    device: torch.device,  # noqa: ARG001
-    statistics: Mapping[str, Any] | None = None,
-    **shared: Any,
+    config: DictConfig, _: torch.device, statistics: Mapping[str, Any] | None = None, **shared: Any
 ) -> ForecastingTask:
     """Return what a batch means under a config; `shared` are fields of `ScoredTask`."""
     return ForecastingTask(
@@ -140,11 +129,7 @@ def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     )
 
 
-def apply_options(
-    config: DictConfig,  # noqa: ARG001
-    options: DictConfig,
-    notice: Callable[[str], None],  # noqa: ARG001
-) -> None:
+def apply_options(_: DictConfig, options: DictConfig, *__: Any) -> None:
     """Evaluate the windows at the end of the series, if the future is asked for."""
     if options.future:
         options.split = "future"

@@ -24,10 +24,9 @@ from segfit.models.build import Exported
 from segfit.report.evaluation import Evaluation
 from segfit.tasks.forecasting.assembly import example_input, make_sources, quantiles_of
 from segfit.tasks.forecasting.data.files import layout_of
-from segfit.tasks.forecasting.data.windows import Windows
-from segfit.tasks.forecasting.plots import Forecast, forecast_figure
+from segfit.tasks.forecasting.data.series import Windows
 from segfit.tasks.forecasting.schema import ERRORS, FORECASTERS, error_names
-from segfit.tasks.forecasting.task import ForecastingTask, forecast_of, true_values
+from segfit.tasks.forecasting.task import ForecastingTask, forecast_figure, forecast_of, true_values
 
 FORECASTS = "forecasts.csv"
 _NAMES = (FORECASTS, "forecasts.png", "errors.csv", "error_by_step.png")
@@ -72,7 +71,7 @@ class ForecastEvaluation(Evaluation):
         self.every = config.data.horizon if options.every is None else options.every
         count = min(options.pictures, len(data))
         self._drawn = {round(step * (len(data) - 1) / max(count - 1, 1)) for step in range(count)}
-        self._forecasts: dict[int, Forecast] = {}
+        self._forecasts: dict[int, Any] = {}
         self._tables: dict[int, pd.DataFrame] = {}
 
     def finish(self, result: Findings) -> Findings:
@@ -201,17 +200,16 @@ def following(dates: Vector, count: int) -> Vector:
 
     Series of days go on on the days of the week that occur in them, series of months on the same day of the month.
     """
-    last, step = int(dates[-1]), int(np.median(np.diff(dates)))
+    last, step = pd.Timestamp(int(dates[-1]), unit="s"), int(np.median(np.diff(dates)))
+    unit = pd.Timedelta(step, "s")
     if step % _DAY == 0 and 28 <= step // _DAY <= 366:
-        day, months = pd.Timestamp(last, unit="s"), round(step / _DAY / 30.44)
-        unit = pd.offsets.MonthEnd(months) if day.is_month_end else pd.DateOffset(months=months)
-        ahead = pd.date_range(day, periods=count + 1, freq=unit)[1:]
-        return np.asarray(ahead.to_numpy("datetime64[s]").astype(np.int64))
-    if step != _DAY:
-        return last + step * np.arange(1, count + 1)
-    weekdays = np.unique(dates // _DAY % 7)
-    ahead_days = last + _DAY * np.arange(1, 7 * count + 1)
-    return np.asarray(ahead_days[np.isin(ahead_days // _DAY % 7, weekdays)][:count])
+        months = round(step / _DAY / 30.44)
+        unit = pd.offsets.MonthEnd(months) if last.is_month_end else pd.DateOffset(months=months)
+    elif step == _DAY:
+        weekdays = np.bincount((dates // _DAY + 3) % 7, minlength=7) > 0  # from Monday on
+        unit = pd.offsets.CustomBusinessDay(weekmask=weekdays.astype(int).tolist())
+    ahead = pd.date_range(last, periods=count + 1, freq=unit)[1:]
+    return np.asarray(ahead.to_numpy("datetime64[s]").astype(np.int64))
 
 
 class Deployed(nn.Module):

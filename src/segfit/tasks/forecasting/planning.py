@@ -1,6 +1,6 @@
 """What benchmark.py asks of forecasting: example batches."""
 
-from __future__ import annotations
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -28,14 +28,10 @@ def feeding(config: DictConfig) -> Feeding:
 
 def train_example(config: DictConfig) -> Batch:
     """Return a training micro-batch without content."""
-    return held_out_example(config, config.batch_size, ())[0]
+    return held_out_example(config, config.batch_size)[0]
 
 
-def held_out_example(
-    config: DictConfig,
-    count: int,
-    original: tuple[int, ...],  # noqa: ARG001
-) -> tuple[Batch, list[int]]:
+def held_out_example(config: DictConfig, count: int, *__: Any) -> tuple[Batch, list[int]]:
     """Return a validation batch without content; evaluation reads the index of each window."""
     rows, columns, targets, _ = held_out_shape(config)
     return {

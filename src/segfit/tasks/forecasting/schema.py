@@ -25,13 +25,8 @@ MONITORS = dict.fromkeys(("mse", "mae", "mase", "loss"), "min") | {"ic": "max", 
 COLUMNS = {"mse": "MSE", "mae": "MAE", "mse_last": "last value's MSE"}
 # Whose errors are counted: the model's, and those of two forecasts that need none.
 FORECASTERS = {"model": "model", "last": "last value", "season": "last season"}
-ERRORS = {
-    "mse": "MSE",
-    "mae": "MAE",
-    "true_mse": "true MSE",
-    "true_mae": "true MAE",
-    "mase": "MASE",
-}
+_ERRORS = ("MSE", "MAE", "true MSE", "true MAE", "MASE")
+ERRORS = {label.lower().replace(" ", "_"): label for label in _ERRORS}  # key → label
 MEMORY_ADVICE = "Lower data.lookback, choose a smaller model, or set data.place=host."
 MEMORY_OPTIONS = ("lookback", "horizon")
 
@@ -61,9 +56,7 @@ class TransformerConfig(ModelConfig):
     patch: int = option(24, "Values a token; patches do not overlap.", ge=1)
     revin: bool = option(True, "Normalise each window by itself (RevIN), not by the series alone.")
     norm: str = option(
-        "batch",
-        "Of tokens. batch: PatchTST's, the better one. layer: accumulated updates equal those of the big batch.",
-        choices=("batch", "layer"),
+        "batch", "Of tokens; layer: accumulating equals the big batch.", choices=("batch", "layer")
     )
     mixed: bool = option(False, "Tokens of all targets at once; false: each target by itself.")
 
@@ -74,9 +67,7 @@ class LinearConfig(ModelConfig):
 
     name: str = "linear"
     kind: str = option(
-        "nlinear",
-        "nlinear: minus the last value. dlinear: trend and rest apart.",
-        choices=("nlinear", "dlinear"),
+        "nlinear", "Minus the last value, or trend and rest apart.", choices=("nlinear", "dlinear")
     )
 
 
@@ -88,9 +79,7 @@ class SplitConfig:
     test: float = option(0.2, "Share held out for testing, the last ones.", ge=0, lt=1)
     val_from: str | None = option(None, "First date of validation instead, such as 2024-01-01.")
     test_from: str | None = option(None, "First date of testing; needs val_from.")
-    months: list[int] | None = option(
-        None, "Months of 30 days of train, val and test instead; ETT's are [12, 4, 4].", ge=1
-    )
+    months: list[int] | None = option(None, "Months of 30 days instead; ETT's: [12, 4, 4].", ge=1)
 
 
 @dataclass
@@ -99,14 +88,8 @@ class SeriesConfig(DataConfig):
 
     lookback: int = option(96, "Rows that a forecast is made from.", ge=1, le=1_000_000)
     horizon: int = option(24, "Rows that are forecast.", ge=1, le=1_000_000)
-    season: int | None = option(
-        None,
-        "Rows of a season, for the seasonal naive forecast; null: a day, week or year by dates.",
-        ge=1,
-    )
-    returns: bool = option(
-        False, "Targets are prices: forecast their logarithmic returns, scored by IC and hit rate."
-    )
+    season: int | None = option(None, "Rows of a season; null: a day, week or year by dates.", ge=1)
+    returns: bool = option(False, "Targets are prices: forecast their logarithmic returns.")
     place: str = option(
         "auto",
         "Where windows are made. device: gathered there, from series that lie there. host: gathered on the host, and "
@@ -141,9 +124,7 @@ class CsvConfig(SeriesConfig):
     )
     # Any: a name or several
     target: Any = option(None, "Column or list of columns to forecast; null: all but known.")
-    known: list[str] = option(
-        [], "Columns that are known in advance, such as holidays; never forecast.", empty=True
-    )
+    known: list[str] = option([], "Columns known in advance, such as holidays.", empty=True)
     on_missing: str = option(
         "fail",
         "Values that are missing or infinite, and dates left out of a regular series. fail: the run ends and "
@@ -162,9 +143,7 @@ class CsvConfig(SeriesConfig):
 class LossConfig:
     """Of standardised values, a mean over the whole effective batch."""
 
-    name: str = option(
-        REQUIRED, "Which error is lowered.", choices=("mse", "mae", "huber", "quantile")
-    )
+    name: str = option(REQUIRED, "Which error.", choices=("mse", "mae", "huber", "quantile"))
     delta: float = option(1.0, "Where huber goes from squares to lines.", gt=0, le=1000)
     quantiles: list[float] = option(
         [0.1, 0.5, 0.9], "Of quantile; 0.5 is the forecast, the others its band.", gt=0, lt=1
@@ -185,11 +164,7 @@ class Evaluate(EvaluateConfig):
 
     split: str = option("test", "Which part of the run's data.", choices=("train", "val", "test"))
     future: bool = option(False, "Forecast what comes after the last row of each series instead.")
-    every: int | None = option(
-        None,
-        "Write the forecasts of every so many windows; null: horizon, each date once; 0: none.",
-        ge=0,
-    )
+    every: int | None = option(None, "Write every so many windows; null: horizon; 0: none.", ge=0)
     pictures: int = option(8, "How many forecasts are drawn.", ge=0, le=64)
 
 

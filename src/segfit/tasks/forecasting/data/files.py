@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.data.files import list_files, relative_name
-from segfit.data.source import Arrays
+from segfit.data.source import Arrays, Named
 from segfit.errors import SegFitError, nearest
 from segfit.tasks.forecasting.schema import targets_of
 
 Values = NDArray[np.float64]
 Dates = NDArray[np.int64]
 
+_VERSION = 2  # raise it when a file gives other rows or another report
 _DATES = ("date", "datetime", "time", "timestamp")
 _REGULAR = 0.95  # share of equal steps from which on any longer step is a gap
 _LONG = 10  # times the usual step from which on a series with irregular dates has a gap
@@ -90,28 +91,32 @@ def _header(file: Path) -> list[str]:
 class Report:
     """What a file is like besides its numbers."""
 
-    # Rows in which the targets are there; what comes after them is known in advance alone.
-    observed: int = 0
+    rows: int = 0
+    observed: int = 0  # of them, up to the last with targets; then comes what is known in advance
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
+    def refuse(
+        self, name: str, wrong: Any, what: str, remedy: str, *, first: int = 2, column: Any = None
+    ) -> None:
+        """Add a problem of a column if something is `wrong` (N,) bool in it; `first` is the line of the first."""
+        if len(places := np.flatnonzero(wrong)):
+            place = places[0]
+            given = "the first" if column is None else f"e.g. {str(column.iloc[place])[:40]!r}"
+            where = f"{given} in line {place + first}"
+            self.problems.append(f"{name}: {len(places)} {what}, {where}. {remedy}")
 
-class SeriesFiles:
+
+class SeriesFiles(Named):
     """A `Source` whose samples are the files of a config, whole."""
 
     def __init__(self, data: DictConfig) -> None:
         root = Path(data.root).expanduser()
         self.folder = root if root.is_dir() else root.parent
         self.paths, self.layout = files_of(data.root), layout_of(data)
+        self.names = [relative_name(path, self.folder) for path in self.paths]
         self.returns, self.on_missing = bool(data.returns), str(data.on_missing)
-        self.reading = repr((self.layout, self.returns, self.on_missing))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def id(self, index: int) -> str:
-        """Return the file's name below the folder, without suffix."""
-        return relative_name(self.paths[index], self.folder)
+        self.reading = repr((_VERSION, self.layout, self.returns, self.on_missing))
 
     def files(self, index: int) -> list[Path]:
         """Return the file."""
@@ -143,6 +148,7 @@ class SeriesFiles:
             report.problems.append(f"cannot be read ({_reason(error)}).")
         if report.problems:
             values, dates, report.observed = values[:0], dates[:0], 0
+        report.rows = len(dates)
         text = json.dumps(vars(report)).encode()
         return values.astype(np.float32), dates, np.frombuffer(text, np.uint8)
 
@@ -159,60 +165,46 @@ class SeriesFiles:
 
     def _complete(self, values: Values, dates: Dates, report: Report) -> tuple[Values, Dates]:
         """Return rows without missing values, in one regular order if they had one."""
-        layout, remedy = self.layout, "Set data.on_missing=ffill or drop, or mend the file."
+        inputs, remedy = self.layout.inputs, "Set data.on_missing=ffill or drop, or mend the file."
+        fails, fills = self.on_missing == "fail", self.on_missing == "ffill"
         missing = np.isnan(values)
-        missing[report.observed :, : layout.inputs] = False
+        missing[report.observed :, :inputs] = False
         gaps, step = _gaps(dates)
-        fails, fills = self.on_missing == "fail", self.on_missing == "ffill" and step
-        if fails:
-            for place in np.flatnonzero(missing.any(axis=0)):
-                lines = np.flatnonzero(missing[:, place])
-                report.problems.append(
-                    f"{layout.columns[place]}: {len(lines)} values are missing or infinite, the first in line "
-                    f"{lines[0] + 2}. {remedy}"
-                )
+        regular = bool(len(gaps) and step)
         if len(gaps):
-            where = f"{len(gaps)} gaps in the dates, the first after {date_text(dates[gaps[0]])}"
-            if fails and step:
-                report.problems.append(f"{where}. {remedy}")
+            text = f"{len(gaps)} gaps in the dates, the first after {date_text(dates[gaps[0]])}"
+            if fails and regular:
+                report.problems.append(f"{text}. {remedy}")
             else:
-                report.notices.append(f"{where}, {'filled' if fills else 'left as they are'}.")
+                left = "filled" if fills and regular else "left as they are"
+                report.notices.append(f"{text}, {left}.")
         if fails:
+            for name, wrong in zip(self.layout.columns, missing.T, strict=True):
+                report.refuse(name, wrong, "values are missing or infinite", remedy)
             return values, dates
-        if self.on_missing == "drop":
-            whole = np.asarray(~missing.any(axis=1))
-            report.observed = int(whole[: report.observed].sum())
-            done = f"{missing.any(1).sum()} rows left out"
-            values, dates = values[whole], dates[whole]
-        else:
-            if fills and len(gaps):
-                grid = np.arange(dates[0], dates[-1] + 1, step)
-                last = np.searchsorted(dates, grid, side="right") - 1
-                report.observed = int(np.searchsorted(last, report.observed))
-                values, dates = values[last], grid
-            unknown = values[report.observed :, : layout.inputs].copy()
-            values = pd.DataFrame(values).ffill().to_numpy(copy=True)  # never from what comes later
-            values[report.observed :, : layout.inputs] = unknown
-            begin = int(np.argmax(~np.isnan(values[:, : layout.inputs]).any(1)))
-            values, dates = values[begin:], dates[begin:]
-            report.observed -= begin
-            done = f"{missing.sum()} values filled in"
         if missing.any():
+            filled, dropped = missing.sum(), missing.any(1).sum()
+            done = f"{filled} values filled in" if fills else f"{dropped} rows left out"
             report.notices.append(f"{done}, missing or infinite (data.on_missing).")
-        return values, dates
+        if fills:
+            values[missing] = pd.DataFrame(values).ffill().to_numpy()[missing]  # from before alone
+            grid = np.arange(dates[0], dates[-1] + 1, step) if regular else dates
+            chosen = np.searchsorted(dates, grid, side="right") - 1
+            begun = np.logical_or.accumulate(~np.isnan(values[chosen, :inputs]).any(1))
+            chosen, dates = chosen[begun], grid[begun]
+        else:
+            chosen = np.flatnonzero(~missing.any(1))
+            dates = dates[chosen]
+        report.observed = int(np.searchsorted(chosen, report.observed))
+        return values[chosen], dates
 
     def _returns(self, values: Values, dates: Dates, report: Report) -> tuple[Values, Dates]:
         """Return the logarithmic returns of prices, and the other columns as they are, from the second row on."""
         if not self.returns or not len(values):
             return values, dates
-        targets = self.layout.targets
-        for place, name in enumerate(self.layout.columns[:targets]):
-            wrong = np.flatnonzero(values[:, place] <= 0)
-            if len(wrong):
-                report.problems.append(
-                    f"{name}: {len(wrong)} values are not above 0 (the first in line {wrong[0] + 2}), so they "
-                    f"have no returns. Set data.returns=false, or mend the file."
-                )
+        targets, remedy = self.layout.targets, "Set data.returns=false, or mend the file."
+        for name, prices in zip(self.layout.columns[:targets], values.T, strict=False):
+            report.refuse(name, prices <= 0, "values are not above 0 and have no returns", remedy)
         with np.errstate(divide="ignore", invalid="ignore"):
             returns = np.diff(np.log(values[:, :targets]), axis=0)
         report.observed -= 1
@@ -222,12 +214,9 @@ class SeriesFiles:
 def _numbers(column: Any, report: Report) -> Any:
     """Return a column's values, NaN where there is none; text is a problem."""
     numbers = pd.to_numeric(column, errors="coerce")
-    text = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
-    if len(text):
-        report.problems.append(
-            f"{column.name}: {len(text)} values are no numbers, e.g. {str(column.iloc[text[0]])[:40]!r} in line "
-            f"{text[0] + 2}. Mend them, or name the columns to read: data.columns=[…]"
-        )
+    remedy = "Mend them, or name the columns to read: data.columns=[…]"
+    text = numbers.isna() & column.notna()
+    report.refuse(column.name, text, "values are no numbers", remedy, column=column)
     return numbers
 
 
@@ -243,23 +232,15 @@ def _dates(column: Any, report: Report) -> Dates:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of formats that pandas has to guess
         parsed = pd.to_datetime(column, errors="coerce", utc=True, **options)
-    none = np.flatnonzero(parsed.isna().to_numpy())
-    if len(none):
-        report.problems.append(
-            f"{column.name}: {len(none)} dates are not understood, e.g. {str(column.iloc[none[0]])[:40]!r} in line "
-            f"{none[0] + 2}."
-        )
+    report.refuse(
+        column.name, parsed.isna(), "dates are not understood", "Mend them.", column=column
+    )
+    if report.problems:
         return np.zeros(len(column), np.int64)
     dates: Dates = parsed.dt.tz_localize(None).to_numpy("datetime64[s]").astype(np.int64)
-    for wrong, what, remedy in (
-        (np.diff(dates) < 0, "are out of order", "Sort the rows."),
-        (np.diff(dates) == 0, "occur twice", "Keep one row of each; of several series make a file each."),
-    ):  # fmt: skip
-        lines = np.flatnonzero(wrong)
-        if len(lines):
-            report.problems.append(
-                f"{column.name}: {len(lines)} dates {what}, the first in line {lines[0] + 3}. {remedy}"
-            )
+    steps, remedy = np.diff(dates), "Keep one row of each; of several series make a file each."
+    report.refuse(column.name, steps < 0, "dates are out of order", "Sort the rows.", first=3)
+    report.refuse(column.name, steps == 0, "dates occur twice", remedy, first=3)
     return dates
 
 

@@ -1,4 +1,4 @@
-"""Series cut by time and standardised by their training part, wherever they lie."""
+"""Series cut by time and standardised by their training part; windows of them, gathered where they lie."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
+from segfit.data.batches import Batch, Indices
 from segfit.data.files import some
+from segfit.data.source import Arrays, SourceView
 from segfit.errors import SegFitError
 from segfit.system.hardware import fits
 from segfit.tasks.forecasting.data.files import Dates, date_text
@@ -23,6 +26,7 @@ from segfit.tasks.forecasting.data.table import Progress, Table, csv_table, wave
 PARTS = ("train", "val", "test", "future")
 Rows = NDArray[np.int64]
 
+_CPU = torch.device("cpu")
 _DAY = 86400
 _NEVER = np.iinfo(np.int64).max
 _SHOWN = 50  # problems in one message
@@ -50,7 +54,7 @@ class SeriesSet:
         size = self.table.values.nbytes + self.table.dates.nbytes
         there = str(device) in self._places or fits(size, device)
         if place in ("host", "loader") or (place == "auto" and not there):
-            device = torch.device("cpu")
+            device = _CPU
         if str(device) not in self._places:
             tensors = {"values": self.table.values, "dates": torch.from_numpy(self.table.dates)}
             for key, values in self.statistics.items():
@@ -80,30 +84,30 @@ def prepare(table: Table, data: DictConfig) -> SeriesSet:
 
     Raises a SegFitError with everything that is wrong with them, unless `data.on_bad_sample=skip` leaves them out.
     """
-    window, skip = data.lookback + data.horizon, data.on_bad_sample == "skip"
-    problems = [list(report.problems) for report in table.reports]
-    for found, length in zip(problems, table.ends - table.begins, strict=True):
-        if not found and length < window:
+    lookback, window = data.lookback, data.lookback + data.horizon
+    skip, problems = data.on_bad_sample == "skip", [[*one.problems] for one in table.reports]
+    for found, report in zip(problems, table.reports, strict=True):
+        if not found and report.observed < window:
             found.append(
-                f"{length} rows, but a window has {window} (data.lookback + data.horizon). Shorten one of them, "
-                f"or leave the series away."
+                f"{report.observed} rows, but a window has {window} (data.lookback + data.horizon). Shorten one of "
+                "them, or leave the series away."
             )
     good = [number for number, found in enumerate(problems) if not found]
     if not good:
         _judge(table, problems, skip=skip)
     cuts, season = _cuts(table, good, data.split), _season(table, good, data)
     # Rows at which training, validation and testing begin, and where testing ends, of each series.
-    bounds = np.array([
+    begin, val, test, end = np.array([
         [begin, *(begin + np.searchsorted(table.dates[begin:end], cuts))]
         for begin, end in zip(table.begins, table.ends, strict=True)
-    ])  # fmt: skip
-    rows = bounds[:, 1] - bounds[:, 0]
+    ]).T  # fmt: skip
+    rows = val - begin
     shape, targets = (len(table.names), len(table.layout.columns)), table.layout.targets
     statistics = {"mean": np.zeros(shape), "std": np.ones(shape)}
     statistics["scale"] = np.ones((shape[0], targets))
     for number in good:
         if rows[number] >= window:
-            train = slice(*bounds[number, :2])
+            train = slice(begin[number], val[number])
             problems[number] += _measure(table, number, train, season, statistics)
     notices = _judge(table, problems, skip=skip)
     fine = np.array([not found for found in problems])
@@ -118,7 +122,16 @@ def prepare(table: Table, data: DictConfig) -> SeriesSet:
         notices.append(
             f"{len(late)} series have no window to train on before {date_text(cuts[0])}, and are left out: {some(late)}."
         )
-    first, counts = _windows(table, bounds, used, data)
+    # What is forecast lies in the part as a whole; what it is forecast from may lie before.
+    parts = {"train": (begin + lookback, val), "val": (val, test), "test": (test, end)}
+    first = {part: np.maximum(start - lookback, begin) for part, (start, _) in parts.items()}
+    first["future"] = np.maximum(table.ends - lookback, begin)
+    counts = {
+        part: used * np.maximum(stop - window - first[part] + 1, 0)
+        for part, (_, stop) in parts.items()
+    }
+    known = (table.stops - table.ends >= data.horizon) | (table.layout.known == 0)
+    counts["future"] = (used & known).astype(np.int64)
     return SeriesSet(table, first, counts, statistics, season, notices)
 
 
@@ -141,31 +154,6 @@ def _seconds(date: str | None) -> int:
     if date is None:
         return _NEVER
     return int(datetime.fromisoformat(date).replace(tzinfo=timezone.utc).timestamp())
-
-
-def _windows(
-    table: Table, bounds: Rows, used: NDArray[np.bool_], data: DictConfig
-) -> tuple[dict[str, Rows], dict[str, Rows]]:
-    """Return where the windows of each part begin, and how many there are, of each series.
-
-    What is forecast lies in the part as a whole; what it is forecast from may lie before.
-    """
-    lookback, horizon = data.lookback, data.horizon
-    begin, val, test, end = bounds.T
-    first = {
-        "train": begin,
-        "val": np.maximum(val - lookback, begin),
-        "test": np.maximum(test - lookback, begin),
-        "future": np.maximum(table.ends - lookback, begin),
-    }
-    last = {"train": val, "val": test, "test": end}
-    counts = {
-        part: np.where(used, np.maximum(stop - horizon - lookback - first[part] + 1, 0), 0)
-        for part, stop in last.items()
-    }
-    whole = (table.stops - table.ends >= horizon) | (table.layout.known == 0)
-    counts["future"] = np.where(used & whole, 1, 0)
-    return first, counts
 
 
 def _measure(
@@ -203,14 +191,108 @@ def _season(table: Table, good: Sequence[int], data: DictConfig) -> int:
 
 def _judge(table: Table, problems: Sequence[Sequence[str]], *, skip: bool) -> list[str]:
     """Return what is to be logged; raise a SegFitError with everything that is wrong, unless it is to be skipped."""
-    names, reports = table.files or table.names, table.reports
-    pairs = list(zip(names, problems, strict=True))
-    lines = [f"{name}: {text}" for name, texts in pairs for text in texts]
-    shown, bad = lines[:_SHOWN], sum(map(bool, problems))
-    if len(lines) > _SHOWN:
-        shown.append(f"… and {len(lines) - _SHOWN} more problems, in {bad} series altogether.")
-    if lines and (not skip or bad == len(names)):
-        raise SegFitError(shown)
-    left_out = [f"{line} data.on_bad_sample=skip: the series is left out." for line in shown]
-    noticed = zip(names, (report.notices for report in reports), strict=True)
-    return [*left_out, *[f"{name}: {text}" for name, texts in noticed for text in texts][:_SHOWN]]
+    names = table.files or table.names
+    lines = [f"{name}: {one}" for name, texts in zip(names, problems, strict=True) for one in texts]
+    if more := len(lines[_SHOWN:]):
+        lines[_SHOWN:] = [f"… and {more} more problems."]
+    if lines and not (skip and [] in problems):
+        raise SegFitError(lines)
+    left_out = [f"{line} data.on_bad_sample=skip: the series is left out." for line in lines]
+    noticed = zip(names, table.reports, strict=True)
+    return (
+        left_out + [f"{name}: {one}" for name, report in noticed for one in report.notices][:_SHOWN]
+    )
+
+
+class Windows:
+    """The windows of a part of all series: series after series, each from its oldest window on.
+
+    A `Source`, and a `GatheringDataset` of its samples. All parts, "train", "val", "test" and "future", share the series.
+    """
+
+    def __init__(self, lazy: LazySeries, part: str, data: DictConfig) -> None:
+        self.lazy, self.part = lazy, part
+        self.lookback, self.horizon = int(data.lookback), int(data.horizon)
+        self.place = str(data.place)
+        self.source = self  # as a dataset, it is its own
+
+    @property
+    def series(self) -> SeriesSet:
+        """The series themselves."""
+        return self.lazy.series
+
+    @cached_property
+    def ends(self) -> Rows:
+        """The number of windows up to and with each series, (series,)."""
+        return np.cumsum(self.series.counts[self.part])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def locate(self, indices: Indices) -> tuple[Rows, Rows, Rows]:
+        """Return the series of windows, their numbers within it, and the rows at which they begin, (B,) each."""
+        at = np.asarray(indices)
+        which = np.searchsorted(self.ends, at, side="right")
+        number = at - (self.ends[which] - self.series.counts[self.part][which])
+        return which, number, self.series.first[self.part][which] + number
+
+    def id(self, index: int) -> str:
+        """Return the name of the series and the date of the last row that is seen."""
+        which, _, row = self.locate([index])
+        date = np.datetime64(int(self.series.table.dates[row[0] + self.lookback - 1]), "s")
+        return f"{self.series.table.names[which[0]]}@{date}"
+
+    where = id
+
+    def files(self, index: int) -> list[Path]:
+        """Return the file of the series."""
+        files = self.series.table.files
+        return [files[self.locate([index])[0][0]]] if files else []
+
+    def read(self, index: int) -> Arrays:
+        """Return a window, (lookback + horizon, columns) float32."""
+        return (self[index]["window"].numpy(),)
+
+    def __getitem__(self, key: Any) -> Batch:
+        """Return the sample for an index, or for (index, seed)."""
+        batch = self.batch([key[0] if isinstance(key, tuple) else key], _CPU)
+        return {name: values[0] for name, values in batch.items()}
+
+    def batch(self, indices: Indices, device: torch.device) -> Batch:
+        """Return windows as a batch, on the device if the series lie there, else on the host."""
+        place, table = self.series.on(device, self.place), self.series.table
+        own = place["values"].device
+        which, _, begin = (_moved(part, own) for part in self.locate(indices))
+        rows = begin[:, None] + torch.arange(self.lookback + self.horizon, device=own)
+        if self.part == "future":
+            rows = rows.clamp(max=len(place["values"]) - 1)
+        # (B, lookback + horizon, columns) float32, true values; index_select takes a third of the time of values[rows] on a
+        # CPU.
+        window = place["values"].index_select(0, rows.flatten()).view(*rows.shape, -1)
+        if self.part == "future":
+            window[:, self.lookback :, : table.layout.inputs] = 0  # what was not observed
+        batch = {
+            "window": window,
+            **{key: place[key][which] for key in self.series.statistics},  # (B, …) float32
+            "when": place["dates"][rows[:, self.lookback]],  # (B,) int64, of the first forecast row
+            "index": _moved(np.asarray(indices), own),  # (B,) int64
+        }
+        if own != device and device.type == "cuda":
+            return {key: tensor.pin_memory() for key, tensor in batch.items()}
+        return batch
+
+
+def _moved(values: Rows, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    # From pinned memory, so that the host does not wait for the device.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class SingleWindows(SourceView):
+    """Windows one by one, for data workers."""
+
+    source: Windows
+
+    def __getitem__(self, key: Any) -> Batch:
+        """Return the sample for an index, or for (index, seed)."""
+        return self.source[key]

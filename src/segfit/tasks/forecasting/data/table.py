@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from segfit.data.cache import CacheOptions, cache_sources
-from segfit.errors import SegFitError
-from segfit.system.files import atomic_write
+from segfit.data.cache_stores import pack, unpack
+from segfit.data.source import Arrays
+from segfit.system.files import atomic_write, reporting
 from segfit.tasks.forecasting.data.files import Dates, Layout, Report, SeriesFiles, layout_of
 
 Progress = Callable[[int, int], None]
-Part = tuple[NDArray[np.float32], Dates, Report]
 
 _HOUR = 3600
 _START = 1_577_836_800  # 2020-01-01, seconds since 1970
@@ -37,44 +37,43 @@ class Table:
     files: list[Path]  # one a series; empty for those that are made up
     values: Tensor  # (N, columns) float32 on the host
     dates: Dates  # (N,), seconds since 1970
-    begins: NDArray[np.int64]  # (series,), the first row of each
-    reports: list[Report] = field(default_factory=list)
+    reports: list[Report]  # one a series
+
+    @cached_property
+    def begins(self) -> NDArray[np.int64]:
+        """The first row of each series."""
+        return self.stops - np.array([one.rows for one in self.reports], np.int64)
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """The row after the last that was observed, of each series."""
-        return self.begins + np.array([report.observed for report in self.reports], np.int64)
+        return self.begins + np.array([one.observed for one in self.reports], np.int64)
 
     @cached_property
     def stops(self) -> NDArray[np.int64]:
         """The row after the last of each series, in which perhaps only what is known in advance is there."""
-        return np.append(self.begins[1:], len(self.dates))
+        return np.cumsum([report.rows for report in self.reports])
 
 
 def waves_table(data: DictConfig) -> Table:
     """Return hourly series: a trend, waves of a day and of a week, and noise."""
-    hours = np.arange(data.length)
-    shape = (data.length, data.columns)
-    rows = np.empty((data.num_series, *shape), np.float32)
+    hours, columns = np.arange(data.length), data.columns
+    rows = np.empty((data.num_series, data.length, columns), np.float32)
     for number in range(data.num_series):
         draw = np.random.default_rng((data.data_seed, number))
-        trend = hours[:, None] / data.length * draw.normal(0, 2, data.columns)
-        level = draw.normal(0, 5, data.columns)
+        trend = hours[:, None] / data.length * draw.normal(0, 2, columns)
+        level = draw.normal(0, 5, columns)
         waves = [
-            draw.uniform(0.5, 1.5, data.columns)
-            * np.sin(2 * np.pi * (hours[:, None] / period + draw.random(data.columns)))
+            draw.uniform(0.5, 1.5, columns)
+            * np.sin(2 * np.pi * (hours[:, None] / period + draw.random(columns)))
             for period in (24, 168)
         ]
-        rows[number] = level + trend + sum(waves) + draw.normal(0, data.noise, shape)
+        rows[number] = level + trend + sum(waves) + draw.normal(0, data.noise, rows[number].shape)
     names = [f"wave_{number:03d}" for number in range(data.num_series)]
+    values = torch.from_numpy(rows.reshape(-1, columns))
+    dates = np.tile(_START + _HOUR * hours, data.num_series)
     return Table(
-        layout_of(data),
-        names,
-        [],
-        torch.from_numpy(rows.reshape(-1, data.columns)),
-        np.tile(_START + _HOUR * hours, data.num_series),
-        np.arange(data.num_series) * data.length,
-        [Report(data.length) for _ in names],
+        layout_of(data), names, [], values, dates, [Report(data.length, data.length)] * len(names)
     )
 
 
@@ -91,63 +90,43 @@ def csv_table(data: DictConfig, progress: Progress | None = None) -> Table:
         label=Path(data.root).expanduser().resolve().name,
         folder=Path(data.cache_dir) if data.cache_dir else None,
     )
-
-    def decoded() -> Iterator[Part]:
-        cached, _ = cache_sources({"series": (source, "series")}, options, progress)
-        for index in range(len(source)):
-            values, dates, report = cached["series"].read(index)
-            yield values, dates, Report(**json.loads(report.tobytes()))
-
-    width = len(source.layout.columns)
-    if data.cache != "disk":
-        parts = list(decoded())
-        values, dates = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
-        lengths, reports = [len(part[1]) for part in parts], [part[2] for part in parts]
+    if data.cache == "disk":
+        states = [
+            (str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in source.paths
+        ]
+        folder = f"{options.label}-{_digest((source.folder, source.reading))}"
+        kept = options.root.with_name("series") / folder / _digest(states)
+        if not kept.exists():
+            _keep(_joined(source, options, progress), kept)
+        # Copy on write: torch warns of arrays that cannot be written to.
+        arrays = unpack(np.memmap(kept, np.uint8, "c"))
     else:
-        states = [(file, file.stat()) for file in source.paths]
-        state = _digest([(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in states])
-        kind = _digest((source.folder, source.reading))
-        kept = options.root.with_name("series") / f"{options.label}-{kind}" / state
-        if not kept.with_suffix(".json").exists():
-            _keep(decoded(), kept)
-        meta = json.loads(kept.with_suffix(".json").read_text(encoding="utf-8"))
-        lengths, reports = meta["lengths"], [Report(**report) for report in meta["reports"]]
-        values, dates = np.empty((0, width), np.float32), np.empty(0, np.int64)
-        if sum(lengths):  # an empty file cannot be mapped
-            # Copy on write: torch warns of arrays that cannot be written to.
-            values = np.memmap(kept.with_suffix(".f32"), np.float32, "c").reshape(-1, width)
-            dates = np.memmap(kept.with_suffix(".i64"), np.int64, "c")
-    names = [source.id(index) for index in range(len(source))]
-    begins = np.cumsum([0, *lengths[:-1]])
+        arrays = _joined(source, options, progress)
+    values, dates, about = arrays
+    reports = [Report(**report) for report in json.loads(about.tobytes())]
     return Table(
-        source.layout, names, source.paths, torch.from_numpy(values), dates, begins, reports
+        source.layout, [*source.names], source.paths, torch.from_numpy(values), dates, reports
     )
 
 
-def _keep(series: Iterator[Part], path: Path) -> None:
-    """Write all series into files of this name, in place of the others in the folder."""
-    lengths, reports = [], []
-    try:
-        with (
-            atomic_write(path.with_suffix(".f32"), sync=False) as values,
-            atomic_write(path.with_suffix(".i64"), sync=False) as dates,
-        ):
-            for rows, days, report in series:
-                values.write(np.ascontiguousarray(rows).data)
-                dates.write(np.ascontiguousarray(days).data)
-                lengths.append(len(days))
-                reports.append(vars(report))
-        with atomic_write(path.with_suffix(".json"), sync=False) as meta:  # last: all is there
-            meta.write(json.dumps({"lengths": lengths, "reports": reports}).encode())
-        for old in path.parent.iterdir():  # runs that have mapped its files keep them
-            if path.name not in old.name:
-                with contextlib.suppress(OSError):
-                    old.unlink()
-    except OSError as error:
-        raise SegFitError(
-            f"{path.parent}: cannot be written ({error.strerror}), as data.cache=disk needs. Set data.cache_dir to a "
-            f"folder of your own, or data.cache=none."
-        ) from error
+def _joined(source: SeriesFiles, options: CacheOptions, progress: Progress | None) -> Arrays:
+    """Return the values and the dates of all files, one after the other, and their reports as JSON, uint8."""
+    cached, _ = cache_sources({"series": (source, "series")}, options, progress)
+    parts = [cached["series"].read(index) for index in range(len(source))]
+    values, dates, reports = zip(*parts, strict=True)
+    about = json.dumps([json.loads(report.tobytes()) for report in reports]).encode()
+    return np.concatenate(values), np.concatenate(dates), np.frombuffer(about, np.uint8)
+
+
+def _keep(arrays: Arrays, path: Path) -> None:
+    """Write arrays into a file, in place of the others in the folder."""
+    unwritable = f"{path.parent}: cannot be written, as data.cache=disk needs; set data.cache_dir or data.cache=none"
+    with reporting(unwritable), atomic_write(path, sync=False) as file:
+        file.write(pack(arrays).data)
+    for old in path.parent.iterdir():  # runs that have mapped its files keep them
+        if path.name not in old.name:
+            with contextlib.suppress(OSError):
+                old.unlink()
 
 
 def _digest(value: object) -> str:

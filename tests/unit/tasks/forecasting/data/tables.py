@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from segfit.tasks.forecasting.data.series import LazySeries, SeriesSet
-from segfit.tasks.forecasting.data.windows import Windows
+from segfit.tasks.forecasting.data.series import LazySeries, SeriesSet, Windows
 from tests.unit.composing import composed
 
 

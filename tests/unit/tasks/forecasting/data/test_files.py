@@ -80,7 +80,7 @@ def test_a_file_that_is_no_csv_is_named(tmp_path):
         (("data.date=day",), "there is no column day."),
         (
             ("data.returns=true", "data.target=b"),
-            "b: 1 values are not above 0 (the first in line 2)",
+            "b: 1 values are not above 0 and have no returns, the first in line 2",
         ),
         (("data.lookback=70",), "no series has a window of 74 rows"),
     ],
