@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {*BELOW_TASKS, "config", "system"},
     "config": {"system", "tasks"},
     "runs": {"config", "system"},
-    "sweeps": {"config", "runs", "report.text", "report.page", "system"},
+    "sweeps": {"config", "runs", "engine.findings", "report.text", "report.page", "system"},
     "cli": {"config", "runs", "sweeps", "engine.out_of_memory", "system"},
     "assembly": {"tasks", *BELOW_TASKS, *COMPOSING, "system"},
     "commands": {"assembly", "tasks", *BELOW_TASKS, *COMPOSING, "system"},

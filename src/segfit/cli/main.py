@@ -23,7 +23,7 @@ from segfit.cli.explain import explain
 from segfit.config import tasks
 from segfit.errors import SegFitError
 from segfit.runs.files import RunFolder
-from segfit.runs.lock import InUseError
+from segfit.runs.folder import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
 from segfit.system.cards import careful, tier_of, visible_gpus

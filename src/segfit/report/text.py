@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -95,11 +96,13 @@ def print_findings(findings: Findings, written: Iterable[Path], console: Console
 def grid(table: Table) -> Grid:
     """Return a table for rich: words to the left, numbers to the right, "–" for what is absent."""
     columns = table.columns
-    shown = Grid(title=table.title or None, title_justify="left")
-    shown.caption, shown.caption_justify = table.caption or None, "left"
+    shown = Grid(title=escape(table.title) or None, title_justify="left")
+    shown.caption, shown.caption_justify = escape(table.caption) or None, "left"
     for index, column in enumerate(columns):
-        words = any(isinstance(row[index], str) for row in table.rows)
-        shown.add_column(Text(column.name), justify="left" if words else "right")
+        if any(isinstance(row[index], str) for row in table.rows):
+            shown.add_column(Text(column.name), overflow="fold")
+        else:
+            shown.add_column(Text(column.name), justify="right")
     for number, row in enumerate(table.rows):
         cells = [_cell(*pair) for pair in zip(row, columns, strict=True)]
         if table.colors is not None:

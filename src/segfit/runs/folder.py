@@ -1,10 +1,16 @@
-"""The run folder: what was trained, and all that resuming and evaluating need. It may be untrusted."""
+"""The run folder: what was trained, and all that resuming and evaluating need. It may be untrusted.
+
+One process at a time works in a folder: it holds a lock that ends with it, however it ends.
+"""
 
 import contextlib
+import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,18 +18,17 @@ from omegaconf.errors import OmegaConfBaseException
 from segfit.config.check import check
 from segfit.config.tasks import run_folder, schema_of
 from segfit.errors import SegFitError, nearest
-from segfit.runs import lock as locks
 from segfit.runs.files import RunFolder, read_yaml
 from segfit.system.files import replace_text, reporting
 from segfit.system.process import launched
 
 _WRONG = (OmegaConfBaseException, LookupError, TypeError, ValueError, OverflowError, RecursionError)
-
-
 # What may change when a run is resumed; anything else would make it another run.
 _RESUMABLE = ("batch_size", "accumulate", "epochs", "max_steps", "max_left_out", "patience", "val_every",
               "limit_val_batches", "device", "compile", "compile_mode", "data.root", "data.check", "data.on_bad_sample",
               "data.cache", "data.cache_dir", "loader.", "checkpoint.", "metrics.", "report.")  # fmt: skip
+LOCK, OWNER = ".lock", ".lock-owner"
+_held: dict[Path, FileLock] = {}
 
 
 def save_config(
@@ -45,7 +50,7 @@ def claim(run: Path, *, resumed: bool) -> None:
     """
     if launched().rank > 0:
         return
-    locks.lock(run)
+    lock(run)
     if not resumed and RunFolder(run).config.exists():
         shown = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
         raise SegFitError(
@@ -138,8 +143,68 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
 
 def discard_if_empty(run: Path) -> None:
     """Remove a run folder in which nothing was written."""
-    if {entry.name for entry in run.glob("*")} <= {locks.LOCK, locks.OWNER}:
-        locks.release(run)
+    if {entry.name for entry in run.glob("*")} <= {LOCK, OWNER}:
+        release(run)
     with contextlib.suppress(OSError):
         run.rmdir()
         run.parent.rmdir()  # the day's, if this was its only run
+
+
+class InUseError(SegFitError):
+    """Another process works in the folder."""
+
+
+def lock(folder: Path) -> None:
+    """Lock a folder for the rest of this process's life; the system unlocks it, after SIGKILL too.
+
+    Continues without a lock where it is not possible: a read-only folder, a network file system without locks. Raises an
+    InUseError, which names the other process, if that has locked it.
+    """
+    place = folder.resolve()
+    if place in _held:
+        return
+    own = FileLock(place / LOCK, timeout=0.2)  # `holder` locks it for a moment too
+    try:
+        own.acquire()
+    except Timeout:
+        raise InUseError(
+            f"{folder} is in use by {_owner(folder)}. Wait until that is done, or end it; or choose another folder."
+        ) from None
+    except (OSError, NotImplementedError):  # a file system without locks: train without one
+        return
+    _held[place] = own
+    with contextlib.suppress(OSError):  # a full disk: the lock holds, but without a name
+        (place / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+
+
+def holder(folder: Path) -> str | None:
+    """Return which other process has locked a folder ("process 123 on host"); None: no other."""
+    place = folder.resolve()
+    if place in _held or not (place / LOCK).exists():
+        return None
+    try:
+        with FileLock(place / LOCK, timeout=0.1):
+            return None
+    except Timeout:
+        return _owner(folder)
+    except (OSError, NotImplementedError):  # a file system without locks
+        return None
+
+
+def release(folder: Path) -> None:
+    """Unlock a folder that this process has locked, and remove the lock's files."""
+    own = _held.pop(folder.resolve(), None)
+    if own is not None:
+        own.release()
+        for name in (LOCK, OWNER):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+
+
+def _owner(folder: Path) -> str:
+    """Return who wrote down that it has the lock: not in the lock's own file, which Windows lets nobody read."""
+    try:
+        text = (folder / OWNER).read_text(errors="replace")[:200].strip()
+    except OSError:
+        text = ""
+    return "".join(c for c in text if c.isprintable()) or "another process"

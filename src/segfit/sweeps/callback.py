@@ -29,12 +29,11 @@ from omegaconf import DictConfig, open_dict, read_write
 from segfit.config.tasks import monitor_mode
 from segfit.errors import SegFitError, quoted
 from segfit.report.page import sweep_page
-from segfit.report.text import hydra_override, shown_path
+from segfit.report.text import grid, hydra_override, shown_path, stdout_console
 from segfit.runs import folder as runs
-from segfit.runs import lock as locks
 from segfit.runs.files import RunFolder, read_yaml
 from segfit.sweeps.job import TERMINATED, config_flags, is_grid
-from segfit.sweeps.leaderboard import Row, collect, print_leaderboard, write_csv
+from segfit.sweeps.leaderboard import Row, board, collect, write_csv
 from segfit.system.files import replace_text, reporting
 
 SWEEP = "sweep.yaml"
@@ -72,7 +71,7 @@ class LeaderBoard(Callback):
             _check_installed(config)
             folder = Path(config.hydra.sweep.dir)
             LeaderBoard.is_new = save_sweep(config, folder)
-            locks.lock(folder)
+            runs.lock(folder)
             _complete(config, folder)
         except Exception as error:
             raise RefusedError(error) from error
@@ -94,14 +93,14 @@ def show(folder: Path) -> list[Row]:
     """Print the leader board of a sweep's folder and write it there; return its rows."""
     rows = collect(folder)
     LeaderBoard.failed = sum(row.failed for row in rows)
-    print_leaderboard(rows)
-    board, page = folder / "leaderboard.csv", folder / "report.html"
+    stdout_console().print(grid(board(rows)))
+    table, page = folder / "leaderboard.csv", folder / "report.html"
     pages = {f"{row.job}": path for row in rows if (path := RunFolder(row.path).page).exists()}
     try:
-        write_csv(rows, board)
-        print(board)
+        write_csv(rows, table)
+        print(table)
         if pages:
-            page.write_text(sweep_page(folder, board, pages), encoding="utf-8")
+            page.write_text(sweep_page(folder, table, pages), encoding="utf-8")
             print(page)
     except OSError as error:  # Hydra would log a warning and ignore the failures
         print(f"{error.filename}: cannot be written ({error.strerror}).")

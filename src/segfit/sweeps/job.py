@@ -18,9 +18,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from segfit.errors import SegFitError, quoted
-from segfit.runs import lock as locks
+from segfit.runs import folder as runs
 from segfit.runs.files import COMPLETE, RunFolder, read_json, read_yaml
-from segfit.runs.folder import save_config
 from segfit.system.files import replace_text
 from segfit.system.hardware import available_cores
 
@@ -67,7 +66,7 @@ def run_job(monitor: str, script: Path) -> float | None:
         )
     state, title = state_of(folder), f"── job {hydra.job.num}"
     if state == "running":
-        print(f"{title}: still trained by {locks.holder(folder)}; skipped", flush=True)
+        print(f"{title}: still trained by {runs.holder(folder)}; skipped", flush=True)
         return None
     # Only a grid repeats what failed: a search has already continued without it.
     failed = state == "failed" or run.error.exists()
@@ -81,7 +80,7 @@ def run_job(monitor: str, script: Path) -> float | None:
         run.error.unlink(missing_ok=True)
         overrides = [f"resume={quoted(folder)}"]
     else:
-        save_config(None, overrides, folder)
+        runs.save_config(None, overrides, folder)
     alone = hydra.runtime.choices.get("hydra/launcher") == "basic"
     output = None if alone else run.output
     environment = {**_threads(hydra.launcher), **os.environ, _JOB_FOLDER: str(folder)}
@@ -93,7 +92,7 @@ def run_job(monitor: str, script: Path) -> float | None:
     if code == INTERRUPTED:  # the other jobs save too, and the sweep waits for them
         _stopped = True
         return best_score(folder, monitor)
-    if code != 0 and not run.error.exists() and locks.holder(folder) is None:
+    if code != 0 and not run.error.exists() and runs.holder(folder) is None:
         where = "above" if output is None else f"{output}"
         how = (
             f"wrong input, see {where}"
@@ -113,7 +112,7 @@ def state_of(folder: Path) -> str:
     over.
     """
     run = RunFolder(folder)
-    if locks.holder(folder) is not None:
+    if runs.holder(folder) is not None:
         return "running"
     error, metrics, started = dict[str, Any](), dict[str, Any](), run.config.exists()
     with contextlib.suppress(SegFitError):  # damaged

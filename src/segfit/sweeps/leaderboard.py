@@ -10,12 +10,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from segfit.engine.findings import Column, Table
 from segfit.errors import SegFitError
-from segfit.report import text as texts
 from segfit.report.text import ABSENT, duration, monitored_first, number, one_line, shown_path
 from segfit.runs.files import RunFolder, read_json, read_yaml
 
@@ -35,13 +31,19 @@ class Row:
     # why it ended well ("finished", "max_steps", "patience"), that it was stopped ("interrupted", "terminated"), or how it
     # failed ("crash", "oom", "input", "unfinished", …)
     status: str
-    failed: bool  # it has no result to compare
     message: str  # one line about a failure
+    failed: bool  # it has no result to compare
     metrics: Mapping[str, Any]  # what metrics.json holds; empty without one
 
-    scores: Mapping[str, float]  # of the best validation; without those that are undefined
-    figures: Mapping[str, float]  # those of `_FIGURES` that are known
-    score: float | None  # the monitored one
+    @property
+    def scores(self) -> Mapping[str, float | None]:
+        """The scores of the best validation; None where one is undefined."""
+        return dict(self.metrics.get("best", {}))
+
+    @property
+    def score(self) -> float | None:
+        """The monitored one of them."""
+        return self.scores.get(self.metrics.get("monitor", ""))
 
 
 def collect(sweep_dir: Path) -> list[Row]:
@@ -69,22 +71,13 @@ def _read_job(folder: Path) -> Row:
     except SegFitError as problem:
         # One torn file must not end the leader board.
         metrics, error = {}, {"kind": "unreadable", "message": f"{problem}"}
+    status, message = metrics.get("status", "finished"), ""
     if error:
-        status, message = str(error.get("kind", "crash")), one_line(str(error.get("message", "")))
-    elif metrics:
-        status, message = str(metrics.get("status", "finished")), ""
-    else:
+        status, message = error.get("kind", "crash"), one_line(f"{error.get('message', '')}")
+    elif not metrics:
         status, message = "unfinished", "killed, or still running"
-    failed, scores = bool(error) or not metrics, _numbers(metrics.get("best"))
-    figures = _numbers({key: metrics.get(key) for key in _FIGURES})
-    score = scores.get(str(metrics.get("monitor")))
-    about = overrides, status, failed, message, metrics, scores, figures, score
-    return Row(int(folder.name), folder, *about)
-
-
-def _numbers(values: Any) -> dict[str, float]:
-    items = values.items() if isinstance(values, dict) else ()
-    return {key: value for key, value in items if isinstance(value, (int, float))}
+    failed = bool(error) or not metrics
+    return Row(int(folder.name), folder, overrides, status, message, failed, metrics)
 
 
 def _means(
@@ -97,49 +90,44 @@ def _means(
             same = tuple("" if key in _REPEATS else row.overrides.get(key, "") for key in varied)
             groups.setdefault(same, []).append(row)
     for same, group in groups.items():
-        values = [[row.scores[name] for row in group if name in row.scores] for name in scores]
-        means = [f"{number(fmean(v))} ± {number(stdev(v))}" if v[1:] else ABSENT for v in values]
+        known = [[v for row in group if (v := row.scores.get(name)) is not None] for name in scores]
+        means = [f"{number(fmean(v))} ± {number(stdev(v))}" if v[1:] else ABSENT for v in known]
         if len(group) > 1:
             yield f"mean of {len(group)}", *same, *means
 
 
-def print_leaderboard(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Print the rows in their order: what differs between the jobs, scores, speed, memory."""
-    console = console or texts.stdout_console()
+def board(rows: Sequence[Row]) -> Table:
+    """Return the rows in their order as a table: what differs between the jobs, scores, speed, memory."""
     # The options that not all jobs have in common; all of them if there is one job.
-    given = {key: {row.overrides.get(key) for row in rows} for key in _keys(rows)}
+    keys = dict.fromkeys(key for row in rows for key in row.overrides)
+    given = {key: {row.overrides.get(key) for row in rows} for key in keys}
     varied = [key for key, values in given.items() if len(values) > 1 or len(rows) < 2]
-    shared = [f"{key}={rows[0].overrides[key]}" for key in given if key not in varied]
+    shared = " ".join(f"{key}={rows[0].overrides[key]}" for key in given if key not in varied)
     # Those that did not fail come first.
     metrics = next((row.metrics for row in rows if "monitor" in row.metrics), {})
     scores = monitored_first(metrics["monitor"], metrics.get("columns", {})) if metrics else {}
-    unit = metrics.get("unit", "sample")
-
-    title = "Leader board" + (f" ({escape(' '.join(shared))})" if shared else "")
-    table = Table(title=title, title_justify="left")
-    table.add_column("job", justify="right")
-    for key in varied:
-        table.add_column(escape(key), overflow="fold")
-    for label in (*scores.values(), f"{unit}/s", "GiB", "time"):
-        table.add_column(escape(label), justify="right", no_wrap=True)
-    table.add_column("end", overflow="fold")
-    for place, row in enumerate(rows):
-        ending = ": ".join(filter(None, (row.status, row.message)))
-        cells = (
-            str(row.job),
-            *(escape(_short(row.overrides.get(key, ""))) for key in varied),
-            *(number(row.scores.get(name)) for name in scores),
-            number(row.figures.get("samples_per_second"), ".1f"),
-            number(row.figures.get("peak_memory_gib"), ".2f"),
-            duration(row.figures.get("seconds", math.nan)),
-            escape(textwrap.shorten(ending, _END_LENGTH, placeholder=" …")),
+    figures = {f"{metrics.get('unit', 'sample')}/s": ".1f", "GiB": ".2f", "time": "", "end": ""}
+    columns = [Column(name) for name in ("job", *varied)]
+    columns += [Column(label, ".4f") for label in scores.values()]
+    columns += [Column(name, spec) for name, spec in figures.items()]
+    cells = [
+        (
+            row.job,
+            *(_short(row.overrides.get(key, "")) for key in varied),
+            *(row.scores.get(name) for name in scores),
+            row.metrics.get("samples_per_second"),
+            row.metrics.get("peak_memory_gib"),
+            duration(row.metrics.get("seconds", math.nan)),
+            textwrap.shorten(
+                ": ".join(filter(None, (row.status, row.message))), _END_LENGTH, placeholder=" …"
+            ),
         )
-        best = place == 0 and row.score is not None and not row.failed
-        table.add_row(*cells, style="red" if row.failed else "bold green" if best else None)
-    table.add_section()
-    for cells in _means(rows, varied, scores):
-        table.add_row(*map(escape, cells))
-    console.print(table)
+        for row in rows
+    ]
+    best = 0 if rows and rows[0].score is not None and not rows[0].failed else None
+    means = [(*row, *("" for _ in figures)) for row in _means(rows, varied, scores)]
+    title = f"Leader board ({shared})" if shared else "Leader board"
+    return Table("leaderboard", title, columns, cells, best, means)
 
 
 def _short(value: str) -> str:
@@ -150,25 +138,23 @@ def _short(value: str) -> str:
         return value
 
 
-def _keys(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row.overrides))
-
-
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Write one line a job: its overrides, status, best scores ("best_<score>") and figures; may raise an OSError."""
-    scores = dict.fromkeys(f"best_{name}" for row in rows for name in row.scores)
-    head = ["job", *_keys(rows), "status", "monitored", "best_epoch", *scores, *_FIGURES]
+    lines: list[dict[str, Any]] = [
+        {
+            "job": row.job,
+            **row.overrides,
+            "status": row.status,
+            "monitored": row.metrics.get("monitor"),
+            "best_epoch": row.metrics.get("best_epoch"),
+            **{f"best_{name}": value for name, value in row.scores.items()},
+            **{key: row.metrics.get(key) for key in _FIGURES},
+            "message": row.message,
+            "path": shown_path(row.path),
+        }
+        for row in rows
+    ]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*head, "message", "path"])
+        writer = csv.DictWriter(file, dict.fromkeys(key for line in lines for key in line))
         writer.writeheader()
-        for row in rows:
-            about = {
-                "job": row.job,
-                "status": row.status,
-                "message": row.message,
-                "monitored": row.metrics.get("monitor"),
-                "best_epoch": row.metrics.get("best_epoch"),
-                "path": shown_path(row.path),
-            }
-            best = {f"best_{name}": value for name, value in row.scores.items()}
-            writer.writerow({**row.overrides, **about, **best, **row.figures})
+        writer.writerows(lines)

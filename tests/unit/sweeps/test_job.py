@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from segfit.runs import lock as locks
+from segfit.runs import folder as runs
 from segfit.sweeps import job as sweep_jobs
 from segfit.sweeps.job import best_score, state_of
 
@@ -40,7 +40,7 @@ def test_states(files, state, tmp_path):
 
 def test_a_job_that_is_trained_by_another_process_runs(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text(json.dumps(DONE))
-    monkeypatch.setattr(locks, "holder", lambda folder: "process 1 on elsewhere")
+    monkeypatch.setattr(runs, "holder", lambda folder: "process 1 on elsewhere")
     assert state_of(tmp_path) == "running"
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from segfit.sweeps.leaderboard import collect, print_leaderboard, write_csv
+from segfit.report.text import grid
+from segfit.sweeps.leaderboard import board, collect, write_csv
 
 
 @pytest.fixture
@@ -53,6 +54,12 @@ def sweep(tmp_path):
     return tmp_path
 
 
+def shown(rows):
+    file = io.StringIO()
+    Console(file=file, width=160, highlight=False, _environ={}).print(grid(board(rows)))
+    return file.getvalue()
+
+
 def test_the_best_comes_first_and_failures_last(sweep):
     rows = collect(sweep)
     assert [(row.job, row.status) for row in rows] == [
@@ -69,9 +76,7 @@ def test_the_best_comes_first_and_failures_last(sweep):
 
 
 def test_the_board_shows_what_differs_and_why_jobs_failed(sweep):
-    file = io.StringIO()
-    print_leaderboard(collect(sweep), Console(file=file, width=160, highlight=False, _environ={}))
-    text = file.getvalue()
+    text = shown(collect(sweep))
     assert text.splitlines()[0].strip() == "Leader board (data=shapes loss=dice)"
     cells = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in text.splitlines()]
     table = {row[0]: row[1:] for row in cells if row[0].isdigit()}
@@ -91,18 +96,13 @@ def test_where_less_is_better_the_lowest_score_comes_first(tmp_path):
         (folder / "metrics.json").write_text(json.dumps(metrics))
     rows = collect(tmp_path)
     assert [row.job for row in rows] == [1, 3, 0, 2]
-    file = io.StringIO()
-    print_leaderboard(rows, Console(file=file, width=160, _environ={}))
-    assert "mse" in file.getvalue()
-    assert "sample/s" in file.getvalue()
+    assert "mse" in shown(rows)
+    assert "sample/s" in shown(rows)
 
 
 def test_a_sweep_without_jobs_has_an_empty_board(tmp_path):
-    rows = collect(tmp_path)
-    file = io.StringIO()
-    print_leaderboard(rows, Console(file=file, _environ={}))
-    assert rows == []
-    assert "Leader board" in file.getvalue()
+    assert collect(tmp_path) == []
+    assert "Leader board" in shown([])
 
 
 def test_the_csv_has_a_line_a_job_and_a_column_an_option(sweep, monkeypatch):
@@ -142,11 +142,9 @@ def test_folds_and_seeds_are_averaged_with_their_spread(tmp_path):
         (folder / "metrics.json").write_text(
             json.dumps({"best": best, "monitor": "miou", "columns": {"macro_f1": "macro F1"}})
         )
-    file = io.StringIO()
-    print_leaderboard(collect(tmp_path), Console(file=file, width=160, _environ={}))
     lines = [
         [cell.strip() for cell in line.strip("│┃ ").split("│")]
-        for line in file.getvalue().splitlines()
+        for line in shown(collect(tmp_path)).splitlines()
     ]
     means = [line for line in lines if line[0].startswith("mean")]
     (mean,) = means  # a single fold of dice has a score

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from segfit.runs import folder as runs
-from segfit.runs import lock as locks
 
 fcntl = pytest.importorskip("fcntl")  # the processes here are POSIX's
 
 HOLD = (
-    "import sys, time, os\nfrom pathlib import Path\nfrom segfit.runs import lock as locks\n"
-    "locks.lock(Path(sys.argv[1]))\n{more}\nprint('has it', flush=True)\ntime.sleep(60)"
+    "import sys, time, os\nfrom pathlib import Path\nfrom segfit.runs import folder as runs\n"
+    "runs.lock(Path(sys.argv[1]))\n{more}\nprint('has it', flush=True)\ntime.sleep(60)"
 )
 # A data worker: forked after the lock was taken, alive after its parent was killed.
 FORK = "if os.fork() == 0:\n    time.sleep(60)"
@@ -42,16 +41,16 @@ def end(process: "subprocess.Popen[str]") -> None:
 def test_a_second_process_learns_who_has_the_folder(tmp_path):
     first = holding(tmp_path)
     try:
-        assert locks.holder(tmp_path) == f"process {first.pid} on {os.uname().nodename}"
-        with pytest.raises(locks.InUseError, match=f"in use by process {first.pid} on "):
-            locks.lock(tmp_path)
+        assert runs.holder(tmp_path) == f"process {first.pid} on {os.uname().nodename}"
+        with pytest.raises(runs.InUseError, match=f"in use by process {first.pid} on "):
+            runs.lock(tmp_path)
     finally:
         end(first)
-    assert locks.holder(tmp_path) is None
-    locks.lock(tmp_path)
-    locks.lock(tmp_path)  # which has it already
-    assert locks.holder(tmp_path) is None
-    locks.release(tmp_path)
+    assert runs.holder(tmp_path) is None
+    runs.lock(tmp_path)
+    runs.lock(tmp_path)  # which has it already
+    assert runs.holder(tmp_path) is None
+    runs.release(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -59,7 +58,7 @@ def test_a_second_process_learns_who_has_the_folder(tmp_path):
 def test_neither_a_new_run_nor_a_resumed_one_goes_into_a_folder_in_use(tmp_path, resumed):
     first = holding(tmp_path)
     try:
-        with pytest.raises(locks.InUseError, match=f"in use by process {first.pid} on "):
+        with pytest.raises(runs.InUseError, match=f"in use by process {first.pid} on "):
             runs.claim(tmp_path, resumed=resumed)
     finally:
         end(first)
@@ -71,10 +70,10 @@ def test_workers_that_outlive_their_process_do_not_keep_the_folder(tmp_path):
         first.kill()
         first.wait()
         deadline = time.monotonic() + 30
-        while locks.holder(tmp_path) is not None and time.monotonic() < deadline:
+        while runs.holder(tmp_path) is not None and time.monotonic() < deadline:
             time.sleep(0.01)
-        locks.lock(tmp_path)
-        locks.release(tmp_path)
+        runs.lock(tmp_path)
+        runs.release(tmp_path)
     finally:
         end(first)
 
@@ -84,16 +83,16 @@ def test_where_there_are_no_locks_it_continues_without(tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    locks.lock(tmp_path)
-    assert (tmp_path / locks.LOCK).exists()
-    assert locks.holder(tmp_path) is None
+    runs.lock(tmp_path)
+    assert (tmp_path / runs.LOCK).exists()
+    assert runs.holder(tmp_path) is None
 
 
 def test_without_a_name_the_lock_holds(tmp_path):
     """As on a full disk."""
-    first = holding(tmp_path, "(Path(sys.argv[1]) / locks.OWNER).unlink()")
+    first = holding(tmp_path, "(Path(sys.argv[1]) / runs.OWNER).unlink()")
     try:
-        assert locks.holder(tmp_path) == "another process"
+        assert runs.holder(tmp_path) == "another process"
     finally:
         end(first)
 
@@ -105,5 +104,5 @@ def test_only_one_of_torchruns_processes_claims_whatever_else_is_called_rank(tmp
     assert list(tmp_path.iterdir()) == []
     monkeypatch.delenv("WORLD_SIZE")
     runs.claim(tmp_path, resumed=False)
-    assert (tmp_path / locks.LOCK).exists()
-    locks.release(tmp_path)
+    assert (tmp_path / runs.LOCK).exists()
+    runs.release(tmp_path)
