@@ -9,9 +9,9 @@ import csv
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class Loggers(Listener):
         notify: Callable[[str], None] = print,
     ) -> None:
         self._loggers, self._monitor, self._notify = dict(loggers), monitor, notify
+        for event in ("began", "end"):
+            setattr(self, event, partial(self._each, event))
 
     def start(self, info: RunInfo) -> None:
         """Start the monitor."""
@@ -72,10 +74,6 @@ class Loggers(Listener):
                 "NVML does not answer: what is logged as system/* are the processor's values, not the card's. "
                 "It comes with NVIDIA's driver and pip install nvidia-ml-py."
             )
-
-    def began(self, batch: Batch, seed: int) -> None:
-        """Pass the batch on."""
-        self._each("began", batch, seed)
 
     def log(self, log: StepLog) -> None:
         """Log the numbers of training."""
@@ -102,10 +100,6 @@ class Loggers(Listener):
             values |= {tag: one for tag, one in log.result.scalars.items() if one is not None}
         self._each("scalars", values, log.update)
         self._each("epoch", log)
-
-    def end(self, log: EndLog) -> None:
-        """Log the best scores."""
-        self._each("end", log)
 
     def close(self) -> None:
         """Stop the monitor and close the loggers."""
@@ -190,36 +184,31 @@ class MlflowLogger(Logger):
     """Logs by MLflow's own client, where MLFLOW_TRACKING_URI says; by default into the working directory."""
 
     def __init__(self, folder: Path, hparams: Mapping[str, object]) -> None:
-        mlflow: Any = import_module("mlflow")
-        self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
-        experiment = self._client.get_experiment_by_name(name)
-        key = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        tags = {"mlflow.runName": folder.name, "folder": str(folder.absolute())}
+        self._mlflow: Any = import_module("mlflow")
+        self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
         # A run that is resumed continues its own.
         query = f"tags.folder = '{folder.absolute()}'".replace("\\", "\\\\")
-        known = self._client.search_runs([key], query, max_results=1)
-        run = known[0] if known else self._client.create_run(key, tags=tags)
-        self._id = run.info.run_id
+        known = self._mlflow.search_runs(filter_string=query, output_format="list")
+        tags = {"folder": str(folder.absolute())}
+        key = known[0].info.run_id if known else None
+        self._mlflow.start_run(key, run_name=folder.name, tags=tags)
         if not known:
-            for label, value in hparams.items():
-                self._client.log_param(self._id, label, value)
+            self._mlflow.log_params(hparams)
 
     def scalars(self, values: Mapping[str, float], update: int) -> None:
         """Log them with their step."""
-        now = int(1000 * time.time())
-        metrics = [
-            self._metric(re.sub(r"[^\w/. -]", "_", tag), value, now, update)
-            for tag, value in values.items()
-            if math.isfinite(value)
-        ]
-        self._client.log_batch(self._id, metrics=metrics)
+        known = {tag: value for tag, value in values.items() if math.isfinite(value)}
+        metrics = {re.sub(r"[^\w/. -]", "_", tag): value for tag, value in known.items()}
+        self._mlflow.log_metrics(metrics, step=update)
 
     def end(self, log: EndLog) -> None:
         """Log the best scores, and how it ended."""
         self.scalars({f"best/{key}": one for key, one in log.best_scores.items()}, log.updates)
-        status = "FINISHED" if log.reason in COMPLETE else "KILLED"
-        self._client.set_terminated(self._id, status)
+        self._mlflow.end_run("FINISHED" if log.reason in COMPLETE else "KILLED")
+
+    def close(self) -> None:
+        """End the run, unless it has ended."""
+        self._mlflow.end_run("FAILED")
 
 
 def run_listener(

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.metadata import create_summary_metadata
@@ -50,7 +49,7 @@ class TensorBoardLogger(Pictures, Logger):
     The HPARAMS tab shows one row a run, from the first validation on, with columns for `hparams`; runs that are compared need
     the same keys, since TensorBoard takes the columns from one of them. All but images is on disk when a method returns, so a
     killed run loses nothing of it. A run that resumes from a checkpoint after `resume_step` updates hides what the folder
-    holds of later ones, so that no step appears twice. Raises a SegFitError if the folder cannot be written.
+    holds of later ones. Raises a SegFitError if the folder cannot be written.
     """
 
     def __init__(
@@ -67,10 +66,7 @@ class TensorBoardLogger(Pictures, Logger):
         self._hparams = {**hparams, **flags}
         self._best_written: dict[str, float] = {}
         self._session_step = 0 if resume_step is None else resume_step + 1
-        self._resume_step = resume_step
         try:
-            # A run that was killed between logging and saving logs the checkpoint's own step again.
-            self._known = _tags_at(log_dir, resume_step) if resume_step is not None else set()
             self._writer = EventFileWriter(str(log_dir))
             # A new run marks its start too: TensorBoard takes the first mark of a folder for the start,
             # and only those after it for a resumption that hides what it replaces.
@@ -88,14 +84,13 @@ class TensorBoardLogger(Pictures, Logger):
         config = f"```yaml\n{self._config_text.rstrip()}\n```"
         cells = [(label, one_line(text).replace("|", "\\|")) for label, text in info.facts.items()]
         facts = "| fact | value |\n|---|---|\n" + "\n".join(f"| {a} | {b} |" for a, b in cells)
-        self._add(self._session_step, _text("config", config), _text("facts", facts))
-        self._add(0, *self._row({})[1].value)
+        _add(self._writer, self._session_step, _text("config", config), _text("facts", facts))
+        _add(self._writer, 0, *self._row({})[1].value)
         self._writer.flush()
 
     def scalars(self, values: Mapping[str, float], update: int) -> None:
-        """Write the numbers that are not there yet."""
-        new = {tag: value for tag, value in values.items() if self._is_new(tag, update)}
-        self._add(update, *_numbers(new))
+        """Write the numbers."""
+        _add(self._writer, update, *_numbers(values))
         self._writer.flush()
 
     def epoch(self, log: EpochLog) -> None:
@@ -110,7 +105,7 @@ class TensorBoardLogger(Pictures, Logger):
         super().end(log)
         self._best(log.best_scores, log.updates)
         if log.reason in COMPLETE:
-            self._add(0, *self._row({})[2].value)
+            _add(self._writer, 0, *self._row({})[2].value)
         self._writer.flush()
 
     def close(self) -> None:
@@ -124,8 +119,7 @@ class TensorBoardLogger(Pictures, Logger):
         pictures = {f"panel/{name}": _jpeg(draw) for name, draw in log.result.panels.items()}
         pictures |= {name: png(draw) for name, draw in log.result.figures.items()}
         tagged = {f"validation/{name}": content for name, content in pictures.items()}
-        new = {tag: content for tag, content in tagged.items() if self._is_new(tag, log.update)}
-        self._add(log.update, *_images(new))
+        _add(self._writer, log.update, *_images(tagged))
 
     def _best(self, scores: Mapping[str, float], update: int) -> None:
         finite = {name: value for name, value in scores.items() if math.isfinite(value)}
@@ -133,7 +127,7 @@ class TensorBoardLogger(Pictures, Logger):
             return
         metrics = {f"score_best/{name}": value for name, value in finite.items()}
         if not self._best_written:
-            self._add(0, *self._row(metrics)[0].value)
+            _add(self._writer, 0, *self._row(metrics)[0].value)
         self._best_written = finite
         self.scalars(metrics, update)
 
@@ -142,12 +136,6 @@ class TensorBoardLogger(Pictures, Logger):
         from torch.utils.tensorboard.summary import hparams
 
         return tuple(hparams(self._hparams, dict(metrics)))
-
-    def _is_new(self, tag: str, update: int) -> bool:
-        return update != self._resume_step or tag not in self._known
-
-    def _add(self, step: int, *values: Summary.Value) -> None:
-        _add(self._writer, step, *values)
 
 
 def write_events(
@@ -193,16 +181,3 @@ def _jpeg(picture: Callable[[], NDArray[np.uint8]]) -> bytes:
     encoded = io.BytesIO()
     Image.fromarray(picture()).save(encoded, "jpeg", quality=92, subsampling=0)
     return encoded.getvalue()
-
-
-def _tags_at(log_dir: Path, step: int) -> set[str]:
-    """Return the tags that the folder's event files have at a step, as TensorBoard would show them."""
-    tags: set[str] = set()
-    for path in sorted(log_dir.glob("events.out.tfevents.*")):
-        for event in LegacyEventFileLoader(str(path)).Load():
-            purged = event.session_log.status == SessionLog.START and event.step <= step
-            if event.HasField("session_log") and purged:
-                tags.clear()
-            if event.step == step:
-                tags |= {value.tag for value in event.summary.value}
-    return tags

@@ -71,7 +71,7 @@ def test_mlflow_keeps_metrics_and_resumes_its_run(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     whole_run(MlflowLogger(tmp_path, HPARAMS), notify=pytest.fail)
-    MlflowLogger(tmp_path, HPARAMS)
+    MlflowLogger(tmp_path, HPARAMS).end(events.end_log(8))
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("segfit")
     (run,) = client.search_runs([experiment.experiment_id])

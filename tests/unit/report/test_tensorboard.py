@@ -132,10 +132,6 @@ def test_no_step_appears_twice_after_resuming(tmp_path, saved, killed):
     board.close()
 
     board = report(tmp_path, resume_step=saved)
-    if saved == 4:  # the epoch's end was told but not saved: the loop tells it again
-        board.start(events.info(start_update=4))
-        board.log(events.step_log(4))
-        board.epoch(events.epoch_log(0))
     events.train(board, first=saved)
     board.end(events.end_log(8))
     board.close()
@@ -148,14 +144,6 @@ def test_no_step_appears_twice_after_resuming(tmp_path, saved, killed):
     for tag in loaded.Tags()["images"]:
         steps = [event.step for event in loaded.Images(tag)]
         assert len(set(steps)) == len(steps), tag
-
-
-def test_resuming_twice_knows_what_the_second_session_hid(tmp_path):
-    for first, last in ((0, 8), (4, 6), (6, 8)):
-        board = report(tmp_path, resume_step=first or None)
-        events.train(board, first, last)
-        board.close()
-    assert [step for step, _ in scalars(tmp_path, "loss/train")] == [2, 4, 6, 8]
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
