@@ -36,7 +36,6 @@ from segfit.runs.folder import load_config, load_named
 
 # Options that runs whose models are averaged may differ in, of data.
 _FREE = ("data.check", "data.on_bad", "data.cache", "data.sampling", "data.crops_per_image", "data.foreground")  # fmt: skip
-_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,23 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
     """
     folder = Path(options.run).expanduser()
     recorded = read_json(RunFolder(folder).metrics)  # empty of a run that was killed
-    _apply(options, config, recorded, notice)
+    if options.root is not None:
+        if "root" not in config.data:
+            raise SegFitError(
+                f"root={options.root}: the run's data ({config.data.name}) are built in, they have no root."
+            )
+        config.data.root = options.root
+    ran = recorded.get("precision")
+    if options.precision is not None:
+        config.precision.name = options.precision.name
+    elif ran in ("fp32", "fp16", "bf16"):
+        config.precision.name = ran
+    if options.metrics.extra is not None:
+        config.metrics.extra = options.metrics.extra
+    config.batch_size = options.batch_size or config.batch_size
+    config.loader.workers = options.workers
+    config.loader.persistent = False  # there is one pass
+    assembly_of(config).apply_options(config, options, notice)
     seed_everything(config.seed, config.deterministic)
     device, precision = make_device(config, options.device, notice)
     path, weights, epoch = _weights(folder, options.checkpoint)
@@ -145,29 +160,6 @@ def _temperature(options: DictConfig, folder: Path, epoch: int | None, notice: N
     return value
 
 
-def _apply(
-    options: DictConfig, config: DictConfig, recorded: dict[str, Any], notice: Notice
-) -> None:
-    """Change in a run's config what evaluate.py's options say, and no more."""
-    if options.root is not None:
-        if "root" not in config.data:
-            raise SegFitError(
-                f"root={options.root}: the run's data ({config.data.name}) are built in, they have no root."
-            )
-        config.data.root = options.root
-    ran = recorded.get("precision")
-    if options.precision is not None:
-        config.precision.name = options.precision.name
-    elif ran in _PRECISIONS:
-        config.precision.name = ran
-    if options.metrics.extra is not None:
-        config.metrics.extra = options.metrics.extra
-    config.batch_size = options.batch_size or config.batch_size
-    config.loader.workers = options.workers
-    config.loader.persistent = False  # there is one pass
-    assembly_of(config).apply_options(config, options, notice)
-
-
 def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | None]:
     """Return a checkpoint's file, the weights that validation saw, and the epoch."""
     checkpoints = Checkpoints(RunFolder(folder).checkpoints)
@@ -177,18 +169,11 @@ def _weights(folder: Path, which: str) -> tuple[Path, dict[str, Tensor], int | N
             f"{path}: there is no best checkpoint, no validation gave the monitored score a value. Take checkpoint=last."
         )
     content = load_checkpoint(path)
-    weights = content.get("ema") or content["model"]
-    items = weights.items() if isinstance(weights, dict) else [(None, None)]
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
-        raise SegFitError(
-            f"{path}: not a checkpoint of SegFit, its weights are no tensors by name."
-        )
-    progress = content.get("progress")
-    if isinstance(progress, dict) and isinstance(progress.get("epoch"), int):
-        # Between epochs, what counts is the one that is over.
-        return path, weights, max(progress["epoch"] - (progress.get("sample") == 0), 0)
     epoch = content.get("epoch")
-    return path, weights, epoch if isinstance(epoch, int) else None
+    if progress := content.get("progress"):
+        # Between epochs, what counts is the one that is over.
+        epoch = max(progress["epoch"] - (progress["sample"] == 0), 0)
+    return path, content.get("ema") or content["model"], epoch
 
 
 class Model:
