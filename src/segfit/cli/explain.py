@@ -1,27 +1,28 @@
 """Why Hydra could not compose a command line: one plain message for each wrong argument.
 
-Hydra stops at the first error. Here each override is composed by itself, so that all errors are listed at once, each
-with the nearest valid name.
+Hydra stops at the first error. Here each choice of a group is composed by itself, then each override is applied by itself,
+so that all errors are listed at once, each with the nearest valid name.
 """
 
-import contextlib
 import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, cast
 
 from hydra import compose, version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segfit.config.check import check
+from segfit.config.check import check, flat
 from segfit.config.tasks import DEFAULT, config_folders, schema_of, task_of
 from segfit.errors import SegFitError, nearest
 
@@ -53,6 +54,7 @@ _FOREIGN = {
     "seed": "random_seed manual_seed",
 }
 _OURS = {word: key for key, words in _FOREIGN.items() for word in words.split()}
+_NEEDED = ("task", "benchmark")  # groups without which nothing else composes
 # Where Hydra reads the command line and the files. It can raise anything there: `=3` is a ValueError.
 _COMPOSING = ("config_loader_impl.py", "defaults_list.py", "overrides_parser.py")
 
@@ -87,8 +89,7 @@ def _plain(message: str) -> str:
 
 
 def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> list[str]:
-    problems: list[str] = []
-    parsed: list[Override] = []
+    problems, lines = list[str](), list[str]()
     for text in arguments:
         if text.startswith("-") or ("=" not in text and not text.startswith("~")):
             continue
@@ -96,7 +97,7 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
             override = OverridesParser.create().parse_override(text)
             if not override.key_or_group:
                 raise ValueError("There is no key before the =.")
-            parsed.append(override)
+            lines += _lines(override)
         except Exception as error:
             key, _, value = text.partition("=")
             hint = (_plain(str(error)).splitlines() or [""])[0]
@@ -111,78 +112,70 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
     version.setbase("1.3")
     Hydra.create_main_hydra2("explain", places)
     try:
-        return problems + _try_each(config_name, parsed, task_of(arguments, folders))
+        return problems + _try_each(config_name, lines, task_of(arguments, folders))
     finally:
         GlobalHydra.instance().clear()
 
 
-def _try_each(config_name: str, overrides: list[Override], task: str) -> list[str]:
-    # Choices of groups first, the task's before the others: which keys and choices exist depends on them.
-    groups = [o for o in overrides if _is_group((o.input_line or "").split("=")[0])]
-    groups.sort(key=lambda o: o.key_or_group != "task")
-    good: list[str] = []
-    problems = _fitting(config_name, [line for o in groups for line in _lines(o)], good, task)
-    try:
-        config = compose(config_name, good)
-    except Exception:
-        return problems  # the choices alone do not compose, so no value is at fault
-    known = [*_groups(), *_keys(config)]
-    rest = []
-    for override in [o for o in overrides if o not in groups]:
-        key = override.key_or_group
-        simple = override.type is OverrideType.CHANGE and not override.is_sweep_override()
-        with contextlib.suppress(Exception):  # composing shows the same, but takes much longer
-            if simple and not override.package:
-                OmegaConf.update(config, key, override.value(), merge=True)
-                good.append(override.input_line or "")
-                continue
-        if override.is_add() or key in known or key.startswith("hydra."):
-            rest += _lines(override)
-        else:
-            problems.append(f"{key}: there is no such key.{_right_key(key, known, task)}")
-    problems += _fitting(config_name, rest, good, task)
-    if not problems:
-        return []
-    with contextlib.suppress(Exception):
-        try:
-            check(compose(config_name, good))
-        except SegFitError as error:
-            problems += [found for found in error.problems if "has no value" not in found]
-    return problems
+def _lines(override: Override) -> list[str]:
+    """Return an override as text: one line, or one for each value of a sweep."""
+    if override.is_interval_sweep():
+        return [f"{override.get_key_element()}={cast(IntervalSweep, override.value()).start}"]
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    return [f"{override.get_key_element()}={one}" for one in override.sweep_string_iterator()]
 
 
-def _fitting(config_name: str, lines: list[str], good: list[str], task: str) -> list[str]:
-    """Extend `good` with the overrides that compose together with it; return what is wrong with the others."""
-    with contextlib.suppress(Exception):  # all at once is quicker
-        compose(config_name, [*good, *lines])
-        good += lines
-        return []
-    problems = []
-    for line in lines:
-        others = [other for other in good if other.split("=")[0] != line.split("=")[0]]
+def _try_each(config_name: str, lines: list[str], task: str) -> list[str]:
+    problems, good = list[str](), dict[str, str]()
+    # Choices of groups first, those that others need before them: which keys and choices exist depends on them.
+    groups = sorted(filter(_group, lines), key=lambda line: _group(line) not in _NEEDED)
+    for line in groups:
+        tried = {**good, _group(line): line}
         try:
-            compose(config_name, [*others, line])
+            compose(config_name, [*tried.values()])
         except SegFitError as error:
             problems += error.problems
         except Exception as error:
             if "You must specify" not in str(error):  # of another group, by a line of its own
                 problems.append(_reason(line, error, task))
         else:
-            good[:] = [*others, line]
+            good = tried
+    try:
+        config = compose(config_name, [*good.values()], return_hydra_config=True)
+    except Exception:
+        return problems  # the choices alone do not compose, so no value is at fault
+    values: Any = OmegaConf.to_container(config)
+    keys = [key for key in flat(values) if not key.startswith("hydra.")]
+    known = list(
+        dict.fromkeys([*_groups(), *keys, *(key.rpartition(".")[0] or key for key in keys)])
+    )
+    for line in [line for line in lines if line not in groups]:
+        override = OverridesParser.create().parse_override(line)
+        key = override.key_or_group
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], config)
+        except Exception as error:
+            if override.is_add() or key in known or key.startswith("hydra."):
+                problems.append(_reason(line, error, task))
+            else:
+                problems.append(f"{key}: there is no such key.{_right_key(key, known, task)}")
+    if not problems:
+        return []
+    try:
+        with open_dict(config):
+            del config["hydra"]
+        check(config)
+    except Exception as error:  # one that is not ours follows from what is wrong already
+        found = getattr(error, "problems", ())
+        problems += [problem for problem in found if "has no value" not in problem]
     return problems
 
 
-def _lines(override: Override) -> list[str]:
-    """Return an override as text: one line, or one for each value of a sweep."""
-    if not override.is_sweep_override():
-        return [override.input_line or ""]
-    key = override.get_key_element()
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
-
-
-def _is_group(key: str) -> bool:
-    name = key.lstrip("+~").split("@")[0]
-    return bool(name) and name in _groups()
+def _group(line: str) -> str:
+    """Return the group that a line chooses from, "" if it is of another kind."""
+    name = line.split("=")[0].lstrip("+~").split("@")[0]
+    return name if name in _groups() else ""
 
 
 def _groups() -> list[str]:
@@ -192,11 +185,11 @@ def _groups() -> list[str]:
 
 
 def _reason(line: str, error: Exception, task: str) -> str:
-    key, _, value = line.partition("=")
+    value = line.partition("=")[2]
     loader = GlobalHydra.instance().config_loader()
     causes = [_plain(str(cause)) for cause in _chain(error)]
-    if _is_group(key) and not value.startswith(("[", "{")):
-        group, options = key.lstrip("+~").split("@")[0], loader.get_group_options
+    if (group := _group(line)) and not value.startswith(("[", "{")):
+        options = loader.get_group_options
         shared = [choice for choice in options(group) if not choice.endswith("_schema")]
         own = options(f"{group}/{task}")
         own += ["auto"] if own and "auto" in shared else []
@@ -228,11 +221,3 @@ def _right_key(name: str, known: list[str], task: str) -> str:
     # weight_decay → optimizer.weight_decay
     same = [key for key in known if key.split(".")[-1] == leaf]
     return nearest(name, known) or (f" Did you mean '{same[0]}'?" if same else "")
-
-
-def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        yield f"{prefix}{key!s}"
-        value = None if OmegaConf.is_missing(config, key) else config._get_node(key)
-        if isinstance(value, DictConfig) and not value._is_none():
-            yield from _keys(value, f"{prefix}{key!s}.")
