@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segfit.tasks.restoration.data.reading import png
+from segfit.tasks.restoration.data.folder import png
 
 # The smallest training that is still one: a second or two.
 SMALL = (

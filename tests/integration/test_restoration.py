@@ -15,7 +15,7 @@ import torch
 import segfit
 from segfit.commands.export import export_run
 from segfit.engine.checkpoint import load_checkpoint
-from segfit.tasks.restoration.data.reading import read_picture
+from segfit.tasks.restoration.data.folder import read_picture
 from tests.integration.restoring import SMALL, TINY, picture, write
 from tests.integration.training import command, compose_run, finished, same, start, train, wait_for
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +100,14 @@ def example_input(config: DictConfig, batch_size: int, device: torch.device) -> 
     return patches.contiguous(memory_format=layout)
 
 
-def make_task(
-    config: DictConfig,
-    device: torch.device,
-    statistics: Mapping[str, Any] | None = None,  # noqa: ARG001
-    **shared: Any,
-) -> RestorationTask:
+def make_task(config: DictConfig, device: torch.device, *_: Any, **shared: Any) -> RestorationTask:
     """Return what a batch means under a config, on a device; `shared` are fields of `ScoredTask`.
 
     Raises a SegFitError if the weights of the perceptual loss or of LPIPS cannot be had.
     """
     scores = plain(config.metrics)
     scores.pop("extra")
-    precision, _ = resolve_precision(config.precision.name, device)
+    precision = resolve_precision(config.precision.name, device)[0]
     return RestorationTask(
         criterion=RestorationLoss(precision=precision, **plain(config.loss)).to(device),
         degrade=Degradation(plain(config.degrade)).to(device),

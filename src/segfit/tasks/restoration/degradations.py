@@ -12,7 +12,6 @@ computes all numbers of a batch at once, the same in whatever batch, and nothing
 
 import io
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,8 +67,12 @@ def normals(seeds: Tensor, count: int, stream: int) -> Tensor:
     return torch.cat((radius * angle.cos(), angle.sin_().mul_(radius)), 1)[:, :count]
 
 
-class Stage(nn.Module, ABC):
-    """A degradation whose strength, a number or [low, high], is drawn uniformly from its range."""
+class Stage(nn.Module):
+    """A degradation whose strength, a number or [low, high], is drawn uniformly from its range.
+
+    `stage(images, seeds)` degrades images `(B, C, H, W)` float, each by its seed `(B,)` int64; `held_out(image)` an image
+    `(H, W, C)` float32 in the middle of the range.
+    """
 
     def __init__(self, strength: float | Sequence[float]) -> None:
         super().__init__()
@@ -80,14 +83,6 @@ class Stage(nn.Module, ABC):
     def strengths(self, share: Tensor) -> Tensor:
         """Return strengths for how far up in the range they are, 0-1."""
         return self.low + (self.high - self.low) * share
-
-    @abstractmethod
-    def forward(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """Degrade images `(B, C, H, W)` float, each by its seed `(B,)` int64."""
-
-    @abstractmethod
-    def held_out(self, image: np.ndarray) -> np.ndarray:
-        """Degrade an image `(H, W, C)` float32 in the middle of the range."""
 
 
 class Noise(Stage):
@@ -219,7 +214,7 @@ class Degradation(nn.Module):
             stages.append(Noise(options["sigma" if name == "noise" else "noise"]))
         if name in ("jpeg", "mixed"):
             stages.append(Jpeg(options["quality"]))
-        self.stages = stages
+        self.stages: Any = stages
 
     @torch.no_grad()
     def forward(self, clean: Tensor, seeds: Tensor) -> Tensor:
@@ -238,6 +233,5 @@ class Degradation(nn.Module):
         Both are `(H, W, C)` float32; the clean one lies in [0, 1].
         """
         for stage in self.stages:
-            assert isinstance(stage, Stage)
             clean = stage.held_out(clean)
         return clean

@@ -20,10 +20,9 @@ from segfit.report.evaluation import BEST, WORST, PictureEvaluation
 from segfit.report.panels import Picture, draw_rows
 from segfit.tasks.restoration.assembly import degraded_by, make_predict_dataset
 from segfit.tasks.restoration.data.dataset import PredictDataset
-from segfit.tasks.restoration.data.reading import Pixels, png
-from segfit.tasks.restoration.pictures import panel_of
+from segfit.tasks.restoration.data.folder import Pixels, png
 from segfit.tasks.restoration.schema import channels_of
-from segfit.tasks.restoration.task import RestorationTask
+from segfit.tasks.restoration.task import RestorationTask, panel_of
 
 RESTORED = "restored"
 _NAMES = ("scores.csv", "worst.csv", WORST, BEST, RESTORED)

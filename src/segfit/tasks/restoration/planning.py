@@ -11,9 +11,8 @@ from segfit.config.check import plain
 from segfit.engine.task import Batch
 from segfit.report.panels import Picture, draw_rows
 from segfit.tasks.restoration.degradations import Degradation
-from segfit.tasks.restoration.pictures import shown
 from segfit.tasks.restoration.schema import channels_of
-from segfit.tasks.restoration.task import RestorationTask
+from segfit.tasks.restoration.task import RestorationTask, shown
 
 _PROBE = 64  # pixels a side: degrading takes the same bytes a pixel of any picture
 

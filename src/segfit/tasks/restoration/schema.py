@@ -27,6 +27,7 @@ FLOAT64 = True
 MONITORS = {"psnr": "max", "ssim": "max", "loss": "min"}
 # Scores that are shown, in this order, and what they are called.
 COLUMNS = {"psnr": "PSNR", "psnr_gain": "gain", "ssim": "SSIM"}
+LPIPS = ("alex", "vgg", "squeeze")  # its networks; docs/restoration.md says where weights are found
 
 
 @dataclass
@@ -34,15 +35,9 @@ class CnnConfig(ModelConfig):
     """Norm-free residual U-Net behind a pixel-unshuffle; what it predicts is added to the picture."""
 
     name: str = "cnn"
-    base_channels: int = option(
-        32, "Channels at the highest resolution; doubled a level.", ge=4, le=1024
-    )
-    num_blocks: int = option(
-        4, "Blocks of each level, on the way down and on the way up.", ge=1, le=100
-    )
-    checkpointing: bool = option(
-        False, "Recompute activations in backward: about 30 % slower, less memory."
-    )
+    base_channels: int = option(32, "Channels of the first level; doubled a level.", ge=4, le=1024)
+    num_blocks: int = option(4, "Blocks of each level, down and again up.", ge=1, le=100)
+    checkpointing: bool = option(False, "Recompute in backward: about 30 % slower, less memory.")
 
 
 @dataclass
@@ -75,9 +70,7 @@ class BlurConfig(DegradeConfig):
     kind: str = option("gaussian", "What blurs.", choices=("gaussian", "motion"))
     sigma: Any = option([0.5, 3.0], "Of gaussian, in pixels: a number or [low, high].", ge=0, le=20)
     length: Any = option([5, 21], "Of motion, in pixels: a number or [low, high].", ge=1, le=99)
-    noise: Any = option(
-        2.0, "Standard deviation of the noise, 0-255; or [low, high].", ge=0, le=255
-    )
+    noise: Any = option(2.0, "Of the noise, as sigma of degrade=noise.", ge=0, le=255)
 
 
 @dataclass
@@ -94,9 +87,7 @@ class MixedConfig(DegradeConfig):
 
     name: str = "mixed"
     blur: Any = option([0.1, 1.5], "Sigma in pixels: a number or [low, high].", ge=0, le=20)
-    noise: Any = option(
-        [1.0, 15.0], "Standard deviation, 0-255: a number or [low, high].", ge=0, le=255
-    )
+    noise: Any = option([1.0, 15.0], "Of the noise, as sigma of degrade=noise.", ge=0, le=255)
     quality: Any = option([40, 95], "Of JPEG: a number or [low, high].", ge=1, le=100)
 
 
@@ -104,9 +95,7 @@ class MixedConfig(DegradeConfig):
 class PictureDataConfig(DataConfig):
     """What every source of pictures has."""
 
-    image_mode: str = option(
-        "rgb", "rgb, or gray: one channel, the luminance of colour files.", choices=("rgb", "gray")
-    )
+    image_mode: str = option("rgb", "gray: one channel, luminance.", choices=("rgb", "gray"))
     patches: int = option(4, "Patches of a picture each time that it is decoded.", ge=1, le=1024)
 
 
@@ -130,9 +119,7 @@ class FolderConfig(PictureDataConfig):
     root: str = option(REQUIRED, "The folder that holds the pictures.")
     train: str = option("train", "Folder below root of those to train on.")
     val: str = option("val", "Folder of those to validate on; without it, a share of train's.")
-    test: str = option(
-        "test", "Folder of those to test on; root without any of the three is divided."
-    )
+    test: str = option("test", "Folder of those to test on. Without the three, root is divided.")
     split: SplitConfig = field(default_factory=SplitConfig)
 
 
@@ -151,12 +138,8 @@ class LossConfig:
 
     name: str = option(REQUIRED, "What is averaged.", choices=("charbonnier", "l1", "mse", "psnr"))
     epsilon: float = option(1e-3, "Of charbonnier: sqrt(error² + epsilon²).", gt=0, le=1)
-    perceptual: float = option(
-        0.0, "Weight of the perceptual term; 0: there is none.", ge=0, le=1000
-    )
-    encoder: str = option(
-        "vgg16", "Whose features it compares: any model of timm that knows features_only."
-    )
+    perceptual: float = option(0.0, "Weight of the perceptual term; 0: none.", ge=0, le=1000)
+    encoder: str = option("vgg16", "Whose features it compares: any of timm with features_only.")
     weights: str | None = option(
         "auto",
         "Of the encoder. auto: timm's pretrained tag, from cache or hub; a hub name, a folder or a file. They must load. "
@@ -168,16 +151,10 @@ class LossConfig:
 class ScoreConfig(MetricsConfig):
     """How PSNR and SSIM are computed (docs/restoration.md), and scores besides them."""
 
-    channels: str = option(
-        "rgb", "y: on luma of YCbCr (BT.601), where pictures have colours.", choices=("rgb", "y")
-    )
+    channels: str = option("rgb", "y: on luma of YCbCr (BT.601).", choices=("rgb", "y"))
     crop_border: int = option(0, "Pixels at each side that do not count.", ge=0, le=1024)
     rounded: bool = option(True, "Round to 8 bits first, as published scores do.")
-    lpips: str | None = option(
-        None,
-        "LPIPS, too, by this network; its weights must be there.",
-        choices=("alex", "vgg", "squeeze"),
-    )
+    lpips: str | None = option(None, "LPIPS, too, by this network.", choices=LPIPS)
 
 
 @dataclass
@@ -187,7 +164,7 @@ class EvaluateScoreConfig(MetricsConfig):
     channels: str | None = option(None, "rgb, or y: on luma.", choices=("rgb", "y"))
     crop_border: int | None = option(None, "Pixels at each side that do not count.", ge=0, le=1024)
     rounded: bool | None = option(None, "Round to 8 bits first.")
-    lpips: str | None = option(None, "LPIPS, too.", choices=("alex", "vgg", "squeeze"))
+    lpips: str | None = option(None, "LPIPS, too.", choices=LPIPS)
 
 
 USED = (
@@ -206,12 +183,7 @@ class Run(RunConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     metrics: ScoreConfig = field(default_factory=ScoreConfig)
     patch_size: int = option(REQUIRED, "Side of a training patch in pixels.", ge=16, le=4096)
-    tile: int = option(
-        1024,
-        "Held-out pictures with a longer side are restored in tiles of this side.",
-        ge=64,
-        le=16384,
-    )
+    tile: int = option(1024, "Side of tiles that larger pictures are cut into.", ge=64, le=16384)
     monitor: str = option("psnr", "Score that picks the best checkpoint.", choices=tuple(MONITORS))
 
 
@@ -219,15 +191,10 @@ class Run(RunConfig):
 class Evaluate(EvaluateConfig):
     """evaluate.py of a restoration run."""
 
-    images: str | None = option(
-        None, "A folder of degraded pictures, or one, to restore instead; no targets needed."
-    )
+    images: str | None = option(None, "A folder of degraded pictures, or one, to restore instead.")
     tile: int | None = option(None, "As in training; null: the run's.", ge=64, le=16384)
     overlap: int = option(64, "Pixels that neighbouring tiles share.", ge=0, le=4096)
-    flip: bool = option(
-        False,
-        "Average the eight turns and mirror images (self-ensemble; Lim et al., arXiv 1707.02921): eight times the time.",
-    )
+    flip: bool = option(False, "Average eight turns and mirror images (arXiv 1707.02921).")
     save_images: bool = option(True, "Write the restored pictures, as PNG of their input's depth.")
     worst: int = option(8, "How many of the worst pictures are shown.", ge=0)
     metrics: EvaluateScoreConfig = field(default_factory=EvaluateScoreConfig)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import product
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segfit.data.tiles import strips
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.task import Batch, Forward
-from segfit.report.panels import draw_rows
-from segfit.tasks.restoration.pictures import panel_of
+from segfit.report.panels import Picture, draw_rows
 from segfit.tasks.restoration.schema import MEMORY_ADVICE
 from segfit.tasks.scored import ScoredMeter, ScoredTask
 
@@ -26,6 +26,9 @@ OnPicture = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None, bool], 
 
 _SMALLEST_TILE = 64  # pixels a side, where memory runs out
 _ALIGNED = 32  # networks halve a picture up to five times, and see the same pixels together only from such places on
+_SIDE = 256  # pixels of a picture that are shown, one to one
+_SHOWN = 2  # screen pixels a side for each of them, in pictures that are smaller by as much
+_AMPLIFIED = 5  # errors, to be seen
 _FADE = 6.0  # at the edge of a tile, levels are those of the neighbour to less than 1 in 10,000
 
 
@@ -146,14 +149,13 @@ class RestorationMeter(ScoredMeter):
 
 def averaged(forward: Forward, pictures: Tensor) -> Tensor:
     """Return the mean of what is made of the eight turns and mirror images of pictures (B, C, H, W)."""
-    total = torch.zeros(())
-    for turns, mirrored in product(range(4), (False, True)):
-        turned = torch.rot90(pictures, turns, (2, 3))
-        made = forward(turned.flip(3) if mirrored else turned)
-        total = total.to(made.device) + torch.rot90(
-            made.flip(3) if mirrored else made, -turns, (2, 3)
-        )
-    return total / 8
+
+    def made(turns: int, mirrored: list[int]) -> Tensor:
+        turned = forward(torch.rot90(pictures, turns, (2, 3)).flip(mirrored))
+        return torch.rot90(turned.flip(mirrored), -turns, (2, 3))
+
+    ways = product(range(4), ([], [3]))  # turns, and the axes that are mirrored
+    return reduce(torch.add, (made(*way) for way in ways)) / 8
 
 
 def scaled(pictures: Tensor) -> Tensor:
@@ -199,3 +201,31 @@ def _spans(side: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + tile, side)
         if start + tile >= side:
             return
+
+
+def panel_of(degraded: Tensor, restored: Tensor, target: Tensor) -> dict[str, Picture]:
+    """Return, title → (h, w, 3) uint8, the part of 256 × 256 pixels, or less, in which the restored picture is most wrong.
+
+    Pictures are (C, H, W) float; the target lies in [0, 1].
+    """
+    error = (restored.clamp(0, 1) - target).abs().mean(0, keepdim=True)
+    height, width = (min(side, _SIDE) for side in target.shape[-2:])
+    step = _SIDE // 4
+    means = F.avg_pool2d(error[None], (height, width), step)[0, 0]
+    place = int(means.argmax())  # synchronises
+    top, left = (step * steps for steps in divmod(place, means.shape[1]))
+    area = (..., slice(top, top + height), slice(left, left + width))
+    parts = {
+        "input": degraded[area],
+        "restored": restored[area],
+        "target": target[area],
+        f"error × {_AMPLIFIED}": _AMPLIFIED * error[area],
+    }
+    return {title: shown(part) for title, part in parts.items()}
+
+
+def shown(part: Tensor) -> Picture:
+    """Return (1 or 3, h, w) float as (h, w, 3) uint8, or twice as high and wide where it is small."""
+    levels = part.clamp(0, 1).mul(255).round().byte().expand(3, -1, -1)
+    scale = _SHOWN if max(part.shape) <= _SIDE // _SHOWN else 1
+    return levels.permute(1, 2, 0).cpu().numpy().repeat(scale, 0).repeat(scale, 1)  # synchronises

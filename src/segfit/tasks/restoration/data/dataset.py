@@ -16,8 +16,7 @@ from segfit.data.files import files_by_name
 from segfit.data.images import images_at
 from segfit.data.source import Arrays, Source, SourceView, read_arrays
 from segfit.errors import SegFitError
-from segfit.tasks.restoration.data.folder import PictureSource
-from segfit.tasks.restoration.data.reading import Pixels, as_float
+from segfit.tasks.restoration.data.folder import PictureSource, Pixels, as_float
 
 Sample: TypeAlias = dict[str, Any]
 # (clean (H, W, C) float32 in [0, 1]) → degraded, the same each time, perhaps outside of [0, 1]

@@ -1,13 +1,15 @@
-"""Pictures, or pairs of pictures, in folders, and all that is wrong with them."""
+"""Picture files with all of their 8 or 16 bits, alone or in pairs, in folders; and all that is wrong with them."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +17,14 @@ from omegaconf import DictConfig
 
 from segfit.config.check import plain
 from segfit.data.files import files_by_name, list_files, some
-from segfit.data.images import only_images
+from segfit.data.formats import read_values
+from segfit.data.images import luminance, only_images
 from segfit.data.preflight import Preflight, inspect_sources, unreadable
 from segfit.data.source import Named, Source
 from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
-from segfit.tasks.restoration.data.reading import Pixels, as_float, read_picture
+
+Pixels: TypeAlias = NDArray[Any]  # (H, W, C) uint8 or uint16, C 1 or 3
 
 _SHALLOW = 8192  # of 65536, below which nearly all of 16 bits is unused
 _LOOKED_AT = 512  # pixels a side, in the middle of a pair, in which a shift is looked for
@@ -37,6 +41,48 @@ _MESSAGES = {
 }
 
 
+def read_picture(path: Path, image_mode: str) -> Pixels:
+    """Return a picture (H, W, C), upright, C-contiguous: uint8, or uint16 where the file has 16 bits.
+
+    Alpha is dropped; palettes and CMYK are converted. `image_mode` is "gray" for one channel, the luminance of colour
+    files, or "rgb" for three. Raises a SegFitError if the file cannot be read, or holds other than 8 or 16 bits, or other
+    than one band or three.
+    """
+    values, alpha, *_ = read_values(path)
+    pixels = values.reshape(*values.shape[:2], -1)[..., : -1 if alpha else None]
+    if pixels.shape[2] not in (1, 3):
+        raise SegFitError(f"{path}: holds {pixels.shape[2]} bands; a picture has 1 or 3.")
+    if pixels.dtype != np.uint8:
+        if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
+            raise SegFitError(f"{path}: neither 8 nor 16 bits a value. Save it as a 16-bit PNG.")
+        pixels = pixels.astype(np.uint16)
+    if image_mode == "rgb":
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    gray = luminance(pixels) if pixels.shape[2] == 3 else pixels
+    return np.ascontiguousarray(gray.reshape(*pixels.shape[:2], 1))
+
+
+def png(pixels: Pixels) -> bytes:
+    """Return a picture (H, W, C) uint8 or uint16 as a PNG file of that depth; Pillow writes no 16-bit colours."""
+    height, width, channels = pixels.shape
+    depth = 8 * pixels.dtype.itemsize
+    rows = pixels.astype(pixels.dtype.newbyteorder(">")).reshape(height, -1).view(np.uint8)
+    # Filter 2 (up): each row as its difference from the one above.
+    rows = np.concatenate([rows[:1], rows[1:] - rows[:-1]])
+    filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows], axis=1)
+    header = struct.pack(">IIBBBBB", width, height, depth, 0 if channels == 1 else 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def as_float(pixels: Pixels) -> NDArray[np.float32]:
+    """Return a picture as float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
 @dataclass
 class PictureSource(Named):
     """A `Source` of picture files: clean ones, or clean ones with degraded partners."""
@@ -45,7 +91,7 @@ class PictureSource(Named):
     names: Sequence[str]  # relative, without suffix, in the order of the indices
     sides: Sequence[Mapping[str, Path]]  # the clean file of each name; of pairs the degraded one
     problems: Sequence[str] = ()  # what listing the files found
-    notices: Sequence[str] = ()  # what is odd, but no mistake
+    notices: Sequence[str] = ()
     smallest: int = 0  # pixels that a side has to have, for the pre-flight
     options: str = ""  # what a report depends on
     contents: dict[str, str] = field(default_factory=dict)  # name → key, by the pre-flight
@@ -154,20 +200,13 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
         raise SegFitError(fatal)
     divides = "val" not in found or data.split.fold is not None
     if divides and (whole := found.pop("", found.pop("train", None))) is not None:
-        if rule.lists is not None:
-            divided = listed(root / rule.lists, whole.names)
-        else:
-            divided = split_names(whole.names, rule, found)
-        found = {**{part: replace(whole, names=own) for part, own in divided.items()}, **found}
-    return {
-        part: replace(
-            source,
-            smallest=smallest[part],
-            notices=(*source.notices, *notices),
-            options=repr(("restoration", data.image_mode, smallest[part])),
-        )
-        for part, source in found.items()
-    }
+        lists, names = rule.lists, whole.names
+        divided = split_names(names, rule, found) if lists is None else listed(root / lists, names)
+        found = {part: replace(whole, names=own) for part, own in divided.items()} | found
+    for part, source in found.items():
+        source.smallest, source.notices = smallest[part], [*source.notices, *notices]
+        source.options = repr(("restoration", data.image_mode, smallest[part]))
+    return found
 
 
 def _list(sides: Mapping[str, Path], data: DictConfig, fatal: list[str]) -> PictureSource:

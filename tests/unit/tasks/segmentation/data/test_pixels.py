@@ -10,7 +10,7 @@ from PIL import Image
 from segfit.data.images import ImageReader
 from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
-from segfit.tasks.restoration.data.reading import read_picture
+from segfit.tasks.restoration.data.folder import read_picture
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.masks import read_index_mask
