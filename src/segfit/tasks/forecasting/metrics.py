@@ -20,7 +20,9 @@ LEAST_SERIES = 3  # a date has for a correlation
 class ForecastMetrics(Metric):
     """Sums of errors over all windows, for the model, repeating the last value, and repeating the last season.
 
-    Sums are float64: they do not depend on the batch size. An update never waits for the device.
+    Sums are float64: they do not depend on the batch size. An update never waits for the device. `season` are its steps, 1:
+    there is none, and no seasonal forecast. `returns` are those of prices: the last price repeated is one of 0, and directions
+    are scored.
     """
 
     full_state_update = False
@@ -29,14 +31,7 @@ class ForecastMetrics(Metric):
     windows: Tensor
     moves: list[Tensor]
 
-    def __init__(
-        self,
-        horizon: int,
-        targets: int,
-        *,
-        returns: bool,  # of prices: the last price repeated is one of 0, and directions are scored
-        season: int,  # steps; 1: there is none, and no seasonal forecast
-    ) -> None:
+    def __init__(self, horizon: int, targets: int, *, returns: bool, season: int) -> None:
         super().__init__(sync_on_compute=False)
         self.horizon, self.targets, self.returns, self.season = horizon, targets, returns, season
         self.names = tuple(FORECASTERS)[: 3 if season > 1 else 2]
@@ -139,11 +134,12 @@ def _mean_and_error(by_date: Vector, horizon: int) -> tuple[float, float]:
 
 def error_table(scores: Mapping[str, float]) -> Table:
     """Return the errors of the model and of the naive forecasts, a row each; what else there is to say is below."""
-    rows: list[list[Cell]] = []
-    for name, label in FORECASTERS.items():
-        suffix = "" if name == "model" else f"_{name}"
-        if f"mse{suffix}" in scores:
-            rows.append([label, *(scores[f"{key}{suffix}"] for key in ERRORS)])
+    names = {label: error_names([name]) for name, label in FORECASTERS.items()}
+    rows: list[list[Cell]] = [
+        [label, *(scores[key] for key in keys)]
+        for label, keys in names.items()
+        if keys[0] in scores
+    ]
     columns = [Column("forecast"), *(Column(label, ".4g") for label in ERRORS.values())]
     texts = [
         f"{label} {number(scores[name])} ± {number(scores[f'{name}_se'])} (standard error)."

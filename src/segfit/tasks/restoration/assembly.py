@@ -109,7 +109,7 @@ def make_task(config: DictConfig, device: torch.device, *_: Any, **shared: Any) 
     scores.pop("extra")
     precision = resolve_precision(config.precision.name, device)[0]
     return RestorationTask(
-        criterion=RestorationLoss(precision=precision, **plain(config.loss)).to(device),
+        criterion=RestorationLoss(config.loss, precision).to(device),
         degrade=Degradation(plain(config.degrade)).to(device),
         scores=scores,
         tile=config.tile,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segfit.engine.precision import Precision
 from segfit.errors import SegFitError
+from segfit.tasks.restoration.schema import LossConfig
 
 
 class Perceptual(nn.Module):
@@ -58,7 +59,7 @@ class Perceptual(nn.Module):
 
 
 class RestorationLoss(nn.Module):
-    """A mean over all values, or over pictures, and perhaps a perceptual term. The options are those of `LossConfig`.
+    """A mean over all values, or over pictures, and perhaps a perceptual term.
 
     l1 and mse are means over values; so is charbonnier, √(error² + epsilon²), which is L1 but smooth at 0 (Lai et al.,
     arXiv 1710.01992). psnr is the negative PSNR in dB, a mean over pictures as in NAFNet (Chen et al., arXiv 2204.04676).
@@ -66,19 +67,11 @@ class RestorationLoss(nn.Module):
     serves to plan memory and for nothing else. Raises a SegFitError if the encoder's weights cannot be had.
     """
 
-    def __init__(
-        self,
-        name: str,
-        precision: Precision,
-        *,
-        epsilon: float = 1e-3,
-        perceptual: float = 0.0,
-        encoder: str = "vgg16",
-        weights: str | None = "auto",
-    ) -> None:
+    def __init__(self, options: LossConfig, precision: Precision) -> None:
         super().__init__()
-        self.name, self.epsilon, self.weight = name, epsilon, perceptual
-        self.perceptual = _perceptual(encoder, weights, precision) if perceptual > 0 else None
+        self.name, self.epsilon, self.weight = options.name, options.epsilon, options.perceptual
+        known = options.encoder, options.weights
+        self.perceptual = _perceptual(*known, precision) if self.weight > 0 else None
 
     def totals(self, targets: Tensor) -> Tensor:
         """Return the divisor of each term, `(K,)` float32, to be summed over the micro-batches of an update."""

@@ -23,8 +23,8 @@ class RestorationMetrics(Metric):
 
     The states are sums in float64, and an update never waits for the device. PSNR is that of all channels together, SSIM
     the mean over channels; with `channels` "y" both are those of luma, where pictures have colours. `crop_border` pixels at
-    each side do not count. `rounded` rounds to 8 bits first, as what is written to an 8-bit file. `lpips` is of
-    `lpips_network`.
+    each side do not count. `rounded` rounds to 8 bits first, as what is written to an 8-bit file. `lpips` names a
+    network of `lpips_network`, whose errors are raised.
     """
 
     full_state_update = False
@@ -37,14 +37,12 @@ class RestorationMetrics(Metric):
         crop_border: int = 0,
         *,
         rounded: bool = True,
-        lpips: nn.Module | None = None,
+        lpips: str | None = None,
     ) -> None:
         super().__init__(sync_on_compute=False)
-        self.channels = channels
-        self.crop_border = crop_border
-        self.rounded = rounded
-        self.lpips = lpips
-        self.names = ("psnr", "ssim") if lpips is None else ("psnr", "ssim", "lpips")
+        self.channels, self.crop_border, self.rounded = channels, crop_border, rounded
+        self.lpips = lpips_network(lpips) if lpips else None
+        self.names = ("psnr", "ssim", "lpips") if lpips else ("psnr", "ssim")
         zeros = torch.zeros(2, len(self.names), dtype=torch.float64)
         self.add_state("sums", zeros, dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")

@@ -71,35 +71,32 @@ class RestorationMeter(ScoredMeter):
     def __init__(self, task: RestorationTask) -> None:
         from segfit.tasks.restoration import metrics  # torchmetrics: not before the first update
 
-        lpips = task.scores["lpips"] and metrics.lpips_network(task.scores["lpips"])
-        super().__init__(task, metrics.RestorationMetrics(**{**task.scores, "lpips": lpips}))
+        super().__init__(task, metrics.RestorationMetrics(**task.scores))
         self.tile = task.tile
 
     def count(self, forward: Forward, batch: Batch) -> None:
         """Restore and count pictures; those without targets are only restored."""
+        task, metrics = self.task, self.metrics
         for row, index in enumerate(batch["index"].tolist()):  # synchronises, once a picture
-            target = batch["target"][row] if "target" in batch else None
-            self._count(forward, index, batch["input"][row], target)
-
-    def _count(self, forward: Forward, index: int, given: Tensor, clean: Tensor | None) -> None:
-        task, metrics, target, scores = self.task, self.metrics, None, None
-        degraded, restored = self._restored(forward, given)
-        if clean is not None:
-            target = scaled(clean.to(restored.device))  # synchronises where it was tiled
-            metrics.to(restored.device)  # synchronises where the device changes
-            before = metrics.sums.clone()
-            metrics.update(restored[None], target[None], degraded[None])
-            scores = (metrics.sums - before).float()
-            self.update_extra(restored[None].clamp(0, 1), target[None])
-            criterion = task.criterion.to(restored.device)
-            loss = criterion(restored[None], target[None], criterion.totals(target[None]))
-            task.criterion.to(task.device)
-            self.add_loss(loss.to(task.device), 1)  # synchronises where it was tiled
-            if index in task.panels:
-                self.panels[index] = task.panels[index], panel_of(degraded, restored, target)
-        if task.on_picture is not None:
-            deep = (given if clean is None or not given.is_floating_point() else clean).dtype
-            task.on_picture(index, degraded, restored, target, scores, deep == torch.uint16)
+            given, clean = batch["input"][row], batch["target"][row] if "target" in batch else None
+            target, scores, (degraded, restored) = None, None, self._restored(forward, given)
+            if clean is not None:
+                target = scaled(clean.to(restored.device))  # synchronises where it was tiled
+                metrics.to(restored.device)  # synchronises where the device changes
+                before = metrics.sums.clone()
+                metrics.update(restored[None], target[None], degraded[None])
+                scores = (metrics.sums - before).float()
+                self.update_extra(restored[None].clamp(0, 1), target[None])
+                criterion = task.criterion.to(restored.device)
+                loss = criterion(restored[None], target[None], criterion.totals(target[None]))
+                task.criterion.to(task.device)
+                self.add_loss(loss.to(task.device), 1)  # synchronises where it was tiled
+                if index in task.panels:
+                    self.panels[index] = task.panels[index], panel_of(degraded, restored, target)
+            if task.on_picture is not None:
+                deep = given if clean is None or not given.is_floating_point() else clean
+                found = index, degraded, restored, target, scores
+                task.on_picture(*found, deep.dtype == torch.uint16)
 
     def _restored(self, forward: Forward, given: Tensor) -> tuple[Tensor, Tensor]:
         """Return a picture and what is made of it, (C, H, W) float32.

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from segfit.engine.precision import Precision
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.losses import RestorationLoss
+from segfit.tasks.restoration.schema import LossConfig
 
 NAMES = ("charbonnier", "l1", "mse", "psnr")
 FP32, BF16 = Precision("fp32", "cpu"), Precision("bf16", "cpu")
@@ -22,6 +24,10 @@ def batch(channels: int = 3, pictures: int = 4, side: int = 40) -> tuple[Tensor,
     errors = 0.1 * torch.randn(targets.shape, generator=generator)
     errors *= torch.arange(1, pictures + 1).view(-1, 1, 1, 1) / pictures
     return targets + errors, targets
+
+
+def made(name: str, precision: Precision = FP32, **options: Any) -> RestorationLoss:
+    return RestorationLoss(LossConfig(name, **options), precision)
 
 
 def value(loss: RestorationLoss, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -38,7 +44,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def perceptual(file: Path, precision: Precision = FP32, weight: float = 0.1) -> RestorationLoss:
-    return RestorationLoss("l1", precision, perceptual=weight, encoder=ENCODER, weights=str(file))
+    return made("l1", precision, perceptual=weight, encoder=ENCODER, weights=str(file))
 
 
 def test_values_by_hand() -> None:
@@ -51,14 +57,14 @@ def test_values_by_hand() -> None:
         "psnr": 10 * np.log10((error**2).mean((1, 2, 3)) + 1e-8).mean(),
     }
     for name in NAMES:
-        found = value(RestorationLoss(name, FP32), outputs, targets)
+        found = value(made(name), outputs, targets)
         assert found.item() == pytest.approx(expected[name], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "perceptual"])
 def test_micro_batches_add_up_to_the_big_batch(name: str, file: Path) -> None:
     outputs, targets = batch()
-    loss = perceptual(file) if name == "perceptual" else RestorationLoss(name, FP32)
+    loss = perceptual(file) if name == "perceptual" else made(name)
 
     whole = outputs.clone().requires_grad_()
     expected = value(loss, whole, targets)
@@ -82,7 +88,7 @@ def test_micro_batches_add_up_to_the_big_batch(name: str, file: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_the_function(name: str) -> None:
     outputs, targets = (tensor[:2, :, :3, :3].double() for tensor in batch())
-    loss = RestorationLoss(name, FP32)
+    loss = made(name)
     totals = loss.totals(targets)
     assert torch.autograd.gradcheck(
         lambda leaf: loss(leaf, targets, totals), outputs.requires_grad_()
@@ -92,7 +98,7 @@ def test_gradients_are_those_of_the_function(name: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_perceptual_compares_features(file: Path, channels: int) -> None:
     outputs, targets = batch(channels)
-    loss, plain = perceptual(file), RestorationLoss("l1", FP32)
+    loss, plain = perceptual(file), made("l1")
 
     def term(pictures: Tensor) -> float:
         return float(value(loss, pictures, targets) - value(plain, pictures, targets))
@@ -132,7 +138,7 @@ def test_perceptual_runs_in_the_steps_precision_and_trains_nothing(file: Path) -
 
 def test_never_random_features_in_silence(tmp_path: Path) -> None:
     with pytest.raises(SegFitError) as caught:
-        RestorationLoss("l1", FP32, perceptual=0.1, encoder="vgg16")
+        made("l1", perceptual=0.1, encoder="vgg16")
     message = str(caught.value)
     assert message.startswith("loss.weights=timm/vgg16.tv_in1k: not in the cache")
     assert "hf download timm/vgg16.tv_in1k" in message
@@ -143,4 +149,4 @@ def test_never_random_features_in_silence(tmp_path: Path) -> None:
         (ENCODER, str(tmp_path / "none.pth"), "none.pth: no such file or folder"),
     ):
         with pytest.raises(SegFitError, match=words):
-            RestorationLoss("l1", FP32, perceptual=0.1, encoder=encoder, weights=weights)
+            made("l1", perceptual=0.1, encoder=encoder, weights=weights)

@@ -124,7 +124,7 @@ def test_lpips_with_weights(channels: int, monkeypatch: pytest.MonkeyPatch, tmp_
     torch.manual_seed(0)
     torch.save(squeezenet1_1().state_dict(), folder / name)
 
-    metrics = RestorationMetrics(lpips=lpips_network("squeeze"))
+    metrics = RestorationMetrics(lpips="squeeze")
     restored, target, degraded = (images.repeat(1, 1, 2, 2) for images in pictures(channels))
     metrics.update(restored, target, degraded)
     found = metrics.compute()
