@@ -78,7 +78,11 @@ class Fit:
             if self.state.progress.update == 0:
                 self._save_start()
             try:
-                reason = self._run_epochs()
+                while (reason := self._over()) is None:
+                    try:
+                        self._run_epoch()
+                    except (NotFinite, PartlyUpdated) as found:
+                        self.recovery.roll_back(found)
             except Stopped as stopped:
                 reason = str(stopped)
                 self.manager.save_final()
@@ -121,14 +125,6 @@ class Fit:
                 f"the {found} before the first update: the weights that training starts from are damaged "
                 f"(model.weights)."
             ) from found
-
-    def _run_epochs(self) -> str:
-        while (over := self._over()) is None:
-            try:
-                self._run_epoch()
-            except (NotFinite, PartlyUpdated) as found:
-                self.recovery.roll_back(found)
-        return over
 
     def _run_epoch(self) -> None:
         progress, options = self.state.progress, self.options

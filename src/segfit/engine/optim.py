@@ -53,7 +53,7 @@ def make_optimizer(
             )
         options["betas"] = tuple(betas)
     try:
-        optimizer = create_optimizer_v2(
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
             _groups(model, weight_decay, head_lr_factor, layer_decay),
             opt=name,
             lr=lr,
@@ -64,7 +64,6 @@ def make_optimizer(
     except (TypeError, ValueError, AssertionError) as error:
         reason = f"does not work with these options: {error}."
         raise SegFitError(f"optimizer.name={name} {reason}") from error
-    assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """How far training is; raises a ValueError if a value has another type, as in a checkpoint that was edited."""
+    """How far training is; raises an error if a value is no number, as in a checkpoint that was edited."""
 
     epoch: int = 0  # 0-based, that is running
     sample: int = 0  # samples of it that are done, of all processes, in the epoch's order
@@ -44,13 +44,9 @@ class Progress:
     left_out: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        counts = [self.epoch, self.sample, self.update, self.micro_batch, self.held_out_batch]
-        counts += [self.loss_count, self.unlogged_updates, self.stale, self.best_epoch or 0]
-        counts += [number for position in self.left_out for number in position]
-        sums = [self.loss_sum, self.unlogged_loss, self.unlogged_norm, self.best_score or 0.0]
-        sums += self.best_scores.values()
-        whole = all(type(number) is int and number >= 0 for number in counts)
-        if not (whole and all(isinstance(number, float) for number in sums)):
+        positions = (number for position in self.left_out for number in position)
+        values = (*vars(self).values(), *self.best_scores.values(), *positions)
+        if any(isinstance(value, str) for value in values):
             raise ValueError("its progress holds something else than numbers")
 
 
