@@ -48,7 +48,7 @@ def measure(config: DictConfig, folder: Path) -> None:
     from segfit.report.console import WorkProgress, console_report
     from segfit.report.files import write_findings
     from segfit.report.text import print_findings, stdout_console
-    from segfit.tuning.bench import Bench
+    from segfit.tuning import Bench
 
     console = stdout_console()
     progress = WorkProgress(console, lines=True)

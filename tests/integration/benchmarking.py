@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from segfit.config.check import check, plain
 from segfit.engine.findings import Findings
 from segfit.report.files import write_findings
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.trial import Outcome
 from tests.integration.training import ROOT, TINY, one_thread
 from tests.unit.composing import set_up

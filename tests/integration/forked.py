@@ -19,7 +19,7 @@ _PRELOAD = [
     *("segfit.cli.main", "segfit.commands.train", "segfit.commands.evaluate"),
     *("segfit.tasks.segmentation.assembly", "torchvision.transforms.v2"),
     *("segfit.tasks.restoration.assembly", "segfit.tasks.forecasting.assembly"),
-    *("segfit.report.tensorboard", "segfit.tuning.bench", "timm.optim"),
+    *("segfit.report.tensorboard", "segfit.tuning", "timm.optim"),
 ]
 _CONTEXT.set_forkserver_preload(_PRELOAD)
 

@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 from segfit.config.check import check
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
-from segfit.tuning import diagnose, timeline
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench, diagnose, timeline
 from tests.integration.training import command, finished, one_thread
 from tests.unit.composing import composed
 

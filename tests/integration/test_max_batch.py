@@ -13,8 +13,7 @@ from segfit.data.images import largest_first
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.tasks.segmentation.assembly import make_sources
-from segfit.tuning import max_batch
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench, max_batch
 from segfit.tuning.max_batch import Trials
 from segfit.tuning.measure import fits, trial_config
 from segfit.tuning.memory.planner import CONTEXT, Curve, Forecast

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from segfit.errors import SegFitError
-from segfit.tuning import flops
+from segfit.tuning import throughput
 from segfit.tuning.measure import explain_out_of_memory
 from tests.integration.benchmarking import benchmark, compose_benchmark
 
 
 @pytest.fixture(autouse=True)
 def _small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flops, "_SIDES", {"cpu": 64})
-    monkeypatch.setattr(flops, "_SECONDS", 0.01)
+    monkeypatch.setattr(throughput, "_SIDES", {"cpu": 64})
+    monkeypatch.setattr(throughput, "_SECONDS", 0.01)
 
 
 def test_what_is_measured_is_written_down(tmp_path: Path) -> None:

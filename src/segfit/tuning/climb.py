@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.engine.findings import Cell, Column
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, changed, differing
 from segfit.tuning.measure import Speed
 from segfit.tuning.trial import run_trial

@@ -17,7 +17,7 @@ from segfit.data.preflight import spread
 from segfit.data.source import Source
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 
 PAGE = "data.html"
 

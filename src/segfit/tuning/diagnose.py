@@ -20,7 +20,7 @@ from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import native_precisions
 from segfit.system.hardware import resolve_device
 from segfit.system.monitor import Means
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, augmentation_of, changed, with_batch
 from segfit.tuning.measure import explain_out_of_memory, measure_training
 from segfit.tuning.timeline import OUTSIDE, Timeline, recorded

@@ -12,7 +12,7 @@ from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores, device_name, resolve_device
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, augmentation_of, changed, with_batch
 from segfit.tuning.climb import KEPT, SPEED_COLUMNS, Climb, Step, bars
 

@@ -16,7 +16,7 @@ from segfit.engine.findings import Column, Findings, Table
 from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores, device_name, resolve_device
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.measure import Stopwatch, explain_out_of_memory, measure_training
 

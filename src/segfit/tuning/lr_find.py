@@ -22,7 +22,7 @@ from segfit.engine.seeding import derive_seed
 from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.measure import explain_out_of_memory, windows
 
 LEAST_UPDATES = 20  # fewer make no curve

@@ -17,7 +17,7 @@ from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.measure import trial_config
 from segfit.tuning.memory.planner import CONTEXT, forecast_of
 from segfit.tuning.trial import Outcome, run_trial

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from segfit.engine.findings import Column, Findings, Table
 from segfit.system.monitor import READINGS, Means, Probe, Sample, summed_up
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 
 SECONDS = 60.0
 _SHOW_EVERY = 30  # samples between two lines on an output that is no terminal

@@ -15,8 +15,7 @@ from segfit.assembly.task import TRAINED, assembly_of
 from segfit.assembly.tuned import tuned_for
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.system.cards import GIB
-from segfit.tuning import local_recipe
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench, local_recipe
 from segfit.tuning.change import Change
 from segfit.tuning.climb import SPEED_COLUMNS, Climb, Step, bars
 from segfit.tuning.search import Search

@@ -15,7 +15,7 @@ from segfit.config.tasks import schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, changed
 from segfit.tuning.memory.planner import (
     MARGIN,

@@ -18,7 +18,7 @@ from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import free_memory, resolve_device
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.climb import KEPT, NOT_FASTER, OUT_OF_MEMORY, Climb, Step
 from segfit.tuning.max_batch import Trials

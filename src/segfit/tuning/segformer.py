@@ -13,7 +13,7 @@ from segfit.engine.findings import Column, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.change import changed
 from segfit.tuning.measure import explain_out_of_memory, inference_speed, recorded_peak, train_speed
 

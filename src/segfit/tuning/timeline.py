@@ -28,7 +28,7 @@ from segfit.runs.files import RunFolder
 from segfit.system.hardware import available_cores
 from segfit.system.monitor import Means, Monitor, summed_up
 from segfit.system.phases import Recorder, Span
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.change import changed
 from segfit.tuning.verdict import Costs, Facts
 

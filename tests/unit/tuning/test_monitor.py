@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from segfit.system.monitor import Means, Probe, Sample
-from segfit.tuning.bench import Bench
+from segfit.tuning import Bench
 from segfit.tuning.monitor import found, judgement, live_line, watch
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segfit.assembly.training import Training, make_training
 from segfit.engine.precision import Precision
-from segfit.tuning import flops
+from segfit.tuning import throughput
 from tests.integration.training import TINY, compose_run, one_thread
 
 SIDE, CHANNELS, BATCH = 10, 12, 3
@@ -19,7 +19,7 @@ def backward_flops(layer: nn.Module) -> int:
     """Return what is counted of a layer's backward pass, by our formula."""
     inputs = torch.randn(BATCH, CHANNELS, SIDE, SIDE, requires_grad=True)
     output = layer(inputs).sum()
-    with flops._counter() as counter:
+    with throughput._counter() as counter:
         output.backward()
     return counter.get_total_flops()
 
@@ -52,13 +52,13 @@ def test_an_lstm_by_hand() -> None:
     model = nn.LSTM(columns, units, layers, batch_first=True)
     series = torch.randn(BATCH, 7, columns)
     by_hand = 2 * BATCH * 7 * 4 * units * (columns + units + (layers - 1) * 2 * units)
-    with flops._counter() as counter:
+    with throughput._counter() as counter:
         outputs = model(series)[0].sum()
         assert counter.get_total_flops() == by_hand
         outputs.backward()
     assert counter.get_total_flops() == 3 * by_hand
     weights = [list(part.shape) for part in model.parameters()]
-    assert flops.lstm_flops(list(series.shape), weights) == by_hand  # as cuDNN gets them
+    assert throughput.lstm_flops(list(series.shape), weights) == by_hand  # as cuDNN gets them
 
 
 def build(folder: Path, *overrides: str, base: tuple[str, ...] = TINY) -> Training:
@@ -74,13 +74,13 @@ def test_an_update_costs_about_three_forwards(model: str, tmp_path: Path) -> Non
     else:
         without_cnn = tuple(text for text in TINY if not text.startswith("model"))
         training = build(tmp_path, f"model={model}", "model.weights=null", base=without_cnn)
-    forward, update = flops.inference_flops(training), flops.update_flops(training)
+    forward, update = throughput.inference_flops(training), throughput.update_flops(training)
     assert 2.5 * forward < update <= 3 * forward * 1.001
 
 
 def test_accumulation_leaves_the_cost_of_an_image(tmp_path: Path) -> None:
     costs = [
-        flops.update_flops(build(tmp_path, *overrides))
+        throughput.update_flops(build(tmp_path, *overrides))
         for overrides in (["batch_size=4"], ["batch_size=2", "accumulate=2"])
     ]
     assert costs[0] == pytest.approx(costs[1], rel=1e-3)
@@ -100,12 +100,12 @@ def test_accumulation_leaves_the_cost_of_an_image(tmp_path: Path) -> None:
     ],
 )
 def test_data_sheets(name: str, precision: str, tf32: bool, expected: float | None) -> None:
-    assert flops.data_sheet(name, precision, tf32=tf32) == expected
+    assert throughput.data_sheet(name, precision, tf32=tf32) == expected
 
 
 def test_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flops, "_SIDES", {"cpu": 64})
-    monkeypatch.setattr(flops, "_SECONDS", 0.01)
-    teraflops, source = flops.peak_rate(torch.device("cpu"), Precision("fp32", "cpu"))
+    monkeypatch.setattr(throughput, "_SIDES", {"cpu": 64})
+    monkeypatch.setattr(throughput, "_SECONDS", 0.01)
+    teraflops, source = throughput.peak_rate(torch.device("cpu"), Precision("fp32", "cpu"))
     assert teraflops > 0
     assert "64 × 64" in source
