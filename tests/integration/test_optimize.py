@@ -14,8 +14,8 @@ from segfit.cli import main as cli
 from segfit.cli.explain import explain
 from segfit.errors import SegFitError
 from segfit.tuning import climb, max_batch, search
-from segfit.tuning.local_recipe import MARK
 from segfit.tuning.max_batch import Trials
+from segfit.tuning.optimize import MARK
 from segfit.tuning.trial import Outcome
 from tests.integration.benchmarking import Benchmarked, benchmark, outcome
 from tests.integration.training import TINY, command, compose_run, finished, one_thread

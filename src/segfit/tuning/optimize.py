@@ -1,7 +1,9 @@
 """benchmark=optimize: one command that turns a machine into a setting, conf/hardware/local.yaml. See docs/optimize.md."""
 
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -9,17 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.task import TRAINED, assembly_of
-from segfit.assembly.tuned import tuned_for
+from segfit.assembly.tuned import model_choice, model_options, tuned_for
+from segfit.config.check import plain
+from segfit.config.tasks import DEFAULT, config_folders, qualified, schema_of
 from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.errors import SegFitError
 from segfit.system.cards import GIB
-from segfit.tuning import Bench, local_recipe
-from segfit.tuning.change import Change
+from segfit.system.files import replace_text, reporting
+from segfit.tuning import Bench
+from segfit.tuning.change import GROUPS, Change
 from segfit.tuning.climb import SPEED_COLUMNS, Climb, Step, bars
 from segfit.tuning.search import Search
 
+CONF = Path(__file__).parents[3] / "conf"
+MARK = "Written by benchmark=optimize"
+# What a recipe says at the top level, in the order of conf/hardware/*.yaml.
+_TOP = ("batch_size", "accumulate", "epochs", "lr", "channels_last", "compile")
 _COLUMNS = (
     Column("setting"),
     Column("samples/s", ".1f"),
@@ -34,10 +45,11 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 
     Raise a SegFitError if not even one sample trains here, or the recipe cannot be written.
     """
-    options = config.benchmark
+    options, task = config.benchmark, config.task.name
     deadline = time.monotonic() + 60 * options.budget_minutes
-    out = Path(options.out or local_recipe.usual_path(config.task.name))
-    local_recipe.writable(out)
+    usual = CONF / "hardware" / ("" if task == DEFAULT else task) / "local.yaml"
+    out = Path(options.out or usual)
+    _refuse_unwritable(out)
     sources = assembly_of(config).make_sources(config)
     for line in assembly_of(config).check_sources(config, sources, TRAINED).notices:
         bench.notice(line)
@@ -72,9 +84,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         vram = round(torch.cuda.get_device_properties(climb.device).total_memory / GIB, 1)
     date = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
     header = [f"{date}, data={config.data.name} {config.data.get('root') or ''}".strip(), *summary]
-    recipe = local_recipe.recipe(best, climb.kept, values["tuned_for"], vram, header)
-    local_recipe.write(out, recipe)
-    use = f"python train.py task={config.task.name} hardware=local"
+    hardware = {"name": "local", "vram_gb": vram, "tuned_for": values["tuned_for"]}
+    with reporting(f"benchmark.out={out}"):
+        replace_text(out, _recipe(best, climb.kept, hardware, header))
+    use = f"python train.py task={task} hardware=local"
     summary.append(f"Written to {out}" if options.out else f"Written to {out}. Use it: {use}")
     facts = next((step.facts for step in climb.steps if step.facts), {})
     title = f"{facts.get('model', config.model.name)}, {facts.get('sample', '')}"
@@ -130,3 +143,57 @@ def _growth(climb: Climb, grown: Sequence[Step], reference: float, least: float)
         f"Grown to {Change('', options).typed}: {now} in place of {then}, at {rate:.1f} samples/s, "
         f"{rate / reference:.2f} times {reference:.1f}."
     )
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Raise a SegFitError if `path` cannot be written, or is a file that benchmark=optimize did not write."""
+    with reporting(f"benchmark.out={path}"):
+        if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+            raise SegFitError(
+                f"benchmark.out={path}: benchmark=optimize did not write it. Rename it, or give "
+                f"another benchmark.out."
+            )
+    if not os.access(path.parent, os.W_OK):
+        raise SegFitError(
+            f"benchmark.out={path}: the folder {path.parent} is not there, or cannot be written to."
+        )
+
+
+def _recipe(
+    config: DictConfig,
+    kept: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+    header: Sequence[str],
+) -> str:
+    """Return the text of a hardware file that composes to `config`, as far as a recipe goes.
+
+    Args:
+        config: the fastest that was found, or the largest.
+        kept: its options that are not as they were composed.
+        hardware: of the recipe.
+        header: figures, a line each.
+    """
+    task = config.task.name
+    groups = {"model": model_choice(config)} | {
+        name: str(config[name].name) for name in (*GROUPS, "scheduler") if name in config
+    }
+    typed = [f"{name}={choice}" for name, choice in groups.items()]
+    choices = qualified(typed, task, config_folders(sys.argv[1:], CONF))
+    defaults = [
+        {f"override /{name}@_global_.{name}": text.partition("=")[2]}
+        for name, text in zip(groups, choices, strict=True)
+    ]
+    sample, _ = next(schema_of(task).smaller_samples(config, 2.0), ({}, ""))
+    model = {**model_options(config)}
+    if config.model.get("checkpointing"):
+        model["checkpointing"] = True
+    keys = [*(key for key in _TOP if key in config), "loader.workers", "data.cache", *sample]
+    keys += [f"model.{key}" for key in model] + [key for key in kept if key not in groups]
+    values = OmegaConf.create({"hardware": hardware})
+    for key in keys:
+        OmegaConf.update(values, key, OmegaConf.select(config, key))
+    everything = {"defaults": defaults, **plain(values)}
+    body = yaml.safe_dump(everything, sort_keys=False, allow_unicode=True, width=110)
+    command = f"python train.py task={task} hardware=local"
+    top = ("@package _global_", command, f"{MARK}; it will do so again.")
+    return "\n".join([*(f"# {line}" for line in (*top, *header)), body])
