@@ -24,9 +24,8 @@ Slots = dict[int, Tensor]  # which result of a node → its gradient
 def backward(roots: list[tuple[Node, Tensor]], ends: Sequence[Tensor] = ()) -> None:
     """Walk the graph from a node and the gradient of its result; gradients arrive in the leaves' `.grad`.
 
-    Args:
-        roots: one pair; the list is emptied, so that nothing but the walk holds the graph.
-        ends: leaves that take a gradient as it comes, whatever its strides.
+    `roots` is one pair; the list is emptied, so that nothing but the walk holds the graph. The leaves in `ends` take a
+    gradient as it comes, whatever its strides.
     """
     root, gradient = roots.pop()
     waiting = _uses(root)

@@ -102,12 +102,7 @@ class _CudnnLSTM(torch.autograd.Function):
 
 
 def onednn_workspace(series: Tensor, weights: Tensor) -> Tensor:
-    """Return what oneDNN keeps of a layer for backward, uint8.
-
-    Args:
-        series: `(T, B, columns)`.
-        weights: `(4 · units, columns)`.
-    """
+    """Return what oneDNN keeps of a layer for backward, uint8: series (T, B, columns), weights (4 · units, columns)."""
     steps, batch, columns = series.shape
     few, many = (_onednn_bytes(each, columns, len(weights) // 4, series.dtype) for each in _STEPS)
     slope = (many - few) / (_STEPS[1] - _STEPS[0])

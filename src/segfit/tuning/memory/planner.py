@@ -166,15 +166,9 @@ def planned_precision(config: DictConfig, device_type: str) -> str:
 def forecast_of(
     config: DictConfig, device_type: str, *, working: Callable[[], None] = lambda: None
 ) -> Forecast:
-    """Return the memory of a config's training and validation at any micro-batch.
+    """Return the memory of a checked config's training and validation at any micro-batch, on "cuda" or "cpu".
 
-    Args:
-        config: checked; its batch_size does not matter.
-        device_type: "cuda" or "cpu".
-        working: called if the answer is not remembered and takes seconds.
-
-    Raises:
-        SegFitError: if the model cannot be made.
+    `working` is called if the answer is not remembered and takes seconds. Raise a SegFitError if the model cannot be made.
     """
     precision = planned_precision(config, device_type)
     original = schema_of(config.task.name).held_out_shape(config)

@@ -53,15 +53,9 @@ def predict(
 ) -> Forecast:
     """Return the memory of training and validation at any micro-batch; nothing is downloaded, no device is needed.
 
-    Args:
-        config: checked; its batch_size does not matter, nor by how much accumulate is above 2: see
-            `Forecast.accumulating`.
-        device_type: "cuda" or "cpu", by whose rules types and kernels are chosen.
-        precision: "fp32", "bf16" or "fp16".
-        original: (height, width) of the largest held-out image.
-
-    Raises:
-        SegFitError: if the model cannot be made.
+    The batch_size of the checked config does not matter, nor by how much accumulate is above 2: see
+    `Forecast.accumulating`. Types and kernels are chosen by the rules of "cuda" or "cpu"; precision is "fp32", "bf16" or
+    "fp16", `original` the (height, width) of the largest held-out image. Raise a SegFitError if the model cannot be made.
     """
     config = changed(config, {"accumulate": min(config.accumulate, RECORDED)})
     planning, mode = planning_of(config), Precision(precision, device_type)
@@ -94,11 +88,7 @@ def forecast(first: Recording, second: Recording) -> Forecast:
     """Return the memory of all batch sizes from recordings at two.
 
     A model may take another way for few pixels than for many, or go piece by piece: its moments then have no
-    counterparts, but each forward pass does, and what lies between two. So the peak of each stretch counts.
-
-    Args:
-        first: at some batch size.
-        second: of the same config at a larger one.
+    counterparts, but each forward pass does, and what lies between two. So the peak of each stretch counts. The second recording is of the same config at a larger batch size.
     """
     recordings = first, second
     # Images are scored one by one, so the operations of a validation do depend on the batch.
@@ -154,13 +144,9 @@ def record(
 ) -> Recording:
     """Return what an update and a validation batch of a config do to memory.
 
-    The optimizer has its state already: the largest moment of a training is not in its first update.
-
-    Args:
-        config: checked; weights are not looked for, and nothing is compiled.
-        precision: of forward passes; its device type is the one that is recorded.
-        original: size of a held-out sample.
-        val_batch: samples of a validation batch, unless the config scores them one by one.
+    The optimizer has its state already: the largest moment of a training is not in its first update. Weights are not
+    looked for, and nothing is compiled. Recorded is the device type of `precision`; `original` is the size of a held-out
+    sample, `val_batch` the samples of a validation batch, unless the config scores them one by one.
     """
     planning, assembly = planning_of(config), assembly_of(config)
     val_batch = min(val_batch, assembly.held_out_batch_size(config))
@@ -199,7 +185,9 @@ def record(
         recorder.scalars = itertools.cycle(numbers)
         val = len(recorder.events)
         with contextlib.suppress(_Enough):
-            evaluate(state.evaluated(), task, [batch], state.precision, _enough)
+            evaluate(
+                state.evaluated(), task, [batch], state.precision, mock.Mock(side_effect=_Enough)
+            )
         del batch
         gc.collect()
         parameters = sum(parameter.numel() for parameter in state.model.parameters())
@@ -224,10 +212,6 @@ def undisturbed(deterministic: bool) -> Iterator[None]:
         gc.unfreeze()
         gc.enable()
         torch.use_deterministic_algorithms(before, warn_only=True)
-
-
-def _enough(_: int) -> None:
-    raise _Enough
 
 
 def _name_parts(recorder: MemoryRecorder, state: TrainingState) -> None:

@@ -26,10 +26,7 @@ class Rules(TorchFunctionMode):
 
     Where a caller keeps a tensor of the graph, cut the graph, so that the caller does not hold it. torch's engine frees
     what a node saved once the node is done. The walk in Python frees the node itself, which it can only while nobody
-    else holds it.
-
-    Args:
-        cuda: attention and LSTMs as a card of Ampere or later does them; False: torch decides.
+    else holds it. With `cuda`, attention and LSTMs are as a card of Ampere or later does them; else torch decides.
     """
 
     def __init__(self, cuda: bool) -> None:
