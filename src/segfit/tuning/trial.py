@@ -4,7 +4,6 @@ The parent writes the config and a request into a folder; the child, `python -m 
 the config as a run's is read (plain values into the schema), calls the job and leaves its result there.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -13,9 +12,10 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import psutil
@@ -26,9 +26,6 @@ from segfit.config.tasks import schema_of
 from segfit.errors import SegFitError
 from segfit.runs import folder as runs
 from segfit.system.files import replace_text
-
-_REQUEST, _RESULT, _OUTPUT = "request.json", "result.json", "output.txt"
-_LINES = 3  # of the child's output that a message quotes
 
 
 @dataclass(frozen=True)
@@ -56,22 +53,20 @@ def run_trial(
         arguments: of the job, plain values.
     """
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(
-        prefix="segfit-trial-", ignore_cleanup_errors=True
-    ) as temporary:
-        folder = Path(temporary)
-        values = plain(config)  # without what benchmark.py asks about it
+    with tempfile.TemporaryDirectory(prefix="segfit-", ignore_cleanup_errors=True) as temporary:
+        folder, values = Path(temporary), plain(config)
+        # Without what benchmark.py asks about it.
         kept = {item.name: values[item.name] for item in fields(schema_of(config.task.name).Run)}
         runs.save_config(OmegaConf.create(kept), [], folder)
-        request = {"job": job, "arguments": arguments}
-        (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
+        request = json.dumps({"job": job, "arguments": arguments})
+        (folder / "request.json").write_text(request, encoding="utf-8")
         ended = _run_child(folder, timeout_s)
     return Outcome(seconds=time.monotonic() - start, **ended)
 
 
 def _run_child(folder: Path, timeout_s: float | None) -> dict[str, Any]:
     """Return how the child ended, as fields of an outcome."""
-    output, result = folder / _OUTPUT, folder / _RESULT
+    output, result = folder / "output.txt", folder / "result.json"
     with (
         output.open("wb") as file,
         subprocess.Popen(
@@ -90,46 +85,42 @@ def _run_child(folder: Path, timeout_s: float | None) -> dict[str, Any]:
             _kill(process.pid)
     if result.exists():
         return dict(json.loads(result.read_text(encoding="utf-8")))
-    message = f"ended with exit code {code}"
-    if code < 0:
-        message = f"killed by {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
-            message += " (most likely the system, short of host memory)"
-    text = output.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines:
-        message += f": {' / '.join(lines[-_LINES:])}"
-    return {"ok": False, "reason": "crash", "message": message}
+    message = (
+        f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    )
+    if code == -9:  # SIGKILL, which Windows does not know
+        message += " (most likely the system, short of host memory)"
+    lines = output.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = " / ".join([line.strip() for line in lines if line.strip()][-3:])
+    return {"ok": False, "reason": "crash", "message": f"{message}: {said}" if said else message}
 
 
 def _kill(pid: int) -> None:
     """End a child and the data workers that it started; nothing happens if it has ended."""
-    with contextlib.suppress(psutil.Error):
+    with suppress(psutil.Error):
         child = psutil.Process(pid)
         for process in (*child.children(recursive=True), child):
-            with contextlib.suppress(psutil.Error):
+            with suppress(psutil.Error):
                 process.kill()
 
 
 def main(folder: Path) -> None:
     """Run the job that the request in `folder` names, and write the result beside it."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
-    module, _, name = request["job"].partition(":")
-    result: dict[str, Any] = {"ok": False}
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     try:
-        job = getattr(import_module(module), name)
-        values = job(runs.load_config(folder), **request["arguments"])
-        result = {"ok": True, "values": values}
+        job = resolve_name(request["job"])
+        result = {"ok": True, "values": job(runs.load_config(folder), **request["arguments"])}
     except SegFitError as error:
-        result |= {"reason": "input", "message": "\n".join(error.problems)}
+        result = {"ok": False, "reason": "input", "message": "\n".join(error.problems)}
     except Exception as error:
         from segfit.engine.out_of_memory import is_out_of_memory
 
         first = str(error).strip().partition("\n")[0]
-        result["message"] = ": ".join(filter(None, (type(error).__name__, first)))
-        result["reason"] = "oom" if is_out_of_memory(error) else "crash"
-    replace_text(folder / _RESULT, json.dumps(result))
+        message = ": ".join(filter(None, (type(error).__name__, first)))
+        reason = "oom" if is_out_of_memory(error) else "crash"
+        result = {"ok": False, "reason": reason, "message": message}
+    replace_text(folder / "result.json", json.dumps(result))
 
 
 def _end_with_parent() -> None:
