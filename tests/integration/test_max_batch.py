@@ -51,7 +51,7 @@ def budget_for(answer: int, found: list[int]) -> str:
 
 
 def in_this_process(config: Any, *, job: str, timeout_s: float, **arguments: Any) -> Outcome:
-    assert job == "fits"
+    assert job == "segfit.tuning.measure:fits"
     return Outcome(ok=True, values=fits(config, **arguments))
 
 
@@ -114,7 +114,6 @@ def test_the_answer_is_that_of_an_exhaustive_scan(tmp_path, monkeypatch):
     assert done.notices == []
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["values"]["trials"][-1]["fits"] is True
-    assert (tmp_path / "max_batch.png").stat().st_size > 5000
     assert "once more and longer" in done.told[-1][0]
 
 

@@ -17,7 +17,6 @@ class Change:
     name: str  # for tables and figures
     options: Mapping[str, Any] = field(default_factory=dict)  # of `GROUPS`: the choice's name
     remark: str = ""  # what else it changes
-    missing: str = ""  # why this machine or model has no such change; empty if it has
 
     @property
     def overrides(self) -> list[str]:

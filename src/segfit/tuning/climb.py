@@ -2,20 +2,20 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.engine.findings import Cell, Column
+from segfit.engine.findings import Cell
 from segfit.tuning import Bench
 from segfit.tuning.change import Change, changed, differing
 from segfit.tuning.measure import Speed
 from segfit.tuning.trial import run_trial
 
-SPEED_COLUMNS = (Column("ms", ".1f"), Column("wait %", ".1f"), Column("GiB", ".2f"))
+SPEED_COLUMNS = {"ms": ".1f", "wait %": ".1f", "GiB": ".2f"}  # name → format specification
 KEPT, NOT_FASTER, NO_TIME, OUT_OF_MEMORY = "kept", "not faster", "no time left", "out of memory"
 
 
@@ -98,10 +98,6 @@ class Climb:
         for step in self.steps:
             if step.change == change and step.speed is not None:
                 step.verdict = KEPT
-
-    def climb(self, changes: Iterable[Change]) -> bool:
-        """Try changes one after the other and keep each that is faster; return whether one was."""
-        return sum(map(self.step, changes)) > 0
 
     def step(self, *changes: Change) -> bool:
         """`attempt` changes and keep what was measured if it is faster; return whether it was."""

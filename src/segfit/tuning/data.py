@@ -19,8 +19,6 @@ from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.tuning import Bench
 
-PAGE = "data.html"
-
 
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Write a page with samples and findings; then raise a SegFitError with every problem of the data set, if any."""
@@ -43,7 +41,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     Image.fromarray(picture).save(content, "PNG")
     found = [f"<li><b>{html.escape(text)}</b>" for text in problems]
     found += [f"<li>{html.escape(text)}" for text in notices]
-    page = bench.folder / PAGE
+    page = bench.folder / "data.html"
     page.write_text(
         f"<!doctype html><meta charset=utf-8><title>data</title><ul>{''.join(found)}</ul>"
         f'<img src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">',

@@ -2,11 +2,10 @@
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, replace
 from functools import partial
 from itertools import count
-from typing import Any
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
@@ -15,16 +14,15 @@ from omegaconf import DictConfig
 
 from segfit.assembly.task import planning_of
 from segfit.config.tasks import schema_of
-from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import native_precisions
 from segfit.system.hardware import resolve_device
-from segfit.system.monitor import Means
-from segfit.tuning import Bench
+from segfit.tuning import Bench, columns
 from segfit.tuning.change import Change, augmentation_of, changed, with_batch
 from segfit.tuning.measure import explain_out_of_memory, measure_training
 from segfit.tuning.timeline import OUTSIDE, Timeline, recorded
-from segfit.tuning.verdict import ARITHMETIC, WORTH, Facts, Resident, Verdict, verdict
+from segfit.tuning.verdict import ARITHMETIC, WORTH, Resident, Verdict, verdict
 
 SECONDS = 20.0
 _PROBE_SHARE = 0.2  # of `seconds`, for each trial of another setting
@@ -48,8 +46,8 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     """Record the training, try what might be faster, and say what is; apply=true trains again with it."""
     seconds = config.seconds or SECONDS
     cuda = resolve_device(config.device)[0].type == "cuda"
-    total = len(list(settings(config))) + 3 + cuda + config.benchmark.apply
-    done = count()
+    others, done = list(settings(config)), count()
+    total = len(others) + 3 + cuda + config.benchmark.apply
 
     def measuring(what: str) -> None:
         bench.progress(what, min(next(done), total - 1), total)
@@ -58,51 +56,87 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     facts, timeline, means, samples = recorded(config, bench, bench.folder / "run", seconds)
     measuring("its arithmetic alone")
     with explain_out_of_memory(config):
-        arithmetic = resident(config, {}, seconds)
+        now = resident(config, Change("as it is"), seconds)
     launching = 0.0
     if cuda:
         measuring("what launching it takes")  # as many kernels that have next to nothing to do
         *_, (smallest, _) = [({}, ""), *schema_of(config.task.name).smaller_samples(config, 1.0)]
-        launching = resident(config, {**smallest, "batch_size": 2}, seconds)
+        launching = resident(config, Change("", {**smallest, "batch_size": 2}), seconds).seconds
     tried: list[Resident] = []
 
     def pace(change: Change) -> float:
         """Return seconds a sample of the arithmetic with a change."""
         measuring(f"the arithmetic with {change.typed}")
         try:
-            taken = resident(config, change.options, seconds)
+            tried.append(resident(config, change, seconds))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             bench.notice(f"{change.typed}: does not fit into memory.")
             return math.inf
-        new = changed(config, change.options)
-        tried.append(Resident(change, taken, new.batch_size * new.accumulate))
-        return taken / tried[-1].samples
+        return tried[-1].seconds / tried[-1].samples
 
-    for change in settings(config):
+    for change in others:
         pace(change)
-    now = arithmetic / (config.batch_size * config.accumulate)
+    fastest = now.seconds / now.samples
     for change in larger_batches(config, samples):
-        before, now = now, pace(change)
-        if before < WORTH * now:
+        before, fastest = fastest, pace(change)
+        if before < WORTH * fastest:
             break
-    facts = replace(facts, resident=arithmetic, launching=launching, tried=tried)
+    facts = replace(facts, resident=now.seconds, launching=launching, tried=tried)
     found = verdict(facts)
-    applied = None
-    if config.benchmark.apply and found.best is not None:
-        measuring(f"the training with {found.best.change.typed}")
-        with_change = changed(config, found.best.change.options)
-        _, applied, _, _ = recorded(with_change, bench, bench.folder / "changed", seconds)
-    return _findings(facts, timeline, means, found, applied)
+    timelines, best = {"as it is": timeline}, found.best
+    applied: Timeline | None = None
+    measured = command = None
+    if best is not None:
+        command = _command(best.change)
+        if config.benchmark.apply:
+            measuring(f"the training with {best.change.typed}")
+            new = changed(config, best.change.options)
+            _, applied, *_ = recorded(new, bench, bench.folder / "changed", seconds)
+            timelines[best.change.typed], measured = applied, applied.rate / timeline.rate
+    title = f"a sample of the {facts.workers} workers, in one process"
+    if facts.workers == 0:
+        title = "a sample, in the main process"
+    names = ("waiting for the disk", "decoding", "fitting to image_size", "augmenting")
+    sample = [(name, 1000 * cost) for name, cost in zip(names, astuple(facts.costs), strict=True)]
+    tables = [
+        _phases_table(timeline),
+        Table("sample", title, columns({"part": "", "ms": ".2f"}), sample),
+    ]
+    if found.predictions:
+        shown = columns({"cures": "", "change": "", "predicted gain": ".2f", "remark": ""})
+        rows = [
+            [one.change.name, one.change.typed, one.gain, one.change.remark or None]
+            for one in found.predictions
+        ]
+        tables.append(Table("changes", "what might help", shown, rows, 0 if best else None))
+    return Findings(
+        headline=_headline(timeline, found, measured, command),
+        tables=tables,
+        values={
+            "bottleneck": found.bottleneck,
+            "change": best and dict(text.split("=", 1) for text in best.change.overrides),
+            "command": command,
+            "predicted_gain": best and best.gain,
+            "measured_gain": measured,
+            "facts": asdict(facts),
+            "timeline": asdict(timeline),
+            "applied": applied and asdict(applied),
+            "device": asdict(means),
+        },
+        figures={"phases": partial(_figure, timelines)},
+        scalars={f"phase/{name}": share for name, share in timeline.by_phase().items()},
+    )
 
 
-def resident(config: DictConfig, options: Mapping[str, Any], seconds: float) -> float:
-    """Return the median seconds of an update whose batch lies on the device, with changed options."""
+def resident(config: DictConfig, change: Change, seconds: float) -> Resident:
+    """Return what a change makes of an update whose batch lies on the device: the median of some updates."""
     release_memory()
-    alone = changed(config, {**options, "loader.workers": 0, "data.check": "off", "resume": None})
-    speed = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
-    return float(speed["speed"]["ms_median"]) / 1000
+    new = changed(config, change.options)
+    alone = changed(new, {"loader.workers": 0, "data.check": "off", "resume": None})
+    probe = measure_training(alone, seconds=_PROBE_SHARE * seconds, warmup=2, resident=True)
+    return Resident(change, probe["speed"]["ms_median"] / 1000, new.batch_size * new.accumulate)
 
 
 def settings(config: DictConfig) -> Iterator[Change]:
@@ -126,51 +160,6 @@ def larger_batches(config: DictConfig, length: int) -> Iterator[Change]:
     for batch in (config.batch_size * times for times in (2, 4, 8)):
         if batch <= length:
             yield replace(with_batch(config, batch), name="too small a batch")
-
-
-def _findings(
-    facts: Facts, timeline: Timeline, means: Means, found: Verdict, applied: Timeline | None
-) -> Findings:
-    best = found.best.change if found.best else None
-    measured = applied.rate / timeline.rate if applied is not None else None
-    command = _command(best) if best else None
-    title = f"a sample of the {facts.workers} workers, in one process"
-    if facts.workers == 0:
-        title = "a sample, in the main process"
-    names = ("waiting for the disk", "decoding", "fitting to image_size", "augmenting")
-    sample = [(name, 1000 * cost) for name, cost in zip(names, astuple(facts.costs), strict=True)]
-    tables = [
-        _phases_table(timeline),
-        Table("sample", title, (Column("part"), Column("ms", ".2f")), sample),
-    ]
-    if found.predictions:
-        names = ("cures", "change", "predicted gain", "remark")
-        columns = [Column(name, ".2f" if "gain" in name else "") for name in names]
-        rows = [
-            [one.change.name, one.change.typed, one.gain, one.change.remark or None]
-            for one in found.predictions
-        ]
-        tables.append(Table("changes", "what might help", columns, rows, 0 if best else None))
-    timelines = {"as it is": timeline}
-    if applied is not None and best is not None:
-        timelines[best.typed] = applied
-    return Findings(
-        headline=_headline(timeline, found, measured, command),
-        tables=tables,
-        values={
-            "bottleneck": found.bottleneck,
-            "change": best and dict(text.split("=", 1) for text in best.overrides),
-            "command": command,
-            "predicted_gain": found.best and found.best.gain,
-            "measured_gain": measured,
-            "facts": asdict(facts),
-            "timeline": asdict(timeline),
-            "applied": applied and asdict(applied),
-            "device": asdict(means),
-        },
-        figures={"phases": partial(_figure, timelines)},
-        scalars={f"phase/{name}": share for name, share in timeline.by_phase().items()},
-    )
 
 
 def _headline(
@@ -211,7 +200,7 @@ def _command(best: Change) -> str:
 
 def _phases_table(timeline: Timeline) -> Table:
     shares = timeline.by_phase()
-    columns = [Column("phase"), Column("ms an update", ".2f"), Column("% of the time", ".1f")]
+    shown = columns({"phase": "", "ms an update": ".2f", "% of the time": ".1f"})
     rows: list[list[Cell]] = []
     ms = 1000 * timeline.seconds / timeline.updates
     for name, (label, _) in _PHASES.items():
@@ -222,12 +211,12 @@ def _phases_table(timeline: Timeline) -> Table:
             there = name in timeline.device and name in ("copy", *ARITHMETIC)
             rows[-1].append(1000 * timeline.device[name] / timeline.updates if there else None)
     if timeline.device:
-        columns.append(Column("device ms", ".2f"))
+        shown += columns({"device ms": ".2f"})
     title = (
         f"{timeline.updates} updates of {timeline.samples:g} samples, {timeline.epochs} epochs begun: "
         f"{1000 * timeline.update:.1f} ms an update, {timeline.rate:.1f} samples/s without validation and saving"
     )
-    return Table("phases", title, columns, rows)
+    return Table("phases", title, shown, rows)
 
 
 def _figure(timelines: dict[str, Timeline]) -> Figure:

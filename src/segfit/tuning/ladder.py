@@ -1,30 +1,23 @@
 """benchmark=ladder: what each step from a plain training loop to everything on brings on this machine."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from omegaconf import DictConfig
 
 from segfit.assembly.data import workers_of
 from segfit.assembly.task import assembly_of, planning_of
-from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores, device_name, resolve_device
-from segfit.tuning import Bench
+from segfit.tuning import Bench, columns
 from segfit.tuning.change import Change, augmentation_of, changed, with_batch
 from segfit.tuning.climb import KEPT, SPEED_COLUMNS, Climb, Step, bars
 
 SECONDS = 10.0
-_COLUMNS = (
-    Column("rung"),
-    Column("samples/s", ".1f"),
-    Column("× before", ".2f"),
-    Column("× naive", ".2f"),
-    Column("kept"),
-    *SPEED_COLUMNS,
-)
+_NAMED = {"rung": "", "samples/s": ".1f", "× before": ".2f", "× naive": ".2f", "kept": ""}
 
 
 @dataclass(frozen=True)
@@ -56,9 +49,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     )
     if climb.measure_start(lowest).speed is None:
         raise SegFitError([f"the lowest rung cannot be trained: {climb.steps[0].verdict}"])
-    for rung in above:
-        if rung.missing:
-            climb.steps.append(Step(rung, rung.missing))
+    for rung, missing in above:
+        if missing:
+            climb.steps.append(Step(rung, missing))
         else:
             climb.step(rung, *smaller(config, rung))
         last = climb.steps[-1]
@@ -84,19 +77,18 @@ def _findings(config: DictConfig, machine: Machine, climb: Climb, device: str) -
         now, kept = step.rate or 0.0, step.verdict == KEPT
         gain = now / step.before if step.before else None
         rows.append([step.change.name, now, gain, now / first, kept, *step.cells()])
-        labels.append(f"{now:.1f}")
-        if gain is not None:
-            labels[-1] += f"   {now / first:.2f}× naive, {gain:.2f}× before"
-            labels[-1] += "" if kept else ", not kept"
+        beside = "" if gain is None else f"   {now / first:.2f}× naive, {gain:.2f}× before"
+        labels.append(f"{now:.1f}{beside}{'' if kept else ', not kept'}")
     labels += [f"left out: {step.verdict}" for step in left_out]
     emphasis = max(place for place, step in enumerate(steps) if step.verdict == KEPT)
     about = f"{title}: a rung that is not kept is left off from there on"
-    tables = [Table("ladder", about, _COLUMNS, rows, emphasis)]
+    tables = [Table("ladder", about, columns({**_NAMED, **SPEED_COLUMNS}), rows, emphasis)]
     if left_out:
         missing = [(step.change.name, step.verdict) for step in left_out]
-        columns = (Column("rung"), Column("left out because"))
         about = "Not on this machine, or not with this model"
-        tables.append(Table("left-out", about, columns, missing))
+        tables.append(
+            Table("left-out", about, columns({"rung": "", "left out because": ""}), missing)
+        )
     return Findings(
         headline=headline,
         tables=tables,
@@ -124,31 +116,29 @@ def naive(config: DictConfig) -> Change:
     return Change("naive", {**options, **planning_of(config).feeding(config).plain})
 
 
-def rungs(config: DictConfig, machine: Machine) -> list[Change]:
-    """Return the rungs above the lowest, in their order."""
-    best, kind, workers = machine.precisions[0], machine.device_type, machine.workers
-    larger = min(config.benchmark.batch_size or 4 * config.batch_size, machine.samples)
-    feeding = planning_of(config).feeding(config)
-    sizes = [larger * times for times in feeding.larger if larger * times <= machine.samples]
-    mixed, plural = f"mixed precision ({best})", "s" if workers > 1 else ""
-    missing, reading = dict(feeding.idle), f"{workers} data worker{plural}"
-    if best == "fp32":
-        mixed = "mixed precision"
-        missing["precision"] = f"this {kind.upper()} has no native bf16 or fp16"
+def rungs(config: DictConfig, machine: Machine) -> list[tuple[Change, str]]:
+    """Return the rungs above the lowest, in their order, and why this machine or model lacks one; empty if it does not."""
+    best, workers, most = machine.precisions[0], machine.workers, machine.samples
+    kind, feeding = machine.device_type, planning_of(config).feeding(config)
+    larger = min(config.benchmark.batch_size or 4 * config.batch_size, most)
+    sizes = [larger * times for times in feeding.larger if larger * times <= most]
     batches = [with_batch(config, size) for size in sizes]
+    plain = augmentation_of(config) == "none"
+    lacks = [
+        ("precision", best == "fp32", f"this {kind.upper()} has no native bf16 or fp16"),
+        ("loader.workers", workers == 0, "there is no core for them"),
+        ("loader.pin_memory", kind != "cuda", "there is no card to copy to"),
+        ("augmentation", plain, "augmentation=none: there is nothing to move"),
+    ]
+    missing = {**feeding.idle, **{key: why for key, lacking, why in lacks if lacking}}
     if larger <= config.batch_size:
         batches = [Change("larger batch", {"batch_size": larger})]
         asked = f"batch_size={config.batch_size}"
         missing["batch_size"] = f"{asked} is the largest that is asked for, or all samples"
-    if workers == 0:
-        reading = "data workers"
-        missing["loader.workers"] = "there is no core for them"
-    if kind != "cuda":
-        missing["loader.pin_memory"] = "there is no card to copy to"
-    if augmentation_of(config) == "none":
-        missing["augmentation"] = "augmentation=none: there is nothing to move"
     if "fast" not in config.model:
         missing["model.fast"] = f"model.name={config.model.name} is no SegFormer"
+    mixed = "mixed precision" + ("" if best == "fp32" else f" ({best})")
+    reading = f"{workers or ''} data worker{'' if workers == 1 else 's'}".strip()
     copies = {"loader.pin_memory": True, "loader.non_blocking": True}
     above = [
         Change(mixed, {"precision": best}),
@@ -162,8 +152,9 @@ def rungs(config: DictConfig, machine: Machine) -> list[Change]:
         *(Change(name, options) for name, options in feeding.faster.items()),
         Change("compile", {"compile": True}),
     ]
-    reasons = (next((missing[key] for key in rung.options if key in missing), "") for rung in above)
-    return [replace(rung, missing=why) for rung, why in zip(above, reasons, strict=True)]
+    return [
+        (rung, next((missing[key] for key in rung.options if key in missing), "")) for rung in above
+    ]
 
 
 def smaller(config: DictConfig, rung: Change) -> Iterator[Change]:

@@ -1,34 +1,27 @@
 """benchmark=loader: how fast batches come, and the smallest setting that outruns the model."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from functools import cache, partial
 from itertools import chain, count, product
-from typing import Any
 
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.assembly.data import cached_sources, make_train_batches
 from segfit.assembly.task import assembly_of, planning_of
-from segfit.engine.findings import Column, Findings, Table
+from segfit.engine.findings import Findings, Table
 from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
-from segfit.system.hardware import available_cores, device_name, resolve_device
-from segfit.tuning import Bench
+from segfit.system.hardware import available_cores, resolve_device
+from segfit.tuning import Bench, columns
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.measure import Stopwatch, explain_out_of_memory, measure_training
 
 SECONDS = 5.0
 _CACHES = ("none", "disk", "ram")  # from the smallest to what takes most
-_COLUMNS = (
-    *(Column(name) for name in ("augmentation", "cache", "workers", "prefetch")),
-    Column("samples/s", ".1f"),
-    Column("× model", ".2f"),
-    Column("training samples/s", ".1f"),
-    Column("outruns"),
-)
+_COLUMNS = {
+    **dict.fromkeys(("augmentation", "cache", "workers", "prefetch"), ""),
+    **{"samples/s": ".1f", "× model": ".2f", "training samples/s": ".1f", "outruns": ""},
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +38,12 @@ class Fed:
     @property
     def change(self) -> Change:
         """The change to this way of feeding."""
-        place = None if self.augmentation == "none" else self.augmentation
-        options: dict[str, Any] = {"augmentation": place, "data.cache": self.cache}
-        options |= {"loader.workers": self.workers, "loader.prefetch": self.prefetch}
+        options = {
+            "augmentation": None if self.augmentation == "none" else self.augmentation,
+            "data.cache": self.cache,
+            "loader.workers": self.workers,
+            "loader.prefetch": self.prefetch,
+        }
         return Change("feeding", {key: one for key, one in options.items() if one is not None})
 
     @property
@@ -67,10 +63,8 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     """Measure all ways to feed, and the bare update; raise a SegFitError if data are faulty or an update does not fit."""
     ways = list(grid(config))
     places = list(dict.fromkeys(way.augmentation for way in ways))
-    total = len(places) + len(ways)
-    seconds = config.seconds or SECONDS
+    total, seconds = len(places) + len(ways), config.seconds or SECONDS
     models: dict[str, float] = {}
-    notice = cache(bench.notice)  # every training gives the same
     for done, place in enumerate(places):
         bench.progress(f"the model alone, augmentation={place}", done, total)
         # no worker beside the model: those of the recipe would take its cores while they fill their queues
@@ -79,7 +73,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             warmup = config.benchmark.warmup
             found = measure_training(alone, seconds=seconds, warmup=warmup, resident=True)
         for line in found["notices"]:
-            notice(line)
+            bench.notice(line)
         models[place] = found["speed"]["samples_per_second"]
     measured: list[Fed] = []
     for done, way in enumerate(ways, start=len(places)):
@@ -92,7 +86,23 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         measured.append(replace(way, data=data, model=models[way.augmentation]))
     if not measured:
         raise SegFitError("no setting of the data side could be measured; see the lines above.")
-    return _findings(config, measured)
+    best = choose(measured)
+    rates = " and ".join(f"{rate:.1f} with augmentation={place}" for place, rate in models.items())
+    title = f"The data side alone; the model alone trains {rates} samples/s"
+    rows = [
+        (*astuple(fed)[:-1], fed.data / fed.model, fed.reached, fed.outruns) for fed in measured
+    ]
+    settings = [{**asdict(fed), "reached": fed.reached, "outruns": fed.outruns} for fed in measured]
+    return Findings(
+        headline=headline(best, resolve_device(config.device)[0].type),
+        tables=[Table("loader", title, columns(_COLUMNS), rows, emphasis=measured.index(best))],
+        values={
+            "settings": settings,
+            "chosen": best.change.options,
+            "overrides": best.change.typed,
+        },
+        scalars={f"loader/{fed.change.typed}": fed.data for fed in measured},
+    )
 
 
 def grid(config: DictConfig) -> Iterator[Fed]:
@@ -145,31 +155,8 @@ def _data_speed(config: DictConfig, seconds: float) -> float:
     return watch.speed.samples_per_second
 
 
-def _findings(config: DictConfig, measured: Sequence[Fed]) -> Findings:
-    best = choose(measured)
-    device, _ = resolve_device(config.device)
-    models = {fed.augmentation: fed.model for fed in measured}
-    rates = " and ".join(f"{rate:.1f} with augmentation={place}" for place, rate in models.items())
-    title = f"The data side alone; the model alone trains {rates} samples/s"
-    rows = [
-        (*astuple(fed)[:-1], fed.data / fed.model, fed.reached, fed.outruns) for fed in measured
-    ]
-    return Findings(
-        headline=_headline(best, device.type),
-        tables=[Table("loader", title, _COLUMNS, rows, emphasis=list(measured).index(best))],
-        values={
-            "settings": [
-                {**asdict(fed), "reached": fed.reached, "outruns": fed.outruns} for fed in measured
-            ],
-            "chosen": best.change.options,
-            "overrides": best.change.typed,
-        },
-        figures={"loader": partial(figure, measured, device_name(device))},
-        scalars={f"loader/{fed.change.typed}": fed.data for fed in measured},
-    )
-
-
-def _headline(best: Fed, device_type: str) -> str:
+def headline(best: Fed, device_type: str) -> str:
+    """Return what the best setting is, and whether the model waits for it."""
     speeds = f"{best.change.typed} ({best.data:.1f} samples/s against {best.model:.1f})"
     line = f"The smallest setting that outruns the model: {speeds}."
     if not best.outruns:
@@ -178,27 +165,3 @@ def _headline(best: Fed, device_type: str) -> str:
     if device_type == "cpu" and best.workers > 0:
         line += " On a CPU workers take cores from the model: see what is left with benchmark=throughput."
     return line
-
-
-def figure(measured: Sequence[Fed], title: str) -> Figure:
-    """Draw samples per second over workers, a line per way to feed, and what the model takes in."""
-    models = {fed.augmentation: fed.model for fed in measured}
-    drawing = Figure(figsize=(4.6 * len(models) + 0.6, 3.8), dpi=100, layout="constrained")
-    plots = drawing.subplots(1, len(models), sharey=True, squeeze=False)[0]
-    for axes, (place, model) in zip(plots, models.items(), strict=True):
-        lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        for fed in measured:
-            if fed.augmentation == place:
-                ahead = f"prefetch {fed.prefetch}" if fed.prefetch else "no workers"
-                lines[f"cache {fed.cache}, {ahead}"].append((fed.workers, fed.data))
-        for label, points in lines.items():
-            axes.plot(*zip(*points, strict=True), "o-", label=label)
-        axes.axhline(model, color="black", linestyle="--", label="the model alone")
-        axes.set_xticks(sorted({fed.workers for fed in measured}))
-        axes.set(xlabel="data workers", title=f"augmentation={place}")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8)
-    plots[0].set_ylabel("samples per second")
-    plots[0].set_ylim(bottom=0)
-    drawing.suptitle(title, fontsize=9)
-    return drawing

@@ -16,13 +16,14 @@ from omegaconf import DictConfig
 from scipy.signal import savgol_filter
 
 from segfit.assembly.training import Training, make_training
-from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.config.benchmark import LrFindConfig
+from segfit.engine.findings import Cell, Findings, Table
 from segfit.engine.fit import Fit
 from segfit.engine.seeding import derive_seed
 from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
-from segfit.tuning import Bench
+from segfit.tuning import Bench, columns
 from segfit.tuning.measure import explain_out_of_memory, windows
 
 LEAST_UPDATES = 20  # fewer make no curve
@@ -89,39 +90,25 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         if config.seconds is not None:
             updates = updates_within(training, config.seconds)
         test = lr_range_test(
-            training,
-            first=options.first,
-            last=options.last,
-            updates=updates,
-            smoothing=options.smoothing,
-            divergence=options.divergence,
-            progress=lambda done: bench.progress("the sweep", done, updates),
+            training, options, updates, lambda done: bench.progress("the sweep", done, updates)
         )
     return _findings(config, test, training.facts)
 
 
 def lr_range_test(
-    training: Training,
-    *,
-    first: float,
-    last: float,
-    updates: int,
-    smoothing: float,
-    divergence: float,
-    progress: Callable[[int], None] = lambda _: None,
+    training: Training, options: LrFindConfig, updates: int, progress: Callable[[int], None]
 ) -> RangeTest:
     """Train while the learning rate rises; `training` is of no use afterwards.
 
-    Its accumulation, clipping, precision and averages are in force. The other arguments are the options of
-    benchmark=lr_find; `progress` is called with the updates made. Raise a SegFitError if the loss diverges before there
-    is a curve.
+    Its accumulation, clipping, precision and averages are in force; `progress` is called with the updates made, at most
+    `updates`. Raise a SegFitError if the loss diverges before there is a curve.
     """
-    test, least = RangeTest(smoothing=smoothing), math.inf
-    for samples, loss, rate in _updates(training.fit, first, last, updates):
+    test, least = RangeTest(smoothing=options.smoothing), math.inf
+    for samples, loss, rate in _updates(training.fit, options.first, options.last, updates):
         test.samples = samples
-        smooth = float(running_mean([*test.losses, loss], smoothing)[-1])
+        smooth = float(running_mean([*test.losses, loss], options.smoothing)[-1])
         least = min(least, smooth)
-        if not math.isfinite(loss) or smooth > divergence * least:
+        if not math.isfinite(loss) or smooth > options.divergence * least:
             test.diverged = True
             break
         test.rates.append(rate)
@@ -129,7 +116,7 @@ def lr_range_test(
         progress(len(test.rates))
     if len(test.rates) < _LEAST_POINTS:
         raise SegFitError(
-            f"benchmark.first={first:g}: the loss diverges within {_LEAST_POINTS} updates. Lower it."
+            f"benchmark.first={options.first:g}: the loss diverges within {_LEAST_POINTS} updates. Lower it."
         )
     return test
 
@@ -163,22 +150,34 @@ def updates_within(training: Training, seconds: float) -> int:
 def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Findings:
     rates, curve, steepest = test.rates, test.curve(), test.steepest()
     minimum = int(np.argmin(curve))
+    rate: float | None = None
+    fall: list[Cell] = [None, None]
+    headline = (
+        "The loss never clearly falls in this sweep: its fall is no larger than what it fluctuates from batch to "
+        "batch. Raise benchmark.updates, or accumulate for a larger effective batch."
+    )
+    if steepest is not None:
+        fall = [rates[steepest], float(curve[steepest])]
+        rate = float(f"{rates[steepest]:.1e}")  # more would be a precision that the test lacks
+        headline = (
+            f"lr={rate:g}: there the loss falls fastest. It holds for an effective batch of {test.samples} "
+            f"(batch_size={config.batch_size}, accumulate={config.accumulate}), {config.optimizer.name} and this model. "
+            f"Type: lr={rate:g}"
+        )
+        if not test.diverged:
+            headline += f"\nNothing diverged up to lr={rates[-1]:g}: benchmark.last may be raised."
     rows: list[list[Cell]] = [
-        ["steepest fall", None, None],
+        ["steepest fall", *fall],
         ["lowest loss", rates[minimum], float(curve[minimum])],
         ["a tenth of that", rates[minimum] / 10, None],
         ["diverged" if test.diverged else "end, not diverged", rates[-1], None],
         ["lr of the config", float(config.lr), None],
     ]
-    rate = None
-    if steepest is not None:
-        rows[0][1:] = rates[steepest], float(curve[steepest])
-        rate = float(f"{rates[steepest]:.1e}")  # more would be a precision that the test lacks
     title = f"Sweep of {len(rates)} updates, effective batch {test.samples}"
-    columns = [Column("where"), Column("lr", ".2e"), Column("smoothed loss", ".4f")]
+    shown = columns({"where": "", "lr": ".2e", "smoothed loss": ".4f"})
     return Findings(
-        headline=_headline(config, test, rate),
-        tables=[Table("rates", title, columns, rows, emphasis=None if rate is None else 0)],
+        headline=headline,
+        tables=[Table("rates", title, shown, rows, emphasis=None if rate is None else 0)],
         values={
             "lr": rate,
             "override": None if rate is None else f"lr={rate:g}",
@@ -194,22 +193,6 @@ def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Fin
     )
 
 
-def _headline(config: DictConfig, test: RangeTest, rate: float | None) -> str:
-    if rate is None:
-        return (
-            "The loss never clearly falls in this sweep: its fall is no larger than what it fluctuates from batch to "
-            "batch. Raise benchmark.updates, or accumulate for a larger effective batch."
-        )
-    line = (
-        f"lr={rate:g}: there the loss falls fastest. It holds for an effective batch of {test.samples} "
-        f"(batch_size={config.batch_size}, accumulate={config.accumulate}), {config.optimizer.name} and this model. "
-        f"Type: lr={rate:g}"
-    )
-    if not test.diverged:
-        line += f"\nNothing diverged up to lr={test.rates[-1]:g}: benchmark.last may be raised."
-    return line
-
-
 def _figure(config: DictConfig, test: RangeTest, rate: float | None) -> Figure:
     """Draw the loss over the learning rate: each update's, smoothed, and what is suggested."""
     smoothed = test.curve()
@@ -219,14 +202,12 @@ def _figure(config: DictConfig, test: RangeTest, rate: float | None) -> Figure:
     axes.plot(test.rates, smoothed, color="tab:blue", linewidth=2, label="smoothed")
     if rate is not None:
         axes.axvline(rate, color="tab:green", label=f"steepest fall: lr={rate:g}")
-    given = f"config: lr={config.lr:g}"
-    axes.axvline(config.lr, color="black", linestyle=":", linewidth=1, label=given)
-    axes.set_xscale("log")
+    axes.axvline(config.lr, color="black", linestyle=":", label=f"config: lr={config.lr:g}")
     before = test.losses[: int(np.argmin(smoothed)) + 1]  # the blow-up at the end is cut off
     low, high = min(*before, *smoothed), max(before)
     room = max(high - low, 1e-6)
-    axes.set_ylim(low - 0.1 * room, high + 0.3 * room)
     title = f"{config.model.name}, {config.optimizer.name}, effective batch {test.samples}"
-    axes.set(xlabel="learning rate", ylabel="training loss", title=title)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=title)
+    axes.set_ylim(low - 0.1 * room, high + 0.3 * room)
     axes.legend()
     return figure

@@ -7,28 +7,25 @@ from functools import cache, partial
 
 import psutil
 import torch
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from segfit.assembly.task import TRAINED, assembly_of
 from segfit.config.tasks import schema_of
 from segfit.data.images import largest_first
-from segfit.engine.findings import Column, Findings, Table
+from segfit.engine.findings import Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning import Bench
+from segfit.tuning import Bench, columns
 from segfit.tuning.measure import trial_config
 from segfit.tuning.memory.planner import CONTEXT, forecast_of
 from segfit.tuning.trial import Outcome, run_trial
 
 OUT_OF_MEMORY, OVER_BUDGET = "out of memory", "over the budget"
-_COLUMNS = (
-    Column("batch_size"),
-    Column("verdict"),
-    *(Column(name, ".3f") for name in ("peak GiB", "limit GiB")),
-    *(Column(name, ".1f") for name in ("samples/s", "trial s")),
-)
+_COLUMNS = {
+    **{"batch_size": "", "verdict": "", "peak GiB": ".3f", "limit GiB": ".3f"},
+    **{"samples/s": ".1f", "trial s": ".1f"},
+}
 _GUESSES_IN_A_ROW = 3  # then a step whose gain is sure
 _LEAP = 8  # a guess is followed no further than so many times what is known to fit
 _SEARCH, _VERIFY = 1, 2  # rounds of training and validation in a trial
@@ -58,13 +55,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 
 
 class Trials:
-    """Tries batches in processes of their own and keeps what came of it.
-
-    Args:
-        config: checked, of benchmark.py.
-        bench: for progress and notices.
-        held_out: indices of held-out samples to validate on, the largest first.
-    """
+    """Tries batches in processes of their own and keeps what came of it; `held_out`: indices to validate on, the largest first."""
 
     def __init__(self, config: DictConfig, bench: Bench, held_out: list[int]) -> None:
         self.config = config
@@ -154,17 +145,12 @@ def largest_that_fits(
     cap: int,
     guess: Callable[[], int | None] = lambda: None,
 ) -> int:
-    """Return the largest batch of 1 … `cap` that fits, 0 if none does.
+    """Return the largest batch of 1 … `cap` that fits, 0 if none does; `fits` tries a batch, and is asked once for each.
 
     `start` is tried first, or a quarter of it, if that is more than an image, to know what is no longer faster than
-    it; from there it doubles while it fits and bisects once something did not. The answer is that of an exhaustive scan
+    it; from there it doubles while it fits and bisects once something did not. What `guess` says that the trials so far
+    make likely, or None, replaces doubling and bisecting, but never for long. The answer is that of an exhaustive scan
     wherever a smaller batch than one that fits does fit.
-
-    Args:
-        fits: tries a batch; asked once for each.
-        start: a batch of 1 … `cap` that may be near the answer.
-        cap: nothing larger is tried.
-        guess: what the trials so far make likely, or None: replaces doubling and bisecting, but never for long.
     """
     low, high = 0, cap + 1  # the largest that fits, the smallest that does not
     batch, guesses = start // 4 if start >= 8 else start, 0
@@ -199,16 +185,16 @@ def extrapolated(peaks: Mapping[int, float], limit: float) -> int | None:
 def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Findings:
     tried = trials.tried
     best = next((one for one in tried[::-1] if one.fits and one.batch_size == answer), None)
-    title = f"A process each, accumulate={config.accumulate}"
-    rows = [[item.batch_size, *astuple(item)[2:]] for item in tried]
-    emphasis = None if best is None else tried.index(best)
     scalars = {"max_batch/batch_size": float(answer)}
     if best is not None:
         scalars["max_batch/peak_gib"] = best.peak_gib or 0.0
         scalars["max_batch/samples_per_second"] = best.samples_per_second or 0.0
+    title = f"A process each, accumulate={config.accumulate}"
+    rows = [[item.batch_size, *astuple(item)[2:]] for item in tried]
+    emphasis = None if best is None else tried.index(best)
     return Findings(
         headline=_headline(config, tried, best, cap),
-        tables=[Table("trials", title, _COLUMNS, rows, emphasis)],
+        tables=[Table("trials", title, columns(_COLUMNS), rows, emphasis)],
         values={
             "batch_size": answer,
             "override": f"batch_size={answer}" if answer else None,
@@ -216,7 +202,6 @@ def _findings(config: DictConfig, trials: Trials, answer: int, cap: int) -> Find
             "samples": cap,
             "trials": [asdict(item) for item in tried],
         },
-        figures={"max_batch": partial(_figure, tried, answer)} if best is not None else {},
         scalars=scalars,
     )
 
@@ -240,25 +225,3 @@ def _headline(config: DictConfig, tried: list[Tried], best: Tried | None, cap: i
             f"benchmark=lr_find says which lr goes with it."
         )
     return line
-
-
-def _figure(tried: list[Tried], answer: int) -> Figure:
-    """Draw the peaks of all trials that did not crash, and the limit."""
-    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    limit = next(item.limit_gib for item in reversed(tried) if item.limit_gib is not None)
-    shown: dict[str, list[tuple[int, float]]] = {"fits": [], "does not": [], "failed": []}
-    for item in tried:
-        kind, peak = "fits" if item.fits else "does not", item.peak_gib
-        if peak is None:
-            kind, peak = "failed", limit
-        shown[kind].append((item.batch_size, peak))
-    for (label, points), look in zip(shown.items(), ("o", "x", "kx"), strict=True):
-        if points:
-            axes.plot(*zip(*points, strict=True), look, label=label)
-    axes.axhline(limit, color="black", linestyle="--", linewidth=1, label="limit")
-    axes.axvline(answer, color="tab:green", linewidth=1, label=f"batch_size={answer}")
-    axes.set(xlabel="batch_size", ylabel="peak of allocated memory, GiB")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return figure

@@ -10,6 +10,7 @@ from itertools import accumulate, chain, count, islice, pairwise, repeat
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -132,22 +133,15 @@ def inference_speed(training: Training, *, seconds: float, warmup: int, resident
     return watch.speed
 
 
-@dataclass
-class Peak:
-    """The largest sum of allocated bytes; 0 while the work runs."""
-
-    bytes: int = 0
-
-
 @contextmanager
-def recorded_peak(device: torch.device) -> Iterator[Peak]:
-    """Record the peak of allocated bytes of the work inside.
+def recorded_peak(device: torch.device) -> Iterator[SimpleNamespace]:
+    """Record the peak of allocated bytes of the work inside, as `bytes` of what is yielded, once the work is done.
 
     On CUDA it is the allocator's, of everything that is allocated on the device. On the CPU it is torch's own record of
     what is allocated while the context is open, to the byte and the same in every run: so build the model inside. What
     libraries allocate without torch (oneDNN's weights in its own layouts, NumPy's arrays) is not in it.
     """
-    peak = Peak()
+    peak = SimpleNamespace(bytes=0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield peak
@@ -157,8 +151,6 @@ def recorded_peak(device: torch.device) -> Iterator[Peak]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         yield peak
-    assert record.profiler is not None  # it has run
-    assert record.profiler.kineto_results is not None
     events = record.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     changes.sort(key=itemgetter(0))
@@ -243,13 +235,9 @@ def fits(
     Of `budget_gb` GiB (None: what is free on the card) a share of `margin` is kept free. A round trains for `seconds`, but
     at least one update without and three with the optimizer's state, and validates on the held-out images `largest`.
 
-    Returns:
-        "device": "cpu" or "cuda"; "peak_bytes": of tensors that torch allocated; "limit_bytes";
-        "samples_per_second": of training, whatever it took to load the batch left out.
-
-    Raises:
-        RuntimeError, MemoryError: as `is_out_of_memory` knows them.
-        SegFitError: if the training cannot be built.
+    Return "device" ("cpu" or "cuda"), "peak_bytes" of tensors that torch allocated, "limit_bytes", and "samples_per_second"
+    of training, whatever it took to load the batch left out. Raise what `is_out_of_memory` knows, or a SegFitError if the
+    training cannot be built.
     """
     device, _ = resolve_device(config.device)
     room = budget_gb * GIB if budget_gb is not None else math.inf

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.engine.findings import Column, Findings, Table
+from segfit.engine.findings import Findings, Table
 from segfit.system.monitor import READINGS, Means, Probe, Sample, summed_up
-from segfit.tuning import Bench
+from segfit.tuning import Bench, columns
 
 SECONDS = 60.0
 _SHOW_EVERY = 30  # samples between two lines on an output that is no terminal
@@ -67,28 +67,28 @@ def live_line(sample: Sample, probe: Probe) -> str:
 
 def found(samples: Sequence[Sample], probe: Probe, folder: Path) -> Findings:
     """Write the samples to samples.csv in the folder, and sum them up."""
-    table = pd.DataFrame(list(map(asdict, samples)), columns=["seconds", *READINGS])
+    taken = [asdict(sample) for sample in samples]
+    table = pd.DataFrame(taken, columns=["seconds", *READINGS])
     table.to_csv(folder / "samples.csv", index=False)
     means = summed_up(samples)
-    rows = [(_TEXTS[name][0], means.mean[name], means.peak[name]) for name in means.mean]
-    columns = (Column("reading"), Column("mean", ".1f"), Column("peak", ".1f"))
+    mean, peak = means.mean, means.peak
+    rows = [(_TEXTS[name][0], mean[name], peak[name]) for name in mean]
+    shown = columns({"reading": "", "mean": ".1f", "peak": ".1f"})
     title = f"{probe.name}, {len(samples)} samples by {probe.source}"
     return Findings(
         headline=judgement(means, probe.total_gib, card=probe.source == "NVML"),
-        tables=[Table("summary", title, columns, rows)],
+        tables=[Table("summary", title, shown, rows)],
         values={
             "source": probe.source,
             "device": probe.name,
             "memory_total_gib": probe.total_gib,
-            **asdict(means),
-            "samples": [asdict(sample) for sample in samples],
+            "mean": mean,
+            "peak": peak,
+            "samples": taken,
         },
         figures={"samples": partial(_figure, table, means)},
-        scalars={
-            f"{kind}/{name}": value
-            for kind, values in asdict(means).items()
-            for name, value in values.items()
-        },
+        scalars={f"mean/{name}": value for name, value in mean.items()}
+        | {f"peak/{name}": value for name, value in peak.items()},
     )
 
 
@@ -96,7 +96,6 @@ def judgement(means: Means, total_gib: float, *, card: bool) -> str:
     """Return the means of a watched `card`, or else of the processor, in a sentence or two."""
     if not means.mean:
         return "Nothing was seen: seconds is shorter than the time between two samples."
-    what = "The card" if card else "The processor"
     percent = means.mean.get("utilisation")
     if percent is None:
         says = "does not report its utilisation."
@@ -106,16 +105,14 @@ def judgement(means: Means, total_gib: float, *, card: bool) -> str:
         says = f"was idle ({percent:.0f} %): nothing ran on it."
     else:
         says = f"was busy {percent:.0f} % of the time: it waits. benchmark=diagnose names what for."
-    sentences = [f"{what} {says}"]
+    says = f"The {'card' if card else 'processor'} {says}"
     memory = means.peak.get("memory_gib", total_gib)
     if card and memory < _ROOMY * total_gib:
-        sentences.append(
-            f"At most {memory:.1f} of {total_gib:.1f} GiB were in use: a larger batch may fit, ask benchmark=max_batch."
-        )
+        says += f" At most {memory:.1f} of {total_gib:.1f} GiB were in use: a larger batch may fit, ask benchmark=max_batch."
     temperature = means.peak.get("temperature", 0.0)
     if temperature >= _HOT:
-        sentences.append(f"It reached {temperature:.0f} °C, at which it may slow itself down.")
-    return " ".join(sentences)
+        says += f" It reached {temperature:.0f} °C, at which it may slow itself down."
+    return says
 
 
 def _figure(table: pd.DataFrame, means: Means) -> Figure:
@@ -124,9 +121,9 @@ def _figure(table: pd.DataFrame, means: Means) -> Figure:
         axes = figure.add_subplot(len(means.mean), 1, place)
         axes.plot(table["seconds"], table[name], linewidth=1.2)
         axes.axhline(mean, color="#888888", linewidth=0.8, linestyle="--")
-        axes.set_ylabel(_TEXTS[name][0].replace(", ", "\n"))
         axes.set_ylim(0, 105 if name in ("utilisation", "cpu") else 1.1 * means.peak[name])
+        label = _TEXTS[name][0].replace(", ", "\n")
+        axes.set(ylabel=label, xlabel="seconds (dashed: mean)")
         axes.grid(color="#eeeeee")
-        axes.set_xlabel("seconds (dashed: mean)")
         axes.label_outer()
     return figure

@@ -18,11 +18,11 @@ from segfit.assembly.task import TRAINED, assembly_of
 from segfit.assembly.tuned import model_choice, model_options, tuned_for
 from segfit.config.check import plain
 from segfit.config.tasks import DEFAULT, config_folders, qualified, schema_of
-from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.files import replace_text, reporting
-from segfit.tuning import Bench
+from segfit.tuning import Bench, columns
 from segfit.tuning.change import GROUPS, Change
 from segfit.tuning.climb import SPEED_COLUMNS, Climb, Step, bars
 from segfit.tuning.search import Search
@@ -31,13 +31,7 @@ CONF = Path(__file__).parents[3] / "conf"
 MARK = "Written by benchmark=optimize"
 # What a recipe says at the top level, in the order of conf/hardware/*.yaml.
 _TOP = ("batch_size", "accumulate", "epochs", "lr", "channels_last", "compile")
-_COLUMNS = (
-    Column("setting"),
-    Column("samples/s", ".1f"),
-    Column("× composed", ".2f"),
-    Column("verdict"),
-    *SPEED_COLUMNS,
-)
+_NAMED = {"setting": "", "samples/s": ".1f", "× composed": ".2f", "verdict": ""}
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -102,7 +96,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     about = f"{title}: each on top of those that were kept above it"
     return Findings(
         headline="\n".join(summary),
-        tables=[Table("trials", about, _COLUMNS, rows)],
+        tables=[Table("trials", about, columns({**_NAMED, **SPEED_COLUMNS}), rows)],
         values={**values, "trials": [asdict(step) for step in climb.steps]},
         figures={"optimize": figure},
         scalars={
@@ -165,13 +159,9 @@ def _recipe(
     hardware: Mapping[str, Any],
     header: Sequence[str],
 ) -> str:
-    """Return the text of a hardware file that composes to `config`, as far as a recipe goes.
+    """Return the text of a hardware file that composes to `config`, as far as a recipe goes; `header`: figures, a line each.
 
-    Args:
-        config: the fastest that was found, or the largest.
-        kept: its options that are not as they were composed.
-        hardware: of the recipe.
-        header: figures, a line each.
+    `kept` are the options of `config` that are not as they were composed.
     """
     task = config.task.name
     groups = {"model": model_choice(config)} | {

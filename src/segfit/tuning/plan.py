@@ -54,7 +54,9 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     found = [] if peak <= card.budget else list(_levers(config, card, forecast, bench))
     tables = [_parts_table(forecast, batch, card), _batches_table(forecast, batch, card)]
     if found:
-        tables.append(_levers_table(found, card))
+        rows = [astuple(replace(lever, needed=lever.needed / GIB)) for lever in found]
+        columns = _columns("change", "what it does", "needed, GiB", "fits", "largest batch then")
+        tables.append(Table("levers", f"What would help it into {card.name}", columns, rows))
     values: dict[str, Any] = {
         "predicted": True,
         "device_type": card.device_type,
@@ -119,12 +121,6 @@ def _batches_table(forecast: Forecast, batch: int, card: Card) -> Table:
     return Table("batches", title, columns, rows, emphasis=batches.index(batch))
 
 
-def _levers_table(found: list[Lever], card: Card) -> Table:
-    rows = [astuple(replace(lever, needed=lever.needed / GIB)) for lever in found]
-    columns = _columns("change", "what it does", "needed, GiB", "fits", "largest batch then")
-    return Table("levers", f"What would help it into {card.name}", columns, rows)
-
-
 def _headline(config: DictConfig, values: dict[str, Any], card: Card, found: list[Lever]) -> str:
     sample = schema_of(config.task.name).sample_label(config)
     what = (
@@ -135,9 +131,8 @@ def _headline(config: DictConfig, values: dict[str, Any], card: Card, found: lis
     if values["fits"]:
         return f"{what}: it fits. The largest batch that fits is {most}."
     helps = next((f"Add {lever.change}" for lever in found if lever.fits), "Choose a smaller model")
-    if most == 0:
-        return f"{what}: it does NOT fit, nor does a single sample. {helps}."
-    return f"{what}: it does NOT fit; the largest batch that fits is {most}. {helps}."
+    rest = f"; the largest batch that fits is {most}" if most else ", nor does a single sample"
+    return f"{what}: it does NOT fit{rest}. {helps}."
 
 
 def _levers(config: DictConfig, card: Card, forecast: Forecast, bench: Bench) -> Iterator[Lever]:

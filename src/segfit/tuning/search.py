@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,19 +38,8 @@ _KNOBS = {"model.base_channels": (2, 8), "model.num_blocks": (1, 1)}
 SAMPLES = "samples"
 
 
-class _NoTime(Exception):  # noqa: N818  (no error: the search ends with what it has found)
-    """The batch search has used up its time."""
-
-
 class Search(Climb):
-    """A climb to the fastest setting of benchmark=optimize.
-
-    Args:
-        config: checked.
-        bench: for progress and notices.
-        sources: the splits "train" and "val".
-        deadline: by `time.monotonic`.
-    """
+    """A climb to the fastest setting of benchmark=optimize; `deadline` by `time.monotonic`."""
 
     def __init__(
         self, config: DictConfig, bench: Bench, sources: Mapping[str, Source], deadline: float
@@ -68,8 +57,7 @@ class Search(Climb):
     def run(self) -> int:
         """Keep whatever is faster; return the largest micro-batch, up to `cap`, that fits.
 
-        Raises:
-            SegFitError: if the training does not run, or not even one sample fits.
+        Raise a SegFitError if the training does not run, or not even one sample fits.
         """
         config = self.start_config
         running = resolve_precision(config.precision.name, self.device)[0].name
@@ -80,7 +68,7 @@ class Search(Climb):
             raise SegFitError([f"the composed training does not run: {composed.verdict}"])
         self.patience = max(_PATIENCE, _PATIENCE_TIMES * self.longest)
         if composed.speed is not None:
-            self.climb(precisions)
+            self._try(precisions)
         fitting, checkpointing = self.fitting(self.cap), {"model.checkpointing": True}
         if fitting == 0 and config.model.get("checkpointing") is False:
             self.kept.update(checkpointing)
@@ -92,11 +80,17 @@ class Search(Climb):
             )
         self._choose_micro_batch(fitting)
         if composed.speed is None:
-            self.climb(precisions)
+            self._try(precisions)
         self._try([named({"channels_last": not config.channels_last})])
         # How many workers pay depends on how samples come, so they are tried before and after.
         self._try(self._other_workers())
-        if self._try(feeding_changes(config)):
+        place, feeding = augmentation_of(config), []
+        if place != "none":
+            other = "cpu" if place == "kornia-gpu" else "kornia-gpu"
+            feeding.append(named({"augmentation": other}))
+        if config.data.cache == "none":
+            feeding.append(named({"data.cache": "disk"}))
+        if self._try(feeding):
             self._try(self._other_workers())
         if fitting < self.cap and self.config().model.get("checkpointing") is False:
             # Memory was the limit: recompute activations for a larger micro-batch.
@@ -112,7 +106,8 @@ class Search(Climb):
     def _try(self, changes: Iterable[Change]) -> bool:
         """Keep each change that is faster, but for those that change nothing here; return whether one was."""
         idle = planning_of(self.start_config).feeding(self.config()).idle
-        return self.climb(change for change in changes if not {*change.options} & {*idle})
+        found = [self.step(one) for one in changes if not {*one.options} & {*idle}]
+        return any(found)
 
     def fitting(self, cap: int, options: Mapping[str, Any] | None = None) -> int:
         """Return the largest micro-batch up to `cap` that fits with what is kept and `options`, 0 if none does.
@@ -128,19 +123,19 @@ class Search(Climb):
         def progress(what: str, done: int, total: int) -> None:
             left = end - time.monotonic()
             if left <= 0:
-                raise _NoTime
+                raise TimeoutError
             config.benchmark.timeout_s = max(left, 1.0)
             self.bench.progress(what, done, total)
 
         trials = Trials(config, replace(self.bench, progress=progress), self.held_out)
         try:
             if self.left() <= 0:
-                raise _NoTime
+                raise TimeoutError
             planned = trials.start(cap)
             if self.device.type == "cpu" and planned == cap:
                 return cap
             return trials.largest(start=planned, cap=cap)
-        except _NoTime:
+        except TimeoutError:  # the search ends with what it has found
             composed = min(int(config.batch_size), cap) if self.best is not None else 0
             return max((one.batch_size for one in trials.tried if one.fits), default=composed)
 
@@ -265,15 +260,6 @@ def best_micro_batch(
                 break
             best = batch, rate
     return best
-
-
-def feeding_changes(config: DictConfig) -> Iterator[Change]:
-    """Yield the other place of augmentation, and a cache of decoded images if there is none."""
-    place = augmentation_of(config)
-    if place != "none":
-        yield named({"augmentation": "cpu" if place == "kornia-gpu" else "kornia-gpu"})
-    if config.data.cache == "none":
-        yield named({"data.cache": "disk"})
 
 
 def named(options: Mapping[str, Any]) -> Change:

@@ -9,26 +9,24 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.training import make_training
-from segfit.engine.findings import Column, Findings, Table
+from segfit.engine.findings import Findings, Table
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning import Bench
+from segfit.tuning import Bench, columns
 from segfit.tuning.change import changed
 from segfit.tuning.measure import explain_out_of_memory, inference_speed, recorded_peak, train_speed
 
 _PASSES = {"training": train_speed, "inference": inference_speed}
 _BRIEFLY: dict[str, Any] = {"seconds": 0.0, "warmup": 0, "resident": True}  # three steps
-_SPEED = (
-    *(Column(name) for name in ("model", "precision", "pass")),
-    *(Column(name, ".1f") for name in ("stock ms", "fast ms")),
-    *(Column(name, ".2f") for name in ("times faster", "p5", "p95")),
-)
-_MEMORY = (
-    *(Column(name) for name in ("model", "precision")),
-    *(Column(name, ".3f") for name in ("stock peak GiB", "fast peak GiB")),
-    *(Column(name, ".2f") for name in ("ratio", "of the step alone")),
-)
+_SPEED = {
+    **{"model": "", "precision": "", "pass": "", "stock ms": ".1f", "fast ms": ".1f"},
+    **{"times faster": ".2f", "p5": ".2f", "p95": ".2f"},
+}
+_MEMORY = {
+    **{"model": "", "precision": "", "stock peak GiB": ".3f", "fast peak GiB": ".3f"},
+    **{"ratio": ".2f", "of the step alone": ".2f"},
+}
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -58,8 +56,8 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     return Findings(
         headline=f"Training step against transformers with SDPA, {what}: {ratios} faster.",
         tables=[
-            Table("speed", f"A step, {what}", _SPEED, speeds),
-            Table("memory", "Peak of a training step", _MEMORY, memory),
+            Table("speed", f"A step, {what}", columns(_SPEED), speeds),
+            Table("memory", "Peak of a training step", columns(_MEMORY), memory),
         ],
         values={"comparisons": found},
         scalars={f"times_faster/{label}": ratio for label, ratio in faster.items()},

@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -10,35 +9,32 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from segfit.assembly.training import Training, make_training
 from segfit.engine.evaluate import evaluate
-from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
-from segfit.tuning import Bench
+from segfit.tuning import Bench, columns
 from segfit.tuning.measure import (
     Speed,
     explain_out_of_memory,
     first_held_out,
     first_window,
     inference_speed,
-    synchronize,
     train_speed,
 )
 
 SECONDS = 10.0
 # Inference first: on the CPU peak memory is the process's so far, and training needs more.
 _PASSES = {"inference": inference_speed, "training": train_speed}
-_COLUMNS = (
-    *(Column(name) for name in ("pass", "batches")),
-    *(Column(name, ".1f") for name in ("samples/s", "ms", "p5", "p95", "wait %")),
-    Column("GiB", ".2f"),
-    Column("TFLOP/s", ".3f"),
-    Column("peak %", ".0f"),
-)
+_COLUMNS = {
+    **{"pass": "", "batches": "", "samples/s": ".1f", "ms": ".1f", "p5": ".1f", "p95": ".1f"},
+    **{"wait %": ".1f", "GiB": ".2f", "TFLOP/s": ".3f", "peak %": ".0f"},
+}
 # Name as CUDA gives it, without "NVIDIA" and "GeForce" → dense TFLOP/s in fp32, TF32 and the halves (accumulating in
 # fp32), from NVIDIA's data sheets and architecture white papers; None where the card has no such units.
 _CARDS: dict[str, tuple[float, float | None, float]] = {
@@ -98,7 +94,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
             f"{teraflops:.3f} TFLOP/s, {100 * share:.0f} % of the {peak:.3f} that "
             f"this {device} does in {state.precision.name} ({source})."
         ),
-        tables=[Table("throughput", title, _COLUMNS, rows, emphasis=len(rows) - 1)],
+        tables=[Table("throughput", title, columns(_COLUMNS), rows, emphasis=len(rows) - 1)],
         values={
             "speeds": values,
             "gflops_per_sample": {name: value / 1e9 for name, value in flops.items()},
@@ -145,24 +141,17 @@ def peak_rate(device: torch.device, precision: Precision) -> tuple[float, str]:
         known = data_sheet(torch.cuda.get_device_name(device), precision.name, tf32=tf32)
         if known is not None:
             return known, "data sheet"
-    side, best, start = _SIDES[device.type], 0.0, time.perf_counter()
+    side = _SIDES[device.type]
     a, b = (torch.randn(side, side, device=device).to(precision.dtype) for _ in range(2))
-    while best == 0 or time.perf_counter() - start < _SECONDS:
-        synchronize(device)
-        before = time.perf_counter()
-        torch.mm(a, b)
-        synchronize(device)
-        best = max(best, 2 * side**3 / (time.perf_counter() - before))
-    return best / 1e12, f"a {side} × {side} matrix product, measured"
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    best = min(timer.blocked_autorange(min_run_time=_SECONDS).times)
+    return 2 * side**3 / best / 1e12, f"a {side} × {side} matrix product, measured"
 
 
 def data_sheet(name: str, precision: str, *, tf32: bool) -> float | None:
     """Return a CUDA card's dense TFLOP/s by its name, or None for one that is not in the table (laptop parts, MIG).
 
-    Args:
-        name: as CUDA gives it.
-        precision: "fp32", "bf16" or "fp16".
-        tf32: fp32 products may use TF32.
+    `precision` is "fp32", "bf16" or "fp16"; with `tf32`, fp32 products may use TF32.
     """
     bare = re.sub("^(NVIDIA )?(GeForce )?", "", name)
     for pattern, (single, tensor, half) in _CARDS.items():

@@ -74,15 +74,11 @@ def recorded(
 ) -> tuple[Facts, Timeline, Means, int]:
     """Train as train.py does, TensorBoard and checkpoints in `folder` included, for some seconds.
 
-    Nothing of the training is kept: what is tried next needs the memory.
-
-    Returns:
-        The facts, except for `resident`, `launching` and `tried`; where the time went; the monitor's means; samples of the data set.
+    Nothing of the training is kept: what is tried next needs the memory. Return the facts, except for `resident`,
+    `launching` and `tried`; where the time went; the monitor's means; samples of the data set.
     """
-    config = changed(
-        config, {"epochs": _ENDLESS, "max_steps": None, "patience": None, "resume": None}
-    )
-    training = make_training(config, folder, bench.notice)
+    endless = {"epochs": _ENDLESS, "max_steps": None, "patience": None, "resume": None}
+    training = make_training(changed(config, endless), folder, bench.notice)
     loader = training.fit.train.batches.loader  # type: ignore[attr-defined]
     dataset = loader.samples
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
@@ -188,13 +184,12 @@ def _restarts(spans: list[Span], epochs: list[float]) -> float:
     An epoch's first batch waits for the workers to start; asking for one more than there are, for them to end.
     """
     waits = [span for span in spans if span.name == "data"]
-    last = [wait for wait in waits if not wait.inner]  # no batch came that was copied
-    batches = [wait for wait in waits if wait.inner]
+    batches = [wait for wait in waits if wait.inner]  # in the others none came that was copied
     first = [next((wait for wait in batches if wait.start >= begin), None) for begin in epochs]
     others = [wait.end - wait.start for wait in batches if wait not in first]
     usual = median(others) if others else 0.0
     starts = sum(max(wait.end - wait.start - usual, 0.0) for wait in first if wait is not None)
-    return starts + sum(wait.end - wait.start for wait in last)
+    return starts + sum(wait.end - wait.start for wait in waits if not wait.inner)
 
 
 class SlowSource(SourceView):

@@ -157,19 +157,15 @@ def predictions(facts: Facts) -> Iterator[Prediction]:
             yield one
 
 
-def seconds(facts: Facts, *, host: float, resident: float, loader: float, workers: int) -> float:
-    """Return the time of an update by the model, but for restarts of workers."""
+def predicted(facts: Facts, change: Change, **terms: float) -> Prediction:
+    """Return the gain of a change by the model of an update's time; `terms` replaces some of what holds now."""
+    names = ("host", "resident", "loader", "workers", "restart")
+    host, resident, loader, workers, restart = (
+        terms.get(name, getattr(facts, name)) for name in names
+    )
     if workers == 0:
         host, loader = host + loader, 0.0
-    return max(host, loader, resident) if facts.cuda else max(host, loader)
-
-
-def _predicted(
-    facts: Facts, change: Change, *, restart: float | None = None, **terms: float
-) -> Prediction:
-    """Return the gain of a change by the model; `terms` replaces some of what holds now."""
-    now = {name: getattr(facts, name) for name in ("host", "resident", "loader", "workers")}
-    new = seconds(facts, **{**now, **terms}) + (facts.restart if restart is None else restart)
+    new = restart + (max(host, loader, resident) if facts.cuda else max(host, loader))
     return Prediction(change, facts.update / new if new > 0 else math.inf)
 
 
@@ -177,17 +173,17 @@ def _feeding(facts: Facts) -> Iterator[Prediction]:
     """How batches come to the device, and how often the host looks at it."""
     if facts.workers > 0 and not facts.persistent:
         kept = Change("workers restarted every epoch", {"loader.persistent": True})
-        yield _predicted(facts, kept, restart=facts.refill)
+        yield predicted(facts, kept, restart=facts.refill)
     if facts.cuda and not (facts.pin_memory and facts.non_blocking):
         change = Change("blocking copies", {"loader.non_blocking": True})
         if not facts.pin_memory:
             change = Change("no pinned memory", {"loader.pin_memory": True})
-        yield _predicted(facts, change, host=facts.host - facts.phase("copy"))
+        yield predicted(facts, change, host=facts.host - facts.phase("copy"))
     if facts.log_every < RARELY:
         spared = facts.phase("logging") * (1 - facts.log_every / RARELY)
         often = "at every update" if facts.log_every == 1 else f"every {facts.log_every} updates"
         change = Change(f"the host reads the device {often}", {"report.log_every": RARELY})
-        yield _predicted(facts, change, host=facts.host - spared)
+        yield predicted(facts, change, host=facts.host - spared)
 
 
 def _reading(facts: Facts) -> Iterator[Prediction]:
@@ -196,12 +192,12 @@ def _reading(facts: Facts) -> Iterator[Prediction]:
     if not facts.cuda and facts.workers > 0 and facts.threads >= facts.cores:
         terms = {"host": facts.host - facts.disturbed, "loader": facts.samples * costs.total}
         alone = Change(_COMPETING, {"loader.workers": 0})
-        yield _predicted(facts, alone, restart=0.0, workers=0, **terms)
+        yield predicted(facts, alone, restart=0.0, workers=0, **terms)
     cache: list[Prediction] = []
     if cached is not None and cached.total < costs.total:
         name = "slow disk" if costs.wait > costs.decode else "image decoding"
         loader = cached.total / costs.total * facts.loader
-        cache = [_predicted(facts, Change(name, {"data.cache": facts.cache}), loader=loader)]
+        cache = [predicted(facts, Change(name, {"data.cache": facts.cache}), loader=loader)]
     # More processes waiting for a disk that is slow may only make it slower: rather read each file once.
     more = list(_more_workers(facts))
     slow_disk = costs.wait > max(costs.decode, costs.fit, costs.augment)
@@ -228,7 +224,7 @@ def _more_workers(facts: Facts) -> Iterator[Prediction]:
     for workers in range(facts.workers + 1, _MOST_WORKERS + 1):
         terms = {"host": facts.host + taken, "loader": whole * pace(workers), "workers": workers}
         found.append(
-            _predicted(facts, Change("too few workers", {"loader.workers": workers}), **terms)
+            predicted(facts, Change("too few workers", {"loader.workers": workers}), **terms)
         )
     if found:
         most = max(one.gain for one in found)
@@ -247,5 +243,5 @@ def _tried(facts: Facts, tried: Resident) -> Prediction:
     if tried.change.options.get("augmentation") == "kornia-gpu" and facts.costs.total > 0:
         loader *= 1 - facts.costs.augment / facts.costs.total
     terms = {"host": max(host, 0.0), "resident": tried.seconds, "loader": loader}
-    one = _predicted(facts, tried.change, **terms)
+    one = predicted(facts, tried.change, **terms)
     return replace(one, gain=times * one.gain)

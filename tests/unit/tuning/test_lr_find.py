@@ -1,6 +1,7 @@
 """A range test suggests the rate at which the loss falls fastest."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,18 @@ import pytest
 import torch
 
 from segfit.assembly.training import Training, make_training
+from segfit.config.benchmark import LrFindConfig
 from segfit.errors import SegFitError
 from segfit.tuning.lr_find import RangeTest, lr_range_test, running_mean, updates_within
 from tests.integration.training import compose_run
 from tests.unit.engine.fakes import weights
 
-SWEEP: dict[str, Any] = {
-    "first": 1e-6,
-    "last": 10.0,
-    "updates": 12,
-    "smoothing": 0.9,
-    "divergence": 4.0,
-}
+
+def swept(
+    training: Training, progress: Callable[[int], None] = lambda _: None, **options: Any
+) -> RangeTest:
+    chosen = LrFindConfig(**{"last": 10.0, "updates": 12, **options})
+    return lr_range_test(training, chosen, chosen.updates, progress)
 
 
 def build(tmp_path, *overrides: str) -> Training:
@@ -49,9 +50,7 @@ def test_rates_rise_by_a_factor_and_keep_the_groups_ratio(tmp_path, monkeypatch)
     def progress(_: int) -> None:
         seen.append([group["lr"] for group in groups])
 
-    sweep = lr_range_test(
-        training, **{**SWEEP, "divergence": 1e9, "updates": 8, "last": 1e-3}, progress=progress
-    )
+    sweep = swept(training, progress, divergence=1e9, updates=8, last=1e-3)
     assert sweep.rates == pytest.approx([1e-6 * 10 ** (3 * step / 7) for step in range(8)])
     assert not sweep.diverged
     assert sweep.samples == 4  # 2 × 2
@@ -60,7 +59,7 @@ def test_rates_rise_by_a_factor_and_keep_the_groups_ratio(tmp_path, monkeypatch)
 
 
 def test_the_mean_is_corrected_for_its_start(tmp_path):
-    sweep = lr_range_test(build(tmp_path), **{**SWEEP, "updates": 6, "last": 1e-5})
+    sweep = swept(build(tmp_path), updates=6, last=1e-5)
     smoothed = running_mean(sweep.losses, 0.9)
     assert smoothed[0] == pytest.approx(sweep.losses[0])
     weights = np.array([0.9**age for age in range(5, -1, -1)])
@@ -75,13 +74,13 @@ def test_divergence_ends_the_sweep(tmp_path):
         *("augmentation=none", "augmentation.cutmix=0"),
     )
     training.fit.state.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    sweep = lr_range_test(training, **{**SWEEP, "first": 1e-3, "last": 1e9, "updates": 40})
+    sweep = swept(training, first=1e-3, last=1e9, updates=40)
     assert sweep.diverged
     assert 5 <= len(sweep.rates) < 40
     smoothed = running_mean(sweep.losses, 0.9)
     assert max(smoothed) <= 4 * min(smoothed) or math.isfinite(max(smoothed))
     with pytest.raises(SegFitError, match=r"benchmark\.first=1e\+10: the loss diverges"):
-        lr_range_test(training, **{**SWEEP, "first": 1e10, "last": 1e20, "updates": 10})
+        swept(training, first=1e10, last=1e20, updates=10)
 
 
 def curve(falls_at: float, noise: float, drop: float = 1.0) -> RangeTest:
