@@ -168,10 +168,10 @@ def _headline(
     shares, best = timeline.by_phase(), found.best
     waiting = shares.get("data", 0.0)
     arithmetic = sum(shares.get(name, 0.0) for name in ARITHMETIC)
-    sentences = [f"{arithmetic:.0%} of the time is the model's own arithmetic."]
+    where = f"{arithmetic:.0%} of the time is the model's own arithmetic."
     if waiting > arithmetic:
-        sentences = [f"{waiting:.0%} of the time waits for data."]
-    sentences.append(f"Bottleneck: {found.bottleneck}.")
+        where = f"{waiting:.0%} of the time waits for data."
+    sentences = [where, f"Bottleneck: {found.bottleneck}."]
     if best is None:
         sentences.append("Nothing that was tried makes it faster.")
     else:

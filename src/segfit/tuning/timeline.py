@@ -5,7 +5,6 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -113,29 +112,23 @@ def recorded(
     return facts, timeline, summed_up(monitor.samples), len(dataset)
 
 
-class _Recording(Listener):
-    """Starts and ends the recording at ends of updates, and then ends the training."""
+class _Marks(Listener):
+    """Notes the ends of updates and the begins of epochs, and ends the training once enough is recorded."""
 
-    def __init__(self, fit: Fit, seconds: float, warmup: int, context: ExitStack) -> None:
-        self.fit, self.length, self.warmup, self.context = fit, seconds, warmup, context
+    def __init__(self, fit: Fit, seconds: float, warmup: int) -> None:
+        self.fit, self.length, self.warmup = fit, seconds, warmup
         self.recorder = Recorder(cuda=fit.state.device.type == "cuda")
-        self.updates = -1 - warmup  # that are recorded; below 0: before that
-        self.seconds, self.spans = 0.0, 0  # of the recording, at the end of the last update
-        self.epochs: list[float] = []  # when they began
+        self.updates: list[tuple[float, int]] = []  # the recorder's seconds then, and its spans
+        self.epochs: list[float] = []  # the recorder's seconds then
 
     def step(self, _epoch: int, _update: int) -> None:
-        self.updates += 1
-        if self.updates == 0:
-            self.context.enter_context(self.recorder)
-        elif self.updates > 0:
-            self.seconds, self.spans = self.recorder.seconds(), len(self.recorder)
-            if self.seconds >= self.length and self.updates >= LEAST_UPDATES:
-                self.context.close()
-                self.fit.stop.reason = "measured"
+        self.updates.append((self.recorder.seconds(), len(self.recorder)))
+        enough = len(self.updates) > self.warmup + LEAST_UPDATES
+        if enough and self.updates[-1][0] - self.updates[self.warmup][0] >= self.length:
+            self.fit.stop.reason = "measured"
 
     def epoch(self, _log: EpochLog) -> None:
-        if self.updates >= 0:
-            self.epochs.append(self.recorder.seconds())
+        self.epochs.append(self.recorder.seconds())
 
 
 def record(
@@ -146,35 +139,37 @@ def record(
     A micro-batch has `batch_size` samples; the listener is closed afterwards. Raise a KeyboardInterrupt if the user
     stopped it, a SegFitError if it ended by itself before anything was recorded.
     """
+    marks = _Marks(fit, seconds, warmup)
     try:
-        with ExitStack() as context:
-            recording = _Recording(fit, seconds, warmup, context)
-            end = fit.run(Listeners(listener, recording), {})
+        with marks.recorder:
+            end = fit.run(Listeners(listener, marks), {})
     finally:
         listener.close()
     if end.reason in ("interrupted", "terminated"):
         raise KeyboardInterrupt
-    if recording.updates < 1:
+    updates = len(marks.updates) - 1 - warmup
+    if updates < 1:
         raise SegFitError(
-            f"the training ended after {recording.updates + 1 + warmup} updates, before anything was recorded: raise "
-            f"epochs, or set benchmark.warmup lower."
+            f"the training ended after {len(marks.updates)} updates, before anything was recorded: raise epochs, or set "
+            f"benchmark.warmup lower."
         )
-    spans = recording.recorder.spans()[: recording.spans]
+    (begin, before), (over, after) = marks.updates[warmup], marks.updates[-1]
+    spans = marks.recorder.spans()[before:after]
+    epochs = [start for start in marks.epochs if begin <= start < over]
     phases: dict[str, float] = defaultdict(float)
     device: dict[str, float] = defaultdict(float)
     for span in spans:
         phases[span.name] += span.own
         if span.device is not None:
             device[span.name] += span.device
-    micro_batches = sum(span.name == "copy" for span in spans)
     return Timeline(
-        updates=recording.updates,
-        samples=micro_batches * batch_size / recording.updates,
-        seconds=recording.seconds,
+        updates=updates,
+        samples=sum(span.name == "copy" for span in spans) * batch_size / updates,
+        seconds=over - begin,
         phases=dict(phases),
         device=dict(device),
-        restarts=_restarts(spans, recording.epochs),
-        epochs=sum(begin < recording.seconds for begin in recording.epochs),
+        restarts=_restarts(spans, epochs),
+        epochs=len(epochs),
     )
 
 
