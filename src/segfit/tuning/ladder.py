@@ -1,7 +1,7 @@
 """benchmark=ladder: what each step from a plain training loop to everything on brings on this machine."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 
 from omegaconf import DictConfig
@@ -20,16 +20,6 @@ SECONDS = 10.0
 _NAMED = {"rung": "", "samples/s": ".1f", "× before": ".2f", "× naive": ".2f", "kept": ""}
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What decides which rungs there are; `precisions` are the native ones, the best for training first."""
-
-    device_type: str
-    precisions: Sequence[str]
-    workers: int
-    samples: int
-
-
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Measure rung by rung, each on top of those that were faster; raise a SegFitError if the lowest cannot be trained."""
     device, _ = resolve_device(config.device)
@@ -37,9 +27,14 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     if workers is None:
         # at least one, where there is a core for it: the rung shows whether it pays
         workers = max(workers_of(config, device), min(1, available_cores() - 1))
-    samples = len(assembly_of(config).make_sources(config)["train"])
-    machine = Machine(device.type, native_precisions(device), workers, samples)
-    lowest, above = naive(config), rungs(config, machine)
+    above = rungs(
+        config,
+        device_type=device.type,
+        precisions=native_precisions(device),
+        workers=workers,
+        samples=len(assembly_of(config).make_sources(config)["train"]),
+    )
+    lowest = naive(config)
     climb = Climb(
         changed(config, lowest.options),
         bench,
@@ -57,10 +52,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         last = climb.steps[-1]
         if last.speed is None:
             bench.notice(f"{last.change.name}: left out, {last.verdict}.")
-    return _findings(config, machine, climb, device_name(device))
+    return _findings(config, climb, device_name(device))
 
 
-def _findings(config: DictConfig, machine: Machine, climb: Climb, device: str) -> Findings:
+def _findings(config: DictConfig, climb: Climb, device: str) -> Findings:
     steps = [step for step in climb.steps if step.speed is not None]
     left_out = [step for step in climb.steps if step.speed is None]
     first, rate = steps[0].rate or 0.0, climb.best or 0.0
@@ -93,7 +88,6 @@ def _findings(config: DictConfig, machine: Machine, climb: Climb, device: str) -
         headline=headline,
         tables=tables,
         values={
-            "machine": asdict(machine),
             "steps": [asdict(step) for step in steps],
             "left_out": [asdict(step) for step in left_out],
             "gain": rate / first,
@@ -116,18 +110,22 @@ def naive(config: DictConfig) -> Change:
     return Change("naive", {**options, **planning_of(config).feeding(config).plain})
 
 
-def rungs(config: DictConfig, machine: Machine) -> list[tuple[Change, str]]:
-    """Return the rungs above the lowest, in their order, and why this machine or model lacks one; empty if it does not."""
-    best, workers, most = machine.precisions[0], machine.workers, machine.samples
-    kind, feeding = machine.device_type, planning_of(config).feeding(config)
-    larger = min(config.benchmark.batch_size or 4 * config.batch_size, most)
-    sizes = [larger * times for times in feeding.larger if larger * times <= most]
+def rungs(
+    config: DictConfig, *, device_type: str, precisions: Sequence[str], workers: int, samples: int
+) -> list[tuple[Change, str]]:
+    """Return the rungs above the lowest, in their order, and why this machine or model lacks one; empty if it does not.
+
+    `precisions` are the native ones, the best for training first; `samples` are those of the training data.
+    """
+    best, feeding = precisions[0], planning_of(config).feeding(config)
+    larger = min(config.benchmark.batch_size or 4 * config.batch_size, samples)
+    sizes = [larger * times for times in feeding.larger if larger * times <= samples]
     batches = [with_batch(config, size) for size in sizes]
     plain = augmentation_of(config) == "none"
     lacks = [
-        ("precision", best == "fp32", f"this {kind.upper()} has no native bf16 or fp16"),
+        ("precision", best == "fp32", f"this {device_type.upper()} has no native bf16 or fp16"),
         ("loader.workers", workers == 0, "there is no core for them"),
-        ("loader.pin_memory", kind != "cuda", "there is no card to copy to"),
+        ("loader.pin_memory", device_type != "cuda", "there is no card to copy to"),
         ("augmentation", plain, "augmentation=none: there is nothing to move"),
     ]
     missing = {**feeding.idle, **{key: why for key, lacking, why in lacks if lacking}}

@@ -1,17 +1,18 @@
 """Which rungs a machine has is decided from facts alone."""
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig
 
 from segfit.tuning.change import Change
-from segfit.tuning.ladder import Machine, naive, rungs, with_batch
+from segfit.tuning.ladder import naive, rungs, with_batch
 from tests.integration.benchmarking import compose_benchmark
 
-CPU = Machine("cpu", ("bf16", "fp32"), workers=2, samples=367)
-OLD_CPU = Machine("cpu", ("fp32",), workers=0, samples=367)
-CARD = Machine("cuda", ("fp16", "fp32"), workers=8, samples=367)
+Machine = dict[str, Any]
+CPU = {"device_type": "cpu", "precisions": ("bf16", "fp32"), "workers": 2, "samples": 367}
+OLD_CPU = CPU | {"precisions": ("fp32",), "workers": 0}
+CARD = CPU | {"device_type": "cuda", "precisions": ("fp16", "fp32"), "workers": 8}
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -20,11 +21,11 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def by_name(config: DictConfig, machine: Machine) -> dict[str, Change]:
-    return {rung.name: rung for rung, _ in rungs(config, machine)}
+    return {rung.name: rung for rung, _ in rungs(config, **machine)}
 
 
 def missing_of(config: DictConfig, machine: Machine) -> dict[str, str]:
-    return {rung.name: missing for rung, missing in rungs(config, machine) if missing}
+    return {rung.name: missing for rung, missing in rungs(config, **machine) if missing}
 
 
 def test_the_lowest_rung_switches_everything_off() -> None:
@@ -44,7 +45,7 @@ def test_the_lowest_rung_switches_everything_off() -> None:
 def test_every_rung_undoes_something_of_the_lowest_or_raises_the_batch() -> None:
     config = composed("augmentation=kornia-gpu")
     lowest = naive(config).options
-    changed = {key for rung, _ in rungs(config, CARD) for key in rung.options}
+    changed = {key for rung, _ in rungs(config, **CARD) for key in rung.options}
     assert changed == {*lowest, "batch_size"}
 
 
@@ -101,8 +102,8 @@ def test_what_a_machine_or_model_lacks_is_named() -> None:
     ],
 )
 def test_the_larger_batch(overrides: list[str], samples: int, expected: dict[str, int]) -> None:
-    machine = Machine("cpu", ("fp32",), workers=1, samples=samples)
-    assert rungs(composed(*overrides), machine)[1][0].options == expected
+    machine = CPU | {"precisions": ("fp32",), "workers": 1, "samples": samples}
+    assert rungs(composed(*overrides), **machine)[1][0].options == expected
 
 
 def test_a_halved_batch_keeps_the_effective_one() -> None:
@@ -117,7 +118,7 @@ def test_changes_as_they_are_typed() -> None:
 def test_series_have_rungs_of_their_own() -> None:
     base = ("task=forecasting", "hardware=cpu", "model=lstm", "batch_size=128")
     config = compose_benchmark("ladder", base=base)
-    machine = Machine("cpu", ("bf16", "fp32"), workers=2, samples=5000)
+    machine = CPU | {"samples": 5000}
     assert naive(config).options["data.place"] == "loader"
     found, missing = by_name(config, machine), missing_of(config, machine)
     assert [name for name in found if name not in missing] == [
@@ -127,6 +128,6 @@ def test_series_have_rungs_of_their_own() -> None:
         "windows on the device",
     ]
     assert "nn.LSTM" in missing["compile"]
-    few = by_name(config, replace(machine, samples=600))
+    few = by_name(config, CPU | {"samples": 600})
     assert "batch 512" in few
     assert "batch 1024" not in few
