@@ -58,10 +58,8 @@ class Trials:
     """Tries batches in processes of their own and keeps what came of it; `held_out`: indices to validate on, the largest first."""
 
     def __init__(self, config: DictConfig, bench: Bench, held_out: list[int]) -> None:
-        self.config = config
+        self.config, self.bench, self.held_out = config, bench, held_out
         self.options = config.benchmark
-        self.bench = bench
-        self.held_out = held_out
         self.tried: list[Tried] = []
         self.device, _ = resolve_device(config.device)
         self.budget_gb = self.options.budget_gb

@@ -62,7 +62,7 @@ class Search(Climb):
         config = self.start_config
         running = resolve_precision(config.precision.name, self.device)[0].name
         names = (name for name in native_precisions(self.device) if name != running)
-        precisions = [named({"precision": name}) for name in names]
+        precisions = [{"precision": name} for name in names]
         composed = self.measure_start(Change("as composed"))
         if composed.speed is None and composed.verdict != OUT_OF_MEMORY:
             raise SegFitError([f"the composed training does not run: {composed.verdict}"])
@@ -81,15 +81,13 @@ class Search(Climb):
         self._choose_micro_batch(fitting)
         if composed.speed is None:
             self._try(precisions)
-        self._try([named({"channels_last": not config.channels_last})])
+        self._try([{"channels_last": not config.channels_last}])
         # How many workers pay depends on how samples come, so they are tried before and after.
         self._try(self._other_workers())
-        place, feeding = augmentation_of(config), []
-        if place != "none":
-            other = "cpu" if place == "kornia-gpu" else "kornia-gpu"
-            feeding.append(named({"augmentation": other}))
-        if config.data.cache == "none":
-            feeding.append(named({"data.cache": "disk"}))
+        place = augmentation_of(config)
+        other = "cpu" if place == "kornia-gpu" else "kornia-gpu"
+        feeding = [{"augmentation": other}] if place != "none" else []
+        feeding += [{"data.cache": "disk"}] if config.data.cache == "none" else []
         if self._try(feeding):
             self._try(self._other_workers())
         if fitting < self.cap and self.config().model.get("checkpointing") is False:
@@ -100,13 +98,13 @@ class Search(Climb):
                 self.step(named({**checkpointing, **micro_batch(batch, self.effective).options}))
         wanted = config.benchmark.compile
         if not config.compile and (self.device.type == "cuda" if wanted is None else wanted):
-            self._try([named({"compile": True})])
+            self._try([{"compile": True}])
         return fitting
 
-    def _try(self, changes: Iterable[Change]) -> bool:
+    def _try(self, changes: Iterable[Mapping[str, Any]]) -> bool:
         """Keep each change that is faster, but for those that change nothing here; return whether one was."""
         idle = planning_of(self.start_config).feeding(self.config()).idle
-        found = [self.step(one) for one in changes if not {*one.options} & {*idle}]
+        found = [self.step(named(one)) for one in changes if not {*one} & {*idle}]
         return any(found)
 
     def fitting(self, cap: int, options: Mapping[str, Any] | None = None) -> int:
@@ -161,14 +159,14 @@ class Search(Climb):
                 if step.verdict == NOT_FASTER and (step.rate or 0) > (composed or math.inf):
                     step.verdict = SURPASSED
 
-    def _other_workers(self) -> list[Change]:
+    def _other_workers(self) -> list[dict[str, int]]:
         """Return other numbers of data workers than the current one: by cores, half of that, none."""
         now = self.config()
         current = workers_of(now, self.device, cached=True)
         now.loader.workers = None
         chosen = workers_of(now, self.device)
         others = sorted({chosen, chosen // 2, 0} - {current}, reverse=True)
-        return [named({"loader.workers": workers}) for workers in others]
+        return [{"loader.workers": workers} for workers in others]
 
     def grow(self, floor: float) -> list[Step]:
         """Keep ever larger channels, blocks and samples, as long as they fit and train at `floor` samples per second.

@@ -87,8 +87,7 @@ class _CudnnLSTM(torch.autograd.Function):
         firsts = [torch.empty_like(hidden), torch.empty_like(cell)]
         workspace = WORKSPACE * ctx.size * series.element_size()
         _take(series, workspace)
-        del inputs, outer, ends
-        inputs = _by_step(series, ctx.batch_first)
+        del outer, ends
         buffer = series.new_zeros(ctx.size)
         _take(series, workspace)
         del inputs
