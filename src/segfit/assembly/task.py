@@ -17,12 +17,12 @@ from segfit.config.tasks import Feeding
 from segfit.data.loader import collate
 from segfit.data.preflight import Preflight
 from segfit.data.source import Source
-from segfit.engine.extra_metrics import ExtraMetric
 from segfit.engine.task import Batch, Task
 from segfit.models.build import Exported
 from segfit.models.weights import Weights
 from segfit.report.evaluation import Evaluation
 from segfit.tasks import module_of
+from segfit.tasks.scored import ExtraMetric
 
 # Splits of a config that is to be trained → samples that each needs.
 TRAINED = {"train": 1, "val": 1}

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from segfit.config.check import plain
 from segfit.data.preflight import Preflight
-from segfit.engine.extra_metrics import ExtraMetric
-from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
 from segfit.errors import SegFitError
 from segfit.models.forecasters import Forecaster
 from segfit.models.weights import Weights
@@ -20,6 +18,7 @@ from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries, SingleWindows, Windows
 from segfit.tasks.forecasting.schema import held_out_shape, remark
 from segfit.tasks.forecasting.task import ForecastingTask, ForecastLoss
+from segfit.tasks.scored import ExtraMetric, checked_metrics
 
 __all__ = ["remark"]
 
@@ -124,7 +123,7 @@ def make_task(
 def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
     example = torch.rand(2, 8, generator=torch.Generator().manual_seed(0))
-    return extra_metrics(
+    return checked_metrics(
         plain(config.metrics)["extra"], ("regression",), _SCORES, lambda _: tuple(example)
     )
 

@@ -14,8 +14,6 @@ from segfit.config.check import plain
 from segfit.data.shapes import shapes_sources
 from segfit.data.source import Arrays, Source, SourceView
 from segfit.data.splits import SPLITS, find_splits
-from segfit.engine.extra_metrics import ExtraMetric
-from segfit.engine.extra_metrics import make_extra_metrics as extra_metrics
 from segfit.engine.precision import resolve_precision
 from segfit.models.restorers import make_restorer
 from segfit.models.weights import Weights
@@ -25,6 +23,7 @@ from segfit.tasks.restoration.degradations import Degradation
 from segfit.tasks.restoration.losses import RestorationLoss
 from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask
+from segfit.tasks.scored import ExtraMetric, checked_metrics
 
 __all__ = ["check_sources"]
 
@@ -124,7 +123,7 @@ def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
     shape = (2, 1, channels_of(config), 64, 64)
     restored, target = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    return extra_metrics(
+    return checked_metrics(
         plain(config.metrics)["extra"],
         ("image",),
         _SCORES,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from segfit.config.check import plain
 from segfit.data.images import PERCENTILES, ImageReader
 from segfit.data.source import Source
-from segfit.engine.extra_metrics import ExtraMetric
 from segfit.errors import SegFitError
 from segfit.models.build import IMAGENET, Normalisation, make_model, normalisation
 from segfit.models.weights import Weights
+from segfit.tasks.scored import ExtraMetric
 from segfit.tasks.segmentation.augmentation import CpuAugment, Mix
 from segfit.tasks.segmentation.classes import Classes, sided_pairs
 from segfit.tasks.segmentation.data.dataset import (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from segfit.engine.extra_metrics import ExtraMetric, make_extra_metrics
+from segfit.tasks.scored import ExtraMetric, checked_metrics
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.scores import SCORES, Scores, confusion_matrices, scores_of
 
@@ -50,7 +50,7 @@ def extra_metrics(items: Sequence[Any], classes: Classes) -> list[ExtraMetric]:
     generator = torch.Generator().manual_seed(0)
     prediction, mask = torch.randint(len(classes), (2, 16, 16), generator=generator)
     mask[:2] = IGNORE_INDEX
-    return make_extra_metrics(
+    return checked_metrics(
         items,
         packages=PACKAGES,
         filled={**FILLED, "num_classes": len(classes)},

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torchmetrics.functional import mean_absolute_error, mean_squared_error
 
-from segfit.engine.extra_metrics import merge, state_of
 from segfit.tasks.forecasting.metrics import ForecastMetrics, direction_scores, error_table
 from segfit.tasks.forecasting.schema import FORECASTERS, error_names, remark
+from segfit.tasks.scored import merge, state_of
 
 WINDOWS, LOOKBACK, HORIZON, TARGETS, SEASON = 23, 10, 6, 2, 4
 

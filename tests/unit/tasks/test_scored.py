@@ -4,15 +4,15 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
-from segfit.engine.extra_metrics import make_extra_metrics, merge, restore, state_of
 from segfit.errors import SegFitError
+from segfit.tasks.scored import checked_metrics, merge, restore, state_of
 
 PREDICTIONS = torch.tensor([[0, 1, 2, 1], [0, 0, 2, 1], [2, 2, 2, 2]])
 TARGETS = torch.tensor([[0, 1, 1, 1], [0, 2, 2, 1], [0, 1, 2, 2]])
 
 
 def made(*items):
-    return make_extra_metrics(
+    return checked_metrics(
         items,
         packages=("classification", "regression", "segmentation"),
         filled={"num_classes": 3, "task": "multiclass", "ignore_index": None},
