@@ -14,12 +14,12 @@ from segfit.engine.evaluate import evaluate
 from segfit.engine.events import EndLog, Listener, RunInfo, TrainingLog
 from segfit.engine.findings import Findings
 from segfit.engine.recovery import Recovery
-from segfit.engine.signals import Stopped, StopSignal
 from segfit.engine.state import TrainingState
 from segfit.engine.step import NotFinite, PartlyUpdated
 from segfit.engine.task import Batch, FitOptions, Task, TrainingData, count_samples
 from segfit.errors import SegFitError
 from segfit.system.phases import phase
+from segfit.system.process import Stopped, StopSignal
 
 
 @dataclass(eq=False)

@@ -1,14 +1,16 @@
-"""This process: its rank among those that torchrun started, and output that outlives its readers. Does not import torch."""
+"""This process: its rank among torchrun's, signals that end it, output that outlives its readers. Does not import torch."""
 
 import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO, cast
 
 # Slurm and submitit send SIGUSR1 or SIGUSR2 when time is up or the job is preempted, a terminal that closes SIGHUP.
@@ -87,3 +89,40 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, LastingStream):
             setattr(sys, name, cast(TextIO, LastingStream(stream)))
+
+
+class Stopped(BaseException):  # not an Exception: code that reads a sample catches those
+    """A signal asked the training to end; `args[0]` is the reason."""
+
+
+class StopSignal:
+    """While entered, records a signal in `reason`; a second Ctrl-C raises KeyboardInterrupt.
+
+    While `at_once` is set, the first one raises `Stopped` wherever the main thread is.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:
+                before = signal.getsignal(number)
+                if before == signal.SIG_IGN and number == getattr(signal, "SIGHUP", None):
+                    continue  # set by nohup
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = "interrupted" if number == signal.SIGINT else "terminated"
+        if self.at_once:
+            self.at_once = False
+            raise Stopped(self.reason)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from segfit.engine.signals import StopSignal
+from segfit.system.process import StopSignal
 
 
 @pytest.mark.parametrize(
