@@ -45,13 +45,11 @@ class Layout:
 def files_of(root: str) -> list[Path]:
     """Return the CSV file, or those of a folder, sorted; raise a SegFitError if there is none."""
     path = Path(root).expanduser()
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise SegFitError(f"data.root={root}: there is no such file or folder.")
-    found = list_files(path, (".csv",))
+    found = [path] if path.is_file() else list_files(path, (".csv",))
     if not found:
-        raise SegFitError(f"data.root={root}: there is no .csv file in this folder.")
+        raise SegFitError(
+            f"data.root={root}: there is no such file, and no folder with a .csv file."
+        )
     return found
 
 

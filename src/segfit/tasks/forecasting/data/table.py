@@ -7,12 +7,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -39,20 +37,11 @@ class Table:
     dates: Dates  # (N,), seconds since 1970
     reports: list[Report]  # one a series
 
-    @cached_property
-    def begins(self) -> NDArray[np.int64]:
-        """The first row of each series."""
-        return self.stops - np.array([one.rows for one in self.reports], np.int64)
-
-    @cached_property
-    def ends(self) -> NDArray[np.int64]:
-        """The row after the last that was observed, of each series."""
-        return self.begins + np.array([one.observed for one in self.reports], np.int64)
-
-    @cached_property
-    def stops(self) -> NDArray[np.int64]:
-        """The row after the last of each series, in which perhaps only what is known in advance is there."""
-        return np.cumsum([report.rows for report in self.reports])
+    def __post_init__(self) -> None:
+        rows = np.array([[one.rows, one.observed] for one in self.reports], np.int64)
+        self.stops = rows[:, 0].cumsum()  # of each series, the row after the last
+        self.begins = self.stops - rows[:, 0]  # the first row
+        self.ends = self.begins + rows[:, 1]  # the row after the last that was observed
 
 
 def waves_table(data: DictConfig) -> Table:
