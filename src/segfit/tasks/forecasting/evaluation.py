@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segfit.data.files import some
+from segfit.data.preflight import spread
 from segfit.engine.findings import Findings
 from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError
@@ -33,6 +34,7 @@ _NAMES = (FORECASTS, "forecasts.png", "errors.csv", "error_by_step.png")
 _DAY = 86400
 
 Vector = NDArray[np.int64]
+Go = Callable[[Task, Any], None]  # lets a task see the samples of a dataset
 
 
 class ForecastEvaluation(Evaluation):
@@ -41,13 +43,10 @@ class ForecastEvaluation(Evaluation):
     Raises a SegFitError if the future is asked for and what is known in advance is missing there.
     """
 
+    data: Windows
+
     def __init__(
-        self,
-        config: DictConfig,
-        task: ForecastingTask,
-        options: DictConfig,
-        path: Path,
-        data: Windows,
+        self, config: DictConfig, task: ForecastingTask, options: DictConfig, path: Path, data: Any
     ) -> None:
         if data.part == "future" and not len(data):
             raise SegFitError(
@@ -69,8 +68,7 @@ class ForecastEvaluation(Evaluation):
             self.units = f"blocks of {rows} dates", [str(block) for block in self.counts]
         self.own, self.data = task, data
         self.every = config.data.horizon if options.every is None else options.every
-        count = min(options.pictures, len(data))
-        self._drawn = {round(step * (len(data) - 1) / max(count - 1, 1)) for step in range(count)}
+        self._drawn = spread(len(data), options.pictures)
         self._forecasts: dict[int, Any] = {}
         self._tables: dict[int, pd.DataFrame] = {}
 
@@ -96,7 +94,7 @@ class ForecastEvaluation(Evaluation):
         """Take the forecasts of a batch; see `ForecastingTask.on_forecast`."""
         indices = batch["index"].cpu().numpy()  # synchronises, once a batch
         _, number, _ = self.data.locate(indices)
-        for row in np.flatnonzero(np.isin(indices, [*self._drawn])).tolist():
+        for row in np.flatnonzero(np.isin(indices, self._drawn)).tolist():
             forecast = forecast_of(self.own, self.data.id(indices[row]), batch, values, row)
             if self.data.part == "future":
                 forecast = replace(forecast, truth=None)
@@ -147,11 +145,7 @@ make_evaluation = ForecastEvaluation
 
 
 def predict(
-    config: DictConfig,
-    task: ForecastingTask,
-    options: DictConfig,  # noqa: ARG001
-    inputs: Sequence[Any],
-    go: Callable[[Task, Any], None],
+    config: DictConfig, task: ForecastingTask, _: DictConfig, inputs: Sequence[Any], go: Go
 ) -> list[Any]:
     """Return forecasts (horizon, targets) or (…, quantiles) of data frames or arrays, as `TaskEvaluation.predict` says.
 

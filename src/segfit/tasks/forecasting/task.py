@@ -116,15 +116,9 @@ class ForecastMeter(ScoredMeter):
         values = true_values(outputs, batch["mean"], batch["std"])
         point = task.criterion.point(outputs)
         self.metrics.to(outputs.device)  # synchronises, once a pass
-        self.metrics.update(
-            point,
-            targets,
-            std=batch["std"][:, :count],
-            mean=batch["mean"][:, :count],
-            scale=batch["scale"],
-            past=inputs[:, : task.lookback, :count],
-            when=batch["when"],
-        )
+        own = {key: batch[key][:, :count] for key in ("std", "mean", "scale")}
+        past = inputs[:, : task.lookback, :count]
+        self.metrics.update(point, targets, past=past, when=batch["when"], **own)
         self.update_extra(point.flatten(), targets.flatten())
         self.add_loss(task.loss(outputs, targets, task.totals(targets)), len(targets))
         if task.on_forecast is not None:

@@ -25,6 +25,7 @@ from segfit.tasks.restoration.schema import channels_of
 from segfit.tasks.restoration.task import RestorationTask, panel_of
 
 RESTORED = "restored"
+Go = Callable[[Task, Any], None]  # lets a task see the samples of a dataset
 _NAMES = ("scores.csv", "worst.csv", WORST, BEST, RESTORED)
 
 
@@ -81,11 +82,7 @@ make_evaluation = RestoredEvaluation
 
 
 def predict(
-    config: DictConfig,
-    task: RestorationTask,
-    options: DictConfig,
-    inputs: Sequence[Any],
-    go: Callable[[Task, Any], None],
+    config: DictConfig, task: RestorationTask, options: DictConfig, inputs: Sequence[Any], go: Go
 ) -> list[Pixels]:
     """Return restored pictures, as `TaskEvaluation.predict` says."""
     found: dict[int, Pixels] = {}

@@ -106,17 +106,19 @@ class RestorationMeter(ScoredMeter):
         task = self.task
         if task.flip:
             forward = partial(averaged, forward)
+
+        def on_device(pictures: Tensor) -> Tensor:
+            return forward(
+                task.laid_out(pictures.to(task.device))
+            )  # synchronises where they are tiles
+
         while True:
             whole = max(given.shape[-2:]) <= self.tile
             degraded = scaled(given if whole else given.cpu())  # synchronises
             try:
+                overlap = min(task.overlap, self.tile // 2)
                 return degraded, restore(
-                    lambda pictures: forward(task.laid_out(pictures)),
-                    degraded,
-                    tile=self.tile,
-                    overlap=min(task.overlap, self.tile // 2),
-                    batch_size=task.tiles_at_once,
-                    device=task.device,
+                    on_device, degraded, self.tile, overlap, task.tiles_at_once
                 )
             except Exception as error:
                 if not is_out_of_memory(error) or self.tile <= _SMALLEST_TILE:
@@ -162,31 +164,20 @@ def scaled(pictures: Tensor) -> Tensor:
     return pictures.float().div_(torch.iinfo(pictures.dtype).max)
 
 
-def restore(
-    forward: Forward,
-    picture: Tensor,
-    *,
-    tile: int,
-    overlap: int,
-    batch_size: int,
-    device: torch.device,
-) -> Tensor:
+def restore(forward: Forward, picture: Tensor, tile: int, overlap: int, batch_size: int) -> Tensor:
     """Return a restored picture of one that is `(C, H, W)` float; waits for the device once a batch.
 
-    `forward` takes `(B, C, H, W)` to the same shape, on the `device`. A picture with a side longer than `tile` pixels goes
+    `forward` takes `(B, C, H, W)` to the same shape, on any device. A picture with a side longer than `tile` pixels goes
     there in tiles, `batch_size` at once; it and the result stay where it is. Tiles have sides of multiples of 32, and
     neighbours share `overlap` pixels at least, where they fade into one another.
     """
-    height, width = picture.shape[-2:]
-    if max(height, width) <= tile:
-        return forward(picture[None].to(device))[0].to(picture.device)
-    rows, columns = (list(_spans(side, tile, overlap)) for side in (height, width))
-
-    def window(y: slice, x: slice) -> Tensor:
-        return picture[:, y, x].to(device)  # synchronises where it is in the host's memory
-
-    home = picture.device
-    done = strips(forward, window, rows, columns, batch_size=batch_size, home=home, fade=_FADE)
+    home, sides = picture.device, picture.shape[-2:]
+    if max(sides) <= tile:
+        return forward(picture[None])[0].to(home)
+    spans = [list(_spans(side, tile, overlap)) for side in sides]
+    done = strips(
+        forward, lambda y, x: picture[:, y, x], *spans, batch_size=batch_size, home=home, fade=_FADE
+    )
     return torch.cat(list(done), 1)
 
 

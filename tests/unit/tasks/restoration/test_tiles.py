@@ -6,7 +6,6 @@ from torch import Tensor
 from segfit.models.restorers import make_restorer
 from segfit.tasks.restoration.task import averaged, restore
 
-CPU = torch.device("cpu")
 SIZES = [(96, 96), (97, 260), (300, 64), (225, 161), (33, 500)]
 
 
@@ -20,7 +19,7 @@ def test_tiles_cover_every_pixel_once(size: tuple[int, int], overlap: int) -> No
         shapes.append(tuple(batch.shape))
         return 2 * batch
 
-    found = restore(double, picture, tile=96, overlap=overlap, batch_size=3, device=CPU)
+    found = restore(double, picture, tile=96, overlap=overlap, batch_size=3)
     torch.testing.assert_close(found, 2 * picture)
     assert all(len(shape) == 4 and shape[0] <= 3 and max(shape) <= 96 for shape in shapes)
 
@@ -34,7 +33,7 @@ def test_a_small_picture_goes_whole() -> None:
 
     picture = torch.rand(1, 90, 96)
     for tile in (96, 1024):
-        restore(keep, picture, tile=tile, overlap=32, batch_size=4, device=CPU)
+        restore(keep, picture, tile=tile, overlap=32, batch_size=4)
     assert sizes == [(1, 1, 90, 96)] * 2
 
 
@@ -46,8 +45,8 @@ def test_tiles_equal_the_whole() -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
     picture = torch.rand(1, 331, 450)
     with torch.inference_mode():
-        whole = restore(model, picture, tile=1024, overlap=0, batch_size=1, device=CPU)
-        tiled = restore(model, picture, tile=192, overlap=96, batch_size=4, device=CPU)
+        whole = restore(model, picture, tile=1024, overlap=0, batch_size=1)
+        tiled = restore(model, picture, tile=192, overlap=96, batch_size=4)
     assert (whole - picture).abs().mean() > 0.01
     assert (tiled - whole).abs().max() < 1e-4
 
