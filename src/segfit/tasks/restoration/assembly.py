@@ -104,13 +104,11 @@ def make_task(config: DictConfig, device: torch.device, *_: Any, **shared: Any) 
 
     Raises a SegFitError if the weights of the perceptual loss or of LPIPS cannot be had.
     """
-    scores = plain(config.metrics)
-    scores.pop("extra")
     precision = resolve_precision(config.precision.name, device)[0]
     return RestorationTask(
         criterion=RestorationLoss(config.loss, precision).to(device),
         degrade=Degradation(plain(config.degrade)).to(device),
-        scores=scores,
+        scores=config.metrics,
         tile=config.tile,
         tiles_at_once=max(1, config.batch_size * config.patch_size**2 // config.tile**2),
         device=device,

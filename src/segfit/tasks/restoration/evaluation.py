@@ -42,7 +42,8 @@ class RestoredEvaluation(PictureEvaluation):
     ) -> None:
         task = replace(task, overlap=options.overlap, flip=options.flip, on_picture=self._keep)
         predicted = isinstance(data, PredictDataset)
-        facts = {"degraded_by": degraded_by(config), "metrics": dict(task.scores)}
+        scores = {key: one for key, one in config.metrics.items() if key != "extra"}
+        facts = {"degraded_by": degraded_by(config), "metrics": scores}
         super().__init__(
             path, task, {} if predicted else facts, _NAMES,
             data=data, predicted=predicted, kept=options.worst,

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from segfit.errors import SegFitError
+from segfit.tasks.restoration.schema import ScoreConfig
 
 SMALLEST = 11  # pixels a side, of SSIM's window
 PERFECT = 100.0  # dB, for a picture that equals its target: infinity would make every mean infinite
@@ -31,16 +32,10 @@ class RestorationMetrics(Metric):
     sums: Tensor
     count: Tensor
 
-    def __init__(
-        self,
-        channels: str = "rgb",
-        crop_border: int = 0,
-        *,
-        rounded: bool = True,
-        lpips: str | None = None,
-    ) -> None:
+    def __init__(self, options: ScoreConfig) -> None:
         super().__init__(sync_on_compute=False)
-        self.channels, self.crop_border, self.rounded = channels, crop_border, rounded
+        self.on_luma, self.crop_border = options.channels == "y", options.crop_border
+        self.rounded, lpips = options.rounded, options.lpips
         self.lpips = lpips_network(lpips) if lpips else None
         self.names = ("psnr", "ssim", "lpips") if lpips else ("psnr", "ssim")
         zeros = torch.zeros(2, len(self.names), dtype=torch.float64)
@@ -64,7 +59,7 @@ class RestorationMetrics(Metric):
         if self.lpips is not None:
             rgb = (images.expand(-1, 3, -1, -1) for images in (pictures, target))
             scores.append(self.lpips(*rgb, normalize=True).flatten())
-        if self.channels == "y" and target.shape[1] == 3:
+        if self.on_luma and target.shape[1] == 3:
             pictures, target = luma(pictures), luma(target)
         return torch.stack((psnr(pictures, target), ssim(pictures, target), *scores), 1)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import product
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.task import Batch, Forward
 from segfit.report.panels import Picture, draw_rows
-from segfit.tasks.restoration.schema import MEMORY_ADVICE
+from segfit.tasks.restoration.schema import MEMORY_ADVICE, ScoreConfig
 from segfit.tasks.scored import ScoredMeter, ScoredTask
 
 # Index of a held-out picture, how it was given, what was made of it, its target, all (C, H, W) float32 wherever they lie,
@@ -38,7 +38,7 @@ class RestorationTask(ScoredTask):
 
     # (clean (B, C, H, W) float in [0, 1], seeds (B,) int64) → degraded, on the device of the batches
     degrade: Callable[[Tensor, Tensor], Tensor]
-    scores: Mapping[str, Any]  # arguments of `RestorationMetrics`; "lpips" is a network's name
+    scores: ScoreConfig
     tile: int  # held-out pictures with a longer side are restored in tiles of this side
     tiles_at_once: int
     device: torch.device  # of the batches
@@ -71,7 +71,7 @@ class RestorationMeter(ScoredMeter):
     def __init__(self, task: RestorationTask) -> None:
         from segfit.tasks.restoration import metrics  # torchmetrics: not before the first update
 
-        super().__init__(task, metrics.RestorationMetrics(**task.scores))
+        super().__init__(task, metrics.RestorationMetrics(task.scores))
         self.tile = task.tile
 
     def count(self, forward: Forward, batch: Batch) -> None:

@@ -1,6 +1,7 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,13 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.metrics import RestorationMetrics, lpips_network, psnr
+from segfit.tasks.restoration.schema import ScoreConfig
 
 DENOISE = Path(__file__).parents[5] / "shared" / "data" / "denoise"
+
+
+def made(**options: Any) -> RestorationMetrics:
+    return RestorationMetrics(ScoreConfig(**options))
 
 
 def pictures(channels: int, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +66,7 @@ def test_equal_an_independent_computation(
     channels: int, y: bool, border: int, rounded: bool
 ) -> None:
     restored, target, degraded = pictures(channels)
-    metrics = RestorationMetrics("y" if y else "rgb", border, rounded=rounded)
+    metrics = made(channels="y" if y else "rgb", crop_border=border, rounded=rounded)
     metrics.update(restored[:1], target[:1], degraded[:1])
     metrics.update(restored[1:], target[1:], degraded[1:])
     found = metrics.compute()
@@ -88,7 +94,7 @@ def test_psnr_is_that_of_torchmetrics() -> None:
 
 def test_a_perfect_picture_has_a_finite_score() -> None:
     _, target, degraded = pictures(3)
-    metrics = RestorationMetrics()
+    metrics = made()
     metrics.update(target, target, degraded)
     found = metrics.compute()
     assert found["psnr"] == 100
@@ -97,7 +103,7 @@ def test_a_perfect_picture_has_a_finite_score() -> None:
 
 def test_without_pictures_scores_are_nan() -> None:
     with pytest.warns(UserWarning, match="before the ``update``"):
-        found = RestorationMetrics().compute()
+        found = made().compute()
     assert all(math.isnan(score) for score in found.values())
 
 
@@ -124,7 +130,7 @@ def test_lpips_with_weights(channels: int, monkeypatch: pytest.MonkeyPatch, tmp_
     torch.manual_seed(0)
     torch.save(squeezenet1_1().state_dict(), folder / name)
 
-    metrics = RestorationMetrics(lpips="squeeze")
+    metrics = made(lpips="squeeze")
     restored, target, degraded = (images.repeat(1, 1, 2, 2) for images in pictures(channels))
     metrics.update(restored, target, degraded)
     found = metrics.compute()
@@ -158,7 +164,7 @@ def test_published_weights_have_their_published_score() -> None:
     network.load_state_dict(torch.load(DENOISE / "dncnn_25.pth", weights_only=True))
     network = network.eval().to(memory_format=torch.channels_last)
     degradation = Degradation({"name": "noise", "sigma": 25})
-    metrics = RestorationMetrics()
+    metrics = made()
     with torch.inference_mode():
         for file in sorted((DENOISE / "set12").glob("*.png")):
             clean = np.asarray(Image.open(file), np.float32)[..., None] / 255
