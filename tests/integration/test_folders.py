@@ -176,7 +176,6 @@ HOSTILE = {
     "a class to make": config_with(shell),
     "a shell in a list": config_with(lambda c: c["data"].update(mean=[{"_target_": "os.system"}])),
     "an interpolation": config_with(lambda c: c["data"].update(class_names=["${oc.env:HOME}"])),
-    "a sweep to launch": config_with(lambda c: c.update(resume_sweep="somewhere")),
     "Hydra's own": config_with(lambda c: c.update(hydra={"launcher": {"_target_": "os.system"}})),
     "a number beyond floats": config_with(lambda c: c.update(lr=10**400)),
     "a count beyond floats": config_with(lambda c: c.update(batch_size=10**400)),

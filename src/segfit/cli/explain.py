@@ -1,13 +1,17 @@
-"""Why Hydra could not compose a command line: one plain message for each wrong argument.
+"""What a command line may hold, as --help prints it, and what is wrong with one: a plain message for each wrong argument.
 
 Hydra stops at the first error. Here each choice of a group is composed by itself, then each override is applied by itself,
 so that all errors are listed at once, each with the nearest valid name.
 """
 
+import json
 import re
+import shutil
+import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +23,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segfit.config.check import check, flat
 from segfit.config.tasks import DEFAULT, config_folders, schema_of, task_of
 from segfit.errors import SegFitError, nearest
 
+_KEY_WIDTH = 36  # columns of key=value; its help starts in the next line where it is longer
+_VALUE_WIDTH = 40
+_FLAGS = """\
+Flags:
+  --cfg job                           Print the composed config and exit.
+  --hydra-help                        Hydra's own flags."""
 # What OmegaConf and Python say of a value → plain English; the first that is found.
 _PLAINER = {
     "is not a valid bool": "must be true or false.",
@@ -221,3 +231,59 @@ def _right_key(name: str, known: list[str], task: str) -> str:
     # weight_decay → optimizer.weight_decay
     same = [key for key in known if key.split(".")[-1] == leaf]
     return nearest(name, known) or (f" Did you mean '{same[0]}'?" if same else "")
+
+
+def page(*, _root_: DictConfig) -> str:
+    """Return the page for a composed config, as the template that Hydra substitutes: `$` is doubled."""
+    width = max(80, shutil.get_terminal_size((120, 24)).columns)
+    groups = _choices(_root_.hydra.runtime.choices, OmegaConf.select(_root_, "task.name"))
+    lines = [(sys.modules["__main__"].__doc__ or "").rstrip()]
+    lines += ["", "Groups (group=choice); * marks what is composed:"]
+    lines += [_row(name, " ".join(choices), width) for name, choices in groups.items()]
+    lines += ["", "Keys (key=value), with the values that are composed:"]
+    return "\n".join([*lines, *_section(_root_, "", width), "", _FLAGS]).replace("$", "$$")
+
+
+def _choices(chosen: DictConfig, task: str) -> dict[str, list[str]]:
+    """Return the choices of each group; the chosen one with an asterisk."""
+    groups = [str(name) for name in chosen if not str(name).startswith("hydra")]
+    groups += ["hydra/launcher", "hydra/sweeper"] if "hparams_search" in groups else []
+    options = GlobalHydra.instance().config_loader().get_group_options
+    found = {}
+    for group in sorted(groups):
+        names = [name for name in options(group) if not name.endswith("_schema")]
+        own = options(f"{group}/{task}")  # what a task has of its own stands for the rest
+        names = [*own, *(name for name in names if name == "auto")] if own else names
+        now = str(chosen[group]).removeprefix(f"{task}/")
+        found[group] = [f"{name}*" if name == now else name for name in names]
+    return found
+
+
+def _section(config: DictConfig, prefix: str, width: int) -> Iterator[str]:
+    """Yield the lines of a config's own keys, with value and help, then of each of its sections."""
+    schema: Any = OmegaConf.get_type(config)
+    if prefix:
+        summary = (schema.__doc__ or "").partition("\n")[0]
+        yield f"\n{prefix.rstrip('.')}: {summary}"
+    inner = []
+    for item in fields(schema):
+        choices = ", ".join(item.metadata.get("choices", ()))
+        if is_dataclass(OmegaConf.get_type(config._get_node(item.name))):
+            inner.append(item.name)
+        elif "help" in item.metadata and not (item.name == "name" and choices):
+            text = item.metadata["help"] + (f" One of: {choices}." if choices else "")
+            value = "???" if OmegaConf.is_missing(config, item.name) else config[item.name]
+            value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            shown = textwrap.shorten(shown, _VALUE_WIDTH, placeholder=" …")
+            yield _row(f"{prefix}{item.name}={shown}", text, width)
+    for name in inner:
+        yield from _section(config[name], f"{prefix}{name}.", width)
+
+
+def _row(left: str, text: str, width: int) -> str:
+    indent = " " * (_KEY_WIDTH + 2)
+    wrapped = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
+    if len(left) >= _KEY_WIDTH:
+        return f"  {left}\n{wrapped}"
+    return f"  {left:<{_KEY_WIDTH}}{wrapped.lstrip()}"

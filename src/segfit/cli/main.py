@@ -18,8 +18,7 @@ from typing import NoReturn
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from segfit.cli import help as help_page
-from segfit.cli.explain import explain
+from segfit.cli.explain import explain, page
 from segfit.config import tasks
 from segfit.errors import SegFitError
 from segfit.runs.files import RunFolder
@@ -27,6 +26,7 @@ from segfit.runs.folder import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
 from segfit.system.cards import careful, tier_of, visible_gpus
+from segfit.system.files import reporting
 from segfit.system.process import launched, leave_reason, outlive_readers
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -47,16 +47,13 @@ def setup() -> None:
     )
     folders = tasks.config_folders(sys.argv[1:], CONF)
     try:
-        arguments = sys.argv[1:]
-        with contextlib.suppress(SegFitError):  # `run` says what is wrong
-            arguments = sweep.resumed_arguments(arguments)
-        task = tasks.task_of(arguments, folders)
+        task = tasks.task_of(sweep.resumed_arguments(sys.argv[1:]), folders)
         tasks.register(task)
+        sys.argv[1:] = sweep.resumed_arguments(tasks.qualified(sys.argv[1:], task, folders))
     except SegFitError as error:
         fail(error.problems)
-    sys.argv[1:] = tasks.qualified(sys.argv[1:], task, folders)
     _alias_detected_hardware(task, folders)
-    OmegaConf.register_new_resolver("help_page", help_page.page, replace=True)
+    OmegaConf.register_new_resolver("help_page", page, replace=True)
     resolvers: dict[str, Callable[..., str]] = {
         "run_dir": run_dir,
         "sweep_dir": lambda name: new_folder("multirun", name),
@@ -116,18 +113,13 @@ def new_folder(parent: str, name: str | None, prefix: str = "") -> str:
             )
         return str(parent / path)
     now = datetime.now()
-    day = Path(parent) / now.strftime("%Y-%m-%d")
     for attempt in range(1, 1000):
-        clock = now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt > 1 else "")
-        folder = day / f"{prefix}{clock}"
-        try:
+        clock = f"{prefix}{now:%H-%M-%S}" + f"-{attempt}" * (attempt > 1)
+        folder = Path(parent, f"{now:%Y-%m-%d}", clock)
+        with reporting(f"cannot create the folder {folder}"), contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)  # fails if another run started in the same second
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise SegFitError(f"cannot create the folder {folder}: {error.strerror}.") from error
-        return str(folder)
-    raise SegFitError(f"cannot create a new folder below {day}.")
+            return str(folder)
+    raise SegFitError(f"cannot create a new folder below {parent}.")
 
 
 _held_back: list[Exception] = []
@@ -151,10 +143,6 @@ def run(
     several processes by torchrun.
     """
     outlive_readers()
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        fail(["the current folder does not exist any more. Change to another one (cd)."])
     signs = ("-m", "--m", "resume_sweep=", "hydra.mode=MULTIRUN", "hparams_search=")
     sign = next((text for text in sys.argv[1:] if text.lstrip("+").startswith(signs)), None)
     if launched().size > 1:
@@ -170,11 +158,6 @@ def run(
     if config_name == "benchmark" and not has_mode and {"--help", "-h"} & {*sys.argv}:
         sys.argv.append("benchmark=plan")  # Hydra composes the config for its help, too
     sweep_jobs.obey_ctrl_c()
-    if config_name == "train":
-        try:
-            sys.argv[1:] = sweep.resumed_arguments(sys.argv[1:])
-        except SegFitError as error:
-            fail(error.problems)
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not verbose:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
@@ -205,20 +188,17 @@ def run(
         sweep.discard_unstarted()
     sweep.print_resume_command()
     if not problems:
-        kind = "oom" if _ran_out_of_memory(caught) else "crash"
+        out_of_memory = isinstance(caught, MemoryError)
+        if "torch" in sys.modules:
+            from segfit.engine.out_of_memory import is_out_of_memory  # imports torch
+
+            out_of_memory = is_out_of_memory(caught)
+        kind = "oom" if out_of_memory else "crash"
         sweep_jobs.leave_error(kind, f"{type(caught).__name__}: {caught}", 1)
         raise caught
     if not isinstance(caught, InUseError):  # another process trains in this folder; nothing failed
         sweep_jobs.leave_error("input", problems[0], 2)
     fail(problems, caught.exit_code if isinstance(caught, SegFitError) else 2)
-
-
-def _ran_out_of_memory(error: Exception) -> bool:
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from segfit.engine.out_of_memory import is_out_of_memory  # imports torch
-
-    return is_out_of_memory(error)
 
 
 def fail(problems: list[str], code: int = 2) -> NoReturn:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segfit.config.check import check
 from segfit.config.tasks import run_folder, schema_of
-from segfit.errors import SegFitError, nearest
+from segfit.errors import SegFitError
 from segfit.runs.files import RunFolder, read_yaml
 from segfit.system.files import replace_text, reporting
 from segfit.system.process import launched
@@ -73,10 +73,7 @@ def load_config(run: Path) -> DictConfig:
         schema = schema_of(values["task"]["name"])
         config = OmegaConf.structured(schema.Run)
         for group, schemas in schema.GROUPS.items():
-            name = values[group]["name"]
-            if name not in schemas:
-                raise SegFitError(f"{path}: {group}.name={name} is none of {', '.join(schemas)}.")
-            config[group] = OmegaConf.structured(schemas[name])
+            config[group] = OmegaConf.structured(schemas[values[group]["name"]])
         config = OmegaConf.merge(config, values)
     except _WRONG as error:
         reason = f"{getattr(error, 'full_key', '') or ''}: {error}".lstrip(": ").splitlines()[0]
@@ -129,12 +126,7 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
         try:
             OmegaConf.update(config, key, override.value())
         except OmegaConfBaseException as error:
-            section, _, leaf = key.rpartition(".")
-            known = [*map(str, OmegaConf.select(config, section) or ())]
-            reason = str(error).splitlines()[0]
-            if leaf not in known:
-                reason = f"the run has no such key.{nearest(leaf, known)}"
-            problems.append(f"{key}: {reason}")
+            problems.append(f"{key}: {str(error).splitlines()[0]}")
     if problems:
         raise SegFitError(problems)
     check(config, recorded=True)
@@ -197,8 +189,7 @@ def release(folder: Path) -> None:
     if own is not None:
         own.release()
         for name in (LOCK, OWNER):
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()
+            (folder / name).unlink(missing_ok=True)
 
 
 def _owner(folder: Path) -> str:

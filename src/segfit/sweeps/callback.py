@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -137,13 +137,12 @@ def discard_unstarted() -> None:
 
 def _check_installed(config: DictConfig) -> None:
     for kind in ("launcher", "sweeper"):
-        package = str(config.hydra[kind]["_target_"]).rpartition(".")[0]
-        found = None
-        with contextlib.suppress(ModuleNotFoundError):
-            found = find_spec(package)
-        if found is None:
+        try:
+            import_module(config.hydra[kind]["_target_"].rpartition(".")[0])
+        except ModuleNotFoundError as error:
             choice = f"hydra/{kind}={config.hydra.runtime.choices[f'hydra/{kind}']}"
-            raise SegFitError(f"{choice}: not installed. pip install -r requirements-sweeps.txt")
+            how = "pip install -r requirements-sweeps.txt"
+            raise SegFitError(f"{choice}: not installed. {how}") from error
 
 
 def _complete(config: DictConfig, folder: Path) -> None:

@@ -118,3 +118,8 @@ def test_a_message_of_ours_is_kept() -> None:
 
 def test_a_bug_is_not_explained_away() -> None:
     assert explain(ValueError("a bug"), cli.CONF, "train", ["lr=fast"]) == []
+
+
+def test_an_interval_to_search_makes_nothing_else_wrong() -> None:
+    (problem,) = explained("modle=cnn", "lr=interval(1e-5,1e-3)", "epochs=choice(2,4)")
+    assert problem == "modle: there is no such key. Did you mean 'model'?"

@@ -1,7 +1,6 @@
 """Between the command line and the work: what is refused, and what a job of a sweep leaves about its end."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -53,20 +52,6 @@ def test_processes_of_torchrun_do_not_sweep(
         cli.run(never, "train")
     assert ended.value.code == 2
     assert f"torchrun: {sign} would sweep in every process" in capsys.readouterr().err
-
-
-def test_a_current_folder_that_was_deleted_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    monkeypatch.setattr(sys, "argv", ["train.py", "model=cnn"])
-    with pytest.raises(SystemExit) as ended:
-        cli.run(never, "train")
-    assert ended.value.code == 2
-    assert "the current folder does not exist" in capsys.readouterr().err
 
 
 def test_overrides_may_stand_behind_flags(monkeypatch: pytest.MonkeyPatch) -> None:

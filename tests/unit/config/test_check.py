@@ -65,9 +65,9 @@ def problems(*overrides: str) -> list[str]:
         (["loss.class_weights=3"], "none, balanced or 4 numbers"),
         (["data.num_classes=5", "data.class_names=null", "data.class_colors=null"], "always has 4"),
         (["patience=50", "epochs=10"], "can never stop"),
-        (["compile_mode=reduce-overhead"], "not with compile=False"),
-        (["compile_mode=reduce-overhead", "compile=true", "device=cpu"], "not with device=cpu"),
-        (["compile_mode=reduce-overhead", "compile=true", "accumulate=4"], "not with accumulate=4"),
+        (["compile_mode=reduce-overhead"], "need compile=true"),
+        (["compile_mode=reduce-overhead", "compile=true", "device=cpu"], "need compile=true"),
+        (["compile_mode=reduce-overhead", "compile=true", "accumulate=4"], "and accumulate=1"),
         (["loss=tversky", "loss.label_smoothing=0.3"], "take loss=ce or loss=dice_ce or"),
         (["loss=ce", "loss.region_weight=0.2"], "take loss=dice_ce or loss=lovasz_ce"),
         (
