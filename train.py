@@ -26,7 +26,7 @@ cli.setup()
 def main(config: DictConfig) -> float | None:
     """Train what the command line composes; return the best monitored score, for sweepers."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # one job of a sweep
-        return sweep_jobs.run_job(config.monitor, Path(__file__))
+        return sweep_jobs.run_job(Path(__file__))
     with cli.errors_held_back():
         return run(config)
     return float("nan")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from segfit.errors import SegFitError, quoted
 from segfit.runs import folder as runs
 from segfit.runs.files import COMPLETE, RunFolder, read_json, read_yaml
+from segfit.sweeps.leaderboard import read_job
 from segfit.system.files import replace_text
 from segfit.system.hardware import available_cores
 
@@ -42,7 +42,7 @@ warnings.filterwarnings(
 )
 
 
-def run_job(monitor: str, script: Path) -> float | None:
+def run_job(script: Path) -> float | None:
     """Run this job of a sweep in a process of its own; return its best score, None if it has none.
 
     A job that is done is skipped and one that was interrupted is resumed, so that a sweep can be launched again and
@@ -72,7 +72,7 @@ def run_job(monitor: str, script: Path) -> float | None:
     failed = state == "failed" or run.error.exists()
     if state == "done" or (failed and not is_grid(hydra)):
         print(f"{title}: {state} before", flush=True)
-        return best_score(folder, monitor)
+        return best_score(folder)
     if state == "failed":
         _set_aside(folder)
     print(f"\n{title}: {' '.join(overrides) or 'no overrides'}", flush=True)
@@ -91,18 +91,14 @@ def run_job(monitor: str, script: Path) -> float | None:
         raise KeyboardInterrupt
     if code == INTERRUPTED:  # the other jobs save too, and the sweep waits for them
         _stopped = True
-        return best_score(folder, monitor)
+        return best_score(folder)
     if code != 0 and not run.error.exists() and runs.holder(folder) is None:
-        where = "above" if output is None else f"{output}"
-        how = (
-            f"wrong input, see {where}"
-            if code == 2
-            else f"ended with exit code {code}, see {where}"
-        )
+        how = "wrong input" if code == 2 else f"ended with exit code {code}"
+        how += f", see {output or 'above'}"
         if code < 0:
             how = f"killed by signal {-code}" + " (out of host memory?)" * (code == -9)
         leave_error("crash", how, code, folder)
-    return best_score(folder, monitor)
+    return best_score(folder)
 
 
 def state_of(folder: Path) -> str:
@@ -209,13 +205,7 @@ def leave_error(kind: str, message: str, exit_code: int, folder: Path | None = N
             replace_text(run.error, json.dumps(content))
 
 
-def best_score(folder: Path, monitor: str) -> float | None:
-    """Return a finished job's best monitored score, None if it failed or there is none.
-
-    Not NaN: Hydra's Optuna sweeper counts None as a failed trial, but stops at NaN.
-    """
-    run = RunFolder(folder)
-    with contextlib.suppress(SegFitError, KeyError, TypeError, ValueError):
-        score = float(read_json(run.metrics)["best"][monitor])
-        return None if math.isnan(score) or run.error.exists() else score
-    return None
+def best_score(folder: Path) -> float | None:
+    """Return a finished job's best monitored score; None, a failed trial for Optuna, if it failed or there is none."""
+    row = read_job(folder)
+    return None if row.failed else row.score

@@ -53,7 +53,7 @@ def collect(sweep_dir: Path) -> list[Row]:
     with neither result nor error was killed, or still runs: "unfinished".
     """
     folders = [path for path in sweep_dir.iterdir() if path.is_dir() and path.name.isdigit()]
-    return sorted(map(_read_job, folders), key=_rank)
+    return sorted(map(read_job, folders), key=_rank)
 
 
 def _rank(row: Row) -> tuple[bool, bool, float, int]:
@@ -61,7 +61,8 @@ def _rank(row: Row) -> tuple[bool, bool, float, int]:
     return row.failed, row.score is None, sign * (row.score or 0.0), row.job
 
 
-def _read_job(folder: Path) -> Row:
+def read_job(folder: Path) -> Row:
+    """Read the result of a job, whose folder is called by its number."""
     run, overrides = RunFolder(folder), dict[str, str]()
     with contextlib.suppress(FileNotFoundError, SegFitError, TypeError):  # shown without them
         for item in read_yaml(run.overrides):

@@ -10,7 +10,7 @@ from segfit.sweeps.job import best_score, state_of
 
 CRASH = {"kind": "crash", "message": "a bug", "exit_code": 1}
 KILLED = {"kind": "crash", "message": "killed by signal 9", "exit_code": -9}
-DONE = {"status": "finished", "best": {"miou": 0.5}}
+DONE = {"status": "finished", "monitor": "miou", "best": {"miou": 0.5}}
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,16 @@ def test_a_job_that_is_trained_by_another_process_runs(tmp_path, monkeypatch):
 
 
 def test_a_score_is_a_number_or_none(tmp_path):
-    assert best_score(tmp_path, "miou") is None
-    (tmp_path / "metrics.json").write_text(json.dumps(DONE))
-    assert best_score(tmp_path, "miou") == 0.5
-    assert best_score(tmp_path, "macro_f1") is None
-    (tmp_path / "error.json").write_text(json.dumps(CRASH))
-    assert best_score(tmp_path, "miou") is None
-    (tmp_path / "error.json").unlink()
-    (tmp_path / "metrics.json").write_text('{"best": [1]}')
-    assert best_score(tmp_path, "miou") is None
+    job = tmp_path / "3"
+    job.mkdir()
+    assert best_score(job) is None
+    (job / "metrics.json").write_text(json.dumps(DONE))
+    assert best_score(job) == 0.5
+    (job / "error.json").write_text(json.dumps(CRASH))
+    assert best_score(job) is None
+    (job / "error.json").unlink()
+    (job / "metrics.json").write_text(json.dumps({**DONE, "best": {"miou": None}}))
+    assert best_score(job) is None
 
 
 def test_what_a_failed_job_left_is_kept(tmp_path):
