@@ -7,16 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segfit.data.images import ImageReader
 from segfit.data.source import Source
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset
-from segfit.tasks.segmentation.data.folder import folder_sources
-from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.fuzz import files
 from tests.fuzz.profiles import examples
 from tests.unit.data.files import noise, save, write_pairs
+from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
 CLASSES = Classes(("background", "cell", "wall"))
 
@@ -33,7 +31,7 @@ def checked(root: Path, **options) -> dict[str, Source] | str:
     """Return the sources that the pre-flight passes, or what it says."""
     try:
         sources = folder_sources(root, classes=CLASSES, **options)
-        report = check_sources(sources, cache_dir=root / "cache")
+        report = check_sources(sources)
     except SegFitError as error:
         return str(error)
     for split, source in sources.items():
@@ -73,7 +71,7 @@ def put(root: Path, pair: files.Pair) -> None:
 @given(pair=files.good_pairs())
 def test_what_is_good_passes_and_is_read(root, pair):
     put(root, pair)
-    sources = checked(root, reader=ImageReader(pair.image_mode))
+    sources = checked(root, image_mode=pair.image_mode)
     assert not isinstance(sources, str), sources
     read(sources["train"])
 
@@ -82,7 +80,7 @@ def test_what_is_good_passes_and_is_read(root, pair):
 @given(pair=files.bad_pairs())
 def test_what_is_bad_is_refused_by_name(root, pair):
     put(root, pair)
-    messages = checked(root, reader=ImageReader(pair.image_mode))
+    messages = checked(root, image_mode=pair.image_mode)
     assert isinstance(messages, str)
     assert "one" in messages
 
@@ -91,7 +89,7 @@ def test_what_is_bad_is_refused_by_name(root, pair):
 @given(pair=files.damaged_pairs())
 def test_what_is_damaged_is_refused_by_name_or_can_be_read(root, pair):
     put(root, pair)
-    sources = checked(root, reader=ImageReader(pair.image_mode))
+    sources = checked(root, image_mode=pair.image_mode)
     if isinstance(sources, str):
         assert "one." in sources
     else:

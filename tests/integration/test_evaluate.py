@@ -22,14 +22,13 @@ from segfit.errors import SegFitError
 from segfit.runs.folder import load_config
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import PredictDataset
-from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.masks import read_index_mask
-from segfit.tasks.segmentation.data.preflight import check_sources
 from segfit.tasks.segmentation.schema import Evaluate
 from segfit.tasks.segmentation.scores import boundary_counts, boundary_scores
 from tests.integration.evaluating import COLORS, evaluate, write_data
 from tests.integration.training import command, finished, train
 from tests.unit.data.files import save
+from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
 
 def run_cli(script: str, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -188,7 +187,7 @@ def test_saved_masks_are_read_back_as_ground_truth(place, evaluated, tmp_path):
     shutil.copytree(evaluated[0] / "masks", tmp_path / "masks")
     classes = Classes(("class_0", "class_1", "class_2"))
     sources = folder_sources(tmp_path, classes=classes, ignore_index=None)
-    check_sources(sources, cache_dir=tmp_path / "cache")
+    check_sources(sources)
     for source in sources.values():
         for index in range(len(source)):
             saved = read_index_mask(evaluated[0] / f"masks/{source.id(index)}.png")

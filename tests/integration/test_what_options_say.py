@@ -11,6 +11,7 @@ from PIL import Image
 
 from segfit.assembly.task import assembly_of
 from segfit.errors import SegFitError
+from segfit.tasks.segmentation.data.preflight import unswapped
 from tests.integration.evaluating import evaluate
 from tests.integration.training import (
     command,
@@ -75,7 +76,7 @@ def test_sides_that_flips_confuse_are_told_with_the_remedy() -> None:
     (notice,) = told("augmentation.hflip=0", "augmentation.mixup=0.5", "batch_size=1")
     assert "batch_size=1 has none to mix" in notice
     faces = compose_run("data=face_parsing", "data.root=x", base=())
-    assert assembly_of(faces)._unswapped(faces) == ""
+    assert unswapped(faces) == ""
 
 
 RARE = (

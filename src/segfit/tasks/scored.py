@@ -100,8 +100,9 @@ class ScoredTask:
         return value
 
     def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-        """Cut inputs and targets into pieces of at most `size` samples."""
-        return list(zip(inputs.split(size), targets.split(size), strict=True))
+        """Cut inputs and targets into pieces of at most `size`, as equal as can be: batch norm hates single samples."""
+        count = -(-len(inputs) // size)
+        return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
 
 
 class ScoredMeter:

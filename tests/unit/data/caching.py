@@ -6,8 +6,8 @@ from segfit.data import cache
 from segfit.data.cache import CacheOptions
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import fitted_sources
-from segfit.tasks.segmentation.data.folder import folder_sources
 from tests.unit.data.files import names, noise, save
+from tests.unit.tasks.segmentation.data.folders import folder_sources
 
 CLASSES = Classes(("a", "b", "c"))
 SIZE = (24, 20)

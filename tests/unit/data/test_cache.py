@@ -12,7 +12,6 @@ from segfit.data.cache_stores import DiskStore, RamStore, SharedTensor
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.shapes import ShapesSource, shapes_sources
 from segfit.tasks.segmentation.data.dataset import EvalDataset, FittedSource, TrainDataset, collate
-from segfit.tasks.segmentation.data.folder import folder_sources
 from tests.contracts.source_contract import SourceContract
 from tests.unit.data.caching import (
     CLASSES,
@@ -25,6 +24,7 @@ from tests.unit.data.caching import (
     options,
 )
 from tests.unit.data.files import names, noise, save, write_pairs
+from tests.unit.tasks.segmentation.data.folders import folder_sources
 
 
 class TestDiskContract(SourceContract):

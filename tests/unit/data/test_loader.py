@@ -20,8 +20,8 @@ from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset, collate
-from segfit.tasks.segmentation.data.folder import folder_sources
 from tests.unit.data.files import names, write_pairs
+from tests.unit.tasks.segmentation.data.folders import folder_sources
 
 CPU = torch.device("cpu")
 SOURCE = ShapesSource(10, resolution=32)

@@ -13,14 +13,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segfit.config.check import plain
-from segfit.data.images import PERCENTILES, ImageReader
 from segfit.data.source import Source
 from segfit.errors import SegFitError
 from segfit.models.build import IMAGENET, Normalisation, make_model, normalisation
 from segfit.models.weights import Weights
 from segfit.tasks.scored import ExtraMetric
 from segfit.tasks.segmentation.augmentation import CpuAugment, Mix
-from segfit.tasks.segmentation.classes import Classes, sided_pairs
+from segfit.tasks.segmentation.classes import make_classes
 from segfit.tasks.segmentation.data.dataset import (
     Augment,
     EvalDataset,
@@ -30,29 +29,28 @@ from segfit.tasks.segmentation.data.dataset import (
     collate,
     fitted_sources,
 )
-from segfit.tasks.segmentation.data.preflight import SAMPLE, PreflightReport, class_pixels
-from segfit.tasks.segmentation.data.preflight import check_sources as check_masks
-from segfit.tasks.segmentation.data.schema import channels_of, color_table, label_map_of
+from segfit.tasks.segmentation.data.folder import folder_sources, make_reader
+from segfit.tasks.segmentation.data.preflight import (
+    SAMPLE,
+    PreflightReport,
+    check_sources,
+    class_pixels,
+    unswapped,
+)
+from segfit.tasks.segmentation.data.schema import channels_of
 from segfit.tasks.segmentation.inference import Ensemble, Predictor
 from segfit.tasks.segmentation.losses import SegmentationLoss, balanced_weights
 from segfit.tasks.segmentation.schema import is_weights, size_of
 from segfit.tasks.segmentation.task import SegmentationTask
 
 make_ensemble = Ensemble
-__all__ = ["collate"]
+__all__ = ["check_sources", "collate"]
 
 # Keys of data that no pixel of a sample depends on; files and names of images are part of the key anyway.
 _NOT_READING = {
     "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
     "train_size", "val_size", "test_size", "root", "images", "split", "sampling", "crops_per_image", "foreground",
 }  # fmt: skip
-
-
-def make_classes(data: DictConfig) -> Classes:
-    """Return the classes that a data config describes."""
-    names = data.class_names or [f"class_{index}" for index in range(data.num_classes)]
-    colors = tuple(tuple(color) for color in data.class_colors or [])
-    return Classes(tuple(names), colors, data.background)
 
 
 def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
@@ -63,66 +61,7 @@ def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
 
         sizes = (data.train_size, data.val_size, data.test_size)
         return shapes_sources(*sizes, data.resolution, data.data_seed, classes)
-    from segfit.data.splits import SplitRule
-    from segfit.tasks.segmentation.data.folder import folder_sources
-    from segfit.tasks.segmentation.data.layout import NAMING
-
-    return folder_sources(
-        data.root,
-        classes=classes,
-        **{key: data[key] for key in NAMING},
-        ignore_index=data.ignore_index,
-        label_map=label_map_of(data) or None,
-        colors=color_table(data),
-        reader=make_reader(data),
-        split=SplitRule(**plain(data.split)),
-    )
-
-
-def make_reader(data: DictConfig) -> ImageReader:
-    """Return how files become images under a data config."""
-    if data.name == "shapes":
-        return ImageReader()
-    wanted, window = data.value_range, data.window and tuple(data.window)
-    if wanted == "percentiles":
-        window = window or PERCENTILES
-    value_range = None if isinstance(wanted, str) else tuple(wanted)
-    return ImageReader(data.image_mode, window, value_range, tuple(data.bands or ()) or None)
-
-
-def check_sources(
-    config: DictConfig,
-    sources: Mapping[str, LabelledSource],
-    needs: Mapping[str, int],
-    progress: Callable[[int, int], None] | None = None,
-) -> PreflightReport:
-    """Look at the files of some splits, which need so many samples; raise a SegFitError with every problem."""
-    skip = config.data.on_bad_sample == "skip"
-    report = check_masks(
-        sources, check=config.data.check, skip=skip, needs=needs, progress=progress,
-        size=size_of(config.image_size), fit=config.data.fit,
-    )  # fmt: skip
-    flips = max(config.augmentation.hflip, config.augmentation.vflip)
-    if config.augmentation.name != "none" and flips > 0 and (sides := _unswapped(config)):
-        report.notices.append(
-            f"{sides} in training, or no flips (augmentation.hflip=0 augmentation.vflip=0)."
-        )
-    if config.batch_size == 1 and make_mix(config) is not None:
-        report.notices.append(
-            "augmentation.mixup and cutmix mix the images of a batch: batch_size=1 has none to mix."
-        )
-    return report
-
-
-def _unswapped(config: DictConfig) -> str:
-    """Return what to do about classes that differ by left and right and are not in `augmentation.swap`, "" without any."""
-    names, swap = make_classes(config.data).names, plain(config.augmentation)["swap"] or []
-    pairs = [list(pair) for pair in sided_pairs(names) if sorted(pair) not in map(sorted, swap)]
-    if not pairs:
-        return ""
-    exchanged = "; ".join(f"{names[one]} and {names[other]}" for one, other in pairs)
-    value = str(swap + pairs).replace(" ", "")
-    return f"A mirror image exchanges {exchanged}, but flips do not: set augmentation.swap={value}"
+    return folder_sources(data, classes)
 
 
 def make_train_dataset(config: DictConfig, source: LabelledSource) -> TrainDataset:
@@ -323,7 +262,7 @@ def make_mix(config: DictConfig) -> Augment | None:
 def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str], None]) -> None:
     """Change in a run's config what the options of evaluate.py say about the task."""
     config.augmentation.name = "none"
-    if options.flip and (sides := _unswapped(config)):
+    if options.flip and (sides := unswapped(config)):
         notice(
             f"flip=true averages classes with each other. {sides} in training, or leave flip away."
         )

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from omegaconf import DictConfig
+
 IGNORE_INDEX = 255
 
 
@@ -26,6 +28,13 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def make_classes(data: DictConfig) -> Classes:
+    """Return the classes that a data config describes."""
+    names = data.class_names or [f"class_{index}" for index in range(data.num_classes)]
+    colors = tuple(tuple(color) for color in data.class_colors or [])
+    return Classes(tuple(names), colors, data.background)
 
 
 _SIDES = ("left right", "link recht", "左 右", "gauche droite", "izquierd derech", "sinistr destr")

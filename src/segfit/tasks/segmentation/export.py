@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from segfit.config.check import plain
 from segfit.models.build import Exported, for_inference
-from segfit.tasks.segmentation.assembly import make_classes, normalisation_of
+from segfit.tasks.segmentation.assembly import normalisation_of
+from segfit.tasks.segmentation.classes import make_classes
 from segfit.tasks.segmentation.data.schema import channels_of
 from segfit.tasks.segmentation.inference import resize_logits
 from segfit.tasks.segmentation.schema import size_of

@@ -69,11 +69,6 @@ class SegmentationTask(ScoredTask):
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.contiguous(memory_format=layout)
 
-    def split(self, inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-        """Cut images and targets into pieces of at most `size`, as equal as can be: batch norm hates single images."""
-        count = -(-len(inputs) // size)
-        return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
-
     def meter(self) -> "SegmentationMeter":
         """Return a fresh collector of scores."""
         return SegmentationMeter(self)

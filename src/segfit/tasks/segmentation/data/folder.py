@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import DictConfig
 
+from segfit.config.check import plain
 from segfit.data.formats import real_file
-from segfit.data.images import Decoded, ImageReader, look, resize_image
+from segfit.data.images import PERCENTILES, Decoded, ImageReader, look, resize_image
 from segfit.data.source import Named
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
 from segfit.tasks.segmentation.data.masks import ValueMap, object_sizes
-from segfit.tasks.segmentation.data.schema import FolderConfig
+from segfit.tasks.segmentation.data.schema import FolderConfig, color_table, label_map_of
 
 
 @dataclass(eq=False)
@@ -116,7 +118,8 @@ class FolderSource(Named):
             background = self.values.targets == (self.classes.background or 0)
             return decoded, np.full((height, width), self.values.known[background.argmax()])
         values = masks.read(name, (height, width))
-        if masks.resizes_images and values.shape != (height, width):
+        # CelebAMask-HQ's images are 1024 pixels wide, their masks 512.
+        if masks.form == "parts" and values.shape != (height, width):
             writable = np.require(decoded.pixels, requirements=["W"])
             tensor = torch.from_numpy(writable).permute(2, 0, 1)
             resized = resize_image(tensor, (values.shape[0], values.shape[1]))
@@ -132,65 +135,64 @@ def _sizes(image: NDArray[Any], mask: NDArray[Any]) -> str:
     )
 
 
-def folder_sources(
-    root: str | Path,
-    *,
-    classes: Classes,
-    ignore_index: int | None = 255,
-    label_map: Mapping[int, int] | None = None,
-    colors: Mapping[int, int] | None = None,
-    reader: ImageReader | None = None,
-    split: SplitRule | None = None,
-    **naming: Any,
-) -> dict[str, FolderSource]:
-    """Return the splits of a data set in folders: "train", "val" and perhaps "test".
+def make_reader(data: DictConfig) -> ImageReader:
+    """Return how files become images under a data config."""
+    if data.name != "folder":
+        return ImageReader()
+    wanted, window = data.value_range, data.window and tuple(data.window)
+    if wanted == "percentiles":
+        window = window or PERCENTILES
+    value_range = None if isinstance(wanted, str) else tuple(wanted)
+    return ImageReader(data.image_mode, window, value_range, tuple(data.bands or ()) or None)
+
+
+def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource]:
+    """Return the splits of a data set in folders: "train", "val" and perhaps "test"; `data` is a `FolderConfig`.
 
     Layouts: `root/<split>/<images>` + `root/<split>/<masks>`; `root/<images>/<split>` + `root/<masks>/<split>`;
     `root/<images>` + `root/<masks>`, divided by `split`, as is the train folder where there is no val folder. Folders of splits
     may have any name of `split_of`; a test folder without masks is none. An image and its mask have one relative name, apart
     from the suffix, or names by `image_name` and `mask_name`.
 
-    The arguments are the options of `FolderConfig`, `naming` those in `NAMING`, `colors` 0xRRGGBB → class, and how files
-    become images; `ignore_index`, `label_map` and `colors` are for mask_format "png" alone.
-
     Raises:
         SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
             wrong with single files.
     """
-    called, split, place = FolderConfig(**naming), split or SplitRule(), Path(root).expanduser()
-    lists = place / split.lists if split.lists is not None else None
-    layout, problems, notices = find_layout(place, called)
-    if lists is not None:
-        layout, problems, notices = {"": [place / called.images, place / called.masks]}, [], []
+    options = plain(data)
+    naming, split = FolderConfig(**options), SplitRule(**options["split"])
+    place, lists = Path(naming.root).expanduser(), None
+    if split.lists is None:
+        layout, problems, notices = find_layout(place, naming)
+    else:
+        lists = place / split.lists
+        layout, problems, notices = {"": [place / naming.images, place / naming.masks]}, [], []
     listings: dict[str, Listing] = {}
-    if not problems:
-        for part, (image_folder, mask_path) in layout.items():
-            try:
-                listings[part] = list_pairs(image_folder, mask_path, called, classes.names, lists)
-            except SegFitError as error:
-                if part == "test":
-                    notices.append(
-                        f"{image_folder}: no test split, for there is no mask. To predict it: evaluate.py images=… "
-                        f"({error})"
-                    )
-                else:
-                    problems += error.problems
+    for part, (image_folder, mask_path) in layout.items() if not problems else ():
+        try:
+            listings[part] = list_pairs(image_folder, mask_path, naming, classes.names, lists)
+        except SegFitError as error:
+            if part == "test":
+                notices.append(
+                    f"{image_folder}: no test split, for there is no mask. To predict it: evaluate.py images=… ({error})"
+                )
+            else:
+                problems += error.problems
     if problems:
         raise SegFitError(list(dict.fromkeys(problems)))
     next(iter(listings.values())).notices[:0] = notices
-    if called.mask_format != "png":  # masks hold classes already
-        ignore_index, label_map, colors = None, None, None
-    for listing in listings.values() if colors else ():
-        listing.masks = replace(listing.masks, form="colors")
-    values = ValueMap(len(classes), ignore_index, label_map, colors)
-    reader = reader or ImageReader()
-    maps = [mapping and sorted(mapping.items()) for mapping in (label_map, colors)]
-    options = repr((classes.names, called.mask_format, ignore_index, maps, reader))
+    values = ValueMap(len(classes), None, None)  # masks hold classes already
+    if naming.mask_format == "png":
+        maps = label_map_of(data) or None, color_table(data)
+        values = ValueMap(len(classes), data.ignore_index, *maps)
+    reader, meaning = make_reader(data), (values.known.tolist(), values.targets.tolist())
+    about = (classes.names, classes.background, naming.mask_format, bool(values.colors), reader)
     first = [next(iter(listing.images.values())) for listing in listings.values()]
     if split.group is None and any(real_file(path) != path for path in first):
         split = replace(split, group=r"^(.*)/[xyz]\d{4}$")  # the slices of a volume stay together
     return {
-        part: FolderSource(classes, names, listing, values, reader, options, group=split.group)
+        part: FolderSource(
+            classes, names, listing, values, reader, repr((*about, meaning)), group=split.group
+        )
         for part, (names, listing) in _divide(listings, split).items()
     }
 

@@ -18,8 +18,6 @@ from segfit.tasks.segmentation.data.masks import MASK_SUFFIXES, Masks, find_part
 from segfit.tasks.segmentation.data.painted import OUTLINES, read_coco, read_table, table_id
 from segfit.tasks.segmentation.data.schema import FolderConfig
 
-# The options that say where files are below the root and what they are called
-NAMING = ("images", "masks", "mask_format", "image_name", "mask_name", "unmasked", "slice_axis")
 _LOSSY = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
 
 
@@ -165,9 +163,8 @@ def _wanted(naming: FolderConfig, image: Path, mask_path: Path) -> str:
         "parts": f"be files named {image_key(name)}_<class name>.png",
         "coco": f"be among its images with the file_name {image.name}",
         "rle": f"have the id {' or '.join(dict.fromkeys(table_id(name)))}",
-        **{
-            form: f"be {name}{suffixes[0]}" for form, suffixes in OUTLINES.items() if form != "coco"
-        },
+        "yolo": f"be {name}.txt",
+        "labelme": f"be {name}.json",
     }
     if naming.mask_format != "png":
         return f"The mask of {image.name} would {would[naming.mask_format]}."
@@ -223,7 +220,7 @@ def _pair(
         notices.append(
             f"{place}: where outlines overlap, later ones are painted over earlier ones."
         )
-    masks = Masks(form, paired, place, class_names)
+    masks = Masks("colors" if naming.colors else form, paired, place, class_names)
     return Listing({name: images[name] for name in paired}, masks, problems, notices)
 
 

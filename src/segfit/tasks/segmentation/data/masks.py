@@ -36,11 +36,6 @@ class Masks:
     place: Path  # the folder, or the file of all masks
     class_names: Sequence[str]
 
-    @property
-    def resizes_images(self) -> bool:
-        """Whether images are resized to their masks: CelebAMask-HQ's are 1024 pixels wide, their masks 512."""
-        return self.form == "parts"
-
     def files(self, name: str) -> list[Path]:
         """Return the files that hold the mask of an image."""
         entry = self.entries[name]

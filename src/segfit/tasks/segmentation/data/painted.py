@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -199,27 +199,17 @@ def read_table(path: Path, class_names: Sequence[str]) -> dict[str, tuple[str, A
     `start length start length …`, starts from 1, row by row through the image; empty for a class that is absent. Raises a
     SegFitError if the file is no CSV, or a column or a class name is missing or unknown.
     """
-    table: dict[str, list[tuple[int, str]]] = {}
-    unknown: Counter[str] = Counter()
-    index = {name: i for i, name in enumerate(class_names)}
-    csv.field_size_limit(2**31 - 1)
+    import pandas as pd
+
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-            if missing:
-                raise SegFitError(
-                    f"{path}: no column {', '.join(missing)}. A table of run-lengths has {', '.join(_COLUMNS)}."
-                )
-            for row in reader:
-                runs = table.setdefault(row["id"], [])
-                if row["class"] not in index:
-                    unknown[row["class"]] += 1
-                elif row["segmentation"].strip().lower() not in ("", "nan"):
-                    runs.append((index[row["class"]], row["segmentation"]))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).fillna("")
+    except (OSError, ValueError) as error:  # as pandas' own are
         raise SegFitError(f"{path}: not readable as a CSV in UTF-8 ({error}).") from error
-    if unknown:
+    if missing := [column for column in _COLUMNS if column not in table]:
+        raise SegFitError(
+            f"{path}: no column {', '.join(missing)}. A table of run-lengths has {', '.join(_COLUMNS)}."
+        )
+    if unknown := Counter(name for name in table["class"] if name not in class_names):
         known = ", ".join(class_names)
         raise SegFitError(
             [
@@ -227,7 +217,12 @@ def read_table(path: Path, class_names: Sequence[str]) -> dict[str, tuple[str, A
                 for name, count in unknown.items()
             ]
         )
-    return {key: (key, sorted(runs, key=lambda run: run[0])) for key, runs in table.items()}
+    found: dict[str, list[tuple[int, str]]] = {}
+    for identity, name, runs in table[list(_COLUMNS)].itertuples(index=False):
+        given = found.setdefault(identity, [])
+        if runs.strip().lower() not in ("", "nan"):
+            given.append((class_names.index(name), runs))
+    return {key: (key, sorted(runs, key=itemgetter(0))) for key, runs in found.items()}
 
 
 def table_id(name: str) -> list[str]:

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import DictConfig
 
+from segfit.config.check import plain
 from segfit.data.files import some
 from segfit.data.preflight import Preflight, Progress, Seen, inspect_sources, spread, unreadable
 from segfit.errors import SegFitError, printable
-from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.classes import Classes, make_classes, sided_pairs
 from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image, read_tensors
 from segfit.tasks.segmentation.data.folder import FolderSource
+from segfit.tasks.segmentation.schema import size_of
 
 SAMPLE = 200  # items that are read to count classes where no report has them
 
@@ -48,57 +51,47 @@ class PreflightReport(Preflight):
 
 
 def check_sources(
+    config: DictConfig,
     sources: Mapping[str, LabelledSource],
-    *,
-    check: str = "full",
-    skip: bool = False,
-    cache_dir: Path | None = None,
+    needs: Mapping[str, int],
     progress: Progress | None = None,
-    needs: Mapping[str, int] | None = None,
-    size: tuple[int, int] | None = None,
-    fit: str = "crop",
 ) -> PreflightReport:
-    """Look at a data set before training.
+    """Look at a data set before training, as `data.check` says.
 
     Args:
+        config: that of the run.
         sources: split → source.
-        check: "full" opens every file, "sample" a hundred of each split, spread evenly, "off" none.
-        skip: files that cannot be read are a notice and no problem, as long as there are others in their split.
-        cache_dir: where reports are remembered until files change; None: `default_cache_dir()`.
-        progress: called with (done, total) items while files are opened; remembered ones count as done.
         needs: split → images it has to have at least.
-        size: (h, w) that images are fitted to.
-        fit: how, as `TrainDataset`.
+        progress: called with (done, total) items while files are opened; remembered ones count as done.
 
     Raises:
         SegFitError: with every problem found: too few images, files without a partner, unreadable files,
             sizes that differ, mask values that are no class, 0/255 masks without a label_map.
     """
+    data, augmentation = config.data, config.augmentation
+    skip = data.on_bad_sample == "skip"
     problems = [
         f"{split} has {count} images, but needs {need}. "
         "Add images, change the split, or take a smaller batch_size."
-        for split, need in (needs or {}).items()
+        for split, need in needs.items()
         if (count := len(sources.get(split, ()))) < need
     ]
-    if check == "off":
-        if problems:
-            raise SegFitError(problems)
-        return PreflightReport()
-    folders = {split: s for split, s in sources.items() if isinstance(s, FolderSource)}
+    looked = sources if data.check != "off" else {}
+    folders = {split: s for split, s in looked.items() if isinstance(s, FolderSource)}
     # Splits of one folder share a listing.
     listings = [source.listing for source in folders.values()]
     problems += dict.fromkeys(problem for one in listings for problem in one.problems)
     notices = list(dict.fromkeys(notice for one in listings for notice in one.notices))
-    seen = inspect_sources(folders, check, cache_dir, progress, notices.append)
+    seen = inspect_sources(folders, data.check, progress=progress, notice=notices.append)
     for wrong, odd in (unreadable(seen, skip=skip), _describe(seen)):
         problems += wrong
         notices += odd
     if problems:
         raise SegFitError(problems)
-    if size is not None and fit != "crop":
-        notices += _lost(seen, size, fit)
+    if data.fit != "crop":
+        notices += _lost(seen, size_of(config.image_size), data.fit)
     pixels = {}
-    for split, source in sources.items():
+    for split, source in looked.items():
         reports = [one.report for one in seen if one.split == split]
         if split in folders:
             known = [report["pixels"] for report in reports if "pixels" in report]
@@ -107,7 +100,28 @@ def check_sources(
             pixels[split] = class_pixels(source, SAMPLE, skip=skip).sum(0)
         whole = len(reports) in (0, len(source))
         notices += _absent(source.classes, pixels[split], split, whole=whole)
+    if augmentation.name != "none":
+        flips = max(augmentation.hflip, augmentation.vflip) > 0
+        if flips and (sides := unswapped(config)):
+            notices.append(
+                f"{sides} in training, or no flips (augmentation.hflip=0 augmentation.vflip=0)."
+            )
+        if config.batch_size == 1 and augmentation.mixup + augmentation.cutmix > 0:
+            notices.append(
+                "augmentation.mixup and cutmix mix the images of a batch: batch_size=1 has none to mix."
+            )
     return PreflightReport([printable(notice) for notice in notices], pixels)
+
+
+def unswapped(config: DictConfig) -> str:
+    """Return what to do about classes that differ by left and right and are not in `augmentation.swap`, "" without any."""
+    names, swap = make_classes(config.data).names, plain(config.augmentation)["swap"] or []
+    pairs = [list(pair) for pair in sided_pairs(names) if sorted(pair) not in map(sorted, swap)]
+    if not pairs:
+        return ""
+    exchanged = "; ".join(f"{names[one]} and {names[other]}" for one, other in pairs)
+    value = str(swap + pairs).replace(" ", "")
+    return f"A mirror image exchanges {exchanged}, but flips do not: set augmentation.swap={value}"
 
 
 def class_pixels(
@@ -168,21 +182,18 @@ def _finding(found: Sequence[Seen], what: str, text: str, said: Iterable[str]) -
 def _palettes(seen: Sequence[Seen]) -> str:
     """Return what is wrong with masks whose palettes disagree, "" if none do."""
     colors: dict[int, tuple[list[int], Path]] = {}
-    indices: dict[tuple[int, ...], int] = {}
-    clash, paths = "", set()
+    clash, paths, every = "", set(), set()
     for one in seen:
+        path = one.files[-1]
         for value, *color in one.report.get("palette", ()):
-            path = one.files[-1]
+            every.add(tuple(color))
             first, there = colors.setdefault(value, (color, path))
-            other = indices.setdefault(tuple(color), value)
-            if first != color or other != value:
+            if first != color:
                 paths.add(path)
-                clash = clash or (
-                    f"{value} is RGB {first} in {there.name} and {color} in {path.name}"
-                    if first != color
-                    else f"RGB {color} is {other} in one and {value} in {path.name}"
+                clash = (
+                    clash or f"{value} is RGB {first} in {there.name} and {color} in {path.name}"
                 )
-    table = ", ".join(str(list(color)) for color in sorted(indices)[:20])
+    table = ", ".join(str(list(color)) for color in sorted(every)[:20])
     return clash and (
         f"Masks are read by index, and their palettes differ in {len(paths)} files: {clash}. If the colours are the "
         f"classes, list them in the order of the classes: 'data.colors=[{table}]'. If the indices are, name them in "

@@ -137,10 +137,8 @@ def data_problems(data: DictConfig) -> Iterator[str]:
             yield f"data.{key} has {len(given)} entries for num_classes={count}: one {unit} a class."
     names = list(data.class_names or [])
     for name in sorted({*names}):
-        if not name.strip():
-            yield f"data.class_names: {name!r} is no name."
-        elif names.count(name) > 1:
-            yield f"data.class_names: {name} stands for more than one class."
+        if not name.strip() or names.count(name) > 1:
+            yield f"data.class_names: {name!r} is no name, or that of two classes."
     for color in data.class_colors or []:
         if len(whole_numbers(color, 0, 255)) != 3:
             yield f"data.class_colors: {shown(color)} is no RGB triple of 0 to 255."
@@ -178,13 +176,11 @@ def _folder_problems(data: DictConfig) -> Iterator[str]:
         label_map = {}
     targets = {*range(data.num_classes), 255, data.ignore_index}
     for value, target in label_map.items():
-        if type(value) is not int or type(target) is not int:
-            yield f"data.label_map: {value!s} → {target} must be two whole numbers."
-        elif not -65536 <= value <= 65535:
-            yield f"data.label_map: {value} is no mask value; they are -65536 to 65535."
-        elif target not in targets:
+        known = type(value) is int and -65536 <= value <= 65535
+        if not known or type(target) is not int or target not in targets:
             yield (
-                f"data.label_map: {value} → {target} is neither a class (0 to {data.num_classes - 1}) nor 255, which is ignored."
+                f"data.label_map: {value!s} → {target} is not two whole numbers: a mask value (-65536 to 65535) and its class "
+                f"(0 to {data.num_classes - 1}), or 255, which is ignored."
             )
     if data.colors is not None:
         yield from _check_colors(data)

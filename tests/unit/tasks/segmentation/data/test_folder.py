@@ -4,12 +4,11 @@ import unicodedata
 import numpy as np
 import pytest
 
-from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
-from segfit.tasks.segmentation.data.folder import folder_sources
 from tests.contracts.source_contract import LabelledSourceContract
 from tests.unit.data.files import names, noise, save, write_pairs
+from tests.unit.tasks.segmentation.data.folders import folder_sources
 
 CLASSES = Classes(("background", "cell", "wall"))
 
@@ -25,7 +24,7 @@ def sizes(found):
 class TestFolderContract(LabelledSourceContract):
     def make_sources(self, folder):
         write_pairs(folder, [f"day {day}/ünï {i}" for day in range(2) for i in range(4)])
-        return sources(folder, split=SplitRule(val=0.25, test=0.25))
+        return sources(folder, split={"val": 0.25, "test": 0.25})
 
 
 class TestSplitFoldersContract(LabelledSourceContract):
@@ -62,9 +61,9 @@ def test_split_folders_may_lie_below_images_and_masks(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "rule", "expected"),
     [
-        (["train"], SplitRule(val=0.2), {"train": 8, "val": 2}),
-        (["train", "test"], SplitRule(val=0.2, test=0.3), {"train": 8, "val": 2, "test": 10}),
-        (["train", "val"], SplitRule(val=0.2, test=0.3), {"train": 7, "val": 10, "test": 3}),
+        (["train"], {"val": 0.2}, {"train": 8, "val": 2}),
+        (["train", "test"], {"val": 0.2, "test": 0.3}, {"train": 8, "val": 2, "test": 10}),
+        (["train", "val"], {"val": 0.2, "test": 0.3}, {"train": 7, "val": 10, "test": 3}),
     ],
 )
 def test_train_gives_what_has_no_folder(tmp_path, folders, rule, expected):

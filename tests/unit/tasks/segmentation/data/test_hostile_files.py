@@ -15,17 +15,16 @@ from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset, TrainDataset
-from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.masks import read_index_mask
-from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.unit.data.files import names, noise, png, save, write_pairs
+from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
 CLASSES = Classes(("background", "cell", "wall"))
 
 
 def check(folder: Path, **options):
     sources = folder_sources(folder, classes=CLASSES)
-    return sources, check_sources(sources, cache_dir=folder.parent / "cache", **options)
+    return sources, check_sources(sources, **options)
 
 
 @pytest.fixture

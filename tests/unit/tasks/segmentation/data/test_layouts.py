@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from segfit.data.splits import SplitRule, listed, split_of
+from segfit.data.splits import listed, split_of
 from segfit.errors import SegFitError
-from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.unit.data.files import noise, save
+from tests.unit.tasks.segmentation.data.folders import check_sources
 from tests.unit.tasks.segmentation.data.test_folder import sources
 
 PIXELS = {"image": noise(4, 4, 3), "mask": noise(4, 4, high=3)}
@@ -143,7 +143,7 @@ def test_masks_are_found_by_their_names(tmp_path, image, mask, options):
         save(tmp_path / mask.format(f"a.{number}"), np.full((4, 4), number % 3, np.uint8))
     found = sources(tmp_path, **options)
     assert sum(map(len, found.values())) == 5
-    check_sources(found, cache_dir=tmp_path / "cache")
+    check_sources(found)
     for source in found.values():
         for index in range(len(source)):
             number = int(source.id(index).split("a.")[1][0])
@@ -190,7 +190,7 @@ def voc(root):
     (lists / "trainval.txt").write_text("2007_0\n2007_4\n")
     (lists / "test.txt").write_text("2007_6\n")
     return {"images": "JPEGImages", "masks": "SegmentationClass",
-            "split": SplitRule(lists="ImageSets/Segmentation")}  # fmt: skip
+            "split": {"lists": "ImageSets/Segmentation"}}  # fmt: skip
 
 
 def test_lists_divide_as_in_voc(tmp_path):
@@ -217,13 +217,13 @@ def test_lists_have_to_be_there(tmp_path):
 @pytest.mark.parametrize("label_map", [None, {5: 0, 0: 1, 1: 2, 2: 2}])
 def test_images_without_masks(tmp_path, label_map):
     fill(tmp_path, *(f"images/{i}.png" for i in range(6)), *(f"masks/{i}.png" for i in range(4)))
-    options = {"label_map": label_map, "split": SplitRule(val=0.5)}
+    options = {"label_map": label_map, "split": {"val": 0.5}}
     for kind, count in (("error", 4), ("skip", 4), ("background", 6)):
         found = sources(tmp_path, unmasked=kind, **options)
         assert sum(map(len, found.values())) == count
         assert bool(found["train"].listing.problems) == (kind == "error")
         assert ("2 of 6 images have no mask" in notices(found)) == (kind != "error")
-    check_sources(found, cache_dir=tmp_path / "cache")
+    check_sources(found)
     blank = {
         source.id(i): source.read(i)[1] for source in found.values() for i in range(len(source))
     }

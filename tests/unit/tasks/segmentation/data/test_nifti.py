@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 
 from segfit.data.images import ImageReader
-from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data.dataset import PredictDataset
-from segfit.tasks.segmentation.data.folder import folder_sources
-from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.unit.data.files import noise
+from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
 CLASSES = Classes(("background", "liver", "spleen"))
 READER = ImageReader(value_range=(-100, 155))
@@ -34,10 +32,10 @@ def write(root, suffix=".nii.gz", image="{}", count=4):
 def test_slices_are_those_of_nibabel_and_volumes_stay_together(tmp_path, axis, suffix):
     root = write(tmp_path / "data", suffix)
     sources = folder_sources(
-        root, classes=CLASSES, reader=READER, slice_axis=axis, split=SplitRule(val=0.25)
+        root, classes=CLASSES, value_range=[-100, 155], slice_axis=axis, split={"val": 0.25}
     )
     for _ in range(2):  # the second time from the cache
-        report = check_sources(sources, cache_dir=tmp_path / "cache")
+        report = check_sources(sources)
         assert report.notices == []
     cases = {split: {name.split("/")[0] for name in one.names} for split, one in sources.items()}
     assert len(cases["val"]) == 1
@@ -58,14 +56,14 @@ def test_slices_are_those_of_nibabel_and_volumes_stay_together(tmp_path, axis, s
 
 def test_a_volume_with_many_slices_is_named_once(tmp_path):
     sources = folder_sources(write(tmp_path / "data"), classes=CLASSES)
-    (notice,) = check_sources(sources, cache_dir=tmp_path / "cache").notices
+    (notice,) = check_sources(sources).notices
     assert notice.count("case1.nii.gz") == 1
 
 
 def test_names_of_nnunet_and_prediction(tmp_path):
     root = write(tmp_path / "data", image="{}_0000")
     sources = folder_sources(
-        root, classes=CLASSES, reader=READER, image_name="{stem}_0000.nii.gz",
+        root, classes=CLASSES, value_range=[-100, 155], image_name="{stem}_0000.nii.gz",
         mask_name="{stem}.nii.gz",
     )  # fmt: skip
     assert "case0/z0000" in [name for one in sources.values() for name in one.names]

@@ -9,9 +9,8 @@ from pycocotools import mask as rle
 
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.folder import folder_sources
-from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.unit.data.files import noise, save
+from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
 CLASSES = Classes(("background", "cat", "dog"))
 SIZE = (60, 80)
@@ -80,7 +79,7 @@ def read(root, form):
     found = sources(root, form)
     return {
         int(s.id(i)): s.read(i)[1] for s in found.values() for i in range(len(s))
-    }, check_sources(found, cache_dir=root.parent / "cache")
+    }, check_sources(found)
 
 
 @pytest.mark.parametrize("form", ["coco", "yolo", "labelme"])
@@ -193,7 +192,7 @@ def test_what_is_no_outline_is_named(tmp_path, kind):
     suffix = {"yolo": "txt", "labelme": "json"}[form]
     (root / f"labels/1.{suffix}").write_text(text)
     with pytest.raises(SegFitError) as error:
-        check_sources(sources(root, form), cache_dir=tmp_path / "cache")
+        check_sources(sources(root, form))
     assert f"1.{suffix}" in str(error.value)
     assert told in str(error.value)
 
@@ -211,7 +210,7 @@ def test_an_image_that_has_no_outlines_may_count_as_background(tmp_path):
     root = write(tmp_path / "data", "yolo", [[(1, SQUARE)]] * 3)
     (root / "labels/1.txt").unlink()
     with pytest.raises(SegFitError, match=r"The mask of 1\.png would be 1\.txt"):
-        check_sources(sources(root, "yolo"), cache_dir=tmp_path / "cache")
+        check_sources(sources(root, "yolo"))
     found = sources(root, "yolo", unmasked="background")
-    check_sources(found, cache_dir=tmp_path / "cache")
+    check_sources(found)
     assert sum(map(len, found.values())) == 3

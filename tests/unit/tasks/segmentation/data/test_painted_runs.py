@@ -1,14 +1,12 @@
 import numpy as np
 import pytest
 
-from segfit.data.images import ImageReader
-from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.painted import table_id
 from tests.contracts.source_contract import LabelledSourceContract
 from tests.unit.data.files import noise, save
+from tests.unit.tasks.segmentation.data.folders import folder_sources
 
 CLASSES = Classes(("background", "large_bowel", "small_bowel", "stomach"))
 HEAD = "id,class,segmentation\n"
@@ -34,8 +32,8 @@ def sources(folder, **options):
         folder,
         **{
             "classes": CLASSES, "images": "train", "masks": "train.csv", "mask_format": "rle",
-            "reader": ImageReader("gray", (1, 99)),
-            "split": SplitRule(val=0.3, group=r"(case\d+)_"), **options,
+            "image_mode": "gray", "window": [1, 99],
+            "split": {"val": 0.3, "group": r"(case\d+)_"}, **options,
         },
     )  # fmt: skip
 
@@ -82,7 +80,7 @@ def test_a_table_of_plain_names_serves_too(tmp_path):
     for name in ("x", "y"):
         save(tmp_path / "images" / f"{name}.png", noise(2, 2))
     (tmp_path / "masks.csv").write_text(HEAD + "x,stomach,1 1\ny,stomach,2 1\n")
-    found = sources(tmp_path, images="images", masks="masks.csv", split=SplitRule(val=0.5))
+    found = sources(tmp_path, images="images", masks="masks.csv", split={"val": 0.5})
     masks = {s.id(0): s.read(0)[1].ravel().tolist() for s in found.values()}
     assert masks == {"x": [3, 0, 0, 0], "y": [0, 3, 0, 0]}
 

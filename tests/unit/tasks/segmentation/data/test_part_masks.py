@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 
-from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.folder import folder_sources
 from tests.contracts.source_contract import LabelledSourceContract
 from tests.unit.data.files import noise, save
+from tests.unit.tasks.segmentation.data.folders import folder_sources
 
 CLASSES = Classes(("background", "skin", "l_eye", "neck", "neck_l"))
 
@@ -36,7 +35,7 @@ def sources(folder):
         images="CelebA-HQ-img",
         masks="anno",
         mask_format="parts",
-        split=SplitRule(val=0.3),
+        split={"val": 0.3},
     )
 
 

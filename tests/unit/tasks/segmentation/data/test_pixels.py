@@ -8,17 +8,15 @@ import tifffile
 from PIL import Image
 
 from segfit.data.images import ImageReader
-from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.data.folder import read_picture
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.folder import folder_sources
 from segfit.tasks.segmentation.data.masks import read_index_mask
-from segfit.tasks.segmentation.data.preflight import check_sources
 from tests.unit.data.files import noise, save
+from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
 CLASSES = Classes(("background", "cell", "wall"))
-COLORS = {0x000000: 0, 0xFF0000: 1, 0x00FF00: 2}
+COLORS = [[0, 0, 0, 0], [255, 0, 0, 1], [0, 255, 0, 2]]
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
 
 
@@ -33,8 +31,8 @@ def tiff(path, pixels, **options):
 
 
 def check(folder, **options):
-    sources = folder_sources(folder, classes=CLASSES, split=SplitRule(val=0.3), **options)
-    report = check_sources(sources, cache_dir=folder.parent / "cache")
+    sources = folder_sources(folder, classes=CLASSES, split={"val": 0.3}, **options)
+    report = check_sources(sources)
     return sources, report.notices
 
 
@@ -87,10 +85,10 @@ def test_images_that_use_a_part_of_their_range_are_told_with_the_range(tmp_path,
     assert "4 images of 4 would reach the network as nearly one value" in told
     found = re.search(r"data.value_range=\[(.+), (.+)\]", told)
     assert [float(found[1]), float(found[2])] == pytest.approx([least, most], abs=0.01)
-    sources, notices = check(folder, reader=ImageReader(value_range=(least, most)))
+    sources, notices = check(folder, value_range=[least, most])
     assert notices == []
     if least == values.min():
-        assert check(folder, reader=ImageReader(percentiles=(0, 100)))[1] == []
+        assert check(folder, window=[0, 100])[1] == []
     image, mask = sources["train"].read(0)
     shades = {int(image[mask == k].max()) for k in range(3)}
     assert len(shades) == 3
@@ -224,12 +222,12 @@ def test_colour_masks_are_read_by_a_table(tmp_path, mode):
         save(folder / f"masks/{index}.png", PALETTE[mask], mode)
     if mode != "P":
         assert "data.colors=[[0, 0, 0], [0, 255, 0], [255, 0, 0]]" in problem(folder)
-    sources, notices = check(folder, colors={**COLORS, 0x00FF00: 255})
+    sources, notices = check(folder, colors=[*COLORS[:2], [0, 255, 0, 255]])
     assert notices[0].startswith("No pixel of wall in the training masks")
     _, mask = sources["train"].read(0)
     expected = masks()[int(sources["train"].id(0))]
     np.testing.assert_array_equal(mask, np.where(expected == 2, 255, expected))
-    told = problem(folder, colors={0: 0, 0xFF0000: 1})
+    told = problem(folder, colors=COLORS[:2])
     assert "with colours that data.colors does not list" in told
     assert "[0, 255, 0]" in told
 
@@ -239,4 +237,4 @@ def test_floats_and_negative_numbers_are_told_to_be_scaled_one_by_one(tmp_path):
     _, (notice,) = check(folder)
     assert "numbers beyond 16 bits (-940 to -860), each scaled from its own" in notice
     assert "data.value_range=[-940, -860]" in notice
-    assert check(folder, reader=ImageReader(value_range=(-1000, 1000)))[1] == []
+    assert check(folder, value_range=[-1000, 1000])[1] == []

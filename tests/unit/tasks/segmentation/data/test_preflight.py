@@ -8,29 +8,29 @@ from scipy import ndimage
 
 from segfit.data.preflight import default_cache_dir, spread
 from segfit.data.shapes import shapes_sources
-from segfit.data.splits import SplitRule
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.folder import FolderSource, folder_sources
-from segfit.tasks.segmentation.data.preflight import check_sources, class_pixels
+from segfit.tasks.segmentation.data.folder import FolderSource
+from segfit.tasks.segmentation.data.preflight import class_pixels
 from tests.unit.data.files import names, noise, save, write_pairs
+from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
 CLASSES = Classes(("background", "cell", "wall"))
 ORGANS = Classes(("background", "liver", "kidney", "spleen"))  # of the phantoms
 
 
 @pytest.fixture
-def check(tmp_path):
+def check(tmp_path, monkeypatch):
     """Check the folder tmp_path/data with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(
-        classes=CLASSES, check="full", needs=None, progress=None, skip=False, size=None, fit="crop", **options
+        classes=CLASSES, check="full", needs=None, progress=None, skip=False, size=(32, 32), fit="crop", **options
     ):  # fmt: skip
         sources = folder_sources(tmp_path / "data", classes=classes, **options)
         return check_sources(
             sources,
             check=check,
-            cache_dir=tmp_path / "cache",
             needs=needs,
             progress=progress,
             skip=skip,
@@ -276,7 +276,7 @@ def test_problems_are_remembered_too(data, check, inspected):
 )
 def test_a_damaged_cache_is_replaced(data, check, inspected, tmp_path, damage):
     check()
-    cache = tmp_path / "cache" / "preflight.sqlite3"
+    cache = tmp_path / "cache" / "segfit" / "preflight.sqlite3"
     cache.write_bytes(damage(cache.read_bytes()))
     (notice,) = check().notices
     assert notice.startswith(f"{cache}: damaged (")
@@ -303,7 +303,7 @@ def test_a_sample_opens_a_hundred_of_each_split(tmp_path, check, inspected):
         (tmp_path / "data" / kind).mkdir(parents=True)
         for name in names(150):
             os.link(one / kind / "x.png", tmp_path / "data" / kind / f"{name}.png")
-    report = check(check="sample", split=SplitRule(val=0.2))
+    report = check(check="sample", split={"val": 0.2})
     assert len(inspected) == 100 + 30
     assert report.class_pixels["train"].sum() == 100 * 4
 
@@ -326,7 +326,7 @@ def test_synthetic_data_is_counted_from_a_sample(tmp_path):
     sources = shapes_sources(4, 2, 1, 64, 0)
     for source in sources.values():
         source.classes = ORGANS
-    report = check_sources(sources, cache_dir=tmp_path)
+    report = check_sources(sources)
     assert report.notices == []
     assert report.class_pixels["train"].sum() == 4 * 64 * 64
     assert (report.class_pixels["train"] > 0).all()
