@@ -1,7 +1,5 @@
 """Config → the objects of a segmentation, as `TaskAssembly` asks for them: sources, datasets, model, loss, augmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -31,7 +29,6 @@ from segfit.tasks.segmentation.data.dataset import (
 )
 from segfit.tasks.segmentation.data.folder import folder_sources, make_reader
 from segfit.tasks.segmentation.data.preflight import (
-    SAMPLE,
     PreflightReport,
     check_sources,
     class_pixels,
@@ -181,7 +178,7 @@ def make_statistics(
     pixels = report.class_pixels.get("train")
     if pixels is None:
         skip = config.data.on_bad_sample == "skip"
-        pixels = class_pixels(sources["train"], SAMPLE, skip=skip).sum(0)
+        pixels = class_pixels(sources["train"], sample=True, skip=skip).sum(0)
     return {"class_weights": balanced_weights(torch.from_numpy(pixels), config.loss.balance)}
 
 

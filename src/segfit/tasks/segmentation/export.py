@@ -18,52 +18,39 @@ from segfit.tasks.segmentation.schema import size_of
 class Deployed(nn.Module):
     """A run's model from uint8 images of any size to logits of that size, fitted as `data.fit` says; "crop" leaves them."""
 
-    def __init__(self, model: nn.Module, config: DictConfig, temperature: float) -> None:
+    def __init__(
+        self, model: nn.Module, config: DictConfig, temperature: float, *, classes: bool
+    ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.classes = temperature, classes
         self.model, self.size, self.fit = model, size_of(config.image_size), config.data.fit
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation_of(config))
         self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits `(B, num_classes, H, W)` float32 of images `(B, C, H, W)` uint8, by the temperature."""
-        return self.logits(images) / self.temperature
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits `(B, num_classes, H, W)` float32 of images `(B, C, H, W)` uint8, by the temperature.
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the model's own logits."""
-        pixels = images.float()
-        if self.fit == "crop":
-            return self._logits(pixels)
-        kind = torch.float64
+        With `classes` their argmax `(B, H, W)` uint8, too.
+        """
+        logits = self._at_size(images)
+        scaled = logits / self.temperature
+        return (scaled, logits.argmax(1).to(torch.uint8)) if self.classes else scaled
+
+    def _at_size(self, images: Tensor) -> Tensor:
+        pixels, kind = images.float(), torch.float64
+        axes = () if self.fit == "crop" else (-1, -2)  # as torch's kernel does, one after the other
         shape = torch.stack([torch.scalar_tensor(side, dtype=kind) for side in images.shape[-2:]])
         start, content = torch.zeros(2, dtype=kind), torch.tensor(self.size, dtype=kind)
         if self.fit == "pad":  # as `place_image` does
             inside = (shape * torch.amin(content / shape, 0)).round().clamp(min=1)
             inside = torch.minimum(inside, content)
             start, content = torch.floor((content - inside) / 2), inside
-        for axis in (-1, -2):  # as torch's kernel does, one after the other
+        for axis in axes:
             pixels = _resize(pixels, axis, shape[axis], self.size[axis], start[axis], content[axis])
-        logits = self._logits(pixels)
-        for axis in (-2, -1):
+        logits: Tensor = self.model((pixels / 255 - self.mean) / self.std)
+        for axis in axes[::-1]:
             logits = resize_logits(logits, axis, images.shape[axis], start[axis], content[axis])
         return logits
-
-    def _logits(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.model((pixels / 255 - self.mean) / self.std)
-        return logits
-
-
-class WithClasses(nn.Module):
-    """`Deployed` whose logits come with their argmax, `(B, H, W)` uint8."""
-
-    def __init__(self, model: Deployed) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and classes."""
-        logits = self.model.logits(images)
-        return logits / self.model.temperature, logits.argmax(1).to(torch.uint8)
 
 
 def _resize(
@@ -99,7 +86,10 @@ def _resize(
 
 def make_exported(config: DictConfig, model: nn.Module, temperature: float = 1.0) -> Exported:
     """Return what is exported of a run's model, which may be changed."""
-    deployed = Deployed(for_inference(model).cpu().float(), config, temperature).eval()
+    network = for_inference(model).cpu().float()
+    deployed, onnx = (
+        Deployed(network, config, temperature, classes=classes).eval() for classes in (False, True)
+    )
     names, (mean, std) = list(make_classes(config.data).names), normalisation_of(config)
     keys = ("fit", "image_mode", "window", "bands", "value_range")
     data = {key: plain(config.data).get(key) for key in keys}
@@ -112,5 +102,5 @@ def make_exported(config: DictConfig, model: nn.Module, temperature: float = 1.0
         {"classes.json": json.dumps(names), "model.json": json.dumps(facts)},
         sizes=0 if deployed.fit == "crop" else 2,
         outputs=("logits", "classes"),
-        onnx=WithClasses(deployed).eval(),
+        onnx=onnx,
     )

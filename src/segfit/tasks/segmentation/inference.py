@@ -1,7 +1,5 @@
 """From a model's logits to logits and class indices at an image's own size."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 matplotlib is imported where it draws, without pyplot: no global state, no window, no backend to choose.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -135,7 +133,7 @@ def _stripes(height: int, width: int) -> Picture:
     return np.where(light[..., None], np.uint8(170), np.uint8(110)).repeat(3, axis=2)
 
 
-def confusion_figure(confusion: NDArray[np.int64], classes: Classes) -> Figure:
+def confusion_figure(confusion: NDArray[np.int64], classes: Classes) -> "Figure":
     """Draw a confusion matrix: each row is a class of the ground truth, in percent of its pixels.
 
     Rows without a pixel are grey. `confusion` is `(C, C)` pixels, rows ground truth, columns prediction.

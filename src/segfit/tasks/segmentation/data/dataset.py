@@ -1,7 +1,5 @@
 """Sources → samples of one size → batches."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -217,13 +215,12 @@ def fitted_sources(
     "train" is for a `TrainDataset` of this size and fit, every other split for an `EvalDataset`. With "crop", images
     and masks are kept as they are read.
     """
-    if fit == "crop":
-        return {split: (source, "original") for split, source in sources.items()}
     forms: dict[str, tuple[Source, str]] = {}
     for split, source in sources.items():
         whole = split != "train"
         kind = f"{size[1]}x{size[0]}-{fit}" + "-whole-masks" * whole
-        forms[split] = FittedSource(source, size, fit, whole_masks=whole), kind
+        fitted = FittedSource(source, size, fit, whole_masks=whole)
+        forms[split] = (source, "original") if fit == "crop" else (fitted, kind)
     return forms
 
 

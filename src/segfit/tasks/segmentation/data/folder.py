@@ -1,7 +1,5 @@
 """Images and masks in folders."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,11 +47,7 @@ class FolderSource(Named):
         return [real_file(path) for path in (listing.images[name], *masks)]
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return the image (H, W, 3) uint8 RGB and the mask (H, W) uint8.
-
-        Raises:
-            SegFitError: if a file is unreadable, sizes differ, or a mask value is no class.
-        """
+        """Return an image and its mask, as `LabelledSource.read`."""
         decoded, values = self._read_files(index)
         image = decoded.pixels
         if image.shape[:2] != values.shape:
@@ -101,14 +95,13 @@ class FolderSource(Named):
             report["ignored"] = ""
         white = (values == 255) & (not self.values.colors)
         surroundings = int(pixels.argmax()) if background is None else background
-        report["values"], report["pixels"], report["shape"] = (
-            unknown[:16],
-            pixels.tolist(),
-            mask.shape,
-        )
-        report["only_0_255"] = bool(white.any() and (white | (values == 0)).all())
-        report["objects"] = object_sizes(mask, len(self.classes), surroundings)
-        return report
+        return report | {
+            "values": unknown[:16],
+            "pixels": pixels.tolist(),
+            "shape": mask.shape,
+            "only_0_255": bool(white.any() and (white | (values == 0)).all()),
+            "objects": object_sizes(mask, len(self.classes), surroundings),
+        }
 
     def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:
         name, masks = self.names[index], self.listing.masks

@@ -1,7 +1,5 @@
 """Where the images and masks of a data set are, and which belongs to which."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Mask files → class indices, and what their values mean."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

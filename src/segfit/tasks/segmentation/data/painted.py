@@ -1,10 +1,7 @@
 """Masks that are painted as they are read: outlines of COCO, YOLO and Labelme, and tables of run-lengths."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -209,13 +206,10 @@ def read_table(path: Path, class_names: Sequence[str]) -> dict[str, tuple[str, A
         raise SegFitError(
             f"{path}: no column {', '.join(missing)}. A table of run-lengths has {', '.join(_COLUMNS)}."
         )
-    if unknown := Counter(name for name in table["class"] if name not in class_names):
-        known = ", ".join(class_names)
+    if unknown := sorted({*table["class"]} - {*class_names}):
         raise SegFitError(
-            [
-                f"{path}: class '{name}' in {count} rows is none of data.class_names ({known}).{nearest(name, class_names)}"
-                for name, count in unknown.items()
-            ]
+            f"{path}: classes {some(unknown)} are none of data.class_names ({some(class_names, 20)})."
+            + nearest(unknown[0], class_names)
         )
     found: dict[str, list[tuple[int, str]]] = {}
     for identity, name, runs in table[list(_COLUMNS)].itertuples(index=False):

@@ -3,8 +3,6 @@
 A message a kind of problem, with a few of the files and a remedy.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +19,11 @@ from segfit.data.files import some
 from segfit.data.preflight import Preflight, Progress, Seen, inspect_sources, spread, unreadable
 from segfit.errors import SegFitError, printable
 from segfit.tasks.segmentation.classes import Classes, make_classes, sided_pairs
-from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image, read_tensors
+from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image
 from segfit.tasks.segmentation.data.folder import FolderSource
 from segfit.tasks.segmentation.schema import size_of
 
-SAMPLE = 200  # items that are read to count classes where no report has them
+SAMPLE = 200  # items that are read to count classes of what has no files
 
 # what is odd about an image, or "ignored" a mask → what is said, {} being some of the files, with their values from LOW to HIGH
 KINDS = {
@@ -97,7 +95,7 @@ def check_sources(
             known = [report["pixels"] for report in reports if "pixels" in report]
             pixels[split] = np.array(known, np.int64).reshape(-1, len(source.classes)).sum(0)
         else:
-            pixels[split] = class_pixels(source, SAMPLE, skip=skip).sum(0)
+            pixels[split] = class_pixels(source, sample=True).sum(0)
         whole = len(reports) in (0, len(source))
         notices += _absent(source.classes, pixels[split], split, whole=whole)
     if augmentation.name != "none":
@@ -125,29 +123,22 @@ def unswapped(config: DictConfig) -> str:
 
 
 def class_pixels(
-    source: LabelledSource, limit: int | None = None, *, skip: bool = False
+    source: LabelledSource, *, sample: bool = False, skip: bool = False
 ) -> NDArray[np.int64]:
-    """Return (N, num_classes) int64: pixels of each class in all N items, or in at most `limit`, spread evenly.
+    """Return (N, num_classes) int64: pixels of each class in all N items, or in a sample that is spread evenly.
 
     What was inspected before is not read again. Raises a SegFitError if an item cannot be read; `skip` gives it no pixels.
     """
-    indices, classes = spread(len(source), limit or len(source)), len(source.classes)
-    counts = np.zeros((len(indices), classes), np.int64)
-    known = {}
-    if limit is None and isinstance(source, FolderSource):
-        known = {one.index: one.report for one in inspect_sources({"": source}, "full")}
-    for row, index in zip(counts, indices, strict=True):
-        if pixels := known.get(index, {}).get("pixels"):
-            row[:] = pixels
-            continue
-        try:
-            _, mask = read_tensors(source, index)
-        except SegFitError:
-            if not skip:
-                raise
-            continue
-        row[:] = np.bincount(mask.numpy().ravel(), minlength=classes)[:classes]
-    return counts
+    classes = len(source.classes)
+    if isinstance(source, FolderSource):
+        seen = inspect_sources({"train": source}, "sample" if sample else "full")
+        if wrong := unreadable(seen, skip=skip)[0]:
+            raise SegFitError(wrong)
+        counts = [one.report.get("pixels", [0] * classes) for one in seen]
+    else:
+        masks = (source.read(i)[1] for i in spread(len(source), SAMPLE if sample else len(source)))
+        counts = [np.bincount(mask.ravel(), minlength=classes)[:classes] for mask in masks]
+    return np.array(counts, np.int64).reshape(-1, classes)
 
 
 def _describe(seen: Sequence[Seen]) -> tuple[list[str], list[str]]:
@@ -208,14 +199,14 @@ def _values(seen: Sequence[Seen]) -> list[str]:
     # One mask may hold 0 and 255 by chance; a set in which no mask has a class but 0 cannot be meant.
     reports = [one.report for one in seen if not one.report["only_0_255"]]
     others = any(any(report["pixels"][1:]) or report["values"] for report in reports)
-    zero_one, problems = bool(black_white) and unset and not others, []
-    if zero_one:
+    problems, rest = list[str](), seen
+    if black_white and unset and not others:
         text = (
             "with nothing but 0 and 255 (black and white pictures), so class 1 would never occur and 255 would be ignored or "
             "unknown: {}. Say what they mean: 'data.label_map={0: 0, 255: 1}'."
         )
         problems.append(_finding(black_white, "mask", text, repeat("")))
-    rest = [one for one in seen if not (zero_one and one.report["only_0_255"])]
+        rest = [one for one in seen if not one.report["only_0_255"]]
     wrong = [one for one in rest if one.report["values"]]
     if wrong:
         values, classes, shown = wrong[0].source.values, len(wrong[0].report["pixels"]), 8

@@ -1,7 +1,5 @@
 """The schema of data with masks, and what can be wrong with it; never torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -10,8 +10,8 @@ from segfit.data.preflight import default_cache_dir, spread
 from segfit.data.shapes import shapes_sources
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
+from segfit.tasks.segmentation.data import preflight
 from segfit.tasks.segmentation.data.folder import FolderSource
-from segfit.tasks.segmentation.data.preflight import class_pixels
 from tests.unit.data.files import names, noise, save, write_pairs
 from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
@@ -333,11 +333,12 @@ def test_synthetic_data_is_counted_from_a_sample(tmp_path):
     assert not any(tmp_path.glob("**/*.png"))
 
 
-def test_class_pixels_of_a_sample_are_those_of_its_images():
+def test_class_pixels_of_a_sample_are_those_of_its_images(monkeypatch):
+    monkeypatch.setattr(preflight, "SAMPLE", 2)
     source = shapes_sources(6, 1, 1, 64, 0)["train"]
     source.classes = ORGANS
     expected = sum(np.bincount(source.read(i)[1].ravel(), minlength=4) for i in (0, 3))
-    np.testing.assert_array_equal(class_pixels(source, 2).sum(0), expected)
+    np.testing.assert_array_equal(preflight.class_pixels(source, sample=True).sum(0), expected)
 
 
 def test_a_sample_is_spread_evenly():
