@@ -10,8 +10,7 @@ Targets are hard, `(B, H, W)` int64 with `IGNORE_INDEX`, or soft, `(B, C, H, W)`
 0 where ignored. Hard targets and their one-hot form give the same loss. Nothing here waits for the device.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,15 +44,9 @@ class SegmentationLoss(nn.Module):
         share = options.region_weight
         shares = [share, 1 - share] if len(self.terms) == 2 else [1.0]
         self.shares = nn.Buffer(torch.tensor(shares), persistent=False)
-        alpha, beta = options.tversky_alpha, options.tversky_beta
-        smoothing, gamma = options.label_smoothing, options.focal_gamma
-        self.numerators: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-            "ce": partial(cross_entropy, smoothing=smoothing),
-            "focal": partial(focal, gamma=gamma, smoothing=smoothing),
-            "dice": partial(regions, losses_of=partial(tversky_losses, alpha=0.5, beta=0.5)),
-            "tversky": partial(regions, losses_of=partial(tversky_losses, alpha=alpha, beta=beta)),
-            "lovasz": partial(regions, losses_of=lovasz_losses),
-        }
+        self.smoothing, self.gamma = options.label_smoothing, options.focal_gamma
+        costs = (options.tversky_alpha, options.tversky_beta)
+        self.costs = {"dice": (0.5, 0.5), "tversky": costs}  # of false positives and negatives
 
     @torch.no_grad()
     def totals(self, targets: Tensor) -> Tensor:
@@ -74,10 +67,28 @@ class SegmentationLoss(nn.Module):
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
         weights = self.class_weights.to(logits.dtype)
-        terms = [self.numerators[term](logits, targets, weights) for term in self.terms]
+        terms = [self._numerator(term, logits, targets, weights) for term in self.terms]
         # Divided by 1 where the total is 0: where() alone would let NaN through in backward.
         means = torch.stack(terms) / torch.where(totals > 0, totals, torch.ones_like(totals))
         return (self.shares * torch.where(totals > 0, means, torch.zeros_like(means))).sum()
+
+    def _numerator(self, term: str, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Return a term's sum over a batch, `()`, of logits of float32 or float64 and class weights `(C,)`."""
+        if term == "ce":
+            return cross_entropy(logits, targets, weights, self.smoothing)
+        if term == "focal":
+            return focal(logits, targets, weights, self.gamma, self.smoothing)
+        truth = per_class(targets, logits.shape[1]).flatten(2)
+        valid = valid_pixels(targets).flatten(1).unsqueeze(1)
+        present = truth.any(2) if truth.dtype == torch.bool else truth.amax(2) > 0
+        weights = present * weights
+        probabilities = logits.softmax(1).flatten(2)
+        if term == "lovasz":
+            losses = lovasz_losses(probabilities, truth, valid)
+        else:
+            losses = tversky_losses(probabilities, truth, valid, *self.costs[term])
+        whole = weights.sum(1)
+        return ((losses * weights).sum(1) / whole.masked_fill(whole == 0, 1)).sum()
 
 
 def is_soft(targets: Tensor) -> bool:
@@ -109,9 +120,6 @@ def per_class(targets: Tensor, num_classes: int) -> Tensor:
 def smooth(targets: Tensor, share: float) -> Tensor:
     """Return `(B, C, H, W)` with this share of each pixel's target spread over all classes; ignored pixels stay 0."""
     return targets * (1 - share) + targets.sum(1, keepdim=True) * (share / targets.shape[1])
-
-
-# A term's sum over a batch, `()`, of logits `(B, C, H, W)` float32 or float64, targets and class weights `(C,)`.
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
@@ -151,25 +159,8 @@ def focal(
     return (weights * misses**gamma * entropy).sum()
 
 
-def regions(
-    logits: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    losses_of: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Return the sum over images of the weighted mean over their classes.
-
-    `losses_of` returns the loss of each class of an image, `(B, C)`, finite for absent classes too, of probabilities
-    `(B, C, N)` float over the N pixels of an image, the truth `(B, C, N)` bool or float in [0, 1], 0 at ignored pixels, and
-    which of them are valid, `(B, 1, N)` bool.
-    """
-    truth = per_class(targets, logits.shape[1]).flatten(2)
-    valid = valid_pixels(targets).flatten(1).unsqueeze(1)
-    present = truth.any(2) if truth.dtype == torch.bool else truth.amax(2) > 0
-    weights = present * weights
-    losses = losses_of(logits.softmax(1).flatten(2), truth, valid)
-    whole = weights.sum(1)
-    return ((losses * weights).sum(1) / whole.masked_fill(whole == 0, 1)).sum()
+# The loss of each class of an image, `(B, C)`, finite for absent classes too, of probabilities `(B, C, N)` float over the N
+# pixels of an image, the truth `(B, C, N)` bool or float in [0, 1], 0 at ignored pixels, and which are valid, `(B, 1, N)` bool.
 
 
 def tversky_losses(
