@@ -58,7 +58,7 @@ def distinct_colors(count: int, background: int | None = None) -> tuple[tuple[in
         colorsys.hsv_to_rgb(0.618034 * i % 1, 0.65 + 0.3 * (i % 2), 0.95 - 0.25 * (i // 8 % 2))
         for i in range(count)
     ]
-    return tuple(
-        (0, 0, 0) if index == background else (round(255 * r), round(255 * g), round(255 * b))
-        for index, (r, g, b) in enumerate(hues)
-    )
+    colors = [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues]
+    if background is not None:
+        colors[background] = (0, 0, 0)
+    return tuple(colors)

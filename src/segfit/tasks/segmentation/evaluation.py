@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,13 +69,11 @@ class MaskEvaluation(PictureEvaluation):
             task = replace(task, large=data.large)
         if self._kind or not isinstance(data, PredictDataset):
             task = replace(task, on_logits=self._take_logits)
-        names, colors = self.classes.names, self.classes.colors
-        facts = {"names": names, "colors": colors, "background": self.classes.background}
         super().__init__(
-            path, task, {"classes": facts}, _NAMES,
+            path, task, {"classes": asdict(self.classes)}, _NAMES,
             data=data, predicted=isinstance(data, PredictDataset), kept=options.worst,
         )  # fmt: skip
-        self._palette = np.array(colors, np.uint8).tobytes().ljust(3 * 256, b"\0")
+        self._palette = np.array(self.classes.colors, np.uint8).tobytes().ljust(3 * 256, b"\0")
 
     def draw_cases(self, cases: Sequence[tuple[int, float, Picture]]) -> bytes:
         """Draw images beside their masks and predictions."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -68,13 +68,12 @@ class Predictor:
             rim = y.stop - y.start - part.shape[1], x.stop - x.start - part.shape[2]
             return F.pad(part, (0, rim[1], 0, rim[0])) if any(rim) else part
 
-        def predict(windows: Tensor) -> Tensor:
-            return self(forward, windows)
-
         at_once = self.at_once
         if device.type == "cpu":
             at_once = max(1, min(at_once, _CPU_PIXELS // math.prod(self.window)))
-        for strip in strips(predict, cut, rows, columns, batch_size=at_once, home=home):
+        for strip in strips(
+            partial(self, forward), cut, rows, columns, batch_size=at_once, home=home
+        ):
             yield strip[:, :height, :width]  # no image below its window has a second strip
 
 

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -42,40 +43,28 @@ class LabelledSource(Source, Protocol):
         """
 
 
+@dataclass(eq=False)
 class _Fitted(SourceView):
-    def __init__(self, source: Source, size: tuple[int, int], fit: str) -> None:
-        super().__init__(source)
-        self.size, self.fit = size, fit
+    source: Source
+    size: tuple[int, int]  # (h, w) in pixels
+    fit: str  # "stretch", "pad" or "crop"
 
 
+@dataclass(eq=False)
 class TrainDataset(_Fitted):
     """Samples of one size for training.
 
-    Args:
-        source: where images and masks come from.
-        size: (h, w) in pixels of every sample.
-        fit: "stretch" resizes to `size`; "pad" resizes to fit inside, centred, and fills up with black
-            that is ignored; "crop" cuts a random window out, and fills up where the image is smaller.
-        augment: called with image, mask and `seed=`; None: nothing.
-        foreground: share (0-1) of the crops that are centred on a pixel of a class that is drawn of those in the mask, as in
-            nnU-Net (Isensee et al. 2021).
-        background: a class that is not drawn, or None.
-
-    The image that was read last is kept: its crops come one after the other.
+    "stretch" resizes to `size`; "pad" resizes to fit inside, centred, and fills up with black that is ignored; "crop" cuts
+    a random window out, and fills up where the image is smaller. The image that was read last is kept: its crops come one
+    after the other.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        size: tuple[int, int],
-        fit: str,
-        augment: Augment | None = None,
-        foreground: float = 0.0,
-        background: int | None = None,
-    ) -> None:
-        super().__init__(source, size, fit)
-        self.augment, self.foreground, self.background = augment, foreground, background
-        self._last: tuple[int, list[Tensor]] | None = None
+    augment: Augment | None = None  # called with image, mask and `seed=`
+    # Share (0-1) of the crops that are centred on a pixel of a class that is drawn of those in the mask, as in nnU-Net
+    # (Isensee et al. 2021)
+    foreground: float = 0.0
+    background: int | None = None  # a class that is not drawn
+    _last: tuple[int, list[Tensor]] | None = field(default=None, init=False)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the sample for (index, seed); the seed decides everything that is random.
@@ -99,12 +88,9 @@ class TrainDataset(_Fitted):
 
 
 class EvalDataset(_Fitted):
-    """Samples for evaluation: images fitted to `size`, masks at their original size.
+    """Samples for evaluation: images fitted to `size`, masks, if there are any, at their original size.
 
-    Args:
-        source: where images and, if there are any, masks come from.
-        size: (h, w) in pixels that the model sees.
-        fit: "stretch" or "pad" as in training; "crop" leaves the image untouched, for a sliding window.
+    "crop" leaves the image untouched, for a sliding window.
     """
 
     def __getitem__(self, index: int) -> Sample:
@@ -185,17 +171,14 @@ class PredictDataset(Named, EvalDataset):
         return (self.reader(self.paths[index]),)
 
 
+@dataclass(eq=False)
 class FittedSource(_Fitted):
     """A `Source` whose images are fitted to one size (h, w) already: fitting them again changes nothing.
 
     With `whole_masks`, masks keep their original size, as `EvalDataset` needs them; else they are fitted too.
     """
 
-    def __init__(
-        self, source: Source, size: tuple[int, int], fit: str, *, whole_masks: bool = False
-    ) -> None:
-        super().__init__(source, size, fit)
-        self.whole_masks = whole_masks
+    whole_masks: bool = False
 
     def read(self, index: int) -> tuple[Pixels, Pixels]:
         """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8; raises as `read_tensors`."""

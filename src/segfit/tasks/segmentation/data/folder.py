@@ -147,9 +147,8 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
     may have any name of `split_of`; a test folder without masks is none. An image and its mask have one relative name, apart
     from the suffix, or names by `image_name` and `mask_name`.
 
-    Raises:
-        SegFitError: with every problem that keeps the folders from being a data set. The pre-flight finds what is
-            wrong with single files.
+    Raises a SegFitError with every problem that keeps the folders from being a data set. The pre-flight finds what is wrong
+    with single files.
     """
     options = plain(data)
     naming, split = FolderConfig(**options), SplitRule(**options["split"])

@@ -56,15 +56,10 @@ def check_sources(
 ) -> PreflightReport:
     """Look at a data set before training, as `data.check` says.
 
-    Args:
-        config: that of the run.
-        sources: split → source.
-        needs: split → images it has to have at least.
-        progress: called with (done, total) items while files are opened; remembered ones count as done.
-
-    Raises:
-        SegFitError: with every problem found: too few images, files without a partner, unreadable files,
-            sizes that differ, mask values that are no class, 0/255 masks without a label_map.
+    `sources` are split → source, `needs` split → images that it has to have at least; `progress` is called with (done,
+    total) items while files are opened; remembered ones count as done. Raises a SegFitError with every problem found: too
+    few images, files without a partner, unreadable files, sizes that differ, mask values that are no class, 0/255 masks
+    without a label_map.
     """
     data, augmentation = config.data, config.augmentation
     skip = data.on_bad_sample == "skip"
