@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.assembly.task import assembly_of, sample_bytes
-from segfit.data.bad_samples import Skipping
 from segfit.data.batches import (
     DevicePrefetcher,
     EpochSampler,
@@ -104,15 +103,17 @@ def batches_in_order(
     out or replaces.
     """
     loading, assembly = config.loader, assembly_of(config)
-    drawn: dict[str, Any] = {"batch_sampler": order}
+    batches: Any = order
     if not isinstance(order, EpochSampler):
-        drawn = {"sampler": order, "batch_size": assembly.held_out_batch_size(config)}
+        size = assembly.held_out_batch_size(config)
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
     options = LoaderOptions(workers, loading.prefetch, loading.pin_memory, loading.persistent)
-    skipping = Skipping(notice, share=share) if config.data.on_bad_sample == "skip" else None
+    skip = notice if config.data.on_bad_sample == "skip" else None
+    how = {"share": share, "batch_sampler": batches}
     loader = (
-        GatheringLoader(dataset, device, **drawn)
+        GatheringLoader(dataset, device, batches)
         if isinstance(dataset, GatheringDataset)
-        else Loader(dataset, assembly.collate, device, options, skipping, **drawn)
+        else Loader(dataset, assembly.collate, device, options, skip, **how)
     )
     return DevicePrefetcher(loader, device, non_blocking=loading.non_blocking)
 

@@ -13,8 +13,7 @@ import random
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,63 +49,20 @@ class Made(NamedTuple):
 
 
 @dataclass
-class Skipping:
-    """Logs the samples that a run skips, each once."""
-
-    notice: Callable[[str], None]
-    share: bool = False  # other processes have the rest of the samples: it is no error if none of these can be read
-    logged: set[str] = field(default_factory=set, init=False)
-
-    def log(self, messages: Sequence[str]) -> None:
-        """Log what was not logged yet."""
-        for message in messages:
-            if message not in self.logged:
-                self.logged.add(message)
-                self.notice(message)
-
-
-class CurrentSamples:
-    """The index of the sample that each worker reads, in memory that the main process shares.
-
-    Raises a RuntimeError if shared memory has no room.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self._rows = torch.full((workers, 2), -1).share_memory_()  # process, index (-1: none)
-
-    @contextmanager
-    def reading(self, index: int) -> Iterator[None]:
-        """Record, in a worker, that it reads the sample `index`."""
-        worker = get_worker_info()
-        if worker is None:
-            yield
-            return
-        row = self._rows[worker.id].numpy()
-        row[:] = os.getpid(), index
-        try:
-            yield
-        finally:
-            row[1] = -1
-
-    def index_of(self, worker: int, pid: int | None) -> int | None:
-        """Return the index that a worker reads, or read when it died; None: none."""
-        process, index = self._rows[worker].tolist()
-        return index if process == pid and index >= 0 else None
-
-
-@dataclass
 class GuardedBatches(Dataset[Any]):
     """Makes batches of a dataset's samples, and raises nothing.
 
     With `skip`, a training sample that cannot be read, asked for by (index, seed), is replaced by another one, which
     index and seed alone decide; one for evaluation, asked for by index, is left out. Without, it is a problem, as
-    anything else that goes wrong always is. Workers record in `current` what they read.
+    anything else that goes wrong always is.
     """
 
     dataset: Any  # its `where(index)` names the files behind a sample
     collate: Collate
     skip: bool
-    current: CurrentSamples | None
+    current: (
+        torch.Tensor
+    )  # (workers, 2), shared: process and index of the sample that each worker reads, or -1
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -121,6 +77,7 @@ class GuardedBatches(Dataset[Any]):
                 samples += self._made(key, skipped)
             except SegFitError as error:
                 problems += error.problems
+        self._note(-1)
         if problems or not samples:
             return Made(None, skipped, problems)
         try:
@@ -136,9 +93,9 @@ class GuardedBatches(Dataset[Any]):
         instead = "another sample takes its place" if trains else "it is left out"
         for one in self._candidates(key):
             index = int(one[0] if trains else one)
+            self._note(index)
             try:
-                with self.current.reading(index) if self.current else nullcontext():
-                    sample = self.dataset[one]
+                sample = self.dataset[one]
                 skipped += failed
                 return [sample]
             except SegFitError as error:
@@ -154,6 +111,10 @@ class GuardedBatches(Dataset[Any]):
             raise SegFitError([problem, *failed[:5]])
         skipped += failed
         return []
+
+    def _note(self, index: int) -> None:
+        if worker := get_worker_info():
+            self.current[worker.id] = torch.tensor([os.getpid(), index])
 
     def _candidates(self, key: Any) -> Iterator[Any]:
         yield key
@@ -184,18 +145,25 @@ def _unexpected(where: str, error: Exception) -> str:
 
 
 def explain_dead_workers(
-    processes: Sequence[BaseProcess], current: CurrentSamples, where: Callable[[int], str]
+    processes: Sequence[BaseProcess], current: torch.Tensor, where: Callable[[int], str]
 ) -> list[str]:
-    """Return why each of the workers, in their order, that is dead died; `where` gives the files of an index."""
+    """Return why each of the workers, in their order, that is dead died; `where` gives the files of an index.
+
+    `current` is what `GuardedBatches` recorded.
+    """
     dead = []
     for worker, process in enumerate(processes):
         if process.is_alive():
             continue
         code = process.exitcode or 0
         what = f"the data worker (pid {process.pid})"
-        index = current.index_of(worker, process.pid)
-        idle = f"{what}, between two samples,"
-        what = idle if index is None else f"{where(index)}: {what} that read this"
+        pid, index = current[worker].tolist()
+        read = index if pid == process.pid else -1
+        what = (
+            f"{where(read)}: {what} that read this"
+            if read >= 0
+            else f"{what}, between two samples,"
+        )
         if code >= 0:
             dead.append(f"{what} ended with exit code {code}. What it printed says why.")
             continue

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -166,27 +167,14 @@ class GatheringDataset(Protocol):
         """Return some samples as one batch, on the device, or on the host in memory that can be copied from there."""
 
 
+@dataclass
 class GatheringLoader:
-    """Yields the batches of a dataset for a device; takes the place of a `Loader`.
+    """Yields the batches of a dataset for a device; takes the place of a `Loader`."""
 
-    A `batch_sampler` gives the indices of the batches of its epoch; or else `sampler` those of all samples, in order.
-    """
-
-    num_workers = 0
-
-    def __init__(
-        self,
-        samples: GatheringDataset,
-        device: torch.device,
-        *,
-        batch_sampler: EpochSampler | None = None,
-        sampler: Sequence[int] = (),
-        batch_size: int = 1,
-    ) -> None:
-        self.samples, self.device = samples, device
-        starts = range(0, len(sampler), batch_size)
-        cut = [sampler[start : start + batch_size] for start in starts]
-        self.batches = cut if batch_sampler is None else batch_sampler
+    samples: GatheringDataset
+    device: torch.device
+    batches: EpochSampler | Sequence[Sequence[int]]  # indices of each
+    num_workers: ClassVar = 0
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 import torch
 
-from segfit.data.bad_samples import Skipping
 from segfit.data.cache_stores import DiskStore, RamStore
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.preflight import default_cache_dir, spread
@@ -65,6 +64,16 @@ class CachedSource(SourceView):
                 with contextlib.suppress(SegFitError):
                     self.store.put(index, found)
         return found
+
+    def __getitem__(self, index: int) -> tuple[int, Arrays | None]:
+        """Return the index of a sample that was missing, and its arrays where a worker cannot store them itself."""
+        if self.store.has(index):  # another run made it meanwhile
+            return index, None
+        arrays = self.source.read(index)
+        if isinstance(self.store, RamStore):
+            return index, arrays
+        self.store.put(index, arrays)
+        return index, None
 
 
 def cache_sources(
@@ -127,24 +136,6 @@ def _digest(size: int, *parts: str) -> str:
     return hashlib.blake2b(text, digest_size=size).hexdigest()
 
 
-class _Items(SourceView):
-    """Reads a source's samples and stores them, in a worker where the store is shared by all processes."""
-
-    def __init__(self, source: CachedSource) -> None:
-        super().__init__(source.source)
-        self.store = source.store
-
-    def __getitem__(self, index: int) -> tuple[int, Arrays | None]:
-        """Return the index, and the arrays where the worker cannot store them itself."""
-        if self.store.has(index):  # another run made it meanwhile
-            return index, None
-        arrays = self.source.read(index)
-        if isinstance(self.store, RamStore):
-            return index, arrays
-        self.store.put(index, arrays)
-        return index, None
-
-
 def _build(missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool) -> Iterator[int]:
     """Make what is missing; yield the number of samples that were made since the last time."""
     need = 0  # bytes; a tenth more than a few samples say, for sizes differ
@@ -155,13 +146,20 @@ def _build(missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool) -> 
                 arrays = source.source.read(indices[place])
                 sizes.append(sum(array.nbytes for array in arrays))
         need += round(1.1 * sum(sizes) * len(indices) / max(len(sizes), 1))
-    skipping = Skipping(lambda _: None, share=True) if skip else None
     for source, indices in missing:
         source.store.check_room(need)
         workers = choose_workers(None) if len(indices) > _FEW else 0
-        how = LoaderOptions(workers, 2, persistent=False), skipping
-        samples, device = _Items(source), torch.device("cpu")
-        for items in Loader(samples, list, device, *how, sampler=indices, batch_size=_BATCH):
+        loader = Loader(
+            source,
+            list,
+            torch.device("cpu"),
+            LoaderOptions(workers, 2, persistent=False),
+            (lambda _: None) if skip else None,
+            share=True,
+            sampler=indices,
+            batch_size=_BATCH,
+        )
+        for items in loader:
             for index, arrays in items:
                 if arrays is not None:
                     source.store.put(index, arrays)

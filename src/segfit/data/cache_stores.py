@@ -10,12 +10,12 @@ import mmap
 import os
 import shutil
 import struct
+import time
 import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -76,16 +76,16 @@ class DiskStore:
     names: Sequence[str]
 
     def missing(self) -> list[int]:
-        """Return the samples that have no file yet; remove outdated files, and partial ones of killed writers."""
+        """Return the samples that have no file yet; remove outdated files, and partial ones that killed writers left."""
         wanted = {name.partition("-")[0]: name for name in self.names}
-        found = set()
+        found, long_ago = set(), time.time() - 3600
         for path in self.folder.glob("??/*"):
-            outdated = wanted.get(path.name.partition("-")[0], path.name) != path.name
-            if not outdated and not path.name.startswith("."):
-                found.add(path.name)
-                continue
             with contextlib.suppress(OSError):  # another run may have removed it
-                path.unlink()
+                partial = path.name.startswith(".") and path.stat().st_mtime < long_ago
+                if partial or wanted.get(path.name.partition("-")[0], path.name) != path.name:
+                    path.unlink()
+                else:
+                    found.add(path.name)
         return [index for index, name in enumerate(self.names) if name not in found]
 
     def has(self, index: int) -> bool:
@@ -108,16 +108,12 @@ class DiskStore:
         """Keep a sample; raise a SegFitError if it cannot be written."""
         content = np.concatenate([np.zeros(_HEADER.size, np.uint8), pack(arrays)])
         content[: _HEADER.size] = np.frombuffer(self._header(index, content), np.uint8)
-        for again in (True, False):
-            try:
-                # The checksum says whether it reached the disk.
-                with atomic_write(self._path(index), sync=False) as file:
-                    file.write(content.data)
-                return
-            except OSError as error:
-                # Once, a run that started meanwhile may have removed the partial file.
-                if not (again and isinstance(error, FileNotFoundError)):
-                    raise self._unwritable(error) from error
+        try:
+            # The checksum says whether it reached the disk.
+            with atomic_write(self._path(index), sync=False) as file:
+                file.write(content.data)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def nbytes(self) -> int:
         """Return the bytes of all samples that are there."""
@@ -179,29 +175,24 @@ class MemoryFile:
     def __setstate__(self, place: tuple[str, int]) -> None:
         self._place = path, size = place
         with Path(path).open("r+b") as file:
-            self.content = np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+            self._content = np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+
+    def numpy(self) -> NDArray[np.uint8]:
+        """Return all bytes, (size,) uint8, as a tensor would."""
+        return self._content
 
 
-class SharedTensor:
-    """A tensor in torch's shared memory, for systems without `MemoryFile`."""
-
-    def __init__(self, size: int) -> None:
-        self._tensor: torch.Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()
-
-    @property
-    def content(self) -> NDArray[np.uint8]:
-        """All bytes, (size,) uint8."""
-        return self._tensor.numpy()
-
-
-Block: TypeAlias = MemoryFile | SharedTensor  # picklable by its place, not its content
+def shared_tensor(size: int) -> torch.Tensor:
+    """Return a tensor (size,) uint8 in torch's shared memory, for systems without `MemoryFile`."""
+    tensor: torch.Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()
+    return tensor
 
 
 class RamStore:
     """Samples in shared memory, decoded again by every run."""
 
     def __init__(self, length: int) -> None:
-        self.blocks: list[Block] = []
+        self.blocks: list[MemoryFile | torch.Tensor] = []  # pickled by their places, not contents
         self.places = np.full((length, 3), -1, np.int64)  # block (-1: none), first byte, bytes
         self._used = 0
 
@@ -218,20 +209,20 @@ class RamStore:
         block, start, size = self.places[index].tolist()
         if block < 0:
             return None
-        content = self.blocks[block].content[start : start + size]
+        content = self.blocks[block].numpy()[start : start + size]
         content.flags.writeable = False
         return unpack(content)
 
     def put(self, index: int, arrays: Arrays) -> None:
         """Keep a sample, unseen by workers that were started before; raise a SegFitError if memory runs out."""
         packed = pack(arrays)
-        if not self.blocks or self._used + len(packed) > len(self.blocks[-1].content):
+        if not self.blocks or self._used + len(packed) > len(self.blocks[-1].numpy()):
             size = max(len(packed), _BLOCK)
             self.check_room(size, "the next samples need")
             linux = hasattr(os, "memfd_create")
-            self.blocks.append(MemoryFile(size) if linux else SharedTensor(size))
+            self.blocks.append(MemoryFile(size) if linux else shared_tensor(size))
             self._used = 0
-        self.blocks[-1].content[self._used : self._used + len(packed)] = packed
+        self.blocks[-1].numpy()[self._used : self._used + len(packed)] = packed
         self.places[index] = len(self.blocks) - 1, self._used, len(packed)
         self._used += len(packed)
 

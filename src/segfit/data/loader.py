@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -18,10 +18,8 @@ from torch.utils.data import DataLoader
 
 from segfit.data.bad_samples import (
     SHARED_MEMORY_FULL,
-    CurrentSamples,
     GuardedBatches,
     Made,
-    Skipping,
     as_made,
     explain_dead_workers,
 )
@@ -52,8 +50,9 @@ class Loader(DataLoader[Any]):
         collate: samples → batch.
         device: where batches will go; only those for CUDA are pinned.
         options: who makes them.
-        skipping: logs samples that cannot be read. Training samples, asked for by (index, seed), are replaced, so that
-            batches keep their size; others are left out of their batches. None: they are an error.
+        skip: is told of samples that cannot be read, once of each. Training samples, asked for by (index, seed), are
+            replaced, so that batches keep their size; others are left out of their batches. None: they are an error.
+        share: other processes have the rest of the samples: it is no error if none of these can be read.
         how: DataLoader's own `batch_sampler`, or `batch_size` and, unless every sample is to come, `sampler`.
     """
 
@@ -63,17 +62,20 @@ class Loader(DataLoader[Any]):
         collate: Collate,
         device: torch.device,
         options: LoaderOptions = LoaderOptions(),
-        skipping: Skipping | None = None,
+        skip: Callable[[str], None] | None = None,
+        *,
+        share: bool = False,
         **how: Any,
     ) -> None:
         one_blas_thread()
         try:
-            self.current = CurrentSamples(options.workers) if options.workers else None
+            rows = torch.full((options.workers, 2), -1)
+            self.current = rows.share_memory_() if options.workers else rows
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
-        self.samples, self.skipping = samples, skipping
+        self.samples, self.skip, self.share, self.told = samples, skip, share, set[str]()
         super().__init__(
-            GuardedBatches(samples, collate, skipping is not None, self.current),
+            GuardedBatches(samples, collate, skip is not None, self.current),
             collate_fn=as_made,
             num_workers=options.workers,
             prefetch_factor=options.prefetch if options.workers else None,
@@ -94,31 +96,24 @@ class Loader(DataLoader[Any]):
         Raises a SegFitError if a sample cannot be made and is not to be skipped; if no sample at all can be read, and no
         other process has more of them; or if a worker was killed.
         """
-        skipped: list[str] = []
-        nothing = True
-        for made in self._made():
-            if self.skipping is not None:
-                self.skipping.log(made.skipped)
-            if made.content is None:
-                skipped += made.skipped
-                continue
-            nothing = False
-            yield made.content
-        if nothing and skipped and self.skipping and not self.skipping.share:
-            problem = "data.on_bad_sample=skip: none of the samples can be read."
-            raise SegFitError([problem, *skipped[:5]])
-
-    def _made(self) -> Iterator[Made]:
-        """Yield what became of each batch; the workers end with an error."""
         iterator: Any = None
         problems: Sequence[str] = ()
+        skipped, nothing = list[str](), True
         try:
             iterator = self._started()
             for made in iterator:
                 problems = made.problems
                 if problems:
                     break
-                yield made
+                for text in made.skipped:
+                    if self.skip and text not in self.told:
+                        self.told.add(text)
+                        self.skip(text)
+                if made.content is None:
+                    skipped += made.skipped
+                    continue
+                nothing = False
+                yield made.content
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
             # All but the first: the worker was killed while it handed a batch over.
             problems = self._explained(error, iterator)
@@ -129,6 +124,9 @@ class Loader(DataLoader[Any]):
             self._iterator = None
             del iterator
             raise SegFitError(list(dict.fromkeys(problems)))
+        if nothing and skipped and not self.share:
+            problem = "data.on_bad_sample=skip: none of the samples can be read."
+            raise SegFitError([problem, *skipped[:5]])
 
     def _started(self) -> Iterator[Made]:
         """Start or restart the workers.
@@ -160,7 +158,7 @@ class Loader(DataLoader[Any]):
                 "or raise the limit (ulimit -n)."
             ]
         died = text.startswith("DataLoader worker")
-        if self.current is None or not (died or isinstance(error, (OSError, EOFError))):
+        if not (self.num_workers and (died or isinstance(error, (OSError, EOFError)))):
             return []
         processes = getattr(iterator or self._iterator, "_workers", [])
         if not died:

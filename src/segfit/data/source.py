@@ -6,8 +6,6 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from segfit.errors import SegFitError
-
 Arrays: TypeAlias = tuple[NDArray[Any], ...]
 
 
@@ -68,19 +66,3 @@ class SourceView:
 def where(source: Source, index: int) -> str:
     """Return the files behind a sample, or its name where there is none, for messages."""
     return ", ".join(map(str, source.files(index))) or source.id(index)
-
-
-def read_arrays(source: Source, index: int) -> Arrays:
-    """Return `source.read(index)`.
-
-    Raises a SegFitError that names the files, whatever is wrong with them; a MemoryError if memory ran out, which is no
-    fault of theirs.
-    """
-    try:
-        return source.read(index)
-    except (SegFitError, MemoryError):
-        raise
-    except Exception as error:
-        raise SegFitError(
-            f"{where(source, index)}: cannot be read: {type(error).__name__}: {error}"
-        ) from error

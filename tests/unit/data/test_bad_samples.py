@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from segfit.data.bad_samples import CurrentSamples, Skipping, explain_dead_workers
+from segfit.data.bad_samples import explain_dead_workers
 from segfit.data.batches import EpochSampler
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.shapes import ShapesSource
@@ -32,15 +32,15 @@ def training(source, told, workers=0, epoch=0, start_sample=0):
     sampler = EpochSampler(len(source), 4, seed=3)
     dataset = TrainDataset(source, SIZE, "crop")
     options = LoaderOptions(workers, prefetch=2)
-    batches = Loader(dataset, collate, CPU, options, Skipping(told.append), batch_sampler=sampler)
+    batches = Loader(dataset, collate, CPU, options, told.append, batch_sampler=sampler)
     sampler.set_epoch(epoch, start_sample=start_sample)
     return batches
 
 
 def evaluation(source, told, workers=0, batch_size=4, *, share=False):
     dataset = EvalDataset(source, SIZE, "stretch")
-    skipping = Skipping(told.append, share=share)
-    return Loader(dataset, collate, CPU, LoaderOptions(workers), skipping, batch_size=batch_size)
+    options = LoaderOptions(workers), told.append
+    return Loader(dataset, collate, CPU, *options, share=share, batch_size=batch_size)
 
 
 def indices(batches):
@@ -120,11 +120,8 @@ def ended(target, *arguments):
 
 
 def explained(process, read=None):
-    class Noted(CurrentSamples):
-        def index_of(self, worker, pid):
-            return None if read is None else 7
-
-    (problem,) = explain_dead_workers([process], Noted(1), lambda index: f"{read} {index}")
+    current = torch.tensor([[process.pid, -1 if read is None else 7]])
+    (problem,) = explain_dead_workers([process], current, lambda index: f"{read} {index}")
     return problem.replace(str(process.pid), "N")
 
 
@@ -156,17 +153,19 @@ def test_workers_that_live_are_not_explained():
         def is_alive(self):
             return True
 
-    assert explain_dead_workers([Living()], CurrentSamples(1), str) == []
+    assert explain_dead_workers([Living()], torch.full((1, 2), -1), str) == []
 
 
 class Noting(ShapesSource):
     """Returns what is recorded while an image is read."""
 
-    current: CurrentSamples
+    current: torch.Tensor
 
     def read(self, index):
         image, mask = super().read(index)
-        mask[:] = self.current.index_of(0, os.getpid())
+        pid, current = self.current[0].tolist()
+        assert pid == os.getpid()
+        mask[:] = current
         return image, mask
 
 
@@ -183,5 +182,4 @@ def test_the_main_process_sees_what_a_worker_reads_and_when_it_is_done():
     masks = [int(batch["mask"].unique()) for batch in batches]
     assert masks == [0, 1, 2]
     (process,) = batches._iterator._workers
-    assert batches.current.index_of(0, process.pid) is None
-    assert batches.current.index_of(0, process.pid + 1) is None
+    assert batches.current.tolist() == [[process.pid, -1]]

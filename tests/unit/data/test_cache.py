@@ -8,7 +8,7 @@ from torch.multiprocessing import get_context
 from segfit.data import cache_stores
 from segfit.data.batches import EpochSampler
 from segfit.data.cache import CachedSource
-from segfit.data.cache_stores import DiskStore, RamStore, SharedTensor
+from segfit.data.cache_stores import DiskStore, RamStore, shared_tensor
 from segfit.data.loader import Loader, LoaderOptions
 from segfit.data.shapes import ShapesSource, shapes_sources
 from segfit.tasks.segmentation.data.dataset import EvalDataset, FittedSource, TrainDataset, collate
@@ -81,7 +81,7 @@ def test_batches_are_the_same_bit_for_bit(tmp_path, where, fit):
 )
 def test_workers_read_it_however_they_are_started(tmp_path, monkeypatch, where, method):
     if where == "tensor":
-        monkeypatch.setattr(cache_stores, "MemoryFile", SharedTensor)
+        monkeypatch.setattr(cache_stores, "MemoryFile", shared_tensor)
         where = "ram"
     sources = shapes_sources(8, 1, 1, resolution=32, data_seed=0)
     cached, _ = cache_sources(sources, options(tmp_path, where))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segfit.data.files import files_by_name
 from segfit.data.images import images_at
-from segfit.data.source import Arrays, Source, SourceView, read_arrays
+from segfit.data.source import Arrays, Source, SourceView
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.data.folder import PictureSource, Pixels, as_float
 
@@ -42,7 +42,7 @@ class TrainDataset(SourceView):
         """
         index, seed = key
         if self._last is None or self._last[0] != index:
-            self._last = index, read_arrays(self.source, index)
+            self._last = index, self.source.read(index)
         pictures = self._last[1]
         height, width = pictures[0].shape[:2]
         size, draw = self.patch_size, random.Random(seed)
@@ -71,7 +71,7 @@ class HeldOutDataset(SourceView):
 
         Raises a SegFitError if a file cannot be read; it is named.
         """
-        target, *degraded = read_arrays(self.source, index)
+        target, *degraded = self.source.read(index)
         given = degraded[0] if degraded else self.degrade(as_float(target))
         return {"input": _tensor(given), "target": _tensor(target), "index": index}
 
@@ -92,7 +92,7 @@ class PredictDataset(SourceView):
 
     def __getitem__(self, index: int) -> Sample:
         """Return "input": (C, H, W) uint8 or uint16 and "index": int; raise a SegFitError that names an unreadable file."""
-        return {"input": _tensor(read_arrays(self.source, index)[0]), "index": index}
+        return {"input": _tensor(self.source.read(index)[0]), "index": index}
 
 
 def _tensor(pixels: Pixels) -> Tensor:

@@ -18,7 +18,7 @@ from segfit.data.batches import Batch, sample_seed, stack
 from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
 from segfit.data.images import ImageReader, images_at, resize_image
-from segfit.data.source import Named, Source, SourceView, read_arrays
+from segfit.data.source import Named, Source, SourceView
 from segfit.data.tiles import LargeImage, is_large
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -280,10 +280,10 @@ def _surround(tensor: Tensor, size: tuple[int, int], content: tuple[int, ...], f
 def read_tensors(source: Source, index: int) -> list[Tensor]:
     """Return the image (3, H, W) and, where there is one, the mask (H, W), all uint8.
 
-    Nothing is copied unless it is read-only: images keep channels-last memory, which resizing likes. Raises a SegFitError
-    that names the files, whatever is wrong with them; a MemoryError if memory ran out, which is no fault of theirs.
+    Nothing is copied unless it is read-only: images keep channels-last memory, which resizing likes. Raises what
+    `source.read` does.
     """
-    arrays = read_arrays(source, index)
+    arrays = source.read(index)
     tensors = [torch.from_numpy(np.require(array, requirements=["W"])) for array in arrays]
     return [tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor for tensor in tensors]
 

@@ -171,18 +171,6 @@ def test_a_batch_is_padded_to_its_largest():
     assert torch.equal(batch["mask"][1, :, :30], dataset[1]["mask"])
 
 
-def test_failures_name_the_file():
-    class Broken(ArraySource):
-        def read(self, index):
-            raise ZeroDivisionError("oops")
-
-    message = r"/somewhere/0\.png: cannot be read: ZeroDivisionError: oops"
-    with pytest.raises(SegFitError, match=message):
-        TrainDataset(Broken(WIDE), (8, 8), "stretch")[0, 0]
-    with pytest.raises(SegFitError, match=message):
-        EvalDataset(Broken(WIDE), (8, 8), "stretch")[0]
-
-
 def test_prediction_reads_images_without_masks(tmp_path):
     save(tmp_path / "in" / "b é.jpg", noise(30, 20, 3))
     save(tmp_path / "in" / "sub" / "a.png", noise(8, 9, high=60000, dtype="uint16"))
