@@ -68,8 +68,8 @@ _UPRIGHT = {2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 3), 7: (1, 3), 8:
 class Values(NamedTuple):
     """What a file holds, upright."""
 
-    values: NDArray[Any]  # (H, W) or (H, W, C), of the file's own depth; transparency comes last
-    alpha: bool = False  # whether there is transparency
+    values: NDArray[Any]  # (H, W) or (H, W, C), of the file's own depth
+    alpha: NDArray[Any] | None = None  # (H, W), transparency, unless it is a band that is wanted
     orientation: int = 1  # EXIF orientation (1-8) that was applied; 1: none
     frames: int = 1  # that the file holds; the first one was read
 
@@ -101,7 +101,7 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
                 values = _indices(image, path)
             else:
                 values = _values(image, path, fast=mode == "rgb" and not bands)
-            alpha = values.ndim == 3 and values.shape[2] in (2, 4)
+            alpha = values.ndim == 3 and values.shape[2] in (2, 4) and not bands
             return _upright(values, alpha, image.getexif().get(_ORIENTATION, 1), frames)
 
 
@@ -119,15 +119,11 @@ def _beyond_pillow(path: Path) -> bool:
 def _indices(image: Image.Image, path: Path) -> NDArray[Any]:
     """Return (H, W) or (H, W, C) as the file's numbers, not yet upright."""
     mode, raw = image.mode, _raw_mode(image)
-    if mode not in ("1", "L", "P", "F", "I") and not mode.startswith("I;16"):
-        if ";16" in raw:  # Pillow keeps the upper 8 bits alone: every index would be 0
-            raise SegFitError(
-                f"{path}: class indices of 16 bits cannot have colours or transparency. Save it as an 8-bit grey PNG."
-            )
-        if mode not in ("LA", "PA", "RGB", "RGBA"):
-            raise SegFitError(
-                f"{path}: class indices cannot be of mode {mode}. Save it as an 8-bit grey PNG."
-            )
+    colors = mode in ("LA", "PA", "RGB", "RGBA") and ";16" not in raw  # of 16 bits Pillow drops 8
+    if not colors and mode not in ("1", "L", "P", "F", "I") and not mode.startswith("I;16"):
+        raise SegFitError(
+            f"{path}: class indices cannot be colours of this kind ({raw or mode}). Save it as an 8-bit grey PNG."
+        )
     values = np.asarray(image, np.uint8 if mode == "1" else None)
     if mode == "L":
         # Pillow turns what is white at zero, and stretches few bits to 0 … 255.
@@ -244,7 +240,7 @@ def _read_tiff(path: Path, *, pages: bool) -> Values:
             values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
-        alpha = values.ndim == 3 and tuple(page.extrasamples) in _ALPHA
+        alpha = values.ndim == 3 and tuple(page.extrasamples) in _ALPHA and not pages
         return _upright(values, alpha, page.tags.valueof(_ORIENTATION, 1), frames)
 
 
@@ -255,11 +251,12 @@ def _check_size(shape: tuple[int, ...]) -> None:
 
 
 def _upright(values: NDArray[Any], alpha: bool, orientation: int, frames: int) -> Values:
-    if orientation not in _UPRIGHT:
-        return Values(values, alpha, 1, frames)
-    mirrored, quarters = _UPRIGHT[orientation]
+    orientation = orientation if orientation in _UPRIGHT else 1
+    mirrored, quarters = _UPRIGHT.get(orientation, (0, 0))
     values = np.rot90(values[:, ::-1] if mirrored else values, quarters)
-    return Values(values, alpha, orientation, frames)
+    if alpha:
+        return Values(values[..., :-1], values[..., -1], orientation, frames)
+    return Values(values, None, orientation, frames)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +28,6 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G and B (BT.601), as Pillo
 PERCENTILES = (1.0, 99.0)
 
 
-class Decoded(NamedTuple):
-    """An image as it was read."""
-
-    pixels: NDArray[np.uint8]  # (H, W, C) RGB or bands, C-contiguous
-    orientation: int  # EXIF orientation (1-8) that was applied; 1: none
-    frames: int  # that the file holds; the first one was read
-    values: NDArray[Any]  # (H, W) or (H, W, C), what `pixels` was made of
-    alpha: NDArray[Any] | None = None  # (H, W), transparency that was dropped
-
-
 @dataclass(frozen=True)
 class ImageReader:
     """How image files become uint8; picklable.
@@ -55,19 +45,19 @@ class ImageReader:
 
     def __call__(self, path: Path) -> NDArray[np.uint8]:
         """Return the image (H, W, C) uint8, C-contiguous, C the number of bands or 3; raises as `read`."""
-        return self.read(path).pixels
+        return self.read(path)[0]
 
-    def read(self, path: Path) -> Decoded:
-        """Return the image and what is odd about its file.
+    def read(self, path: Path) -> tuple[NDArray[np.uint8], Values]:
+        """Return the image and what it was made of.
 
         Raises:
             SegFitError: if the file is unreadable, truncated or unreasonably large, or its bands are not those asked for.
         """
         return self.convert(read_values(path, self.mode, bands=self.bands is not None), path)
 
-    def convert(self, found: Values, path: Path) -> Decoded:
-        """Return the image that a file's values, or some rows of them, are; raise a SegFitError about their bands."""
-        values, alpha = found.values, None
+    def convert(self, found: Values, path: Path) -> tuple[NDArray[np.uint8], Values]:
+        """Return what `read` does of a file's values, or some rows of them; raise a SegFitError about their bands."""
+        values = found.values
         if self.bands:
             values = values.reshape(*values.shape[:2], -1)
             if max(self.bands) > values.shape[2]:
@@ -76,8 +66,6 @@ class ImageReader:
                 )
             values = values[..., [band - 1 for band in self.bands]]
         elif values.ndim == 3:
-            if found.alpha:
-                values, alpha = values[..., :-1], values[..., -1]
             if values.shape[2] == 1:
                 values = values[..., 0]
             elif values.shape[2] != 3:
@@ -96,16 +84,15 @@ class ImageReader:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         # A copy is torch's, too, where a mirrored side of one pixel is contiguous for NumPy alone.
         pixels = np.ascontiguousarray(pixels) if min(pixels.strides) > 0 else pixels.copy()
-        return Decoded(pixels, found.orientation, found.frames, values, alpha)
+        return pixels, found._replace(values=values)
 
 
-def look(decoded: Decoded) -> tuple[str, float, float]:
+def look(pixels: NDArray[np.uint8], values: NDArray[Any]) -> tuple[str, float, float]:
     """Compare an image with the values that it was made of.
 
     Returns "flat" where nearly one value is left of several, "blank" where the file holds no other, else ""; and the least
     and the greatest finite value of what is meant, 0 where there is none.
     """
-    values, pixels = decoded.values, decoded.pixels
     finite = values if values.dtype.kind != "f" else values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     channels = values.shape[2] if values.ndim == 3 else 1
@@ -122,10 +109,8 @@ def look(decoded: Decoded) -> tuple[str, float, float]:
             break
     inner = finite[(finite != low) & (finite != high)] if kind == "flat" else finite
     if values.dtype.kind == "f" and inner.size and high / 3 - low / 3 > np.ptp(inner) > 0:
-        low, high = (
-            float(inner.min()),
-            float(inner.max()),
-        )  # what stands for "no data" took all the range
+        # what stands for "no data" took all the range
+        low, high = float(inner.min()), float(inner.max())
     return kind, low, high
 
 

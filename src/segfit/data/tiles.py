@@ -111,8 +111,9 @@ class LargeImage:
                     f"{self.path}: cannot be read strip by strip ({error}). Save it as TIFF of 8 or 16 bits (deflate), or cut "
                     "it into tiles."
                 ) from error
-            strip = self.reader.convert(Values(values, alpha=values.shape[2] in (2, 4)), self.path)
-            pixels = np.require(strip.pixels, requirements="W")
+            values = values[..., :-1] if values.shape[2] in (2, 4) else values  # transparency
+            pixels, _ = self.reader.convert(Values(values), self.path)
+            pixels = np.require(pixels, requirements="W")
             self._first, self._strip = y.start, torch.from_numpy(pixels).permute(2, 0, 1)
         return self._strip[:, y.start - self._first : last - self._first, x]
 

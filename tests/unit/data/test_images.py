@@ -58,10 +58,10 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path / f"a.{suffix}", smooth(), exif=exif)
-    image, applied, *_ = READ.read(path)
+    image, found = READ.read(path)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
     np.testing.assert_array_equal(image, expected)
-    assert applied == orientation
+    assert found.orientation == orientation
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])

@@ -48,8 +48,8 @@ def read_picture(path: Path, image_mode: str) -> Pixels:
     files, or "rgb" for three. Raises a SegFitError if the file cannot be read, or holds other than 8 or 16 bits, or other
     than one band or three.
     """
-    values, alpha, *_ = read_values(path)
-    pixels = values.reshape(*values.shape[:2], -1)[..., : -1 if alpha else None]
+    values = read_values(path).values
+    pixels = values.reshape(*values.shape[:2], -1)
     if pixels.shape[2] not in (1, 3):
         raise SegFitError(f"{path}: holds {pixels.shape[2]} bands; a picture has 1 or 3.")
     if pixels.dtype != np.uint8:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
-from segfit.data.formats import real_file
-from segfit.data.images import PERCENTILES, Decoded, ImageReader, look, resize_image
+from segfit.data.formats import Values, real_file
+from segfit.data.images import PERCENTILES, ImageReader, look, resize_image
 from segfit.data.source import Named
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
@@ -48,8 +48,7 @@ class FolderSource(Named):
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return an image and its mask, as `LabelledSource.read`."""
-        decoded, values = self._read_files(index)
-        image = decoded.pixels
+        image, _, values = self._read_files(index)
         if image.shape[:2] != values.shape:
             raise SegFitError(f"{self.files(index)[1]}: {_sizes(image, values)}.")
         mask, unknown = self.values.apply(values)
@@ -68,25 +67,25 @@ class FolderSource(Named):
         differ: "values" that are no class and not ignored, at most 16; "only_0_255": the mask holds 255 and, perhaps, 0, and
         nothing else; "pixels" of each class; "shape" of the mask; "objects" of `object_sizes`.
         """
-        decoded, values = self._read_files(index)
+        image, found, values = self._read_files(index)
         name, masks = self.names[index], self.listing.masks
         palette = [] if name in self.listing.unmasked else masks.palette(name, values)
-        shades, low, high = look(decoded)
+        shades, low, high = look(image, found.values)
         auto = not (self.image_reader.value_range or self.image_reader.percentiles)
-        if auto and (decoded.values.dtype.kind == "f" or low < 0 or high > 65535):
+        if auto and (found.values.dtype.kind == "f" or low < 0 or high > 65535):
             shades = shades or "own"
         report: dict[str, Any] = {"low": low, "high": high, "palette": palette}
         if shades:
             report[shades] = ""
-        if decoded.orientation != 1:
+        if found.orientation != 1:
             report["turned"] = ""
-        if decoded.frames > 1:
-            report["frames"] = str(decoded.frames)
-        if decoded.alpha is not None and np.ptp(decoded.alpha):
+        if found.frames > 1:
+            report["frames"] = str(found.frames)
+        if found.alpha is not None and np.ptp(found.alpha):
             report["transparent"] = ""
-        if decoded.pixels.shape[:2] != values.shape:
+        if image.shape[:2] != values.shape:
             turned = "; the image is turned by its EXIF orientation, its mask is not"
-            report["size"] = _sizes(decoded.pixels, values) + turned * (decoded.orientation >= 5)
+            report["size"] = _sizes(image, values) + turned * (found.orientation >= 5)
             return report
         mask, unknown = self.values.apply(values)
         counts = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
@@ -103,22 +102,22 @@ class FolderSource(Named):
             "objects": object_sizes(mask, len(self.classes), surroundings),
         }
 
-    def _read_files(self, index: int) -> tuple[Decoded, NDArray[Any]]:
+    def _read_files(self, index: int) -> tuple[NDArray[np.uint8], Values, NDArray[Any]]:
+        """Return the image, what it was made of, and the values of its mask."""
         name, masks = self.names[index], self.listing.masks
-        decoded = self.image_reader.read(self.listing.images[name])
-        height, width = decoded.pixels.shape[:2]
+        pixels, found = self.image_reader.read(self.listing.images[name])
+        height, width = pixels.shape[:2]
         if name in self.listing.unmasked:
             background = self.values.targets == (self.classes.background or 0)
-            return decoded, np.full((height, width), self.values.known[background.argmax()])
+            return pixels, found, np.full((height, width), self.values.known[background.argmax()])
         values = masks.read(name, (height, width))
         # CelebAMask-HQ's images are 1024 pixels wide, their masks 512.
         if masks.form == "parts" and values.shape != (height, width):
-            writable = np.require(decoded.pixels, requirements=["W"])
+            writable = np.require(pixels, requirements=["W"])
             tensor = torch.from_numpy(writable).permute(2, 0, 1)
             resized = resize_image(tensor, (values.shape[0], values.shape[1]))
             pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
-            decoded = decoded._replace(pixels=pixels)
-        return decoded, values
+        return pixels, found, values
 
 
 def _sizes(image: NDArray[Any], mask: NDArray[Any]) -> str:

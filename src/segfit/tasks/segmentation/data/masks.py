@@ -107,12 +107,12 @@ def read_color_mask(path: Path) -> NDArray[np.int64]:
 
 def _read(path: Path, mode: str) -> NDArray[Any]:
     """Return what a file holds besides transparency, (H, W) or (H, W, C)."""
-    values, alpha, _, frames = read_values(path, mode)
+    values, _, _, frames = read_values(path, mode)
     if frames > 1:
         raise SegFitError(
             f"{path}: holds {frames} frames; a mask has one. Save the right one as an 8-bit grey PNG."
         )
-    return values[..., :-1] if alpha else values
+    return values
 
 
 def _read_parts(files: Sequence[tuple[int, Path]]) -> NDArray[np.uint8]:

@@ -180,7 +180,7 @@ def test_16_bits_a_channel_are_read_in_images_and_refused_in_masks(tmp_path, col
     np.testing.assert_array_equal(image[0, :, 0], [0, 1, 128, 255])
     assert (image == image[..., :1]).all()
     with pytest.raises(
-        SegFitError, match=r"deep\.png: class indices of 16 bits cannot have colours"
+        SegFitError, match=r"deep\.png: class indices cannot be colours of this kind"
     ):
         read_index_mask(path)
 
