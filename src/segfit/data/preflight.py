@@ -58,7 +58,6 @@ def inspect_sources(
     check: str,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
-    notice: Callable[[str], None] = lambda _: None,
 ) -> list[Seen]:
     """Return what was found about samples, split by split; reports on unchanged files come from the cache.
 
@@ -69,7 +68,6 @@ def inspect_sources(
         check: "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
         cache_dir: where reports are remembered; None: `default_cache_dir()`.
         progress: called with (done, total) samples while files are opened; remembered ones count as done.
-        notice: called with a line if the cache was damaged.
     """
     items = [
         (split, index)
@@ -77,7 +75,7 @@ def inspect_sources(
         for index in spread(len(source), len(source) if check == "full" else SAMPLE)
     ]
     keys = {item: _key(sources[item[0]], item[1]) for item in items}
-    ask = partial(_remembered, (cache_dir or default_cache_dir()) / "preflight.sqlite3", notice)
+    ask = partial(_remembered, (cache_dir or default_cache_dir()) / "preflight.sqlite3")
     known = dict(ask(_KNOWN, [(key,) for key in keys.values() if key]))
     reports = {item: known[key] for item, key in keys.items() if key in known}
     new = [item for item in items if item not in reports]
@@ -172,13 +170,11 @@ def _key(source: Any, index: int) -> bytes:
     return digest.digest()
 
 
-def _remembered(
-    path: Path, notice: Callable[[str], None], query: str, rows: Sequence[tuple[Any, ...]]
-) -> list[tuple[bytes, str]]:
+def _remembered(path: Path, query: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[bytes, str]]:
     """Return what a query finds for rows of values in the SQLite file of reports, which several runs may share.
 
-    What it writes is safe from a kill once this returns. A damaged file is replaced, with a notice. One that cannot be read
-    or written (no space, no rights) remembers nothing, and is never an error.
+    What it writes is safe from a kill once this returns. A damaged file is replaced. One that cannot be read or written
+    (no space, no rights) remembers nothing, and is never an error.
     """
     for _ in range(2):
         try:
@@ -192,5 +188,4 @@ def _remembered(
             with suppress(OSError):
                 for name in (path.name, f"{path.name}-journal"):
                     path.with_name(name).unlink(missing_ok=True)
-                notice(f"{path}: damaged ({error}), replaced: files are checked anew.")
     return []

@@ -278,8 +278,7 @@ def test_a_damaged_cache_is_replaced(data, check, inspected, tmp_path, damage):
     check()
     cache = tmp_path / "cache" / "segfit" / "preflight.sqlite3"
     cache.write_bytes(damage(cache.read_bytes()))
-    (notice,) = check().notices
-    assert notice.startswith(f"{cache}: damaged (")
+    assert check().notices == []
     assert sorted(inspected) == sorted(2 * names(10))
     assert check().notices == []
     assert len(inspected) == 20
