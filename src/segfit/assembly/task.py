@@ -18,8 +18,7 @@ from segfit.data.loader import collate
 from segfit.data.preflight import Preflight
 from segfit.data.source import Source
 from segfit.engine.task import Batch, Task
-from segfit.models.build import Exported
-from segfit.models.weights import Weights
+from segfit.models.build import Exported, Weights
 from segfit.report.evaluation import Evaluation
 from segfit.tasks import module_of
 from segfit.tasks.scored import ExtraMetric

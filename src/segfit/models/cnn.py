@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segfit.models.resize import average_pool, resize
+from segfit.models.layers import average_pool, resize
 
 Norm = Literal["batch", "none"]
 POOL_GRIDS = (1, 2, 3, 6)  # cells a side that the context looks at, as in PSPNet

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from segfit.models.resize import shrink_by_products, sum_by_products
+from segfit.models.layers import shrink_by_products, sum_by_products
 
 # Of a block: pixels in a row, and channels, of which 64 are 128 bytes in half precision.
 PIXELS, CHANNELS = tl.constexpr(16), tl.constexpr(64)

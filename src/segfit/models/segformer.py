@@ -13,14 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from segfit.models.build import Weights, check_keys, find, quiet, read_state_dict
 from segfit.models.segformer_fast import MergedDecodeHead, resize_logits, use_fast
-from segfit.models.weights import (
-    Weights,
-    check_keys,
-    find,
-    quiet,
-    read_state_dict,
-)
 
 # variant → (depths, hidden sizes, decoder hidden size): tables 6 and 7 of the paper
 _SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.segformer import modeling_segformer as hf
 
-from segfit.models.cpu_layers import FastLinear, linear, relu_dropout_
-from segfit.models.resize import resize, resize_and_sum
+from segfit.models.layers import FastLinear, linear, relu_dropout_, resize, resize_and_sum
 
 _HAS_TRITON = find_spec("triton") is not None  # torch for Windows comes without
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from segfit.errors import SegFitError, nearest
-from segfit.models.resize import resize
-from segfit.models.weights import Weights, check_keys, find, read_state_dict
+from segfit.models.build import Weights, check_keys, find, read_state_dict
+from segfit.models.layers import resize
 
 GOOD_ENCODERS = (
     "resnet34, convnext_atto, efficientnet_b0, mobilenetv3_large_100, vit_small_patch14_dinov2"

@@ -9,7 +9,7 @@ from torch import nn
 
 from segfit.engine.distributed import SINGLE_PROCESS
 from segfit.engine.findings import Findings
-from segfit.models.weights import Weights
+from segfit.models.build import Weights
 
 
 @dataclass

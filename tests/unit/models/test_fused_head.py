@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segfit.models.resize import sum_by_products
+from segfit.models.layers import sum_by_products
 
 pytest.importorskip("triton")
 from segfit.models import fused_head

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from segfit.models import cpu_layers
+from segfit.models import layers
 from segfit.models.segformer import VARIANTS, SegFormer, make_segformer, merge
 from segfit.models.segformer_fast import use_fast
 from tests.contracts.model_contract import SIZES, ModelContract, images
@@ -152,7 +152,7 @@ def test_parity_with_dropout(monkeypatch):
             kept = keep_mask(x, 0.25).view(batch, height, width, channels)
             return x * kept.permute(0, 3, 1, 2) / 0.75
 
-    monkeypatch.setattr(cpu_layers, "keep_mask", keep_mask)
+    monkeypatch.setattr(layers, "keep_mask", keep_mask)
     stock.decode_head.dropout = MaskedDropout()
     fast.decode_head.dropout.p = 0.25
     assert_parity(stock.train(), fast.train(), images(65, 97).double(), 1e-13)
@@ -161,7 +161,7 @@ def test_parity_with_dropout(monkeypatch):
 def test_head_dropout_has_the_rate_and_keeps_the_mean():
     torch.manual_seed(0)
     x = torch.rand(4, 32, 64, 64).to(memory_format=torch.channels_last) + 0.5
-    out, factor = cpu_layers.relu_dropout_(x.clone(), 0.3)
+    out, factor = layers.relu_dropout_(x.clone(), 0.3)
     dropped = (out == 0).double().mean().item()
     assert dropped == pytest.approx(0.3, abs=0.003)
     assert (out * factor).mean().item() == pytest.approx(x.mean().item(), rel=0.01)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import GraphExecGroup, checkpoint
 
-from segfit.models.cpu_layers import relu_dropout_
+from segfit.models.layers import relu_dropout_
 from segfit.tuning.memory.backward import backward
 from segfit.tuning.memory.predict import undisturbed
 from segfit.tuning.memory.pretend import Rules, without_data

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from segfit.config.check import plain
 from segfit.data.preflight import Preflight
 from segfit.errors import SegFitError
+from segfit.models.build import Weights
 from segfit.models.forecasters import Forecaster
-from segfit.models.weights import Weights
 from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries, SingleWindows, Windows
 from segfit.tasks.forecasting.schema import held_out_shape, remark

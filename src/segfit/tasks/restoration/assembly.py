@@ -15,8 +15,8 @@ from segfit.data.shapes import shapes_sources
 from segfit.data.source import Arrays, Source, SourceView
 from segfit.data.splits import SPLITS, find_splits
 from segfit.engine.precision import resolve_precision
+from segfit.models.build import Weights
 from segfit.models.restorers import make_restorer
-from segfit.models.weights import Weights
 from segfit.tasks.restoration.data.dataset import HeldOutDataset, PredictDataset, TrainDataset
 from segfit.tasks.restoration.data.folder import check_sources, folder_sources
 from segfit.tasks.restoration.degradations import Degradation

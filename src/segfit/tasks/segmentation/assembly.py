@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from segfit.config.check import plain
 from segfit.data.source import Source
 from segfit.errors import SegFitError
-from segfit.models.build import IMAGENET, Normalisation, make_model, normalisation
-from segfit.models.weights import Weights
+from segfit.models.build import IMAGENET, Normalisation, Weights, make_model, normalisation
 from segfit.tasks.scored import ExtraMetric
 from segfit.tasks.segmentation.augmentation import CpuAugment, Mix
 from segfit.tasks.segmentation.classes import make_classes

@@ -12,10 +12,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from segfit.errors import SegFitError
-from segfit.models import weights as weights_module
+from segfit.models import build
 from segfit.models.segformer import make_segformer
 from segfit.models.timm_unet import TimmUnet
-from segfit.models.weights import unreachable
 from tests.unit.payload import Payload
 
 RECOMMENDED = "nvidia/segformer-b0-finetuned-ade-512-512"
@@ -123,12 +122,12 @@ def test_named_weights_that_cannot_be_fetched_stop_the_run(make):
 
 
 def test_a_hub_that_is_silent_is_given_up_quickly(monkeypatch):
-    monkeypatch.setattr(weights_module, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(build, "PROBE_SECONDS", 0.3)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()  # accepts, and never answers
         # without the bound this call would not return
-        reason = unreachable(f"http://127.0.0.1:{server.getsockname()[1]}")
+        reason = build.unreachable(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert reason
 
 
@@ -150,7 +149,7 @@ def test_a_hub_that_is_silent_about_files_is_given_up_quickly(monkeypatch):
         def log_message(self, *arguments):
             pass
 
-    monkeypatch.setattr(weights_module, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(build, "PROBE_SECONDS", 1.0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")

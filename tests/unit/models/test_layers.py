@@ -1,12 +1,20 @@
-"""What CUDA does by products is what torch's kernels do; the device alone decides which of them runs."""
+"""What CUDA does by products, and linear layers by oneDNN, is what torch's kernels do; the device alone decides which runs."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import SegformerConfig
 
+from segfit.models import layers
 from segfit.models.cnn import CNN
-from segfit.models.resize import by_products, resize_and_sum, shrink_by_products, sum_by_products
+from segfit.models.layers import (
+    FastLinear,
+    by_products,
+    linear,
+    resize_and_sum,
+    shrink_by_products,
+    sum_by_products,
+)
 from segfit.models.segformer import SegFormer
 from segfit.models.segformer_fast import use_fast
 from segfit.models.timm_unet import TimmUnet
@@ -136,3 +144,38 @@ def test_a_card_runs_no_kernel_that_is_not_deterministic(make):
         logits.sum().backward()
     assert {"bmm", "convolution_backward"} <= recorder.names
     assert not [name for name in recorder.names if "upsample" in name or "adaptive" in name]
+
+
+@pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
+def library(request, monkeypatch):
+    monkeypatch.setattr(layers, "onednn_multiplies_faster", lambda: request.param)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("shape", [(2, 37, 24), (2, 5, 7, 24), (1, 1, 24)])
+def test_values_and_gradients_are_those_of_f_linear(shape):
+    torch.manual_seed(0)
+    layer = FastLinear(24, 40)
+    x = torch.randn(shape, requires_grad=True)
+    grad = torch.randn(*shape[:-1], 40)
+    results = []
+    for forward in (layer, lambda t: F.linear(t, layer.weight, layer.bias)):
+        y = forward(x)
+        results.append((y, *torch.autograd.grad(y, (x, layer.weight, layer.bias), grad)))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs)
+        assert ours.shape == torchs.shape
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_left_to_torch(dtype):
+    x, weight = torch.randn(2, 9, 16, dtype=dtype), torch.randn(8, 16, dtype=dtype)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.usefixtures("library")
+def test_autocast_decides_the_dtype():
+    x, weight = torch.randn(2, 9, 16), torch.randn(8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
