@@ -135,15 +135,14 @@ def _indices(image: Image.Image, path: Path) -> NDArray[Any]:
 
 def _values(image: Image.Image, path: Path, *, fast: bool) -> NDArray[Any]:
     """Return (H, W), or (H, W, C) with two channels or four where there is transparency, not yet upright."""
-    plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
-    # torchcodec turns pictures by their EXIF orientation, the others do not.
-    plain_jpeg = plain_jpeg and image.getexif().get(_ORIENTATION, 1) == 1
-    # Pillow reads a large file piece by piece, and stops where the picture ends.
-    plain_jpeg = plain_jpeg and path.stat().st_size < 4 * image.width * image.height + 2**24
-    if fast and plain_jpeg and _decode_jpeg is not None:
-        # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
-        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-        return _decode_jpeg(data).permute(1, 2, 0).numpy()
+    if fast and _decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
+        # torchcodec turns pictures by their EXIF orientation, the others do not.
+        unturned = image.getexif().get(_ORIENTATION, 1) == 1
+        # Pillow reads a large file piece by piece, and stops where the picture ends.
+        if unturned and path.stat().st_size < 4 * image.width * image.height + 2**24:
+            # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
+            data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            return _decode_jpeg(data).permute(1, 2, 0).numpy()
     raw = _raw_mode(image)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
@@ -152,13 +151,11 @@ def _values(image: Image.Image, path: Path, *, fast: bool) -> NDArray[Any]:
         return 65535 - values if white_is_zero and values.dtype == np.uint16 else values
     if ";16" in raw:
         return _deep_colors(image, path, raw)
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in ("PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("PA", "La", "RGBa") or "transparency" in image.info:
         # By way of RGBA, a palette with transparency keeps its colours.
-        image = image.convert("LA" if image.mode in ("L", "La") else "RGBA")
+        image = image.convert("LA" if image.mode in ("1", "L", "La") else "RGBA")
     elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
+        image = image.convert("L" if image.mode == "1" else "RGB")
     return np.asarray(image)
 
 
@@ -189,14 +186,13 @@ def with_slices(files: Iterable[Path], axis: int) -> list[Path]:
     """Return files with every NIfTI volume replaced by its slices along an axis, such as `case.nii.gz/z0012`."""
     found: list[Path] = []
     for file in files:
-        if not file.name.lower().endswith(_NIFTI):
-            found.append(file)
-            continue
-        with reading(file):
-            import nibabel
+        count = 0
+        if file.name.lower().endswith(_NIFTI):
+            with reading(file):
+                import nibabel
 
-            count = nibabel.load(file).shape[axis]
-        found += [file / f"{'xyz'[axis]}{place:04}" for place in range(count)]
+                count = nibabel.load(file).shape[axis]
+        found += [file / f"{'xyz'[axis]}{place:04}" for place in range(count)] or [file]
     return found
 
 
@@ -232,7 +228,7 @@ def _read_tiff(path: Path, *, pages: bool) -> Values:
 
     with tifffile.TiffFile(path) as file:
         page, frames = file.pages.first, len(file.pages)
-        _check_size(page.shape[-2:] if page.axes == "SYX" else page.shape[:2])
+        _check_size((page.imagelength, page.imagewidth))
         if pages and frames > 1 and page.samplesperpixel == 1:
             values, frames = np.stack([each.asarray() for each in file.pages], axis=-1), 1
         else:
@@ -300,12 +296,7 @@ def reading(path: Path) -> Iterator[None]:
         remedy = "Replace the file or delete it."
         if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in _FORMATS:
             remedy = "To read HEIC: pip install pillow-heif."
-        raise SegFitError(f"{path}: unreadable ({reason(error)}). {remedy}") from error
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of a decoder's message, without its C++ source path or our path."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if text.startswith("cannot identify image file"):
-        return "not an image"
-    return text.rsplit(".cpp:", 1)[-1].partition(", ")[2] or text
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason.rsplit(".cpp:", 1)[-1].partition(", ")[2] or reason  # without a C++ file
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason
+        raise SegFitError(f"{path}: unreadable ({reason}). {remedy}") from error

@@ -63,11 +63,40 @@ class ShapesSource:
         return []
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return an image (R, R, 3) uint8 and its labels (R, R) uint8, R the resolution."""
+        """Return an image (R, R, 3) uint8 RGB and its labels (R, R) uint8, R the resolution.
+
+        0: background, 1: liver, 2: kidney, 3: spleen.
+        """
         if not 0 <= index < self.size:
             raise IndexError(index)
         rng = np.random.default_rng((self.data_seed, _SPLIT_OFFSETS[self.split] + index))
-        return draw_phantom(rng, self.resolution)
+        side = self.resolution
+        image = np.full((side, side, 3), rng.uniform(0.02, 0.10), np.float32)
+        box, body = _blob(
+            rng, side, center=rng.normal(0.5, 0.02, 2), radius=rng.uniform(0.40, 0.47)
+        )
+        _paint(rng, image, box, body, _BODY)
+        inside = np.zeros((side, side), bool)
+        inside[box] = body
+        labels = np.zeros((side, side), np.uint8)
+        for _ in range(rng.integers(2, 5)):
+            # A vessel or bone of any brightness: plain, where organs have a texture or a tint.
+            center = 0.5 + rng.uniform(-0.33, 0.33, 2)
+            box, region = _blob(rng, side, center, radius=rng.uniform(0.03, 0.08))
+            tissue = _BODY._replace(mean=rng.uniform(0.30, 0.75), blotches=(6, 0.03), grain=0.02)
+            _paint(rng, image, box, region & inside[box], tissue)
+        # A random order decides which is on top; one image in eight lacks a given organ.
+        turn = rng.uniform(0, 2 * np.pi)
+        for place, organ in enumerate(rng.permutation(len(_ORGANS))):
+            if rng.random() < 1 / 8:
+                continue
+            angle = turn + 2 * np.pi / 3 * place + rng.normal(0, 0.25)
+            center = 0.5 + rng.uniform(0.15, 0.24) * np.array([np.sin(angle), np.cos(angle)])
+            box, region = _blob(rng, side, center, radius=rng.uniform(0.11, 0.17))
+            region &= inside[box]
+            _paint(rng, image, box, region, _ORGANS[organ])
+            labels[box][region] = organ + 1
+        return _expose(rng, image), labels
 
 
 def shapes_sources(
@@ -84,39 +113,6 @@ def shapes_sources(
         split: ShapesSource(size, split, resolution, data_seed, classes)
         for split, size in sizes.items()
     }
-
-
-def draw_phantom(
-    rng: np.random.Generator, side: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return an image (side, side, 3) uint8 RGB and its labels (side, side) uint8.
-
-    0: background, 1: liver, 2: kidney, 3: spleen.
-    """
-    image = np.full((side, side, 3), rng.uniform(0.02, 0.10), np.float32)
-    box, body = _blob(rng, side, center=rng.normal(0.5, 0.02, 2), radius=rng.uniform(0.40, 0.47))
-    _paint(rng, image, box, body, _BODY)
-    inside = np.zeros((side, side), bool)
-    inside[box] = body
-    labels = np.zeros((side, side), np.uint8)
-    for _ in range(rng.integers(2, 5)):
-        # A vessel or bone of any brightness: plain, where organs have a texture or a tint.
-        center = 0.5 + rng.uniform(-0.33, 0.33, 2)
-        box, region = _blob(rng, side, center, radius=rng.uniform(0.03, 0.08))
-        tissue = _BODY._replace(mean=rng.uniform(0.30, 0.75), blotches=(6, 0.03), grain=0.02)
-        _paint(rng, image, box, region & inside[box], tissue)
-    # A random order decides which is on top; one image in eight lacks a given organ.
-    turn = rng.uniform(0, 2 * np.pi)
-    for place, organ in enumerate(rng.permutation(len(_ORGANS))):
-        if rng.random() < 1 / 8:
-            continue
-        angle = turn + 2 * np.pi / 3 * place + rng.normal(0, 0.25)
-        center = 0.5 + rng.uniform(0.15, 0.24) * np.array([np.sin(angle), np.cos(angle)])
-        box, region = _blob(rng, side, center, radius=rng.uniform(0.11, 0.17))
-        region &= inside[box]
-        _paint(rng, image, box, region, _ORGANS[organ])
-        labels[box][region] = organ + 1
-    return _expose(rng, image), labels
 
 
 def _blob(

@@ -28,7 +28,7 @@ class SplitRule:
     # group) agrees stay together. None: every sample is its own group
     group: str | None = None
     fold: int | None = (
-        None  # 0-based number of the fold that is held out for validation, of `folds`
+        None  # number, from 0, of the one that is held out for validation, of `folds`
     )
     folds: int | None = None
     lists: str | None = None  # folder of the lists that say it instead; see `listed`
