@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from segfit.data.files import some
-from segfit.data.source import where
 from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores
 
@@ -56,17 +55,15 @@ class Seen:
 def inspect_sources(
     sources: Mapping[str, Any],
     check: str,
-    cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Seen]:
-    """Return what was found about samples, split by split; reports on unchanged files come from the cache.
+    """Return what was found about samples, split by split; reports on unchanged files come from `default_cache_dir()`.
 
     Args:
         sources: split → a `Source` of files with `inspect(index)`, which reads a sample and returns a report of plain
             values, or raises a SegFitError; `options`, everything but the files that it depends on; and
             `contents`, which gets name → key of its files' contents.
         check: "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
-        cache_dir: where reports are remembered; None: `default_cache_dir()`.
         progress: called with (done, total) samples while files are opened; remembered ones count as done.
     """
     items = [
@@ -75,7 +72,7 @@ def inspect_sources(
         for index in spread(len(source), len(source) if check == "full" else SAMPLE)
     ]
     keys = {item: _key(sources[item[0]], item[1]) for item in items}
-    ask = partial(_remembered, (cache_dir or default_cache_dir()) / "preflight.sqlite3")
+    ask = partial(_remembered, default_cache_dir() / "preflight.sqlite3")
     known = dict(ask(_KNOWN, [(key,) for key in keys.values() if key]))
     reports = {item: known[key] for item, key in keys.items() if key in known}
     new = [item for item in items if item not in reports]
@@ -99,9 +96,8 @@ def inspect_sources(
 
 def unreadable(seen: Sequence[Seen], *, skip: bool) -> tuple[list[str], list[str]]:
     """Return (problems, notices) about samples that cannot be read; with `skip` a notice, as long as others of a split can."""
-    unread = list(
-        dict.fromkeys(one.report["unreadable"] for one in seen if "unreadable" in one.report)
-    )
+    texts = (one.report.get("unreadable") for one in seen)
+    unread = list(dict.fromkeys(filter(None, texts)))
     good = {one.split for one in seen if "unreadable" not in one.report}
     problems = [
         f"{split}: none of the images can be read; data.on_bad_sample=skip has nothing to take their place."
@@ -125,7 +121,7 @@ def _look(source: Any, index: int) -> str:
         report = {"unreadable": str(error)}
     except MemoryError as error:  # no fault of the file's, and nothing to remember
         raise SegFitError(
-            f"{where(source, index)}: memory ran out while this was read. Cut large images into tiles."
+            f"{source.files(index)[0]}: memory ran out while this was read. Cut large images into tiles."
         ) from error
     return f"{first} {rest}\n{json.dumps(report)}"
 

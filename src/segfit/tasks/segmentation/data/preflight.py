@@ -75,7 +75,7 @@ def check_sources(
     listings = [source.listing for source in folders.values()]
     problems += dict.fromkeys(problem for one in listings for problem in one.problems)
     notices = list(dict.fromkeys(notice for one in listings for notice in one.notices))
-    seen = inspect_sources(folders, data.check, progress=progress)
+    seen = inspect_sources(folders, data.check, progress)
     for wrong, odd in (unreadable(seen, skip=skip), _describe(seen)):
         problems += wrong
         notices += odd
