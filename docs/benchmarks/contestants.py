@@ -232,9 +232,7 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
     batches.loader = Clocked(batches.loader, clock)
     with Path(os.devnull).open("w") as nowhere:
         console, text = console_report(Console(file=nowhere)), OmegaConf.to_yaml(config)
-        listener = run_listener(
-            RunFolder(folder), console, config.report, text, training.hparams
-        )
+        listener = run_listener(RunFolder(folder), console, config.report, text, training.hparams)
         training.fit.run(listener, training.facts)
 
 
