@@ -14,7 +14,7 @@ from segfit.engine.seeding import seed_everything
 from segfit.engine.state import TrainingState
 from segfit.engine.step import make_update
 from segfit.models.build import make_model
-from segfit.system.phases import Recorder
+from segfit.system.monitor import Recorder
 from segfit.tasks.segmentation.augmentation import Mix
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.kornia_gpu import KorniaGpu

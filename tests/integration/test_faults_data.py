@@ -225,12 +225,12 @@ SMALL_SHARED_MEMORY = """if True:
     import torch
     from segfit.tasks.segmentation.data.dataset import TrainDataset
     from segfit.tasks.segmentation.data.dataset import collate
-    from segfit.data.loader import Loader, LoaderOptions
+    from segfit.data.loader import Loader
     from segfit.data.batches import EpochSampler
     from segfit.data.shapes import ShapesSource
     from segfit.errors import SegFitError
     dataset = TrainDataset(ShapesSource(64, resolution=32), (256, 256), "stretch")
-    batches = Loader(dataset, collate, torch.device("cpu"), LoaderOptions(1), batch_sampler=EpochSampler(64, 8, 0))
+    batches = Loader(dataset, collate, torch.device("cpu"), 1, batch_sampler=EpochSampler(64, 8, 0))
     try:
         print(len(list(batches)))
     except SegFitError as error:

@@ -13,12 +13,11 @@ from segfit.assembly.task import assembly_of, sample_bytes
 from segfit.data.batches import (
     DevicePrefetcher,
     EpochSampler,
-    GatheringDataset,
     GatheringLoader,
     TrainBatches,
 )
 from segfit.data.cache import CacheOptions, cache_sources
-from segfit.data.loader import Loader, LoaderOptions
+from segfit.data.loader import Loader
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.errors import SegFitError
@@ -107,13 +106,13 @@ def batches_in_order(
     if not isinstance(order, EpochSampler):
         size = assembly.held_out_batch_size(config)
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-    options = LoaderOptions(workers, loading.prefetch, loading.pin_memory, loading.persistent)
     skip = notice if config.data.on_bad_sample == "skip" else None
-    how = {"share": share, "batch_sampler": batches}
+    how = {key: loading[key] for key in ("prefetch", "pin_memory", "persistent")}
+    how |= {"share": share, "batch_sampler": batches}
     loader = (
         GatheringLoader(dataset, device, batches)
-        if isinstance(dataset, GatheringDataset)
-        else Loader(dataset, assembly.collate, device, options, skip, **how)
+        if hasattr(dataset, "batch")
+        else Loader(dataset, assembly.collate, device, workers, skip, **how)
     )
     return DevicePrefetcher(loader, device, non_blocking=loading.non_blocking)
 
@@ -123,15 +122,13 @@ def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False
 
     Processes that train together on a machine share its cores and its shared memory.
     """
-    assembly = assembly_of(config)
-    sharing = launched().local_size
+    if config.loader.workers is not None:
+        return int(config.loader.workers)
+    assembly, sharing = assembly_of(config), launched().local_size
     workers = choose_workers(
-        config.loader.workers,
         device_type=device.type,
         kept=cached and config.data.cache != "none" and not assembly.augments_in_workers(config),
         batch_bytes=sharing * config.batch_size * sample_bytes(config),
         prefetch=config.loader.prefetch,
     )
-    if config.loader.workers is not None or workers == 0:
-        return workers
-    return max(workers // sharing, 1)
+    return max(workers // sharing, 1) if workers else 0

@@ -32,9 +32,9 @@ class TaskAssembly:
 
     # (config) → the splits: train, val and perhaps test.
     make_sources: Callable[[DictConfig], dict[str, Source]]
-    # (config, source) → a dataset: (index, seed) → a sample to train on; or a `GatheringDataset`, which needs no workers.
+    # (config, source) → a dataset: (index, seed) → a sample to train on; or one for a `GatheringLoader`, without workers.
     make_train_dataset: Callable[[DictConfig, Source], Any]
-    # (config, source) → a dataset: index → a sample to score; or a `GatheringDataset`.
+    # (config, source) → a dataset: index → a sample to score; or one for a `GatheringLoader`.
     make_held_out_dataset: Callable[[DictConfig, Source], Any]
     # (config, folder) → a dataset: index → a sample of a folder to predict, without a target.
     make_predict_dataset: Callable[[DictConfig, str], Any]

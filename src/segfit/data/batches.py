@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from segfit.data.source import Source
-from segfit.system.phases import phase
+from segfit.system.monitor import phase
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 Collate: TypeAlias = Callable[[Sequence[Any]], Any]
@@ -53,7 +53,6 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         length: samples of the data set, `world_size` at least.
         batch_size: samples a batch of one process.
         seed: the run's seed.
-        shuffle: a new order every epoch; False keeps the order of the indices.
         rank: 0-based number of this process.
         world_size: processes that share each batch.
         repeats: times that an index comes in a row, each with a seed of its own; `length` counts them all.
@@ -66,7 +65,6 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         batch_size: int,
         seed: int,
         *,
-        shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
         repeats: int = 1,
@@ -74,7 +72,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.samples, self.weights = length, weights
         self.length, self.repeats = length * repeats, repeats
-        self.seed, self.shuffle, self.rank = seed, shuffle, rank
+        self.seed, self.rank = seed, rank
         self.size = min(batch_size, self.length // world_size)
         self.step = self.size * world_size
         self.epoch = self.start_sample = 0
@@ -111,8 +109,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             times = np.diff(ends, prepend=0)
             before = np.repeat(np.cumsum(times) - times, times)
             order = np.repeat(order, times) + self.samples * (np.arange(len(before)) - before)
-        if self.shuffle:
-            random.shuffle(order)
+        random.shuffle(order)
         order = (order[:, None] * self.repeats + np.arange(self.repeats)).ravel()
         first = self.start_sample + self.rank * self.size
         for batch in range(len(self)):
@@ -134,7 +131,13 @@ def stack(tensors: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
     """
     sizes = [tuple(tensor.shape) for tensor in tensors]
     largest = tuple(map(max, *sizes)) if len(sizes) > 1 else sizes[0]
-    stacked = _allocate(tensors[0], (len(tensors), *largest))
+    shape, stacked = (len(tensors), *largest), tensors[0].new_empty(0)
+    if get_worker_info() is not None:
+        # torch would copy it there in a thread that hands batches over. Where /dev/shm is full, that thread loses the
+        # batch without a message and every process waits without end; here it is an error, and one copy less.
+        size = stacked.element_size() * torch.Size(shape).numel()
+        stacked.set_(torch.UntypedStorage._new_shared(size))  # as torch's own does
+    stacked.resize_(shape)
     if len(set(sizes)) == 1:
         return torch.stack(list(tensors), out=stacked)
     stacked.fill_(fill)
@@ -143,35 +146,15 @@ def stack(tensors: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
     return stacked
 
 
-def _allocate(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return an uninitialised tensor; a worker's lies in shared memory.
-
-    torch would copy it there in a thread that hands batches over. Where /dev/shm is full, that thread loses the
-    batch without a message and every process waits without end; here it is an error, and one copy less.
-    """
-    if get_worker_info() is None:
-        return like.new_empty(shape)
-    size = like.element_size() * torch.Size(shape).numel()
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)  # as torch's own does
-    return like.new_empty(0).set_(storage).resize_(shape)
-
-
-@runtime_checkable
-class GatheringDataset(Protocol):
-    """A dataset that makes batches where its data lie, with nothing to read or collate; each depends on its indices alone."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def batch(self, indices: Indices, device: torch.device) -> Batch:
-        """Return some samples as one batch, on the device, or on the host in memory that can be copied from there."""
-
-
 @dataclass
 class GatheringLoader:
-    """Yields the batches of a dataset for a device; takes the place of a `Loader`."""
+    """Takes the place of a `Loader` for datasets that make batches where their data lie, with nothing to read or collate.
 
-    samples: GatheringDataset
+    Their `batch(indices, device)`, which depends on the indices alone, returns a `Batch` on the device, or on the host in
+    memory that can be copied from there.
+    """
+
+    samples: Any
     device: torch.device
     batches: EpochSampler | Sequence[Sequence[int]]  # indices of each
     num_workers: ClassVar = 0

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 
 from segfit.data.cache_stores import DiskStore, RamStore
-from segfit.data.loader import Loader, LoaderOptions
+from segfit.data.loader import Loader
 from segfit.data.preflight import default_cache_dir, spread
 from segfit.data.source import Arrays, Source, SourceView
 from segfit.errors import SegFitError
@@ -148,14 +148,16 @@ def _build(missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool) -> 
         need += round(1.1 * sum(sizes) * len(indices) / max(len(sizes), 1))
     for source, indices in missing:
         source.store.check_room(need)
-        workers = choose_workers(None) if len(indices) > _FEW else 0
+        workers = choose_workers() if len(indices) > _FEW else 0
         loader = Loader(
             source,
             list,
             torch.device("cpu"),
-            LoaderOptions(workers, 2, persistent=False),
+            workers,
             (lambda _: None) if skip else None,
             share=True,
+            prefetch=2,
+            persistent=False,
             sampler=indices,
             batch_size=_BATCH,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import mmap
@@ -29,7 +28,7 @@ from segfit.system.hardware import free_memory
 _ALIGNMENT = 64  # bytes; every array starts at a multiple, counted from the first byte
 _HEADER = struct.Struct("<8s48sI4x")  # magic and version, the sample's name, CRC-32 of the arrays
 _MAGIC = b"SEGFIT\x00\x02"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ELSEWHERE = "Free some space, set data.cache_dir to another folder, or data.cache=none."
 _GIB = 1 << 30
 _DISK_RESERVE = _GIB // 4  # bytes that stay free for checkpoints
 _MEMORY_RESERVE = _GIB  # bytes that stay free for the training itself
@@ -130,8 +129,7 @@ class DiskStore:
         if size + _DISK_RESERVE > free:
             raise SegFitError(
                 f"{self.folder}: the samples need about {size / _GIB:.1f} GiB decoded (data.cache=disk), but "
-                f"{free / _GIB:.1f} GiB are free there. Free some space, set data.cache_dir to a folder on "
-                "another disk, or data.cache=none."
+                f"{free / _GIB:.1f} GiB are free there. {_ELSEWHERE}"
             )
 
     def _path(self, index: int) -> Path:
@@ -144,14 +142,9 @@ class DiskStore:
         return _HEADER.pack(_MAGIC, self.names[index].encode(), checksum)
 
     def _unwritable(self, error: OSError) -> SegFitError:
-        if error.errno in _FULL:
-            return SegFitError(
-                f"{self.folder}: the disk is full (data.cache=disk). The samples that were written stay and are used next "
-                "time. Free some space, set data.cache_dir to a folder on another disk, or data.cache=none."
-            )
         return SegFitError(
-            f"{self.folder}: cannot be written to ({error.strerror}), as data.cache=disk needs. Set data.cache_dir to "
-            "a folder of your own, or data.cache=none."
+            f"{self.folder}: cannot be written to ({error.strerror}), as data.cache=disk needs. What was written stays and is "
+            f"used next time. {_ELSEWHERE}"
         )
 
 
@@ -180,12 +173,6 @@ class MemoryFile:
     def numpy(self) -> NDArray[np.uint8]:
         """Return all bytes, (size,) uint8, as a tensor would."""
         return self._content
-
-
-def shared_tensor(size: int) -> torch.Tensor:
-    """Return a tensor (size,) uint8 in torch's shared memory, for systems without `MemoryFile`."""
-    tensor: torch.Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()
-    return tensor
 
 
 class RamStore:
@@ -219,8 +206,10 @@ class RamStore:
         if not self.blocks or self._used + len(packed) > len(self.blocks[-1].numpy()):
             size = max(len(packed), _BLOCK)
             self.check_room(size, "the next samples need")
-            linux = hasattr(os, "memfd_create")
-            self.blocks.append(MemoryFile(size) if linux else shared_tensor(size))
+            if hasattr(os, "memfd_create"):
+                self.blocks.append(MemoryFile(size))
+            else:
+                self.blocks.append(torch.empty(size, dtype=torch.uint8).share_memory_())
             self._used = 0
         self.blocks[-1].numpy()[self._used : self._used + len(packed)] = packed
         self.places[index] = len(self.blocks) - 1, self._used, len(packed)

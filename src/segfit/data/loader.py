@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
 
@@ -29,16 +28,6 @@ from segfit.system.hardware import one_blas_thread
 from segfit.system.process import STOPPING
 
 
-@dataclass(frozen=True)
-class LoaderOptions:
-    """Who makes batches, and how many wait."""
-
-    workers: int = 0  # processes; 0: this one
-    prefetch: int = 4  # batches that each worker keeps ready
-    pin_memory: bool = True  # page-locked batches where they go to CUDA
-    persistent: bool = True  # keep the workers between epochs
-
-
 class Loader(DataLoader[Any]):
     """A DataLoader that raises a SegFitError, with the files at fault, whatever goes wrong.
 
@@ -48,11 +37,14 @@ class Loader(DataLoader[Any]):
     Args:
         samples: a dataset that gets what the sampler yields, an index, or (index, seed); `where(index)` names the files.
         collate: samples → batch.
-        device: where batches will go; only those for CUDA are pinned.
-        options: who makes them.
+        device: where batches will go.
+        workers: processes that make them; 0: this one.
         skip: is told of samples that cannot be read, once of each. Training samples, asked for by (index, seed), are
             replaced, so that batches keep their size; others are left out of their batches. None: they are an error.
         share: other processes have the rest of the samples: it is no error if none of these can be read.
+        prefetch: batches that each worker keeps ready.
+        pin_memory: page-locked batches where they go to CUDA.
+        persistent: keep the workers between epochs.
         how: DataLoader's own `batch_sampler`, or `batch_size` and, unless every sample is to come, `sampler`.
     """
 
@@ -61,34 +53,34 @@ class Loader(DataLoader[Any]):
         samples: Any,
         collate: Collate,
         device: torch.device,
-        options: LoaderOptions = LoaderOptions(),
+        workers: int = 0,
         skip: Callable[[str], None] | None = None,
         *,
         share: bool = False,
+        prefetch: int = 4,
+        pin_memory: bool = True,
+        persistent: bool = True,
         **how: Any,
     ) -> None:
         one_blas_thread()
         try:
-            rows = torch.full((options.workers, 2), -1)
-            self.current = rows.share_memory_() if options.workers else rows
+            rows = torch.full((workers, 2), -1)
+            self.current = rows.share_memory_() if workers else rows
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
         self.samples, self.skip, self.share, self.told = samples, skip, share, set[str]()
         super().__init__(
             GuardedBatches(samples, collate, skip is not None, self.current),
             collate_fn=as_made,
-            num_workers=options.workers,
-            prefetch_factor=options.prefetch if options.workers else None,
-            persistent_workers=options.persistent and options.workers > 0,
-            pin_memory=options.pin_memory and device.type == "cuda",
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            persistent_workers=persistent and workers > 0,
+            pin_memory=pin_memory and device.type == "cuda",
             worker_init_fn=init_worker,
             # Its own: else each epoch draws a number from the global one, and a resumed run has another dropout.
             generator=torch.Generator(),
             **how,
         )
-
-    def check_worker_number_rationality(self) -> None:
-        """Log no warning: the number of workers was chosen by `choose_workers`, or asked for."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield batches.

@@ -59,10 +59,5 @@ class SourceView:
         return self.source.files(index)
 
     def where(self, index: int) -> str:
-        """Return the files behind a sample, for messages."""
-        return where(self.source, index)
-
-
-def where(source: Source, index: int) -> str:
-    """Return the files behind a sample, or its name where there is none, for messages."""
-    return ", ".join(map(str, source.files(index))) or source.id(index)
+        """Return the files behind a sample, or its name where there is none, for messages."""
+        return ", ".join(map(str, self.files(index))) or self.id(index)

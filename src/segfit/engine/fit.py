@@ -18,7 +18,7 @@ from segfit.engine.state import TrainingState
 from segfit.engine.step import NotFinite, PartlyUpdated
 from segfit.engine.task import Batch, FitOptions, Task, TrainingData, count_samples
 from segfit.errors import SegFitError
-from segfit.system.phases import phase
+from segfit.system.monitor import phase
 from segfit.system.process import Stopped, StopSignal
 
 

@@ -13,7 +13,7 @@ from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.state import TrainingState
 from segfit.engine.task import Batch, Task, count_samples
 from segfit.errors import SegFitError
-from segfit.system.phases import phase
+from segfit.system.monitor import phase
 
 
 class NotFinite(Exception):  # noqa: N818 - the training can recover from it

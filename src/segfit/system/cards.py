@@ -12,7 +12,6 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -61,7 +60,10 @@ def visible_gpus() -> list[Gpu]:
     rocm = "+rocm" in metadata.version("torch")
     with contextlib.suppress(OSError, AttributeError):  # no driver
         nvidia = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-        library = ctypes.CDLL(_hip() if rocm else nvidia)
+        # torch's ROCm build brings the runtime along.
+        hip = Path(str(metadata.distribution("torch").locate_file("torch/lib/libamdhip64.so")))
+        amd = str(hip) if hip.exists() else hip.name
+        library = ctypes.CDLL(amd if rocm else nvidia)
         names = _HIP if rocm else _CUDA
         start, count, get, total, uuid = (getattr(library, name) for name in names)
         # Since CUDA 11.4: of a MIG slice, not of the card that it belongs to.
@@ -77,13 +79,6 @@ def visible_gpus() -> list[Gpu]:
             found.append(Gpu(size.value / GIB, str(UUID(bytes=name.raw))))
         return found
     return []
-
-
-def _hip() -> str:
-    """Return the runtime that torch's ROCm build brings along."""
-    torch = find_spec("torch")
-    own = Path(torch.origin if torch and torch.origin else "").parent / "lib" / "libamdhip64.so"
-    return str(own) if own.exists() else own.name
 
 
 def tier_of(gib: float) -> str:

@@ -21,7 +21,7 @@ from segfit.system.cards import GIB, driver_version, visible_gpus
 if TYPE_CHECKING:
     import torch
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _SHARED_MEMORY = Path("/sys/fs/cgroup"), Path("/dev/shm")  # of Linux, cgroup v2
 
 
 def resolve_device(requested: str) -> tuple[torch.device, str | None]:
@@ -89,18 +89,17 @@ def _cpu_label() -> str:
 
 def machine() -> dict[str, Any]:
     """Return what measurements depend on, as plain values: device, driver, versions."""
-    facts = {"device": _cpu_label(), "torch": metadata.version("torch"), "cuda": None}
+    name, version, toolkit = _cpu_label(), metadata.version("torch"), None
     if "torch" in sys.modules or visible_gpus():  # else nothing ran on a card
         import torch
 
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        facts = {
-            "device": device_name(torch.device("cuda" if cuda else "mps" if mps else "cpu")),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda if cuda else None,
-        }
+        name = device_name(torch.device("cuda" if cuda else "mps" if mps else "cpu"))
+        version, toolkit = torch.__version__, torch.version.cuda if cuda else None
     return {
-        **facts,
+        "device": name,
+        "torch": version,
+        "cuda": toolkit,
         "cpu": cpu_name(),
         "cores": available_cores(),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
@@ -184,12 +183,9 @@ def core_ids() -> list[int]:
 def available_cores(cgroup: Path = _CGROUP) -> int:
     """Return how many cores this process may use, by its affinity and a container's quota; at least 1."""
     cores = len(core_ids())
-    # cgroup v2, then v1
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
-            if quota.isdigit():  # not "max" or -1: no limit
-                cores = min(cores, int(int(quota) / int(period) + 0.5))
+    with contextlib.suppress(OSError, ValueError):  # "max" means no limit
+        quota, period = map(int, (cgroup / "cpu.max").read_text().split())
+        cores = min(cores, int(quota / period + 0.5))
     return max(1, cores)
 
 
@@ -210,38 +206,26 @@ def one_blas_thread() -> None:
 
 def free_memory(cgroup: Path = _CGROUP) -> int:
     """Return the bytes that can be allocated without swapping: the machine's, or a container's if fewer."""
-    machine = int(psutil.virtual_memory().available)
-    # cgroup v2, then v1
-    for limit, usage, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most = (cgroup / limit).read_text().strip()
-            used = int((cgroup / usage).read_text())
-            stat = (cgroup / limit).with_name("memory.stat").read_text().split()
-        except (OSError, ValueError):
-            continue
-        if most.isdigit():  # not "max": no limit
-            # Cached pages of files count as used, but are freed when memory is needed.
-            files = int(stat[stat.index(cache) + 1]) if cache in stat else 0
-            return max(0, min(machine, int(most) - used + files))
-    return machine
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # "max" means no limit
+        most, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = (cgroup / "memory.stat").read_text().split()
+        # Cached pages of files count as used, but are freed when memory is needed.
+        files = int(stat[stat.index("inactive_file") + 1]) if "inactive_file" in stat else 0
+        free = max(0, min(free, most - used + files))
+    return free
 
 
 def choose_workers(
-    requested: int | None,
     *,
     device_type: str = "cuda",
     kept: bool = False,
     batch_bytes: int = 0,
     prefetch: int = 4,
-    shared_memory: Path = Path("/dev/shm"),
 ) -> int:
-    """Return how many data workers to start; 0: the main process loads the samples.
+    """Return how many data workers suit this machine; 0: the main process loads the samples.
 
     Args:
-        requested: what the config says; None: chosen by the machine.
         device_type: other than "cpu" leaves all cores but one to the workers: that one launches kernels. On "cpu"
             the model needs them too, and a low priority of workers matters: a CNN at 96 px on camvid and 2 cores
             trains 108 images/s with 2 workers and 101 without; at equal priority it is 98 with 2 and 86 with 1.
@@ -250,18 +234,15 @@ def choose_workers(
         batch_bytes: size of a batch. Prefetched batches are in shared memory, which is small in containers
             (Docker: 64 MiB), and workers are killed when it is full.
         prefetch: batches that each worker keeps ready.
-        shared_memory: where that memory is mounted on Linux.
     """
-    if requested is not None:
-        return requested
     cores = available_cores()
     # A spawned process takes seconds to start, and memory for another interpreter with torch.
     most = 16 if sys.platform.startswith("linux") else 4
     workers = min(most, cores if device_type == "cpu" else max(cores - 1, 1))
     if cores == 1 or (kept and device_type == "cpu"):
         workers = 0  # they would compete with the training itself
-    if batch_bytes and shared_memory.is_dir():
-        free = shutil.disk_usage(shared_memory).free
+    if batch_bytes and _SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(_SHARED_MEMORY).free
         # Twice: the main process holds batches too.
         workers = min(workers, int(free // (2 * prefetch * batch_bytes)))
     return workers

@@ -1,7 +1,15 @@
-"""Utilisation, memory, temperature and power of the device, once a second.
+"""What a training does to this machine, once a second, and where its time goes.
 
-The readings of an NVIDIA card are NVML's, which cover all processes on it. Without NVML they are the processor's, by
-psutil.
+A `Monitor` reads utilisation, memory, temperature and power of the device: an NVIDIA card's are NVML's, which cover all
+processes on it; without NVML they are the processor's, by psutil.
+
+The loop names its phases, and a `Recorder` can time them.
+
+    with phase("forward"):
+        outputs = model(inputs)
+
+costs 0.15 microseconds, or a few while a `Recorder` is entered. It reads the host's clock and, on CUDA, records two
+events for each phase, which it reads only at the end: the training never waits for the device.
 """
 
 from __future__ import annotations
@@ -9,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +25,9 @@ import psutil
 
 from segfit.system.cards import GIB, nvml, visible_gpus
 from segfit.system.hardware import core_ids
+
+_recorder: Recorder | None = None
+_UNTIMED = contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,9 @@ class Probe:
         if self._handle is None:
             used = psutil.virtual_memory()
             memory = (used.total - used.available) / GIB
-            return Sample(seconds, cpu, memory, _cpu_temperature(), None, None)
+            sensors: Any = getattr(psutil, "sensors_temperatures", dict)()  # not on Windows and macOS
+            known = [one.current for group in sensors.values() for one in group if one.current]
+            return Sample(seconds, cpu, memory, max(known, default=None), None, None)
         library, handle = nvml(), self._handle
         celsius = library.NVML_TEMPERATURE_GPU
         return Sample(
@@ -143,8 +156,88 @@ def _cpu_percent() -> float:
     return float(sum(own) / len(own))
 
 
-def _cpu_temperature() -> float | None:
-    # not on Windows and macOS
-    sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
-    readings = [entry.current for group in sensors.values() for entry in group if entry.current]
-    return max(readings, default=None)
+def phase(name: str, *, whole: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Return a context that is timed under `name` while a `Recorder` is entered; otherwise it does nothing.
+
+    The time of a phase inside another is not part of the outer one's own time. With `whole`, phases inside are not timed:
+    their time is part of this one's.
+    """
+    return _UNTIMED if _recorder is None else _recorder.time(name, whole)
+
+
+@dataclass
+class Span:
+    """One pass through a phase; seconds since the recorder was entered."""
+
+    name: str
+    start: float  # on the host's clock
+    end: float
+    inner: float = 0.0  # seconds in phases inside
+    device: float | None = None  # seconds from first to last work on the device; None: a CPU
+
+    @property
+    def own(self) -> float:
+        """Seconds on the host without the phases inside."""
+        return self.end - self.start - self.inner
+
+
+class Recorder:
+    """Records the phases of this process while it is entered; only one at a time. With `cuda`, also the device's time, on the current CUDA stream."""
+
+    def __init__(self, *, cuda: bool = False) -> None:
+        self._cuda = cuda
+        self._spans: list[Span] = []
+        self._events: list[tuple[Any, Any]] = []  # at the start and the end of each span
+        self._whole, self._inner = False, 0.0  # of the phase that is open
+        self._begun = 0.0
+
+    def __enter__(self) -> Recorder:
+        global _recorder  # so that the loop need not pass a recorder through every call
+        self._begun = time.perf_counter()
+        _recorder = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _recorder
+        _recorder = None
+
+    def __len__(self) -> int:
+        """Return how many passes are over."""
+        return len(self._spans)
+
+    def seconds(self) -> float:
+        """Return the seconds since the recorder was entered."""
+        return time.perf_counter() - self._begun
+
+    @contextlib.contextmanager
+    def time(self, name: str, whole: bool) -> Iterator[None]:
+        """Return the context that `phase` gives."""
+        if self._whole:
+            yield
+            return
+        outer, self._inner, self._whole = self._inner, 0.0, whole
+        first, start = self._event(), self.seconds()
+        try:
+            yield
+        finally:
+            end = self.seconds()
+            self._events.append((first, self._event()))
+            self._spans.append(Span(name, start, end, self._inner))
+            self._inner, self._whole = outer + end - start, False
+
+    def spans(self) -> list[Span]:
+        """Return all passes that are over, in the order of their ends; synchronises on CUDA."""
+        for span, (first, last) in zip(self._spans, self._events, strict=True):
+            if self._cuda:
+                last.synchronize()
+                span.device = first.elapsed_time(last) / 1000
+        return self._spans
+
+    def _event(self) -> Any:
+        if not self._cuda:
+            return None
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

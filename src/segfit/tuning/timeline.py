@@ -25,8 +25,7 @@ from segfit.report.lines import LineReport
 from segfit.report.loggers import run_listener
 from segfit.runs.files import RunFolder
 from segfit.system.hardware import available_cores
-from segfit.system.monitor import Means, Monitor, summed_up
-from segfit.system.phases import Recorder, Span
+from segfit.system.monitor import Means, Monitor, Recorder, Span, summed_up
 from segfit.tuning import Bench
 from segfit.tuning.change import changed
 from segfit.tuning.verdict import Costs, Facts

@@ -8,7 +8,7 @@ import torch
 
 from segfit.data.bad_samples import explain_dead_workers
 from segfit.data.batches import EpochSampler
-from segfit.data.loader import Loader, LoaderOptions
+from segfit.data.loader import Loader
 from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.dataset import EvalDataset, TrainDataset, collate
@@ -31,16 +31,16 @@ class Damaged(ShapesSource):
 def training(source, told, workers=0, epoch=0, start_sample=0):
     sampler = EpochSampler(len(source), 4, seed=3)
     dataset = TrainDataset(source, SIZE, "crop")
-    options = LoaderOptions(workers, prefetch=2)
-    batches = Loader(dataset, collate, CPU, options, told.append, batch_sampler=sampler)
+    how = {"prefetch": 2, "batch_sampler": sampler}
+    batches = Loader(dataset, collate, CPU, workers, told.append, **how)
     sampler.set_epoch(epoch, start_sample=start_sample)
     return batches
 
 
 def evaluation(source, told, workers=0, batch_size=4, *, share=False):
     dataset = EvalDataset(source, SIZE, "stretch")
-    options = LoaderOptions(workers), told.append
-    return Loader(dataset, collate, CPU, *options, share=share, batch_size=batch_size)
+    how = {"share": share, "batch_size": batch_size}
+    return Loader(dataset, collate, CPU, workers, told.append, **how)
 
 
 def indices(batches):
@@ -175,7 +175,7 @@ def test_the_main_process_sees_what_a_worker_reads_and_when_it_is_done():
         EvalDataset(source, (32, 32), "crop"),
         collate,
         torch.device("cpu"),
-        LoaderOptions(1),
+        1,
         batch_size=1,
     )
     source.current = batches.current

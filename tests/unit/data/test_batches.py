@@ -71,10 +71,6 @@ def test_nothing_is_left_after_the_last_batch():
     assert batches(10, 4, start_sample=8) == []
 
 
-def test_order_without_shuffling():
-    assert indices(list(EpochSampler(6, 2, 0, shuffle=False))) == list(range(6))
-
-
 def test_dropped_images_differ_between_epochs():
     missing = [set(range(10)) - set(indices(batches(10, 4, epoch=e))) for e in range(5)]
     assert len({frozenset(m) for m in missing}) > 1

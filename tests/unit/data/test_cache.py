@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -8,8 +9,8 @@ from torch.multiprocessing import get_context
 from segfit.data import cache_stores
 from segfit.data.batches import EpochSampler
 from segfit.data.cache import CachedSource
-from segfit.data.cache_stores import DiskStore, RamStore, shared_tensor
-from segfit.data.loader import Loader, LoaderOptions
+from segfit.data.cache_stores import DiskStore, RamStore
+from segfit.data.loader import Loader
 from segfit.data.shapes import ShapesSource, shapes_sources
 from segfit.tasks.segmentation.data.dataset import EvalDataset, FittedSource, TrainDataset, collate
 from tests.contracts.source_contract import SourceContract
@@ -81,7 +82,7 @@ def test_batches_are_the_same_bit_for_bit(tmp_path, where, fit):
 )
 def test_workers_read_it_however_they_are_started(tmp_path, monkeypatch, where, method):
     if where == "tensor":
-        monkeypatch.setattr(cache_stores, "MemoryFile", shared_tensor)
+        monkeypatch.delattr(os, "memfd_create")
         where = "ram"
     sources = shapes_sources(8, 1, 1, resolution=32, data_seed=0)
     cached, _ = cache_sources(sources, options(tmp_path, where))
@@ -89,7 +90,7 @@ def test_workers_read_it_however_they_are_started(tmp_path, monkeypatch, where, 
     plain, kept = (TrainDataset(splits["train"], SIZE, "crop") for splits in (sources, cached))
     plain = list(Loader(plain, collate, torch.device("cpu"), batch_sampler=sampler))
     monkeypatch.setattr(ShapesSource, "read", None)  # a forked worker has nothing else to read
-    loader = Loader(kept, collate, torch.device("cpu"), LoaderOptions(1), batch_sampler=sampler)
+    loader = Loader(kept, collate, torch.device("cpu"), 1, batch_sampler=sampler)
     loader.multiprocessing_context = get_context(method)
     for first, second in zip(plain, loader, strict=True):
         assert torch.equal(first["image"], second["image"])

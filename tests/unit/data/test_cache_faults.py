@@ -88,14 +88,14 @@ def fill(folder, make):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_build_goes_on_where_it_was(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("segfit.data.cache.choose_workers", lambda _: workers)
+    monkeypatch.setattr("segfit.data.cache.choose_workers", lambda: workers)
     process = get_context("fork").Process(target=fill, args=(tmp_path, Fatal))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     source = ShapesSource(200, resolution=32)
     calls = counted(source)
-    monkeypatch.setattr("segfit.data.cache.choose_workers", lambda _: 0)
+    monkeypatch.setattr("segfit.data.cache.choose_workers", lambda: 0)
     cached, line = cache_sources({"train": source}, options(tmp_path))
     assert "all of them" not in line
     assert len(set(calls)) <= 150
@@ -145,14 +145,14 @@ def test_a_disk_that_fills_up_is_told_and_what_is_made_stays(tmp_path, monkeypat
     import resource
 
     monkeypatch.setattr("segfit.data.cache._FEW", 0)
-    monkeypatch.setattr("segfit.data.cache.choose_workers", lambda _: workers)
+    monkeypatch.setattr("segfit.data.cache.choose_workers", lambda: workers)
     sources = shapes_sources(6, 1, 1, resolution=32, data_seed=0)
     cache_sources(sources, options(tmp_path))
     sources["train"].resolution = 320  # images that the limit cuts off
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(SegFitError, match=r"the disk is full \(data\.cache=disk\)") as error:
+        with pytest.raises(SegFitError, match=r"cannot be written to \(File too large\)") as error:
             cache_sources(sources, options(tmp_path, reading="large"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

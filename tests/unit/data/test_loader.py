@@ -15,7 +15,7 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from segfit.data.batches import DevicePrefetcher, EpochSampler
-from segfit.data.loader import Loader, LoaderOptions, init_worker
+from segfit.data.loader import Loader, init_worker
 from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
@@ -34,9 +34,7 @@ def jitter(image, mask, *, seed):
 
 def loader(workers, sampler, dataset=None, **options):
     dataset = dataset or TrainDataset(SOURCE, (16, 16), "crop", jitter)
-    return Loader(
-        dataset, collate, CPU, LoaderOptions(workers, prefetch=2, **options), batch_sampler=sampler
-    )
+    return Loader(dataset, collate, CPU, workers, prefetch=2, batch_sampler=sampler, **options)
 
 
 def same(first, second):
@@ -91,11 +89,7 @@ def test_loading_draws_no_global_random_number(workers):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(loader(workers, EpochSampler(len(SOURCE), 3, seed=5), persistent=False))
-    list(
-        Loader(
-            EvalDataset(SOURCE, (16, 16), "pad"), collate, CPU, LoaderOptions(workers), batch_size=4
-        )
-    )
+    list(Loader(EvalDataset(SOURCE, (16, 16), "pad"), collate, CPU, workers, batch_size=4))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -116,7 +110,7 @@ def test_a_file_that_breaks_later_is_named_without_a_traceback(tmp_path, workers
                 EvalDataset(source, (8, 8), "pad"),
                 collate,
                 CPU,
-                LoaderOptions(workers),
+                workers,
                 batch_size=2,
             )
         )
@@ -140,12 +134,11 @@ ERRORS = [SegFitError("broken"), KeyError("gone"), RuntimeError("no"), MemoryErr
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("persistent", [True, False])
 def test_workers_end_with_the_error(error, persistent):
-    options = LoaderOptions(1, persistent=persistent)
     others = multiprocessing.active_children()
     gc.disable()  # which ends them too, but seconds later
     try:
         dataset = EvalDataset(Broken(error, 40, resolution=32), (8, 8), "pad")
-        batches = Loader(dataset, collate, CPU, options, batch_size=2)
+        batches = Loader(dataset, collate, CPU, 1, persistent=persistent, batch_size=2)
         with contextlib.suppress(SegFitError):
             list(batches)
         assert [child for child in multiprocessing.active_children() if child not in others] == []
@@ -160,24 +153,19 @@ def broken_augmentation(image, mask, *, seed):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_whatever_goes_wrong_is_one_message_with_the_images_name(workers):
     def problems(dataset):
-        sampler = EpochSampler(len(SOURCE), 3, seed=5, shuffle=False)
+        batches = Loader(dataset, collate, CPU, workers, sampler=[(0, 1)], batch_size=1)
         with pytest.raises(SegFitError) as error:
-            list(loader(workers, sampler, dataset))
+            list(batches)
         return error.value.problems
 
-    (read,) = problems(TrainDataset(Broken(KeyError("gone"), 10), (8, 8), "pad"))[:1]
+    (read,) = problems(TrainDataset(Broken(KeyError("gone"), 10), (8, 8), "pad"))
     assert read.startswith("train_0000: no sample can be made of this: KeyError: 'gone' (")
-    (memory,) = problems(TrainDataset(Broken(MemoryError(), 10), (8, 8), "pad"))[:1]
+    (memory,) = problems(TrainDataset(Broken(MemoryError(), 10), (8, 8), "pad"))
     assert memory.startswith("train_0000: memory ran out while this was read.")
-    (augmented,) = problems(TrainDataset(SOURCE, (8, 8), "pad", broken_augmentation))[:1]
+    (augmented,) = problems(TrainDataset(SOURCE, (8, 8), "pad", broken_augmentation))
     assert augmented.startswith(
         "train_0000: no sample can be made of this: ZeroDivisionError: no way (test_loader.py:"
     )
-
-
-def test_many_workers_are_nobodys_business_but_the_persons(recwarn):
-    Loader(EvalDataset(SOURCE, (16, 16), "pad"), collate, CPU, LoaderOptions(500), batch_size=4)
-    assert [str(warning.message) for warning in recwarn] == []
 
 
 class Killed(ShapesSource):
@@ -192,7 +180,7 @@ def test_a_killed_worker_is_explained_and_disturbs_nothing_before_its_batch_is_d
     # torch looks after its workers every 5 s
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))
     dataset = EvalDataset(Killed(4, resolution=32), (8, 8), "pad")
-    batches = iter(Loader(dataset, collate, CPU, LoaderOptions(1), batch_size=2))
+    batches = iter(Loader(dataset, collate, CPU, 1, batch_size=2))
     handler = signal.getsignal(signal.SIGCHLD)
     next(batches)
     for _ in range(50):  # the main process is at work when the worker dies
@@ -220,7 +208,7 @@ class Signalled(ShapesSource):
 
 def test_workers_survive_the_signals_that_the_main_process_handles():
     dataset = EvalDataset(Signalled(4, resolution=32), (8, 8), "pad")
-    assert len(list(Loader(dataset, collate, CPU, LoaderOptions(1), batch_size=2))) == 2
+    assert len(list(Loader(dataset, collate, CPU, 1, batch_size=2))) == 2
 
 
 def signalled_at_birth(worker):
@@ -231,9 +219,7 @@ def signalled_at_birth(worker):
 
 def test_workers_survive_them_from_the_moment_they_are_born():
     """torch's own handler, in force until `init_worker`, would end the worker and the training with it."""
-    batches = Loader(
-        EvalDataset(SOURCE, (8, 8), "pad"), collate, CPU, LoaderOptions(1), batch_size=4
-    )
+    batches = Loader(EvalDataset(SOURCE, (8, 8), "pad"), collate, CPU, 1, batch_size=4)
     batches.worker_init_fn = signalled_at_birth
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     assert sum(len(batch["image"]) for batch in batches) == len(SOURCE)
@@ -253,9 +239,7 @@ class Resetting:
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()], ids=repr)
 def test_a_worker_killed_while_it_hands_a_batch_over_is_explained(error):
-    batches = Loader(
-        EvalDataset(SOURCE, (8, 8), "pad"), collate, CPU, LoaderOptions(1, 2), batch_size=1
-    )
+    batches = Loader(EvalDataset(SOURCE, (8, 8), "pad"), collate, CPU, 1, prefetch=2, batch_size=1)
     iterator = iter(batches)
     next(iterator)
     made = batches._iterator
@@ -273,7 +257,7 @@ class Priority(ShapesSource):
 @pytest.mark.skipif(not hasattr(os, "nice"), reason="no priorities here")
 def test_workers_leave_the_cores_to_the_model_and_to_launching():
     dataset = EvalDataset(Priority(2, resolution=32), (8, 8), "pad")
-    (batch,) = Loader(dataset, collate, CPU, LoaderOptions(1), batch_size=2)
+    (batch,) = Loader(dataset, collate, CPU, 1, batch_size=2)
     assert batch["mask"].unique().tolist() == [min(19, os.nice(0) + 10)]
 
 

@@ -116,15 +116,12 @@ def machine(monkeypatch, tmp_path):
         ({"cpu.max": "max 100000"}, 8),
         ({"cpu.max": "250000 100000"}, 3),
         ({"cpu.max": "10000 100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
         ({}, 8),
     ],
 )
 def test_a_containers_quota_limits_the_cores(tmp_path, monkeypatch, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert available_cores(tmp_path) == expected
 
@@ -143,33 +140,27 @@ def test_a_containers_quota_limits_the_cores(tmp_path, monkeypatch, files, expec
 )
 def test_workers_follow_the_cores(machine, count, device_type, expected):
     machine(count)
-    assert choose_workers(None, device_type=device_type) == expected
+    assert choose_workers(device_type=device_type) == expected
 
 
 def test_kept_images_need_no_workers_beside_a_model_on_the_cpu(machine):
     machine(8)
-    assert choose_workers(None, device_type="cpu", kept=True) == 0
-    assert choose_workers(None, device_type="cuda", kept=True) == 7
+    assert choose_workers(device_type="cpu", kept=True) == 0
+    assert choose_workers(device_type="cuda", kept=True) == 7
 
 
-def test_a_wish_is_granted(machine):
-    machine(1)
-    assert choose_workers(7) == 7
-    assert choose_workers(0) == 0
-
-
-def test_workers_never_fill_the_shared_memory(machine, tmp_path):
+def test_workers_never_fill_the_shared_memory(machine, monkeypatch, tmp_path):
     machine(8, free=64 << 20)
-    options = {"prefetch": 4, "shared_memory": tmp_path}
-    assert choose_workers(None, batch_bytes=8 << 20, **options) == 1
-    assert choose_workers(None, batch_bytes=80 << 20, **options) == 0
-    assert choose_workers(None, batch_bytes=1 << 10, **options) == 7
+    monkeypatch.setattr(hardware, "_SHARED_MEMORY", tmp_path)
+    assert choose_workers(batch_bytes=8 << 20) == 1
+    assert choose_workers(batch_bytes=80 << 20) == 0
+    assert choose_workers(batch_bytes=1 << 10) == 7
 
 
 def test_starting_processes_is_dear_where_they_are_spawned(machine, monkeypatch):
     machine(8)
     monkeypatch.setattr(hardware.sys, "platform", "win32")
-    assert choose_workers(None) == 4
+    assert choose_workers() == 4
 
 
 @pytest.mark.parametrize(
@@ -180,21 +171,12 @@ def test_starting_processes_is_dear_where_they_are_spawned(machine, monkeypatch)
         ({"memory.max": "900", "memory.current": "400", "memory.stat": "inactive_file 50"}, 550),
         ({"memory.max": "5000", "memory.current": "400", "memory.stat": ""}, 1000),
         ({"memory.max": "300", "memory.current": "400", "memory.stat": ""}, 0),
-        (
-            {
-                "memory/memory.limit_in_bytes": "900",
-                "memory/memory.usage_in_bytes": "400",
-                "memory/memory.stat": "inactive_file 3\ntotal_inactive_file 60",
-            },
-            560,
-        ),
         ({}, 1000),
     ],
 )
 def test_a_containers_limit_counts_as_memory(tmp_path, monkeypatch, files, expected):
     monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: Memory(1000))
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert free_memory(tmp_path) == expected
 

@@ -1,4 +1,4 @@
-"""The sampler, on this machine and on a stand-in for NVIDIA's library."""
+"""The sampler, on this machine and on a stand-in for NVIDIA's library; and phases, which cost nothing until they are recorded."""
 
 import threading
 import time
@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from segfit.system.cards import GIB
-from segfit.system.monitor import Monitor, Probe, Sample, summed_up
+from segfit.system.monitor import Monitor, Probe, Recorder, Sample, phase, summed_up
+from tests.unit.engine.fakes import Recorder as Listener
+from tests.unit.engine.fakes import make_fit
 from tests.unit.system import test_cards as fakes
 from tests.unit.system.test_cards import LARGE, FakeDriver, FakeNvml
 
@@ -131,3 +133,61 @@ def test_samples_are_summed_up_by_reading():
     assert means.mean == {"utilisation": 75, "memory_gib": 3, "temperature": 60, "power_w": 100}
     assert means.peak == {"utilisation": 100, "memory_gib": 4, "temperature": 60, "power_w": 100}
     assert summed_up([]).mean == {}
+
+
+def own(recorder: Recorder) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for span in recorder.spans():
+        totals[span.name] = totals.get(span.name, 0.0) + span.own
+    return totals
+
+
+def test_without_a_recorder_nothing_is_made():
+    assert phase("a") is phase("b")
+    with phase("a"):
+        pass
+
+
+def test_a_phase_inside_is_taken_out_of_the_outer_ones_time():
+    with Recorder() as recorder, phase("data"):
+        time.sleep(0.02)
+        with phase("copy"):
+            time.sleep(0.05)
+    inner, outer = recorder.spans()
+    assert (inner.name, outer.name) == ("copy", "data")
+    assert outer.start <= inner.start <= inner.end <= outer.end
+    assert outer.own == pytest.approx(outer.end - outer.start - (inner.end - inner.start))
+    assert inner.own >= 0.05
+    assert outer.device is None
+
+
+def test_phases_inside_a_whole_one_are_not_told_apart():
+    with Recorder() as recorder, phase("validation", whole=True), phase("copy"):
+        pass
+    assert [span.name for span in recorder.spans()] == ["validation"]
+    assert recorder.spans()[0].inner == 0
+
+
+def test_an_error_ends_the_phase_and_the_recording():
+    with pytest.raises(ValueError, match="broken"), Recorder() as recorder, phase("forward"):
+        raise ValueError("broken")
+    assert [span.name for span in recorder.spans()] == ["forward"]
+    assert phase("a") is phase("b")
+
+
+def test_the_loop_names_all_of_its_phases(tmp_path):
+    fit = make_fit(tmp_path, epochs=2)
+    with Recorder() as recorder:
+        start = time.perf_counter()
+        fit.run(Listener(), {})
+        whole = time.perf_counter() - start
+    totals = own(recorder)
+    assert set(totals) == {
+        "data", "augmentation", "forward", "backward", "optimizer", "logging", "validation", "checkpoint",
+    }  # fmt: skip
+    names = [span.name for span in recorder.spans()]
+    assert names.count("optimizer") == 8
+    assert names.count("validation") == 2
+    assert names.count("checkpoint") >= 3  # the last state twice, the best once at least
+    assert 0 < sum(totals.values()) <= whole
+    assert len(recorder) == len(names)

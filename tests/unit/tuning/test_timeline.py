@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from segfit.errors import SegFitError
-from segfit.system.phases import Span
+from segfit.system.monitor import Span
 from segfit.tuning.timeline import SlowSource, Timeline, _restarts, record
 from tests.unit.engine.fakes import Recorder, make_fit
 

@@ -207,7 +207,7 @@ def _judge(table: Table, problems: Sequence[Sequence[str]], *, skip: bool) -> li
 class Windows:
     """The windows of a part of all series: series after series, each from its oldest window on.
 
-    A `Source`, and a `GatheringDataset` of its samples. All parts, "train", "val", "test" and "future", share the series.
+    A `Source`, and a dataset of its samples for a `GatheringLoader`. All parts, "train", "val", "test" and "future", share the series.
     """
 
     def __init__(self, lazy: LazySeries, part: str, data: DictConfig) -> None:
