@@ -10,12 +10,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.assembly.task import assembly_of, sample_bytes
-from segfit.data.batches import (
-    DevicePrefetcher,
-    EpochSampler,
-    GatheringLoader,
-    TrainBatches,
-)
+from segfit.data.batches import DevicePrefetcher, EpochSampler, GatheringLoader, TrainBatches
 from segfit.data.cache import CacheOptions, cache_sources
 from segfit.data.loader import Loader
 from segfit.data.source import Source

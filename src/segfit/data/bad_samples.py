@@ -144,7 +144,7 @@ def _unexpected(where: str, error: Exception) -> str:
     )
 
 
-def explain_dead_workers(
+def explain_deaths(
     processes: Sequence[BaseProcess], current: torch.Tensor, where: Callable[[int], str]
 ) -> list[str]:
     """Return why each of the workers, in their order, that is dead died; `where` gives the files of an index.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -146,22 +146,13 @@ def _build(missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool) -> 
                 arrays = source.source.read(indices[place])
                 sizes.append(sum(array.nbytes for array in arrays))
         need += round(1.1 * sum(sizes) * len(indices) / max(len(sizes), 1))
+    told = (lambda _: None) if skip else None
+    how: dict[str, Any] = {"share": True, "prefetch": 2, "persistent": False, "batch_size": _BATCH}
     for source, indices in missing:
         source.store.check_room(need)
         workers = choose_workers() if len(indices) > _FEW else 0
-        loader = Loader(
-            source,
-            list,
-            torch.device("cpu"),
-            workers,
-            (lambda _: None) if skip else None,
-            share=True,
-            prefetch=2,
-            persistent=False,
-            sampler=indices,
-            batch_size=_BATCH,
-        )
-        for items in loader:
+        device = torch.device("cpu")
+        for items in Loader(source, list, device, workers, told, sampler=indices, **how):
             for index, arrays in items:
                 if arrays is not None:
                     source.store.put(index, arrays)

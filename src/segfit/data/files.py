@@ -39,12 +39,9 @@ def list_files(folder: Path, suffixes: Collection[str], skip: Path | None = None
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(current, name)
-            for name in names
-            if not name.startswith(".")
-            and (not suffixes or os.path.splitext(name)[1].lower() in suffixes)  # noqa: PTH122
-        ]
+        files += [Path(current, name) for name in names if not name.startswith(".")]
+    if suffixes:
+        files = [file for file in files if file.suffix.lower() in suffixes]
     return sorted(files, key=str)
 
 

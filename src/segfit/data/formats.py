@@ -41,7 +41,6 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".jp2"),
     *(".ppm", ".pgm", ".heic", ".heif", *ARRAY_SUFFIXES),
 )
-_TIFF = (".tif", ".tiff")
 
 # What these suffixes stand for, and GIF, which some carry. Pillow knows many more, and runs Ghostscript for one.
 _FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM"]
@@ -57,7 +56,6 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # Pillow's raw modes: of the byte order of a 16-bit value, the one that takes the other byte.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
 _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA = 262, 274, 277, 338  # tags of TIFF 6.0
-_ALPHA = ((1,), (2,))  # what TIFF's tag ExtraSamples calls transparency
 # Pillow's raw mode of grey values of 2 and 4 bits, but for its letters → what it multiplies them by
 _SHALLOW = {"2": 85, "4": 17}
 
@@ -92,7 +90,7 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
             return Values(np.take(_volume(volume, volume.stat().st_mtime_ns), place, axis))
         if suffix in ARRAY_SUFFIXES:
             return Values(_read_array(path))
-        if suffix in _TIFF and (bands or _beyond_pillow(path)):
+        if suffix in (".tif", ".tiff") and (bands or _beyond_pillow(path)):
             return _read_tiff(path, pages=bands)
         with Image.open(path, formats=_FORMATS) as image:
             # What phones append to a JPEG, a preview or a depth map, is no frame.
@@ -236,7 +234,7 @@ def _read_tiff(path: Path, *, pages: bool) -> Values:
             values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
-        alpha = values.ndim == 3 and tuple(page.extrasamples) in _ALPHA and not pages
+        alpha = values.ndim == 3 and tuple(page.extrasamples) in ((1,), (2,)) and not pages
         return _upright(values, alpha, page.tags.valueof(_ORIENTATION, 1), frames)
 
 

@@ -15,13 +15,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader
 
-from segfit.data.bad_samples import (
-    SHARED_MEMORY_FULL,
-    GuardedBatches,
-    Made,
-    as_made,
-    explain_dead_workers,
-)
+from segfit.data.bad_samples import SHARED_MEMORY_FULL, GuardedBatches, as_made, explain_deaths
 from segfit.data.batches import Batch, Collate, stack
 from segfit.errors import SegFitError
 from segfit.system.hardware import one_blas_thread
@@ -120,7 +114,7 @@ class Loader(DataLoader[Any]):
             problem = "data.on_bad_sample=skip: none of the samples can be read."
             raise SegFitError([problem, *skipped[:5]])
 
-    def _started(self) -> Iterator[Made]:
+    def _started(self) -> Iterator[Any]:
         """Start or restart the workers.
 
         torch's handler of SIGCHLD raises whatever the main process is doing, even half-way through an update.
@@ -157,7 +151,7 @@ class Loader(DataLoader[Any]):
             ends = {process.sentinel: process for process in processes}
             for end in multiprocessing.connection.wait(list(ends), timeout=5.0):
                 ends[cast(int, end)].join(5.0)  # its files are closed a moment before it has ended
-        dead = explain_dead_workers(processes, self.current, self.samples.where)
+        dead = explain_deaths(processes, self.current, self.samples.where)
         return dead or ([f"{text.rstrip('.')}."] if died else [])
 
 

@@ -155,15 +155,13 @@ def _key(source: Any, index: int) -> bytes:
     """
     about = f"{_VERSION}\0{source.options}\0{source.id(index)}"
     digest = hashlib.blake2b(about.encode(), digest_size=16)
-    for file in source.files(index):
-        try:
+    with suppress(OSError):
+        for file in source.files(index):
             stat = file.stat()
-        except OSError:
-            return b""
-        digest.update(
-            os.fsencode(file.absolute()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode()
-        )
-    return digest.digest()
+            digest.update(os.fsencode(file.absolute()))
+            digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        return digest.digest()
+    return b""
 
 
 def _remembered(path: Path, query: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[bytes, str]]:

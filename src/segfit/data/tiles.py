@@ -66,15 +66,12 @@ def _weights(spans: Sequence[Span], fade: float, home: torch.device) -> dict[Spa
     total = torch.zeros(spans[-1][1], device=home)
     weights: dict[Span, Tensor] = {}
     for number, (start, end) in enumerate(spans):
+        before = spans[number - 1][1] if number else start
+        after = spans[number + 1][0] if number + 1 < len(spans) else end
         place = torch.arange(end - start, device=home)
-        edges = []
-        if number > 0:
-            edges.append((place, spans[number - 1][1] - start))
-        if number + 1 < len(spans):
-            edges.append((place.flip(0), end - spans[number + 1][0]))
         weights[start, end] = torch.ones(end - start, device=home)
-        for inwards, shared in edges:
-            outside = (1 - (inwards + 0.5) / shared).clamp_min(0)
+        for inwards, shared in ((place, before - start), (place.flip(0), end - after)):
+            outside = (1 - (inwards + 0.5) / shared).clamp_min(0)  # 0 where there is no neighbour
             weights[start, end] *= torch.exp(-((fade * outside) ** 2) / 2)
         total[start:end] += weights[start, end]
     return {span: one / total[slice(*span)] for span, one in weights.items()}

@@ -21,7 +21,7 @@ GIB = 2**30
 # GiB of memory from which on a card gets a recipe. One that is sold as 16, 10 or 6 GB reports a little less.
 _TIERS = ((14.0, "24gb"), (9.5, "12gb"), (5.5, "8gb"), (0.0, "4gb"))
 # The same functions of NVIDIA's driver and of AMD's runtime.
-_CUDA = ("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceTotalMem_v2", "cuDeviceGetUuid")
+_CUDA = ("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceTotalMem_v2", "cuDeviceGetUuid_v2")
 _HIP = ("hipInit", "hipGetDeviceCount", "hipDeviceGet", "hipDeviceTotalMem", "hipDeviceGetUuid")
 
 LEAST_BATCH = 4  # of a model that is said to fit, too
@@ -57,7 +57,7 @@ def visible_gpus() -> list[Gpu]:
     The driver itself obeys CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER and MIG. NVML, which obeys none of them, is only asked
     about a card that is known by its UUID.
     """
-    rocm = "+rocm" in metadata.version("torch")
+    found, rocm = list[Gpu](), "+rocm" in metadata.version("torch")
     with contextlib.suppress(OSError, AttributeError):  # no driver
         nvidia = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
         # torch's ROCm build brings the runtime along.
@@ -66,19 +66,16 @@ def visible_gpus() -> list[Gpu]:
         library = ctypes.CDLL(amd if rocm else nvidia)
         names = _HIP if rocm else _CUDA
         start, count, get, total, uuid = (getattr(library, name) for name in names)
-        # Since CUDA 11.4: of a MIG slice, not of the card that it belongs to.
-        uuid = getattr(library, "cuDeviceGetUuid_v2", uuid)
         number, device, size = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
         if start(0) != 0 or count(ctypes.byref(number)) != 0:
             return []  # it hides all cards, or there is none
-        found, name = [], ctypes.create_string_buffer(16)
+        name = ctypes.create_string_buffer(16)  # of a MIG slice, not of the card that it belongs to
         for index in range(number.value):
             get(ctypes.byref(device), index)
             total(ctypes.byref(size), device)
             uuid(name, device)
             found.append(Gpu(size.value / GIB, str(UUID(bytes=name.raw))))
-        return found
-    return []
+    return found
 
 
 def tier_of(gib: float) -> str:

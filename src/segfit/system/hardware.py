@@ -36,9 +36,16 @@ def resolve_device(requested: str) -> tuple[torch.device, str | None]:
         return torch.device("cuda", torch.cuda.current_device()), None
     if requested in ("auto", "mps") and torch.backends.mps.is_available():
         return torch.device("mps"), None
-    reason = _why_no_cuda() if requested == "cuda" else "torch finds no GPU of Apple's here"
-    fallback = f"device={requested}: {reason}; running on the CPU instead."
-    return torch.device("cpu"), fallback if requested in ("cuda", "mps") else None
+    if requested not in ("cuda", "mps"):
+        return torch.device("cpu"), None
+    reason = "torch finds no CUDA card"
+    if requested == "mps":
+        reason = "torch finds no GPU of Apple's here"
+    elif torch.version.cuda is None and torch.version.hip is None:
+        reason = "this build of torch has no CUDA"
+    elif visible_gpus():
+        reason = f"the driver is too old for torch {torch.__version__} (CUDA {torch.version.cuda}): update it"
+    return torch.device("cpu"), f"device={requested}: {reason}; running on the CPU instead."
 
 
 def _refuse_without_kernels() -> None:
@@ -61,16 +68,6 @@ def _refuse_without_kernels() -> None:
         f"{own[0]}.{own[1]}), only for {', '.join(built_for)}. Install a build {build}: "
         f"https://pytorch.org/get-started/locally. Another card: CUDA_VISIBLE_DEVICES=1. Without one: device=cpu."
     )
-
-
-def _why_no_cuda() -> str:
-    import torch
-
-    if torch.version.cuda is None and torch.version.hip is None:
-        return "this build of torch has no CUDA"
-    if visible_gpus():
-        return f"the driver is too old for torch {torch.__version__} (CUDA {torch.version.cuda}): update it"
-    return "torch finds no CUDA card"
 
 
 def device_name(device: torch.device) -> str:

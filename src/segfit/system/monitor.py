@@ -84,7 +84,9 @@ class Probe:
         if self._handle is None:
             used = psutil.virtual_memory()
             memory = (used.total - used.available) / GIB
-            sensors: Any = getattr(psutil, "sensors_temperatures", dict)()  # not on Windows and macOS
+            sensors: Any = getattr(
+                psutil, "sensors_temperatures", dict
+            )()  # not on Windows and macOS
             known = [one.current for group in sensors.values() for one in group if one.current]
             return Sample(seconds, cpu, memory, max(known, default=None), None, None)
         library, handle = nvml(), self._handle
@@ -111,20 +113,19 @@ class Monitor:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
 
-    def start(self) -> None:
+    def start(self) -> Monitor:
         """Start the thread; can be called once."""
         self._start = time.monotonic()
         self._thread.start()
+        return self
+
+    __enter__ = start
 
     def close(self) -> None:
         """Stop the thread. Does nothing if it does not run."""
         if self._thread.is_alive():
             self._over.set()
             self._thread.join()
-
-    def __enter__(self) -> Monitor:
-        self.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

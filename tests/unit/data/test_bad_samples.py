@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from segfit.data.bad_samples import explain_dead_workers
+from segfit.data.bad_samples import explain_deaths
 from segfit.data.batches import EpochSampler
 from segfit.data.loader import Loader
 from segfit.data.shapes import ShapesSource
@@ -121,7 +121,7 @@ def ended(target, *arguments):
 
 def explained(process, read=None):
     current = torch.tensor([[process.pid, -1 if read is None else 7]])
-    (problem,) = explain_dead_workers([process], current, lambda index: f"{read} {index}")
+    (problem,) = explain_deaths([process], current, lambda index: f"{read} {index}")
     return problem.replace(str(process.pid), "N")
 
 
@@ -153,7 +153,7 @@ def test_workers_that_live_are_not_explained():
         def is_alive(self):
             return True
 
-    assert explain_dead_workers([Living()], torch.full((1, 2), -1), str) == []
+    assert explain_deaths([Living()], torch.full((1, 2), -1), str) == []
 
 
 class Noting(ShapesSource):
