@@ -38,6 +38,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return state >> 1
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, seed), a pure function of (length, batch size, seed, epoch, first sample).
 
@@ -48,33 +49,21 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     Several processes cut every batch of batch_size × world_size samples into equal shares, so that together they
     see what one process would with batches of that size.
-
-    Args:
-        length: samples of the data set, `world_size` at least.
-        batch_size: samples a batch of one process.
-        seed: the run's seed.
-        rank: 0-based number of this process.
-        world_size: processes that share each batch.
-        repeats: times that an index comes in a row, each with a seed of its own; `length` counts them all.
-        weights: (length,) an index comes as often as its share of them says, rounded up or down.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        repeats: int = 1,
-        weights: NDArray[np.float64] | None = None,
-    ) -> None:
-        self.samples, self.weights = length, weights
-        self.length, self.repeats = length * repeats, repeats
-        self.seed, self.rank = seed, rank
-        self.size = min(batch_size, self.length // world_size)
-        self.step = self.size * world_size
+    samples: int  # of the data set, `world_size` at least
+    batch_size: int  # samples a batch of one process
+    seed: int  # of the run
+    rank: int = 0  # 0-based number of this process
+    world_size: int = 1  # processes that share each batch
+    repeats: int = 1  # times that an index comes in a row, each with a seed of its own; `length` counts them all
+    # (samples,) an index comes as often as its share of them says, rounded up or down
+    weights: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        self.length = self.samples * self.repeats
+        self.size = min(self.batch_size, self.length // self.world_size)
+        self.step = self.size * self.world_size
         self.epoch = self.start_sample = 0
 
     def set_epoch(self, epoch: int, *, start_sample: int = 0) -> None:
@@ -99,7 +88,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def draws(self) -> Iterator[NDArray[np.int64]]:
         """Yield what each batch draws, (size,): indices, or with `repeats` indices × repeats + the number of the time.
 
-        With `weights`, `length` is added to an index each time that it comes again.
+        With `weights`, `samples` is added to an index each time that it comes again.
         """
         order, random = np.arange(self.samples), np.random.default_rng((self.seed, self.epoch))
         if self.weights is not None:
@@ -168,30 +157,19 @@ class GatheringLoader:
             yield self.samples.batch(indices, self.device)
 
 
+@dataclass(eq=False)
 class DevicePrefetcher:
     """Yields a loader's batches on `device`, one ahead of what the device works on.
 
     The host queues a step's kernels and asks for the next batch long before they have run; that batch is copied
     meanwhile, on a stream of its own and from pinned memory.
-
-    Args:
-        loader: gives batches of host tensors.
-        device: where they go; on the CPU they pass through.
-        non_blocking: False makes the host wait for each copy, in the stream that the device works on, for comparison.
-
-    Attributes:
-        wait_seconds: wall-clock time spent waiting for the loader since this was last set to 0.
     """
 
-    def __init__(
-        self,
-        loader: DataLoader[Any] | GatheringLoader,
-        device: torch.device,
-        *,
-        non_blocking: bool = True,
-    ) -> None:
-        self.loader, self.device, self.non_blocking = loader, device, non_blocking
-        self.wait_seconds = 0.0
+    loader: DataLoader[Any] | GatheringLoader  # gives batches of host tensors
+    device: torch.device  # where they go; on the CPU they pass through
+    # False makes the host wait for each copy, in the stream that the device works on, for comparison
+    non_blocking: bool = True
+    wait_seconds: float = 0.0  # that passed waiting for the loader, since this was last set to 0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -217,35 +195,24 @@ class DevicePrefetcher:
             start = time.perf_counter()
 
 
+@dataclass(eq=False)
 class TrainBatches:
-    """The `TrainingData` of the loop.
+    """The `TrainingData` of the loop."""
 
-    Args:
-        sampler: decides which samples make which batch.
-        batches: those batches on the device, as `sampler` was last set.
-        source: the samples' names.
-        limit: batches an epoch at the most, or None.
-    """
-
-    def __init__(
-        self,
-        sampler: EpochSampler,
-        batches: DevicePrefetcher,
-        source: Source,
-        limit: int | None = None,
-    ) -> None:
-        self.sampler, self.batches, self.source = sampler, batches, source
-        per_epoch = sampler.length // sampler.step
-        self._per_epoch = min(per_epoch, limit or per_epoch)
+    sampler: EpochSampler  # decides which samples make which batch
+    batches: DevicePrefetcher  # those batches on the device, as `sampler` was last set
+    source: Source  # the samples' names
+    limit: int | None = None  # batches an epoch at the most
 
     def batches_per_epoch(self) -> int:
         """Return the number of micro-batches an epoch."""
-        return self._per_epoch
+        per_epoch = self.sampler.length // self.sampler.step
+        return min(per_epoch, self.limit or per_epoch)
 
     def batches_left(self, sample: int) -> int:
         """Return the number of micro-batches that an epoch has from its `sample`th sample on."""
         step = self.sampler.step
-        return (min(self.sampler.length, self._per_epoch * step) - sample) // step
+        return (min(self.sampler.length, self.batches_per_epoch() * step) - sample) // step
 
     def epoch(self, epoch: int, start_sample: int) -> Iterator[Batch]:
         """Yield the batches of an epoch on the device, from its `start_sample`th sample on."""
