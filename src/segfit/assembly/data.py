@@ -109,7 +109,8 @@ def batches_in_order(
         if hasattr(dataset, "batch")
         else Loader(dataset, assembly.collate, device, workers, skip, **how)
     )
-    return DevicePrefetcher(loader, device, non_blocking=loading.non_blocking)
+    finish = dataset.decoder(device) if hasattr(dataset, "decoder") else None
+    return DevicePrefetcher(loader, device, non_blocking=loading.non_blocking, finish=finish)
 
 
 def workers_of(config: DictConfig, device: torch.device, *, cached: bool = False) -> int:

@@ -169,6 +169,8 @@ class DevicePrefetcher:
     device: torch.device  # where they go; on the CPU they pass through
     # False makes the host wait for each copy, in the stream that the device works on, for comparison
     non_blocking: bool = True
+    # what makes of a batch of the loader the one that is copied, in the stream of the copy
+    finish: Callable[[Batch], Batch] | None = None
     wait_seconds: float = 0.0  # that passed waiting for the loader, since this was last set to 0
 
     def __len__(self) -> int:
@@ -181,8 +183,9 @@ class DevicePrefetcher:
         for batch in self.loader:
             self.wait_seconds += time.perf_counter() - start
             with torch.cuda.stream(stream) if stream else nullcontext(), phase("copy"):
+                made = batch if self.finish is None else self.finish(batch)
                 moved = {
-                    key: one.to(self.device, non_blocking=overlap) for key, one in batch.items()
+                    key: one.to(self.device, non_blocking=overlap) for key, one in made.items()
                 }
             if stream is not None:
                 current = torch.cuda.current_stream(self.device)

@@ -55,7 +55,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # Pillow's raw modes: of the byte order of a 16-bit value, the one that takes the other byte.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
-_PHOTOMETRIC, _ORIENTATION, _SAMPLES, _EXTRA = 262, 274, 277, 338  # tags of TIFF 6.0
+_PHOTOMETRIC, ORIENTATION, _SAMPLES, _EXTRA = 262, 274, 277, 338  # tags of TIFF 6.0
 # Pillow's raw mode of grey values of 2 and 4 bits, but for its letters → what it multiplies them by
 _SHALLOW = {"2": 85, "4": 17}
 
@@ -100,7 +100,7 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
             else:
                 values = _values(image, path, fast=mode == "rgb" and not bands)
             alpha = values.ndim == 3 and values.shape[2] in (2, 4) and not bands
-            return _upright(values, alpha, image.getexif().get(_ORIENTATION, 1), frames)
+            return _upright(values, alpha, image.getexif().get(ORIENTATION, 1), frames)
 
 
 def _beyond_pillow(path: Path) -> bool:
@@ -135,7 +135,7 @@ def _values(image: Image.Image, path: Path, *, fast: bool) -> NDArray[Any]:
     """Return (H, W), or (H, W, C) with two channels or four where there is transparency, not yet upright."""
     if fast and _decode_jpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
         # torchcodec turns pictures by their EXIF orientation, the others do not.
-        unturned = image.getexif().get(_ORIENTATION, 1) == 1
+        unturned = image.getexif().get(ORIENTATION, 1) == 1
         # Pillow reads a large file piece by piece, and stops where the picture ends.
         if unturned and path.stat().st_size < 4 * image.width * image.height + 2**24:
             # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
@@ -235,7 +235,7 @@ def _read_tiff(path: Path, *, pages: bool) -> Values:
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
         alpha = values.ndim == 3 and tuple(page.extrasamples) in ((1,), (2,)) and not pages
-        return _upright(values, alpha, page.tags.valueof(_ORIENTATION, 1), frames)
+        return _upright(values, alpha, page.tags.valueof(ORIENTATION, 1), frames)
 
 
 def _check_size(shape: tuple[int, ...]) -> None:

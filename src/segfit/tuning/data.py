@@ -18,6 +18,7 @@ from segfit.data.source import Source
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
 from segfit.tuning import Bench
+from segfit.tuning.change import changed
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -60,7 +61,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 def _picture(config: DictConfig, source: Source, indices: Sequence[int]) -> Any:
     """Return a picture (H, W, 3) uint8 of training samples, but those that cannot be read; raise a SegFitError for none."""
     assembly, samples = assembly_of(config), []
-    dataset = assembly.make_train_dataset(config, source)
+    # The device gives the same pixels, but not one by one.
+    dataset = assembly.make_train_dataset(
+        changed(config, {"data.decode": "cpu"} if "decode" in config.data else {}), source
+    )
     for index in indices:
         with suppress(SegFitError):
             samples.append(dataset[index, sample_seed(config.seed, 0, index)])

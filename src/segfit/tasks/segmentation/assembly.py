@@ -26,7 +26,7 @@ from segfit.tasks.segmentation.data.dataset import (
     collate,
     fitted_sources,
 )
-from segfit.tasks.segmentation.data.folder import folder_sources, make_reader
+from segfit.tasks.segmentation.data.folder import folder_sources, make_reader, without_pixels
 from segfit.tasks.segmentation.data.preflight import (
     PreflightReport,
     check_sources,
@@ -45,7 +45,7 @@ __all__ = ["check_sources", "collate"]
 # Keys of data that no pixel of a sample depends on; files and names of images are part of the key anyway.
 _NOT_READING = {
     "name", "fit", "mean", "std", "check", "on_bad_sample", "cache", "cache_dir", "class_colors", "background",
-    "train_size", "val_size", "test_size", "root", "images", "split", "sampling", "crops_per_image", "foreground",
+    "train_size", "val_size", "decode", "test_size", "root", "images", "split", "sampling", "crops_per_image", "foreground",
 }  # fmt: skip
 
 
@@ -63,8 +63,10 @@ def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
 def make_train_dataset(config: DictConfig, source: LabelledSource) -> TrainDataset:
     """Return a source's samples as they are trained on."""
     size = size_of(config.image_size)
-    augment, data = make_augment(config, "cpu"), config.data
-    return TrainDataset(source, size, data.fit, augment, data.foreground, data.background)
+    augment, data, encoded = make_augment(config, "cpu"), config.data, None
+    if data.get("decode") == "gpu":
+        encoded, source = source, without_pixels(source)
+    return TrainDataset(source, size, data.fit, augment, data.foreground, data.background, encoded)
 
 
 def samples_per_read(config: DictConfig) -> int:

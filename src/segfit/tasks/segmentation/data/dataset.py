@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from segfit.data.batches import Batch, sample_seed, stack
 from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
+from segfit.data.gpu_decoding import JpegDecoder
 from segfit.data.images import ImageReader, images_at, resize_image
 from segfit.data.source import Named, Source, SourceView
 from segfit.data.tiles import LargeImage, is_large
@@ -64,12 +65,15 @@ class TrainDataset(_Fitted):
     # (Isensee et al. 2021)
     foreground: float = 0.0
     background: int | None = None  # a class that is not drawn
+    # The device decodes the images, of which `source` gives no more than the size; this one reads what it cannot decode
+    encoded: Source | None = None
     _last: tuple[int, list[Tensor]] | None = field(default=None, init=False)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the sample for (index, seed); the seed decides everything that is random.
 
-        That is "image": (3, h, w) uint8 RGB, "mask": (h, w) uint8, "index": int. Raises as `read_tensors`.
+        That is "image": (3, h, w) uint8 RGB, "mask": (h, w) uint8, "index": int. If it is `encoded`, "image": (1, N) uint8, the
+        file, and "content": (4,) int64, where it will lie. Raises as `read_tensors`.
         """
         index, seed = key
         if self._last is None or self._last[0] != index:
@@ -79,12 +83,41 @@ class TrainDataset(_Fitted):
             draw, centre = random.Random(sample_seed(seed, 0, 0)), None
             if draw.random() < self.foreground:
                 centre = draw_pixel(mask, self.background, draw)
-            image, mask = random_crop(image, mask, self.size, seed, centre)
+            content = random_crop(mask.shape, self.size, seed, centre)
         else:
-            image, mask = fit_pair(image, mask, self.size, self.fit)
+            content = place_image(image.shape[1], image.shape[2], self.size, self.fit)
+        mask = _surround(resize_mask(mask, content[2:]), self.size, content, IGNORE_INDEX)
+        if self.encoded is not None:
+            file = torch.from_numpy(np.fromfile(self.files(index)[0], np.uint8))
+            place = torch.tensor(content)
+            return {
+                "image": file[None],
+                "mask": mask.contiguous(),
+                "content": place,
+                "index": index,
+            }
+        image = _surround(resize_image(image, content[2:]), self.size, content, 0)
         if self.augment is not None:
             image, mask = self.augment(image, mask, seed=seed)
         return {"image": image.contiguous(), "mask": mask.contiguous(), "index": index}
+
+    def decoder(self, device: torch.device) -> Callable[[Batch], Batch] | None:
+        """Return what makes the images of a batch of `encoded` samples, on the device; None: nothing is to be done."""
+        if (encoded := self.encoded) is None:
+            return None
+        decode = JpegDecoder(device)
+
+        def decoded(batch: Batch) -> Batch:
+            images, places = [], batch.pop("content").tolist()
+            found = decode([*batch["image"].flatten(1).numpy()])
+            for image, place, index in zip(found, places, batch["index"].tolist(), strict=True):
+                if image is None:  # raises what reading raises, if the file is at fault
+                    image = read_tensors(encoded, index)[0].to(device)
+                image = resize_image(image, tuple(place[2:]))
+                images.append(_surround(image, self.size, place, 0))
+            return {**batch, "image": torch.stack(images)}
+
+        return decoded
 
 
 class EvalDataset(_Fitted):
@@ -249,27 +282,23 @@ def draw_pixel(mask: Tensor, background: int | None, draw: random.Random) -> lis
 
 
 def random_crop(
-    image: Tensor,
-    mask: Tensor,
-    size: tuple[int, int],
-    seed: int,
-    centre: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return a window of `size` = (h, w), drawn by the seed alone, or as near to a `centre` (row, column) as there is room.
+    shape: Sequence[int], size: tuple[int, int], seed: int, centre: Sequence[int] | None = None
+) -> tuple[int, int, int, int]:
+    """Return where an image of `shape` (H, W) lies in a window of `size` = (h, w): top, left, H, W.
 
-    Where the image is smaller, it is placed at random, in black that is ignored.
+    The window is drawn by the seed alone, or as near to a `centre` (row, column) as there is room. A smaller image is placed
+    at random.
     """
     draw, place = random.Random(seed), list[int]()
-    for axis, (length, wanted) in enumerate(zip(mask.shape, size, strict=True)):
+    for axis, (length, wanted) in enumerate(zip(shape, size, strict=True)):
         start = draw.randint(0, abs(length - wanted))
         if length > wanted and centre is not None:
             start = min(max(centre[axis] - wanted // 2, 0), length - wanted)
         place.append(-start if length > wanted else start)
-    content = (place[0], place[1], *mask.shape)
-    return _surround(image, size, content, 0), _surround(mask, size, content, IGNORE_INDEX)
+    return place[0], place[1], shape[0], shape[1]
 
 
-def _surround(tensor: Tensor, size: tuple[int, int], content: tuple[int, ...], fill: int) -> Tensor:
+def _surround(tensor: Tensor, size: tuple[int, int], content: Sequence[int], fill: int) -> Tensor:
     """Return (…, h, w) of `size`, with `tensor` at the place of `content`, parts of which may lie outside, and `fill` around it."""
     top, left, height, width = content
     if (height, width) == size:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
+from segfit.data.files import some
 from segfit.data.formats import Values, real_file
+from segfit.data.gpu_decoding import JPEG_SUFFIXES, HeaderReader
 from segfit.data.images import PERCENTILES, ImageReader, look, resize_image
 from segfit.data.source import Named
 from segfit.data.splits import SplitRule, split_names
@@ -118,6 +120,20 @@ class FolderSource(Named):
             resized = resize_image(tensor, (values.shape[0], values.shape[1]))
             pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
         return pixels, found, values
+
+
+def without_pixels(source: Any) -> Any:
+    """Return a `FolderSource` of JPEG files for the device to decode: it reads masks, and of images the size alone.
+
+    Raises a SegFitError if images are other files.
+    """
+    images = [source.listing.images[name] for name in source.names]
+    others = [path for path in images if path.suffix.lower() not in JPEG_SUFFIXES]
+    if others:
+        raise SegFitError(
+            f"data.decode=gpu: {len(others)} of {len(images)} training images are no JPEG files: {some(others)}. Take data.decode=cpu."
+        )
+    return replace(source, image_reader=HeaderReader())
 
 
 def _sizes(image: NDArray[Any], mask: NDArray[Any]) -> str:

@@ -109,6 +109,11 @@ class FolderConfig(MaskDataConfig):
         ge=1,
         le=65535,
     )
+    decode: str = option(
+        "cpu",
+        "gpu: workers pass training images, JPEG files, as they are, and the card decodes and fits them, by nvImageCodec.",
+        choices=("cpu", "gpu"),
+    )
     slice_axis: int = option(2, "Axis along which NIfTI volumes are cut into slices.", ge=0, le=2)
     window: list[float] | None = option(
         None,
