@@ -239,7 +239,9 @@ def _read_tiff(path: Path, *, pages: bool) -> Values:
 
 
 def _check_size(shape: tuple[int, ...]) -> None:
-    """Raise Pillow's error if an array (H, W, …) has more pixels than Pillow would open."""
+    """Raise Pillow's error if an array (H, W, …) has more pixels than Pillow would open; a ValueError if it has none."""
+    if 0 in shape:
+        raise ValueError("no pixel in it")
     if shape[0] * shape[1] > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
         raise Image.DecompressionBombError
 
