@@ -120,14 +120,9 @@ def make_task(config: DictConfig, device: torch.device, *_: Any, **shared: Any) 
 def make_extra_metrics(config: DictConfig) -> list[ExtraMetric]:
     """Return the metrics of `metrics.extra`, each of which has scored an example; raise a SegFitError with all problems."""
     shape = (2, 1, channels_of(config), 64, 64)
-    restored, target = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    return checked_metrics(
-        plain(config.metrics)["extra"],
-        ("image",),
-        _SCORES,
-        lambda _: (restored, target),
-        {"data_range": 1.0},
-    )
+    pair = torch.rand(shape, generator=torch.Generator().manual_seed(0))  # restored, target
+    extra, filled = plain(config.metrics)["extra"], {"data_range": 1.0}
+    return checked_metrics(extra, ("image",), _SCORES, lambda _: tuple(pair), filled)
 
 
 def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str], None]) -> None:

@@ -145,12 +145,10 @@ def shift(target: Pixels, picture: Pixels) -> tuple[int, int] | None:
     """
     one, other = (np.fft.fft2(_edges(pixels)) for pixels in (target, picture))
     correlation = np.fft.ifft2(other * one.conj()).real
-    peak = np.unravel_index(correlation.argmax(), correlation.shape)
-    down, right = (
-        int(place - size if place > size // 2 else place)
-        for place, size in zip(peak, correlation.shape, strict=True)
-    )
     clear = correlation.max() > _CLEARER * max(correlation[0, 0], 0)
+    around = np.fft.fftshift(correlation)  # no shift in the middle
+    peak = np.unravel_index(around.argmax(), around.shape)
+    down, right = (int(place) - side // 2 for place, side in zip(peak, around.shape, strict=True))
     return (down, right) if clear and max(abs(down), abs(right)) >= _SHIFT else None
 
 
