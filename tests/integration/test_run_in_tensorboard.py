@@ -28,6 +28,6 @@ def test_a_run_of_train_py_can_be_looked_at(tmp_path):
 
     row = shown.rows[name]
     assert row["hparams"]["batch_size"] == 4
-    assert row["hparams"]["model"] == "cnn"
+    assert row["hparams"]["model.name"] == "cnn"
     assert row["metrics"]["score_best/miou"] == pytest.approx(best, abs=1e-6)
     assert "base_channels: 8" in shown.texts[name]["config/text_summary"]

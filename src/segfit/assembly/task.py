@@ -109,10 +109,6 @@ class TaskAssembly:
         """Return what really runs, label → text, that only this task knows."""
         return {}
 
-    def hparams(self, config: DictConfig) -> dict[str, str | float | bool]:
-        """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
-        return {}
-
     def remark(self, scores: Mapping[str, float]) -> str:
         """Return a sentence that goes with a run's best scores; empty for nothing."""
         return ""

@@ -29,6 +29,13 @@ from segfit.runs.files import RunFolder
 from segfit.system.cards import GIB, share_of_card
 from segfit.system.hardware import device_name, peak_memory_gib
 
+# Options by which runs are compared in TensorBoard's HPARAMS tab and in MLflow, as far as a run has them.
+_COMPARED = (
+    "model.name", "model.variant", "model.encoder", "model.base_channels", "model.num_blocks", "hardware.name", "batch_size",
+    "accumulate", "epochs", "lr", "optimizer.name", "scheduler.name", "loss.name", "augmentation.name", "degrade.name",
+    "image_size", "patch_size", "data.lookback", "data.horizon", "seed",
+)  # fmt: skip
+
 
 @dataclass
 class Training:
@@ -36,7 +43,7 @@ class Training:
 
     fit: Fit  # the loop with all it needs
     facts: dict[str, str]  # label → text of what really runs
-    hparams: dict[str, str | float | bool]  # what sweeps are compared by, with the same keys
+    hparams: dict[str, Any]  # what runs are compared by
     statistics: dict[str, Any]  # what the task took from the training data
     unit: str  # what a sample is called
     columns: Mapping[str, str]  # score name → label, for the scores that are shown
@@ -122,7 +129,9 @@ def make_training(
     count, bad = len(held_out), folder.bad_batches
     fit = Fit(state, task, train, lambda: held_out, count, checkpoints, options, bad)
     columns = {**schema.COLUMNS, **{name: name for one in extra for name in one.names}}
-    return Training(fit, facts, _hparams(config, state), statistics, schema.UNIT, columns, samples)
+    values = flat(given)
+    compared = {key: values[key] for key in _COMPARED if key in values}
+    return Training(fit, facts, compared, statistics, schema.UNIT, columns, samples)
 
 
 def _facts(
@@ -174,20 +183,6 @@ def _card(config: DictConfig, state: TrainingState, batch_size: int) -> dict[str
     gib = torch.cuda.get_device_properties(state.device).total_memory / GIB
     memory = share_of_card(config.task.name, model, numbers, batch_size, config.accumulate, gib)
     return {"memory": memory} if memory else {}
-
-
-def _hparams(config: DictConfig, state: TrainingState) -> dict[str, str | float | bool]:
-    return {
-        "model": config.model.get("variant") or config.model.get("encoder") or config.model.name,
-        "hardware": config.hardware.name,
-        **{name: config[name] for name in ("batch_size", "accumulate", "epochs", "lr")},
-        "optimizer": config.optimizer.name,
-        "scheduler": config.scheduler.name,
-        **assembly_of(config).hparams(config),
-        "precision": state.precision.name,
-        "seed": config.seed,
-        "processes": state.distributed.size,
-    }
 
 
 def metrics_of(training: Training, end: EndLog, config: DictConfig) -> dict[str, Any]:

@@ -142,9 +142,3 @@ def facts(config: DictConfig) -> dict[str, str]:
         "targets": f"{layout.targets} ({shown}{', …' if layout.targets > 8 else ''})",
         "other inputs": f"{layout.inputs - layout.targets}, {layout.known} known in advance",
     }
-
-
-def hparams(config: DictConfig) -> dict[str, str | float | bool]:
-    """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
-    data = config.data
-    return {"lookback": data.lookback, "horizon": data.horizon, "loss": config.loss.name}

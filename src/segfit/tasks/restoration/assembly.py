@@ -170,14 +170,3 @@ def facts(config: DictConfig) -> dict[str, str]:
         "loss": loss_label(config),
         "scores": f"on {colours}, {scores.crop_border} pixels cropped, {rounded}",
     }
-
-
-def hparams(config: DictConfig) -> dict[str, str | float | bool]:
-    """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
-    return {
-        "base_channels": config.model.base_channels,
-        "num_blocks": config.model.num_blocks,
-        "patch_size": config.patch_size,
-        "degrade": degraded_by(config),
-        "loss": loss_label(config),
-    }

@@ -278,13 +278,3 @@ def facts(config: DictConfig) -> dict[str, str]:
         "fit": config.data.fit,
         "augmentation": config.augmentation.name,
     }
-
-
-def hparams(config: DictConfig) -> dict[str, str | float | bool]:
-    """Return what sweeps are compared by, that only this task knows; the same keys in every run."""
-    height, width = size_of(config.image_size)
-    return {
-        "image_size": f"{height}x{width}",
-        "loss": config.loss.name,
-        "augmentation": config.augmentation.name,
-    }
