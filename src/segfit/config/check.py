@@ -1,8 +1,9 @@
 """`check` raises one error that lists everything that is wrong with a config."""
 
 import math
+import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
@@ -148,12 +149,8 @@ def shown(value: Any) -> str:
     return str(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
 
 
-_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "ge": ("at least", lambda value, limit: value >= limit),
-    "gt": ("more than", lambda value, limit: value > limit),
-    "le": ("at most", lambda value, limit: value <= limit),
-    "lt": ("less than", lambda value, limit: value < limit),
-}
+# Functions of `operator` → how they are called.
+_LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def _problem(value: Any, metadata: Any) -> str:
@@ -165,8 +162,8 @@ def _problem(value: Any, metadata: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if isinstance(value, float) and not math.isfinite(value):  # not every int is a float
             return "must be a finite number."
-        for key, (words, holds) in _LIMITS.items():
-            if key in metadata and not holds(value, metadata[key]):
+        for key, words in _LIMITS.items():
+            if key in metadata and not getattr(operator, key)(value, metadata[key]):
                 return f"must be {words} {metadata[key]:g}."
         if isinstance(value, int) and abs(value) > LARGEST:
             return f"must be at most {LARGEST}."
