@@ -51,10 +51,7 @@ def evaluate(options: DictConfig) -> None:
             export.export_run(run, Path(options.export).expanduser())
             console.print(f"Written to {options.export}", markup=False)
             return
-        if options.get("images") is not None:
-            done = evaluation.predict_folder(run, options, notice, predicting)
-        else:
-            done = evaluation.evaluate_split(run, options, notice, checking, predicting)
+        done = evaluation.evaluate_run(run, options, notice, checking, predicting)
     finally:
         checking.close()
     for label, text in done.about().items():

@@ -219,7 +219,6 @@ def made(config: Any, folder: Path, clock: Clock) -> Training:
 
 def segfit(config: Any, folder: Path, clock: Clock) -> None:
     """Train as train.py does: console (to nowhere), log file and TensorBoard listen."""
-    from omegaconf import OmegaConf
     from rich.console import Console
 
     from segfit.report.console import console_report
@@ -231,8 +230,8 @@ def segfit(config: Any, folder: Path, clock: Clock) -> None:
     batches = training.fit.train.batches  # type: ignore[attr-defined]
     batches.loader = Clocked(batches.loader, clock)
     with Path(os.devnull).open("w") as nowhere:
-        console, text = console_report(Console(file=nowhere)), OmegaConf.to_yaml(config)
-        listener = run_listener(RunFolder(folder), console, config.report, text, training.hparams)
+        console = console_report(Console(file=nowhere))
+        listener = run_listener(RunFolder(folder), console, config, training.hparams)
         training.fit.run(listener, training.facts)
 
 

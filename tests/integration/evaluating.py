@@ -39,6 +39,4 @@ def evaluate(place: Path, **values):
     options = OmegaConf.merge(OmegaConf.structured(Evaluate), given)
     check(options)
     run = trained.load_runs(options, runs.load_named(options), print)
-    if options.images is not None:
-        return evaluation.predict_folder(run, options, print)
-    return evaluation.evaluate_split(run, options, print)
+    return evaluation.evaluate_run(run, options, print)

@@ -60,7 +60,7 @@ def test_data_that_grow_shrink_and_change(place, capsys):
     heard: list[str] = []
     options = OmegaConf.merge(OmegaConf.structured(Evaluate), {"run": str(run), "workers": 0})
     loaded = trained.load_runs(options, runs.load_named(options), print)
-    evaluation.evaluate_split(loaded, options, heard.append)
+    evaluation.evaluate_run(loaded, options, heard.append)
     scored = {path.stem for path in (run / "evaluation/val/masks").iterdir()}
     assert set(before["val"]) <= scored
     assert not scored & set(before["train"])

@@ -16,14 +16,12 @@ from segfit.commands.load_run import TrainedRun, load_runs
 from segfit.config.check import plain
 from segfit.config.tasks import schema_of
 from segfit.data.files import some
-from segfit.data.source import Source
 from segfit.data.splits import groups_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
-from segfit.report.evaluation import Evaluation
+from segfit.report.evaluation import Evaluation, summed, with_intervals
 from segfit.report.files import write_json
-from segfit.report.intervals import summed, with_intervals
 from segfit.report.page import run_page
 from segfit.report.text import duration, scores_text, shown_path
 from segfit.runs.files import RunFolder
@@ -70,22 +68,24 @@ class _Pass:
     extra: Mapping[str, str] = field(default_factory=dict)  # scores besides the task's → labels
 
 
-def evaluate_split(
+def evaluate_run(
     run: TrainedRun,
     options: DictConfig,
     notice: Notice,
     checking: Progress | None = None,
     progress: Progress = lambda *_: None,
 ) -> Evaluated:
-    """Score a run on a split of its data, and write everything down.
+    """Score a run on a split of its data, or predict `options.images`, a folder or a file, at their original sizes.
 
-    With the run's own options, the scores are those that training logged for the checkpoint: the same batches and
+    With the run's own options, the scores of a split are those that training logged for the checkpoint: the same batches and
     precision, and the same statistics of the training data.
 
     `notice` is called with what is odd about the data, and with memory that ran out, a line each; `checking` with
     (done, total) files while the data set is checked; `progress` with (done, total) batches. Raises a SegFitError if there
-    is no such split, the data set is broken, or results cannot be written.
+    is no such split or image, the data are broken, or results cannot be written.
     """
+    if options.get("images") is not None:
+        return _evaluated([_folder_pass(run, options, notice)], progress, notice)
     path = _out(options, run, options.split)
     passes = [_split_pass(run, options, path, notice, checking)]
     if options.compare is not None:
@@ -109,16 +109,41 @@ def evaluate_split(
 def _split_pass(
     run: TrainedRun, options: DictConfig, path: Path, notice: Notice, checking: Progress | None
 ) -> _Pass:
-    config, assembly = run.config, assembly_of(run.config)
+    """Return a pass over a split that is checked, with the statistics that training had."""
+    config, split, assembly = run.config, options.split, assembly_of(run.config)
+    if config.data.get("root") and not Path(config.data.root).expanduser().exists():
+        raise SegFitError(
+            f"{config.data.root}: the run's data set is not there. Say where it is now: root=…"
+        )
     extra = assembly.make_extra_metrics(config)
-    source, statistics = _split(run, options.split, notice, checking)
+    before = read_samples(RunFolder(run.folder).samples)
+    sources = kept_splits(config, assembly.make_sources(config), before)
+    for folder in run.others:  # what any of them was trained on is no held-out sample
+        seen = read_samples(RunFolder(folder).samples).get("train", {})
+        before = {**before, "train": {**before.get("train", {}), **seen}}
+    if split not in sources:
+        raise SegFitError(
+            f"split={split}: the run's data have no such split. There are: {', '.join(sources)}."
+        )
+    source = sources[split]
+    try:
+        statistics = assembly.recorded_statistics(config, run.recorded)
+    except SegFitError as error:
+        raise SegFitError(f"{RunFolder(run.folder).metrics}: {error}") from error
+    wanted = {split} if statistics is not None else {split, "train"}
+    looked_at = {name: source for name, source in sources.items() if name in wanted}
+    report = assembly.check_sources(config, looked_at, {split: 1}, checking)
+    for line in (*report.notices, *differences(before, samples_of({split: source}))):
+        notice(line)
+    if statistics is None:
+        statistics = assembly.make_statistics(config, sources, report)
     task = run.task(statistics, extra=extra)
     evaluation = evaluation_of(config).make_evaluation(config, task, options, path, source)
-    dataset, about = assembly.make_held_out_dataset(config, source), {"split": options.split}
+    dataset = assembly.make_held_out_dataset(config, source)
     names = [source.id(index) for index in range(len(source))]
     group = getattr(source, "group", (config.data.get("split") or {}).get("group"))
     scores = {name: name for one in extra for name in one.names}
-    return _Pass(run, options, evaluation, dataset, about, names, group, scores)
+    return _Pass(run, options, evaluation, dataset, {"split": split}, names, group, scores)
 
 
 def _refuse_unlike(compared: str, own: _Pass, other: _Pass) -> None:
@@ -135,46 +160,8 @@ def _refuse_unlike(compared: str, own: _Pass, other: _Pass) -> None:
         raise SegFitError([f"compare={compared}: {text}" for text in problems])
 
 
-def _split(
-    run: TrainedRun, split: str, notice: Notice, checking: Progress | None
-) -> tuple[Source, dict[str, Any]]:
-    """Return a checked split and the statistics that training had."""
-    data, assembly = run.config.data, assembly_of(run.config)
-    if data.get("root") and not Path(data.root).expanduser().exists():
-        raise SegFitError(
-            f"{data.root}: the run's data set is not there. Say where it is now: root=…"
-        )
-    before = read_samples(RunFolder(run.folder).samples)
-    sources = kept_splits(run.config, assembly.make_sources(run.config), before)
-    for folder in run.others:  # what any of them was trained on is no held-out sample
-        seen = read_samples(RunFolder(folder).samples).get("train", {})
-        before = {**before, "train": {**before.get("train", {}), **seen}}
-    if split not in sources:
-        raise SegFitError(
-            f"split={split}: the run's data have no such split. There are: {', '.join(sources)}."
-        )
-    try:
-        statistics = assembly.recorded_statistics(run.config, run.recorded)
-    except SegFitError as error:
-        raise SegFitError(f"{RunFolder(run.folder).metrics}: {error}") from error
-    wanted = {split} if statistics is not None else {split, "train"}
-    looked_at = {name: source for name, source in sources.items() if name in wanted}
-    report = assembly.check_sources(run.config, looked_at, {split: 1}, checking)
-    for line in (*report.notices, *differences(before, samples_of({split: sources[split]}))):
-        notice(line)
-    if statistics is None:
-        statistics = assembly.make_statistics(run.config, sources, report)
-    return sources[split], statistics
-
-
-def predict_folder(
-    run: TrainedRun, options: DictConfig, notice: Notice, progress: Progress = lambda *_: None
-) -> Evaluated:
-    """Predict `options.images`, a folder or a file, at their original sizes (upright, as EXIF says).
-
-    `progress` and `notice` are those of `evaluate_split`. Raises a SegFitError if there is no image, one is unreadable, or
-    results cannot be written.
-    """
+def _folder_pass(run: TrainedRun, options: DictConfig, notice: Notice) -> _Pass:
+    """Return a pass over images without targets."""
     config = run.config
     dataset = assembly_of(config).make_predict_dataset(config, options.images)
     for line in dataset.notices:
@@ -186,8 +173,7 @@ def predict_folder(
             "Choose a folder outside."
         )
     evaluation = evaluation_of(config).make_evaluation(config, run.task(), options, path, dataset)
-    about = {"folder": str(dataset.folder)}
-    return _evaluated([_Pass(run, options, evaluation, dataset, about)], progress, notice)
+    return _Pass(run, options, evaluation, dataset, {"folder": str(dataset.folder)})
 
 
 def _evaluated(passes: Sequence[_Pass], progress: Progress, notice: Notice) -> Evaluated:

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -208,16 +208,17 @@ class Model:
         of these, or cannot be read.
         """
         config, many = self.run.config, isinstance(inputs, (list, tuple))
-        predict, given = evaluation_of(config).predict, list(inputs) if many else [inputs]
-        go = partial(self._go, len(given))
+        given = list(inputs) if many else [inputs]
+
+        def go(task: Task, dataset: Any) -> None:
+            if len(dataset) != len(given):
+                raise SegFitError(
+                    "a volume holds several images: evaluate.py predicts them (images=…)."
+                )
+            order, device = range(len(dataset)), self.run.device
+            batches = batches_in_order(config, dataset, device, 0, warnings.warn, order)
+            evaluate(self.run.model, task, batches, self.run.precision)
+
+        predict = evaluation_of(config).predict
         results = predict(config, self.run.task(), self.options, given, go) if given else []
         return results if many else results[0]
-
-    def _go(self, count: int, task: Task, dataset: Any) -> None:
-        if len(dataset) != count:
-            raise SegFitError(
-                "a volume holds several images: evaluate.py predicts them (images=…)."
-            )
-        config, device, samples = self.run.config, self.run.device, range(len(dataset))
-        batches = batches_in_order(config, dataset, device, 0, warnings.warn, samples)
-        evaluate(self.run.model, task, batches, self.run.precision)

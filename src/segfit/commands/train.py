@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.assembly.training import Training, make_training, metrics_of
@@ -78,12 +78,10 @@ def _lead(
     listener = run_listener(
         files,
         console,
-        config.report,
-        OmegaConf.to_yaml(config),
+        config,
         training.hparams,
         monitor=monitor,
-        page=config.report.page,
-        first_batch=drawn,
+        first_batch=drawn if config.report.page else None,
         resume_step=training.fit.state.progress.update if resumed else None,
         notices=notices,
         posted=distributed.posted,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
@@ -36,8 +35,7 @@ class LiveReport(Listener):
         self._console = console
         self._info = RunInfo(0, 0, 0, 0, 0, {})
         self._eta = Eta(0)
-        self._drawn_at = 0.0
-        self._update = 0
+        self._update, self._drawn_at = 0, 0.0
         parts = (
             "[bold]{task.description}",
             BarColumn(None),
@@ -55,12 +53,10 @@ class LiveReport(Listener):
         self._info = info
         self._eta = Eta(info.total_updates)
         self._update = info.start_update
-        facts = Table.grid(padding=(0, 2))
-        facts.add_column(style="dim", no_wrap=True)
-        facts.add_column(overflow="fold")
+        room = max(map(len, info.facts), default=0)
         for label, text in info.facts.items():
-            facts.add_row(escape(label), escape(text))
-        self._console.print(facts)
+            facts = Text.assemble((f"{label:{room}}", "dim"), f"  {text}")
+            self._console.print(facts, soft_wrap=True)
         self._console.print()
         self._print_row(self._head(), style="bold")
         self._progress.update(self._task, total=info.total_updates)
@@ -69,16 +65,16 @@ class LiveReport(Listener):
 
     def _head(self) -> list[str]:
         """Decide on the columns of the epoch table; return their titles. A narrow terminal shows fewer scores."""
-        info, scores = self._info, list(self._info.columns)
-        while True:
-            labels = [info.columns[name] for name in scores]
+        titles, info = list[str](), self._info
+        for count in range(max(len(info.columns), 1), 0, -1):
+            self._scores = list(info.columns)[:count]
+            labels = [info.columns[name] for name in self._scores]
             titles = ["epoch", "loss", *labels, "lr", f"{info.unit}/s", "wait", "memory", "time"]
-            least = [8, 8, *(7 for _ in scores), 8, 7, 5, 9, 7]
-            widths = [max(len(title), width) for title, width in zip(titles, least, strict=True)]
-            if len(scores) < 2 or sum(widths) + len(widths) + 1 <= self._console.width:
-                self._scores, self._widths = scores, widths
-                return titles
-            scores.pop()
+            least = [8, 8, *(7 for _ in labels), 8, 7, 5, 9, 7]
+            self._widths = [max(len(text), room) for text, room in zip(titles, least, strict=True)]
+            if sum(self._widths) + len(titles) < self._console.width:
+                break
+        return titles
 
     def notice(self, message: str) -> None:
         """Print the message above the bar, as one line."""
@@ -104,8 +100,7 @@ class LiveReport(Listener):
 
     def validating(self, done: int, total: int) -> None:
         """Show how far the validation is, in the place of the epoch."""
-        if time.monotonic() - self._drawn_at >= _REDRAW_SECONDS or done == total:
-            self._redraw(f"val {done}/{total}")
+        self._redraw(f"val {done}/{total}")
 
     def epoch(self, log: EpochLog) -> None:
         """Print the line of the epoch above the bar; a star marks a new best."""
@@ -125,11 +120,6 @@ class LiveReport(Listener):
         star = " *" if self._console.options.ascii_only else " ★"
         self._print_row(cells, star * log.is_best)
         self._redraw(self._epoch_name(min(log.epoch + 1, self._info.epochs - 1)))
-
-    def end(self, log: EndLog) -> None:
-        """Remove the bar; `print_summary` prints the rest."""
-        del log
-        self.close()
 
     def close(self) -> None:
         """Remove the bar and show the cursor again."""

@@ -70,12 +70,6 @@ class LineReport(Listener):
         """Write the message as one line."""
         self._emit(f"notice: {one_line(message)}")
 
-    def step(self, epoch: int, update: int) -> None:
-        """Start the clock of the ETA at the first update; else nothing."""
-        del epoch
-        if update <= self._info.start_update + 1:
-            self._eta.seconds(update)
-
     def log(self, log: StepLog) -> None:
         """Write the numbers of a step."""
         scale = f" scale {log.loss_scale:g}" if log.loss_scale != 1.0 else ""
@@ -90,14 +84,12 @@ class LineReport(Listener):
 
     def epoch(self, log: EpochLog) -> None:
         """Write the numbers of an epoch."""
-        scores = ""
-        if log.result is not None:
-            scores = "".join(
-                f" {label} {number(log.result.scores.get(name))}"
-                for name, label in self._info.columns.items()
-            )
+        scores = log.result.scores if log.result is not None else {}
+        shown = "".join(
+            f" {label} {number(scores.get(name))}" for name, label in self._info.columns.items()
+        )
         self._emit(
-            f"epoch {log.epoch + 1}/{self._info.epochs} done: loss {number(log.loss)}{scores} "
+            f"epoch {log.epoch + 1}/{self._info.epochs} done: loss {number(log.loss)}{shown if scores else ''} "
             f"lr {log.lr:.3g} {log.samples_per_second:.1f} {self._info.unit}/s wait {log.data_wait:.0%} "
             f"{log.memory_gib:.2f} GiB {duration(log.seconds)}" + (" new best" * log.is_best)
         )
@@ -219,28 +211,25 @@ def validations(path: Path) -> list[dict[str, Any]]:
 
 def curves(lines: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> "Figure":
     """Draw losses, the scores of `columns` and the learning rate over epochs; the best epoch is marked."""
+    import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(12, 3.4), dpi=100, layout="constrained")
-    epochs = [line["epoch"] + 1 for line in lines]
+    epochs, scores = [line["epoch"] + 1 for line in lines], [line["scores"] for line in lines]
     groups: list[dict[str, list[Any]]] = [
         {
             "training loss": [line.get("train_loss") for line in lines],
-            "validation loss": [line["scores"].get("loss") for line in lines],
+            "validation loss": [one.get("loss") for one in scores],
         },
-        {
-            label: [line["scores"].get(name) for line in lines]
-            for name, label in columns.items()
-            if any(line["scores"].get(name) is not None for line in lines)
-        },
+        {label: [one.get(name) for one in scores] for name, label in columns.items()},
         {"learning rate": [line.get("lr") for line in lines]},
     ]
     best = [line["epoch"] + 1 for line in lines if line["best"]][-1:]
     for axes, group in zip(figure.subplots(1, 3), groups, strict=True):
         for label, values in group.items():
-            shown = [float("nan") if value is None else value for value in values]
-            axes.plot(epochs, shown, "o-", markersize=3, label=label)
+            if any(value is not None for value in values):
+                axes.plot(epochs, np.array(values, float), "o-", markersize=3, label=label)
         for epoch in best:
             axes.axvline(epoch, color="#888888", linewidth=0.8, linestyle="--", label="best")
         axes.set_xlabel("epoch")

@@ -214,23 +214,22 @@ class MlflowLogger(Logger):
 def run_listener(
     files: RunFolder,
     console: Listener,
-    report: DictConfig,
-    config_text: str,
-    hparams: Mapping[str, str | float | bool],
+    config: DictConfig,
+    hparams: Mapping[str, Any],
     *,
     monitor: Monitor | None = None,
-    page: bool = False,
-    first_batch: Callable[[Batch, int], Any] = lambda *_: None,
+    first_batch: Callable[[Batch, int], Any] | None = None,
     resume_step: int | None = None,
     notices: Sequence[str] = (),
     posted: Callable[[], list[str]] = list,
 ) -> Listeners:
-    """Return console, log file, scores file, with `page` curves.png, and the loggers of the config's `report`.
+    """Return console, log file, scores file, and the loggers of the config's `report`.
 
     The log file also gets `notices`, which the console has shown before. `posted` returns the new notices of other
-    processes; each is shown and logged once. `first_batch` draws that for `page`, see `FirstBatch`. A logger that cannot be
-    made gives a notice.
+    processes; each is shown and logged once. With `first_batch`, which draws as for `FirstBatch`, there are pictures for the
+    run's page. A logger that cannot be made gives a notice.
     """
+    config_text = OmegaConf.to_yaml(config)
     log = LogFile(files.log)
     for line in notices:
         log.notice(line)
@@ -244,8 +243,8 @@ def run_listener(
         "mlflow": lambda: MlflowLogger(files.path, hparams),
     }
     made: dict[str, Logger] = {}
-    for name in report.logger:
-        if name == "tensorboard" and not report.tensorboard:
+    for name in config.report.logger:
+        if name == "tensorboard" and not config.report.tensorboard:
             continue
         try:
             made[name] = kinds[name]()
@@ -256,9 +255,9 @@ def run_listener(
                 f"report.logger={name} cannot be used ({type(error).__name__}: {error}): training continues without it. "
                 f"pip install {name}, or leave it away."
             )
-    if page:
+    if first_batch is not None:
         made["first_batch.png"] = FirstBatch(files.first_batch, first_batch)
-    scores = ScoresFile(files.scores, files.curves if page else None)
+    scores = ScoresFile(files.scores, files.curves if first_batch is not None else None)
     passed_on = _Posted(posted, shown, notices)
     return Listeners(console, log, scores, passed_on, Loggers(made, monitor, shown.notice))
 

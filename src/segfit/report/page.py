@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -30,15 +31,10 @@ def run_page(files: RunFolder, reason: str) -> str:
         f"{metrics['unit']}s a second": number(metrics["samples_per_second"], ".1f"),
         "peak memory": f"{number(metrics['peak_memory_gib'], '.2f')} GiB",
         "time": duration(metrics["seconds"]),
-        **{
-            f"{name}, mean": number(mean, ".1f") for name, mean in metrics.get("device", {}).items()
-        },
     }
-    notices = [
-        line.partition(" notice: ")[2]
-        for line in files.log.read_text(encoding="utf-8").splitlines()
-        if " notice: " in line
-    ]
+    for name, mean in metrics.get("device", {}).items():
+        device[f"{name}, mean"] = number(mean, ".1f")
+    notices = re.findall(r" notice: (.*)", files.log.read_text(encoding="utf-8"))
     epoch = metrics["best_epoch"]
     heads = "score", "best" if epoch is None else f"best (epoch {epoch + 1})", "last"
     sections = {
@@ -95,12 +91,9 @@ def _page(title: str, parts: Iterable[str]) -> str:
 
 def _pictures(paths: Iterable[Path]) -> str:
     """Return the pictures that are there, inside of the page."""
-    return "".join(
-        f'<img alt="{escape(path.stem)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}">'
-        for path in paths
-        if path.exists()
-    )
+    there = {path: base64.b64encode(path.read_bytes()) for path in paths if path.exists()}
+    image = '<img alt="{}" src="data:image/png;base64,{}">'
+    return "".join(image.format(escape(at.stem), data.decode()) for at, data in there.items())
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

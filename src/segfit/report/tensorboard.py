@@ -46,30 +46,29 @@ class TensorBoardLogger(Pictures, Logger):
     - validation/<figure>, validation/panel/<sample>: images, of the validations that `Pictures` draws
     - config, facts: texts
 
-    The HPARAMS tab shows one row a run, from the first validation on, with columns for `hparams`; runs that are compared need
-    the same keys, since TensorBoard takes the columns from one of them. All but images is on disk when a method returns, so a
-    killed run loses nothing of it. A run that resumes from a checkpoint after `resume_step` updates hides what the folder
-    holds of later ones. Raises a SegFitError if the folder cannot be written.
+    The HPARAMS tab shows one row a run, from the first validation on, with columns for `hparams`; TensorBoard takes the columns
+    from one of the runs. All but images is on disk when a method returns, so a killed run loses nothing of it. A run that
+    resumes from a checkpoint after `resume_step` updates hides what the folder holds of later ones. Raises a SegFitError if
+    the folder cannot be written.
     """
 
     def __init__(
         self,
         log_dir: Path,
         config_text: str,
-        hparams: Mapping[str, float | str | bool],
+        hparams: Mapping[str, Any],
         resume_step: int | None = None,
     ) -> None:
         super().__init__()
         self._config_text = config_text
-        # torch, which makes the row, writes a bool as a number
-        flags = {k: str(v).lower() for k, v in hparams.items() if isinstance(v, bool)}
-        self._hparams = {**hparams, **flags}
-        self._best_written: dict[str, float] = {}
+        # torch, which makes the row, takes no list and writes a bool as a number
+        plain = (int, float, str)
+        self._hparams = {k: v if type(v) in plain else f"{v}".lower() for k, v in hparams.items()}
         self._session_step = 0 if resume_step is None else resume_step + 1
         try:
             self._writer = EventFileWriter(str(log_dir))
-            # A new run marks its start too: TensorBoard takes the first mark of a folder for the start,
-            # and only those after it for a resumption that hides what it replaces.
+            # A new run marks its start too: TensorBoard takes the first mark of a folder for the start, and only those after it
+            # for a resumption that hides what it replaces.
             mark = SessionLog(status=SessionLog.START)
             self._writer.add_event(Event(step=self._session_step, session_log=mark))
             self._writer.flush()
@@ -97,13 +96,15 @@ class TensorBoardLogger(Pictures, Logger):
         """Draw the pictures of a validation, and note the best scores."""
         super().epoch(log)
         if log.result is not None and log.is_best:
-            self._best(log.result.scores, log.update)
+            known = {k: v for k, v in log.result.scores.items() if math.isfinite(v)}
+            best = {f"score_best/{name}": value for name, value in known.items()}
+            _add(self._writer, 0, *self._row(best)[0].value)
+            self.scalars(best, log.update)
         self._writer.flush()
 
     def end(self, log: EndLog) -> None:
-        """Write the final scores; mark the row in the HPARAMS tab as done, unless to be resumed."""
+        """Mark the row in the HPARAMS tab as done, unless to be resumed."""
         super().end(log)
-        self._best(log.best_scores, log.updates)
         if log.reason in COMPLETE:
             _add(self._writer, 0, *self._row({})[2].value)
         self._writer.flush()
@@ -120,16 +121,6 @@ class TensorBoardLogger(Pictures, Logger):
         pictures |= {name: png(draw) for name, draw in log.result.figures.items()}
         tagged = {f"validation/{name}": content for name, content in pictures.items()}
         _add(self._writer, log.update, *_images(tagged))
-
-    def _best(self, scores: Mapping[str, float], update: int) -> None:
-        finite = {name: value for name, value in scores.items() if math.isfinite(value)}
-        if not finite or finite == self._best_written:
-            return
-        metrics = {f"score_best/{name}": value for name, value in finite.items()}
-        if not self._best_written:
-            _add(self._writer, 0, *self._row(metrics)[0].value)
-        self._best_written = finite
-        self.scalars(metrics, update)
 
     def _row(self, metrics: Mapping[str, float]) -> tuple[Any, ...]:
         """Return what makes the row in the HPARAMS tab: its columns, its start and its end."""

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -48,16 +49,13 @@ def number(value: float | None, spec: str = ".4f") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration in seconds: "0.8s", "42s", "3:05", "1:02:03", "2d 03:04:05"."""
+    """Format a duration in seconds: "0.8s", "42s", "3:05", "1:02:03", "2 days, 3:04:05"."""
     if not math.isfinite(seconds):
         return ABSENT
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f}s" if seconds < 9.95 else f"{whole}s"
-    days, hour, minute, second = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
-    if days:
-        return f"{days}d {hour:02d}:{minute:02d}:{second:02d}"
-    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+    return re.sub(r"^0:0?", "", f"{timedelta(seconds=whole)}")
 
 
 def one_line(message: str) -> str:

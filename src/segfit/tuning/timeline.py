@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segfit.assembly.task import planning_of, sample_bytes
 from segfit.assembly.training import make_training
@@ -82,8 +82,8 @@ def recorded(
     if config.benchmark.slow_disk_ms and config.data.cache == "none":
         dataset.source = SlowSource(dataset.source, config.benchmark.slow_disk_ms / 1000)
     costs, copied = measure_costs(dataset)
-    silent, text = LineReport(lambda _: None), OmegaConf.to_yaml(config)
-    listener = run_listener(RunFolder(folder), silent, config.report, text, training.hparams)
+    silent = LineReport(lambda _: None)
+    listener = run_listener(RunFolder(folder), silent, config, training.hparams)
     batch, warmup = config.batch_size, config.benchmark.warmup
     with Monitor(min(1.0, seconds / 10)) as monitor:
         timeline = record(training.fit, listener, batch_size=batch, seconds=seconds, warmup=warmup)

@@ -70,7 +70,7 @@ def test_a_terminal_gets_facts_a_bar_and_a_line_an_epoch():
 
     events.train(report)
     report.epoch(events.epoch_log(2, is_best=False, validated=False))
-    report.end(events.end_log(8))
+    report.close()
 
     lines = screen(file)
     assert any(line.startswith("device") and line.endswith("cpu [2 cores]") for line in lines)
@@ -178,7 +178,7 @@ def test_what_the_encoding_lacks_ends_no_training(is_terminal, monkeypatch):
     report = console_report()
     events.train(report)
     report.notice("batch 8 → 4")
-    report.end(events.end_log(8))
+    report.close()
 
     assert isinstance(report, LiveReport) == is_terminal
     lines = screen(file)

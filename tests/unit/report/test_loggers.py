@@ -86,9 +86,9 @@ def test_what_other_processes_post_is_told_once_and_logged(tmp_path):
     console = console_report(Console(file=printed, width=200))
     posts = [["precision fell back", "a.png is bad"], ["a.png is bad", "b.png is bad", "oom"]]
     before = ["precision fell back"]
-    report = OmegaConf.create({"logger": ["tensorboard"], "tensorboard": False})
+    config = OmegaConf.create({"report": {"logger": ["tensorboard"], "tensorboard": False}})
     listener = run_listener(
-        RunFolder(tmp_path), console, report, "", {}, notices=before, posted=lambda: posts.pop(0)
+        RunFolder(tmp_path), console, config, {}, notices=before, posted=lambda: posts.pop(0)
     )
     listener.notice("oom")
     for updates in (1, 2):

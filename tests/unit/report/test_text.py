@@ -16,7 +16,7 @@ from segfit.report.text import duration, hydra_override, number, shown_path
         (185, "3:05"),
         (3599.7, "1:00:00"),
         (3723, "1:02:03"),
-        (2 * 86400 + 11045, "2d 03:04:05"),
+        (2 * 86400 + 11045, "2 days, 3:04:05"),
         (float("nan"), "–"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from segfit.report.intervals import compare, intervals, summed
+from segfit.report.evaluation import compare, intervals, summed
 
 RANDOM = np.random.default_rng(0)
 FIRST = np.stack([RANDOM.integers(20, 60, 30), RANDOM.integers(60, 100, 30)], 1).astype(float)
