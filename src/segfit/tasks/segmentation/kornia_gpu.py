@@ -71,12 +71,18 @@ def _chosen(drawn: dict[str, Tensor], device: torch.device) -> dict[str, tuple[T
 
     Operations that no image gets are left out. Flips of images that are warped go into the warp.
     """
+    angle, zoom = drawn["angle"].deg2rad(), drawn["zoom"]
+    cos, sin = angle.cos() / zoom, angle.sin() / zoom
+    # The source is read mirrored: that is a flip before the rotation.
+    x, y = 1.0 - 2.0 * drawn["hflip"], 1.0 - 2.0 * drawn["vflip"]
+    # Rows of the 2×2 matrices that lead from an output pixel back to its source, and the shift.
+    moves = (x * cos, x * sin, -y * sin, y * cos, drawn["shift_x"], drawn["shift_y"])
     colors = (drawn[name] for name in ("brightness", "contrast", "saturation", "hue"))
     parameters: dict[str, tuple[Tensor, ...]] = {
         "hflip": (drawn["hflip"] & ~drawn["affine"],),
         "vflip": (drawn["vflip"] & ~drawn["affine"],),
         "mirror": (drawn["hflip"] ^ drawn["vflip"],),  # both make a turn
-        "affine": (drawn["affine"], *_inverse_matrices(drawn), drawn["shift_x"], drawn["shift_y"]),
+        "affine": (drawn["affine"], *moves),
         "color_jitter": (drawn["color_jitter"], *colors),
         "blur": (drawn["blur"], drawn["sigma"]),
         "noise": (drawn["noise"],),
@@ -95,15 +101,6 @@ def _chosen(drawn: dict[str, Tensor], device: torch.device) -> dict[str, tuple[T
     parts = packed.to(device, non_blocking=True).split([table.numel() for table in tables.values()])
     rows = [part.view_as(table) for table, part in zip(tables.values(), parts, strict=True)]
     return {name: (row[:, 0].long(), row[:, 1:]) for name, row in zip(tables, rows, strict=True)}
-
-
-def _inverse_matrices(drawn: dict[str, Tensor]) -> Tensor:
-    """Return `(4, B)`: rows of the 2×2 matrices that lead from an output pixel back to its source."""
-    angle = drawn["angle"].deg2rad()
-    cos, sin = angle.cos() / drawn["zoom"], angle.sin() / drawn["zoom"]
-    # The source is read mirrored: that is a flip before the rotation.
-    x, y = 1.0 - 2.0 * drawn["hflip"], 1.0 - 2.0 * drawn["vflip"]
-    return torch.stack([x * cos, x * sin, -y * sin, y * cos])
 
 
 def warp(

@@ -36,9 +36,7 @@ def find_layout(
 ) -> tuple[dict[str, list[Path]], list[str], list[str]]:
     """Return split → image folder and mask folder or CSV, the problems and the notices; "" where all is in one."""
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        hint = "" if root.is_absolute() else f" (looked in {Path.cwd()})"
-        text = f"data.root={root} {what}{hint}. Give the folder that holds {naming.images}/."
+        text = f"data.root={root}: there is no such folder (looked in {Path.cwd()}). Give the folder that holds {naming.images}/."
         return {}, [text], []
     layout, problems, notices = find_splits(root, (naming.images, naming.masks))
     form, held = naming.mask_format, [one.name for one in root.iterdir() if one.name[0] != "."]

@@ -199,7 +199,9 @@ def read_table(path: Path, class_names: Sequence[str]) -> dict[str, tuple[str, A
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).fillna("")
+        table = pd.read_csv(
+            path, dtype=str, na_filter=False, index_col=False, usecols=_COLUMNS.__contains__
+        )
     except (OSError, ValueError) as error:  # as pandas' own are
         raise SegFitError(f"{path}: not readable as a CSV in UTF-8 ({error}).") from error
     if missing := [column for column in _COLUMNS if column not in table]:

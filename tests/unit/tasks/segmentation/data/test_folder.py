@@ -142,7 +142,11 @@ def test_reading_refuses_what_the_preflight_would(tmp_path, image, mask, message
 @pytest.mark.parametrize(
     ("prepare", "options", "messages"),
     [
-        (lambda r: None, {"root": "nowhere"}, ["data.root=nowhere does not exist (looked in"]),
+        (
+            lambda r: None,
+            {"root": "nowhere"},
+            ["data.root=nowhere: there is no such folder (looked in"],
+        ),
         (lambda r: None, {}, ["is empty"]),
         (
             lambda r: save(r / "pics" / "a.png", noise(2, 2)),
