@@ -197,13 +197,16 @@ def _wait_for_sigterm(parent: int | None) -> None:
         os._exit(0)
 
 
-def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Return samples as one batch, key by key; where only some have 16 bits, those of 8 are scaled to them."""
+def collate(samples: Sequence[Mapping[str, Any]], **fills: int) -> Batch:
+    """Return samples as one batch, key by key, padded with `fills` (0) to its largest.
+
+    Where only some have 16 bits, those of 8 are scaled to them. Raises as `stack`.
+    """
     batch = {}
     for key in samples[0]:
         values = [torch.as_tensor(one[key]) for one in samples]
         if {value.dtype for value in values} == {torch.uint8, torch.uint16}:
             deep = [value.int() * (1 if value.dtype == torch.uint16 else 257) for value in values]
             values = [value.to(torch.uint16) for value in deep]
-        batch[key] = stack(values)
+        batch[key] = stack(values, fills.get(key, 0))
     return batch

@@ -1,16 +1,17 @@
 """Data sets of different sizes to keep, and what tests of caches ask of them."""
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from segfit.data import cache
 from segfit.data.cache import CacheOptions
+from segfit.tasks.segmentation.assembly import cached_forms
 from segfit.tasks.segmentation.classes import Classes
-from segfit.tasks.segmentation.data.dataset import fitted_sources
 from tests.unit.data.files import names, noise, save
 from tests.unit.tasks.segmentation.data.folders import folder_sources
 
 CLASSES = Classes(("a", "b", "c"))
-SIZE = (24, 20)
+SIZE = (32, 32)
 
 
 def options(folder, where="disk", fit="crop", reading=""):
@@ -19,7 +20,8 @@ def options(folder, where="disk", fit="crop", reading=""):
 
 def cache_sources(sources, how, progress=None):
     options, fit = how
-    return cache.cache_sources(fitted_sources(sources, SIZE, fit), options, progress)
+    config = OmegaConf.create({"image_size": list(SIZE), "data": {"fit": fit}})
+    return cache.cache_sources(cached_forms(config, sources), options, progress)
 
 
 def folders(root, count=6):

@@ -20,11 +20,11 @@ from segfit.tasks.segmentation.classes import make_classes
 from segfit.tasks.segmentation.data.dataset import (
     Augment,
     EvalDataset,
+    FittedSource,
     LabelledSource,
     PredictDataset,
     TrainDataset,
     collate,
-    fitted_sources,
 )
 from segfit.tasks.segmentation.data.folder import folder_sources, make_reader, without_pixels
 from segfit.tasks.segmentation.data.preflight import (
@@ -107,8 +107,18 @@ def augments_in_workers(config: DictConfig) -> bool:
 def cached_forms(
     config: DictConfig, sources: Mapping[str, LabelledSource]
 ) -> Mapping[str, tuple[Source, str]]:
-    """Return what `data.cache` keeps of some splits: images that are fitted to one size already, where they can be."""
-    return fitted_sources(sources, size_of(config.image_size), config.data.fit)
+    """Return what `data.cache` keeps of some splits, and what is done to its pairs.
+
+    Images are fitted to one size already, and the masks of "train" with them; with "crop" all is kept as it is read.
+    """
+    (height, width), fit = size_of(config.image_size), config.data.fit
+    forms: dict[str, tuple[Source, str]] = {}
+    for split, source in sources.items():
+        whole = split != "train"
+        fitted = FittedSource(source, (height, width), fit, whole_masks=whole)
+        kind = f"{width}x{height}-{fit}" + "-whole-masks" * whole
+        forms[split] = (source, "original") if fit == "crop" else (fitted, kind)
+    return forms
 
 
 def reading_options(config: DictConfig) -> dict[str, Any]:

@@ -255,24 +255,7 @@ def problems(config: DictConfig) -> Iterator[str]:
         size_of(config.image_size)
     except SegFitError as error:
         yield from error.problems
-    yield from data_problems(config.data)
-    if config.data.get("decode") == "gpu":
-        default = (
-            ("cache", "none"),
-            ("on_bad_sample", "fail"),
-            ("image_mode", "rgb"),
-            ("bands", None),
-            ("value_range", "auto"),
-        )
-        given = [
-            f"data.{key}={shown(config.data[key])}"
-            for key, value in default
-            if config.data[key] != value
-        ]
-        given += ["data.mask_format=parts"] * (config.data.mask_format == "parts")
-        given += ["augmentation=cpu"] * (config.augmentation.name == "cpu")
-        if given:
-            yield f"data.decode=gpu: workers get no pixels, as {' and '.join(given)} would need. Take data.decode=cpu."
+    yield from data_problems(config.data, config.augmentation.name)
     augmentation, loss, count = config.augmentation, config.loss, config.data.num_classes
     for key in ("scale", "blur_sigma"):
         pair = augmentation[key]

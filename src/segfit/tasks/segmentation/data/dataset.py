@@ -2,9 +2,10 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from segfit.data.batches import Batch, sample_seed, stack
+from segfit.data import loader
+from segfit.data.batches import Batch, sample_seed
 from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
 from segfit.data.gpu_decoding import JpegDecoder
@@ -87,15 +89,10 @@ class TrainDataset(_Fitted):
         else:
             content = place_image(image.shape[1], image.shape[2], self.size, self.fit)
         mask = _surround(resize_mask(mask, content[2:]), self.size, content, IGNORE_INDEX)
+        sample = {"mask": mask.contiguous(), "index": index}
         if self.encoded is not None:
             file = torch.from_numpy(np.fromfile(self.files(index)[0], np.uint8))
-            place = torch.tensor(content)
-            return {
-                "image": file[None],
-                "mask": mask.contiguous(),
-                "content": place,
-                "index": index,
-            }
+            return {"image": file[None], **sample, "content": torch.tensor(content)}
         image = _surround(resize_image(image, content[2:]), self.size, content, 0)
         if self.augment is not None:
             image, mask = self.augment(image, mask, seed=seed)
@@ -216,28 +213,10 @@ class FittedSource(_Fitted):
     def read(self, index: int) -> tuple[Pixels, Pixels]:
         """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8; raises as `read_tensors`."""
         image, mask = read_tensors(self.source, index)
-        if self.whole_masks:
-            image, _ = fit_image(image, self.size, self.fit)
-        else:
-            image, mask = fit_pair(image, mask, self.size, self.fit)
+        image, content = fit_image(image, self.size, self.fit)
+        if not self.whole_masks:
+            mask = _surround(resize_mask(mask, content[2:]), self.size, content, IGNORE_INDEX)
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), mask.contiguous().numpy()
-
-
-def fitted_sources(
-    sources: Mapping[str, Source], size: tuple[int, int], fit: str
-) -> dict[str, tuple[Source, str]]:
-    """Return split → (source, what is done to its pairs), as `cache_sources` takes them.
-
-    "train" is for a `TrainDataset` of this size and fit, every other split for an `EvalDataset`. With "crop", images
-    and masks are kept as they are read.
-    """
-    forms: dict[str, tuple[Source, str]] = {}
-    for split, source in sources.items():
-        whole = split != "train"
-        kind = f"{size[1]}x{size[0]}-{fit}" + "-whole-masks" * whole
-        fitted = FittedSource(source, size, fit, whole_masks=whole)
-        forms[split] = (source, "original") if fit == "crop" else (fitted, kind)
-    return forms
 
 
 def place_image(
@@ -264,12 +243,6 @@ def fit_image(
     content = place_image(image.shape[-2], image.shape[-1], size, fit)
     image = resize_image(image, content[2:])
     return image if fit == "crop" else _surround(image, size, content, 0), content
-
-
-def fit_pair(image: Tensor, mask: Tensor, size: tuple[int, int], fit: str) -> tuple[Tensor, Tensor]:
-    """Return an image (3, H, W) and its mask (H, W), both uint8, fitted to `size` ("stretch", "pad")."""
-    image, content = fit_image(image, size, fit)
-    return image, _surround(resize_mask(mask, content[2:]), size, content, IGNORE_INDEX)
 
 
 def draw_pixel(mask: Tensor, background: int | None, draw: random.Random) -> list[int] | None:
@@ -317,15 +290,5 @@ def read_tensors(source: Source, index: int) -> list[Tensor]:
     return [tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor for tensor in tensors]
 
 
-def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Return samples as one batch, images padded with 0 and masks with `IGNORE_INDEX` to its largest.
-
-    They are padded at the bottom and right. Numbers become int64. Raises a RuntimeError in a worker, if shared memory has no
-    room.
-    """
-    return {
-        key: stack(
-            [torch.as_tensor(sample[key]) for sample in samples], IGNORE_INDEX * (key == "mask")
-        )
-        for key in samples[0]
-    }
+# Samples → one batch, images padded with 0 and masks with `IGNORE_INDEX`, at the bottom and right, to its largest.
+collate = partial(loader.collate, mask=IGNORE_INDEX)

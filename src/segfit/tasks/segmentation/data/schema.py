@@ -129,7 +129,7 @@ def channels_of(config: DictConfig) -> int:
     return len(config.data.get("bands") or "RGB")
 
 
-def data_problems(data: DictConfig) -> Iterator[str]:
+def data_problems(data: DictConfig, augmentation: str) -> Iterator[str]:
     """Yield what is impossible or contradicts itself in a data config, beyond the values of single options."""
     count = data.num_classes
     if data.name == "shapes" and count != 4:
@@ -154,6 +154,17 @@ def data_problems(data: DictConfig) -> Iterator[str]:
             yield f"data.{key}={shown(data[key])}: must be {what}."
     if data.name == "folder":
         yield from _folder_problems(data)
+        if data.decode == "gpu":
+            keys = ("cache", "on_bad_sample", "image_mode", "bands", "value_range")
+            given = [
+                f"data.{key}={shown(data[key])}"
+                for key in keys
+                if data[key] != getattr(FolderConfig, key)
+            ]
+            given += ["data.mask_format=parts"] * (data.mask_format == "parts")
+            given += ["augmentation=cpu"] * (augmentation == "cpu")
+            if given:
+                yield f"data.decode=gpu: workers get no pixels, as {' and '.join(given)} would need. Take data.decode=cpu."
 
 
 def whole_numbers(values: Any, low: int, high: int) -> list[int]:
