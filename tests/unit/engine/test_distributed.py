@@ -39,7 +39,7 @@ with joined("cpu") as processes:
     found["max"] = processes.max(rank, -rank, 5)
     found["gather"] = processes.gather({"rank": rank})
     store = processes.once_a_machine(kept)
-    store.blocks[0].content[64] += rank  # the first pixel of the one memory that both see
+    store.blocks[0].numpy()[64] += rank  # the first pixel of the one memory that both see
     processes.gather(None)
     found["shared"] = int(store.get(0)[0][0, 0, 0])
     if rank == 1:
