@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import patch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What train.py, evaluate.py and benchmark.py import once their work starts.
@@ -19,9 +20,10 @@ _PRELOAD = [
     *("segfit.cli.main", "segfit.commands.train", "segfit.commands.evaluate"),
     *("segfit.tasks.segmentation.assembly", "torchvision.transforms.v2"),
     *("segfit.tasks.restoration.assembly", "segfit.tasks.forecasting.assembly"),
-    *("segfit.report.tensorboard", "segfit.tuning", "timm.optim"),
+    *("segfit.report.tensorboard", "segfit.tuning", "timm.optim", "tests.integration.warm"),
 ]
 _CONTEXT.set_forkserver_preload(_PRELOAD)
+_ROOT = str(Path(__file__).parents[2])  # whose `tests` the preloading process has to find
 
 
 class Forked:
@@ -44,7 +46,8 @@ class Forked:
         reader, writer = _CONTEXT.Pipe(duplex=False)
         task = (arguments, str(folder), dict(environment), writer, stderr)
         self._process = _CONTEXT.Process(target=_run, args=task, daemon=True)  # ends with the tests
-        self._process.start()
+        with patch.dict(os.environ, PYTHONPATH=_ROOT):
+            self._process.start()
         writer.close()
         self.arguments = arguments
         self.stdout = open(os.dup(reader.fileno()))  # noqa: PTH123, SIM115
