@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from segfit.assembly.training import make_training
 from segfit.cli import main as cli
@@ -22,7 +20,7 @@ from segfit.runs.files import RunFolder
 from tests.fuzz import configs, keys, lines, run_folders
 from tests.fuzz.profiles import examples
 from tests.integration.training import one_thread
-from tests.unit.composing import set_up
+from tests.unit.composing import composed_of, set_up
 from tests.unit.engine.fakes import Recorder
 
 
@@ -31,16 +29,10 @@ def _set_up():
     set_up()
 
 
-def composed(arguments: list[str], name: str = "train") -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return compose(name, arguments)
-
-
 def problems(arguments: list[str], name: str = "train") -> list[str]:
     """Return the messages about a command line; [] if it is accepted."""
     try:
-        check(composed(arguments, name))
+        check(composed_of(arguments, name))
     except Exception as error:
         messages = explain(error, cli.CONF, name, arguments)
         if not messages:
@@ -126,7 +118,7 @@ SMALL_MODELS = {
 def test_what_is_accepted_trains(tmp_path_factory, case):
     model = case.composition.choices[1].removeprefix("model=")
     values = {**case.values, **SMALL, **SMALL_MODELS[model]}
-    config = composed(configs.Case(case.composition, values).arguments)
+    config = composed_of(configs.Case(case.composition, values).arguments)
     check(config)
     heard = Recorder()
     with one_thread():
@@ -147,7 +139,7 @@ def test_what_is_accepted_trains(tmp_path_factory, case):
 
 @cache
 def values_of(choices: tuple[str, ...]) -> dict[str, Any]:
-    values = OmegaConf.to_container(composed(list(choices)), resolve=True)
+    values = OmegaConf.to_container(composed_of(list(choices)), resolve=True)
     assert isinstance(values, dict)
     return values
 

@@ -5,7 +5,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from segfit.config.check import check, plain
@@ -13,8 +12,8 @@ from segfit.engine.findings import Findings
 from segfit.report.files import write_findings
 from segfit.tuning import Bench
 from segfit.tuning.trial import Outcome
-from tests.integration.training import ROOT, TINY, one_thread
-from tests.unit.composing import set_up
+from tests.integration.training import TINY, one_thread
+from tests.unit.composing import composed
 
 
 @dataclass
@@ -36,9 +35,7 @@ class Benchmarked:
 def compose_benchmark(mode: str, *overrides: str, base: tuple[str, ...] = TINY) -> DictConfig:
     """Compose and check what `benchmark.py` would of these overrides; the last one of a key wins."""
     last = {text.split("=")[0]: text for text in (*base, *overrides)}
-    arguments = set_up(*last.values())
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("benchmark", [f"benchmark={mode}", *arguments])
+    config = composed(f"benchmark={mode}", *last.values(), name="benchmark")
     check(config)
     return config
 

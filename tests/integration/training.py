@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from segfit.assembly.training import Training, make_training
@@ -22,7 +21,7 @@ from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.events import EndLog
 from segfit.runs import folder as runs
 from tests.integration.forked import Forked
-from tests.unit.composing import set_up
+from tests.unit.composing import composed
 from tests.unit.engine.fakes import Recorder
 
 ROOT = Path(__file__).parents[2]
@@ -70,9 +69,7 @@ class Trained:
 def compose_run(*overrides: str, base: tuple[str, ...] = TINY) -> DictConfig:
     """Compose and check what `train.py` would of these overrides; the last one of a key wins."""
     last = {text.split("=")[0]: text for text in (*base, *overrides)}
-    arguments = set_up(*last.values())
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", arguments)
+    config = composed(*last.values())
     check(config)
     return config
 

@@ -1,16 +1,22 @@
 """Compose configs as the entry points do."""
 
+import copy
 import sys
+from collections.abc import Sequence
 from unittest.mock import patch
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from segfit.cli import main as cli
 from segfit.config import tasks
 
 _registered: list[str] = []
+_chosen: dict[tuple[str, ...], tuple[object, DictConfig]] = {}
 
 
 def set_up(*overrides: str) -> list[str]:
@@ -28,7 +34,35 @@ def set_up(*overrides: str) -> list[str]:
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
-    arguments = set_up(*overrides)
+    return composed_of(set_up(*overrides), name)
+
+
+def composed_of(arguments: Sequence[str], name: str = "train") -> DictConfig:
+    """Compose what `set_up` returned: each choice of groups once, as it takes Hydra most of the time, and values on a copy."""
+    if not any("hydra" in text or "local" in text for text in arguments):
+        choices = [text for text in arguments if _is_choice(text)]
+        auto = ConfigStore.instance().repo["hardware"]["auto.yaml"]
+        key = (name, *_registered, *choices)
+        try:
+            if key not in _chosen or _chosen[key][0] is not auto:
+                _chosen[key] = auto, _composed(choices, name)
+            values = [text for text in arguments if text not in choices]
+            overrides = OverridesParser.create().parse_overrides(values)
+            config = copy.deepcopy(_chosen[key][1])
+            if not any(override.is_sweep_override() for override in overrides):
+                ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
+                return config
+        except Exception:
+            pass  # Hydra tells of it below
+    return _composed(arguments, name)
+
+
+def _composed(arguments: Sequence[str], name: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return compose(name, arguments)
+        return compose(name, list(arguments))
+
+
+def _is_choice(text: str) -> bool:
+    group = text.partition("=")[0].lstrip("+~").partition("@")[0]
+    return (cli.CONF / group).is_dir()
