@@ -9,9 +9,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 from unittest.mock import patch
+
+from segfit.sweeps import job
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What train.py, evaluate.py and benchmark.py import once their work starts.
@@ -32,7 +37,8 @@ class Forked:
     Args:
         arguments: the path of a script and its command line.
         folder: the script's working folder.
-        environment: all of its environment variables; what Python reads as it starts has no effect.
+        environment: all of its environment variables; what Python reads as it starts has no effect, and a job of a sweep
+            that has the override $KILLED dies at once.
         stderr: where its errors go; None: to `stdout` too.
     """
 
@@ -100,6 +106,9 @@ def _run(
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
+    sweeps = any(text == "-m" or text.startswith("resume_sweep=") for text in arguments)
+    if sweeps and not any("launcher" in text for text in arguments):
+        arguments, environment = _with_forked_jobs() or (arguments, environment)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
@@ -109,3 +118,56 @@ def _run(
         with suppress(Exception):
             sys.stdout.flush()
         atexit._run_exitfuncs()
+
+
+class _Job:
+    """What a sweep needs of a `subprocess.Popen`."""
+
+    def __init__(
+        self,
+        nursery: Connection,
+        command: list[str],
+        env: Mapping[str, str],
+        stdout: IO[bytes] | None,
+        stderr: object,
+    ) -> None:
+        nursery.send((command[1:], env, stdout and stdout.name))
+        self._nursery, self._pid = nursery, nursery.recv()
+
+    def wait(self) -> int:
+        code: int = self._nursery.recv()
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._pid, number)
+
+
+def _with_forked_jobs() -> tuple[list[str], dict[str, str]] | None:
+    """Let the jobs of a sweep be forked by a process that does nothing else, from which a job has no more than a new one.
+
+    Returns None to the sweep, and to each job its script with arguments and its environment.
+    """
+    here, there = multiprocessing.Pipe()
+    if os.fork():
+        there.close()
+        job.subprocess = SimpleNamespace(Popen=partial(_Job, here))  # type: ignore[assignment]
+        return None
+    here.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError):  # the sweep is over
+        while True:
+            arguments, environment, output = there.recv()
+            if pid := os.fork():
+                there.send(pid)
+                there.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                continue
+            there.close()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if environment.get("KILLED") in arguments:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if output is not None:
+                file = os.open(output, os.O_WRONLY | os.O_APPEND)
+                os.dup2(file, 1)
+                os.dup2(file, 2)
+            return arguments, environment
+    os._exit(0)

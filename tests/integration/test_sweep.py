@@ -26,12 +26,7 @@ def rows(sweep: Path) -> dict[str, dict[str, str]]:
         return {row["job"]: row for row in csv.DictReader(file)}
 
 
-# In each process that is started with it in its path: the job with this override dies at once.
-DIES = """
-import os, signal, sys
-if "batch_size=3" in (text.strip("'") for text in sys.orig_argv):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+REAL = {"PYTHONUNBUFFERED": "1"}  # jobs that are children of the sweep
 
 
 def training_child(process: "subprocess.Popen[str]", folder: Path, job: int) -> psutil.Process:
@@ -43,7 +38,7 @@ def training_child(process: "subprocess.Popen[str]", folder: Path, job: int) -> 
 
 @pytest.mark.slow
 def test_a_killed_job_is_told_and_the_next_one_runs(tmp_path):
-    process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=1,500")
+    process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=1,500", **REAL)
     training_child(process, tmp_path, 1).kill()
     output, _ = process.communicate(timeout=PATIENCE)
     board = rows(sweep_of(tmp_path))
@@ -57,7 +52,7 @@ def test_a_killed_job_is_told_and_the_next_one_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_sweep_that_is_stopped_saves_its_job_and_starts_no_other(tmp_path, number, code):
-    process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=500,1")
+    process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=500,1", **REAL)
     child = training_child(process, tmp_path, 0)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does
@@ -82,13 +77,12 @@ def sweep_again(folder: Path, **variables: str) -> "tuple[int, str, Path]":
 
 def test_a_killed_sweep_runs_what_is_missing_and_no_more(tmp_path):
     """Jobs: killed, finished, in the middle when all was killed, not begun and wrong input."""
-    (tmp_path / "sitecustomize.py").write_text(DIES)
     sizes = {"0": "3", "1": "2", "2": "4", "3": "-1"}
     small = [text for text in SMALL if not text.startswith(("data.train", "data.val"))]
     data = ("data.train_size=8", "data.val_size=2", "checkpoint.every_steps=2")
     length = ("epochs=30", "val_every=30", "max_steps=60")
     line = (*small, *data, *length, f"batch_size={','.join(sizes.values())}")
-    process = start(tmp_path, "-m", *line, PYTHONPATH=str(tmp_path))
+    process = start(tmp_path, "-m", *line, KILLED="batch_size=3")
     wait_for(process, tmp_path, "update 5/", "multirun/*/*/2/train.log")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -97,7 +91,7 @@ def test_a_killed_sweep_runs_what_is_missing_and_no_more(tmp_path):
     assert not (sweep / "3").exists()
     finished = (sweep / "1/metrics.json").stat().st_mtime_ns
 
-    code, output, _ = sweep_again(tmp_path, PYTHONPATH=str(tmp_path))
+    code, output, _ = sweep_again(tmp_path, KILLED="batch_size=3")
     assert code == 1, output
     assert "job 1: done before" in output
     assert "Leader board" in output
@@ -128,7 +122,7 @@ def test_a_killed_sweep_runs_what_is_missing_and_no_more(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_that_outlived_its_sweep_is_not_started_twice(tmp_path):
-    process = start(tmp_path, "-m", *SMALL, "batch_size=4,0", "epochs=500")
+    process = start(tmp_path, "-m", *SMALL, "batch_size=4,0", "epochs=500", **REAL)
     child = training_child(process, tmp_path, 0)
     process.kill()  # the sweep alone, as a closed session or the kernel does
     process.wait()
