@@ -16,8 +16,10 @@ os.environ["XDG_CACHE_HOME"] = os.path.join(_CACHE.name, "xdg")  # noqa: PTH118
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Obey Ctrl-C, and let the processes that tests start obey it, where a job in the background would not."""
+    # Of files with few tests, xdist would leave those that run whole commands to the end, and to one process.
+    config.option.loadscopereorder = False
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
