@@ -14,7 +14,6 @@ from segfit.engine.checkpoint import load_checkpoint
 from segfit.models.cnn import CNN
 from tests.integration.training import (
     PATIENCE,
-    ROOT,
     TINY,
     Trained,
     command,
@@ -251,7 +250,8 @@ print("saved", known)
 
 
 def test_killed_while_saving_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    folder = str(tmp_path / "checkpoints")
-    done = finished([sys.executable, "-c", KILLED_WHILE_SAVING, folder], ROOT)
+    script = tmp_path / "script.py"
+    script.write_text(KILLED_WHILE_SAVING)
+    done = finished([sys.executable, str(script), str(tmp_path / "checkpoints")], tmp_path)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 0

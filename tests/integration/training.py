@@ -125,7 +125,7 @@ def environment() -> dict[str, str]:
 def finished(
     arguments: Sequence[str], folder: Path, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run any command in a folder to its end; forked where it is one of `command`."""
+    """Run any command in a folder to its end; forked where it is Python with a file."""
     everything = {**environment(), **variables}
     if list(arguments[:1]) == [sys.executable] and arguments[1].endswith(".py"):
         with tempfile.NamedTemporaryFile("r") as errors:

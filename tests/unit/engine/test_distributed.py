@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from torch.distributed import TCPStore
 
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differences
 from segfit.errors import SegFitError
+from tests.integration.forked import Forked
 
 ROOT = Path(__file__).parents[3]
 
@@ -119,19 +119,21 @@ def run_two(script: str, *arguments: str) -> "list[tuple[int, str, str]]":
     agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
     environment = {**os.environ, **common, **agent, **place}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            cwd=ROOT,
-            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    return [(process.returncode, *text) for process, text in zip(processes, outputs, strict=True)]
+    with tempfile.TemporaryDirectory() as folder:
+        file, errors = Path(folder) / "script.py", [Path(folder) / rank for rank in "01"]
+        file.write_text(script)
+        processes = [
+            Forked(
+                [str(file), *arguments],
+                ROOT,
+                {**environment, "RANK": error.name, "LOCAL_RANK": error.name},
+                error,
+            )
+            for error in errors
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        codes = [process.wait() for process in processes]
+        return list(zip(codes, outputs, [error.read_text() for error in errors], strict=True))
 
 
 @pytest.fixture(scope="module")
