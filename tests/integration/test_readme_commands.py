@@ -27,7 +27,7 @@ SMALL_SAMPLES = {
     "forecasting": (),
 }
 SMALL = {
-    "train": (*SMALL_RUN, "report.logger=[]"),
+    "train": (*SMALL_RUN, "report.logger=[]", "report.page=false"),
     "benchmark": (*SMALL_RUN, "seconds=0.2"),
     "evaluate": ("workers=0",),
 }
@@ -87,10 +87,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_series(place / "ETTh1.csv", 20 * 30 * 24, ["load", "OT"])
     for name in ("a", "b", "c"):
         write_series(place / "prices" / f"{name}.csv", 1500, ["open", "close"])
-    model = ("model=cnn", "model.base_channels=8", "epochs=3")
+    model = ("model=cnn", "model.base_channels=8", "epochs=3", "report.logger=[]")
     done = run(
-        ["train.py", *model, *SMALL["train"], "image_size=32", *SHAPES, f"hydra.run.dir={RUN}"],
-        place,
+        ["train.py", *model, *SMALL_RUN, "image_size=32", *SHAPES, f"hydra.run.dir={RUN}"], place
     )
     assert done.returncode == 0, done.stderr
     return place
@@ -195,7 +194,7 @@ def test_what_the_dockerfile_copies_is_all_that_its_command_needs(tmp_path: Path
     )
     assert entry == "python"
     done = subprocess.run(
-        [sys.executable, *arguments, *SMALL["train"], "image_size=32", "data.train_size=2"],
+        [sys.executable, *arguments, *SMALL_RUN, "image_size=32", "data.train_size=2"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
         capture_output=True,

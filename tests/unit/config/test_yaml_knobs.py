@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segfit.cli import main as cli
 from segfit.config.check import check
-from tests.unit.composing import set_up
+from tests.unit.composing import composed_of, set_up
 from tests.unit.test_readme import parsed, single_runs
 
 GROUP_FILES = [
@@ -49,9 +49,8 @@ def commands(path: Path) -> list[tuple[str, list[str]]]:
     return [command for line in lines if (command := parsed(line)) is not None]
 
 
-def compose_all(program: str, overrides: list[str]) -> DictConfig:
+def compose_all(arguments: list[str], program: str) -> DictConfig:
     """Compose with Hydra's own config, which some files set."""
-    arguments = set_up(*overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         return compose(program, arguments, return_hydra_config=True)
@@ -83,7 +82,8 @@ def test_it_launches_as_its_header_says_and_its_knobs_hold_the_defaults(path: Pa
     assert knobs or name_of(path) in WITHOUT_KNOBS
     for index, (program, arguments) in enumerate(commands(path)):
         for overrides in single_runs(arguments):
-            config = compose_all(program, overrides)
+            compose = compose_all if "hydra" in values else composed_of
+            config = compose(set_up(*overrides), program)
             if index == 0:
                 group, *task, _ = path.relative_to(cli.CONF).parts
                 assert f"{group}={path.stem}" in overrides
@@ -91,7 +91,7 @@ def test_it_launches_as_its_header_says_and_its_knobs_hold_the_defaults(path: Pa
                 root = "# @package _global_" in path.read_text(encoding="utf-8")
                 assert differences(values, config if root else config[group]) == []
             with open_dict(config):
-                del config["hydra"]
+                config.pop("hydra", None)
             check(config)
     assert commands(path)
 
@@ -100,7 +100,7 @@ def test_it_launches_as_its_header_says_and_its_knobs_hold_the_defaults(path: Pa
 def test_the_knobs_of_an_entry_point_hold_the_defaults(name: str) -> None:
     values, knobs = uncommented(cli.CONF / f"{name}.yaml")
     assert knobs
-    config = compose_all(name, ["benchmark=plan"] if name == "benchmark" else [])
+    config = compose_all(set_up(*(["benchmark=plan"] if name == "benchmark" else [])), name)
     assert differences(values, config) == []
 
 
