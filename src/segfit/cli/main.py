@@ -53,6 +53,8 @@ def setup() -> None:
     except SegFitError as error:
         fail(error.problems)
     _alias_detected_hardware(task, folders)
+    # Hydra copies it, and all in it, to compose, and again for each group that --help or an error lists.
+    ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]
     OmegaConf.register_new_resolver("help_page", page, replace=True)
     resolvers: dict[str, Callable[..., str]] = {
         "run_dir": run_dir,
