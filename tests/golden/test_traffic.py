@@ -5,7 +5,6 @@ python -m tests.golden.test_traffic
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -21,9 +20,9 @@ from segfit.engine.step import make_update
 from segfit.tuning.memory.pretend import without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
 from tests.fakes.card import tensors_of
+from tests.integration.training import ROOT, finished
 from tests.unit.composing import composed
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("traffic.json")
 WITHIN = 0.01
 VARIANTS = ("b0", "b2", "b5")
@@ -88,8 +87,8 @@ def traffic(variant: str) -> dict[str, float]:
 @pytest.mark.parametrize("variants", [("b0",), pytest.param(("b2", "b5"), marks=pytest.mark.slow)])
 def test_an_update_launches_and_moves_no_more_than_before(variants):
     """Recorded in a process of its own: what other tests leave behind changes what is launched."""
-    command = [sys.executable, "-m", "tests.golden.test_traffic", *variants]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    done = finished([sys.executable, __file__, *variants], ROOT)
+    assert done.returncode == 0, done.stderr
     for variant, now in json.loads(done.stdout.splitlines()[-1]).items():
         golden = json.loads(GOLDEN.read_text())[variant]
         change = "; ".join(f"{name}: {golden[name]} → {value}" for name, value in now.items())

@@ -28,7 +28,7 @@ SHAPES = (
     "data.test_size=1",
     "data.resolution=64",
 )
-TINY = (*SMALL, *SHAPES)
+TINY = (*SMALL, *SHAPES, "report.page=false")
 
 
 def picture(

@@ -25,7 +25,7 @@ SMALL = (
     *("data.length=500", "data.lookback=48", "data.horizon=12", "batch_size=64", "epochs=3"),
     "lr=0.01",
 )
-LOUD = {"PYTHONUNBUFFERED": "1"}
+QUIET = ("report.logger=[]", "report.page=false")  # pictures take longer than training
 
 
 def run(folder: Path, *arguments: str, script: str = "train.py", code: int = 0) -> str:
@@ -165,10 +165,10 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
         "model.patch=12",
         "model.num_layers=2",
     )  # where random numbers have to go on, too
-    short = (*SMALL, *dropout, "epochs=2", "data.length=300")
+    short = (*SMALL, *dropout, "epochs=2", "data.length=300", *QUIET)
     run(tmp_path, *short, "hydra.run.dir=calm")
     slow = ("checkpoint.every_steps=3", "report.log_every=1", "hydra.run.dir=run")
-    process = start(tmp_path, *short, *slow, **LOUD)
+    process = start(tmp_path, *short, *slow)
     wait_for(process, tmp_path, "update 10/", logs="run/train.log")
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -190,7 +190,9 @@ def test_accumulated_updates_are_those_of_the_big_batch(tmp_path, loss):
 
 
 def test_a_model_that_learnt_nothing_is_named_when_training_ends(tmp_path):
-    output = run(tmp_path, *SMALL, "epochs=1", "max_steps=1", "lr=1.0e-9", "data.noise=0.01")
+    output = run(
+        tmp_path, *SMALL, "epochs=1", "max_steps=1", "lr=1.0e-9", "data.noise=0.01", *QUIET
+    )
     assert "does not beat repeating the last value" in output or "last season" in output
 
 
@@ -204,7 +206,7 @@ def test_wherever_windows_are_made_they_are_the_same(tmp_path, place):
 
 @pytest.mark.slow  # test_other_task.py has one whose score falls, too
 def test_a_sweep_puts_the_least_error_first(tmp_path):
-    run(tmp_path, "-m", *SMALL, "lr=0.00001,0.01", "hydra.sweep.dir=sweep", "epochs=1")
+    run(tmp_path, "-m", *SMALL, *QUIET, "lr=0.00001,0.01", "hydra.sweep.dir=sweep", "epochs=1")
     with (tmp_path / "sweep/leaderboard.csv").open() as file:
         rows = list(csv.DictReader(file))
     errors = [float(row["best_mse"]) for row in rows]

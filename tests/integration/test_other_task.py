@@ -13,7 +13,7 @@ from segfit.engine.checkpoint import load_checkpoint
 from tests.integration.training import ROOT, command, finished, same, start, wait_for
 
 HOME = ROOT / "tests" / "other_task"
-TASKS = {"SEGFIT_TASKS": str(HOME), "PYTHONUNBUFFERED": "1"}
+TASKS = {"SEGFIT_TASKS": str(HOME)}
 SIGNALS = (
     f"--config-dir={HOME / 'conf'}",
     *("task=signal", "hardware=cpu", "loader.workers=0", "device=cpu", "precision=fp32"),

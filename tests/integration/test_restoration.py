@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def run(folder: Path, *arguments: str, script: str = "train.py", code: int = 0) -> str:
-    done = finished(command(*arguments, script=script), folder, PYTHONUNBUFFERED="1")
+    done = finished(command(*arguments, script=script), folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -118,7 +118,7 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
     )
     run(tmp_path, *options, "hydra.run.dir=calm")
     struck = tmp_path / "struck"
-    process = start(tmp_path, *options, f"hydra.run.dir={struck}", PYTHONUNBUFFERED="1")
+    process = start(tmp_path, *options, f"hydra.run.dir={struck}")
     wait_for(process, tmp_path, "update 10/", logs="struck/train.log")
     process.send_signal(signal.SIGKILL)
     process.wait()

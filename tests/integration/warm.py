@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from matplotlib.figure import Figure
 
+from tests.unit import composing
 from tests.unit.composing import composed
 
 _get_mode = Hydra.get_mode
@@ -33,6 +34,7 @@ composed("run=x", "device=cpu", name="evaluate")
 composed("benchmark=plan", "model=cnn", "image_size=[32,32]", name="benchmark")
 GlobalHydra.instance().clear()
 _store.repo = _before
+composing._registered.clear()  # a script that composes registers its task anew
 _figure = Figure(layout="constrained")
 _figure.subplots().plot([0, 1], label="text")
 _figure.savefig(io.BytesIO(), format="png")
