@@ -30,7 +30,7 @@ from tests.integration.training import ROOT, command, environment, train
 
 CPU = torch.device("cpu")
 SMALL = ("data=shapes", "augmentation=none", "hardware=cpu", "accumulate=1")
-CNN = ("model=cnn", "model.base_channels=8", "image_size=64", "batch_size=4")
+CNN = ("model=cnn", "model.base_channels=8", "model.num_blocks=1", "image_size=64", "batch_size=4")
 
 
 def composed(*overrides: str) -> DictConfig:
