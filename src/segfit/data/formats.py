@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from importlib import import_module
+from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,11 +52,11 @@ with suppress(ImportError):
     _FORMATS.append("HEIF")
 # Pillow refuses twice its MAX_IMAGE_PIXELS with an error; what lies below is a big picture, not a bomb.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What Pillow logs of a file it also raises, and other decoders may read it.
-logging.getLogger("PIL").setLevel(logging.CRITICAL)
-# Pillow's raw modes: of the byte order of a 16-bit value, the one that takes the other byte.
-_OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
-_PHOTOMETRIC, ORIENTATION, _SAMPLES, _EXTRA = 262, 274, 277, 338  # tags of TIFF 6.0
+# What they log of a file they also raise, and other decoders may read it.
+for _library in ("PIL", "tifffile"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
+# Tags of TIFF 6.0
+_BITS, ORIENTATION, _SAMPLES, _PLANAR, _EXTRA, _NUMBERS = 258, 274, 277, 284, 338, 339
 # Pillow's raw mode of grey values of 2 and 4 bits, but for its letters → what it multiplies them by
 _SHALLOW = {"2": 85, "4": 17}
 
@@ -90,43 +91,47 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
             return Values(np.take(_volume(volume, volume.stat().st_mtime_ns), place, axis))
         if suffix in ARRAY_SUFFIXES:
             return Values(_read_array(path))
-        if suffix in (".tif", ".tiff") and (bands or _beyond_pillow(path)):
-            return _read_tiff(path, pages=bands)
-        with Image.open(path, formats=_FORMATS) as image:
+        with suppress(UnidentifiedImageError), Image.open(path, formats=_FORMATS) as image:
+            if image.format == "TIFF" and (bands or _beyond_pillow(image)):
+                return _read_tiff(path, mode, bands=bands)
             # What phones append to a JPEG, a preview or a depth map, is no frame.
             frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-            if mode == "index":
+            if image.format == "PNG" and ";16" in _raw_mode(image):
+                # Of colours and transparency Pillow takes the upper byte alone.
+                import imagecodecs
+
+                values = imagecodecs.png_decode(path.read_bytes())
+            elif mode == "index":
                 values = _indices(image, path)
             else:
                 values = _values(image, path, fast=mode == "rgb" and not bands)
             alpha = values.ndim == 3 and values.shape[2] in (2, 4) and not bands
             return _upright(values, alpha, image.getexif().get(ORIENTATION, 1), frames)
+        if suffix not in (".tif", ".tiff"):
+            raise UnidentifiedImageError
+        return _read_tiff(path, mode, bands=bands)
 
 
-def _beyond_pillow(path: Path) -> bool:
-    """Say whether a TIFF has more bands than Pillow reads, or another depth."""
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            tags = getattr(image, "tag_v2", {})
-            samples = tags.get(_SAMPLES, len(image.getbands()))
-            return samples != len(image.getbands()) or 0 in tags.get(_EXTRA, ())
-    except UnidentifiedImageError:
-        return True
+def _beyond_pillow(image: Any) -> bool:
+    """Say whether a TIFF's values are not all of 8 bits or less, as many as Pillow takes, those of a pixel side by side."""
+    tags, samples = image.tag_v2, len(image.getbands())
+    wide = max(tags.get(_BITS, (1,))) > 8 or set(tags.get(_NUMBERS, (1,))) != {1}
+    kept = tags.get(_SAMPLES, samples) == samples and 0 not in tags.get(_EXTRA, ())
+    return wide or not kept or tags.get(_PLANAR, 1) != 1
 
 
 def _indices(image: Image.Image, path: Path) -> NDArray[Any]:
     """Return (H, W) or (H, W, C) as the file's numbers, not yet upright."""
     mode, raw = image.mode, _raw_mode(image)
-    colors = mode in ("LA", "PA", "RGB", "RGBA") and ";16" not in raw  # of 16 bits Pillow drops 8
-    if not colors and mode not in ("1", "L", "P", "F", "I") and not mode.startswith("I;16"):
+    if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "F", "I") and mode[:4] != "I;16":
         raise SegFitError(
             f"{path}: class indices cannot be colours of this kind ({raw or mode}). Save it as an 8-bit grey PNG."
         )
     values = np.asarray(image, np.uint8 if mode == "1" else None)
-    if mode == "L":
+    if mode in ("1", "L"):
         # Pillow turns what is white at zero, and stretches few bits to 0 … 255.
         packing = raw.partition(";")[2]
-        values = 255 - values if "I" in packing else values
+        values = np.uint8(1 if mode == "1" else 255) - values if "I" in packing else values
         values = values // np.uint8(_SHALLOW.get(packing.strip("IR"), 1))
     return values
 
@@ -141,36 +146,14 @@ def _values(image: Image.Image, path: Path, *, fast: bool) -> NDArray[Any]:
             # libjpeg-turbo too, bit by bit the same, without Pillow's copies: up to 3 times as fast.
             data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
             return _decode_jpeg(data).permute(1, 2, 0).numpy()
-    raw = _raw_mode(image)
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
-        # Pillow turns what is white at zero for 8 bits alone.
-        white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
-        return 65535 - values if white_is_zero and values.dtype == np.uint16 else values
-    if ";16" in raw:
-        return _deep_colors(image, path, raw)
+        return np.asarray(image)
     if image.mode in ("PA", "La", "RGBa") or "transparency" in image.info:
         # By way of RGBA, a palette with transparency keeps its colours.
         image = image.convert("LA" if image.mode in ("1", "L", "La") else "RGBA")
     elif image.mode not in ("L", "LA", "RGB", "RGBA"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     return np.asarray(image)
-
-
-def _deep_colors(image: Any, path: Path, raw: str) -> NDArray[Any]:
-    """Return what has 16 bits and channels as (H, W, C), as it lies in the file."""
-    codec, extents, offset, arguments = image.tile[0]
-    # Pillow has no mode for colours of 16 bits and takes the upper byte of each value: the lower one is read as well.
-    low_raw = raw[:-1] + _OTHER_BYTE[raw[-1]]
-    high = np.asarray(image, np.uint16)
-    if raw.startswith("LA"):  # of grey and transparency it has no other
-        return high * 257
-    again: Any
-    with open_image(path) as again:
-        low_arguments = low_raw if isinstance(arguments, str) else (low_raw, *arguments[1:])
-        again.tile = [(codec, extents, offset, low_arguments)]
-        deep: NDArray[Any] = (high << 8) | np.asarray(again, np.uint16)
-        return deep
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -220,22 +203,36 @@ def _read_array(path: Path) -> NDArray[Any]:
     return np.array(values)
 
 
-def _read_tiff(path: Path, *, pages: bool) -> Values:
-    """Return what `read_values` does; `pages` is its `bands`."""
+def _read_tiff(path: Path, mode: str, *, bands: bool) -> Values:
+    """Return what `read_values` does."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:
         page, frames = file.pages.first, len(file.pages)
         _check_size((page.imagelength, page.imagewidth))
-        if pages and frames > 1 and page.samplesperpixel == 1:
+        if max(map(add, page.dataoffsets, page.databytecounts)) > path.stat().st_size:
+            raise ValueError("truncated")
+        if bands and frames > 1 and page.samplesperpixel == 1:
             values, frames = np.stack([each.asarray() for each in file.pages], axis=-1), 1
         else:
             values = page.asarray(maxworkers=1)
             values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and values.dtype.kind == "u":
-            values = np.iinfo(values.dtype).max - values
-        alpha = values.ndim == 3 and tuple(page.extrasamples) in ((1,), (2,)) and not pages
+        if mode != "index":
+            values = tiff_shades(page, values, bands=bands)
+        alpha = values.ndim == 3 and tuple(page.extrasamples) in ((1,), (2,)) and not bands
         return _upright(values, alpha, page.tags.valueof(ORIENTATION, 1), frames)
+
+
+def tiff_shades(page: Any, values: NDArray[Any], *, bands: bool = False) -> NDArray[Any]:
+    """Return what tifffile read of a page, (H, W) or (H, W, C), the greatest value being white.
+
+    Raises a ValueError if it is no grey or RGB of real numbers; with `bands` any colours are as good.
+    """
+    kind = int(page.photometric)
+    known = bands or kind <= 2 or int(page.compression) == 7  # JPEG's decoder returns RGB
+    if not known or values.dtype.kind not in "biuf":
+        raise ValueError(f"{values.dtype} values of TIFF's PhotometricInterpretation {kind}")
+    return ~values if kind == 0 and values.dtype.kind in "bu" else values
 
 
 def _check_size(shape: tuple[int, ...]) -> None:
@@ -288,7 +285,6 @@ def reading(path: Path) -> Iterator[None]:
         if "can't allocate memory" in str(error):  # torch's RuntimeError
             raise MemoryError(str(error)) from error
         package = error.name if isinstance(error, ImportError) else None
-        package = "imagecodecs" if "imagecodecs" in str(error) else package  # tifffile's own words
         if package:
             raise SegFitError(
                 f"{path}: needs a package to be read: pip install {package}."

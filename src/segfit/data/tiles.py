@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segfit.data.formats import Values
+from segfit.data.formats import Values, tiff_shades
 from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
 
@@ -102,7 +102,7 @@ class LargeImage:
         last = min(y.stop, self.shape[1])
         if y.start < self._first or last > self._first + self._strip.shape[1]:
             try:
-                values = self._rows(y.start, last)
+                values = tiff_shades(self.page, self._rows(y.start, last))
             except Exception as error:  # decoders raise anything
                 raise SegFitError(
                     f"{self.path}: cannot be read strip by strip ({error}). Save it as TIFF of 8 or 16 bits (deflate), or cut "
@@ -117,7 +117,7 @@ class LargeImage:
     def _rows(self, first: int, last: int) -> NDArray[Any]:
         """Return rows `(last - first, W, samples)`; only the file's strips or tiles that hold them are decoded."""
         page, file = self.page, self.page.parent.filehandle
-        if page.dtype not in (np.uint8, np.uint16):
+        if page.dtype not in (np.uint8, np.uint16) or page.bitspersample < 8:
             raise ValueError(f"{page.dtype} values, whose range no strip knows")
         values = np.zeros((last - first, page.imagewidth, page.samplesperpixel), page.dtype)
         height, width = min(page.rowsperstrip, page.imagelength), page.imagewidth

@@ -171,18 +171,16 @@ def test_masks_of_few_bits_hold_what_was_written(tmp_path, depth, values):
 
 
 @pytest.mark.parametrize(("color", "channels"), [(2, 3), (4, 2), (6, 4)])
-def test_16_bits_a_channel_are_read_in_images_and_refused_in_masks(tmp_path, color, channels):
+def test_16_bits_a_channel_are_read_whole(tmp_path, color, channels):
     path = tmp_path / "deep.png"
-    levels = (0, 257, 32896, 65535)
+    levels = [0, 257, 32896, 65535, 300]
     row = b"".join(struct.pack(">H", level) * channels for level in levels)
     path.write_bytes(png(len(levels), 1, 16, color, b"\0" + row))
     image = ImageReader()(path)
-    np.testing.assert_array_equal(image[0, :, 0], [0, 1, 128, 255])
+    np.testing.assert_array_equal(image[0, :, 0], [0, 1, 128, 255, 1])
     assert (image == image[..., :1]).all()
-    with pytest.raises(
-        SegFitError, match=r"deep\.png: class indices cannot be colours of this kind"
-    ):
-        read_index_mask(path)
+    assert ImageReader(value_range=(0, 300))(path)[0, 1, 0] == 218  # of 257, not of its upper byte
+    assert read_index_mask(path).tolist() == [levels]
 
 
 @pytest.mark.parametrize("tagged", [("images",), ("images", "masks")])

@@ -7,7 +7,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from segfit.data.formats import read_values
 from segfit.data.images import ImageReader
+from segfit.data.tiles import LargeImage
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.data.folder import read_picture
 from segfit.tasks.segmentation.classes import Classes
@@ -114,16 +116,66 @@ def test_a_value_range_means_the_same_at_any_depth(tmp_path, dtype):
     np.testing.assert_array_equal(ImageReader(value_range=(20, 120))(color), image)
 
 
-def test_grey_that_is_white_at_zero_looks_the_same_at_any_depth(tmp_path):
-    values = noise(6, 7, high=200)
-    for dtype, factor in (("uint8", 1), ("uint16", 257)):
-        path = tiff(
-            tmp_path / f"{dtype}.tif",
-            values.astype(dtype) * np.array(factor, dtype),
-            photometric="miniswhite",
-        )
-        np.testing.assert_array_equal(ImageReader()(path)[..., 0], 255 - values)
-        assert (read_index_mask(path) == values.astype(int) * factor).all()
+LAYOUTS = {
+    "strips": {"rowsperstrip": 8},
+    "tiles": {"tile": (16, 16)},
+    "planes": {"planarconfig": "separate"},
+    "planes in tiles": {"planarconfig": "separate", "tile": (16, 16)},
+    "big-endian": {"byteorder": ">"},
+}
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tiff_of_any_layout_holds_what_was_written(tmp_path, layout, compression):
+    """Whole, and in windows as those that are too large to be read at once."""
+    for dtype in DTYPES:
+        for count in (3, 4):
+            pixels = noise(20, 24 * np.dtype(dtype).itemsize, count).astype(np.uint8)
+            pixels = np.moveaxis(np.moveaxis(pixels, 2, 0).copy().view(dtype), 0, 2)
+            pixels = np.nan_to_num(pixels, posinf=0, neginf=0)
+            stored = np.moveaxis(pixels, 2, 0) if layout.startswith("planes") else pixels
+            path = tiff(
+                tmp_path / "a.tif", stored, photometric="rgb", compression=compression,
+                extrasamples=["unassalpha"] * (count - 3), **LAYOUTS[layout],
+            )  # fmt: skip
+            found = read_values(path)
+            np.testing.assert_array_equal(found.values, pixels[..., :3])
+            if count == 4:
+                np.testing.assert_array_equal(found.alpha, pixels[..., 3])
+            if dtype in ("uint8", "uint16"):
+                part = LargeImage(path, ImageReader())[:, slice(3, 19), slice(5, 24)]
+                np.testing.assert_array_equal(part.permute(1, 2, 0), ImageReader()(path)[3:19, 5:])
+            content = path.read_bytes()
+            for kept in (len(content) - 1, len(content) // 2) if dtype != "uint8" else ():
+                path.write_bytes(content[:kept])
+                with pytest.raises(SegFitError, match=r"a\.tif: unreadable \("):
+                    read_values(path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16, 32])
+def test_grey_that_is_white_at_zero_looks_the_same_at_any_depth(tmp_path, bits):
+    black, most = noise(16, 24, high=2), 2**bits - 1
+    stored = black.astype(f"uint{max(bits, 8)}") * np.array(most, f"uint{max(bits, 8)}")
+    path, few = tmp_path / "a.tif", {"bitspersample": bits} if bits in (2, 4) else {}
+    tiff(path, stored > 0 if bits == 1 else stored, photometric="miniswhite", **few)
+    reader = ImageReader(value_range=(0, most) if bits == 32 else None)
+    np.testing.assert_array_equal(reader(path)[..., 0], 255 - 255 * black)
+    np.testing.assert_array_equal(read_index_mask(path), stored)
+    if bits in (8, 16):
+        part = LargeImage(path, reader)[:, slice(0, 16), slice(0, 24)]
+        np.testing.assert_array_equal(part[0], 255 - 255 * black)
+
+
+def test_a_tiff_of_colours_that_are_no_rgb_is_named(tmp_path):
+    colors = noise(9, 8, 3, high=2**16, dtype="uint16")
+    for path in (
+        tiff(tmp_path / "lab.tif", colors, photometric="cielab"),
+        tiff(tmp_path / "complex.tif", colors[..., 0].astype(np.complex64)),
+    ):
+        with pytest.raises(SegFitError, match=r"\.tif: unreadable \(.* PhotometricInterpretation"):
+            ImageReader()(path)
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
