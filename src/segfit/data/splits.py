@@ -114,28 +114,42 @@ def _like(name: str, part: str, side: Path) -> Path:
 def listed(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
     """Return split → those of `names` that the lists in a folder hold: train.txt, val.txt and perhaps test.txt, a name a line.
 
-    A line may have folders before the name, a suffix, and further columns. Lists of other names, such as trainval.txt, are
-    not read. Raises a SegFitError if a list is missing or cannot be read, a name is none of `names`, or stands in two lists.
+    A line may have folders before the name, or fewer of them, a suffix, and further columns. Lists of other names, such as
+    trainval.txt, are not read. Raises a SegFitError if a list is missing or cannot be read, a name is none of `names`, or may
+    be several of them, or stands in two lists.
     """
-    known = {name.rpartition("/")[2]: name for name in names} | {name: name for name in names}
+    known: dict[str, list[str]] = {}  # what is meant by the end of a name, from a / on
+    for name in names:
+        for end in {*_ends(f"{name}.")}:
+            known.setdefault(end, []).append(name)
+    known |= {name: [name] for name in names}
     found: dict[str, list[str]] = {}
     problems = []
     for file in sorted(folder.glob("*.txt")):
         if (part := split_of(file.stem)) is None:
             continue
-        unknown = []
+        unknown, unclear = [], []
         lines = map(str.strip, file.read_text("utf-8-sig", "replace").splitlines())
         for line in filter(None, lines):
-            texts = [unicodedata.normalize("NFC", one) for one in (line, line.split()[0])]
-            texts += [text.rpartition(".")[0] for text in texts]
-            texts += [text.rpartition("/")[2] for text in texts]
-            name = next((known[text] for text in texts if text in known), None)
-            if name is None:
-                unknown.append(line)
+            # Of the first column, or of the line if its name has spaces; only then of further columns.
+            first, whole = (
+                _ends(unicodedata.normalize("NFC", one)) for one in (line.split()[0], line)
+            )
+            spaced = [end for end in whole if " " in end]
+            ends = sorted(first + spaced, key=len, reverse=True) + whole
+            meant = next((known[end] for end in ends if end in known), [])
+            if len(meant) == 1:
+                found.setdefault(part, []).append(meant[0])
+            elif meant:
+                unclear.append(f"{line} ({some(meant)})")
             else:
-                found.setdefault(part, []).append(name)
+                unknown.append(line)
         if unknown:
             problems.append(f"{file}: {len(unknown)} names are no image: {some(unknown)}.")
+        if unclear:
+            problems.append(
+                f"{file}: {len(unclear)} names are those of several images: {some(unclear)}. Write their folders, too."
+            )
     if missing := [part for part in ("train", "val") if not found.get(part)]:
         problems.append(f"{folder}: no image for {' and '.join(missing)} (data.split.lists).")
     count = Counter(name for members in found.values() for name in set(members))
@@ -146,6 +160,12 @@ def listed(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
     if problems:
         raise SegFitError(problems)
     return {part: sorted(set(members)) for part, members in found.items()}
+
+
+def _ends(name: str) -> list[str]:
+    """Return "a/b.c", "b.c", "a/b" and "b" of "a/b.c"."""
+    texts = [name.split("/"), name.rpartition(".")[0].split("/")]
+    return ["/".join(text[start:]) for text in texts for start in range(len(text))]
 
 
 def split_names(

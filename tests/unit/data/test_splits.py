@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from segfit.data.splits import SplitRule, split_names
+from segfit.data.splits import SplitRule, listed, split_names
 from segfit.errors import SegFitError
 from tests.unit.data.files import names
 
@@ -82,3 +82,34 @@ def test_folds_hold_every_image_out_once_and_never_one_of_test(test, group):
 
 def test_the_first_of_five_folds_is_the_usual_split():
     assert split_names(NAMES, SplitRule(fold=0)) == split_names(NAMES, SplitRule(val=0.2))
+
+
+def by_lists(folder, train, val):
+    folder.mkdir(exist_ok=True)
+    (folder / "train.txt").write_text("\n".join(train))
+    (folder / "val.txt").write_text("\n".join(val))
+    return listed(folder, ["case1/000", "case1/001", "case2/000", "case2/002"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "case1/000",
+        "case1/000.png",
+        "images/case1/000.png",
+        "/mnt/data/images/case1/000.png",
+        "images/case1/000.png masks/case1/001.png",
+        "my images/case1/000.png",
+        "case1/000 1 -1",
+    ],
+)
+def test_a_list_says_which_of_equal_names_it_means(tmp_path, line):
+    found = by_lists(tmp_path / "lists", [line, "001"], [line.replace("case1", "case2"), "002.png"])
+    assert found == {"train": ["case1/000", "case1/001"], "val": ["case2/000", "case2/002"]}
+
+
+def test_a_name_in_a_list_that_several_images_have_is_named_with_them(tmp_path):
+    with pytest.raises(
+        SegFitError, match=r"train\.txt: 1 names .*: 000\.png \(case1/000, case2/000\)\. Write"
+    ):
+        by_lists(tmp_path / "lists", ["000.png", "case1/001"], ["002"])
