@@ -107,10 +107,15 @@ def look(pixels: NDArray[np.uint8], values: NDArray[Any]) -> tuple[str, float, f
             kind = "flat" if count < _SOME and before > 3 * count else ""
         if not kind:  # else what is small may have been missed
             break
-    inner = finite[(finite != low) & (finite != high)] if kind == "flat" else finite
-    if values.dtype.kind == "f" and inner.size and high / 3 - low / 3 > np.ptp(inner) > 0:
-        # what stands for "no data" took all the range
-        low, high = float(inner.min()), float(inner.max())
+    while kind == "flat":
+        # What stands for "no data", or is too bright by a fault, may have taken all the range.
+        edges = [finite != low, finite != high, (finite != low) & (finite != high)]
+        inner = [(float(kept.min()), float(kept.max())) for e in edges if (kept := finite[e]).size]
+        found = [(least, most) for least, most in inner if high / 3 - low / 3 > most - least > 0]
+        if not found:
+            break
+        low, high = found[0]
+        finite = finite[(finite >= low) & (finite <= high)]
     return kind, low, high
 
 

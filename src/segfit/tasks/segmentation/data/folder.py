@@ -14,7 +14,7 @@ from segfit.config.check import plain
 from segfit.data.files import some
 from segfit.data.formats import Values, real_file
 from segfit.data.gpu_decoding import JPEG_SUFFIXES, HeaderReader
-from segfit.data.images import PERCENTILES, ImageReader, look, resize_image
+from segfit.data.images import PERCENTILES, ImageReader, look, resize_image, scale
 from segfit.data.source import Named
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
@@ -65,9 +65,10 @@ class FolderSource(Named):
         """Return what was found about an item; raise a SegFitError if a file is unreadable.
 
         What is odd, any of `KINDS` of the pre-flight → what is said of it, "" if nothing; "low" and "high": the least and the
-        greatest value of the image's file; "palette": index, R, G and B of the mask's, at most 64. And, unless the sizes
-        differ: "values" that are no class and not ignored, at most 16; "only_0_255": the mask holds 255 and, perhaps, 0, and
-        nothing else; "pixels" of each class; "shape" of the mask; "objects" of `object_sizes`.
+        greatest value of the image's file; "percentiles": whether they would keep the shades of one that is "flat";
+        "palette": index, R, G and B of the mask's, at most 64. And, unless the sizes differ: "values" that are no class and
+        not ignored, at most 16; "only_0_255": the mask holds 255 and, perhaps, 0, and nothing else; "pixels" of each class;
+        "shape" of the mask; "objects" of `object_sizes`.
         """
         image, found, values = self._read_files(index)
         name, masks = self.names[index], self.listing.masks
@@ -79,6 +80,9 @@ class FolderSource(Named):
         report: dict[str, Any] = {"low": low, "high": high, "palette": palette}
         if shades:
             report[shades] = ""
+        if shades == "flat":
+            stretched = np.atleast_3d(scale(found.values, PERCENTILES))
+            report["percentiles"] = look(stretched, found.values)[0] != "flat"
         if found.orientation != 1:
             report["turned"] = ""
         if found.frames > 1:

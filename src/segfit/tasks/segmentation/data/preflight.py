@@ -28,8 +28,7 @@ SAMPLE = 200  # items that are read to count classes of what has no files
 # what is odd about an image, or "ignored" a mask → what is said, {} being some of the files, with their values from LOW to HIGH
 KINDS = {
     "size": "and mask of different size: {}. Resize the masks (nearest neighbour) or find the right ones.",
-    "flat": "would reach the network as nearly one value, few of the shades that the files hold (LOW to HIGH) being left: {}. "
-    "Say what becomes black and white: data.value_range=[LOW, HIGH], or data.value_range=percentiles.",
+    "flat": "would reach the network as nearly one value, few of the shades that the files hold (LOW to HIGH) being left: {}.",
     "own": "with floats or numbers beyond 16 bits (LOW to HIGH), each scaled from its own least and greatest value: {}. If a "
     "number is to be the same shade in all of them: data.value_range=[LOW, HIGH].",
     "blank": "hold one value alone: {}. If that is not meant, replace them.",
@@ -149,6 +148,16 @@ def _describe(seen: Sequence[Seen]) -> tuple[list[str], list[str]]:
         if kind in ("flat", "own", "blank"):
             text = f"of {len(seen)} {text}"
         wrong = kind == "size" or (kind == "flat" and 2 * len(found) > len(seen))
+        if kind == "flat":
+            reader, edges = (
+                found[0].source.image_reader,
+                (float(f"{low:.6g}"), float(f"{high:.6g}")),
+            )
+            ranges = [f"[{low:.6g}, {high:.6g}]"] * (reader.value_range != edges)
+            ranges += ["percentiles"] * all(one.report["percentiles"] for one in found)
+            remedy = ", or ".join(f"data.value_range={one}" for one in ranges)
+            text += f" Say what becomes black and white: {remedy}." * bool(ranges)
+            wrong = wrong and bool(ranges)
         what = "mask" if kind == "ignored" else "image"
         line = _finding(found, what, text, [one.report[kind] for one in found])
         (problems if wrong else notices).append(line)

@@ -65,6 +65,22 @@ def beside_no_data(mask):
     return np.where(mask == 0, np.float32(-3e38), values)
 
 
+def beside_no_data_of_integers(mask):
+    return np.where(mask == 0, -32768, wide(mask) + 12.0 * noise(20, 24)).astype(np.int16)
+
+
+def beside_a_hot_pixel(mask):
+    values = (wide(mask) + noise(20, 24, high=500)).astype(np.uint16)
+    values.flat[mask.argmax()] = 65535
+    return values
+
+
+def beside_both(mask):
+    values = np.where(mask == 0, -9999, wide(mask) + 12.0 * noise(20, 24)).astype(np.int32)
+    values.flat[mask.argmax()] = 2**31 - 1
+    return values
+
+
 SHALLOW = {
     "12 bits, grey": (lambda m: (900 + wide(m) + noise(20, 24, high=16)).astype(np.uint16), ".tif"),
     "reflectance": (lambda m: np.dstack([wide(m) + 600] * 3).astype(np.uint16), ".tif"),
@@ -72,6 +88,9 @@ SHALLOW = {
     "8 bits in 32": (lambda m: wide(m).astype(np.int32), ".tif"),
     "indices": (lambda m: m, ".png"),
     "floats beside no data": (beside_no_data, ".tif"),
+    "integers beside no data": (beside_no_data_of_integers, ".tif"),
+    "one hot pixel": (beside_a_hot_pixel, ".png"),
+    "no data and a hot pixel": (beside_both, ".tif"),
     "an array": (lambda m: wide(m).astype(np.uint16), ".npy"),
 }
 
@@ -82,18 +101,33 @@ def test_images_that_use_a_part_of_their_range_are_told_with_the_range(tmp_path,
     writer = {".png": save, ".npy": npy}.get(suffix, tiff)
     folder = write(tmp_path / "data", images, suffix, writer)
     values = np.stack([images(mask) for mask in masks()])
-    least, most = float(values[values > -1e9].min()), float(values.max())
+    meant = values[(values > -9999) & (values < 65535)]
+    least, most = float(meant.min()), float(meant.max())
     told = problem(folder)
     assert "4 images of 4 would reach the network as nearly one value" in told
     found = re.search(r"data.value_range=\[(.+), (.+)\]", told)
-    assert [float(found[1]), float(found[2])] == pytest.approx([least, most], abs=0.01)
-    sources, notices = check(folder, value_range=[least, most])
+    remedy = [float(found[1]), float(found[2])]
+    assert remedy == pytest.approx([least, most], abs=0.01)
+    sources, notices = check(folder, value_range=remedy)
     assert notices == []
-    if least == values.min():
-        assert check(folder, window=[0, 100])[1] == []
+    if "or data.value_range=percentiles" in told:
+        assert check(folder, window=[1, 99])[1] == []
+    elif "no data" not in kind:
+        pytest.fail("percentiles would do as well")
     image, mask = sources["train"].read(0)
     shades = {int(image[mask == k].max()) for k in range(3)}
     assert len(shades) == 3
+
+
+def test_a_range_that_was_set_is_not_asked_for_again(tmp_path):
+    def clusters(mask):  # each 60 values wide, and far apart
+        return (np.where(mask == 0, 0, 60000) + noise(20, 24, high=60)).astype(np.uint16)
+
+    folder = write(tmp_path / "data", clusters, ".png", save)
+    assert "data.value_range=[0, 60059]." in problem(folder)
+    _, (notice,) = check(folder, value_range=[0, 60059])
+    assert "4 images of 4 would reach the network as nearly one value" in notice
+    assert "data.value_range" not in notice
 
 
 def test_one_image_among_others_is_a_notice_and_so_are_blank_ones(tmp_path):
