@@ -112,7 +112,12 @@ def _faulty_overrides(conf: Path, config_name: str, arguments: list[str]) -> lis
             key, _, value = text.partition("=")
             hint = (_plain(str(error)).splitlines() or [""])[0]
             if isinstance(error, HydraException):
-                hint = f"Text with special characters needs quotes, '{key}=\"{value}\"'; brackets and quotes come in pairs."
+                hint = "Brackets and quotes come in pairs."
+                bare = re.sub(r"""(["'])([^"']*)\1(?=\s*:)""", r"\2", value)
+                if bare != value:
+                    hint = f"Keys have no quotes: '{key}={bare}'."
+                elif value[:1] not in ("{", "[") and '"' not in value:
+                    hint = f"Text with special characters needs quotes, '{key}=\"{value}\"'."
             problems.append(f"{text}: not understood. {hint}")
     GlobalHydra.instance().clear()
     folders = config_folders(arguments, conf)

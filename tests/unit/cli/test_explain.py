@@ -40,6 +40,18 @@ def test_every_wrong_override_is_listed() -> None:
         ("report.logger=csv", "report.logger=csv: must be a list, in brackets: [a,b]."),
         ("precision=3", "precision=3: no such choice. There are: auto, bf16, fp16, fp32."),
         ("=3", "=3: not understood. There is no key before the =."),
+        (
+            """data.label_map={"1":0,'2': 1}""",
+            """data.label_map={"1":0,'2': 1}: not understood. Keys have no quotes: 'data.label_map={1:0,2: 1}'.""",
+        ),
+        (
+            "data.class_names=[a,b",
+            "data.class_names=[a,b: not understood. Brackets and quotes come in pairs.",
+        ),
+        (
+            "monitor=a;b",
+            """monitor=a;b: not understood. Text with special characters needs quotes, 'monitor="a;b"'.""",
+        ),
         ("~wramup", "wramup: there is no such key."),
         (
             "model.encoder=resnet18",
