@@ -35,7 +35,11 @@ class SplitRule:
 
 
 SPLITS = ("train", "val", "test")
-_CALLED = ("train(ing)?", "val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?", "test(ing)?")
+_CALLED = (
+    "train(ing)?",
+    "val(id(at(e|ion))?)?|holdout|dev(el(opment)?)?|eval(uation)?",
+    "test(ing)?",
+)
 
 
 def split_of(name: str) -> str | None:
@@ -51,7 +55,7 @@ def find_splits(
 ) -> tuple[dict[str, list[Path]], list[str], list[str]]:
     """Return split → a folder for each of `sides`, such as images and targets, "" where all is in one; problems; notices.
 
-    Folders that are called after splits lie above the sides or below them.
+    Folders that are called after splits lie above the sides or below them, or after both, as images_val and masks_val are.
     """
     lead = root / sides[0]
     above = _folders(root)
@@ -64,6 +68,8 @@ def find_splits(
             places = found.setdefault(part, {})
             if folder not in places or not places[folder][-1].exists():
                 places[folder] = [_like(folder.name, part, root / side) for side in sides]
+    named = {} if found or lead == root else _named(root, sides)
+    found |= named
     problems = [
         f"{some(list(places))} are all called after {part}, and are not thrown together. Keep one, or rename the others."
         for part, places in found.items()
@@ -73,7 +79,7 @@ def find_splits(
         problems.append(f"{root}: there is {' and '.join(found)}, but no train folder.")
     layout = {part: next(iter(places.values())) for part, places in found.items()}
     own, notices = {Path(side).parts[0] for side in sides if Path(side).parts}, []
-    for folder in above if lead != root else ():
+    for folder in above if lead != root and not named else ():
         part = split_of(folder.name)
         if folder.name in own or part in layout:
             continue
@@ -85,12 +91,52 @@ def find_splits(
             problems.append(
                 f"{folder}: no folder '{sides[0]}' in it. A split holds {' and '.join(sides)}, or say what they are called."
             )
-    if found and lead.is_dir():
+    if found and lead.is_dir() and not named:
         kept = own | {folders[0].name for folders in layout.values()}
         beside = sorted({one.name for one in lead.iterdir() if one.name[0] != "."} - kept)
         if beside:
             notices.append(f"{lead}: {some(beside)} lie beside the splits and are not used.")
     return layout or {"": [root / side for side in sides]}, problems, notices
+
+
+def _named(root: Path, sides: Sequence[str]) -> dict[str, dict[Path, list[Path]]]:
+    """Return split → its first folder → one for each side, where their names are a side's and a split's in one.
+
+    A first folder without a split in its name holds what is for training, if other sides have splits in theirs.
+    """
+    every: list[
+        dict[str, dict[Path, str]]
+    ] = []  # of each side: split, or "" → folder → the word that says it
+    for side in sides:
+        every.append({})
+        for folder in _folders(root):
+            rest, word = _apart(folder.name)
+            if rest == _apart(side)[0]:
+                every[-1].setdefault(split_of(word) or "", {})[folder] = word
+    lead, *others = every
+    shared = not all(
+        {*one} - {""} for one in others
+    )  # by all splits, which alike names may confuse
+    if not lead.keys() - {"", "train"} or (shared and ("" in lead or not _apart(sides[0])[0])):
+        return {}
+    found: dict[str, dict[Path, list[Path]]] = {}
+    for part, folders in lead.items():
+        for folder, word in folders.items():
+            places = found.setdefault(part or "train", {}).setdefault(folder, [folder])
+            for side, own in zip(sides[1:], others, strict=True):
+                if not own.keys() - {""}:
+                    places.append(_like(word, part, root / side))
+                else:
+                    other = root / "_".join((*_apart(side)[0], word)).strip("_")
+                    places.append(next(iter(own.get(part, [other]))))
+    return found
+
+
+def _apart(name: str) -> tuple[list[str], str]:
+    """Return the words of a name in lower case but the one that is called after a split, and that one, "" without any."""
+    words = re.split("[-_. ]", name.lower())
+    own = next(filter(split_of, words), "")
+    return [word for word in words if word != own], own
 
 
 def _folders(parent: Path) -> list[Path]:

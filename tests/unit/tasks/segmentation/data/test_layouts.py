@@ -94,15 +94,57 @@ def test_a_test_folder_without_masks_is_for_prediction(tmp_path, level, masks):
 
 
 def test_what_lies_beside_the_splits_is_told(tmp_path):
-    for part in ("train", "val", "holdout"):
+    for part in ("train", "val", "extra"):
         fill(tmp_path, f"images/{part}/a.png", f"masks/{part}/a.png")
     fill(tmp_path, "images/loose.png")
-    assert "holdout, loose.png lie beside the splits" in notices(sources(tmp_path))
+    assert "extra, loose.png lie beside the splits" in notices(sources(tmp_path))
     for part in ("train", "val", "extra"):
         fill(tmp_path / "b", f"{part}/images/a.png", f"{part}/masks/a.png")
     fill(tmp_path / "b", "images/c.png")
     assert "images: c.png lie beside the splits" in notices(sources(tmp_path / "b"))
     assert "extra: called after no split" in notices(sources(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test", "options"),
+    [
+        ("{}_train", "{}_val", "{}_test", {}),
+        ("train_{}", "valid_{}", "test_{}", {}),
+        ("{}-Train2017", "validate-{}", "{}_testing", {}),
+        ("{}", "{}_holdout", "{}_test", {}),
+        ("train_{}", "dev_{}", "test_{}", {"images": "train_images", "masks": "train_masks"}),
+        ("{}_train", "{}_eval", "{}_test", {"images": "images_train", "masks": "masks_train"}),
+    ],
+)
+def test_splits_may_be_named_with_the_side(tmp_path, train, val, test, options):
+    for part, place, count in (("a", train, 3), ("b", val, 2), ("c", test, 1)):
+        for kind in ("images", "masks"):
+            fill(tmp_path, *(f"{place.format(kind)}/{part}{i}.png" for i in range(count)))
+    found = sources(tmp_path, **options)
+    assert members(found) == {"train": ["a0", "a1", "a2"], "val": ["b0", "b1"], "test": ["c0"]}
+    assert not notices(found)
+
+
+def test_a_split_named_with_the_side_takes_no_mask_of_another(tmp_path):
+    for folder in ("images_train", "masks_train", "images_val", "images_test"):
+        fill(tmp_path, *(f"{folder}/{i}.png" for i in range(3)))
+    with pytest.raises(SegFitError, match="masks_val: no such folder"):
+        sources(tmp_path, images="images_train", masks="masks_train")
+    fill(tmp_path, *(f"masks_val/{i}.png" for i in range(3)))
+    found = sources(tmp_path)
+    assert sorted(found) == ["train", "val"]
+    assert "no test split, for there is no mask" in notices(found)
+    # One folder may hold the masks of all, but not where another is that of the images for training.
+    for folder in ("images_train", "images_val", "masks"):
+        fill(tmp_path / "b", *(f"{folder}/{folder[-3:]}{i}.png" for i in range(3)))
+    fill(tmp_path / "b", *(f"masks/{part}{i}.png" for part in ("ain", "val") for i in range(3)))
+    assert {part: len(names) for part, names in members(sources(tmp_path / "b")).items()} == {
+        "train": 3,
+        "val": 3,
+    }
+    for folder in ("images", "masks", "test_images"):
+        fill(tmp_path / "c", *(f"{folder}/{i}.png" for i in range(3)))
+    assert sorted(sources(tmp_path / "c")) == ["train", "val"]
 
 
 def test_a_folder_of_images_that_is_called_train_is_divided(tmp_path):
@@ -112,7 +154,7 @@ def test_a_folder_of_images_that_is_called_train_is_divided(tmp_path):
     fill(tmp_path, "test/x.jpg")
     found = sources(tmp_path, images="train", masks="train_masks")
     assert sum(map(len, members(found).values())) == 5
-    assert "test: no folder 'train' in it, so it is not used" in notices(found)
+    assert "test: no test split, for there is no mask" in notices(found)
 
 
 @pytest.mark.parametrize(
