@@ -37,7 +37,19 @@ def make_classes(data: DictConfig) -> Classes:
     return Classes(tuple(names), colors, data.background)
 
 
-_SIDES = ("left right", "link recht", "左 右", "gauche droite", "izquierd derech", "sinistr destr")
+_SIDES = (
+    *(
+        "left right",
+        "link recht",
+        "左 右",
+        "왼 오른",
+        "gauche droite",
+        "gauche droit",
+        "izquierd derech",
+    ),
+    *("sinistr destr", "esquerd direit", "лев прав", "lew praw", "vänster höger", "venstre højre"),
+)
+_SIDE_WORDS = ("sx dx", "sol sağ")  # mean it as whole words alone
 
 
 def sided_pairs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -46,7 +58,10 @@ def sided_pairs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
     sides = [pair.split() for pair in _SIDES]
     for index, name in enumerate(names):
         others = [lower[index].replace(left, right) for left, right in sides]
-        others.append(re.sub(r"L(?![a-z])|(?<![A-Za-z])l(?![A-Za-z])", "r", name).lower())
+        for left, right in map(str.split, _SIDE_WORDS):
+            others.append(re.sub(rf"(?<![^\W_]){left}(?![^\W_])", right, lower[index]))
+        # No word begins with an l and a consonant: lkidney, lt.
+        others.append(re.sub(r"L(?![a-z])|(?<![A-Za-z])l(?![aeiouy])", "r", name).lower())
         for other in {*others} - {lower[index]}:
             if other in lower:
                 yield index, lower.index(other)

@@ -162,9 +162,9 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
     """Return the splits of a data set in folders: "train", "val" and perhaps "test"; `data` is a `FolderConfig`.
 
     Layouts: `root/<split>/<images>` + `root/<split>/<masks>`; `root/<images>/<split>` + `root/<masks>/<split>`;
-    `root/<images>_<split>` + `root/<masks>_<split>`; `root/<images>` + `root/<masks>`, divided by `split`, as is the train folder where there is no val folder. Folders of splits
-    may have any name of `split_of`; a test folder without masks is none. An image and its mask have one relative name, apart
-    from the suffix, or names by `image_name` and `mask_name`.
+    `root/<images>_<split>` + `root/<masks>_<split>`; `root/<images>` + `root/<masks>`, divided by `split`, as is the train
+    folder where there is no val folder. Folders of splits may have any name of `split_of`; a test folder without masks is
+    none. An image and its mask have one relative name, apart from the suffix, or names by `image_name` and `mask_name`.
 
     Raises a SegFitError with every problem that keeps the folders from being a data set. The pre-flight finds what is wrong
     with single files.
