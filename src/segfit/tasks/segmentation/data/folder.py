@@ -190,7 +190,6 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
                 problems += error.problems
     if problems:
         raise SegFitError(list(dict.fromkeys(problems)))
-    next(iter(listings.values())).notices[:0] = notices
     values = ValueMap(len(classes), None, None)  # masks hold classes already
     if naming.mask_format == "png":
         maps = label_map_of(data) or None, color_table(data)
@@ -198,7 +197,18 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
     reader, meaning = make_reader(data), (values.known.tolist(), values.targets.tolist())
     about = (classes.names, classes.background, naming.mask_format, bool(values.colors), reader)
     first = [next(iter(listing.images.values())) for listing in listings.values()]
-    if split.group is None and any(real_file(path) != path for path in first):
+    volumes = any(real_file(path) != path for path in first)
+    drawn = {"val", "test" if split.test else "val"} - listings.keys()
+    idle = {"seed": not drawn, **{part: part in listings for part in ("val", "test")}}
+    notices += [
+        f"data.split.{name}={getattr(split, name)}: has no effect, as folders say what is in which split."
+        for name, unused in idle.items()
+        if unused and lists is None and getattr(split, name) != getattr(SplitRule, name)
+    ]
+    if naming.slice_axis != FolderConfig.slice_axis and not volumes:
+        notices.append(f"data.slice_axis={naming.slice_axis}: has no effect, as there is no NIfTI.")
+    next(iter(listings.values())).notices[:0] = notices
+    if split.group is None and volumes:
         split = replace(split, group=r"^(.*)/[xyz]\d{4}$")  # the slices of a volume stay together
     return {
         part: FolderSource(

@@ -12,6 +12,9 @@ from tests.unit.tasks.segmentation.data.test_folder import sources
 PIXELS = {"image": noise(4, 4, 3), "mask": noise(4, 4, high=3)}
 
 
+KINDS = ("images", "masks")
+
+
 def fill(root, *files: str) -> None:
     """Write pictures; in a name with a "mask" in it, a mask."""
     for file in files:
@@ -118,11 +121,23 @@ def test_what_lies_beside_the_splits_is_told(tmp_path):
 )
 def test_splits_may_be_named_with_the_side(tmp_path, train, val, test, options):
     for part, place, count in (("a", train, 3), ("b", val, 2), ("c", test, 1)):
-        for kind in ("images", "masks"):
+        for kind in KINDS:
             fill(tmp_path, *(f"{place.format(kind)}/{part}{i}.png" for i in range(count)))
     found = sources(tmp_path, **options)
     assert members(found) == {"train": ["a0", "a1", "a2"], "val": ["b0", "b1"], "test": ["c0"]}
     assert not notices(found)
+
+
+def test_options_that_folders_make_idle_are_told(tmp_path):
+    for part in ("train", "val"):
+        fill(tmp_path, *(f"{part}/{kind}/{part}{i}.png" for kind in KINDS for i in range(4)))
+    split = {"val": 0.4, "seed": 3}
+    told = notices(sources(tmp_path, split=split, slice_axis=0))
+    for option in ("data.split.val=0.4", "data.split.seed=3", "data.slice_axis=0"):
+        assert f"{option}: has no effect" in told
+    told = notices(sources(tmp_path, split=split | {"test": 0.25}))
+    assert "data.split.val=0.4" in told
+    assert "data.split.seed" not in told
 
 
 def test_a_split_named_with_the_side_takes_no_mask_of_another(tmp_path):
