@@ -13,7 +13,7 @@ from segfit.assembly.task import assembly_of, planning_of
 from segfit.config.check import plain
 from segfit.config.tasks import schema_of
 from segfit.engine.evaluate import evaluate
-from segfit.engine.events import TrainingLog
+from segfit.engine.logging import TrainingLog
 from segfit.engine.optim import make_optimizer
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update

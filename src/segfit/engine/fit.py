@@ -11,8 +11,9 @@ from typing import Any
 
 from segfit.engine.checkpoint import CheckpointManager, Checkpoints
 from segfit.engine.evaluate import evaluate
-from segfit.engine.events import EndLog, Listener, RunInfo, TrainingLog
+from segfit.engine.events import EndLog, Listener, RunInfo
 from segfit.engine.findings import Findings
+from segfit.engine.logging import TrainingLog
 from segfit.engine.recovery import Recovery
 from segfit.engine.state import TrainingState
 from segfit.engine.step import NotFinite, PartlyUpdated

@@ -14,18 +14,20 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from segfit.engine.events import EndLog, EpochLog, Listener, Listeners, RunInfo, StepLog
-from segfit.engine.task import Batch
 from segfit.errors import SegFitError
 from segfit.report.lines import LogFile, ScoresFile
 from segfit.runs.files import COMPLETE, RunFolder
 from segfit.system.files import atomic_write
 from segfit.system.monitor import Monitor, summed_up
+
+if TYPE_CHECKING:  # see segfit.engine.events
+    from segfit.engine.task import Batch
 
 _PROJECT = "segfit"
 
