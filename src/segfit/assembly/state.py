@@ -14,6 +14,7 @@ from segfit.config.tasks import schema_of
 from segfit.data.files import some
 from segfit.engine.compiling import compiled_or_eager
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
+from segfit.engine.half_weights import HalfWeights
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
 from segfit.engine.state import TrainingState
@@ -106,6 +107,9 @@ def make_state(
         state.graphs = mode is not None and reason is None
         if reason:
             notice(reason)
+    elif device.type == "cuda" and precision.name != "fp32" and distributed.size == 1:
+        # Several processes exchange gradients while others are computed; these come all at once.
+        state.forward = HalfWeights(model)
     else:
         state.forward = distributed.wrap(model)
     return state, source
