@@ -185,14 +185,16 @@ def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[st
 
 
 def images_at(given: str | Path) -> tuple[list[Path], Path, list[str]]:
-    """Return the images that evaluate.py's `images` names, a folder or a file; the folder of their names; notices.
+    """Return the images that evaluate.py's `images` names, a folder, a file or a pattern such as a/*.png; the folder of their
+    names; notices.
 
     Raises a SegFitError if there is no image.
     """
     place = Path(given).expanduser()
-    if not place.exists():
+    files = [place] if place.exists() else sorted(place.parent.glob(place.name))
+    if not files:
         raise SegFitError(f"images={given}: no such file or folder.")
-    files = list_files(place, ()) if place.is_dir() else [place]
+    files = list_files(place, ()) if place.is_dir() else files
     images, notices = only_images(files, place)
     return images, place if place.is_dir() else place.parent, notices
 

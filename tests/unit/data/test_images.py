@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 
 from segfit.data import formats
-from segfit.data.images import ImageReader, resize_image
+from segfit.data.images import ImageReader, images_at, resize_image
 from segfit.errors import SegFitError
 from tests.unit.data.files import noise, save
 
@@ -171,3 +171,12 @@ def test_resizing_an_image_is_antialiased():
     assert small.dtype == torch.uint8
     assert small.shape == (3, 8, 16)
     assert small[..., 2:-2].float().sub(100).abs().max() <= 1
+
+
+def test_images_may_be_a_folder_a_file_or_a_pattern(tmp_path):
+    files = [save(tmp_path / name, noise(4, 4)) for name in ("a.png", "b.png", "c.tif")]
+    assert images_at(tmp_path) == (files, tmp_path, [])
+    assert images_at(files[2]) == (files[2:], tmp_path, [])
+    assert images_at(tmp_path / "*.png") == (files[:2], tmp_path, [])
+    with pytest.raises(SegFitError, match=r"images=.*\*\.jpg: no such file or folder"):
+        images_at(tmp_path / "*.jpg")

@@ -38,7 +38,16 @@ def find_layout(
     if not root.is_dir():
         text = f"data.root={root}: there is no such folder (looked in {Path.cwd()}). Give the folder that holds {naming.images}/."
         return {}, [text], []
-    layout, problems, notices = find_splits(root, (naming.images, naming.masks))
+    sides = naming.images, naming.masks
+    layout, problems, notices = find_splits(root, sides)
+    if layout.keys() == {""} and not (root / sides[0]).is_dir():
+        below = [one for one in root.iterdir() if one.is_dir() and not split_of(one.name)]
+        below = [
+            one for one in below if (one / sides[0]).is_dir() or len(find_splits(one, sides)[0]) > 1
+        ]
+        if len(below) == 1:
+            text = f"{root}: no folder '{sides[0]}' in it, but in {below[0].name}. Say data.root={below[0]}."
+            return {}, [text], []
     form, held = naming.mask_format, [one.name for one in root.iterdir() if one.name[0] != "."]
     if not held:
         problems.append(f"data.root={root} is empty.")
@@ -113,7 +122,7 @@ def list_pairs(
         if naming.unmasked == "error":
             listing.problems.append(
                 f"{text}: {some(names)}. {_wanted(naming, images[orphans[0]], mask_path)} "
-                "Or data.unmasked=skip, or background."
+                "Or data.unmasked=skip, or background, for all splits."
             )
         else:
             background = naming.unmasked == "background"

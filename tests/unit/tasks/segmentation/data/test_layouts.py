@@ -10,8 +10,6 @@ from tests.unit.tasks.segmentation.data.folders import check_sources
 from tests.unit.tasks.segmentation.data.test_folder import sources
 
 PIXELS = {"image": noise(4, 4, 3), "mask": noise(4, 4, high=3)}
-
-
 KINDS = ("images", "masks")
 
 
@@ -138,6 +136,21 @@ def test_options_that_folders_make_idle_are_told(tmp_path):
     told = notices(sources(tmp_path, split=split | {"test": 0.25}))
     assert "data.split.val=0.4" in told
     assert "data.split.seed" not in told
+
+
+@pytest.mark.parametrize("places", [("",), ("train/", "valid/")])
+def test_a_data_set_one_folder_below_is_named(tmp_path, places):
+    fill(
+        tmp_path,
+        *(f"set/{place}{kind}/{i}.png" for place in places for kind in KINDS for i in range(4)),
+    )
+    fill(tmp_path, "other/a.png")
+    with pytest.raises(
+        SegFitError, match=r"no folder 'images' in it, but in set\. Say data\.root="
+    ) as error:
+        sources(tmp_path)
+    assert error.value.problems[0].endswith(f"Say data.root={tmp_path / 'set'}.")
+    assert len(error.value.problems) == 1
 
 
 def test_a_split_named_with_the_side_takes_no_mask_of_another(tmp_path):
