@@ -13,11 +13,11 @@ import yaml
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from segfit.config.check import check
+from segfit.config.check import check, flat, plain
 from segfit.config.tasks import run_folder, schema_of
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, nearest
 from segfit.runs.files import RunFolder, read_yaml
 from segfit.system.files import replace_text, reporting
 from segfit.system.process import launched
@@ -125,6 +125,9 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
             continue
         try:
             OmegaConf.update(config, key, override.value())
+        except (ConfigKeyError, ConfigAttributeError):
+            near = nearest(key, list(flat(plain(config))))
+            problems.append(f"{key}: there is no such key.{near}")
         except OmegaConfBaseException as error:
             problems.append(f"{key}: {str(error).splitlines()[0]}")
     if problems:

@@ -91,7 +91,10 @@ def test_what_is_typed_beside_resume_is_for_the_run(run):
     with pytest.raises(SegFitError) as caught:
         runs.resumed_config(run, ["++data.num_classes=3", "++loader.worker=3"])
     assert caught.value.problems[0].startswith("data.num_classes=3: cannot change")
-    assert caught.value.problems[1] == "loader.worker: Key 'worker' not in 'LoaderConfig'"
+    assert (
+        caught.value.problems[1]
+        == "loader.worker: there is no such key. Did you mean 'loader.workers'?"
+    )
 
 
 def test_the_newest_of_several_runs_may_be_called_last(run, tmp_path, monkeypatch):
