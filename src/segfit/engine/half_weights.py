@@ -12,7 +12,7 @@ _PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 class HalfWeights(nn.Module):
-    """A model whose products take bf16 or fp16 copies of their weights that one kernel makes, and one casts their gradients.
+    """A model whose products take bf16 or fp16 copies of their weights that one call makes, as one casts their gradients.
 
     Autocast would launch a kernel for each of them, in every pass forward and again backward. Values are the same. Weights
     of layers that compute with them first, as weight standardisation does, are left to autocast, and so are frozen ones.
