@@ -188,12 +188,12 @@ def test_a_tiff_of_any_layout_holds_what_was_written(tmp_path, layout, compressi
                     read_values(path)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("bits", [1, 8, 16, 32])
 def test_grey_that_is_white_at_zero_looks_the_same_at_any_depth(tmp_path, bits):
     black, most = noise(16, 24, high=2), 2**bits - 1
     stored = black.astype(f"uint{max(bits, 8)}") * np.array(most, f"uint{max(bits, 8)}")
-    path, few = tmp_path / "a.tif", {"bitspersample": bits} if bits in (2, 4) else {}
-    tiff(path, stored > 0 if bits == 1 else stored, photometric="miniswhite", **few)
+    path = tmp_path / "a.tif"
+    tiff(path, stored > 0 if bits == 1 else stored, photometric="miniswhite")
     reader = ImageReader(value_range=(0, most) if bits == 32 else None)
     np.testing.assert_array_equal(reader(path)[..., 0], 255 - 255 * black)
     np.testing.assert_array_equal(read_index_mask(path), stored)
