@@ -199,11 +199,14 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
     first = [next(iter(listing.images.values())) for listing in listings.values()]
     volumes = any(real_file(path) != path for path in first)
     drawn = {"val", "test" if split.test else "val"} - listings.keys()
-    idle = {"seed": not drawn, **{part: part in listings for part in ("val", "test")}}
+    idle = {
+        "seed": lists is not None or not drawn,
+        **{part: part in listings for part in ("val", "test")},
+    }
     notices += [
-        f"data.split.{name}={getattr(split, name)}: has no effect, as folders say what is in which split."
+        f"data.split.{name}={getattr(split, name)}: has no effect, as folders or lists say what is in which split."
         for name, unused in idle.items()
-        if unused and lists is None and getattr(split, name) != getattr(SplitRule, name)
+        if unused and getattr(split, name) != getattr(SplitRule, name)
     ]
     if naming.slice_axis != FolderConfig.slice_axis and not volumes:
         notices.append(f"data.slice_axis={naming.slice_axis}: has no effect, as there is no NIfTI.")

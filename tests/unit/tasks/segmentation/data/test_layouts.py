@@ -272,6 +272,8 @@ def test_lists_divide_as_in_voc(tmp_path):
     }
     assert "2 of 8 images are in no list and are not used: 2007_2, 2007_7" in notices(found)
     assert not found["train"].listing.problems
+    seeded = sources(tmp_path, **options | {"split": options["split"] | {"seed": 3}})
+    assert "data.split.seed=3: has no effect" in notices(seeded)
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("2007_0\nnowhere\n")
     with pytest.raises(SegFitError) as caught:
         sources(tmp_path, **options)
