@@ -96,7 +96,7 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
                 return _read_tiff(path, mode, bands=bands)
             # What phones append to a JPEG, a preview or a depth map, is no frame.
             frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-            if image.format == "PNG" and ";16" in _raw_mode(image):
+            if image.format == "PNG" and image.mode[0] != "I" and ";16" in _raw_mode(image):
                 # Of colours and transparency Pillow takes the upper byte alone.
                 import imagecodecs
 
