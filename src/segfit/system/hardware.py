@@ -21,7 +21,7 @@ from segfit.system.cards import GIB, driver_version, visible_gpus
 if TYPE_CHECKING:
     import torch
 
-_CGROUP, _SHARED_MEMORY = Path("/sys/fs/cgroup"), Path("/dev/shm")  # of Linux, cgroup v2
+_CGROUP, _SHARED_MEMORY = Path("/sys/fs/cgroup"), Path("/dev/shm")  # of Linux
 
 
 def resolve_device(requested: str) -> tuple[torch.device, str | None]:
@@ -180,9 +180,12 @@ def core_ids() -> list[int]:
 def available_cores(cgroup: Path = _CGROUP) -> int:
     """Return how many cores this process may use, by its affinity and a container's quota; at least 1."""
     cores = len(core_ids())
-    with contextlib.suppress(OSError, ValueError):  # "max" means no limit
-        quota, period = map(int, (cgroup / "cpu.max").read_text().split())
-        cores = min(cores, int(quota / period + 0.5))
+    # cgroup v2, then v1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+            if quota.isdigit():  # not "max" or -1: no limit
+                cores = min(cores, int(int(quota) / int(period) + 0.5))
     return max(1, cores)
 
 
@@ -204,12 +207,17 @@ def one_blas_thread() -> None:
 def free_memory(cgroup: Path = _CGROUP) -> int:
     """Return the bytes that can be allocated without swapping: the machine's, or a container's if fewer."""
     free = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # "max" means no limit
-        most, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
-        stat = (cgroup / "memory.stat").read_text().split()
-        # Cached pages of files count as used, but are freed when memory is needed.
-        files = int(stat[stat.index("inactive_file") + 1]) if "inactive_file" in stat else 0
-        free = max(0, min(free, most - used + files))
+    # cgroup v2, then v1
+    for limit, usage, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" means no limit
+            most, used = (int((cgroup / name).read_text()) for name in (limit, usage))
+            stat = (cgroup / limit).with_name("memory.stat").read_text().split()
+            # Cached pages of files count as used, but are freed when memory is needed.
+            files = int(stat[stat.index(cache) + 1]) if cache in stat else 0
+            free = max(0, min(free, most - used + files))
     return free
 
 

@@ -116,12 +116,15 @@ def machine(monkeypatch, tmp_path):
         ({"cpu.max": "max 100000"}, 8),
         ({"cpu.max": "250000 100000"}, 3),
         ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
         ({}, 8),
     ],
 )
 def test_a_containers_quota_limits_the_cores(tmp_path, monkeypatch, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert available_cores(tmp_path) == expected
 
@@ -171,12 +174,21 @@ def test_starting_processes_is_dear_where_they_are_spawned(machine, monkeypatch)
         ({"memory.max": "900", "memory.current": "400", "memory.stat": "inactive_file 50"}, 550),
         ({"memory.max": "5000", "memory.current": "400", "memory.stat": ""}, 1000),
         ({"memory.max": "300", "memory.current": "400", "memory.stat": ""}, 0),
+        (
+            {
+                "memory/memory.limit_in_bytes": "900",
+                "memory/memory.usage_in_bytes": "400",
+                "memory/memory.stat": "inactive_file 3\ntotal_inactive_file 60",
+            },
+            560,
+        ),
         ({}, 1000),
     ],
 )
 def test_a_containers_limit_counts_as_memory(tmp_path, monkeypatch, files, expected):
     monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: Memory(1000))
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert free_memory(tmp_path) == expected
 
