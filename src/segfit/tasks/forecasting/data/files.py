@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from omegaconf import DictConfig
 from segfit.data.files import list_files, relative_name
 from segfit.data.source import Arrays, Named
 from segfit.errors import SegFitError, nearest
+from segfit.tasks.forecasting.data.dates import Dates, date_text, gaps_of, parsed
 from segfit.tasks.forecasting.schema import targets_of
 
 Values = NDArray[np.float64]
-Dates = NDArray[np.int64]
 
-_VERSION = 2  # raise it when a file gives other rows or another report
+_VERSION = 3  # raise it when a file gives other rows or another report
 _DATES = ("date", "datetime", "time", "timestamp")
-_REGULAR = 0.95  # share of equal steps from which on any longer step is a gap
-_LONG = 10  # times the usual step from which on a series with irregular dates has a gap
+_UNNAMED = (
+    "Unnamed: "  # what pandas calls a column without a name, such as the row numbers that it writes
+)
+_HEAD = 65536  # bytes of a file that show how it is written
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Layout:
     columns: tuple[str, ...]  # targets, then other inputs, then what is known in advance
     targets: int
     known: int
+    left_out: tuple[str, ...] = field(default=(), repr=False)  # columns without a name
 
     @property
     def inputs(self) -> int:
@@ -61,28 +64,74 @@ def layout_of(data: DictConfig) -> Layout:
     if data.name == "waves":
         columns = tuple(f"value_{place}" for place in range(data.columns))
         return Layout("date", columns, data.columns, 0)
-    file = files_of(data.root)[0]
-    header = _header(file)
+    file, header = Path(data.root), list[str]()
+    if data.date is None or data.columns is None:  # else nothing but the run's own config counts
+        file, header = _first_header(data)
     date = data.date or next((name for name in header if name.lower() in _DATES), None)
+    if date is None and header[0].startswith(_UNNAMED):  # pandas writes an index of dates so
+        date = header[0]
     if date is None:
         raise SegFitError(
             f"{file}: no column is called {', '.join(_DATES)}. Name the one of the dates: data.date=… "
             f"It has: {', '.join(header[:20])}."
         )
     known = list(data.known)
-    rest = [name for name in data.columns or header if name != date and name not in known]
+    read = data.columns or [name for name in header if not name.startswith(_UNNAMED)]
+    left_out = () if data.columns else tuple({*header} - {*read, date})
+    rest = [name for name in read if name != date and name not in known]
     targets = targets_of(data) or rest
     if not targets:
         raise SegFitError(f"{file}: there is no column to forecast besides {date}.")
     columns = (*targets, *(name for name in rest if name not in targets), *known)
-    return Layout(date, columns, len(targets), len(known))
+    return Layout(date, columns, len(targets), len(known), left_out)
+
+
+def _first_header(data: DictConfig) -> tuple[Path, list[str]]:
+    """Return the first file and its columns; with data.on_bad_sample=skip the first that can be read."""
+    *files, last = files_of(data.root)
+    for file in files:
+        try:
+            return file, _header(file)
+        except SegFitError:
+            if data.on_bad_sample != "skip":
+                raise
+    return last, _header(last)
 
 
 def _header(file: Path) -> list[str]:
     try:
-        return list(pd.read_csv(file, nrows=0).columns)
+        return list(pd.read_csv(file, nrows=0, **_writing(file)).columns)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise SegFitError(f"{file}: cannot be read ({_reason(error)}).") from error
+
+
+def _writing(file: Path) -> dict[str, Any]:
+    """Return how a file is written, as options of `pandas.read_csv`, by its beginning."""
+    with file.open("rb") as opened:
+        head = opened.read(_HEAD)
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    if encoding == "utf-8":
+        if b"\0" in head:
+            raise ValueError("it is no text in UTF-8; save it as CSV in UTF-8")
+        try:
+            head.partition(b"\n")[0].decode()
+        except UnicodeDecodeError:
+            encoding = "latin-1"
+    header, *lines = head.decode(encoding, "replace").splitlines() or [""]
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    separator = max(",;\t|", key=unquoted.count)  # of equal ones the first
+    values = [value.strip(' "') for line in lines for value in line.split(separator)]
+    commas = [value for value in values if re.fullmatch(r"[-+]?\d*,\d+", value)]
+    # Not where a comma may stand between thousands; then the values are no numbers, and said to be none.
+    plain = any(not re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", value) for value in commas)
+    points = any(re.fullmatch(r"[-+]?\d*\.\d+", value) for value in values)
+    decimal = "," if separator != "," and plain and not points else "."
+    return {
+        "encoding": encoding,
+        "encoding_errors": "replace",
+        "sep": separator,
+        "decimal": decimal,
+    }
 
 
 @dataclass
@@ -129,7 +178,12 @@ class SeriesFiles(Named):
         values, dates = np.empty((0, len(layout.columns))), np.empty(0, np.int64)
         names = (layout.date, *layout.columns)
         try:
-            frame = pd.read_csv(file, usecols=lambda name: name in names)
+            frame = pd.read_csv(file, usecols=lambda name: name in names, **_writing(file))
+            if not isinstance(frame.index, pd.RangeIndex):
+                report.problems.append(
+                    "rows have more values than the header has names, as with decimal commas between commas. Save it with "
+                    "decimal points, or with ; between the columns."
+                )
             report.problems += [
                 f"there is no column {name}.{nearest(name, _header(file))}"
                 for name in names
@@ -167,7 +221,7 @@ class SeriesFiles(Named):
         fails, fills = self.on_missing == "fail", self.on_missing == "ffill"
         missing = np.isnan(values)
         missing[report.observed :, :inputs] = False
-        gaps, step = _gaps(dates)
+        gaps, step = gaps_of(dates)
         regular = bool(len(gaps) and step)
         if len(gaps):
             text = f"{len(gaps)} gaps in the dates, the first after {date_text(dates[gaps[0]])}"
@@ -220,44 +274,16 @@ def _numbers(column: Any, report: Report) -> Any:
 
 def _dates(column: Any, report: Report) -> Dates:
     """Return dates as seconds since 1970, UTC; those that are no dates, or do not rise, are a problem."""
-    options: dict[str, Any] = {}
-    if pd.api.types.is_numeric_dtype(column):
-        largest = column.max()
-        if 1e7 <= largest < 1e8:
-            column, options = column.astype("Int64").astype("string"), {"format": "%Y%m%d"}
-        else:
-            options = {"unit": "s" if largest < 1e11 else "ms"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of formats that pandas has to guess
-        parsed = pd.to_datetime(column, errors="coerce", utc=True, **options)
-    report.refuse(
-        column.name, parsed.isna(), "dates are not understood", "Mend them.", column=column
-    )
+    found = parsed(column)
+    remedy = "Write them as 2024-01-31 or 2024-01-31 13:00, or name another column: data.date=…"
+    report.refuse(column.name, found.isna(), "dates are not understood", remedy, column=column)
     if report.problems:
         return np.zeros(len(column), np.int64)
-    dates: Dates = parsed.dt.tz_localize(None).to_numpy("datetime64[s]").astype(np.int64)
+    dates: Dates = found.dt.tz_localize(None).to_numpy("datetime64[s]").astype(np.int64)
     steps, remedy = np.diff(dates), "Keep one row of each; of several series make a file each."
     report.refuse(column.name, steps < 0, "dates are out of order", "Sort the rows.", first=3)
     report.refuse(column.name, steps == 0, "dates occur twice", remedy, first=3)
     return dates
-
-
-def _gaps(dates: Dates) -> tuple[NDArray[np.int64], int]:
-    """Return the rows that a gap follows, and the step of a regular series in seconds; 0 for one with irregular dates.
-
-    Trading days and months are irregular: there only what is many steps long is a gap.
-    """
-    steps = np.diff(dates)
-    if not len(steps):
-        return np.empty(0, np.int64), 0
-    usual = int(np.median(steps))
-    regular = bool((steps == usual).mean() >= _REGULAR)
-    return np.flatnonzero(steps > (usual if regular else _LONG * usual)), usual if regular else 0
-
-
-def date_text(seconds: int) -> str:
-    """Return a date such as 2024-01-31, with its time unless that is midnight."""
-    return str(np.datetime64(int(seconds), "s")).replace("T00:00:00", "").replace("T", " ")
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from segfit.data.files import some
 from segfit.data.source import Arrays, SourceView
 from segfit.errors import SegFitError
 from segfit.system.hardware import fits
-from segfit.tasks.forecasting.data.files import Dates, date_text
+from segfit.tasks.forecasting.data.dates import Dates, date_text
 from segfit.tasks.forecasting.data.table import Progress, Table, csv_table, waves_table
 
 PARTS = ("train", "val", "test", "future")

@@ -18,7 +18,8 @@ from segfit.data.cache import CacheOptions, cache_sources
 from segfit.data.cache_stores import pack, unpack
 from segfit.data.source import Arrays
 from segfit.system.files import atomic_write, reporting
-from segfit.tasks.forecasting.data.files import Dates, Layout, Report, SeriesFiles, layout_of
+from segfit.tasks.forecasting.data.dates import Dates
+from segfit.tasks.forecasting.data.files import Layout, Report, SeriesFiles, layout_of
 
 Progress = Callable[[int, int], None]
 

@@ -112,20 +112,93 @@ def test_missing_values_are_filled_from_the_past_alone_or_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dates",
+    ("step", "written"),
     [
-        lambda days: days.strftime("%Y-%m-%d"),
-        lambda days: days.strftime("%Y%m%d").astype(int),
-        lambda days: days.astype("int64") // 10 ** (9 if days.unit == "ns" else 6),
-        lambda days: days.strftime("%m/%d/%Y"),
-        lambda days: days.tz_localize("UTC").strftime("%Y-%m-%dT%H:%M:%S%z"),
+        ("D", lambda days: days.strftime("%Y-%m-%d")),
+        ("D", lambda days: days.strftime("%Y%m%d").astype(int)),
+        ("D", lambda days: days.strftime("%m/%d/%Y")),
+        ("D", lambda days: days.strftime("%d.%m.%Y")),
+        ("D", lambda days: days.tz_localize("UTC").strftime("%Y-%m-%dT%H:%M:%S%z")),
+        ("D", lambda days: (days - pd.Timestamp("1899-12-30")).days),
+        ("h", lambda days: (days - pd.Timestamp("1899-12-30")) / pd.Timedelta("1D")),
+        ("h", lambda days: days.as_unit("s").astype("int64")),
+        ("h", lambda days: days.as_unit("ms").astype("int64")),
+        ("h", lambda days: days.as_unit("us").astype("int64")),
+        ("h", lambda days: days.as_unit("ns").astype("int64")),
+        ("h", lambda days: days.strftime("%Y%m%d%H").astype("int64")),
+        ("min", lambda days: days.strftime("%Y%m%d%H%M").astype("int64")),
+        ("s", lambda days: days.strftime("%Y%m%d%H%M%S").astype("int64")),
+        ("MS", lambda days: days.strftime("%Y%m").astype(int)),
+        ("MS", lambda days: days.strftime("%d/%m/%Y")),
+        ("MS", lambda days: days.strftime("%m/%d/%Y")),
+        ("YS", lambda days: days.year),
     ],
 )
-def test_dates_are_read_however_they_are_written(tmp_path, dates):
-    days = pd.date_range("2024-01-01", periods=100, freq="D")
-    write(frame(date=dates(days)), tmp_path / "a.csv")
+def test_dates_are_read_however_they_are_written(tmp_path, step, written):
+    days = pd.date_range("2003-01-01", periods=100, freq=step)
+    write(frame(date=written(days)), tmp_path / "a.csv")
     found = series_of(tmp_path).table.dates
     assert found.tolist() == days.to_numpy("datetime64[s]").astype(int).tolist()
+
+
+def test_years_before_1970_and_seconds_that_look_like_hours_are_read(tmp_path):
+    write(frame(date=np.arange(1780, 1880)), tmp_path / "a.csv")
+    assert series_of(tmp_path).table.dates[0] == np.datetime64("1780-01-01", "s").astype(int)
+    hours = pd.date_range("2031-01-01", periods=100, freq="h").as_unit("s").astype("int64")
+    write(frame(date=hours), tmp_path / "a.csv")  # 1924992000, …
+    assert series_of(tmp_path).table.dates.tolist() == hours.tolist()
+
+
+def test_numbers_that_are_no_dates_are_refused(tmp_path):
+    for numbers in (np.arange(100), np.arange(9000, 9100), np.arange(100) + 0.5):
+        (found,) = problems(tmp_path, a=frame(date=numbers))
+        assert f"date: 100 dates are not understood, e.g. '{numbers[0]}' in line 2." in found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sep": ";", "decimal": ","}, {"sep": ";"}, {"sep": "\t"}, {"sep": "|"}]
+    + [{"encoding": encoding} for encoding in ("utf-16", "utf-8-sig", "latin-1")],
+)
+def test_files_are_read_however_they_are_written(tmp_path, options):
+    table = frame(columns=["a", "größe"])
+    (tmp_path / "set").mkdir()
+    table.to_csv(tmp_path / "set/a.csv", index=False, **options)
+    found = series_of(tmp_path / "set").table
+    assert found.layout.columns == ("a", "größe")
+    assert np.allclose(found.values.numpy(), table[["a", "größe"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("date,a\n" + "2024-01-01,1,5\n" * 3, "as with decimal commas between commas"),
+        ("date;a\n" + "2024-01-01;1,500\n" * 3, "a: 3 values are no numbers, e.g. '1,500'"),
+        ("", "cannot be read"),
+        ("d\0a\0t\0e\0,\0a\0\n\0", "save it as CSV in UTF-8"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(tmp_path, text, said):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a.csv").write_text(text)
+    assert said in "\n".join(problems(tmp_path))
+
+
+def test_columns_without_a_name_are_no_targets(tmp_path):
+    frame().to_csv(tmp_path / "a.csv")
+    layout = series_of(tmp_path).table.layout
+    assert (layout.date, layout.columns, layout.left_out) == ("date", ("a", "b"), ("Unnamed: 0",))
+    frame().set_index("date").rename_axis(None).to_csv(tmp_path / "a.csv")
+    layout = series_of(tmp_path).table.layout
+    assert (layout.date, layout.columns, layout.left_out) == ("Unnamed: 0", ("a", "b"), ())
+
+
+def test_the_first_file_that_can_be_read_says_which_columns_there_are(tmp_path):
+    write(frame(), tmp_path / "set" / "b.csv")
+    (tmp_path / "set/a.csv").write_text("")
+    found = series_of(tmp_path / "set", "data.on_bad_sample=skip")
+    assert found.table.layout.columns == ("a", "b")
+    assert any("a.csv: cannot be read" in line for line in found.notices)
 
 
 def test_returns_are_logarithmic_and_dated_by_their_end(tmp_path):
