@@ -289,3 +289,46 @@ def test_what_contradicts_itself_is_said_before_any_work(tmp_path):
 def test_a_data_set_without_test_part_says_so(tmp_path):
     with pytest.raises(SegFitError, match="val: there is no window"):
         train(tmp_path, *SMALL, "data.split.val=0.01", base=())
+
+
+def test_a_run_keeps_its_columns_and_predicts_without_its_data(tmp_path):
+    hours = np.arange(300)
+    table = pd.DataFrame({
+        "date": pd.date_range("2024-01-01", periods=300, freq="h"),
+        "a": np.sin(hours / 12),
+        "b": 100 + np.cos(hours / 12),
+        "c": np.random.default_rng(0).normal(0, 9, 300),
+    })  # fmt: skip
+    data = tmp_path / "data"
+    data.mkdir()
+    table.to_csv(data / "m.csv", index=False)
+    options = [one for one in SMALL if not one.startswith(("data.length", "data.loo", "epochs"))]
+    given = (
+        "data=csv",
+        f"data.root={data}",
+        "data.target=a",
+        "data.lookback=24",
+        "data.cache=none",
+    )
+    arguments = (*options, *given, "model=lstm_64", "epochs=1", *QUIET)
+    output = run(tmp_path, *arguments, "hydra.run.dir=run")
+    assert "2024-01-01 to 2024-01-13 11:00:00, mostly 1 hours apart" in output
+    expected = segfit.load(tmp_path / "run", device="cpu").predict(table)
+    scored = ("run=run", "split=val", "device=cpu")
+    run(tmp_path, *scored, script="evaluate.py")
+    before = metrics(tmp_path / "run/evaluation/val")["scores"]
+    table[["date", "c", "a", "b"]].to_csv(data / "m.csv", index=False)
+    run(tmp_path, *scored, script="evaluate.py")
+    assert metrics(tmp_path / "run/evaluation/val")["scores"] == before
+    run(tmp_path, f"resume={tmp_path / 'run'}", "epochs=2")
+    assert metrics(tmp_path / "run")["best"]["mse"] <= before["mse"]
+    again = segfit.load(tmp_path / "run", device="cpu", checkpoint="last")
+    known = again.predict(table)
+    table.drop(columns="b").to_csv(data / "m.csv", index=False)
+    assert "there is no column b" in run(tmp_path, *scored, script="evaluate.py", code=2)
+    (data / "m.csv").unlink()
+    found = segfit.load(tmp_path / "run", device="cpu", checkpoint="last").predict(
+        table[["c", "b", "a"]]
+    )
+    assert np.array_equal(found, known)
+    assert found.shape == expected.shape == (12, 1)

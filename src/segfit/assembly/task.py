@@ -105,8 +105,8 @@ class TaskAssembly:
     ) -> None:
         """Change in a run's config what the options of evaluate.py say about the task."""
 
-    def facts(self, config: DictConfig) -> dict[str, str]:
-        """Return what really runs, label → text, that only this task knows."""
+    def facts(self, config: DictConfig, sources: Mapping[str, Any]) -> dict[str, str]:
+        """Return what really runs on some splits, label → text, that only this task knows."""
         return {}
 
     def remark(self, scores: Mapping[str, float]) -> str:

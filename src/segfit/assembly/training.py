@@ -167,7 +167,7 @@ def _facts(
         "data": f"{config.data.name}: {sizes}",
         "batch": f"{batch} = {effective}" if len(factors) > 1 else batch,
         "sample": schema_of(config.task.name).sample_label(config),
-        **assembly_of(config).facts(config),
+        **assembly_of(config).facts(config, sources),
         "workers": str(workers),
         "compiled": "no" if distributed.unwrap(state.forward) is state.model else "yes",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",

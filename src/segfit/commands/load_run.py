@@ -220,5 +220,7 @@ class Model:
             evaluate(self.run.model, task, batches, self.run.precision)
 
         predict = evaluation_of(config).predict
-        results = predict(config, self.run.task(), self.options, given, go) if given else []
+        statistics = assembly_of(config).recorded_statistics(config, self.run.recorded)
+        task = self.run.task(statistics)
+        results = predict(config, task, self.options, given, go) if given else []
         return results if many else results[0]

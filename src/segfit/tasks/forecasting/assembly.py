@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from segfit.data.preflight import Preflight
 from segfit.errors import SegFitError
 from segfit.models.build import Weights
 from segfit.models.forecasters import Forecaster
+from segfit.tasks.forecasting.data.dates import date_text, steady_step, step_text
 from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.data.series import PARTS, LazySeries, SingleWindows, Windows
 from segfit.tasks.forecasting.schema import held_out_shape, remark
@@ -22,6 +24,7 @@ from segfit.tasks.scored import ExtraMetric, checked_metrics
 
 __all__ = ["remark"]
 
+_STANDARD = ("mean", "std", "step")
 _SCORES = ("loss", "mse", "mae", "true_mse", "true_mae", "mase", "ic", "hit_rate")
 
 
@@ -29,6 +32,17 @@ def make_sources(config: DictConfig) -> dict[str, Windows]:
     """Return the windows of each part: train, val, test and future, one a series; they are read when needed."""
     lazy = LazySeries(config.data)
     return {part: Windows(lazy, part, config.data) for part in PARTS}
+
+
+def settle(config: DictConfig, _: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+    """Keep with the run which columns are what and in which order, however its files are written later."""
+    if config.data.name != "csv":
+        return
+    layout = layout_of(config.data)
+    for name in layout.left_out:
+        notice(f"{name}: a column without a name is left out. To read it, name it in data.columns.")
+    config.data.date, config.data.columns = layout.date, list(layout.columns)
+    config.data.target = list(layout.columns[: layout.targets])
 
 
 def check_sources(
@@ -89,20 +103,40 @@ def quantiles_of(config: DictConfig) -> list[float]:
 
 
 def make_statistics(_: DictConfig, sources: Mapping[str, Windows], *__: Any) -> dict[str, Any]:
-    """Return what the task takes from the data: the rows of a season."""
-    return {"season": sources["train"].series.season}
+    """Return what the task takes from the data: the rows of a season, and what each series is standardised by."""
+    series = sources["train"].series
+    table, values = series.table, series.statistics
+    return {
+        "season": series.season,
+        "series": {
+            table.names[at]: {
+                "mean": values["mean"][at].tolist(),
+                "std": values["std"][at].tolist(),
+                "step": steady_step(table.dates[table.begins[at] : table.ends[at]]),
+            }
+            for at in np.flatnonzero(series.counts["train"]).tolist()
+        },
+    }
 
 
 def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what a run's metrics.json holds of `make_statistics`, None for nothing; raise a SegFitError for else."""
     if "season" not in recorded:
         return None
-    season = recorded["season"]
+    season, series = recorded["season"], recorded.get("series", {})
     if not (isinstance(season, int) and 1 <= season <= config.data.lookback):
         raise SegFitError(
             f"season must be a number from 1 to data.lookback={config.data.lookback}."
         )
-    return {"season": season}
+    columns, told = held_out_shape(config)[1], f"series must hold {', '.join(_STANDARD)} of each."
+    try:
+        for one in series.values():
+            mean, std, _ = (np.asarray(one[key], float) for key in _STANDARD)
+            if not mean.shape == std.shape == (columns,):
+                raise SegFitError(told)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise SegFitError(told) from error
+    return {"season": season, "series": series}
 
 
 def make_task(
@@ -115,6 +149,7 @@ def make_task(
         config.data.horizon,
         criterion=ForecastLoss(config.loss.name, config.loss.delta, quantiles_of(config)),
         season=(statistics or {}).get("season", 1),
+        standards=(statistics or {}).get("series", {}),
         returns=config.data.returns,
         **shared,
     )
@@ -134,11 +169,14 @@ def apply_options(_: DictConfig, options: DictConfig, *__: Any) -> None:
         options.split = "future"
 
 
-def facts(config: DictConfig) -> dict[str, str]:
+def facts(config: DictConfig, sources: Mapping[str, Windows]) -> dict[str, str]:
     """Return what really runs, label → text, that only this task knows."""
-    layout = layout_of(config.data)
+    layout, table = layout_of(config.data), sources["train"].series.table
+    step = int(np.median(np.diff(table.dates[table.begins[-1] : table.ends[-1]])))
+    first, last = (date_text(end(table.dates)) for end in (np.min, np.max))
     shown = ", ".join(layout.columns[: min(layout.targets, 8)])
     return {
+        "dates": f"{first} to {last}, mostly {step_text(step)} apart",
         "targets": f"{layout.targets} ({shown}{', …' if layout.targets > 8 else ''})",
         "other inputs": f"{layout.inputs - layout.targets}, {layout.known} known in advance",
     }

@@ -23,8 +23,14 @@ from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError
 from segfit.models.build import Exported
 from segfit.report.evaluation import Evaluation
-from segfit.tasks.forecasting.assembly import example_input, make_sources, quantiles_of
-from segfit.tasks.forecasting.data.files import layout_of
+from segfit.tasks.forecasting.assembly import (
+    example_input,
+    make_sources,
+    make_statistics,
+    quantiles_of,
+)
+from segfit.tasks.forecasting.data.dates import parsed, steady_step, step_text
+from segfit.tasks.forecasting.data.files import Layout, layout_of
 from segfit.tasks.forecasting.data.series import Windows
 from segfit.tasks.forecasting.schema import ERRORS, FORECASTERS, error_names
 from segfit.tasks.forecasting.task import ForecastingTask, forecast_figure, forecast_of, true_values
@@ -32,6 +38,7 @@ from segfit.tasks.forecasting.task import ForecastingTask, forecast_figure, fore
 FORECASTS = "forecasts.csv"
 _NAMES = (FORECASTS, "forecasts.png", "errors.csv", "error_by_step.png")
 _DAY = 86400
+_ENOUGH = 6  # dates whose usual step is known
 
 Vector = NDArray[np.int64]
 Go = Callable[[Task, Any], None]  # lets a task see the samples of a dataset
@@ -152,15 +159,19 @@ def predict(
     Their last rows are looked back at; of columns known in advance there are `horizon` rows more. They are standardised as
     the run's series were; of several, as the one that `frame.attrs["series"]` names.
     """
-    series, layout, data = make_sources(config)["train"].series, task.layout, config.data
+    layout, data, standards = task.layout, config.data, task.standards
+    if not standards:  # of a run that was killed: as its data are now
+        standards = make_statistics(config, make_sources(config))["series"]
     future = data.horizon if layout.known else 0
     samples, found = [], dict[int, Any]()
     for number, given in enumerate(inputs):
-        names, name = series.table.names, getattr(given, "attrs", {}).get("series")
+        names, name = [*standards], getattr(given, "attrs", {}).get("series")
         if len(names) > 1 and name not in names:
             raise SegFitError(
                 f"input {number}: which series? Set frame.attrs['series'] to one of: {some(names)}."
             )
+        own = standards[name if name in names else names[0]]
+        _refuse_table(f"input {number}", given, layout, own["step"])
         try:
             values = pd.DataFrame(given, columns=[*layout.columns]).to_numpy(np.float64, copy=True)
         except (TypeError, ValueError) as error:
@@ -174,12 +185,20 @@ def predict(
         needed = np.isfinite(seen)
         needed[data.lookback :, : layout.inputs] = True  # of the future, only what is known counts
         if len(seen) < data.lookback + future or not needed.all():
+            gone = [
+                name
+                for name, there in zip(layout.columns, needed.T, strict=True)
+                if not there.all()
+            ]
+            missing = (
+                f" Values are missing in {some(gone)}." if gone else f" There are {len(values)}."
+            )
             raise SegFitError(
-                f"input {number}: the last {data.lookback} + {future} rows of {some(layout.columns)} have to be there."
+                f"input {number}: the last {data.lookback} + {future} rows of {some(layout.columns)} have to be there.{missing}"
             )
         window[: len(seen)] = np.nan_to_num(seen)
-        which = names.index(name) if name in names else 0
-        own = {key: part[which].astype(np.float32) for key, part in series.statistics.items()}
+        own = {key: np.array(own[key], np.float32) for key in ("mean", "std")}
+        own["scale"] = np.ones(layout.targets, np.float32)  # of scores, which nobody reads
         samples.append({"window": window, **own, "when": 0, "index": number})
 
     def take(batch: Batch, values: Tensor, _: Tensor) -> None:
@@ -187,6 +206,25 @@ def predict(
 
     go(replace(task, on_forecast=take), samples)
     return [found[index] for index in sorted(found)]
+
+
+def _refuse_table(label: str, given: Any, layout: Layout, step: int) -> None:
+    """Raise a SegFitError if a data frame lacks columns, or its dates do not rise in the run's steps of `step` seconds."""
+    if not isinstance(given, pd.DataFrame):
+        return
+    if gone := [name for name in layout.columns if name not in given]:
+        raise SegFitError(f"{label}: there is no column {some(gone)}. It has: {some(list(given))}.")
+    column = given[layout.date] if layout.date in given else given.index.to_series()
+    if layout.date not in given and not isinstance(given.index, pd.DatetimeIndex):
+        return
+    dates = parsed(column).dt.tz_localize(None).to_numpy("datetime64[s]").astype(np.int64)
+    if (np.diff(dates) <= 0).any():
+        raise SegFitError(f"{label}: {layout.date} does not rise. Sort the rows, the oldest first.")
+    theirs = steady_step(dates) if len(dates) > _ENOUGH else 0
+    if step and theirs and abs(theirs - step) > step / 5:
+        raise SegFitError(
+            f"{label}: its rows are {step_text(theirs)} apart, those of the run {step_text(step)}. Resample them."
+        )
 
 
 def following(dates: Vector, count: int) -> Vector:

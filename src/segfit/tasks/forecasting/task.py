@@ -6,7 +6,7 @@ Figures are matplotlib's without pyplot: no global state, no window, no backend 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -77,6 +77,7 @@ class ForecastingTask(ScoredTask):
     horizon: int  # rows that are forecast
     season: int = 1  # rows of a season; 1: there is none
     returns: bool = False  # the targets are returns
+    standards: Mapping[str, Any] = field(default_factory=dict)  # series → mean, std, step
     # Called with every held-out batch, its forecasts, (B, horizon, targets) or (B, horizon, targets, quantiles) true values,
     # and the sums of each window's errors, (B, errors of each of `FORECASTERS`) float64; all on the device.
     on_forecast: Callable[[Batch, Tensor, Tensor], None] | None = None

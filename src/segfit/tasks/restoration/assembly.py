@@ -159,7 +159,7 @@ def loss_label(config: DictConfig) -> str:
     return f"{loss.name} + {loss.perceptual:g} × {loss.encoder}{random}"
 
 
-def facts(config: DictConfig) -> dict[str, str]:
+def facts(config: DictConfig, _: Any) -> dict[str, str]:
     """Return what really runs, label → text, that only this task knows."""
     scores = config.metrics
     colours = "grey" if channels_of(config) == 1 else {"rgb": "RGB", "y": "Y"}[scores.channels]

@@ -281,7 +281,7 @@ def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str
         raise SegFitError(f"threshold={threshold}: is for two classes, and the run has {count}.")
 
 
-def facts(config: DictConfig) -> dict[str, str]:
+def facts(config: DictConfig, _: Any) -> dict[str, str]:
     """Return what really runs, label → text, that only this task knows."""
     return {
         "classes": str(config.data.num_classes),
