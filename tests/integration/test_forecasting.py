@@ -312,7 +312,7 @@ def test_a_run_keeps_its_columns_and_predicts_without_its_data(tmp_path):
     )
     arguments = (*options, *given, "model=lstm_64", "epochs=1", *QUIET)
     output = run(tmp_path, *arguments, "hydra.run.dir=run")
-    assert "2024-01-01 to 2024-01-13 11:00:00, mostly 1 hours apart" in output
+    assert "2024-01-01 to 2024-01-13 11:00:00, mostly 1:00:00 apart" in output
     expected = segfit.load(tmp_path / "run", device="cpu").predict(table)
     scored = ("run=run", "split=val", "device=cpu")
     run(tmp_path, *scored, script="evaluate.py")

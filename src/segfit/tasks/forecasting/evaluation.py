@@ -23,13 +23,9 @@ from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError
 from segfit.models.build import Exported
 from segfit.report.evaluation import Evaluation
-from segfit.tasks.forecasting.assembly import (
-    example_input,
-    make_sources,
-    make_statistics,
-    quantiles_of,
-)
-from segfit.tasks.forecasting.data.dates import parsed, steady_step, step_text
+from segfit.tasks.forecasting import assembly
+from segfit.tasks.forecasting.assembly import example_input, make_sources, quantiles_of
+from segfit.tasks.forecasting.data.dates import parsed, steady_step
 from segfit.tasks.forecasting.data.files import Layout, layout_of
 from segfit.tasks.forecasting.data.series import Windows
 from segfit.tasks.forecasting.schema import ERRORS, FORECASTERS, error_names
@@ -161,7 +157,7 @@ def predict(
     """
     layout, data, standards = task.layout, config.data, task.standards
     if not standards:  # of a run that was killed: as its data are now
-        standards = make_statistics(config, make_sources(config))["series"]
+        standards = assembly.make_statistics(config, make_sources(config))["series"]
     future = data.horizon if layout.known else 0
     samples, found = [], dict[int, Any]()
     for number, given in enumerate(inputs):
@@ -185,16 +181,10 @@ def predict(
         needed = np.isfinite(seen)
         needed[data.lookback :, : layout.inputs] = True  # of the future, only what is known counts
         if len(seen) < data.lookback + future or not needed.all():
-            gone = [
-                name
-                for name, there in zip(layout.columns, needed.T, strict=True)
-                if not there.all()
-            ]
-            missing = (
-                f" Values are missing in {some(gone)}." if gone else f" There are {len(values)}."
-            )
+            gone = [layout.columns[at] for at in np.flatnonzero(~needed.all(0))]
+            there = f"{len(values)} are, with gaps in: {some(gone) or 'none'}"
             raise SegFitError(
-                f"input {number}: the last {data.lookback} + {future} rows of {some(layout.columns)} have to be there.{missing}"
+                f"input {number}: the last {data.lookback} + {future} rows of {some(layout.columns)} have to be there; {there}."
             )
         window[: len(seen)] = np.nan_to_num(seen)
         own = {key: np.array(own[key], np.float32) for key in ("mean", "std")}
@@ -214,16 +204,16 @@ def _refuse_table(label: str, given: Any, layout: Layout, step: int) -> None:
         return
     if gone := [name for name in layout.columns if name not in given]:
         raise SegFitError(f"{label}: there is no column {some(gone)}. It has: {some(list(given))}.")
-    column = given[layout.date] if layout.date in given else given.index.to_series()
     if layout.date not in given and not isinstance(given.index, pd.DatetimeIndex):
         return
+    column = given[layout.date] if layout.date in given else given.index.to_series()
     dates = parsed(column).dt.tz_localize(None).to_numpy("datetime64[s]").astype(np.int64)
     if (np.diff(dates) <= 0).any():
         raise SegFitError(f"{label}: {layout.date} does not rise. Sort the rows, the oldest first.")
     theirs = steady_step(dates) if len(dates) > _ENOUGH else 0
     if step and theirs and abs(theirs - step) > step / 5:
         raise SegFitError(
-            f"{label}: its rows are {step_text(theirs)} apart, those of the run {step_text(step)}. Resample them."
+            f"{label}: a row every {theirs} seconds, but the run has one every {step}. Resample the rows."
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segfit.errors import SegFitError
-from segfit.tasks.forecasting.assembly import make_task, recorded_statistics, settle
+from segfit.tasks.forecasting.assembly import make_task, settle
 from segfit.tasks.forecasting.data.files import layout_of
 from segfit.tasks.forecasting.evaluation import predict
 from tests.unit.tasks.forecasting.data.tables import config_of, frame, write
@@ -32,11 +32,11 @@ def test_what_is_known_in_advance_has_to_be_there(tmp_path):
     [
         (lambda table: table[::-1], "date does not rise. Sort the rows"),
         (lambda table: table.drop(columns="b"), "there is no column b. It has: date, a"),
-        (lambda table: table.assign(b=np.nan), "have to be there. Values are missing in b."),
-        (lambda table: table.tail(5), "have to be there. There are 5."),
+        (lambda table: table.assign(b=np.nan), "have to be there; 100 are, with gaps in: b."),
+        (lambda table: table.tail(5), "have to be there; 5 are, with gaps in: none."),
         (
             lambda table: table.assign(date=pd.date_range("2024-01-01", periods=100, freq="D")),
-            "its rows are 1 days apart, those of the run 1 hours",
+            "a row every 86400 seconds, but the run has one every 3600",
         ),
         (lambda table: table.set_index("date")[::-1], "date does not rise"),
     ],
@@ -60,18 +60,3 @@ def test_a_run_reads_its_columns_in_its_order_whatever_the_files_have(tmp_path):
     assert layout_of(config.data) == before
     config.data.root = "gone"
     assert layout_of(config.data) == before
-
-
-def test_what_series_were_standardised_by_is_checked(tmp_path):
-    config = config_of(write(frame(), tmp_path / "a.csv"))
-    good = {"a": {"mean": [1.0, 2.0], "std": [1.0, 1.0], "step": 3600}}
-    recorded = {"season": 1, "series": good}
-    assert recorded_statistics(config, recorded) == recorded
-    for wrong in (
-        [],
-        {"a": {}},
-        {"a": {**good["a"], "mean": [1.0]}},
-        {"a": {**good["a"], "std": "x"}},
-    ):
-        with pytest.raises(SegFitError, match="series must hold"):
-            recorded_statistics(config, {"season": 1, "series": wrong})

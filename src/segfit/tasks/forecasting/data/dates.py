@@ -84,11 +84,3 @@ def steady_step(dates: Dates) -> int:
 def date_text(seconds: Any) -> str:
     """Return a date such as 2024-01-31, with its time unless that is midnight."""
     return str(np.datetime64(int(seconds), "s")).replace("T00:00:00", "").replace("T", " ")
-
-
-def step_text(seconds: int) -> str:
-    """Return a step such as 1 days or 15 minutes."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds and seconds % size == 0:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} seconds"

@@ -126,12 +126,8 @@ def _writing(file: Path) -> dict[str, Any]:
     plain = any(not re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", value) for value in commas)
     points = any(re.fullmatch(r"[-+]?\d*\.\d+", value) for value in values)
     decimal = "," if separator != "," and plain and not points else "."
-    return {
-        "encoding": encoding,
-        "encoding_errors": "replace",
-        "sep": separator,
-        "decimal": decimal,
-    }
+    options = {"encoding": encoding, "sep": separator, "decimal": decimal}
+    return options | {"encoding_errors": "replace"}  # text beyond the header is no number anyway
 
 
 @dataclass
