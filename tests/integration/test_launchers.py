@@ -21,6 +21,7 @@ from tests.integration.training import (
 )
 
 QUICK = (*SMALL, "report.logger=[]", "checkpoint.every_steps=1")
+NOT_FORKED = {"PYTHONUNBUFFERED": "1"}  # joblib's workers end with a process that ends as Python does
 
 
 def wait_for_update(process: "subprocess.Popen[str]", folder: Path, job: int, update: int) -> None:
@@ -31,7 +32,7 @@ def wait_for_update(process: "subprocess.Popen[str]", folder: Path, job: int, up
 def test_joblib_runs_jobs_side_by_side_and_one_that_fails_costs_the_others_nothing(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     line = ("-m", *QUICK, "epochs=1", "batch_size=4,0,2", "hydra/launcher=joblib")
-    code, output = train_by_command_line(tmp_path, *line)
+    code, output = train_by_command_line(tmp_path, *line, **NOT_FORKED)
     assert code == 1, output
     assert "Traceback" not in output
     assert "Warning" not in output
@@ -43,7 +44,7 @@ def test_joblib_runs_jobs_side_by_side_and_one_that_fails_costs_the_others_nothi
     assert "batch_size=0: must be at least 1" in (sweep / "1/output.log").read_text()
 
     shutil.rmtree(sweep / "2")  # as if the sweep had been killed before it
-    code, output = train_by_command_line(tmp_path, f"resume_sweep={sweep}")
+    code, output = train_by_command_line(tmp_path, f"resume_sweep={sweep}", **NOT_FORKED)
     assert code == 1, output
     assert "job 0: done before" in output
     assert [rows(sweep)[job]["status"] for job in "012"] == ["finished", "input", "finished"]
@@ -55,7 +56,7 @@ def test_joblib_runs_jobs_side_by_side_and_one_that_fails_costs_the_others_nothi
 def test_a_sweep_of_any_launcher_that_is_stopped_saves_its_jobs(tmp_path, launcher, number, code):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
     line = ("-m", *QUICK, "epochs=500", "batch_size=4", "lr=0.001,0.002,-1")
-    process = start(tmp_path, *line, f"hydra/launcher={launcher}")
+    process = start(tmp_path, *line, f"hydra/launcher={launcher}", **NOT_FORKED)
     for job in (0, 1):
         wait_for_update(process, tmp_path, job, 3)
     jobs = psutil.Process(process.pid).children(recursive=True)
