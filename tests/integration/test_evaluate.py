@@ -289,6 +289,23 @@ def test_python_predicts_the_same_pixels(place, evaluated, tmp_path):
         segfit.load(place / "run 1", fold=1)
 
 
+@pytest.mark.parametrize("kind", ["12 bits", "8 in 16", "8 in 32", "dark 8", "deep"])
+def test_python_warns_of_a_picture_that_would_be_black(place, kind, recwarn):
+    model = segfit.load(place / "run 1", device="cpu")
+    pixels = np.arange(64 * 64).reshape(64, 64) // 16
+    given = {
+        "12 bits": (pixels * 16).astype(np.uint16),
+        "8 in 16": Image.fromarray(pixels.astype(np.int32)).convert("I;16"),
+        "8 in 32": Image.fromarray(pixels.astype(np.int32)),
+        "dark 8": (pixels // 64).astype(np.uint8),
+        "deep": (pixels * 257).astype(np.uint16),
+    }[kind]
+    model.predict([np.zeros((64, 64), np.uint16), given])
+    told = [str(one.message) for one in recwarn if "nearly one shade" in str(one.message)]
+    assert len(told) == (kind not in ("dark 8", "deep"))
+    assert all("1 images" in text and "image 1 (0 to " in text for text in told)
+
+
 def test_runs_of_two_tasks_are_not_averaged():
     configs = [OmegaConf.create({"task": {"name": name}}) for name in ("segmentation", "x")]
     with pytest.raises(SegFitError, match="their tasks are segmentation, x"):

@@ -195,9 +195,12 @@ def test_pictures_are_restored_in_their_own_depth(trained, tmp_path):
     for name, deep in (("a/8", False), ("a/16", True)):
         write(tmp_path / f"noisy/{name}.png", picture(70, 90, seed=7, deep=deep))
     write(tmp_path / "noisy/grey.png", picture(33, 40, 1, seed=8))
-    run(
+    write(tmp_path / "noisy/12.png", picture(33, 40, deep=True) // 16)
+    said = run(
         trained, "run=run", f"images={tmp_path / 'noisy'}", f"out={tmp_path / 'clean'}", "device=cpu", "flip=true", script="evaluate.py"
     )  # fmt: skip
+    assert "1 images that are predicted are nearly one shade" in said
+    assert f"{tmp_path / 'noisy/12.png'} (" in said
     model = segfit.load(trained / "run", device="cpu", flip=True)
     for name, kind, shape in (
         ("a/8", np.uint8, (70, 90, 3)),

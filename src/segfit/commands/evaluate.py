@@ -16,6 +16,7 @@ from segfit.commands.load_run import TrainedRun, load_runs
 from segfit.config.check import plain
 from segfit.config.tasks import schema_of
 from segfit.data.files import some
+from segfit.data.images import FAINT
 from segfit.data.splits import groups_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Findings
@@ -91,7 +92,13 @@ def evaluate_run(
     if options.compare is not None:
         theirs = options.copy()
         theirs.run, theirs.compare = options.compare, None
-        beside = load_runs(theirs, load_named(theirs), notice)
+        configs, task = load_named(theirs), run.config.task.name
+        if other_task := [one.task.name for one in configs if one.task.name != task]:
+            raise SegFitError(
+                f"compare={options.compare}: its task is {other_task[0]}, and that of this run is {task}. "
+                "Runs of one task are compared."
+            )
+        beside = load_runs(theirs, configs, notice)
         other = _split_pass(beside, theirs, path / "compared", notice, None)
         _refuse_unlike(options.compare, passes[0], other)
         passes.append(replace(other, group=passes[0].group))
@@ -191,8 +198,13 @@ def _evaluated(passes: Sequence[_Pass], progress: Progress, notice: Notice) -> E
 
     config, samples = run.config, len(passes[0].dataset)
     workers = min(workers_of(config, run.device), samples)
+    dataset, odd = passes[0].dataset, list[str]()
+
+    def remark(index: int, text: str) -> None:
+        odd.append(f"{dataset.where(index)} ({text})")
+
     batches = batches_in_order(
-        config, passes[0].dataset, run.device, workers, leave_out, range(samples)
+        config, dataset, run.device, workers, leave_out, range(samples), remark=remark
     )
     facts = {
         "run": os.fspath(run.folder.absolute()),
@@ -217,6 +229,8 @@ def _evaluated(passes: Sequence[_Pass], progress: Progress, notice: Notice) -> E
         result = evaluation.finish(_with_intervals(result, passes))
     finally:
         evaluation.close()
+    if odd:
+        notice(f"{len(odd)} {FAINT.format(some(odd))}")
     facts |= {"samples": samples - len(left_out), "left_out": left_out}
     facts |= {"status": "finished", "seconds": result.seconds}
     scores = {"scores": result.scores, **result.values} if passes[0].names else {}

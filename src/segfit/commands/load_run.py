@@ -6,6 +6,7 @@ And such a model in Python: what evaluate.py predicts, for what lies in memory.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from segfit.assembly.state import make_device, to_device
 from segfit.assembly.task import assembly_of, evaluation_of
 from segfit.config.check import check, flat, plain
 from segfit.config.tasks import run_folder, schema_of
+from segfit.data.files import some
+from segfit.data.images import FAINT
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
@@ -216,8 +219,18 @@ class Model:
                     "a volume holds several images: evaluate.py predicts them (images=…)."
                 )
             order, device = range(len(dataset)), self.run.device
-            batches = batches_in_order(config, dataset, device, 0, warnings.warn, order)
+            odd: list[str] = []
+
+            def remark(index: int, text: str) -> None:
+                path = isinstance(given[index], (str, os.PathLike))
+                odd.append(f"{given[index] if path else f'image {index}'} ({text})")
+
+            batches = batches_in_order(
+                config, dataset, device, 0, warnings.warn, order, remark=remark
+            )
             evaluate(self.run.model, task, batches, self.run.precision)
+            if odd:
+                warnings.warn(f"{len(odd)} {FAINT.format(some(odd))}", stacklevel=4)
 
         predict = evaluation_of(config).predict
         statistics = assembly_of(config).recorded_statistics(config, self.run.recorded)

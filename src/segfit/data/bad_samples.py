@@ -46,6 +46,7 @@ class Made(NamedTuple):
     content: Any  # None if there is nothing in it
     skipped: Sequence[str]  # what is wrong with samples that were replaced or left out
     problems: Sequence[str]  # what ends the run
+    remarks: Sequence[tuple[int, str]] = ()  # what is odd about samples that were made, by index
 
 
 @dataclass
@@ -57,7 +58,8 @@ class GuardedBatches(Dataset[Any]):
     anything else that goes wrong always is.
     """
 
-    dataset: Any  # its `where(index)` names the files behind a sample
+    # `where(index)` names the files behind a sample; `remarks`, if it has them: what is odd about samples, by index
+    dataset: Any
     collate: Collate
     skip: bool
     current: (
@@ -81,7 +83,7 @@ class GuardedBatches(Dataset[Any]):
         if problems or not samples:
             return Made(None, skipped, problems)
         try:
-            return Made(self.collate(samples), skipped, [])
+            return Made(self.collate(samples), skipped, [], [*self._remarks(keys)])
         except RuntimeError as error:
             if "shared memory" not in str(error):
                 raise
@@ -111,6 +113,10 @@ class GuardedBatches(Dataset[Any]):
             raise SegFitError([problem, *failed[:5]])
         skipped += failed
         return []
+
+    def _remarks(self, keys: Sequence[Any]) -> Iterator[tuple[int, str]]:
+        found: dict[Any, str] = getattr(self.dataset, "remarks", {})
+        yield from ((key, found.pop(key)) for key in keys if key in found)
 
     def _note(self, index: int) -> None:
         if worker := get_worker_info():

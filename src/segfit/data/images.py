@@ -26,6 +26,11 @@ _SOME = 32  # shades below which it has lost most of what the file distinguishes
 _LOOKED_AT = 2**16  # pixels
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G and B (BT.601), as Pillow
 PERCENTILES = (1.0, 99.0)
+# What is said of images that are predicted, {} being some of them, with their least and greatest values, a dataset's `remarks`
+FAINT = (
+    "images that are predicted are nearly one shade to the network, with few of the values that their files have room for: {}. "
+    "If those of the training were not, save these with the same depth and range (8 bits in a file of 8 bits)."
+)
 
 
 @dataclass(frozen=True)

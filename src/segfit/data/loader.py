@@ -35,6 +35,7 @@ class Loader(DataLoader[Any]):
         workers: processes that make them; 0: this one.
         skip: is told of samples that cannot be read, once of each. Training samples, asked for by (index, seed), are
             replaced, so that batches keep their size; others are left out of their batches. None: they are an error.
+        remark: is told of what is odd about samples: index and text.
         share: other processes have the rest of the samples: it is no error if none of these can be read.
         prefetch: batches that each worker keeps ready.
         pin_memory: page-locked batches where they go to CUDA.
@@ -50,6 +51,7 @@ class Loader(DataLoader[Any]):
         workers: int = 0,
         skip: Callable[[str], None] | None = None,
         *,
+        remark: Callable[[int, str], object] = lambda *_: None,
         share: bool = False,
         prefetch: int = 4,
         pin_memory: bool = True,
@@ -63,6 +65,7 @@ class Loader(DataLoader[Any]):
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
         self.samples, self.skip, self.share, self.told = samples, skip, share, set[str]()
+        self.remark = remark
         super().__init__(
             GuardedBatches(samples, collate, skip is not None, self.current),
             collate_fn=as_made,
@@ -95,6 +98,8 @@ class Loader(DataLoader[Any]):
                     if self.skip and text not in self.told:
                         self.told.add(text)
                         self.skip(text)
+                for index, text in made.remarks:
+                    self.remark(index, text)
                 if made.content is None:
                     skipped += made.skipped
                     continue

@@ -20,7 +20,7 @@ from segfit.system.hardware import available_cores
 
 SAMPLE = 100  # samples of each split that check="sample" opens
 # Part of every key: raise it when a report holds something new, and old ones are forgotten.
-_VERSION = 7
+_VERSION = 8
 _CHUNK = 256  # samples between two saves of reports
 _TABLE = "CREATE TABLE IF NOT EXISTS reports (key BLOB PRIMARY KEY, report TEXT) WITHOUT ROWID"
 _KNOWN = "SELECT key, report FROM reports WHERE key = ?"

@@ -16,7 +16,7 @@ from segfit.data.files import files_by_name
 from segfit.data.images import images_at
 from segfit.data.source import Arrays, Source, SourceView
 from segfit.errors import SegFitError
-from segfit.tasks.restoration.data.folder import PictureSource, Pixels, as_float
+from segfit.tasks.restoration.data.folder import PictureSource, Pixels, as_float, is_shallow
 
 Sample: TypeAlias = dict[str, Any]
 # (clean (H, W, C) float32 in [0, 1]) → degraded, the same each time, perhaps outside of [0, 1]
@@ -89,10 +89,14 @@ class PredictDataset(SourceView):
         if problems:
             raise SegFitError(problems)
         super().__init__(PictureSource(image_mode, list(named), [named]))
+        self.remarks: dict[int, str] = {}  # the values of pictures of 16 bits that use few of them
 
     def __getitem__(self, index: int) -> Sample:
         """Return "input": (C, H, W) uint8 or uint16 and "index": int; raise a SegFitError that names an unreadable file."""
-        return {"input": _tensor(self.source.read(index)[0]), "index": index}
+        pixels = self.source.read(index)[0]
+        if is_shallow(pixels):
+            self.remarks[index] = f"{pixels.min()} to {pixels.max()}"
+        return {"input": _tensor(pixels), "index": index}
 
 
 def _tensor(pixels: Pixels) -> Tensor:

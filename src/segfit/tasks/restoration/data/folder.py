@@ -62,6 +62,11 @@ def read_picture(path: Path, image_mode: str) -> Pixels:
     return np.ascontiguousarray(gray.reshape(*pixels.shape[:2], 1))
 
 
+def is_shallow(pixels: Pixels) -> bool:
+    """Say whether a picture of 16 bits uses few of them."""
+    return pixels.dtype == np.uint16 and int(pixels.max()) < _SHALLOW
+
+
 def png(pixels: Pixels) -> bytes:
     """Return a picture (H, W, C) uint8 or uint16 as a PNG file of that depth; Pillow writes no 16-bit colours."""
     height, width, channels = pixels.shape
@@ -117,18 +122,21 @@ class PictureSource(Named):
         return pictures
 
     def inspect(self, index: int) -> dict[str, Any]:
-        """Return what is wrong with a picture or pair: "small", "shallow", "size", "shift"; raise a SegFitError if it is unreadable."""
+        """Return what is wrong with a picture or pair: "small", "shallow", "size", "shift" → [[which of `files`, what], …].
+
+        Raises a SegFitError if it is unreadable.
+        """
         pictures = [read_picture(file, self.image_mode) for file in self.files(index)]
         report: dict[str, Any] = {}
         height, width = pictures[0].shape[:2]
         if min(height, width) < self.smallest:
-            report["small"] = f"{width}×{height}, {self.smallest} needed"
-        if pictures[0].dtype == np.uint16 and pictures[0].max() < _SHALLOW:
-            report["shallow"] = int(pictures[0].max())
+            report["small"] = [[0, f"{width}×{height}, {self.smallest} needed"]]
+        if dark := [[i, int(one.max())] for i, one in enumerate(pictures) if is_shallow(one)]:
+            report["shallow"] = dark
         if pictures[0].shape != pictures[-1].shape:
-            report["size"] = _sizes(pictures)
+            report["size"] = [[-1, _sizes(pictures)]]
         elif len(pictures) == 2 and (moved := shift(*pictures)) is not None:
-            report["shift"] = moved
+            report["shift"] = [[-1, moved]]
         return report
 
 
@@ -268,10 +276,10 @@ def check_sources(
     problems += wrong
     notices[:0] = dict.fromkeys(text for one in folders.values() for text in one.notices)
     for one in seen:
-        for kind, said in one.report.items():
-            found[kind].append(f"{one.files[-1]} ({said})")
-    if 2 * len(found["shallow"]) <= len(seen):
-        del found["shallow"]  # some are dark
+        for kind, odd in one.report.items() if "unreadable" not in one.report else ():
+            found[kind] += [f"{one.files[which]} ({said})" for which, said in odd]
+    if 2 * sum("shallow" in one.report for one in seen) <= len(seen):
+        found.pop("shallow", None)  # some are dark
     problems += [
         message.format(len(found[kind]), some(found[kind]))
         for kind, message in _MESSAGES.items()

@@ -20,7 +20,7 @@ from segfit.data.batches import Batch, sample_seed
 from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
 from segfit.data.gpu_decoding import JpegDecoder
-from segfit.data.images import ImageReader, images_at, resize_image
+from segfit.data.images import ImageReader, images_at, look, resize_image
 from segfit.data.source import Named, Source, SourceView
 from segfit.data.tiles import LargeImage, is_large
 from segfit.errors import SegFitError
@@ -129,7 +129,9 @@ class EvalDataset(_Fitted):
         That is "image": (3, h', w') uint8 RGB; "mask": (H, W) uint8; "content": (4,) int64, top, left, height and width
         of the picture inside the image; "shape": (2,) int64, H and W; "index": int. Raises as `read_tensors`.
         """
-        image, *masks = read_tensors(self.source, index)
+        return self._sample(index, *read_tensors(self.source, index))
+
+    def _sample(self, index: int, image: Tensor, *masks: Tensor) -> Sample:
         # The mask has the original size: an image from a cache may be fitted already.
         height, width = (masks[0] if masks else image).shape[-2:]
         sample = {
@@ -144,8 +146,8 @@ class EvalDataset(_Fitted):
 class PredictDataset(Named, EvalDataset):
     """Images of a folder (and the folders below it), or one file, without masks; it is its own source.
 
-    `size` and `fit` as `EvalDataset`; `reader` and `slice_axis` say how files become images. Raises a SegFitError if there
-    is no such folder or file, or no image in it.
+    `size` and `fit` as `EvalDataset`; `reader` and `slice_axis` say how files become images. `remarks` get the values of
+    images that hardly any shades are left of. Raises a SegFitError if there is no such folder or file, or no image in it.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class PredictDataset(Named, EvalDataset):
         self.folder = Path(folder).expanduser()
         paths, base, self.notices = images_at(folder)
         self.paths = with_slices(paths, slice_axis)
-        self.reader = reader or ImageReader()
+        self.reader, self.remarks = reader or ImageReader(), dict[int, str]()
         names = [relative_name(path, base) for path in self.paths]
         # a.jpg and a.png: the suffix goes into the name, so that no prediction overwrites another.
         count = Counter(names)
@@ -173,7 +175,14 @@ class PredictDataset(Named, EvalDataset):
         """Return an image as `EvalDataset` does; a `large` one for a sliding window without pixels."""
         image = self.large(index) if self.fit == "crop" else None
         if image is None:
-            return super().__getitem__(index)
+            pixels, found = self.reader.read(self.paths[index])
+            reader = self.reader
+            # Of 8 bits that are taken as they are, a dark one is just dark.
+            if found.values.dtype != np.uint8 or reader.value_range or reader.percentiles:
+                kind, low, high = look(pixels, found.values)
+                if kind == "flat":
+                    self.remarks[index] = f"{low:.6g} to {high:.6g}"
+            return self._sample(index, *as_tensors([pixels]))
         if self.reader.percentiles is not None:
             raise SegFitError(
                 f"{self.paths[index]}: too large to be read at once, as the percentiles of its values need. Train with two "
@@ -280,12 +289,12 @@ def _surround(tensor: Tensor, size: tuple[int, int], content: Sequence[int], fil
 
 
 def read_tensors(source: Source, index: int) -> list[Tensor]:
-    """Return the image (3, H, W) and, where there is one, the mask (H, W), all uint8.
+    """Return the image (3, H, W) and, where there is one, the mask (H, W), all uint8; raises what `source.read` does."""
+    return as_tensors(source.read(index))
 
-    Nothing is copied unless it is read-only: images keep channels-last memory, which resizing likes. Raises what
-    `source.read` does.
-    """
-    arrays = source.read(index)
+
+def as_tensors(arrays: Sequence[Pixels]) -> list[Tensor]:
+    """Return arrays as `read_tensors` does: nothing is copied unless it is read-only, and images stay channels-last."""
     tensors = [torch.from_numpy(np.require(array, requirements=["W"])) for array in arrays]
     return [tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor for tensor in tensors]
 

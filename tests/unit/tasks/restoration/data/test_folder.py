@@ -111,6 +111,21 @@ def test_16_bits_of_which_few_are_used_are_told(tmp_path):
     check_sources(checking("full"), sources(FolderConfig, tmp_path), {})
 
 
+@pytest.mark.parametrize("dark", ["input", "target"])
+def test_of_pairs_both_are_looked_at_and_the_right_file_is_named(tmp_path, dark):
+    for side in ("input", "target"):
+        for number in range(4):
+            pixels = picture(24, 24, seed=number)
+            write(
+                tmp_path / side / f"{number}.png",
+                pixels.astype(np.uint16) * 16 if side == dark else pixels,
+            )
+    with pytest.raises(SegFitError, match="4 pictures of 16 bits use few") as error:
+        check_sources(checking("full"), sources(PairsConfig, tmp_path), {})
+    assert str(tmp_path / dark / "0.png") in str(error.value)
+    assert str(tmp_path / ("target" if dark == "input" else "input")) not in str(error.value)
+
+
 @pytest.mark.parametrize("moved", [(0, 0), (4, 3), (-5, 2), (11, 0)])
 @pytest.mark.parametrize("degraded", ["noise", "blur", "motion", "dark"])
 def test_a_shift_is_found_whatever_else_was_done(moved, degraded):
