@@ -137,7 +137,7 @@ def class_pixels(
 
 def _describe(seen: Sequence[Seen]) -> tuple[list[str], list[str]]:
     """Return (problems, notices) about files that can be read; a kind is one message over all splits."""
-    problems, notices = _values([one for one in seen if "pixels" in one.report]), list[str]()
+    problems, notices = _values([one for one in seen if "pixels" in one.report])
     for kind, text in KINDS.items():
         found = [one for one in seen if kind in one.report]
         if not found:
@@ -196,15 +196,22 @@ def _palettes(seen: Sequence[Seen]) -> str:
     )
 
 
-def _values(seen: Sequence[Seen]) -> list[str]:
-    """Return what is wrong with mask values: 0/255 masks first, they explain the rest."""
+def _values(seen: Sequence[Seen]) -> tuple[list[str], list[str]]:
+    """Return (problems, notices) about mask values: 0/255 masks first, they explain the rest."""
     black_white = [one for one in seen if one.report["only_0_255"]]
     unset = any(one.source.values.label_map is None for one in seen)
     # One mask may hold 0 and 255 by chance; a set in which no mask has a class but 0 cannot be meant.
     reports = [one.report for one in seen if not one.report["only_0_255"]]
     others = any(any(report["pixels"][1:]) or report["values"] for report in reports)
-    problems, rest = list[str](), seen
-    if black_white and unset and not others:
+    problems, notices, rest = list[str](), list[str](), seen
+    trained = all(one.split != "train" for one in seen)  # a run that is evaluated
+    if black_white and unset and not others and trained:
+        text = (
+            "with nothing but 0 and 255, so no class but the first one is in them, which decides few scores: {}. If white is a "
+            "class, save the masks with the values that those of the training have."
+        )
+        notices.append(_finding(black_white, "mask", text, repeat("")))
+    elif black_white and unset and not others:
         text = (
             "with nothing but 0 and 255 (black and white pictures), so class 1 would never occur and 255 would be ignored or "
             "unknown: {}. Say what they mean: 'data.label_map={0: 0, 255: 1}'."
@@ -226,7 +233,7 @@ def _values(seen: Sequence[Seen]) -> list[str]:
             )
         said = [some(values.shown(one.report["values"]), shown) for one in wrong]
         problems.append(_finding(wrong, "mask", text, said))
-    return problems
+    return problems, notices
 
 
 def _lost(items: Iterable[Seen], size: tuple[int, int], fit: str) -> list[str]:

@@ -125,6 +125,15 @@ def test_black_and_white_masks_name_the_remedy(data, check, ignore_index):
     assert check(label_map={0: 0, 255: 1}).class_pixels["train"][1] > 0
 
 
+def test_a_run_that_trained_is_scored_on_masks_of_background_alone(data, check):
+    sources = folder_sources(data, classes=CLASSES)
+    for name in sources["val"].names:
+        save(data / "masks" / f"{name}.png", np.array([[0, 255]] * 12, np.uint8).repeat(8, 1))
+    notices = check_sources({"val": sources["val"]}).notices
+    assert "masks with nothing but 0 and 255, so no class but the first" in notices[0]
+    assert "label_map" not in notices[0]
+
+
 def test_ignored_pixels_are_no_black_and_white_masks(data, check):
     save(data / "masks" / "000.png", np.array([[0, 255]] * 12, np.uint8).repeat(8, 1))
     assert check().notices == []
