@@ -26,6 +26,7 @@ from segfit.tasks.segmentation.data.masks import read_index_mask
 from segfit.tasks.segmentation.schema import Evaluate
 from segfit.tasks.segmentation.scores import boundary_counts, boundary_scores
 from tests.integration.evaluating import COLORS, evaluate, write_data
+from tests.integration.restoring import TINY
 from tests.integration.training import command, finished, train
 from tests.unit.data.files import save
 from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
@@ -304,6 +305,13 @@ def test_python_warns_of_a_picture_that_would_be_black(place, kind, recwarn):
     told = [str(one.message) for one in recwarn if "nearly one shade" in str(one.message)]
     assert len(told) == (kind not in ("dark 8", "deep"))
     assert all("1 images" in text and "image 1 (0 to " in text for text in told)
+
+
+def test_runs_of_two_tasks_are_not_compared(place, tmp_path):
+    train(tmp_path / "restored", *TINY, "max_steps=1", base=())
+    done = run_cli("evaluate.py", "run='run 1'", f"compare={tmp_path}/restored", cwd=place)
+    assert done.returncode == 2
+    assert "its task is restoration, and that of this run is segmentation" in done.stderr
 
 
 def test_runs_of_two_tasks_are_not_averaged():
