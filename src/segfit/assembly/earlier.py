@@ -185,7 +185,8 @@ def start_from(
         "classes taken over": kept if rows != theirs else [],
         "new classes": [name for name in rows if name not in theirs],
         "classes that are gone": [name for name in theirs if name not in rows],
-        "not in it, so random": new,
+        "not in it, so random": [name for name in new if name not in start.weights],
+        "of another shape there, so random": [name for name in new if name in start.weights],
         "not used": sorted({*start.weights} - {*taken, *new}),
     }
     summary = [f"init={start.path}: {len(taken)} of {len(taken) + len(new)} tensors taken"]
