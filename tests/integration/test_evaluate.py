@@ -17,7 +17,7 @@ from PIL import Image
 
 import segfit
 from segfit.commands.load_run import load_run, load_runs
-from segfit.data.images import ImageReader
+from segfit.data.images import ImageReader, folder_of
 from segfit.errors import SegFitError
 from segfit.runs.folder import load_config
 from segfit.tasks.segmentation.classes import Classes
@@ -305,6 +305,28 @@ def test_python_warns_of_a_picture_that_would_be_black(place, kind, recwarn):
     told = [str(one.message) for one in recwarn if "nearly one shade" in str(one.message)]
     assert len(told) == (kind not in ("dark 8", "deep"))
     assert all("1 images" in text and "image 1 (0 to " in text for text in told)
+
+
+def test_python_takes_pictures_of_any_mode_and_names_them(place):
+    model = segfit.load(place / "run 1", device="cpu")
+    image = Image.open(next((place / "data/val/images").rglob("*.png"))).convert("RGB")
+    expected = model.predict(image).mask
+    assert np.array_equal(model.predict(np.asarray(image).astype(np.uint16) * 257).mask, expected)
+    for mode in ("YCbCr", "HSV"):
+        other = image.convert(mode)
+        assert np.array_equal(model.predict(other).mask, model.predict(other.convert("RGB")).mask)
+    assert np.array_equal(model.predict(image.convert("RGBX")).mask, expected)
+    with pytest.raises(SegFitError, match=r"^image 0: holds 5 bands, .* save those\.$"):
+        model.predict(np.zeros((8, 8, 5), np.uint16))
+    with pytest.raises(SegFitError, match=r"of uint8 or uint16"):
+        model.predict(np.zeros((8, 8, 3), np.float32))
+
+
+def test_arrays_have_the_bands_of_the_run(tmp_path):
+    values = np.arange(6 * 5 * 7, dtype=np.int16).reshape(6, 5, 7)
+    with folder_of([values, tmp_path / "b.tif"], bands=True) as folder:
+        first, _ = sorted(Path(folder).iterdir())
+        assert np.array_equal(np.load(first), values)
 
 
 def test_runs_of_two_tasks_are_not_compared(place, tmp_path):

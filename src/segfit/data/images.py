@@ -26,6 +26,8 @@ _SOME = 32  # shades below which it has lost most of what the file distinguishes
 _LOOKED_AT = 2**16  # pixels
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # of R, G and B (BT.601), as Pillow
 PERCENTILES = (1.0, 99.0)
+# Pillow's modes that TIFF does not keep as they are → those that it does
+_PLAIN = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 # What is said of images that are predicted, {} being some of them, with their least and greatest values, a dataset's `remarks`
 FAINT = (
     "images that are predicted are nearly one shade to the network, with few of the values that their files have room for: {}. "
@@ -75,8 +77,9 @@ class ImageReader:
                 values = values[..., 0]
             elif values.shape[2] != 3:
                 raise SegFitError(
-                    f"{path}: holds {values.shape[2]} bands, and images have 1 or 3. Say which the network gets, from 1 on: "
-                    f"data.bands={list(range(1, values.shape[2] + 1))}, or some of them."
+                    f"{path}: holds {values.shape[2]} bands, and images have 1 or 3. Say in training which the network "
+                    f"gets, from 1 on: data.bands={list(range(1, values.shape[2] + 1))}, or some of them. To predict with a run "
+                    "that had 1 or 3, save those."
                 )
             elif self.mode == "gray":
                 values = luminance(values)
@@ -219,8 +222,10 @@ def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 @contextmanager
-def folder_of(images: Sequence[Any]) -> Iterator[str]:
+def folder_of(images: Sequence[Any], *, bands: bool = False) -> Iterator[str]:
     """Yield a folder of images in their order: paths (as links), PIL images, or arrays `(H, W, 3)` or `(H, W)`.
+
+    With `bands`, arrays have any number of them, `(H, W, C)`.
 
     Raises a SegFitError if one is none of these; what is raised meanwhile names the files that were given.
     """
@@ -236,14 +241,25 @@ def folder_of(images: Sequence[Any]) -> Iterator[str]:
                     place = Path(folder, f"{number:08}-{path.name}")
                     place.symlink_to(path)
                     given[str(place)] = str(path)
-                elif isinstance(image, Image.Image):
-                    image.save(place, exif=image.getexif())
+                    continue
+                values = None if isinstance(image, Image.Image) else np.asarray(image)
+                if values is None:
+                    kind = _PLAIN.get(image.mode, image.mode)
+                    image.convert(kind).save(place, exif=image.getexif())
+                elif values.ndim == 3 and (
+                    values.dtype == np.uint16 or (bands and values.dtype.kind in "biuf")
+                ):
+                    if values.shape[0] < values.shape[2] <= 4:  # would be read as (C, H, W)
+                        raise ValueError(f"{values.shape}: fewer rows than bands")
+                    place = place.with_suffix(".npy")
+                    np.save(place, values)
                 else:
-                    Image.fromarray(np.asarray(image)).save(place)
+                    Image.fromarray(values).save(place)
+                given[str(place)] = f"image {number}"
             except (TypeError, ValueError, KeyError, OSError) as error:
                 raise SegFitError(
                     f"image {number}: {type(image).__name__} is no picture ({error}). Give a path, a PIL image, or an array "
-                    "(H, W, 3) or (H, W) of uint8."
+                    + ("(H, W, bands)." if bands else "(H, W, 3) or (H, W) of uint8 or uint16.")
                 ) from error
         try:
             yield folder

@@ -201,7 +201,7 @@ def predict(
         found[index] = Prediction(prediction.cpu().numpy(), shares, task.classes.names)
 
     task = replace(_with_options(task, config, options), on_logits=take_logits, on_prediction=take)
-    with folder_of(inputs) as folder:
+    with folder_of(inputs, bands=bool(config.data.get("bands"))) as folder:
         dataset = make_predict_dataset(config, folder)
         go(replace(task, large=dataset.large), dataset)
     return [found[index] for index in sorted(found)]
