@@ -89,6 +89,8 @@ class FolderSource(Named):
             report["frames"] = str(found.frames)
         if found.alpha is not None and np.ptp(found.alpha):
             report["transparent"] = ""
+        if masks.hides(name, values):
+            report["hidden"] = ""
         if image.shape[:2] != values.shape:
             turned = "; the image is turned by its EXIF orientation, its mask is not"
             report["size"] = _sizes(image, values) + turned * (found.orientation >= 5)

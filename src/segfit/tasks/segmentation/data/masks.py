@@ -22,6 +22,7 @@ from segfit.tasks.segmentation.data.painted import paint
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", *ARRAY_SUFFIXES)
 UNKNOWN = -1
 MOST_SIDES = 33  # pixels
+_BLENDED = 4  # times as many colours as classes: from there on they are mixed
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,22 @@ class Masks:
         """
         entry = self.entries[name]
         if self.form == "png":
-            return read_index_mask(entry)
+            return read_index_mask(entry, len(self.class_names))
         if self.form == "colors":
             return read_color_mask(entry)
         if self.form == "parts":
             return _read_parts(entry)
         return paint(self.form, self.files(name)[0], entry, self.class_names, size)
+
+    def hides(self, name: str, values: NDArray[Any]) -> bool:
+        """Say whether `values`, the mask of an image, are one value where its file's transparency, which is dropped, is several."""
+        if self.form not in ("png", "colors") or name not in self.entries or np.ptp(values):
+            return False
+        if self.entries[name].suffix.lower() in ARRAY_SUFFIXES:
+            return False
+        mode = "rgb" if self.form == "colors" else "index"
+        alpha = read_values(self.entries[name], mode).alpha
+        return alpha is not None and bool(np.ptp(alpha))
 
     def palette(self, name: str, values: NDArray[Any]) -> list[list[int]]:
         """Return index, R, G and B of what occurs in `values`, the mask of an image, if its file says how it looks.
@@ -69,7 +80,7 @@ class Masks:
         return [] if all(entry[1:] == entry[:1] * 3 for entry in found) else found
 
 
-def read_index_mask(path: Path) -> NDArray[Any]:
+def read_index_mask(path: Path, num_classes: int = 8) -> NDArray[Any]:
     """Return the values (H, W) of a mask file: palette files by index, grey ones and arrays of any depth.
 
     An EXIF orientation is applied, as to images. Raises a SegFitError if the file is unreadable, coloured, or holds several
@@ -77,10 +88,16 @@ def read_index_mask(path: Path) -> NDArray[Any]:
     """
     values = _read(path, "index")
     if values.shape[2:] == (3,) and (values != values[..., :1]).any():
-        colors = np.unique(values.reshape(-1, 3), axis=0).tolist()
+        found, counts = np.unique(values.reshape(-1, 3), axis=0, return_counts=True)
+        colors = found.tolist()
+        listed, blended, which = colors[:8], "", "the colours"
+        if len(colors) > _BLENDED * num_classes:
+            listed = found[np.argsort(-counts, kind="stable")[:num_classes]].tolist()
+            blended = " Edges are blended, by smoothing or JPEG: make the masks anew without (nearest neighbour, PNG)."
+            which = "their colours, perhaps these, the most frequent,"
         raise SegFitError(
-            f"{path}: a colour picture ({len(colors)} colours), not a mask of class indices. Save one index a pixel: an 8-bit "
-            f"grey or palette PNG. Or list the colours in the order of the classes: 'data.colors={colors[:8]}'."
+            f"{path}: a colour picture ({len(colors)} colours), not a mask of class indices.{blended} Save one index a pixel: an "
+            f"8-bit grey or palette PNG. Or list {which} in the order of the classes: 'data.colors={listed}'."
         )
     if values.shape[2:] not in ((), (1,), (3,)):
         raise SegFitError(

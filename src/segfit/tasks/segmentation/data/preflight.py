@@ -25,7 +25,7 @@ from segfit.tasks.segmentation.schema import size_of
 
 SAMPLE = 200  # items that are read to count classes of what has no files
 
-# what is odd about an image, or "ignored" a mask → what is said, {} being some of the files, with their values from LOW to HIGH
+# what is odd about an image, or "hidden" and "ignored" a mask → what is said, {} being some of the files, with their values from LOW to HIGH
 KINDS = {
     "size": "and mask of different size: {}. Resize the masks (nearest neighbour) or find the right ones.",
     "flat": "would reach the network as nearly one value, few of the shades that the files hold (LOW to HIGH) being left: {}.",
@@ -35,6 +35,7 @@ KINDS = {
     "turned": "turned or mirrored by EXIF orientation, which is applied; the masks must be upright: {}.",
     "frames": "with several frames or pages, of which the first is used (data.bands takes pages for bands): {}.",
     "transparent": "with transparency, which is dropped: {}. To keep it as a band: data.bands=[1, 2, 3, 4].",
+    "hidden": "with one value alone but for their transparency, which is dropped: {}. If that holds the classes, save it as a grey PNG.",
     "ignored": "with every pixel ignored: {}.",
 }
 
@@ -158,7 +159,7 @@ def _describe(seen: Sequence[Seen]) -> tuple[list[str], list[str]]:
             remedy = ", or ".join(f"data.value_range={one}" for one in ranges)
             text += f" Say what becomes black and white: {remedy}." * bool(ranges)
             wrong = wrong and bool(ranges)
-        what = "mask" if kind == "ignored" else "image"
+        what = "mask" if kind in ("hidden", "ignored") else "image"
         line = _finding(found, what, text, [one.report[kind] for one in found])
         (problems if wrong else notices).append(line)
     if clash := _palettes(seen):

@@ -49,6 +49,19 @@ def test_a_coloured_mask_is_refused(tmp_path):
         read_index_mask(path)
 
 
+def test_of_blended_colours_the_most_frequent_are_offered(tmp_path):
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[:, 20:] = (200, 30, 40)
+    pixels[:20, 19] = np.linspace((1, 0, 0), (199, 29, 39), 20).astype(np.uint8)
+    path = save(tmp_path / "m.png", pixels)
+    with pytest.raises(SegFitError, match=r"Edges are blended") as error:
+        read_index_mask(path, 2)
+    assert "data.colors=[[200, 30, 40], [0, 0, 0]]" in str(error.value)
+    with pytest.raises(SegFitError) as error:
+        read_index_mask(path, 9)
+    assert "Edges are" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("ignore_index", "label_map", "expected", "unknown"),
     [

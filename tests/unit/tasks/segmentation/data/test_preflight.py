@@ -134,6 +134,15 @@ def test_a_run_that_trained_is_scored_on_masks_of_background_alone(data, check):
     assert "label_map" not in notices[0]
 
 
+def test_classes_that_only_transparency_holds_are_told(data, check):
+    for name in names(2):
+        pixels = np.zeros((12, 16, 4), np.uint8)
+        pixels[:, :8, 3] = 255
+        save(data / "masks" / f"{name}.png", pixels, "RGBA")
+    (notice,) = check().notices
+    assert notice.startswith("2 masks with one value alone but for their transparency")
+
+
 def test_ignored_pixels_are_no_black_and_white_masks(data, check):
     save(data / "masks" / "000.png", np.array([[0, 255]] * 12, np.uint8).repeat(8, 1))
     assert check().notices == []
