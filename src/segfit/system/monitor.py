@@ -122,10 +122,11 @@ class Monitor:
     __enter__ = start
 
     def close(self) -> None:
-        """Stop the thread. Does nothing if it does not run."""
+        """Stop the thread; takes a sample if there is none. Does nothing if it does not run."""
         if self._thread.is_alive():
             self._over.set()
             self._thread.join()
+            self.samples = self.samples or [self.probe.read(time.monotonic() - self._start)]
 
     def __exit__(self, *_: object) -> None:
         self.close()
