@@ -21,7 +21,8 @@ from tests.integration.training import (
 )
 
 QUICK = (*SMALL, "report.logger=[]", "checkpoint.every_steps=1")
-NOT_FORKED = {"PYTHONUNBUFFERED": "1"}  # joblib's workers end with a process that ends as Python does
+# joblib's workers end with a process that ends as Python does
+NOT_FORKED = {"PYTHONUNBUFFERED": "1"}
 
 
 def wait_for_update(process: "subprocess.Popen[str]", folder: Path, job: int, update: int) -> None:
