@@ -177,10 +177,10 @@ def test_probabilities_are_calibrated_by_a_temperature(place, evaluated, tmp_pat
         written = np.load(run / f"evaluation/val/probabilities/{name}.npy")[:, counts]
         assert np.abs(written - after[:, : written.shape[1]]).max() < 1e-3
         after = after[:, written.shape[1] :]
-    told: list[str] = []
+    reported: list[str] = []
     options = OmegaConf.structured(Evaluate(run=str(run), checkpoint="last"))
-    assert load_run(options, load_config(run), told.append).temperature == 1
-    assert "another checkpoint" in told[0]
+    assert load_run(options, load_config(run), reported.append).temperature == 1
+    assert "another checkpoint" in reported[0]
 
 
 def test_saved_masks_are_read_back_as_ground_truth(place, evaluated, tmp_path):
@@ -302,9 +302,9 @@ def test_python_warns_of_a_picture_that_would_be_black(place, kind, recwarn):
         "deep": (pixels * 257).astype(np.uint16),
     }[kind]
     model.predict([np.zeros((64, 64), np.uint16), given])
-    told = [str(one.message) for one in recwarn if "nearly one shade" in str(one.message)]
-    assert len(told) == (kind not in ("dark 8", "deep"))
-    assert all("1 images" in text and "image 1 (0 to " in text for text in told)
+    reported = [str(one.message) for one in recwarn if "nearly one shade" in str(one.message)]
+    assert len(reported) == (kind not in ("dark 8", "deep"))
+    assert all("1 images" in text and "image 1 (0 to " in text for text in reported)
 
 
 def test_python_takes_pictures_of_any_mode_and_names_them(place):

@@ -273,7 +273,7 @@ def test_a_real_pretrained_encoder_trains_by_the_command_line(tmp_path):
     assert "classes taken over: spleen, background, liver; new classes: other" in output
 
 
-def test_weights_of_another_shape_are_told_as_such():
+def test_weights_of_another_shape_are_named_so():
     model = nn.ModuleDict({"big": nn.Linear(9, 9), "first": nn.Linear(4, 2)})
     weights = {**model.state_dict(), "first.weight": torch.zeros(2, 6)}
     del weights["first.bias"]

@@ -53,7 +53,7 @@ def composed_of(arguments: Sequence[str], name: str = "train") -> DictConfig:
                 ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
                 return config
         except Exception:
-            pass  # Hydra tells of it below
+            pass  # Hydra reports it below
     return _composed(arguments, name)
 
 

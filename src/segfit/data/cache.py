@@ -1,7 +1,5 @@
 """Decoded samples, kept: after the first time no epoch opens a file. Batches are the same, bit for bit."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -146,13 +144,13 @@ def _build(missing: Sequence[tuple[CachedSource, list[int]]], *, skip: bool) -> 
                 arrays = source.source.read(indices[place])
                 sizes.append(sum(array.nbytes for array in arrays))
         need += round(1.1 * sum(sizes) * len(indices) / max(len(sizes), 1))
-    told = (lambda _: None) if skip else None
+    report = (lambda _: None) if skip else None
     how: dict[str, Any] = {"share": True, "prefetch": 2, "persistent": False, "batch_size": _BATCH}
     for source, indices in missing:
         source.store.check_room(need)
         workers = choose_workers() if len(indices) > _FEW else 0
         device = torch.device("cpu")
-        for items in Loader(source, list, device, workers, told, sampler=indices, **how):
+        for items in Loader(source, list, device, workers, report, sampler=indices, **how):
             for index, arrays in items:
                 if arrays is not None:
                     source.store.put(index, arrays)

@@ -1,7 +1,5 @@
 """Datasets → pinned batches, by worker processes, without a draw from the global random generators."""
 
-from __future__ import annotations
-
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -33,9 +31,9 @@ class Loader(DataLoader[Any]):
         collate: samples → batch.
         device: where batches will go.
         workers: processes that make them; 0: this one.
-        skip: is told of samples that cannot be read, once of each. Training samples, asked for by (index, seed), are
+        skip: is called with each sample that cannot be read, once. Training samples, asked for by (index, seed), are
             replaced, so that batches keep their size; others are left out of their batches. None: they are an error.
-        remark: is told of what is odd about samples: index and text.
+        remark: is called with the index of a sample that is unusual, and a text.
         share: other processes have the rest of the samples: it is no error if none of these can be read.
         prefetch: batches that each worker keeps ready.
         pin_memory: page-locked batches where they go to CUDA.
@@ -64,7 +62,7 @@ class Loader(DataLoader[Any]):
             self.current = rows.share_memory_() if workers else rows
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
-        self.samples, self.skip, self.share, self.told = samples, skip, share, set[str]()
+        self.samples, self.skip, self.share, self.reported = samples, skip, share, set[str]()
         self.remark = remark
         super().__init__(
             GuardedBatches(samples, collate, skip is not None, self.current),
@@ -95,8 +93,8 @@ class Loader(DataLoader[Any]):
                 if problems:
                     break
                 for text in made.skipped:
-                    if self.skip and text not in self.told:
-                        self.told.add(text)
+                    if self.skip and text not in self.reported:
+                        self.reported.add(text)
                         self.skip(text)
                 for index, text in made.remarks:
                     self.remark(index, text)

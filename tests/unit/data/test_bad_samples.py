@@ -28,19 +28,19 @@ class Damaged(ShapesSource):
         return super().read(index)
 
 
-def training(source, told, workers=0, epoch=0, start_sample=0):
+def training(source, reported, workers=0, epoch=0, start_sample=0):
     sampler = EpochSampler(len(source), 4, seed=3)
     dataset = TrainDataset(source, SIZE, "crop")
     how = {"prefetch": 2, "batch_sampler": sampler}
-    batches = Loader(dataset, collate, CPU, workers, told.append, **how)
+    batches = Loader(dataset, collate, CPU, workers, reported.append, **how)
     sampler.set_epoch(epoch, start_sample=start_sample)
     return batches
 
 
-def evaluation(source, told, workers=0, batch_size=4, *, share=False):
+def evaluation(source, reported, workers=0, batch_size=4, *, share=False):
     dataset = EvalDataset(source, SIZE, "stretch")
     how = {"share": share, "batch_size": batch_size}
-    return Loader(dataset, collate, CPU, workers, told.append, **how)
+    return Loader(dataset, collate, CPU, workers, reported.append, **how)
 
 
 def indices(batches):
@@ -49,19 +49,19 @@ def indices(batches):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_in_training_another_image_takes_the_place(workers):
-    told = []
-    batches = training(Damaged(2, 7), told, workers)
+    reported = []
+    batches = training(Damaged(2, 7), reported, workers)
     found = indices(batches)
     plain = indices(training(ShapesSource(12, resolution=32), []))
     assert [len(batch) for batch in found] == [4, 4, 4]
     for seen, planned in zip(chain(*found), chain(*plain), strict=True):
         assert seen == planned or (planned in (2, 7) and seen not in (2, 7))
-    assert sorted(told) == [
+    assert sorted(reported) == [
         f"{index}.png: unreadable. Replace it. data.on_bad_sample=skip: another sample takes its place."
         for index in (2, 7)
     ]
     indices(batches)  # the same epoch again
-    assert len(told) == 2
+    assert len(reported) == 2
 
 
 def test_the_place_is_taken_by_index_and_seed_alone():
@@ -76,10 +76,13 @@ def test_the_place_is_taken_by_index_and_seed_alone():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_in_evaluation_it_counts_nowhere(workers):
-    told = []
-    assert indices(evaluation(Damaged(1, 4, 5, 6, 7), told, workers)) == [[0, 2, 3], [8, 9, 10, 11]]
-    assert len(told) == 5
-    assert told[0] == "1.png: unreadable. Replace it. data.on_bad_sample=skip: it is left out."
+    reported = []
+    assert indices(evaluation(Damaged(1, 4, 5, 6, 7), reported, workers)) == [
+        [0, 2, 3],
+        [8, 9, 10, 11],
+    ]
+    assert len(reported) == 5
+    assert reported[0] == "1.png: unreadable. Replace it. data.on_bad_sample=skip: it is left out."
 
 
 @pytest.mark.parametrize("start", [training, evaluation])
@@ -91,9 +94,9 @@ def test_where_no_image_can_be_read_the_end_is_clear(start):
 
 
 def test_a_process_that_can_read_none_of_its_share_leaves_the_scores_to_the_others():
-    told = []
-    assert indices(evaluation(Damaged(*range(12)), told, share=True)) == []
-    assert len(told) == 12
+    reported = []
+    assert indices(evaluation(Damaged(*range(12)), reported, share=True)) == []
+    assert len(reported) == 12
 
 
 def test_one_good_image_is_found_among_few():

@@ -161,7 +161,7 @@ def test_a_phase_inside_is_taken_out_of_the_outer_ones_time():
     assert outer.device is None
 
 
-def test_phases_inside_a_whole_one_are_not_told_apart():
+def test_phases_inside_a_whole_one_are_not_timed():
     with Recorder() as recorder, phase("validation", whole=True), phase("copy"):
         pass
     assert [span.name for span in recorder.spans()] == ["validation"]

@@ -178,7 +178,7 @@ def test_files_are_read_however_they_are_written(tmp_path, options):
         ("d\0a\0t\0e\0,\0a\0\n\0", "save it as CSV in UTF-8"),
     ],
 )
-def test_what_cannot_be_told_is_refused(tmp_path, text, said):
+def test_ambiguous_files_are_refused(tmp_path, text, said):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a.csv").write_text(text)
     assert said in "\n".join(problems(tmp_path))

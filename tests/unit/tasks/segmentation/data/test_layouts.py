@@ -126,16 +126,16 @@ def test_splits_may_be_named_with_the_side(tmp_path, train, val, test, options):
     assert not notices(found)
 
 
-def test_options_that_folders_make_idle_are_told(tmp_path):
+def test_options_that_folders_make_idle_give_a_notice(tmp_path):
     for part in ("train", "val"):
         fill(tmp_path, *(f"{part}/{kind}/{part}{i}.png" for kind in KINDS for i in range(4)))
     split = {"val": 0.4, "seed": 3}
-    told = notices(sources(tmp_path, split=split, slice_axis=0))
+    reported = notices(sources(tmp_path, split=split, slice_axis=0))
     for option in ("data.split.val=0.4", "data.split.seed=3", "data.slice_axis=0"):
-        assert f"{option}: has no effect" in told
-    told = notices(sources(tmp_path, split=split | {"test": 0.25}))
-    assert "data.split.val=0.4" in told
-    assert "data.split.seed" not in told
+        assert f"{option}: has no effect" in reported
+    reported = notices(sources(tmp_path, split=split | {"test": 0.25}))
+    assert "data.split.val=0.4" in reported
+    assert "data.split.seed" not in reported
 
 
 @pytest.mark.parametrize("places", [("",), ("train/", "valid/")])

@@ -1,4 +1,4 @@
-"""Pixels keep their meaning: what the files hold reaches the network, or it is told with the remedy."""
+"""Pixels keep their meaning: what the files hold reaches the network, or it is reported with the remedy."""
 
 import re
 
@@ -103,14 +103,14 @@ def test_images_that_use_a_part_of_their_range_are_told_with_the_range(tmp_path,
     values = np.stack([images(mask) for mask in masks()])
     meant = values[(values > -9999) & (values < 65535)]
     least, most = float(meant.min()), float(meant.max())
-    told = problem(folder)
-    assert "4 images of 4 would reach the network as nearly one value" in told
-    found = re.search(r"data.value_range=\[(.+), (.+)\]", told)
+    reported = problem(folder)
+    assert "4 images of 4 would reach the network as nearly one value" in reported
+    found = re.search(r"data.value_range=\[(.+), (.+)\]", reported)
     remedy = [float(found[1]), float(found[2])]
     assert remedy == pytest.approx([least, most], abs=0.01)
     sources, notices = check(folder, value_range=remedy)
     assert notices == []
-    if "or data.value_range=percentiles" in told:
+    if "or data.value_range=percentiles" in reported:
         assert check(folder, window=[1, 99])[1] == []
     elif "no data" not in kind:
         pytest.fail("percentiles would do as well")
@@ -282,11 +282,11 @@ def with_palettes(folder):
 
 def test_palettes_that_differ_by_file_are_told_and_colours_are_read(tmp_path):
     folder = with_palettes(tmp_path / "data")
-    told = problem(folder)
-    assert "their palettes differ" in told
-    assert "data.colors=[[" in told
-    assert "[255, 0, 0]" in told
-    assert "[0, 255, 0]" in told
+    reported = problem(folder)
+    assert "their palettes differ" in reported
+    assert "data.colors=[[" in reported
+    assert "[255, 0, 0]" in reported
+    assert "[0, 255, 0]" in reported
     # If the indices are meant after all, saying so is enough.
     _, (notice, *_) = check(folder, label_map={0: 0, 1: 1, 2: 2})
     assert "their palettes differ" in notice
@@ -313,9 +313,9 @@ def test_colour_masks_are_read_by_a_table(tmp_path, mode):
     _, mask = sources["train"].read(0)
     expected = masks()[int(sources["train"].id(0))]
     np.testing.assert_array_equal(mask, np.where(expected == 2, 255, expected))
-    told = problem(folder, colors=COLORS[:2])
-    assert "with colours that data.colors does not list" in told
-    assert "[0, 255, 0]" in told
+    reported = problem(folder, colors=COLORS[:2])
+    assert "with colours that data.colors does not list" in reported
+    assert "[0, 255, 0]" in reported
 
 
 def test_floats_and_negative_numbers_are_told_to_be_scaled_one_by_one(tmp_path):

@@ -134,7 +134,7 @@ def test_a_run_that_trained_is_scored_on_masks_of_background_alone(data, check):
     assert "label_map" not in notices[0]
 
 
-def test_classes_that_only_transparency_holds_are_told(data, check):
+def test_classes_that_only_transparency_holds_give_a_notice(data, check):
     for name in names(2):
         pixels = np.zeros((12, 16, 4), np.uint8)
         pixels[:, :8, 3] = 255
