@@ -3,8 +3,6 @@
 And such a model in Python: what evaluate.py predicts, for what lies in memory.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import warnings

@@ -1,7 +1,5 @@
 """The schema of benchmark.py: a training's config, and what is measured about it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Any

@@ -3,8 +3,6 @@
 Hydra validates names and types when it composes; `segfit.config.check` validates choices, ranges and contradictions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

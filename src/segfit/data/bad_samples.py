@@ -6,8 +6,6 @@ Errors are returned as values. One that is raised through torch's loader leaves 
 each of them then takes 5 s to end.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Which samples make which batch, a pure function, so that a run can be resumed; and batches on the device, as the loop takes them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext

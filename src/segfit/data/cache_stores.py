@@ -1,7 +1,5 @@
 """Where decoded samples are kept: files, or memory that this process and its workers share."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The files of a data set and their names."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Image files of any common kind → the values that they hold."""
 
-from __future__ import annotations
-
 import logging
 import stat
 import warnings

@@ -1,7 +1,5 @@
 """JPEG files decoded by the card, with `data.decode=gpu`; docs/data.md says when that pays."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

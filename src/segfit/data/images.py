@@ -1,7 +1,5 @@
 """Image files of any common kind → (H, W, C) uint8."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress

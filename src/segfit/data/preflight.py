@@ -1,7 +1,5 @@
 """A look at every sample before the first step, remembered until its files change."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -6,8 +6,6 @@ belong to the background. So a pipeline that shifts labels, swaps channels or au
 scores, while a small network learns the task in a minute or two.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

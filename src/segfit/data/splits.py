@@ -1,7 +1,5 @@
 """Which sample goes to train, val and test: by name and seed, never by the order of the file system."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -5,8 +5,6 @@ Each builder is imported when it is asked for: transformers and timm take second
 hub's reachability, for three seconds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

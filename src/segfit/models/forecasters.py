@@ -1,7 +1,5 @@
 """Forecasters of series: windows of columns in, the values that follow out."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ small. Forward writes the result alone; backward writes the gradient of the sum,
 Importing this needs Triton, which torch for CUDA brings on Linux.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ another sum each time. Both are linear in the rows and in the columns of a map. 
 deterministically, and in the half precision of autocast.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
 from functools import cache, lru_cache

@@ -1,7 +1,5 @@
 """SegFormer (Xie et al., arXiv 2105.15203) on Hugging Face's parameters, images in, full-size logits out."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from functools import partial

@@ -7,8 +7,6 @@ Features stay token-major throughout: a map `(B, C, H, W)` is a channels_last vi
 `(B, H·W, C)`, so that linear layers, norms, convolutions and resizing share one layout without copies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec

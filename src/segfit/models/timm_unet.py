@@ -1,7 +1,5 @@
 """A U-Net decoder on any encoder of timm that yields a pyramid of features."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path

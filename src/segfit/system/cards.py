@@ -3,8 +3,6 @@
 And what trainings need of a card, from a table that benchmark=plan made: a plan itself takes too long to start with.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json

@@ -1,7 +1,5 @@
 """benchmark=plan: will it fit, before anything is downloaded or a card is there? See docs/plan.md."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, replace

@@ -1,7 +1,5 @@
 """Config → the objects of a forecasting: series, windows, model, loss."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

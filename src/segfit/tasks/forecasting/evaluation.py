@@ -1,7 +1,5 @@
 """What an evaluation keeps of its forecasts, what Python gets of them, and the model as a program without SegFit."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

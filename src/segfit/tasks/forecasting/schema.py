@@ -1,7 +1,5 @@
 """The schema of a forecasting run, and what can be wrong with it; never torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Config → the objects of a restoration, as `TaskAssembly` asks for them: sources, datasets, model, loss, scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

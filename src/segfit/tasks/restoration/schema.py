@@ -1,7 +1,5 @@
 """The schema of a restoration run, and what can be wrong with it; never torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields

@@ -4,8 +4,6 @@ It keeps to the engine's order, frees what the engine frees when the engine does
 place where the engine does (torch/csrc/autograd/engine.cpp, input_buffer.cpp, accumulate_grad.h).
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import sys

@@ -10,8 +10,6 @@ weights in the former.
 oneDNN is asked, with a short and narrow series.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """What a config takes, from recordings of its own update and validation: each block is affine in the batch."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import itertools

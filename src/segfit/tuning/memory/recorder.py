@@ -1,7 +1,5 @@
 """Every block of memory that a piece of torch code takes and gives back, in order."""
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Iterable, Iterator, MutableMapping

@@ -1,7 +1,5 @@
 """CSV files → numbers and dates, and everything that is wrong with them."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Series cut by time and standardised by their training part; windows of them, gathered where they lie."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone

@@ -1,7 +1,5 @@
 """The rows of all series one after the other, in memory or mapped from a file."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Sources → patches to train on, whole pictures to score or to restore."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Picture files with all of their 8 or 16 bits, alone or in pairs, in folders; and all that is wrong with them."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections import defaultdict
