@@ -54,7 +54,7 @@ class Rules(TorchFunctionMode):
         if func is Tensor.backward:
             with self:  # for what checkpoint() computes again
                 return self._backward(args[0])
-        if func is F.scaled_dot_product_attention and self.cuda:
+        if func is F.scaled_dot_product_attention and args[0].device.type == "cuda":
             return attention(*args, **(kwargs or {}))
         if func is torch.lstm and self.cuda:
             return lstm(*args)
