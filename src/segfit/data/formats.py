@@ -94,14 +94,10 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
                 return _read_tiff(path, mode, bands=bands)
             # What phones append to a JPEG, a preview or a depth map, is no frame.
             frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-            if image.format == "PNG" and image.mode[0] != "I" and ";16" in _raw_mode(image):
-                # Of colours and transparency Pillow takes the upper byte alone.
-                import imagecodecs
-
-                values = imagecodecs.png_decode(path.read_bytes())
-            elif mode == "index":
+            values = _deep_values(image, path)
+            if values is None and mode == "index":
                 values = _indices(image, path)
-            else:
+            elif values is None:
                 values = _values(image, path, fast=mode == "rgb" and not bands)
             alpha = values.ndim == 3 and values.shape[2] in (2, 4) and not bands
             return _upright(values, alpha, image.getexif().get(ORIENTATION, 1), frames)
@@ -116,6 +112,19 @@ def _beyond_pillow(image: Any) -> bool:
     wide = max(tags.get(_BITS, (1,))) > 8 or set(tags.get(_NUMBERS, (1,))) != {1}
     kept = tags.get(_SAMPLES, samples) == samples and 0 not in tags.get(_EXTRA, ())
     return wide or not kept or tags.get(_PLANAR, 1) != 1
+
+
+def _deep_values(image: Image.Image, path: Path) -> NDArray[Any] | None:
+    """Return what a PNG or JPEG 2000 file of more than 8 bits holds if Pillow takes the upper byte of it alone, else None."""
+    if image.mode[0] == "I" or image.format not in ("PNG", "JPEG2000"):
+        return None
+    if image.format == "PNG":
+        deep, name = ";16" in _raw_mode(image), "png_decode"
+    else:
+        head = path.read_bytes()
+        # The first component's depth less one, in the codestream's SIZ segment (ISO/IEC 15444-1, A.5.1)
+        deep, name = head[head.index(b"\xff\x4f\xff\x51") + 42] & 127 > 7, "jpeg2k_decode"
+    return getattr(import_module("imagecodecs"), name)(path.read_bytes()) if deep else None
 
 
 def _indices(image: Image.Image, path: Path) -> NDArray[Any]:

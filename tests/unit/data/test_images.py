@@ -1,6 +1,7 @@
 import io
 import sys
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,19 @@ def test_16_bit_grey_spans_the_full_range(tmp_path, suffix):
     image = READ(save(tmp_path / f"a.{suffix}", values))
     np.testing.assert_array_equal(image[0, :, 0], [0, 1, 255, 128])
     assert (image == image[..., :1]).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jp2"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_every_bit_of_a_file_is_read(tmp_path, suffix, channels, dtype):
+    values = noise(48, 40, channels, high=2 ** np.iinfo(dtype).bits, dtype=dtype).squeeze()
+    path, options = tmp_path / f"a.{suffix}", {"jp2": {"level": 0}, "png": {}}[suffix]
+    encode = {"png": imagecodecs.png_encode, "jp2": imagecodecs.jpeg2k_encode}[suffix]
+    path.write_bytes(encode(values, **options))
+    found = formats.read_values(path, bands=True).values
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, values)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
