@@ -4,13 +4,19 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from segfit.assembly.task import assembly_of
 from segfit.errors import SegFitError
 from segfit.tuning import loader
 from segfit.tuning.change import changed
+from segfit.tuning.dali import dali_batches
 from segfit.tuning.loader import Fed, choose, grid, worker_counts
 from tests.integration.benchmarking import benchmark, compose_benchmark
+from tests.unit.data.files import write_pairs
 
 
 def fed(
@@ -120,3 +126,35 @@ def test_a_real_measurement(tmp_path: Path) -> None:
     assert typed in done.findings.headline
     assert len(results["values"]["settings"]) == 4
     assert done.told[-1][1:] == (5, 6)  # two places and four settings
+
+
+def on_files(root: Path) -> tuple[str, ...]:
+    return ("data=folder", f"data.root={root}", "data.num_classes=3", "model=cnn", "hardware=cpu")
+
+
+def test_dali_is_a_contestant_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
+    root = write_pairs(tmp_path / "data", list("abcdefgh"), suffix=".jpg")
+    few = (
+        "seconds=0.02",
+        "augmentation=none",
+        "benchmark.workers=[0,1]",
+        "benchmark.caches=[none]",
+    )
+    done = benchmark(tmp_path, "loader", *few, "image_size=32", base=on_files(root))
+    (row,) = done.table("dali")
+    assert row["threads"] == 1
+    assert row["samples/s"] > 0
+    drawn = benchmark(tmp_path, "loader", *few)
+    assert "left out: DALI: the samples are no image files." in drawn.notices
+
+
+def test_dali_decodes_what_pillow_does(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
+    root = write_pairs(tmp_path / "data", ["a", "b"], size=(40, 48), suffix=".jpg")
+    config = compose_benchmark("loader", base=on_files(root))
+    source = assembly_of(config).make_sources(config)["train"]
+    images, masks = next(dali_batches(source, (40, 48), 1, 1, torch.device("cpu")))
+    for found, folder in ((images.at(0), "images"), (masks.at(0)[..., 0], "masks")):
+        known = [np.asarray(Image.open(path)) for path in (root / folder).iterdir()]
+        assert any(np.array_equal(found, one) for one in known)

@@ -14,6 +14,7 @@ from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores, resolve_device
 from segfit.tuning import Bench, columns
 from segfit.tuning.change import Change, augmentation_of, changed
+from segfit.tuning.dali import IS_INSTALLED, dali_batches
 from segfit.tuning.measure import Stopwatch, explain_out_of_memory, measure_training
 
 SECONDS = 5.0
@@ -22,6 +23,7 @@ _COLUMNS = {
     **dict.fromkeys(("augmentation", "cache", "workers", "prefetch"), ""),
     **{"samples/s": ".1f", "× model": ".2f", "training samples/s": ".1f", "outruns": ""},
 }
+_DALI_COLUMNS = {"threads": "", "samples/s": ".1f", "× model": ".2f"}
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,13 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     rows = [
         (*astuple(fed)[:-1], fed.data / fed.model, fed.reached, fed.outruns) for fed in measured
     ]
+    tables = [Table("loader", title, columns(_COLUMNS), rows, emphasis=measured.index(best))]
+    if IS_INSTALLED and "image_size" in config:
+        tables += _dali(config, bench, models[places[-1]], seconds)
     settings = [{**asdict(fed), "reached": fed.reached, "outruns": fed.outruns} for fed in measured]
     return Findings(
         headline=headline(best, resolve_device(config.device)[0].type),
-        tables=[Table("loader", title, columns(_COLUMNS), rows, emphasis=measured.index(best))],
+        tables=tables,
         values={
             "settings": settings,
             "chosen": best.change.options,
@@ -153,6 +158,29 @@ def _data_speed(config: DictConfig, seconds: float) -> float:
     for _ in watch.over(epochs, count_samples):
         pass
     return watch.speed.samples_per_second
+
+
+def _dali(config: DictConfig, bench: Bench, model: float, seconds: float) -> list[Table]:
+    """Return a table of how fast DALI feeds a model that trains so many samples a second; none if it cannot, with a notice."""
+    source, device = (
+        assembly_of(config).make_sources(config)["train"],
+        resolve_device(config.device)[0],
+    )
+    size = tuple(planning_of(config).train_example(config)["image"].shape[-2:])
+    rows = []
+    for threads in filter(None, config.benchmark.workers or worker_counts(available_cores())):
+        watch = Stopwatch(device, seconds, warmup=2)
+        try:
+            batches = dali_batches(source, size, config.batch_size, threads, device)
+            for _ in watch.over(batches, lambda _: config.batch_size):
+                pass
+        except SegFitError as error:
+            bench.notice(f"left out: {' '.join(error.problems)}")
+            return []
+        speed = watch.speed.samples_per_second
+        rows.append((threads, speed, speed / model))
+    title = "DALI reads, decodes and resizes the same files, and augments nothing"
+    return [Table("dali", title, columns(_DALI_COLUMNS), rows)]
 
 
 def headline(best: Fed, device_type: str) -> str:
