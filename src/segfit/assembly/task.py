@@ -152,8 +152,9 @@ class TaskEvaluation:
     # (config, task, options, inputs, go) → what a run predicts for inputs of Python; `go(task, dataset)` lets a task see the
     # samples of a dataset.
     predict: Callable[..., list[Any]]
-    # (config, model, temperature) → what is exported of a model, which may be changed; `temperature` is of logits.
-    make_exported: Callable[[DictConfig, nn.Module, float], Exported]
+    # (config, model, temperature, recorded) → what is exported of a model, which may be changed; `temperature` is of logits,
+    # `recorded` the run's metrics.json.
+    make_exported: Callable[[DictConfig, nn.Module, float, Mapping[str, Any]], Exported]
 
 
 def assembly_of(config: DictConfig) -> TaskAssembly:

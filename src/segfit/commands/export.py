@@ -53,7 +53,8 @@ def export_run(run: TrainedRun, path: Path) -> None:
         raise SegFitError(
             f"export={path}: must end with .pt2, the format of torch.export, or .onnx."
         )
-    exported = evaluation_of(run.config).make_exported(run.config, run.model, run.temperature)
+    make = evaluation_of(run.config).make_exported
+    exported = make(run.config, run.model, run.temperature, run.recorded)
     with reporting(f"export={path}: cannot be written"), warnings.catch_warnings(), torch.no_grad():
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".onnx":

@@ -31,15 +31,22 @@ def make_sources(config: DictConfig) -> dict[str, Windows]:
     return {part: Windows(lazy, part, config.data) for part in PARTS}
 
 
-def settle(config: DictConfig, _: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-    """Keep with the run which columns are what and in which order, however its files are written later."""
+def settle(config: DictConfig, earlier: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+    """Keep with the run which columns are what and in which order, however its files are written later.
+
+    A run that starts from an `earlier` one with the same columns has them in the order of its weights.
+    """
     if config.data.name != "csv":
         return
     layout = layout_of(config.data)
     for name in layout.left_out:
         notice(f"{name}: a column without a name is left out. To read it, name it in data.columns.")
-    config.data.date, config.data.columns = layout.date, list(layout.columns)
-    config.data.target = list(layout.columns[: layout.targets])
+    columns, targets = list(layout.columns), list(layout.columns[: layout.targets])
+    csv = earlier.get("data.name") == "csv"
+    theirs = [earlier[f"data.{key}"] if csv else [] for key in ("columns", "target")]
+    if [sorted(columns), sorted(targets)] == [sorted(one) for one in theirs]:
+        columns, targets = theirs
+    config.data.date, config.data.columns, config.data.target = layout.date, columns, targets
 
 
 def check_sources(

@@ -54,6 +54,7 @@ class ForecastEvaluation(Evaluation):
                 f"future=true: the files have to go on for {data.horizon} rows after the last row with a target, with "
                 f"data.known={list(config.data.known)} alone."
             )
+        data.series.standardise(task.standards)
         layout = task.layout
         facts = {"targets": layout.columns[: layout.targets], "season": task.season}
         super().__init__(path, replace(task, on_forecast=self._keep), facts, _NAMES)
@@ -153,9 +154,7 @@ def predict(
     Their last rows are looked back at; of columns known in advance there are `horizon` rows more. They are standardised as
     the run's series were; of several, as the one that `frame.attrs["series"]` names.
     """
-    layout, data, standards = task.layout, config.data, task.standards
-    if not standards:  # of a run that was killed: as its data are now
-        standards = assembly.make_statistics(config, make_sources(config))["series"]
+    layout, data, standards = task.layout, config.data, _standards(config, task.standards)
     future = data.horizon if layout.known else 0
     samples, found = [], dict[int, Any]()
     for number, given in enumerate(inputs):
@@ -249,12 +248,16 @@ class Deployed(nn.Module):
         return true_values(self.model((window - mean[:, None]) / std[:, None]), mean, std)
 
 
-def make_exported(config: DictConfig, model: nn.Module, *_: float) -> Exported:
-    """Return what is exported of a trained model.
+def _standards(config: DictConfig, kept: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what a run standardised its series by; one that was killed kept nothing: as its data are now."""
+    return kept or assembly.make_statistics(config, make_sources(config))["series"]
 
-    The run's data have to be there, for the statistics of each series. The model may be changed.
-    """
-    layout, series = layout_of(config.data), make_sources(config)["train"].series
+
+def make_exported(
+    config: DictConfig, model: nn.Module, _: float = 1.0, recorded: Mapping[str, Any] | None = None
+) -> Exported:
+    """Return what is exported of a run's model, which may be changed."""
+    layout, standards = layout_of(config.data), _standards(config, (recorded or {}).get("series"))
     facts = {
         "lookback": config.data.lookback,
         "horizon": config.data.horizon,
@@ -264,8 +267,7 @@ def make_exported(config: DictConfig, model: nn.Module, *_: float) -> Exported:
         "returns": config.data.returns,
         "quantiles": quantiles_of(config),
         "series": {
-            name: {key: series.statistics[key][number].tolist() for key in ("mean", "std")}
-            for number, name in enumerate(series.table.names)
+            name: {key: own[key] for key in ("mean", "std")} for name, own in standards.items()
         },
     }
     columns = len(layout.columns)

@@ -126,7 +126,7 @@ class Deployed(nn.Module):
         return restored
 
 
-def make_exported(config: DictConfig, model: nn.Module, *_: float) -> Exported:
+def make_exported(config: DictConfig, model: nn.Module, *_: Any) -> Exported:
     """Return what is exported of a run's model, which may be changed."""
     network = for_inference(model).cpu().float()
     side, channels = config.patch_size, channels_of(config)

@@ -1,6 +1,7 @@
 """A segmentation model as a program without SegFit: from an image of any size to its classes."""
 
 import json
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -84,7 +85,9 @@ def _resize(
     return resized if axis == -1 else resized.mT
 
 
-def make_exported(config: DictConfig, model: nn.Module, temperature: float = 1.0) -> Exported:
+def make_exported(
+    config: DictConfig, model: nn.Module, temperature: float = 1.0, *_: Any
+) -> Exported:
     """Return what is exported of a run's model, which may be changed."""
     network = for_inference(model).cpu().float()
     deployed, onnx = (

@@ -60,3 +60,15 @@ def test_a_run_reads_its_columns_in_its_order_whatever_the_files_have(tmp_path):
     assert layout_of(config.data) == before
     config.data.root = "gone"
     assert layout_of(config.data) == before
+
+
+def test_a_run_that_starts_from_another_reads_its_columns_in_the_order_of_the_weights(tmp_path):
+    earlier = {"data.name": "csv", "data.columns": ["b", "a", "c"], "data.target": ["b"]}
+    write(frame(columns=["c", "a", "b"]), tmp_path / "a.csv")
+    config = config_of(tmp_path, "data.target=b")
+    settle(config, earlier, lambda _: None)
+    assert layout_of(config.data).columns == ("b", "a", "c")
+    for other in ({"data.name": "waves", "data.columns": 3}, {**earlier, "data.target": ["a"]}):
+        config = config_of(tmp_path, "data.target=b")
+        settle(config, other, lambda _: None)
+        assert layout_of(config.data).columns == ("b", "c", "a")

@@ -60,6 +60,13 @@ class SeriesSet:
             self._places[str(device)] = {key: one.to(device) for key, one in tensors.items()}
         return self._places[str(device)]
 
+    def standardise(self, standards: Mapping[str, Any]) -> None:
+        """Take "mean" and "std" from those of a run, by the names of its series; others keep their own."""
+        for number, name in enumerate(self.table.names):
+            for key in ("mean", "std") if name in standards else ():
+                self.statistics[key][number] = standards[name][key]
+        self._places.clear()
+
 
 class LazySeries:
     """The series of a config, read when they are first needed."""
