@@ -180,5 +180,6 @@ def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     # Not gaussian_blur2d: it reads sigma from the device to check that it is positive.
     taps = torch.arange(-radius, radius + 1, device=images.device)
     kernels = torch.softmax(-0.5 * (taps / sigma) ** 2, 1)
+    images = images.contiguous()  # kornia below 0.9 needs it, later ones copy by themselves
     blurred: Tensor = filter2d_separable(images, kernels, kernels, border_type="reflect")
     return blurred.clamp_(0, 1)

@@ -38,6 +38,8 @@ def backward(roots: list[tuple[Node, Tensor]], ends: Sequence[Tensor] = ()) -> N
             continue
         edges = node.next_functions
         results = _call(node, gradients)
+        if hasattr(node, "apply"):
+            node.holder = None  # see pretend.py: it holds the node
         del node, gradients
         for index, (target, slot) in enumerate(edges):
             if target is None:

@@ -144,6 +144,8 @@ def no_driver_asked(rules: Rules) -> Iterator[None]:
             (torch.cuda, "is_bf16_supported", lambda *_: True),
             (torch.cuda, "get_device_capability", lambda *_: (8, 0)),
         ]
+    if torch.__version__ < "2.13":
+        replaced.append((torch.autograd.Function, "apply", classmethod(_apply_and_hold)))
     with contextlib.ExitStack() as stack:
         for one in replaced:
             stack.enter_context(mock.patch.object(*one))
@@ -152,6 +154,20 @@ def no_driver_asked(rules: Rules) -> Iterator[None]:
             GraphExecGroup()
         )  # checkpoint() takes it for one backward of the engine
         yield
+
+
+_apply: Any = getattr(
+    torch.autograd.Function.apply, "__func__", None
+)  # in Python before torch 2.13
+
+
+def _apply_and_hold(owner: Any, *given: Any) -> Any:
+    """Stand for `Function.apply`: before torch 2.13 a node of Python's needs one of torch's that holds it."""
+    results = _apply(owner, *given)
+    for result in results if isinstance(results, tuple) else (results,):
+        if result.grad_fn is not None:
+            result.grad_fn.holder = result.view_as(result).grad_fn
+    return results
 
 
 def _copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:

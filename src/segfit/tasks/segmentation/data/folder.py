@@ -87,7 +87,7 @@ class FolderSource(Named):
             report["turned"] = ""
         if found.frames > 1:
             report["frames"] = str(found.frames)
-        if found.alpha is not None and np.ptp(found.alpha):
+        if found.alpha is not None and found.alpha.min() != found.alpha.max():
             report["transparent"] = ""
         if masks.hides(name, values):
             report["hidden"] = ""
