@@ -60,9 +60,8 @@ class GuardedBatches(Dataset[Any]):
     dataset: Any
     collate: Collate
     skip: bool
-    current: (
-        torch.Tensor
-    )  # (workers, 2), shared: process and index of the sample that each worker reads, or -1
+    # (workers, 2), shared: process and index of the sample that each worker reads, or -1
+    current: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.dataset)

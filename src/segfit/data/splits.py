@@ -25,9 +25,7 @@ class SplitRule:
     # searched in a sample's relative name (no suffix, / between folders); samples whose first group (or match, if it has no
     # group) agrees stay together. None: every sample is its own group
     group: str | None = None
-    fold: int | None = (
-        None  # number, from 0, of the one that is held out for validation, of `folds`
-    )
+    fold: int | None = None  # number, from 0, of the one that validates, of `folds`
     folds: int | None = None
     lists: str | None = None  # folder of the lists that say it instead; see `listed`
 
@@ -102,9 +100,8 @@ def _named(root: Path, sides: Sequence[str]) -> dict[str, dict[Path, list[Path]]
 
     A first folder without a split in its name holds what is for training, if other sides have splits in theirs.
     """
-    every: list[
-        dict[str, dict[Path, str]]
-    ] = []  # of each side: split, or "" → folder → the word that says it
+    # Of each side: split, or "" → folder → the word that says it
+    every: list[dict[str, dict[Path, str]]] = []
     for side in sides:
         every.append({})
         for folder in _folders(root):
@@ -112,9 +109,7 @@ def _named(root: Path, sides: Sequence[str]) -> dict[str, dict[Path, list[Path]]
             if rest == _apart(side)[0]:
                 every[-1].setdefault(split_of(word) or "", {})[folder] = word
     lead, *others = every
-    shared = not all(
-        {*one} - {""} for one in others
-    )  # by all splits, which alike names may confuse
+    shared = not all({*one} - {""} for one in others)  # by all, which alike names may confuse
     if not lead.keys() - {"", "train"} or (shared and ("" in lead or not _apart(sides[0])[0])):
         return {}
     found: dict[str, dict[Path, list[Path]]] = {}

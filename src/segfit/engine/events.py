@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from segfit.engine.findings import Findings
 
-if (
-    TYPE_CHECKING
-):  # torch takes seconds to import, and benchmark.py needs none where it knows the answer
+# torch takes seconds to import, and benchmark.py needs none where it knows the answer
+if TYPE_CHECKING:
     from segfit.engine.task import Batch
 
 

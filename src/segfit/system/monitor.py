@@ -84,9 +84,8 @@ class Probe:
         if self._handle is None:
             used = psutil.virtual_memory()
             memory = (used.total - used.available) / GIB
-            sensors: Any = getattr(
-                psutil, "sensors_temperatures", dict
-            )()  # not on Windows and macOS
+            # not on Windows and macOS
+            sensors: Any = getattr(psutil, "sensors_temperatures", dict)()
             known = [one.current for group in sensors.values() for one in group if one.current]
             return Sample(seconds, cpu, memory, max(known, default=None), None, None)
         library, handle = nvml(), self._handle

@@ -108,9 +108,8 @@ class RestorationMeter(ScoredMeter):
             forward = partial(averaged, forward)
 
         def on_device(pictures: Tensor) -> Tensor:
-            return forward(
-                task.laid_out(pictures.to(task.device))
-            )  # synchronises where they are tiles
+            pictures = pictures.to(task.device)  # synchronises where they are tiles
+            return forward(task.laid_out(pictures))
 
         while True:
             whole = max(given.shape[-2:]) <= self.tile

@@ -150,15 +150,13 @@ def no_driver_asked(rules: Rules) -> Iterator[None]:
         for one in replaced:
             stack.enter_context(mock.patch.object(*one))
         stack.enter_context(rules)
-        stack.enter_context(
-            GraphExecGroup()
-        )  # checkpoint() takes it for one backward of the engine
+        # checkpoint() takes it for one backward of the engine
+        stack.enter_context(GraphExecGroup())
         yield
 
 
-_apply: Any = getattr(
-    torch.autograd.Function.apply, "__func__", None
-)  # in Python before torch 2.13
+# In Python before torch 2.13
+_apply: Any = getattr(torch.autograd.Function.apply, "__func__", None)
 
 
 def _apply_and_hold(owner: Any, *given: Any) -> Any:

@@ -21,9 +21,7 @@ Values = NDArray[np.float64]
 
 _VERSION = 3  # raise it when a file gives other rows or another report
 _DATES = ("date", "datetime", "time", "timestamp")
-_UNNAMED = (
-    "Unnamed: "  # what pandas calls a column without a name, such as the row numbers that it writes
-)
+_UNNAMED = "Unnamed: "  # what pandas calls a column without a name, such as row numbers
 _HEAD = 65536  # bytes of a file that show how it is written
 
 
