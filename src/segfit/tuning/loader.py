@@ -179,8 +179,7 @@ def _dali(config: DictConfig, bench: Bench, model: float, seconds: float) -> lis
             return []
         speed = watch.speed.samples_per_second
         rows.append((threads, speed, speed / model))
-    title = "DALI reads, decodes and resizes the same files, and augments nothing"
-    return [Table("dali", title, columns(_DALI_COLUMNS), rows)]
+    return [Table("dali", "DALI, same files", columns(_DALI_COLUMNS), rows)]
 
 
 def headline(best: Fed, device_type: str) -> str:
