@@ -118,13 +118,15 @@ def _deep_values(image: Image.Image, path: Path) -> NDArray[Any] | None:
     """Return what a PNG or JPEG 2000 file of more than 8 bits holds if Pillow takes the upper byte of it alone, else None."""
     if image.mode[0] == "I" or image.format not in ("PNG", "JPEG2000"):
         return None
+    if image.format == "PNG" and ";16" not in _raw_mode(image):
+        return None
+    content = path.read_bytes()
     if image.format == "PNG":
-        deep, name = ";16" in _raw_mode(image), "png_decode"
-    else:
-        head = path.read_bytes()
-        # The first component's depth less one, in the codestream's SIZ segment (ISO/IEC 15444-1, A.5.1)
-        deep, name = head[head.index(b"\xff\x4f\xff\x51") + 42] & 127 > 7, "jpeg2k_decode"
-    return getattr(import_module("imagecodecs"), name)(path.read_bytes()) if deep else None
+        return import_module("imagecodecs").png_decode(content)  # type: ignore[no-any-return]
+    # The first component's depth less one, in the codestream's SIZ segment (ISO/IEC 15444-1, A.5.1)
+    if content[content.index(b"\xff\x4f\xff\x51") + 42] & 127 < 8:
+        return None
+    return import_module("imagecodecs").jpeg2k_decode(content)  # type: ignore[no-any-return]
 
 
 def _indices(image: Image.Image, path: Path) -> NDArray[Any]:

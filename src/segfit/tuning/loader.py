@@ -162,10 +162,8 @@ def _data_speed(config: DictConfig, seconds: float) -> float:
 
 def _dali(config: DictConfig, bench: Bench, model: float, seconds: float) -> list[Table]:
     """Return a table of how fast DALI feeds a model that trains so many samples a second; none if it cannot, with a notice."""
-    source, device = (
-        assembly_of(config).make_sources(config)["train"],
-        resolve_device(config.device)[0],
-    )
+    source = assembly_of(config).make_sources(config)["train"]
+    device, _ = resolve_device(config.device)
     size = tuple(planning_of(config).train_example(config)["image"].shape[-2:])
     rows = []
     for threads in filter(None, config.benchmark.workers or worker_counts(available_cores())):

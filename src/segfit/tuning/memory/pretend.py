@@ -155,7 +155,7 @@ def no_driver_asked(rules: Rules) -> Iterator[None]:
         yield
 
 
-# In Python before torch 2.13
+# In Python before torch 2.13, which machines with a card may have in place of what requirements.txt asks for
 _apply: Any = getattr(torch.autograd.Function.apply, "__func__", None)
 
 
