@@ -13,8 +13,7 @@ from segfit.assembly.task import assembly_of
 from segfit.errors import SegFitError
 from segfit.tuning import loader
 from segfit.tuning.change import changed
-from segfit.tuning.dali import dali_batches
-from segfit.tuning.loader import Fed, choose, grid, worker_counts
+from segfit.tuning.loader import Fed, choose, dali_batches, grid, worker_counts
 from tests.integration.benchmarking import benchmark, compose_benchmark
 from tests.unit.data.files import write_pairs
 

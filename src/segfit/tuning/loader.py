@@ -1,20 +1,24 @@
 """benchmark=loader: how fast batches come, and the smallest setting that outruns the model."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from importlib.util import find_spec
 from itertools import chain, count, product
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.data import cached_sources, make_train_batches
 from segfit.assembly.task import assembly_of, planning_of
+from segfit.data.source import Source
 from segfit.engine.findings import Findings, Table
 from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores, resolve_device
 from segfit.tuning import Bench, columns
 from segfit.tuning.change import Change, augmentation_of, changed
-from segfit.tuning.dali import IS_INSTALLED, dali_batches
 from segfit.tuning.measure import Stopwatch, explain_out_of_memory, measure_training
 
 SECONDS = 5.0
@@ -95,7 +99,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         (*astuple(fed)[:-1], fed.data / fed.model, fed.reached, fed.outruns) for fed in measured
     ]
     tables = [Table("loader", title, columns(_COLUMNS), rows, emphasis=measured.index(best))]
-    if IS_INSTALLED and "image_size" in config:
+    if find_spec("nvidia") and find_spec("nvidia.dali") and "image_size" in config:
         tables += _dali(config, bench, models[places[-1]], seconds)
     settings = [{**asdict(fed), "reached": fed.reached, "outruns": fed.outruns} for fed in measured]
     return Findings(
@@ -178,6 +182,38 @@ def _dali(config: DictConfig, bench: Bench, model: float, seconds: float) -> lis
         speed = watch.speed.samples_per_second
         rows.append((threads, speed, speed / model))
     return [Table("dali", "DALI, same files", columns(_DALI_COLUMNS), rows)]
+
+
+def dali_batches(
+    source: Source, size: tuple[int, ...], batch_size: int, threads: int, device: torch.device
+) -> Iterator[Any]:
+    """Yield batches of a source's files in random order, without end, resized to `size` = (h, w).
+
+    The first file of a sample is decoded as RGB, by the device if it is a CUDA one; others as grey images. Raises a SegFitError
+    if a sample has no file, or DALI cannot read one.
+    """
+    from nvidia.dali import Pipeline, fn, types
+
+    samples = [[str(path) for path in source.files(index)] for index in range(len(source))]
+    if not all(samples):
+        raise SegFitError("DALI: the samples are no image files.")
+    random.Random(0).shuffle(samples)
+    on_card, outputs = device.type == "cuda", []
+    try:
+        with Pipeline(batch_size, threads, device.index or 0 if on_card else None) as pipeline:
+            for place, paths in enumerate(zip(*samples, strict=True)):
+                image = fn.decoders.image(
+                    fn.readers.file(files=[*paths])[0],
+                    device="mixed" if on_card else "cpu",
+                    output_type=types.GRAY if place else types.RGB,
+                )
+                kind = types.INTERP_NN if place else types.INTERP_LINEAR
+                outputs.append(fn.resize(image, size=size, interp_type=kind, antialias=not place))
+            pipeline.set_outputs(*outputs)
+        while True:
+            yield pipeline.run()
+    except (RuntimeError, ValueError) as error:  # ValueError: samples of different numbers of files
+        raise SegFitError(f"DALI: {str(error).strip().splitlines()[0]}") from error
 
 
 def headline(best: Fed, device_type: str) -> str:
