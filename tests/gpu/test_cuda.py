@@ -10,8 +10,7 @@ from segfit.data.batches import DevicePrefetcher
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import native_precisions, resolve_precision
 from segfit.engine.recovery import halve_micro_batch
-from segfit.engine.seeding import seed_everything
-from segfit.engine.state import TrainingState
+from segfit.engine.state import TrainingState, seed_everything
 from segfit.engine.step import make_update
 from segfit.models.build import make_model
 from segfit.system.monitor import Recorder

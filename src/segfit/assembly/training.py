@@ -21,8 +21,7 @@ from segfit.engine.checkpoint import Checkpoints
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differences
 from segfit.engine.events import EndLog
 from segfit.engine.fit import Fit
-from segfit.engine.seeding import derive_seed, seed_everything
-from segfit.engine.state import TrainingState
+from segfit.engine.state import TrainingState, derive_seed, seed_everything
 from segfit.engine.task import FitOptions
 from segfit.runs.files import RunFolder
 from segfit.system.cards import GIB, driver_version, share_of_card

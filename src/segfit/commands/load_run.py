@@ -28,7 +28,7 @@ from segfit.data.images import FAINT
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
-from segfit.engine.seeding import seed_everything
+from segfit.engine.state import seed_everything
 from segfit.engine.task import Task
 from segfit.errors import SegFitError
 from segfit.report.text import hydra_override

@@ -10,8 +10,7 @@ from torch import Tensor
 from segfit.engine.checkpoint import Checkpoints, write_tensors
 from segfit.engine.compiling import give_up_compiling, is_compile_error, without_graphs
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
-from segfit.engine.seeding import derive_seed
-from segfit.engine.state import TrainingState
+from segfit.engine.state import TrainingState, derive_seed
 from segfit.engine.step import NotFinite, PartlyUpdated, are_finite, count_update, make_update
 from segfit.engine.task import Batch, FitOptions, Task, count_samples
 from segfit.errors import SegFitError

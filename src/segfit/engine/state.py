@@ -1,8 +1,10 @@
-"""Everything that changes while training: what a checkpoint holds."""
+"""Everything that changes while training, what a checkpoint holds; and the seeds of all that is random."""
 
 from __future__ import annotations
 
 import gc
+import hashlib
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -136,6 +138,25 @@ class TrainingState:
         self.scheduler.step_update(self.progress.update + self.schedule_offset)
         if self.distributed.rank < len(state["random"]):
             set_random_state(state["random"][self.distributed.rank], self.device)
+
+
+def derive_seed(*parts: int) -> int:
+    """Return a 63-bit seed, a function of `parts` alone on every machine and version."""
+    text = ",".join(str(int(part)) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed Python's, NumPy's and torch's global generators; `deterministic`: use such CUDA kernels where they exist."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    else:
+        torch.backends.cudnn.benchmark = True
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from segfit.assembly.training import Training, make_training
 from segfit.config.benchmark import LrFindConfig
 from segfit.engine.findings import Cell, Findings, Table
 from segfit.engine.fit import Fit
-from segfit.engine.seeding import derive_seed
+from segfit.engine.state import derive_seed
 from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
 from segfit.errors import SegFitError

@@ -24,7 +24,7 @@ from segfit.assembly.training import Training, make_training
 from segfit.engine.evaluate import evaluate
 from segfit.engine.fit import Fit
 from segfit.engine.out_of_memory import is_out_of_memory
-from segfit.engine.seeding import derive_seed
+from segfit.engine.state import derive_seed
 from segfit.engine.step import make_update
 from segfit.engine.task import Batch, count_samples
 from segfit.errors import SegFitError

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segfit.engine.seeding import derive_seed, seed_everything
-from segfit.engine.state import random_state, set_random_state
+from segfit.engine.state import derive_seed, random_state, seed_everything, set_random_state
 
 CPU = torch.device("cpu")
 
