@@ -12,9 +12,8 @@ from segfit.config.check import flat, plain
 from segfit.config.schema import OptimizerConfig
 from segfit.config.tasks import schema_of
 from segfit.data.files import some
-from segfit.engine.compiling import compiled_or_eager
+from segfit.engine.compiling import HalfWeights, compiled_or_eager
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
-from segfit.engine.half_weights import HalfWeights
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
 from segfit.engine.state import TrainingState

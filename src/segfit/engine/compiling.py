@@ -1,13 +1,17 @@
-"""torch.compile with a trial: what does not compile runs eager, with a notice that says why."""
+"""Faster forwards of a model: compiled, with a trial (what does not compile runs eager, with a notice that says why); with
+weights that are copied to half precision all at once.
+"""
 
 import contextlib
 import gc
 import traceback
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
@@ -22,6 +26,7 @@ _CALLERS = (
     "torch/_dynamo/backends/common.py",
     "torch/_inductor/compile_fx.py",
 )
+_PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def compiled_or_eager(
@@ -110,3 +115,48 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         one = getattr(one, "inner_exception", None) or one.__cause__
+
+
+class HalfWeights(nn.Module):
+    """A model whose products take bf16 or fp16 copies of their weights that one call makes, as one casts their gradients.
+
+    Autocast would launch a kernel for each of them, in every pass forward and again backward. Values are the same. Weights
+    of layers that compute with them first, as weight standardisation does, are left to autocast, and so are frozen ones.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.names = [
+            f"{path}.{name}".removeprefix(".")
+            for path, layer in model.named_modules()
+            if isinstance(layer, _PRODUCTS)
+            and type(layer).__module__.startswith(("torch.", "segfit."))
+            for name, _ in layer.named_parameters(recurse=False)
+        ]
+
+    def forward(self, inputs: Tensor) -> Any:
+        """Return what the model does of its input, under autocast."""
+        weights = {name: self.model.get_parameter(name) for name in self.names}
+        weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
+        copies = _Copied.apply(*weights.values()) if weights else ()
+        return functional_call(self.model, dict(zip(weights, copies, strict=True)), (inputs,))
+
+
+class _Copied(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, *weights: Tensor) -> tuple[Tensor, ...]:
+        context.set_materialize_grads(False)  # what is not used has no gradient
+        return tuple(_copies(weights, torch.get_autocast_dtype(weights[0].device.type)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(_: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        copies = iter(_copies([one for one in gradients if one is not None], torch.float32))
+        return tuple(None if one is None else next(copies) for one in gradients)
+
+
+def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(copies, list(tensors))
+    return copies

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from segfit.engine.half_weights import HalfWeights
+from segfit.engine.compiling import HalfWeights
 from segfit.models.cnn import CNN
 from segfit.models.segformer import make_segformer
 
