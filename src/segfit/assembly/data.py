@@ -89,13 +89,12 @@ def batches_in_order(
     notice: Callable[[str], None],
     order: EpochSampler | Sequence[int],
     *,
-    remark: Callable[[int, str], object] = lambda *_: None,
     share: bool = False,
 ) -> DevicePrefetcher:
     """Return samples of a dataset: training batches as a sampler draws them, or held-out batches of some indices.
 
     `share`: other processes have the other samples. `notice` is called with samples that `data.on_bad_sample=skip` leaves
-    out or replaces, `remark` with what is odd about others.
+    out or replaces.
     """
     loading, assembly = config.loader, assembly_of(config)
     batches: Any = order
@@ -104,7 +103,7 @@ def batches_in_order(
         batches = [order[start : start + size] for start in range(0, len(order), size)]
     skip = notice if config.data.on_bad_sample == "skip" else None
     how = {key: loading[key] for key in ("prefetch", "pin_memory", "persistent")}
-    how |= {"share": share, "remark": remark, "batch_sampler": batches}
+    how |= {"share": share, "batch_sampler": batches}
     loader = (
         GatheringLoader(dataset, device, batches)
         if hasattr(dataset, "batch")

@@ -65,7 +65,7 @@ class _Pass:
     dataset: Any
     about: dict[str, Any]  # what the samples are, for metrics.json
     names: Sequence[str] = ()  # of samples with targets
-    group: str | None = None  # as `SplitRule.group`
+    group: str | None = None  # as `SplitConfig.group`
     extra: Mapping[str, str] = field(default_factory=dict)  # scores besides the task's → labels
 
 
@@ -186,11 +186,6 @@ def _folder_pass(run: TrainedRun, options: DictConfig, notice: Notice) -> _Pass:
 def _evaluated(passes: Sequence[_Pass], progress: Progress, notice: Notice) -> Evaluated:
     """Predict the first one's samples, score them where they have targets, beside the others, and write everything down."""
     run, options, evaluation = passes[0].run, passes[0].options, passes[0].evaluation
-    left_out: list[str] = []
-
-    def leave_out(line: str) -> None:
-        left_out.append(line)
-        notice(line)
 
     def lowered(size: int, line: str) -> None:
         facts["batch_size"] = size
@@ -198,14 +193,8 @@ def _evaluated(passes: Sequence[_Pass], progress: Progress, notice: Notice) -> E
 
     config, samples = run.config, len(passes[0].dataset)
     workers = min(workers_of(config, run.device), samples)
-    dataset, odd = passes[0].dataset, list[str]()
-
-    def remark(index: int, text: str) -> None:
-        odd.append(f"{dataset.where(index)} ({text})")
-
-    batches = batches_in_order(
-        config, dataset, run.device, workers, leave_out, range(samples), remark=remark
-    )
+    dataset = passes[0].dataset
+    batches = batches_in_order(config, dataset, run.device, workers, notice, range(samples))
     facts = {
         "run": os.fspath(run.folder.absolute()),
         "others": [os.fspath(folder.absolute()) for folder in run.others],
@@ -229,8 +218,10 @@ def _evaluated(passes: Sequence[_Pass], progress: Progress, notice: Notice) -> E
         result = evaluation.finish(_with_intervals(result, passes))
     finally:
         evaluation.close()
-    if odd:
+    loader = batches.loader
+    if odd := [f"{dataset.where(index)} ({text})" for index, text in loader.remarks.items()]:
         notice(f"{len(odd)} {FAINT.format(some(odd))}")
+    left_out = list(loader.left_out)
     facts |= {"samples": samples - len(left_out), "left_out": left_out}
     facts |= {"status": "finished", "seconds": result.seconds}
     scores = {"scores": result.scores, **result.values} if passes[0].names else {}

@@ -217,16 +217,12 @@ class Model:
                     "a volume holds several images: evaluate.py predicts them (images=…)."
                 )
             order, device = range(len(dataset)), self.run.device
-            odd: list[str] = []
-
-            def remark(index: int, text: str) -> None:
+            batches = batches_in_order(config, dataset, device, 0, warnings.warn, order)
+            evaluate(self.run.model, task, batches, self.run.precision)
+            odd = []
+            for index, text in batches.loader.remarks.items():
                 path = isinstance(given[index], (str, os.PathLike))
                 odd.append(f"{given[index] if path else f'image {index}'} ({text})")
-
-            batches = batches_in_order(
-                config, dataset, device, 0, warnings.warn, order, remark=remark
-            )
-            evaluate(self.run.model, task, batches, self.run.precision)
             if odd:
                 warnings.warn(f"{len(odd)} {FAINT.format(some(odd))}", stacklevel=4)
 

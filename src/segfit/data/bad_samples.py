@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -44,7 +44,7 @@ class Made(NamedTuple):
     content: Any  # None if there is nothing in it
     skipped: Sequence[str]  # what is wrong with samples that were replaced or left out
     problems: Sequence[str]  # what ends the run
-    remarks: Sequence[tuple[int, str]] = ()  # what is odd about samples that were made, by index
+    remarks: Mapping[int, str] = {}  # what is odd about samples that were made, by index
 
 
 @dataclass
@@ -79,8 +79,10 @@ class GuardedBatches(Dataset[Any]):
         self._note(-1)
         if problems or not samples:
             return Made(None, skipped, problems)
+        odd = getattr(self.dataset, "remarks", {})
+        remarks = {key: odd.pop(key) for key in keys if key in odd}
         try:
-            return Made(self.collate(samples), skipped, [], [*self._remarks(keys)])
+            return Made(self.collate(samples), skipped, [], remarks)
         except RuntimeError as error:
             if "shared memory" not in str(error):
                 raise
@@ -110,10 +112,6 @@ class GuardedBatches(Dataset[Any]):
             raise SegFitError([problem, *failed[:5]])
         skipped += failed
         return []
-
-    def _remarks(self, keys: Sequence[Any]) -> Iterator[tuple[int, str]]:
-        found: dict[Any, str] = getattr(self.dataset, "remarks", {})
-        yield from ((key, found.pop(key)) for key in keys if key in found)
 
     def _note(self, index: int) -> None:
         if worker := get_worker_info():

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import Sampler, get_worker_info
 
 from segfit.data.source import Source
 from segfit.system.monitor import phase
@@ -145,6 +145,8 @@ class GatheringLoader:
     device: torch.device
     batches: EpochSampler | Sequence[Sequence[int]]  # indices of each
     num_workers: ClassVar = 0
+    left_out: ClassVar = ()
+    remarks: ClassVar[dict[int, str]] = {}
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -163,7 +165,7 @@ class DevicePrefetcher:
     meanwhile, on a stream of its own and from pinned memory.
     """
 
-    loader: DataLoader[Any] | GatheringLoader  # gives batches of host tensors
+    loader: Any  # a `Loader` or a `GatheringLoader`, which gives batches of host tensors
     device: torch.device  # where they go; on the CPU they pass through
     # False makes the host wait for each copy, in the stream that the device works on, for comparison
     non_blocking: bool = True

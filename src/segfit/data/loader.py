@@ -33,7 +33,6 @@ class Loader(DataLoader[Any]):
         workers: processes that make them; 0: this one.
         skip: is called with each sample that cannot be read, once. Training samples, asked for by (index, seed), are
             replaced, so that batches keep their size; others are left out of their batches. None: they are an error.
-        remark: is called with the index of a sample that is unusual, and a text.
         share: other processes have the rest of the samples: it is no error if none of these can be read.
         prefetch: batches that each worker keeps ready.
         pin_memory: page-locked batches where they go to CUDA.
@@ -49,7 +48,6 @@ class Loader(DataLoader[Any]):
         workers: int = 0,
         skip: Callable[[str], None] | None = None,
         *,
-        remark: Callable[[int, str], object] = lambda *_: None,
         share: bool = False,
         prefetch: int = 4,
         pin_memory: bool = True,
@@ -62,8 +60,9 @@ class Loader(DataLoader[Any]):
             self.current = rows.share_memory_() if workers else rows
         except RuntimeError as error:
             raise SegFitError(SHARED_MEMORY_FULL) from error
-        self.samples, self.skip, self.share, self.reported = samples, skip, share, set[str]()
-        self.remark = remark
+        self.samples, self.skip, self.share = samples, skip, share
+        self.left_out: dict[str, None] = {}  # what `skip` was called with, in order
+        self.remarks: dict[int, str] = {}  # what is odd about samples that were made, by index
         super().__init__(
             GuardedBatches(samples, collate, skip is not None, self.current),
             collate_fn=as_made,
@@ -93,11 +92,10 @@ class Loader(DataLoader[Any]):
                 if problems:
                     break
                 for text in made.skipped:
-                    if self.skip and text not in self.reported:
-                        self.reported.add(text)
+                    if self.skip and text not in self.left_out:
+                        self.left_out[text] = None
                         self.skip(text)
-                for index, text in made.remarks:
-                    self.remark(index, text)
+                self.remarks.update(made.remarks)
                 if made.content is None:
                     skipped += made.skipped
                     continue
