@@ -1,8 +1,10 @@
 """Rows of titled pictures on one page."""
 
+import io
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,13 @@ GAP = 10
 LINE = 24  # height of a line of text
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 _NARROWEST = 112  # room for the title of a picture
+
+
+def encoded(picture: Picture | Image.Image, kind: str = "png", **options: Any) -> bytes:
+    """Return a picture, (H, W) or (H, W, 3) uint8 or Pillow's, as a file of a format of Pillow's, with its options."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(content := io.BytesIO(), kind, **options)
+    return content.getvalue()
 
 
 def draw_rows(rows: Sequence[tuple[str, Mapping[str, Picture]]]) -> Picture:

@@ -7,13 +7,11 @@ import io
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -26,6 +24,7 @@ from segfit.errors import SegFitError
 from segfit.report.files import png
 from segfit.report.lines import Pictures
 from segfit.report.loggers import Logger
+from segfit.report.panels import encoded
 from segfit.report.text import one_line
 from segfit.runs.files import COMPLETE
 
@@ -117,8 +116,9 @@ class TensorBoardLogger(Pictures, Logger):
     def draw(self, log: EpochLog) -> None:
         """Write the panels and figures of a validation."""
         assert log.result is not None
-        pictures = {f"panel/{name}": _jpeg(draw) for name, draw in log.result.panels.items()}
-        pictures |= {name: png(draw) for name, draw in log.result.figures.items()}
+        pictures = {name: png(draw) for name, draw in log.result.figures.items()}
+        for name, picture in log.result.panels.items():  # PNG takes a photograph 30 times as long
+            pictures[f"panel/{name}"] = encoded(picture(), "jpeg", quality=92, subsampling=0)
         tagged = {f"validation/{name}": content for name, content in pictures.items()}
         _add(self._writer, log.update, *_images(tagged))
 
@@ -155,9 +155,9 @@ def _text(name: str, text: str) -> Summary.Value:
     return Summary.Value(tag=f"{name}/text_summary", metadata=about, tensor=tensor)
 
 
-def _images(encoded: Mapping[str, bytes]) -> list[Summary.Value]:
+def _images(files: Mapping[str, bytes]) -> list[Summary.Value]:
     values = []
-    for tag, content in encoded.items():
+    for tag, content in files.items():
         with Image.open(io.BytesIO(content)) as image:
             width, height, channels = *image.size, len(image.getbands())
         picture = Summary.Image(
@@ -165,10 +165,3 @@ def _images(encoded: Mapping[str, bytes]) -> list[Summary.Value]:
         )
         values.append(Summary.Value(tag=tag, image=picture))
     return values
-
-
-def _jpeg(picture: Callable[[], NDArray[np.uint8]]) -> bytes:
-    # PNG takes a photograph 30 times as long.
-    encoded = io.BytesIO()
-    Image.fromarray(picture()).save(encoded, "jpeg", quality=92, subsampling=0)
-    return encoded.getvalue()

@@ -21,7 +21,7 @@ from segfit.data.tiles import is_large
 from segfit.engine.findings import Findings
 from segfit.engine.task import Task
 from segfit.report.evaluation import BEST, WORST, PictureEvaluation
-from segfit.report.panels import Picture
+from segfit.report.panels import Picture, encoded
 from segfit.system.files import reporting
 from segfit.tasks.segmentation import scores
 from segfit.tasks.segmentation.assembly import make_predict_dataset, make_predictor
@@ -83,7 +83,7 @@ class MaskEvaluation(PictureEvaluation):
             for image, mask in [self.data.read(index)]
         ]
         captions = [f"{self.data.id(index)}: mIoU {score:.3f}" for index, score, _ in cases]
-        return _encoded(Image.fromarray(panels_image(panels, self.classes, captions)), "PNG")
+        return encoded(panels_image(panels, self.classes, captions))
 
     def _keep(self, index: int, prediction: Tensor, mask: Tensor | None) -> None:
         """Take a prediction; see `SegmentationTask.on_prediction`."""
@@ -164,9 +164,9 @@ class MaskEvaluation(PictureEvaluation):
             return
         indices = Image.fromarray(mask)
         indices.putpalette(self._palette)
-        self.write(self.path / MASKS / f"{name}.png", _encoded(indices, "PNG"))
-        blended = Image.fromarray(overlay(self.data.read(index)[0], mask, self.classes))
-        content = _encoded(blended, "JPEG", quality=_JPEG_QUALITY)
+        self.write(self.path / MASKS / f"{name}.png", encoded(indices))
+        blended = overlay(self.data.read(index)[0], mask, self.classes)
+        content = encoded(blended, "jpeg", quality=_JPEG_QUALITY)
         self.write(self.path / OVERLAYS / f"{name}.jpg", content)
 
 
@@ -213,9 +213,3 @@ def _with_options(
     """Return a run's task with the options of evaluate.py."""
     predictor = make_predictor(config, overlap=options.overlap, flip=options.flip)
     return replace(task, predictor=predictor, threshold=options.threshold)
-
-
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
