@@ -213,9 +213,7 @@ def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     values = image.float() if image.is_cuda else image
-    values = interpolate(values[None], size, mode="bilinear", antialias=True, align_corners=False)[
-        0
-    ]
+    values = interpolate(values[None], size, mode="bilinear", antialias=True)[0]
     return values.round().to(torch.uint8) if image.is_cuda else values
 
 

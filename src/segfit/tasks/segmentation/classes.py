@@ -38,16 +38,8 @@ def make_classes(data: DictConfig) -> Classes:
 
 
 _SIDES = (
-    *(
-        "left right",
-        "link recht",
-        "左 右",
-        "왼 오른",
-        "gauche droite",
-        "gauche droit",
-        "izquierd derech",
-    ),
-    *("sinistr destr", "esquerd direit", "лев прав", "lew praw", "vänster höger", "venstre højre"),
+    "left right, link recht, 左 右, 왼 오른, gauche droite, gauche droit, izquierd derech, sinistr destr, esquerd direit, "
+    "лев прав, lew praw, vänster höger, venstre højre"
 )
 _SIDE_WORDS = ("sx dx", "sol sağ")  # mean it as whole words alone
 
@@ -55,7 +47,7 @@ _SIDE_WORDS = ("sx dx", "sol sağ")  # mean it as whole words alone
 def sided_pairs(names: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Yield the classes whose names differ by left and right alone: left_eye and right_eye, ear.L and ear.R, 左眼 and 右眼."""
     lower = [name.lower() for name in names]
-    sides = [pair.split() for pair in _SIDES]
+    sides = [pair.split() for pair in _SIDES.split(", ")]
     for index, name in enumerate(names):
         others = [lower[index].replace(left, right) for left, right in sides]
         for left, right in map(str.split, _SIDE_WORDS):
