@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segfit.config.check import flat, plain
-from segfit.data.files import some
-from segfit.data.source import Source
+from segfit.data.source import Source, some
 from segfit.data.splits import groups_of
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.optim import base_rate

@@ -11,7 +11,7 @@ from segfit.assembly.task import assembly_of
 from segfit.config.check import flat, plain
 from segfit.config.schema import OptimizerConfig
 from segfit.config.tasks import schema_of
-from segfit.data.files import some
+from segfit.data.source import some
 from segfit.engine.compiling import HalfWeights, compiled_or_eager
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.optim import make_optimizer, make_scheduler

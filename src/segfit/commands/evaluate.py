@@ -15,8 +15,8 @@ from segfit.assembly.task import assembly_of, evaluation_of
 from segfit.commands.load_run import TrainedRun, load_runs
 from segfit.config.check import plain
 from segfit.config.tasks import schema_of
-from segfit.data.files import some
 from segfit.data.images import FAINT
+from segfit.data.source import some
 from segfit.data.splits import groups_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Findings

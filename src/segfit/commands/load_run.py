@@ -23,8 +23,8 @@ from segfit.assembly.state import make_device, to_device
 from segfit.assembly.task import assembly_of, evaluation_of
 from segfit.config.check import check, flat, plain
 from segfit.config.tasks import run_folder, schema_of
-from segfit.data.files import some
 from segfit.data.images import FAINT
+from segfit.data.source import some
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from segfit.data.files import list_files, some
 from segfit.data.formats import IMAGE_SUFFIXES, Values, open_image, read_values
-from segfit.data.source import Source
+from segfit.data.source import Source, list_files, some
 from segfit.errors import SegFitError
 
 _FEW = 8  # shades of 255 below which an image is nearly one value

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from segfit.data.files import some
+from segfit.data.source import some
 from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores
 

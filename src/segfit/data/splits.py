@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segfit.data.files import some
+from segfit.data.source import some
 from segfit.errors import SegFitError
 
 FOLDS = 5

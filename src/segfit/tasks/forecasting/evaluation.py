@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from segfit.data.files import some
 from segfit.data.preflight import spread
+from segfit.data.source import some
 from segfit.engine.findings import Findings
 from segfit.engine.task import Batch, Task
 from segfit.errors import SegFitError

@@ -11,8 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from segfit.data.files import list_files, relative_name
-from segfit.data.source import Arrays, Named
+from segfit.data.source import Arrays, Named, list_files, relative_name
 from segfit.errors import SegFitError, nearest
 from segfit.tasks.forecasting.data.dates import Dates, date_text, gaps_of, parsed
 from segfit.tasks.forecasting.schema import targets_of

@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from segfit.data.batches import Batch, Indices
-from segfit.data.files import some
-from segfit.data.source import Arrays, SourceView
+from segfit.data.source import Arrays, SourceView, some
 from segfit.errors import SegFitError
 from segfit.system.hardware import fits
 from segfit.tasks.forecasting.data.dates import Dates, date_text

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segfit.data.files import files_by_name
 from segfit.data.images import images_at
-from segfit.data.source import Arrays, Source, SourceView
+from segfit.data.source import Arrays, Source, SourceView, files_by_name
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.data.folder import PictureSource, Pixels, as_float, is_shallow
 

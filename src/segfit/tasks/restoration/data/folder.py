@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
-from segfit.data.files import files_by_name, list_files, some
 from segfit.data.formats import read_values
 from segfit.data.images import luminance, only_images
 from segfit.data.preflight import Preflight, inspect_sources, unreadable
-from segfit.data.source import Named, Source
+from segfit.data.source import Named, Source, files_by_name, list_files, some
 from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
 from segfit.errors import SegFitError
 

@@ -17,11 +17,10 @@ from torch.nn.functional import pad
 
 from segfit.data import loader
 from segfit.data.batches import Batch, sample_seed
-from segfit.data.files import relative_name
 from segfit.data.formats import real_file, with_slices
 from segfit.data.gpu_decoding import JpegDecoder
 from segfit.data.images import ImageReader, images_at, look, resize_image
-from segfit.data.source import Named, Source, SourceView
+from segfit.data.source import Named, Source, SourceView, relative_name
 from segfit.data.tiles import LargeImage, is_large
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
-from segfit.data.files import some
 from segfit.data.formats import Values, real_file
 from segfit.data.gpu_decoding import JPEG_SUFFIXES, HeaderReader
 from segfit.data.images import PERCENTILES, ImageReader, look, resize_image, scale
-from segfit.data.source import Named
+from segfit.data.source import Named, some
 from segfit.data.splits import SplitRule, split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segfit.data.files import files_by_name, list_files, relative_name, some
 from segfit.data.formats import real_file, with_slices
 from segfit.data.images import only_images
+from segfit.data.source import files_by_name, list_files, relative_name, some
 from segfit.data.splits import find_splits, listed, split_of
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.data.masks import MASK_SUFFIXES, Masks, find_parts, image_key

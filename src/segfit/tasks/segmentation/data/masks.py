@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from segfit.data.files import list_files, some
 from segfit.data.formats import ARRAY_SUFFIXES, open_image, read_values
+from segfit.data.source import list_files, some
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX
 from segfit.tasks.segmentation.data.painted import paint

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from segfit.data.files import some
+from segfit.data.source import some
 from segfit.errors import SegFitError, nearest
 
 OUTLINES = {"coco": (".json",), "yolo": (".txt",), "labelme": (".json",)}

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
-from segfit.data.files import some
 from segfit.data.preflight import Preflight, Progress, Seen, inspect_sources, spread, unreadable
+from segfit.data.source import some
 from segfit.errors import SegFitError, printable
 from segfit.tasks.segmentation.classes import Classes, make_classes, sided_pairs
 from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image
