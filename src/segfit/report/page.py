@@ -55,7 +55,7 @@ def run_page(files: RunFolder, reason: str) -> str:
     status = f"<p>{metrics['updates']} updates, status: {escape(metrics['status'])}.</p>"
     parts = [f"<h2>{escape(name)}</h2>\n{part}" for name, part in sections.items() if part]
     title = f"{facts.get('model', '')} · {files.path.absolute().name}"
-    return _page(title, [status, _pictures([files.curves]), *parts])
+    return html_page(title, [status, _pictures([files.curves]), *parts])
 
 
 def next_commands(reason: str, files: RunFolder) -> list[str]:
@@ -80,20 +80,25 @@ def sweep_page(folder: Path, leaderboard: Path, pages: Mapping[str, Path]) -> st
         link = escape(page.relative_to(folder).as_posix())
         parts.append(f'<h2><a href="{link}">Job {escape(job)}</a></h2>')
         parts.append(_pictures([page.with_name("curves.png")]))
-    return _page(f"Sweep · {folder.absolute().name}", parts)
+    return html_page(f"Sweep · {folder.absolute().name}", parts)
 
 
-def _page(title: str, parts: Iterable[str]) -> str:
+def html_page(title: str, parts: Iterable[str]) -> str:
+    """Return a page of HTML with a title, which it escapes, and parts, which it does not."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     body = "\n".join(parts)
     return f"<!doctype html>\n<html><head>{head}</head>\n<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
 
 
+def html_image(name: str, content: bytes) -> str:
+    """Return a PNG inside of a page."""
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'
+
+
 def _pictures(paths: Iterable[Path]) -> str:
     """Return the pictures that are there, inside of the page."""
-    there = {path: base64.b64encode(path.read_bytes()) for path in paths if path.exists()}
-    image = '<img alt="{}" src="data:image/png;base64,{}">'
-    return "".join(image.format(escape(at.stem), data.decode()) for at, data in there.items())
+    return "".join(html_image(path.stem, path.read_bytes()) for path in paths if path.exists())
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

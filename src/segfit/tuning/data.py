@@ -1,15 +1,12 @@
 """benchmark=data: training samples as the network will see them, with what the check of the data set found."""
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from contextlib import suppress
+from html import escape
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 
 from segfit.assembly.task import TRAINED, assembly_of, planning_of
 from segfit.data.batches import sample_seed
@@ -17,6 +14,8 @@ from segfit.data.preflight import spread
 from segfit.data.source import Source
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError
+from segfit.report.page import html_image, html_page
+from segfit.report.panels import encoded
 from segfit.tuning import Bench
 from segfit.tuning.change import changed
 
@@ -38,16 +37,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         picture = _picture(config, sources["train"], chosen)
     except SegFitError as error:
         raise SegFitError(problems or error.problems) from error
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "PNG")
-    found = [f"<li><b>{html.escape(text)}</b>" for text in problems]
-    found += [f"<li>{html.escape(text)}" for text in notices]
-    page = bench.folder / "data.html"
-    page.write_text(
-        f"<!doctype html><meta charset=utf-8><title>data</title><ul>{''.join(found)}</ul>"
-        f'<img src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">',
-        "utf-8",
-    )
+    found = [f"<p><b>{escape(text)}</b></p>" for text in problems]
+    found += [f"<p>{escape(text)}</p>" for text in notices]
+    page, shown = bench.folder / "data.html", html_image("samples", encoded(picture))
+    page.write_text(html_page("data", [*found, shown]), "utf-8")
     for notice in notices:
         bench.notice(notice)
     if problems:
