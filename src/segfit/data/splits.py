@@ -6,28 +6,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segfit.data.source import some
 from segfit.errors import SegFitError
 
 FOLDS = 5
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """How samples without folders of their own are divided."""
-
-    val: float = 0.2  # share (0-1) of the groups that is held out; at least one group where > 0
-    test: float = 0.0
-    seed: int = 0
-    # searched in a sample's relative name (no suffix, / between folders); samples whose first group (or match, if it has no
-    # group) agrees stay together. None: every sample is its own group
-    group: str | None = None
-    fold: int | None = None  # number, from 0, of the one that validates, of `folds`
-    folds: int | None = None
-    lists: str | None = None  # folder of the lists that say it instead; see `listed`
 
 
 SPLITS = ("train", "val", "test")
@@ -208,12 +193,13 @@ def _ends(name: str) -> list[str]:
 
 
 def split_names(
-    names: Sequence[str], rule: SplitRule, there: Collection[str] = ()
+    names: Sequence[str], rule: Any, there: Collection[str] = ()
 ) -> dict[str, list[str]]:
     """Return split → sorted names; every name in one split, every group in one split; none for splits that are `there`.
 
-    Groups are ordered by a hash of seed and group: the order of the names does not matter, and a few added samples leave
-    nearly all others where they were. Raises a SegFitError if the expression misses a name, or there are too few groups.
+    `rule` has the options of `SplitConfig`; of `val` and `test`, shares of the groups, at least one group where above 0.
+    Groups are ordered by a hash of seed and group: the order of the names does not matter, and a few added samples leave nearly
+    all others where they were. Raises a SegFitError if the expression misses a name, or there are too few groups.
     """
     groups: dict[str, list[str]] = {}
     for name, group in zip(names, groups_of(names, rule.group), strict=True):
@@ -251,7 +237,10 @@ def split_names(
 
 
 def groups_of(names: Sequence[str], expression: str | None) -> list[str]:
-    """Return the group of each name, as `SplitRule.group` says; raise a SegFitError if one has none."""
+    """Return the group of each name: the first group of a regex that is searched in it, or all that matches; itself without one.
+
+    Raises a SegFitError if nothing matches in a name.
+    """
     if expression is None:
         return list(names)
     pattern = re.compile(expression)

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from segfit.config.check import plain
 from segfit.data.formats import read_values
 from segfit.data.images import luminance, only_images
 from segfit.data.preflight import Preflight, inspect_sources, unreadable
 from segfit.data.source import Named, Source, files_by_name, list_files, some
-from segfit.data.splits import SPLITS, SplitRule, find_splits, listed, split_names
+from segfit.data.splits import SPLITS, find_splits, listed, split_names
 from segfit.errors import SegFitError
 
 Pixels: TypeAlias = NDArray[Any]  # (H, W, C) uint8 or uint16, C 1 or 3
@@ -181,7 +180,7 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
             f"data.root={data.root}: there is no such folder (looked in {Path.cwd()})."
         )
     sides = {key: data[key] for key in ("target", "input") if key in data} or {"target": "."}
-    rule, below = SplitRule(**plain(data.split)), list(sides.values())
+    rule, below = data.split, list(sides.values())
     fatal: list[str] = []
     notices: list[str] = []
     named = {part: root / data[part] for part in SPLITS if (root / data[part]).is_dir()}

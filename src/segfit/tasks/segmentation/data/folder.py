@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.config.check import plain
+from segfit.config.schema import SplitConfig
 from segfit.data.formats import Values, real_file
 from segfit.data.gpu_decoding import JPEG_SUFFIXES, HeaderReader
 from segfit.data.images import PERCENTILES, ImageReader, look, resize_image, scale
 from segfit.data.source import Named, some
-from segfit.data.splits import SplitRule, split_names
+from segfit.data.splits import split_names
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
@@ -34,7 +35,7 @@ class FolderSource(Named):
     image_reader: ImageReader
     options: str  # everything but the files that a report depends on
     contents: dict[str, str] = field(default_factory=dict)  # name → key, by the pre-flight
-    group: str | None = None  # as `SplitRule.group`
+    group: str | None = None  # as `SplitConfig.group`
 
     @property
     def pool(self) -> Mapping[str, Path]:
@@ -171,7 +172,7 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
     with single files.
     """
     options = plain(data)
-    naming, split = FolderConfig(**options), SplitRule(**options["split"])
+    naming, split = FolderConfig(**options), SplitConfig(**options["split"])
     place, lists = Path(naming.root).expanduser(), None
     if split.lists is None:
         layout, problems, notices = find_layout(place, naming)
@@ -207,7 +208,7 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
     notices += [
         f"data.split.{name}={getattr(split, name)}: has no effect, as folders or lists say what is in which split."
         for name, unused in idle.items()
-        if unused and getattr(split, name) != getattr(SplitRule, name)
+        if unused and getattr(split, name) != getattr(SplitConfig, name)
     ]
     if naming.slice_axis != FolderConfig.slice_axis and not volumes:
         notices.append(f"data.slice_axis={naming.slice_axis}: has no effect, as there is no NIfTI.")
@@ -223,7 +224,7 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
 
 
 def _divide(
-    listings: Mapping[str, Listing], rule: SplitRule
+    listings: Mapping[str, Listing], rule: SplitConfig
 ) -> dict[str, tuple[list[str], Listing]]:
     """Return split → names and where they are listed: train gives what has no folder of its own."""
     whole = listings.get("", listings.get("train"))
