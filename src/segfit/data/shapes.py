@@ -97,20 +97,10 @@ class ShapesSource:
         return _expose(rng, image), labels
 
 
-def shapes_sources(
-    train_size: int,
-    val_size: int,
-    test_size: int,
-    resolution: int,
-    data_seed: int,
-    classes: Any = None,
-) -> dict[str, ShapesSource]:
-    """Return train, val and test: the same images of a split whatever the sizes of the others."""
-    sizes = {"train": train_size, "val": val_size, "test": test_size}
-    return {
-        split: ShapesSource(size, split, resolution, data_seed, classes)
-        for split, size in sizes.items()
-    }
+def shapes_sources(data: Any, classes: Any = None) -> dict[str, ShapesSource]:
+    """Return train, val and test of a config's data: the same images of a split whatever the sizes of the others."""
+    how = data.resolution, data.data_seed, classes
+    return {part: ShapesSource(data[f"{part}_size"], part, *how) for part in _SPLIT_OFFSETS}
 
 
 def _blob(

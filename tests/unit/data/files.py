@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from PIL import Image
+
+from segfit.data import shapes
 
 
 def save(path: Path, pixels: NDArray, mode: str | None = None, **options) -> Path:
@@ -14,6 +17,12 @@ def save(path: Path, pixels: NDArray, mode: str | None = None, **options) -> Pat
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(path, **options)
     return path
+
+
+def shapes_sources(
+    train_size: int, val_size: int, test_size: int, resolution: int, data_seed: int
+) -> dict[str, shapes.ShapesSource]:
+    return shapes.shapes_sources(OmegaConf.create(locals()))
 
 
 def noise(*shape: int, seed: int = 0, high: int = 256, dtype: str = "uint8") -> NDArray:

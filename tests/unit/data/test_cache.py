@@ -11,7 +11,7 @@ from segfit.data.batches import EpochSampler
 from segfit.data.cache import CachedSource
 from segfit.data.cache_stores import DiskStore, RamStore
 from segfit.data.loader import Loader
-from segfit.data.shapes import ShapesSource, shapes_sources
+from segfit.data.shapes import ShapesSource
 from segfit.tasks.segmentation.data.dataset import EvalDataset, FittedSource, TrainDataset, collate
 from tests.contracts.source_contract import SourceContract
 from tests.unit.data.caching import (
@@ -24,7 +24,7 @@ from tests.unit.data.caching import (
     folders,
     options,
 )
-from tests.unit.data.files import names, noise, save, write_pairs
+from tests.unit.data.files import names, noise, save, shapes_sources, write_pairs
 from tests.unit.tasks.segmentation.data.folders import folder_sources
 
 

@@ -11,9 +11,10 @@ from torch.multiprocessing import get_context
 
 from segfit.data import cache_stores
 from segfit.data.cache_stores import RamStore
-from segfit.data.shapes import ShapesSource, shapes_sources
+from segfit.data.shapes import ShapesSource
 from segfit.errors import SegFitError
 from tests.unit.data.caching import cache_sources, counted, decoded, equal, folders, options
+from tests.unit.data.files import shapes_sources
 
 
 def damage_header(content):

@@ -46,9 +46,8 @@ def make_sources(config: DictConfig) -> dict[str, Source]:
     """Return the splits of a config; raise a SegFitError if the folder is not laid out as the config says."""
     data = config.data
     if data.name == "shapes":
-        sizes = (data.train_size, data.val_size, data.test_size)
-        drawn = shapes_sources(*sizes, data.resolution, data.data_seed)
-        return {split: Drawn(source, channels_of(config)) for split, source in drawn.items()}
+        drawn = shapes_sources(data).items()
+        return {split: Drawn(source, channels_of(config)) for split, source in drawn}
     smallest = dict.fromkeys(SPLITS, _SMALLEST + 2 * config.metrics.crop_border)
     return dict(folder_sources(data, {**smallest, "train": config.patch_size}))
 

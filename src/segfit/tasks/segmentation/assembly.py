@@ -55,8 +55,7 @@ def make_sources(config: DictConfig) -> Mapping[str, LabelledSource]:
     if data.name == "shapes":
         from segfit.data.shapes import shapes_sources
 
-        sizes = (data.train_size, data.val_size, data.test_size)
-        return shapes_sources(*sizes, data.resolution, data.data_seed, classes)
+        return shapes_sources(data, classes)
     return folder_sources(data, classes)
 
 

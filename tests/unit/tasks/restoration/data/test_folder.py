@@ -7,7 +7,6 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter1d
 
 from segfit.config.schema import SplitConfig
-from segfit.data.shapes import shapes_sources
 from segfit.errors import SegFitError
 from segfit.tasks.restoration.assembly import Drawn
 from segfit.tasks.restoration.data.folder import (
@@ -20,7 +19,7 @@ from segfit.tasks.restoration.data.folder import (
 from segfit.tasks.restoration.schema import FolderConfig, PairsConfig
 from tests.contracts.source_contract import SourceContract
 from tests.integration.restoring import picture, write
-from tests.unit.data.files import noise, save
+from tests.unit.data.files import noise, save, shapes_sources
 
 SMALLEST = {"train": 16, "val": 11, "test": 11}
 

@@ -7,12 +7,11 @@ from PIL import Image
 from scipy import ndimage
 
 from segfit.data.preflight import default_cache_dir, spread
-from segfit.data.shapes import shapes_sources
 from segfit.errors import SegFitError
 from segfit.tasks.segmentation.classes import Classes
 from segfit.tasks.segmentation.data import preflight
 from segfit.tasks.segmentation.data.folder import FolderSource
-from tests.unit.data.files import names, noise, save, write_pairs
+from tests.unit.data.files import names, noise, save, shapes_sources, write_pairs
 from tests.unit.tasks.segmentation.data.folders import check_sources, folder_sources
 
 CLASSES = Classes(("background", "cell", "wall"))

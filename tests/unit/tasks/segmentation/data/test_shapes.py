@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from segfit.data.shapes import ShapesSource, shapes_sources
+from segfit.data.shapes import ShapesSource
 from segfit.tasks.segmentation.classes import Classes
 from tests.contracts.source_contract import LabelledSourceContract
+from tests.unit.data.files import shapes_sources
 
 
 class TestShapesContract(LabelledSourceContract):
