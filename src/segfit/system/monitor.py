@@ -217,12 +217,13 @@ class Recorder:
             yield
             return
         outer, self._inner, self._whole = self._inner, 0.0, whole
-        first, start = self._event(), self.seconds()
+        event = cuda_event if self._cuda else lambda: None
+        first, start = event(), self.seconds()
         try:
             yield
         finally:
             end = self.seconds()
-            self._events.append((first, self._event()))
+            self._events.append((first, event()))
             self._spans.append(Span(name, start, end, self._inner))
             self._inner, self._whole = outer + end - start, False
 
@@ -234,11 +235,11 @@ class Recorder:
                 span.device = first.elapsed_time(last) / 1000
         return self._spans
 
-    def _event(self) -> Any:
-        if not self._cuda:
-            return None
-        import torch
 
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+def cuda_event() -> Any:
+    """Return an event that is recorded in the current CUDA stream, to be timed."""
+    import torch
+
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

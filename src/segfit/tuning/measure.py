@@ -30,6 +30,7 @@ from segfit.engine.task import Batch, count_samples
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import peak_memory_gib, resolve_device
+from segfit.system.monitor import cuda_event
 from segfit.tuning.change import changed, thawed
 
 LEAST_STEPS = 3  # however slow a step is
@@ -71,14 +72,15 @@ class Stopwatch:
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
         start = time.perf_counter()
-        marks = [self._mark()]
+        mark = cuda_event if cuda else time.perf_counter
+        marks: list[Any] = [mark()]
         while len(marks) <= LEAST_STEPS or time.perf_counter() - start < self.seconds:
             asked = time.perf_counter()
             item = next(items)
             waited += time.perf_counter() - asked
             made += samples(item)
             yield item
-            marks.append(self._mark())
+            marks.append(mark())
         synchronize(self.device)
         seconds = time.perf_counter() - start
         times = [
@@ -87,13 +89,6 @@ class Stopwatch:
         low, median, high = np.percentile(times, [5, 50, 95]).tolist()
         peak = peak_memory_gib(self.device)
         self.speed = Speed(made / seconds, median, low, high, len(times), peak, waited / seconds)
-
-    def _mark(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
 
 
 def synchronize(device: torch.device) -> None:
