@@ -74,11 +74,11 @@ class TrainDataset(_Fitted):
         """Return the sample for (index, seed); the seed decides everything that is random.
 
         That is "image": (3, h, w) uint8 RGB, "mask": (h, w) uint8, "index": int. If it is `encoded`, "image": (1, N) uint8, the
-        file, and "content": (4,) int64, where it will lie. Raises as `read_tensors`.
+        file, and "content": (4,) int64, where it will lie. Raises what `source.read` does.
         """
         index, seed = key
         if self._last is None or self._last[0] != index:
-            self._last = index, read_tensors(self.source, index)
+            self._last = index, as_tensors(self.source.read(index))
         image, mask = self._last[1]
         if self.fit == "crop":
             draw, centre = random.Random(sample_seed(seed, 0, 0)), None
@@ -108,7 +108,7 @@ class TrainDataset(_Fitted):
             found = decode([*batch["image"].flatten(1).numpy()])
             for image, place, index in zip(found, places, batch["index"].tolist(), strict=True):
                 if image is None:  # raises what reading raises, if the file is at fault
-                    image = read_tensors(encoded, index)[0].to(device)
+                    image = as_tensors(encoded.read(index))[0].to(device)
                 image = resize_image(image, tuple(place[2:]))
                 images.append(_surround(image, self.size, place, 0))
             return {**batch, "image": torch.stack(images)}
@@ -126,9 +126,9 @@ class EvalDataset(_Fitted):
         """Return an image and its whole mask.
 
         That is "image": (3, h', w') uint8 RGB; "mask": (H, W) uint8; "content": (4,) int64, top, left, height and width
-        of the picture inside the image; "shape": (2,) int64, H and W; "index": int. Raises as `read_tensors`.
+        of the picture inside the image; "shape": (2,) int64, H and W; "index": int. Raises what `source.read` does.
         """
-        return self._sample(index, *read_tensors(self.source, index))
+        return self._sample(index, *as_tensors(self.source.read(index)))
 
     def _sample(self, index: int, image: Tensor, *masks: Tensor) -> Sample:
         # The mask has the original size: an image from a cache may be fitted already.
@@ -219,8 +219,8 @@ class FittedSource(_Fitted):
     whole_masks: bool = False
 
     def read(self, index: int) -> tuple[Pixels, Pixels]:
-        """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8; raises as `read_tensors`."""
-        image, mask = read_tensors(self.source, index)
+        """Return the image (h, w, 3) uint8, and its mask, (h, w) or as it was, uint8; raises what `source.read` does."""
+        image, mask = as_tensors(self.source.read(index))
         image, content = fit_image(image, self.size, self.fit)
         if not self.whole_masks:
             mask = _surround(resize_mask(mask, content[2:]), self.size, content, IGNORE_INDEX)
@@ -287,13 +287,11 @@ def _surround(tensor: Tensor, size: tuple[int, int], content: Sequence[int], fil
     return pad(tensor, (left, size[1] - width - left, top, size[0] - height - top), value=fill)
 
 
-def read_tensors(source: Source, index: int) -> list[Tensor]:
-    """Return the image (3, H, W) and, where there is one, the mask (H, W), all uint8; raises what `source.read` does."""
-    return as_tensors(source.read(index))
-
-
 def as_tensors(arrays: Sequence[Pixels]) -> list[Tensor]:
-    """Return arrays as `read_tensors` does: nothing is copied unless it is read-only, and images stay channels-last."""
+    """Return an image as (3, H, W) and, where there is one, its mask (H, W), all uint8.
+
+    Nothing is copied unless it is read-only, and images stay channels-last.
+    """
     tensors = [torch.from_numpy(np.require(array, requirements=["W"])) for array in arrays]
     return [tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor for tensor in tensors]
 
