@@ -106,7 +106,7 @@ def batches_in_order(
     how |= {"share": share, "batch_sampler": batches}
     loader = (
         GatheringLoader(dataset, device, batches)
-        if hasattr(dataset, "batch")
+        if getattr(dataset, "gathers", False)
         else Loader(dataset, assembly.collate, device, workers, skip, **how)
     )
     finish = dataset.decoder(device) if hasattr(dataset, "decoder") else None

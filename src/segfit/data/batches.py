@@ -137,8 +137,8 @@ def stack(tensors: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
 class GatheringLoader:
     """Takes the place of a `Loader` for datasets that make batches where their data lie, with nothing to read or collate.
 
-    Their `batch(indices, device)`, which depends on the indices alone, returns a `Batch` on the device, or on the host in
-    memory that can be copied from there.
+    They say so by `gathers`. Their `batch(indices, device)`, which depends on the indices alone, returns a `Batch` on the
+    device, or on the host in memory that can be copied from there.
     """
 
     samples: Any

@@ -15,7 +15,7 @@ from segfit.models.build import Weights
 from segfit.models.forecasters import Forecaster
 from segfit.tasks.forecasting.data.dates import date_text, steady_step
 from segfit.tasks.forecasting.data.files import layout_of
-from segfit.tasks.forecasting.data.series import PARTS, LazySeries, SingleWindows, Windows
+from segfit.tasks.forecasting.data.series import PARTS, LazySeries, Windows
 from segfit.tasks.forecasting.schema import held_out_shape, remark
 from segfit.tasks.forecasting.task import ForecastingTask, ForecastLoss
 from segfit.tasks.scored import ExtraMetric, checked_metrics
@@ -64,9 +64,9 @@ def check_sources(
     return Preflight(lazy.series.notices)
 
 
-def make_train_dataset(config: DictConfig, source: Windows) -> Windows | SingleWindows:
-    """Return windows, gathered by the batch; with data.place=loader one by one, as plain loops do it."""
-    return SingleWindows(source) if config.data.place == "loader" else source
+def make_train_dataset(_: DictConfig, source: Windows) -> Windows:
+    """Return windows, which are a dataset, too."""
+    return source
 
 
 make_held_out_dataset = make_train_dataset

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from segfit.data.batches import Batch, Indices
-from segfit.data.source import Arrays, SourceView, some
+from segfit.data.source import Arrays, some
 from segfit.errors import SegFitError
 from segfit.system.hardware import fits
 from segfit.tasks.forecasting.data.dates import Dates, date_text
@@ -211,13 +211,15 @@ def _judge(table: Table, problems: Sequence[Sequence[str]], *, skip: bool) -> li
 class Windows:
     """The windows of a part of all series: series after series, each from its oldest window on.
 
-    A `Source`, and a dataset of its samples for a `GatheringLoader`. All parts, "train", "val", "test" and "future", share the series.
+    A `Source`, and a dataset of its samples, for a `GatheringLoader` or, with data.place=loader as plain loops do it, for data
+    workers. All parts, "train", "val", "test" and "future", share the series.
     """
 
     def __init__(self, lazy: LazySeries, part: str, data: DictConfig) -> None:
         self.lazy, self.part = lazy, part
         self.lookback, self.horizon = int(data.lookback), int(data.horizon)
         self.place = str(data.place)
+        self.gathers = self.place != "loader"
         self.source = self  # as a dataset, it is its own
 
     @property
@@ -290,13 +292,3 @@ def _moved(values: Rows, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(values)
     # From pinned memory, so that the host does not wait for the device.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-class SingleWindows(SourceView):
-    """Windows one by one, for data workers."""
-
-    source: Windows
-
-    def __getitem__(self, key: Any) -> Batch:
-        """Return the sample for an index, or for (index, seed)."""
-        return self.source[key]
