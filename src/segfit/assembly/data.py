@@ -1,7 +1,6 @@
 """Config → sources and batches."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from omegaconf import DictConfig
 
 from segfit.assembly.task import assembly_of, sample_bytes
 from segfit.data.batches import DevicePrefetcher, EpochSampler, GatheringLoader, TrainBatches
-from segfit.data.cache import CacheOptions, cache_sources
+from segfit.data.cache import cache_sources
 from segfit.data.loader import Loader
 from segfit.data.source import Source
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
@@ -35,15 +34,8 @@ def cached_sources(
     forms = assembly.cached_forms(config, used) if data.cache != "none" else None
     if not forms:
         return used, None
-    reading = assembly.reading_options(config)
-    options = CacheOptions(
-        where=data.cache,
-        reading=repr(sorted(reading.items())),
-        label=Path(data.get("root") or data.name).expanduser().resolve().name,
-        folder=Path(data.cache_dir) if data.cache_dir else None,
-        skip=data.on_bad_sample == "skip",
-    )
-    cached, line = cache_sources(forms, options, progress)
+    reading = repr(sorted(assembly.reading_options(config).items()))
+    cached, line = cache_sources(forms, data, reading, progress)
     return dict(cached), line
 
 

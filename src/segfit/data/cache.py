@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,22 +24,6 @@ _VERSION = 4  # raise it when the same files give other arrays
 _PROBES = 8  # samples of a split whose sizes are taken for the others'
 _BATCH = 8  # samples that a worker makes at a time
 _FEW = 64  # samples that are made before a worker would have started
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """What is kept, and where."""
-
-    where: str  # "ram" or "disk"
-    reading: str  # everything but the files that arrays depend on
-    label: str  # what the data set is called, for the names of its folders
-    folder: Path | None = None  # where "disk" keeps it; None: `default_cache_dir()`
-    skip: bool = False  # a sample that cannot be read is not kept; False: it is an error
-
-    @property
-    def root(self) -> Path:
-        """The folder of everything that "disk" keeps."""
-        return (self.folder or default_cache_dir()).expanduser() / "decoded"
 
 
 class CachedSource(SourceView):
@@ -76,43 +59,55 @@ class CachedSource(SourceView):
 
 def cache_sources(
     sources: Mapping[str, tuple[Source, str]],
-    options: CacheOptions,
+    data: Any,
+    reading: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, CachedSource], str]:
     """Decode what is not kept yet; return sources that read what is, and a line about it.
 
-    `sources` are split → (source, what is done to its samples, for the name of its folder); `progress` is called with (done,
-    total) samples while they are decoded. Raises a SegFitError if a sample cannot be read, or memory or disk have no room or
-    refuse to be written to.
+    `sources` are split → (source, what is done to its samples, for the name of its folder); `data` has the options of
+    `DataConfig`, of which cache=none is ram; `reading` is everything but the files that arrays depend on. `progress` is called
+    with (done, total) samples while they are decoded. Raises a SegFitError if a sample cannot be read, or memory or disk have no
+    room or refuse to be written to.
     """
-    cached = {split: _cached(source, kind, options) for split, (source, kind) in sources.items()}
+    cached = {split: _cached(*source, data, reading) for split, source in sources.items()}
     missing = [
         (source, indices) for source in cached.values() if (indices := source.store.missing())
     ]
     total = sum(len(source) for source in cached.values())
     new = sum(len(indices) for _, indices in missing)
     done = total - new
-    for made in _build(missing, skip=options.skip):
+    for made in _build(missing, skip=data.on_bad_sample == "skip"):
         done += made
         if progress is not None:
             progress(done, total)
     lost = sum(not source.store.has(index) for source, indices in missing for index in indices)
     size = sum(source.store.nbytes() for source in cached.values()) / 2**20
-    place = "of memory" if options.where == "ram" else f"below {options.root}"
+    place = f"below {cache_root(data)}" if data.cache == "disk" else "of memory"
     decoded = f"{new - lost} of them decoded now" if new else "all of them decoded before"
     decoded += f", {lost} that cannot be read" if lost else ""
     return (
         cached,
-        f"data.cache={options.where}: {total} samples, {decoded}, {size:.0f} MiB {place}.",
+        f"data.cache={data.cache}: {total} samples, {decoded}, {size:.0f} MiB {place}.",
     )
 
 
-def _cached(source: Source, kind: str, options: CacheOptions) -> CachedSource:
-    if options.where == "ram":
+def cache_root(data: Any) -> Path:
+    """Return the folder of everything that data.cache=disk keeps decoded."""
+    return Path(data.cache_dir or default_cache_dir()).expanduser() / "decoded"
+
+
+def label_of(data: Any) -> str:
+    """Return what a data set is called, for the names of its folders."""
+    name = Path(getattr(data, "root", None) or data.name).expanduser().resolve().name
+    return re.sub(r"[^\w.-]", "_", name)[:64]
+
+
+def _cached(source: Source, kind: str, data: Any, reading: str) -> CachedSource:
+    if data.cache != "disk":
         return CachedSource(source, RamStore(len(source)))
-    reading = f"{kind}\0{options.reading}"
-    label = re.sub(r"[^\w.-]", "_", options.label)[:64]
-    folder = options.root / f"{label}-{kind}-{_digest(4, reading)}"
+    reading = f"{kind}\0{reading}"
+    folder = cache_root(data) / f"{label_of(data)}-{kind}-{digest(4, reading)}"
     versions = "\0".join(version(name) for name in ("torch", "torchvision", "pillow", "numpy"))
     names = [_name(source, index, reading, versions) for index in range(len(source))]
     return CachedSource(source, DiskStore(folder, names))
@@ -126,10 +121,11 @@ def _name(source: Source, index: int, reading: str, versions: str) -> str:
     for path in paths:
         with contextlib.suppress(OSError):  # reading it will raise
             state.append(f"{path.stat().st_size}\0{path.stat().st_mtime_ns}")
-    return f"{_digest(12, reading, source.id(index), *names[:1])}-{_digest(8, *state)}"
+    return f"{digest(12, reading, source.id(index), *names[:1])}-{digest(8, *state)}"
 
 
-def _digest(size: int, *parts: str) -> str:
+def digest(size: int, *parts: str) -> str:
+    """Return a name of so many bytes, in hexadecimal, for texts."""
     text = "\0".join(parts).encode(errors="surrogateescape")
     return hashlib.blake2b(text, digest_size=size).hexdigest()
 

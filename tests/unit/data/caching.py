@@ -4,7 +4,6 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from segfit.data import cache
-from segfit.data.cache import CacheOptions
 from segfit.tasks.segmentation.assembly import cached_forms
 from segfit.tasks.segmentation.classes import Classes
 from tests.unit.data.files import names, noise, save
@@ -15,13 +14,19 @@ SIZE = (32, 32)
 
 
 def options(folder, where="disk", fit="crop", reading=""):
-    return CacheOptions(where, reading, "set", folder), fit
+    data = {
+        "name": "set",
+        "fit": fit,
+        "cache": where,
+        "cache_dir": str(folder),
+        "on_bad_sample": "fail",
+    }
+    return OmegaConf.create({"image_size": list(SIZE), "data": data}), reading
 
 
 def cache_sources(sources, how, progress=None):
-    options, fit = how
-    config = OmegaConf.create({"image_size": list(SIZE), "data": {"fit": fit}})
-    return cache.cache_sources(cached_forms(config, sources), options, progress)
+    config, reading = how
+    return cache.cache_sources(cached_forms(config, sources), config.data, reading, progress)
 
 
 def folders(root, count=6):

@@ -27,7 +27,6 @@ from segfit.tasks.segmentation.data.schema import (
 LARGEST_SIDE = 16384  # of image_size in pixels
 SHARE: Any = {"ge": 0, "le": 1}  # limits of a probability
 UNIT = "img"
-FLOAT64 = False
 # Scores that can pick the best checkpoint, and whether more or less of them is better.
 _SCORES = ("miou", "macro_f1", "foreground_f1", "foreground_iou", "pixel_accuracy")
 MONITORS = {**dict.fromkeys(_SCORES, "max"), "loss": "min"}

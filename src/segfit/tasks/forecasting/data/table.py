@@ -1,7 +1,6 @@
 """The rows of all series one after the other, in memory or mapped from a file."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from segfit.data.cache import CacheOptions, cache_sources
+from segfit.data.cache import cache_root, cache_sources, digest, label_of
 from segfit.data.cache_stores import pack, unpack
 from segfit.data.source import Arrays
 from segfit.system.files import atomic_write, reporting
@@ -72,24 +71,18 @@ def csv_table(data: DictConfig, progress: Progress | None = None) -> Table:
     Raises a SegFitError if there is no file, or the first has no dates. What is wrong with single files is in `reports`.
     """
     source = SeriesFiles(data)
-    options = CacheOptions(
-        where="disk" if data.cache == "disk" else "ram",
-        reading=source.reading,
-        label=Path(data.root).expanduser().resolve().name,
-        folder=Path(data.cache_dir) if data.cache_dir else None,
-    )
     if data.cache == "disk":
         states = [
             (str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in source.paths
         ]
-        folder = f"{options.label}-{_digest((source.folder, source.reading))}"
-        kept = options.root.with_name("series") / folder / _digest(states)
+        folder = f"{label_of(data)}-{digest(8, repr((source.folder, source.reading)))}"
+        kept = cache_root(data).with_name("series") / folder / digest(8, repr(states))
         if not kept.exists():
-            _keep(_joined(source, options, progress), kept)
+            _keep(_joined(source, data, progress), kept)
         # Copy on write: torch warns of arrays that cannot be written to.
         arrays = unpack(np.memmap(kept, np.uint8, "c"))
     else:
-        arrays = _joined(source, options, progress)
+        arrays = _joined(source, data, progress)
     values, dates, about = arrays
     reports = [Report(**report) for report in json.loads(about.tobytes())]
     return Table(
@@ -97,9 +90,9 @@ def csv_table(data: DictConfig, progress: Progress | None = None) -> Table:
     )
 
 
-def _joined(source: SeriesFiles, options: CacheOptions, progress: Progress | None) -> Arrays:
+def _joined(source: SeriesFiles, data: DictConfig, progress: Progress | None) -> Arrays:
     """Return the values and the dates of all files, one after the other, and their reports as JSON, uint8."""
-    cached, _ = cache_sources({"series": (source, "series")}, options, progress)
+    cached, _ = cache_sources({"series": (source, "series")}, data, source.reading, progress)
     parts = [cached["series"].read(index) for index in range(len(source))]
     values, dates, reports = zip(*parts, strict=True)
     about = json.dumps([json.loads(report.tobytes()) for report in reports]).encode()
@@ -115,7 +108,3 @@ def _keep(arrays: Arrays, path: Path) -> None:
         if path.name not in old.name:
             with contextlib.suppress(OSError):
                 old.unlink()
-
-
-def _digest(value: object) -> str:
-    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
