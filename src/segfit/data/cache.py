@@ -86,10 +86,8 @@ def cache_sources(
     place = f"below {cache_root(data)}" if data.cache == "disk" else "of memory"
     decoded = f"{new - lost} of them decoded now" if new else "all of them decoded before"
     decoded += f", {lost} that cannot be read" if lost else ""
-    return (
-        cached,
-        f"data.cache={data.cache}: {total} samples, {decoded}, {size:.0f} MiB {place}.",
-    )
+    line = f"data.cache={data.cache}: {total} samples, {decoded}, {size:.0f} MiB {place}."
+    return cached, line
 
 
 def cache_root(data: Any) -> Path:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,21 +12,18 @@ from rich.text import Text
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
 from segfit.report.lines import REASONS, Eta, LineReport
 from segfit.report.page import next_commands
-from segfit.report.text import duration, number, one_line, scores_text, shown_path, stdout_console
+from segfit.report.text import duration, number, one_line, scores_text, shown_path
 from segfit.runs.files import RunFolder
 
 _REDRAW_SECONDS = 0.1
 _SMALLEST_BAR = 8
 
 
-def console_report(console: Console | None = None) -> Listener:
+def console_report(console: Console) -> Listener:
     """Return the listener that suits the output: a bar for a terminal, else one line a record."""
-    console = console or stdout_console()
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveReport(console)
-    return LineReport(
-        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
-    )
+    return LineReport(partial(console.print, markup=False, highlight=False, soft_wrap=True))
 
 
 class LiveReport(Listener):

@@ -175,7 +175,7 @@ def test_what_the_encoding_lacks_ends_no_training(is_terminal, monkeypatch):
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
 
-    report = console_report()
+    report = console_report(stdout_console())
     events.train(report)
     report.notice("batch 8 → 4")
     report.close()
