@@ -205,6 +205,7 @@ def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
     """
     parameters = list(model.parameters())
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if largest is not None:
+    # on a CPU, reading the norm costs nothing and may save a pass over all gradients
+    if largest is not None and not (norm.is_cpu and norm <= largest):
         clip_grads_with_norm_(parameters, largest, norm)
     return norm
