@@ -18,6 +18,9 @@ from segfit.system.hardware import cpu_vendor
 
 LEVELS = 2**16  # a mask costs 16 random bits an element, so the rate is a multiple of 1 / LEVELS
 PIECE = 2**20  # elements masked at a time: a piece of mask stays in the cache and costs no memory
+MANY = (
+    4096  # pixels from which on a 1×1 convolution gives the weight's gradient faster than a product
+)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -123,8 +126,8 @@ def _make_weights(
 def onednn_multiplies_faster() -> bool:
     """Say whether fp32 products should go through oneDNN instead of MKL.
 
-    torch's `F.linear` calls MKL in fp32, which runs AVX2 code on processors that are not Intel's. oneDNN, behind
-    convolutions, generates AVX-512 for all: 400 against 190 GFLOP/s on two cores of an AMD EPYC. Decided
+    torch's `F.linear` calls MKL in fp32, which runs AVX2 code on processors that are not Intel's. oneDNN generates
+    AVX-512 for all: 400 against 190 GFLOP/s on two cores of an AMD EPYC. Decided
     by the vendor, not by a trial: a trial's noise would make two runs round differently.
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -133,18 +136,53 @@ def onednn_multiplies_faster() -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `x @ weight.T + bias` as `F.linear` does; on some CPUs as a 1×1 convolution.
+    """Return `x @ weight.T + bias` as `F.linear` does; in fp32 on some CPUs by oneDNN.
 
-    `x` is `(B, N, C)` or `(B, H, W, C)`, the weight `(D, C)`, the bias `(D,)`. The result may be a view, so do not change
-    it in place.
+    `x` is `(B, N, C)` or `(B, H, W, C)`, the weight `(D, C)`, the bias `(D,)`.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not onednn_multiplies_faster():
         return F.linear(x, weight, bias)
-    if torch.is_autocast_enabled("cpu") or not onednn_multiplies_faster():
+    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    as_map = x if x.dim() == 4 else x.unsqueeze(2)
-    y = F.conv2d(as_map.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    return y if x.dim() == 4 else y.squeeze(2)
+    return _Product.apply(x, weight, bias)  # type: ignore[no-any-return]
+
+
+class _Product(torch.autograd.Function):
+    """`F.linear` in fp32 by oneDNN's products, which torch offers without gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()  # slices fall back to slow code
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        needed_x, needed_weight, needed_bias = ctx.needs_input_grad
+        of_x = _multiply(grad, weight.t()) if needed_x else None
+        inputs, outputs = x.flatten(0, -2), grad.flatten(0, -2)
+        if len(inputs) > MANY and torch.get_num_threads() > 1:
+            # all pixels as one row of a picture; in one thread, torch convolves without oneDNN
+            maps = [one[None, None].permute(0, 3, 1, 2) for one in (outputs, inputs)]
+            options = [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+            _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+                *maps, weight[:, :, None, None], *options, [False, needed_weight, needed_bias]
+            )
+            return of_x, of_weight.flatten(1) if needed_weight else None, of_bias
+        of_weight = None
+        if (
+            needed_weight and len(weight) > weight.shape[1]
+        ):  # wide results are faster than high ones
+            of_weight = _multiply(inputs.t(), outputs.t()).t()
+        elif needed_weight:
+            of_weight = _multiply(outputs.t(), inputs.t())
+        return of_x, of_weight, outputs.sum(0) if needed_bias else None
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 class FastLinear(nn.Linear):

@@ -164,6 +164,7 @@ def _counter() -> FlopCounterMode:
     aten = torch.ops.aten
     mapping: dict[Any, Callable[..., int]] = {
         aten.convolution_backward: convolution_backward_flops,
+        torch.ops.mkldnn._linear_pointwise: lambda x, w, *_, **__: 2 * math.prod(x) * w[0],
         aten.mkldnn_rnn_layer: lstm_flops,
         aten._cudnn_rnn: lstm_flops,
         aten.mkldnn_rnn_layer_backward: lambda *args, **_: 2 * lstm_flops(*args),
