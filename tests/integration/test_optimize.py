@@ -12,13 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 from segfit.assembly.training import make_training
 from segfit.cli import main as cli
 from segfit.cli.explain import explain
+from segfit.config.check import check
 from segfit.errors import SegFitError
 from segfit.tuning import climb, max_batch, search
+from segfit.tuning.change import augmentation_of
 from segfit.tuning.max_batch import Trials
 from segfit.tuning.optimize import MARK
 from segfit.tuning.trial import Outcome
 from tests.integration.benchmarking import Benchmarked, benchmark, outcome
+from tests.integration.restoring import SMALL, picture, write
 from tests.integration.training import TINY, command, compose_run, finished, one_thread
+from tests.unit.composing import composed
 
 
 class Scripted:
@@ -42,7 +46,7 @@ class Scripted:
         on = {
             "workers": config.loader.workers,
             "cache": config.data.cache,
-            "augmentation": config.augmentation.name,
+            "augmentation": augmentation_of(config),
             "channels_last": config.channels_last,
             "precision": config.precision.name,
         }
@@ -315,6 +319,30 @@ def test_nothing_grows_that_is_too_slow(tmp_path: Path, run: Any) -> None:
     assert "Nothing grew" in done.findings.headline
     assert done.findings.values["grown"] is None
     assert composed_local(tmp_path).model.base_channels == 32  # though it is not the usual number
+
+
+@pytest.mark.parametrize("model", ["cnn", "nafnet"])
+def test_a_restorer_grows_up_to_its_smallest_picture(tmp_path: Path, run: Any, model: str) -> None:
+    for number, side in enumerate((160, 160, 72, 160, 160, 160)):  # of mixed sizes
+        write(tmp_path / f"photos/{number}.png", picture(side, 160, seed=number))
+    data = ("data=folder", f"data.root={tmp_path / 'photos'}", "data.split.val=0.2")
+    options = (f"model={model}", "batch_size=4", "benchmark.effective_batch=4", GROW[0])
+    script = Scripted({4: 100.0, 2: 100.0, 1: 100.0})
+    done = run(script, *options, "model.base_channels=1000", *data, base=(*SMALL, *data))
+    verdicts = {row["setting"]: row["verdict"] for row in done.table("trials")}
+    grown = {name: text for name, text in verdicts.items() if name.startswith("patch_size")}
+    assert [*grown] == ["patch_size=48", "patch_size=64", "patch_size=80"]
+    assert grown["patch_size=48"] == grown["patch_size=64"] == "kept"
+    assert "1 pictures are too small" in grown["patch_size=80"]
+    assert "2.png (160×72, 80 needed)" in grown["patch_size=80"]
+    assert max(config.patch_size for config in script.tried) == 64
+    assert verdicts["model.num_blocks=2"] == "kept"
+    local = composed(
+        "task=restoration", f"hydra.searchpath=[file://{tmp_path}]", "hardware=local", *data
+    )
+    check(local)
+    assert (local.model.name, local.model.base_channels) == (model, 1000)
+    assert (local.model.num_blocks, local.patch_size, local.batch_size) == (93, 64, 4)
 
 
 @pytest.mark.slow

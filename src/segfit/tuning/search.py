@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.data import workers_of
-from segfit.assembly.task import planning_of, sample_bytes
+from segfit.assembly.task import TRAINED, assembly_of, planning_of, sample_bytes
 from segfit.config.check import check
 from segfit.config.tasks import schema_of
 from segfit.data.images import largest_first
@@ -187,7 +187,13 @@ class Search(Climb):
         if not options:
             return False
         try:
-            check(changed(now, options))
+            then = changed(now, options)
+            check(then)
+            if (
+                knob == SAMPLES
+            ):  # a patch may be larger than some pictures, though not than the largest
+                assembly = assembly_of(then)
+                assembly.check_sources(then, assembly.make_sources(then), TRAINED)
             most, refused = self.fitting(int(now.batch_size), options), OUT_OF_MEMORY
         except SegFitError as error:  # larger than its limit, or than the data
             most, refused = 0, " ".join(error.problems)
