@@ -25,7 +25,7 @@ class MemoryRecorder(TorchDispatchMode):
     """Notes births and deaths of the storages on one type of device while it is active.
 
     Sizes are rounded up as the device's allocator does. On CUDA, what kernels take besides their results counts; of
-    the CPU's kernels, an LSTM's: that of others is too little to count (docs/plan.md).
+    the CPU's kernels, what `cpu_scratch` knows: that of others is too little to count (docs/plan.md).
     """
 
     def __init__(self, device_type: str) -> None:
@@ -52,9 +52,8 @@ class MemoryRecorder(TorchDispatchMode):
         if packet is aten.mkldnn_rnn_layer and torch.is_grad_enabled():
             result = (*result[:3], onednn_workspace(args[0], args[1]))
         self.note(filter(torch.is_tensor, tree_leaves(result)))
-        scratch = cuda_scratch(packet, args, result) if self.device_type == "cuda" else 0
-        if packet is aten.mkldnn_rnn_layer_backward:
-            scratch = onednn_scratch(args)
+        scratch_of = cuda_scratch if self.device_type == "cuda" else cpu_scratch
+        scratch = scratch_of(packet, args, result)
         if scratch > 0:
             self.events.append(-self._born(scratch, "workspace"))
         return result
@@ -102,3 +101,23 @@ def cuda_scratch(packet: Any, args: tuple[Any, ...], result: Any) -> int:
     if packet is aten.convolution_backward and args[9] == 1:
         return int(args[0].nbytes + args[1].nbytes + args[2].nbytes)
     return 0
+
+
+def cpu_scratch(packet: Any, args: tuple[Any, ...], result: Any) -> int:
+    """Return the bytes that an operation on the CPU takes besides its results: an LSTM, or SSIM's windows.
+
+    Those are a depthwise convolution of contiguous images: oneDNN works on copies whose channels fill whole vectors.
+    """
+    if packet is aten.mkldnn_rnn_layer_backward:
+        return onednn_scratch(args)
+    if packet is not aten.convolution or result.ndim != 4 or not args[0].is_contiguous():
+        return 0
+    images, channels = args[0], int(args[0].shape[1])
+    if args[1].shape[:2] != (channels, 1):
+        return 0
+    vector = 16 if "512" in torch.backends.cpu.get_cpu_capability() else 8
+    filled = math.ceil(channels / vector) * vector
+    scratch = result.nbytes // channels * filled
+    if channels > 1:  # the result is copied back once the images' copy is gone
+        scratch += images.nbytes // channels * filled - result.nbytes
+    return int(scratch)
