@@ -312,6 +312,10 @@ def test_all_that_is_wrong_with_pairs_is_said_at_once(tmp_path):
         (("hardware=9gb",), ("There are: 12gb, 24gb, 4gb, 8gb, ",)),
         (("image_size=64",), ("image_size: there is no such key.",)),
         (("loss.perceptual=0.1",), ("HF_HUB_OFFLINE is set",)),
+        (
+            ("loss.perceptual=0.1", "loss.weights=null"),
+            ("loss.weights=null: random features compare nothing",),
+        ),
         (("metrics.lpips=alex",), ("metrics.lpips=alex: needs the weights",)),
     ],
 )
@@ -329,7 +333,7 @@ def test_what_is_wrong_is_said_in_its_own_words(tmp_path, options, said):
     [
         ("data", ("benchmark.samples=3",), "shows training samples"),
         ("plan", (), "it fits"),
-        ("throughput", ("benchmark.warmup=1",), "TFLOP"),
+        ("throughput", ("benchmark.warmup=1", "loss.perceptual=0.1", "loss.encoder=test_resnet", "loss.weights=null"), "TFLOP"),
         pytest.param("lr_find", ("benchmark.updates=20",), "lr", marks=pytest.mark.slow),
         pytest.param("diagnose", ("benchmark.warmup=1",), "Bottleneck", marks=pytest.mark.slow),
         pytest.param("max_batch", (), "batch_size=", marks=pytest.mark.slow),

@@ -30,6 +30,7 @@ def check(config: DictConfig, *, recorded: bool = False) -> None:
         schema = schema_of(config.task.name)
         problems = [*_check_run(config), *schema.problems(config)]
         problems += [] if recorded else _check_used(config, (*USED, *schema.USED))
+        problems += [] if recorded or "benchmark" in config else schema.training_problems(config)
     if not problems and issubclass(kind, EvaluateConfig):
         problems = [
             *_check_evaluation(config),

@@ -64,6 +64,10 @@ class TaskSchema:
     # The original size of a held-out sample, as far as the config knows.
     held_out_shape: Callable[[DictConfig], tuple[int, ...]]
 
+    def training_problems(self, config: DictConfig) -> Iterator[str]:
+        """Yield what benchmark.py may measure, but nothing can learn from."""
+        yield from ()
+
     def smaller_samples(
         self, config: DictConfig, share: float
     ) -> Iterator[tuple[dict[str, Any], str]]:

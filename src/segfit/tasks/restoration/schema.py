@@ -262,6 +262,15 @@ def problems(config: DictConfig) -> Iterator[str]:
         yield f"data.input={data.input}: the same folder as data.target."
 
 
+def training_problems(config: DictConfig) -> Iterator[str]:
+    """Yield what benchmark.py may measure, but nothing can learn from."""
+    if config.loss.perceptual and config.loss.weights is None:
+        yield (
+            "loss.weights=null: random features compare nothing, and serve benchmark.py alone. Take loss.weights=auto, a hub "
+            "name or a file; or loss.perceptual=0."
+        )
+
+
 def evaluation_problems(options: DictConfig) -> Iterator[str]:
     """Yield what contradicts itself in the options of evaluate.py."""
     if options.tile is not None and options.overlap >= options.tile:

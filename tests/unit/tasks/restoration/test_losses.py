@@ -110,6 +110,28 @@ def test_perceptual_compares_features(file: Path, channels: int) -> None:
     assert float(doubled - value(plain, outputs, targets)) == pytest.approx(2 * far, rel=1e-3)
 
 
+@pytest.mark.parametrize("encoder", ["test_mambaout", "test_vit"])  # channels last; one stride
+def test_perceptual_takes_features_of_any_layout(encoder: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(timm.create_model(encoder).state_dict(), tmp_path / "encoder.pth")
+    file = str(tmp_path / "encoder.pth")
+    loss = made("l1", perceptual=1.0, encoder=encoder, weights=file)
+    assert loss.perceptual is not None
+    network: Any = loss.perceptual.encoder
+    outputs, targets = (pictures[..., :32, :32] for pictures in batch())
+    assert value(loss, targets, targets) == 0
+
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    features = [network((pictures - mean) / std) for pictures in (outputs, targets)]
+    expected = value(made("l1"), outputs, targets)
+    widths = network.feature_info.channels()
+    for one, other, width in zip(*features, widths, strict=True):
+        (axis,) = (axis for axis in (1, 3) if one.shape[axis] == width)
+        units = [part / part.norm(dim=axis, keepdim=True) for part in (one, other)]
+        expected += (units[0] - units[1]).square().sum(axis).mean() / len(widths)
+    torch.testing.assert_close(value(loss, outputs, targets), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_perceptual_runs_in_the_steps_precision_and_trains_nothing(file: Path) -> None:
     outputs, targets = batch()
     loss = perceptual(file, BF16)
