@@ -73,6 +73,8 @@ class RestorationMeter(ScoredMeter):
 
         super().__init__(task, metrics.RestorationMetrics(task.scores))
         self.tile = task.tile
+        self.given = [extra.make() for extra in task.extra]  # of the inputs
+        self.all_metrics += tuple(self.given)
 
     def count(self, forward: Forward, batch: Batch) -> None:
         """Restore and count pictures; those without targets are only restored."""
@@ -87,6 +89,9 @@ class RestorationMeter(ScoredMeter):
                 metrics.update(restored[None], target[None], degraded[None])
                 scores = (metrics.sums - before).float()
                 self.update_extra(restored[None].clamp(0, 1), target[None])
+                for extra, metric in zip(task.extra, self.given, strict=True):
+                    metric.to(restored.device)  # synchronises where the device changes
+                    extra.update(metric, degraded[None].clamp(0, 1), target[None])
                 criterion = task.criterion.to(restored.device)
                 loss = criterion(restored[None], target[None], criterion.totals(target[None]))
                 task.criterion.to(task.device)
@@ -133,6 +138,9 @@ class RestorationMeter(ScoredMeter):
         """
         loss, added, panels = self.merged()
         found = self.metrics.means()
+        for extra, metric in zip(self.task.extra, self.given, strict=True):
+            before = extra.compute(metric, self.updates)
+            added |= {f"{name}_gain": added[name] - before[name] for name in extra.names}
         columns = [Column("score"), *(Column(one, ".4f") for one in ("input", "restored", "gain"))]
         rows: list[list[Cell]] = [
             [name.upper(), found[name] - found[f"{name}_gain"], found[name], found[f"{name}_gain"]]
