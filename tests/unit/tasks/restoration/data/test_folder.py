@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter1d
@@ -225,6 +226,14 @@ def test_a_grey_tiff_of_16_bits(tmp_path, order):
     read = read_picture(tmp_path / "a.tif", "rgb")
     assert read.dtype == np.uint16
     np.testing.assert_array_equal(read, pixels[..., None].repeat(3, 2))
+
+
+def test_a_colour_tiff_of_16_bits(tmp_path):
+    pixels = noise(9, 7, 3, high=65536, dtype="uint16")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    read = read_picture(tmp_path / "a.tif", "rgb")
+    assert read.dtype == np.uint16
+    np.testing.assert_array_equal(read, pixels)
 
 
 def test_what_has_8_bits_is_read_upright_and_without_alpha(tmp_path):
