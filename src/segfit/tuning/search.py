@@ -189,9 +189,7 @@ class Search(Climb):
         try:
             then = changed(now, options)
             check(then)
-            if (
-                knob == SAMPLES
-            ):  # a patch may be larger than some pictures, though not than the largest
+            if knob == SAMPLES:  # some pictures may be smaller than a patch that others hold
                 assembly = assembly_of(then)
                 assembly.check_sources(then, assembly.make_sources(then), TRAINED)
             most, refused = self.fitting(int(now.batch_size), options), OUT_OF_MEMORY

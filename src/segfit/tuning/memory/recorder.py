@@ -52,9 +52,8 @@ class MemoryRecorder(TorchDispatchMode):
         if packet is aten.mkldnn_rnn_layer and torch.is_grad_enabled():
             result = (*result[:3], onednn_workspace(args[0], args[1]))
         self.note(filter(torch.is_tensor, tree_leaves(result)))
-        scratch_of = cuda_scratch if self.device_type == "cuda" else cpu_scratch
-        scratch = scratch_of(packet, args, result)
-        if scratch > 0:
+        of_device = cuda_scratch if self.device_type == "cuda" else cpu_scratch
+        if (scratch := of_device(packet, args, result)) > 0:
             self.events.append(-self._born(scratch, "workspace"))
         return result
 
@@ -110,14 +109,12 @@ def cpu_scratch(packet: Any, args: tuple[Any, ...], result: Any) -> int:
     """
     if packet is aten.mkldnn_rnn_layer_backward:
         return onednn_scratch(args)
-    if packet is not aten.convolution or result.ndim != 4 or not args[0].is_contiguous():
+    depthwise = packet is aten.convolution and args[1].shape[:2] == (args[0].shape[1], 1)
+    if not depthwise or result.ndim != 4 or not args[0].is_contiguous():
         return 0
-    images, channels = args[0], int(args[0].shape[1])
-    if args[1].shape[:2] != (channels, 1):
-        return 0
+    images, channels = args[0], args[0].shape[1]
     vector = 16 if "512" in torch.backends.cpu.get_cpu_capability() else 8
     filled = math.ceil(channels / vector) * vector
-    scratch = result.nbytes // channels * filled
-    if channels > 1:  # the result is copied back once the images' copy is gone
-        scratch += images.nbytes // channels * filled - result.nbytes
-    return int(scratch)
+    # One channel is not copied. The result is copied back once the images' copy is gone.
+    copied = 0 if channels == 1 else images.nbytes // channels * filled - result.nbytes
+    return int(result.nbytes // channels * filled + copied)
