@@ -1,12 +1,13 @@
 """What torch's own layers do, done faster: resizing and pooling on a card, linear layers and dropout on a CPU.
 
-On CUDA, autocast runs `upsample_bilinear2d` in fp32, and its backward, like that of `adaptive_avg_pool2d`, adds atomically:
-another sum each time. Both are linear in the rows and in the columns of a map. Two matrix products do the same
-deterministically, and in the half precision of autocast.
+On CUDA, autocast runs `upsample_bilinear2d` in fp32, and its backward, like those of bicubic resizing and of
+`adaptive_avg_pool2d`, adds atomically: another sum each time. All are linear in the rows and in the columns of a map. Two
+matrix products do the same deterministically, and in the half precision of autocast.
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
 
@@ -31,6 +32,16 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if x.device.type == "cuda":
         return by_products(x, size, "bilinear")
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_embeddings(
+    x: Tensor, size: Sequence[int], mode: str, antialias: bool = False, **options: Any
+) -> Tensor:
+    """Return what `F.interpolate` does to embeddings of positions `(1, C, h, w)`, on CUDA by products in fp32."""
+    if x.device.type != "cuda" or mode != "bicubic" or not antialias:
+        return F.interpolate(x, size, mode=mode, antialias=antialias, **options)
+    with torch.autocast("cuda", enabled=False), without_tf32():
+        return by_products(x, size, "bicubic")
 
 
 def average_pool(x: Tensor, grid: int) -> Tensor:
@@ -79,12 +90,26 @@ def shrink_by_products(gradient: Tensor, sizes: Sequence[Sequence[int]]) -> list
 
 
 def by_products(x: Tensor, size: Sequence[int], kind: str) -> Tensor:
-    """Return what `resize` ("bilinear") or `average_pool` ("average") do, on any device."""
+    """Return what `resize` ("bilinear"), `resize_embeddings` ("bicubic") or `average_pool` ("average") do, on any device."""
     batch, channels, h, w = x.shape
     if x.stride(1) < x.stride(3):  # channels last
         rows = torch.bmm(*_factors(x, size, kind))
         return rows.view(batch, *size, channels).permute(0, 3, 1, 2)
     return _weights(x, h, size[0], kind) @ (x @ _weights(x, w, size[1], kind).T)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Keep TF32, and its 10 bits of mantissa, out of the products of fp32 weights that are made inside; compiled code does not set it."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _factors(x: Tensor, size: Sequence[int], kind: str) -> tuple[Tensor, Tensor]:
@@ -116,6 +141,14 @@ def _make_weights(
     if kind == "bilinear":  # a hat around the place that each result is read from
         place = ((out + 0.5) * (length / size) - 0.5).clamp(0, length - 1)
         weights = (1 - (cells - place).abs()).clamp_min(0)
+    elif (
+        kind == "bicubic"
+    ):  # Keys's kernel, a = -0.5, as wide as a result's pixel where the map shrinks
+        place = (out + 0.5) * (length / size) - 0.5
+        x = ((cells - place) / max(length / size, 1)).abs()
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+        weights = torch.where(x < 1, near, far * (x < 2))
+        weights = weights / weights.sum(1, keepdim=True)
     else:
         begin, end = (out * length / size).floor(), ((out + 1) * length / size).ceil()
         weights = ((cells >= begin) & (cells < end)) / (end - begin)

@@ -7,8 +7,7 @@ Features stay token-major throughout: a map `(B, C, H, W)` is a channels_last vi
 `(B, H·W, C)`, so that linear layers, norms, convolutions and resizing share one layout without copies.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.segformer import modeling_segformer as hf
 
-from segfit.models.layers import FastLinear, linear, relu_dropout_, resize, resize_and_sum
+from segfit.models.layers import (
+    FastLinear,
+    linear,
+    relu_dropout_,
+    resize,
+    resize_and_sum,
+    without_tf32,
+)
 
 _HAS_TRITON = find_spec("triton") is not None  # torch for Windows comes without
 
@@ -110,20 +116,6 @@ class FastDecodeHead(hf.SegformerDecodeHead):  # type: ignore[misc]
         x, scale = relu_dropout_(self.batch_norm(x), p)
         # kept units grow by 1 / (1 - p); the classifier's weight is the smallest place to do it
         return on_pixels(x, self.classifier.weight.flatten(1) * scale, self.classifier.bias)
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Keep TF32, and its 10 bits of mantissa, out of the products of fp32 weights that are made inside; compiled code does not set it."""
-    if torch.compiler.is_compiling():
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def merged_weights(head: hf.SegformerDecodeHead) -> tuple[list[Tensor], Tensor]:

@@ -3,17 +3,19 @@
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import pos_embed
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from segfit.errors import SegFitError, nearest
 from segfit.models.build import Weights, check_keys, find, read_state_dict
-from segfit.models.layers import resize
+from segfit.models.layers import resize, resize_embeddings
 
 GOOD_ENCODERS = (
     "resnet34, convnext_atto, efficientnet_b0, mobilenetv3_large_100, vit_small_patch14_dinov2"
@@ -21,6 +23,9 @@ GOOD_ENCODERS = (
 # by what features of one stride are resized, as ViTDet does (arXiv 2203.16527)
 PYRAMID = (4, 2, 1, 0.5)
 MIN_CHANNELS = 16  # of a decoder level, however often decoder_channels is halved
+
+# All families of timm's resize their embeddings of positions here, by a kernel whose backward adds atomically on CUDA.
+pos_embed.F = SimpleNamespace(**{**vars(F), "interpolate": resize_embeddings})
 
 
 class DecoderBlock(nn.Module):

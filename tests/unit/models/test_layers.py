@@ -1,5 +1,7 @@
 """What CUDA does by products, and linear layers by oneDNN, is what torch's kernels do; the device alone decides which runs."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from segfit.models.layers import (
     shrink_by_products,
     sum_by_products,
 )
+from segfit.models.restorers import NAFNet, ResidualUNet
 from segfit.models.segformer import SegFormer
 from segfit.models.segformer_fast import use_fast
 from segfit.models.timm_unet import TimmUnet
@@ -25,6 +28,7 @@ from tests.unit.models.test_segformer import TINY
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 REFERENCES = {
     "bilinear": lambda x, size: F.interpolate(x, size=size, mode="bilinear"),
+    "bicubic": lambda x, size: F.interpolate(x, size=size, mode="bicubic", antialias=True),
     "average": F.adaptive_avg_pool2d,
 }
 
@@ -124,11 +128,22 @@ class Kernels(MemoryRecorder):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [fast_segformer, lambda: CNN(5, 8), lambda: TimmUnet("resnet10t", 5, weights=None)],
-    ids=["segformer", "cnn", "timm_unet"],
+MAKERS = {
+    "segformer": fast_segformer,
+    "cnn": lambda: CNN(5, 8),
+    "timm_unet": lambda: TimmUnet("resnet10t", 5, weights=None),
+    "vit": lambda: TimmUnet("test_vit2", 5, weights=None),
+    "restoring": lambda: ResidualUNet(3, 8, 1),
+    "nafnet": lambda: NAFNet(3, 8, 1),
+}
+# of torch's list (`torch.use_deterministic_algorithms`), by what their names hold
+NOT_DETERMINISTIC = re.compile(
+    "upsample_(bi|tri)?(linear|cubic)|adaptive|re(flection|plication)_pad.*backward|scatter|index_add"
+    "|index_put|grid_sampler|nll_loss2d|embedding.*backward|max_pool3d|unpool|cumsum|put_|median|histc"
 )
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_a_card_runs_no_kernel_that_is_not_deterministic(make):
     """On tensors without data that claim to be on one; in half precision, logits are, too."""
     recorder = Kernels("cuda")
@@ -139,11 +154,12 @@ def test_a_card_runs_no_kernel_that_is_not_deterministic(make):
         recorder.names.clear()
         for training in (False, True):
             with torch.inference_mode(not training), torch.autocast("cuda", torch.bfloat16):
-                logits = model.train(training)(images)
-            assert logits.dtype == torch.bfloat16
-        logits.sum().backward()
-    assert {"bmm", "convolution_backward"} <= recorder.names
-    assert not [name for name in recorder.names if "upsample" in name or "adaptive" in name]
+                found = model.train(training)(images)
+            full = isinstance(model, ResidualUNet)  # which adds to the pictures
+            assert found.dtype == (torch.float32 if full else torch.bfloat16)
+        found.sum().backward()
+    assert "convolution_backward" in recorder.names
+    assert not [name for name in recorder.names if NOT_DETERMINISTIC.search(name)]
 
 
 @pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
