@@ -118,9 +118,8 @@ class Distributed:
         """Return the notices that were posted since the last call; only the main process calls."""
         if self.store is None:
             return []
-        first, self._read = self._read + 1, self.store.add("lines", 0)
-        numbers = range(first, self._read + 1)
-        return [self.store.get(f"line {number}").decode() for number in numbers]
+        read, self._read = self._read, self.store.add("lines", 0)
+        return [self.store.get(f"line {at + 1}").decode() for at in range(read, self._read)]
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return a module whose backward averages gradients over all processes; weights become the main process's."""
@@ -208,9 +207,12 @@ def joined(requested: str) -> Iterator[Distributed]:
             raise
         raise end from error
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    groups = [dist.group.WORLD]
     dist.destroy_process_group()
     # Gloo's threads end with the last reference to a group. Cycles that hold one are freed while Python still runs: a thread
-    # that wants the interpreter after its end aborts the process.
+    # that wants the interpreter after its end aborts the process. The last one is ours: DistributedDataParallel keeps the
+    # interpreter while it waits for the threads' end, and with torch 2.13 a thread may be waiting for the interpreter.
+    atexit.register(groups.clear)  # after what is registered later
     atexit.register(gc.collect)
 
 
@@ -220,9 +222,8 @@ def _initialized(launch: Launch, requested: str) -> torch.device:
         cards = torch.cuda.device_count()
         if launch.local_rank >= cards:
             raise SegFitError(
-                f"torchrun started {launch.local_size} processes on this machine, but CUDA shows {cards} card"
-                f"{'s' * (cards != 1)}. "
-                f"Start one per card (--nproc_per_node={cards}), or add device=cpu."
+                f"torchrun started {launch.local_size} processes on this machine, but CUDA shows {cards} "
+                f"card{'s' * (cards != 1)}. Start one per card (--nproc_per_node={cards}), or add device=cpu."
             )
         torch.cuda.set_device(launch.local_rank)
     device, _ = resolve_device(requested)
@@ -233,9 +234,8 @@ def _initialized(launch: Launch, requested: str) -> torch.device:
             dist.init_process_group("gloo", timeout=_HOST_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise SegFitError(
-            f"the {launch.size} processes of this training cannot find each other "
-            f"({str(error).splitlines()[0]}). Start them by torchrun; on several machines, all with the same "
-            f"--rdzv_endpoint."
+            f"the {launch.size} processes of this training cannot find each other ({str(error).splitlines()[0]}). "
+            "Start them by torchrun; on several machines, all with the same --rdzv_endpoint."
         ) from error
     return device
 

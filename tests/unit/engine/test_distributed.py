@@ -87,7 +87,7 @@ with joined("cpu") as processes:
             found["more graphs"] = len(graphs) - found["graphs"]
             # half of what the gradient of ones alone is, in both processes
             found["gradient"] = deep[2].bias.grad.mean().item(), deep[0].weight.grad.norm().item()
-del processes, forward  # gloo's threads end with them, and have to before Python does
+del processes, forward  # they hold gloo's threads, which have to end before Python does
 print(json.dumps(found))
 """
 
