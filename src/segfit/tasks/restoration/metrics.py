@@ -1,4 +1,4 @@
-"""PSNR, SSIM and LPIPS of pictures, and how much better they are than the input; docs/restoration.md is the contract.
+"""PSNR, SSIM and LPIPS of pictures, and how much better they are than the input; docs/metrics.md is the contract.
 
 Its import takes seconds, torchmetrics': not before the first validation.
 """

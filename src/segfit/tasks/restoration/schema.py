@@ -25,7 +25,7 @@ FLOAT64 = True
 MONITORS = {"psnr": "max", "ssim": "max", "loss": "min"}
 # Scores that are shown, in this order, and what they are called.
 COLUMNS = {"psnr": "PSNR", "psnr_gain": "gain", "ssim": "SSIM"}
-LPIPS = ("alex", "vgg", "squeeze")  # its networks; docs/restoration.md says where weights are found
+LPIPS = ("alex", "vgg", "squeeze")  # its networks; docs/metrics.md says where weights are found
 
 
 @dataclass
@@ -147,7 +147,7 @@ class LossConfig:
 
 @dataclass
 class ScoreConfig(MetricsConfig):
-    """How PSNR and SSIM are computed (docs/restoration.md), and scores besides them."""
+    """How PSNR and SSIM are computed (docs/metrics.md), and scores besides them."""
 
     channels: str = option("rgb", "y: on luma of YCbCr (BT.601).", choices=("rgb", "y"))
     crop_border: int = option(0, "Pixels at each side that do not count.", ge=0, le=1024)

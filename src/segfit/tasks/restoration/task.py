@@ -66,7 +66,7 @@ class RestorationTask(ScoredTask):
 
 
 class RestorationMeter(ScoredMeter):
-    """Restores whole pictures and scores them; docs/restoration.md is the contract."""
+    """Restores whole pictures and scores them; docs/metrics.md is the contract."""
 
     def __init__(self, task: RestorationTask) -> None:
         from segfit.tasks.restoration import metrics  # torchmetrics: not before the first update
