@@ -10,6 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from segfit.cli import main as cli
+from segfit.system.cards import needs_of
 from tests.unit.composing import composed
 
 LAUNCHERS = sorted((cli.CONF / "hydra" / "launcher").glob("*.yaml"))
@@ -105,6 +106,42 @@ def test_recipe_table_is_conf(tier: str) -> None:
     cells = [tier, f"segformer_{run.model.variant}", run.batch_size, run.accumulate]
     cells += [run.image_size, run.epochs, run.lr, run.scheduler.name, run.augmentation.name]
     assert f"| {' | '.join(str(cell) for cell in cells)} |" in TEXT
+
+
+@pytest.mark.parametrize("tier", ["24gb", "12gb", "8gb", "4gb"])
+def test_recipes_of_restoration_need_what_their_page_says(tier: str) -> None:
+    run = composed("task=restoration", f"hardware={tier}")
+    name = "cnn" + "".join(
+        f" {key}={run.model[key]}" * (run.model[key] != usual)
+        for key, usual in (("base_channels", 32), ("num_blocks", 4))
+    )
+    gib = gib_of("restoration", name, 3 * run.patch_size**2, run.batch_size, run.accumulate)
+    batch = f"{run.batch_size}" + f" × {run.accumulate} accumulated" * (run.accumulate > 1)
+    cells = [run.model.base_channels, run.model.num_blocks, run.patch_size, batch]
+    row = " | ".join([*map(str, cells), str(run.loss.perceptual or "–"), f"{gib} GiB |"])
+    page = (README.parent / "docs/restoration.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| {tier}(, cpu)? \| {re.escape(row)}$", page, re.MULTILINE)
+    recipe = (cli.CONF / f"hardware/restoration/{tier}.yaml").read_text(encoding="utf-8")
+    assert f"# Needs {gib} GiB by prediction" in recipe
+
+
+@pytest.mark.parametrize("tier", ["24gb", "12gb", "8gb", "4gb"])
+def test_experiments_that_fill_a_card_need_what_their_table_says(tier: str) -> None:
+    run, size = composed(f"experiment=fill_{tier}"), tier.removesuffix("gb")
+    model = f"segformer_{run.model.variant}"
+    gib = gib_of("segmentation", model, 3 * run.image_size**2, run.batch_size, run.accumulate)
+    batch = f"{run.batch_size}" + f" × {run.accumulate}" * (run.accumulate > 1)
+    row = f"| `fill_{tier}` | {model} | {batch} | {gib} of {size} |"
+    assert row in (README.parent / "docs/hardware.md").read_text(encoding="utf-8")
+    experiment = (cli.CONF / f"experiment/fill_{tier}.yaml").read_text(encoding="utf-8")
+    assert f"# Needs {gib} of {size} GiB by plan" in experiment
+
+
+def gib_of(task: str, model: str, numbers: int, batch: int, accumulate: int) -> str:
+    """Return what cards.json, which benchmark=plan made, says of a training."""
+    needs = needs_of(task, model)
+    assert needs is not None
+    return f"{needs.gib(numbers, batch, accumulate):.1f}"
 
 
 @pytest.mark.parametrize("text", [TEXT, CHINESE], ids=["english", "chinese"])
