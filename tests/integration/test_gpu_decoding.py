@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from segfit.data.gpu_decoding import HeaderReader, JpegDecoder
 from segfit.data.images import ImageReader
 from segfit.errors import SegFitError
-from tests.integration.training import TINY, same, train
+from tests.integration.training import TINY, resume, same, train
 from tests.unit.data.files import noise, save
 
 pytest.importorskip("nvidia.nvimgcodec")
@@ -85,6 +85,20 @@ def test_a_training_is_the_same_bit_for_bit(fit, tmp_path):
         trained = train(tmp_path / decode, *given, f"data.decode={decode}", base=())
         weights.append(trained.model.state_dict())
     assert same(*weights)
+
+
+def test_a_run_that_was_cut_in_its_epoch_ends_as_if_nothing_had_been(tmp_path):
+    """Order, crops, augmentation and MixUp; the rest of it in workers."""
+    given = [*folder(tmp_path / "data"), "data.decode=gpu", "data.fit=crop", "max_steps=null"]
+    given += ["augmentation=kornia-gpu", "augmentation.mixup=0.5", "model.dropout=0.3"]
+    given += ["batch_size=2", "image_size=48", "epochs=2"]
+    whole = train(tmp_path / "whole", *given, base=())
+    per_epoch = len(whole.losses) // 2
+    cut = train(tmp_path / "cut", *given, f"max_steps={per_epoch + 1}", base=())
+    assert per_epoch > 1
+    again = resume(tmp_path / "cut", "max_steps=null", "loader.workers=2")
+    assert cut.losses + again.losses == whole.losses
+    assert same(again.model.state_dict(), whole.model.state_dict())
 
 
 def test_a_truncated_file_gives_the_same_message(tmp_path):

@@ -1,5 +1,6 @@
 import io
 import sys
+from types import SimpleNamespace
 
 import imagecodecs
 import numpy as np
@@ -51,6 +52,34 @@ def test_jpeg_equals_pillow_bit_by_bit(tmp_path, monkeypatch, mode, options, mis
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(SegFitError, match="unreadable"):
         READ(path)
+
+
+@pytest.mark.parametrize(
+    ("torchcodec", "torchvision", "shade"),
+    [
+        (
+            SimpleNamespace(decode_jpeg=lambda data: torch.full((3, 24, 40), 1, dtype=torch.uint8)),
+            True,
+            1,
+        ),
+        (SimpleNamespace(), True, 2),  # an older one, which has no JPEG
+        (None, True, 2),
+        (None, False, 3),
+    ],
+)
+def test_torchcodec_decodes_jpeg_else_torchvision_else_pillow(
+    tmp_path, monkeypatch, torchcodec, torchvision, shade
+):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", torchcodec)
+    if not torchvision:
+        monkeypatch.setitem(sys.modules, "torchvision.io", None)
+    second = SimpleNamespace(
+        default=lambda data, mode: torch.full((3, 24, 40), 2, dtype=torch.uint8)
+    )
+    monkeypatch.setattr(torch.ops.image, "decode_jpeg", second)
+    monkeypatch.setattr(formats, "_decode_jpeg", formats._jpeg_decoder())
+    path = save(tmp_path / "a.jpg", np.full((24, 40, 3), 3, np.uint8))
+    assert np.unique(READ(path)) == shade
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
