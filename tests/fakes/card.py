@@ -168,6 +168,7 @@ class Stream:
 
     def __init__(self, *_: Any) -> None:
         self.waited_for: set[Stream] = set()
+        self.cuda_stream = id(self)  # what other libraries know it by
 
     def wait_stream(self, other: "Stream") -> None:
         self.waited_for.add(other)

@@ -3,22 +3,34 @@
 Every model with every optimizer, for every task: copies, updates, logging and validation.
 """
 
+import io
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, ClassVar
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
 
 import segfit.tasks
+from segfit.assembly.data import make_train_batches
+from segfit.assembly.task import assembly_of
 from segfit.config.tasks import task_names
+from segfit.data import gpu_decoding
 from segfit.data.batches import DevicePrefetcher
+from segfit.tasks.segmentation.kornia_gpu import KorniaGpu
 from tests.fakes.card import DEVICE, Card, Stream, card
 from tests.fakes.training import TrainingOnCard
 from tests.integration.training import ROOT
 from tests.unit.composing import composed
+from tests.unit.data.files import noise, save
 
 OPTIMIZERS = [path.stem for path in sorted((ROOT / "conf" / "optimizer").glob("*.yaml"))]
 FUSED = ("adamw", "sgd")
@@ -111,6 +123,65 @@ def test_cuda_graphs_are_asked_for_where_an_update_is_one_pass(accumulate, mode,
     with mock.patch("torch.compile", compiled), card() as fake:
         trained(fake, config, "bf16", {"adamw": optimizers["adamw"]})
     assert [call.kwargs["mode"] for call in compiled.mock_calls] == [mode]
+
+
+class Decoder:
+    """Stands for nvImageCodec's: pixels (H, W, 3) of the files' sizes, made in torch's stream of the moment."""
+
+    streams: ClassVar[set[int]] = set()
+
+    def __init__(self, **options: Any) -> None:
+        assert options == {"device_id": 0, "backends": None, "options": ":fancy_upsampling=1"}
+
+    def decode(self, files: list[NDArray[np.uint8]], cuda_stream: int) -> list[Tensor]:
+        self.streams.add(cuda_stream)
+        sizes = [Image.open(io.BytesIO(file)).size[::-1] for file in files]
+        return [torch.empty(*size, 3, dtype=torch.uint8, device=DEVICE) for size in sizes]
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch) -> list[str]:
+    """Options of a training on JPEG files of two sizes that the card decodes."""
+    codec = SimpleNamespace(nvimgcodec=SimpleNamespace(Decoder=Decoder))
+    monkeypatch.setitem(sys.modules, "nvidia", codec)
+    monkeypatch.setattr(gpu_decoding, "from_dlpack", lambda image: image)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    Decoder.streams.clear()
+    for number in range(20):
+        height, width = (60, 70) if number % 2 else (90, 64)
+        save(tmp_path / f"images/{number}.jpg", noise(height, width, 3, seed=number))
+        save(tmp_path / f"masks/{number}.png", noise(height, width, seed=number, high=3))
+    data = ["data=folder", f"data.root={tmp_path}", "data.num_classes=3", "data.fit=pad"]
+    return [*data, "data.decode=gpu", "image_size=64"]
+
+
+def test_what_the_card_decodes_is_decoded_beside_the_updates(photographs, optimizers):
+    mirrored = ["augmentation.vflip=0.0", "augmentation.swap=[[1,2]]"]
+    options = [*photographs, *SMALL["cnn"], *AUGMENTED, *mirrored]
+    config = composed("model=cnn", *BASE, *options)
+    mirror = KorniaGpu.mirrored
+    swapping = mock.patch.object(KorniaGpu, "mirrored", autospec=True, side_effect=mirror)
+    with swapping as swapped, card() as fake:
+        trained(fake, config, "bf16", {"adamw": optimizers["adamw"]})
+    assert swapped.called
+    assert "_upsample_bilinear2d_aa" in fake.kernels  # fitted on the card
+    assert Decoder.streams
+    assert fake.main.cuda_stream not in Decoder.streams
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "told"),
+    [(Tensor, "record_stream", "may overwrite it"), (Stream, "wait_stream", "has made it")],
+)
+def test_a_fault_beside_the_updates_is_caught_where_the_card_decodes(
+    photographs, owner, name, told
+):
+    config = composed("model=cnn", *BASE, *photographs, "augmentation=none")
+    with card() as fake, mock.patch.object(owner, name):
+        source = assembly_of(config).make_sources(config)["train"]
+        batch = next(make_train_batches(config, source, DEVICE, 0).epoch(0, 0))
+        batch["image"].float()
+    assert told in str(fake.waits)
 
 
 def test_a_task_of_ones_own_is_watched_too(optimizers, monkeypatch):
