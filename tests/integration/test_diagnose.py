@@ -50,6 +50,14 @@ def diagnosed(folder: Path, *overrides: str, seconds: float = 1.5) -> Findings:
         return diagnose.run(config, Bench(folder, lambda _: None, lambda *_: None))
 
 
+def gain_of(found: Findings, bottleneck: str, key: str) -> float:
+    """Return the predicted gain of the one change of an option that removes a bottleneck."""
+    changes = next(table for table in found.tables if table.name == "changes")
+    (row,) = (row for row in changes.rows if row[0] == bottleneck)
+    assert str(row[1]).startswith(f"{key}=")
+    return float(row[2])
+
+
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch):
     """Let samples that are slow on purpose be timed for half a second."""
@@ -107,6 +115,7 @@ def test_workers_restarted_every_epoch_are_named(tmp_path, four_cores):
     assert found.values["bottleneck"] == "workers restarted every epoch"
     assert found.values["change"] == {"loader.persistent": "true"}
     assert found.values["timeline"]["epochs"] > 1
+    assert gain_of(found, "workers restarted every epoch", "loader.persistent") > 1
 
 
 def test_what_does_not_fit_is_told_and_left_out(tmp_path, monkeypatch):
