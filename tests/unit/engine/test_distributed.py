@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.distributed import TCPStore
+from torch.distributed import DistBackendError, TCPStore
 
-from segfit.engine.distributed import SINGLE_PROCESS, Distributed, refuse_differences
+from segfit.engine.distributed import (
+    SINGLE_PROCESS,
+    Distributed,
+    PeerFailed,
+    _is_from_peer,
+    refuse_differences,
+)
 from segfit.errors import SegFitError
 from tests.integration.forked import Forked
 
@@ -251,3 +257,21 @@ def test_processes_that_differ_raise_with_what_differs_and_what_to_do():
 def test_processes_that_are_alike_or_alone_are_fine():
     refuse_differences(Pretended({"a": [1, 2]}, {"a": [1, 2]}), {"a": [1, 2]})
     refuse_differences(SINGLE_PROCESS, {"a": 1})
+
+
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3690, {}, NCCL version 2.27.5\nLast error:\n{}"
+
+
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        (PeerFailed(), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (RuntimeError(NCCL.format("remote process exited", "Connection closed by peer")), True),
+        (RuntimeError(NCCL.format("unhandled cuda error", "Cuda failure 2 'out of memory'")), False),
+        (DistBackendError(NCCL.format("unhandled cuda error", "Cuda failure 2 'out of memory'")), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)  # fmt: skip
+def test_another_process_is_not_blamed_for_the_memory_of_this_one(error, blamed):
+    assert _is_from_peer(error) == blamed

@@ -1,7 +1,9 @@
 """Speed is measured on the real step; nothing here asserts how fast this machine is."""
 
 import json
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -99,6 +101,48 @@ def test_inference_leaves_the_model_as_it_is(training: Training, resident: bool)
     assert speed.steps == LEAST_STEPS
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Counters:
+    """Stand for what torch.cuda counts on a card: bytes that are allocated, and their peak."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.peak = 0
+        event = SimpleNamespace(record=lambda _: None, elapsed_time=lambda _: 1.0)
+        for name, value in {
+            "mem_get_info": lambda _: (2**33, 2**34),
+            "set_per_process_memory_fraction": lambda *_: None,
+            "reset_peak_memory_stats": lambda _: self.take(0, anew=True),
+            "max_memory_allocated": lambda _: self.peak,
+            "synchronize": lambda _: None,
+            "Event": lambda **_: event,
+            "current_stream": lambda _: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def take(self, size: int, *, anew: bool = False) -> None:
+        """Allocate and free so many bytes."""
+        self.peak = size if anew else max(size, self.peak)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_trials_peak_leaves_out_what_only_trying_algorithms_takes(
+    rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pass and the first validation search the fastest kernels, with more memory than using them takes."""
+    counters, cuda = Counters(monkeypatch), torch.device("cuda")
+    updates, validations = chain([900], repeat(500)), chain([800], repeat(400))
+    monkeypatch.setattr(measure, "resolve_device", lambda _: (cuda, None))
+    monkeypatch.setattr(measure, "Stopwatch", lambda _, **how: Stopwatch(cuda, **how))
+    monkeypatch.setattr(measure, "make_update", lambda *_: counters.take(next(updates)))
+    monkeypatch.setattr(measure, "evaluate", lambda *_: counters.take(next(validations)))
+    with one_thread():
+        found = measure.fits(
+            compose_run("report.panels=0"),
+            budget_gb=None, margin=0.5, rounds=rounds, seconds=1e-6, largest=[0, 1],
+        )  # fmt: skip
+    assert found["peak_bytes"] == 500
+    assert found["limit_bytes"] == 2**32  # of what others leave
 
 
 def test_the_job_returns_plain_values() -> None:
