@@ -5,8 +5,8 @@
     python docs/benchmarks/prove.py speed    # milliseconds of the device and of the host
     make prove                               # all three
 
-Each stage is a process with a time limit. What it finds is written to outputs/prove.json at once; called again, the script
-continues with what is missing or failed. `--toy` runs everything at toy sizes, also on a CPU: to see that the script works.
+Each stage is a process with a time limit. What it finds, and what about it is off, is written to outputs/prove.json at once;
+called again, the script continues with what is missing or failed. The last lines say what passed and what is off. `--toy` runs everything at toy sizes, also on a CPU: to see that the script works.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from prove import stages
+from prove import stages, verdicts
 
 MINUTES = {"right": 8, "memory": 8, "speed": 9}
 
 
 def main() -> int:
-    """Run the stages of a part that have no result yet; return 1 if any failed."""
+    """Run the stages of a part that have no result yet; return 1 if any failed or is off."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("part", choices=MINUTES)
     parser.add_argument("--toy", action="store_true", help="tiny models and pictures, on a CPU too")
@@ -44,11 +44,28 @@ def main() -> int:
         if part.get(label, {}).get("ok"):
             continue
         limit = min(limit * patience, end - time.monotonic())
-        part[label] = run(options.part, label, limit, options.toy)
+        part[label] = one = run(options.part, label, limit, options.toy)
+        one["off"] = verdicts.off(name, one["result"]) if one["ok"] else []
         print(f"{options.part}: {label}: {json.dumps(part[label])[:300]}", flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=2) + "\n")
-    return int(not all(one["ok"] for one in part.values()))
+    for line in summary(options.part, part):
+        print(line)
+    return int(any(one.get("off") or not one["ok"] for one in part.values()))
+
+
+def summary(name: str, part: dict[str, Any]) -> list[str]:
+    """Return what became of a part's stages: a line for each that is off or has no result, and the sum."""
+    off = {label: one["off"] for label, one in part.items() if one.get("off")}
+    failed = {label: one["error"] for label, one in part.items() if not one["ok"]}
+    lines = [f"  off: {label}: {text}" for label, texts in off.items() for text in texts]
+    lines += [f"  no result: {label}: {text.strip()[-200:]}" for label, text in failed.items()]
+    passed, more = len(part) - len(off) - len(failed), ""
+    if off or failed:
+        more = (
+            f" {len(off)} are off, {len(failed)} have no result: see above, and outputs/prove.json."
+        )
+    return [*lines, f"{name}: {passed} of {len(part)} stages passed.{more}"]
 
 
 def run(part: str, label: str, limit: float, toy: bool) -> dict[str, Any]:

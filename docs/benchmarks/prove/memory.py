@@ -4,9 +4,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+from omegaconf import DictConfig
 
 from prove.shared import DEVICE, GIB, called, composed, named, read, taken, training
 from segfit.engine.evaluate import evaluate
+from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.step import make_update
 from segfit.tuning.measure import first_held_out, first_window, recorded_peak
 from segfit.tuning.memory.planner import forecast_of
@@ -17,33 +19,52 @@ def predicted(
     toy: bool,
     variant: str,
     pixels: int,
-    batch: int,
     precision: str,
     accumulate: int,
     search: bool,
+    batches: list[int],
 ) -> Any:
-    """Return GiB that were predicted, allocated, reserved, and taken by NVML; `search`: cuDNN tries algorithms."""
-    size = (f"image_size={pixels}", f"batch_size={batch}", f"accumulate={accumulate}")
-    model = named(f"segformer_{variant}", toy)
-    config = composed(*model, *size, f"precision={precision}", toy=toy)
-    forecast = forecast_of(config, DEVICE.type)
+    """Return GiB that were predicted, allocated, reserved, and taken by NVML, for each micro-batch.
+
+    `search`: cuDNN tries algorithms, in the first update, with more memory than it takes to use them: "first".
+    """
+    found: dict[str, Any] = {}
+    for batch in batches:
+        size = (f"image_size={pixels}", f"batch_size={batch}", f"accumulate={accumulate}")
+        config = composed(
+            *named(f"segformer_{variant}", toy), *size, f"precision={precision}",
+            f"data.train_size={batch * accumulate}", toy=toy,
+        )  # fmt: skip
+        forecast = forecast_of(config, DEVICE.type)  # the same for all batches
+        try:
+            found[str(batch)] = {"predicted": forecast.peak(batch) / GIB, **_taken(config, search)}
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            found[str(batch)] = {"predicted": forecast.peak(batch) / GIB, "allocated": None}
+        release_memory()
+    return found
+
+
+def _taken(config: DictConfig, search: bool) -> dict[str, float]:
+    cuda, first = DEVICE.type == "cuda", 0.0
     with recorded_peak(DEVICE) as peak:
         fit = training(config).fit
         torch.backends.cudnn.benchmark = search
         fit.state.model.train()
         window = first_window(fit)
         for number in range(3):
-            seeds = range(number, number + accumulate)
+            if cuda and number == 1:
+                first = torch.cuda.max_memory_allocated(DEVICE) / GIB
+                torch.cuda.reset_peak_memory_stats(DEVICE)
+            seeds = range(number, number + len(window))
             make_update(fit.state, fit.task, window, seeds, config.clip_grad_norm)
         del window
         evaluate(fit.state.evaluated(), fit.task, [first_held_out(fit)], fit.state.precision)
-    cuda = DEVICE.type == "cuda"
-    return {
-        "predicted": forecast.peak(batch) / GIB,
-        "allocated": peak.bytes / GIB,
-        "reserved": torch.cuda.max_memory_reserved(DEVICE) / GIB if cuda else None,
-        "taken": taken(),
-    }
+    found = {"allocated": peak.bytes / GIB, "taken": taken()}
+    if cuda:
+        found |= {"first": first, "reserved": torch.cuda.max_memory_reserved(DEVICE) / GIB}
+    return found
 
 
 def _limit(gib: float) -> None:
@@ -76,14 +97,16 @@ class _Listener:
 
 def runs_out(*, toy: bool, where: str) -> Any:
     """Let memory run out once in a part of the step; return what was said and how the training ended."""
-    fit = training(composed(*named("cnn", toy), "max_steps=4", "epochs=1", toy=toy)).fit
+    sizes = ("batch_size=2", "data.train_size=8", "data.val_size=2", "epochs=2")
+    fit = training(composed(*named("cnn", toy), *sizes, toy=toy)).fit
     owner, name = {
         "augmentation": (type(fit.task), "prepare"),
         "forward": (fit.state, "forward"),
         "optimizer": (fit.state.optimizer, "step"),
         "validation": (type(fit.task.meter()), "update"),
     }[where]
-    failing = 1 if where == "validation" else 2
+    # In the second epoch, when there is a checkpoint to go back to; augmentation is refused anyway.
+    failing = 2 if where == "validation" else 6
     inner, calls, notices = getattr(owner, name), [], []
 
     def fails_once(*given: Any, **named: Any) -> Any:
@@ -97,7 +120,7 @@ def runs_out(*, toy: bool, where: str) -> Any:
             ended = fit.run(_Listener(notices), {}).reason
         except Exception as error:
             ended = f"{type(error).__name__}: {error}"
-    return {"ended": ended, "notices": notices}
+    return {"refused": where == "augmentation", "ended": ended, "notices": notices}
 
 
 def largest(*, toy: bool) -> Any:

@@ -8,24 +8,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prove.shared import DEVICE, EVERYTHING, called, composed, named, read, taken, training
+from prove.shared import DEVICE, EVERYTHING, GIB, called, composed, named, read, taken, training
 from segfit.assembly.task import assembly_of
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.compiling import compiled_or_eager
-from segfit.engine.precision import Precision, set_tf32
+from segfit.engine.precision import Precision, native_precisions, set_tf32
 from segfit.engine.step import make_update
 from segfit.system import cards as driver
 from segfit.tasks.segmentation.assembly import make_augment
+from segfit.tasks.segmentation.classes import IGNORE_INDEX
+from segfit.tasks.segmentation.scores import confusion_matrices
 from segfit.tuning.measure import first_window
 
 
 def cards(*, toy: bool) -> Any:  # noqa: ARG001
-    """Compare the driver's list of cards with torch's."""
+    """Return UUID and GiB of each card: by the driver, by torch, and by NVML for the driver's UUID."""
+    listed, management = [], []
+    for gpu in driver.visible_gpus():
+        listed.append([gpu.uuid, gpu.total_gib])
+        try:
+            nvml, handle = driver.nvml(), gpu.handle()
+            gib = nvml.nvmlDeviceGetMemoryInfo(handle).total / GIB
+            management.append([_plain(nvml.nvmlDeviceGetUUID(handle)), gib])
+        except Exception as error:  # no NVML, or it does not know of memory
+            management.append([f"{type(error).__name__}: {error}", 0.0])
     theirs = []
     for number in range(torch.cuda.device_count()):
         one = torch.cuda.get_device_properties(number)
-        theirs.append([str(one.uuid), one.total_memory])
-    return {"driver": [repr(gpu) for gpu in driver.visible_gpus()], "torch": theirs}
+        theirs.append([_plain(one.uuid), one.total_memory / GIB])
+    return {"driver": listed, "torch": theirs, "nvml": management}
+
+
+def _plain(uuid: Any) -> str:
+    return str(uuid).lower().removeprefix("gpu-").removeprefix("mig-")
 
 
 def context(*, toy: bool) -> Any:
@@ -33,12 +48,12 @@ def context(*, toy: bool) -> Any:
     side = 64 if toy else 1024
     found = {"nothing": taken()}
     square = torch.ones(side, side, device=DEVICE)
-    image = square.view(1, 1, side, side)
+    image, heads = square.view(1, 1, side, side), square.bfloat16().view(1, -1, side, 64)
     steps: dict[str, Callable[[], Any]] = {
         "tensor": lambda: square + 1,
         "product": lambda: square @ square,
         "convolution": lambda: F.conv2d(image, torch.ones(1, 1, 3, 3, device=DEVICE)),
-        "attention": lambda: F.scaled_dot_product_attention(image, image, image),
+        "attention": lambda: F.scaled_dot_product_attention(heads, heads, heads),
         "compiled": lambda: torch.compile(lambda x: x.sin() + 1)(square),
     }
     for name, step in steps.items():
@@ -71,32 +86,51 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def exact(*, toy: bool, model: str) -> Any:
-    """Return relative errors of the device's fp32 without TF32 against the CPU's fp64: logits, losses, gradients."""
+    """Return relative errors of the device's fp32 without TF32 against the CPU's fp64.
+
+    Of logits and gradients, in evaluation and in training without dropout; of each loss and its gradient; and the share of
+    pixels that the confusion matrix counts elsewhere.
+    """
     set_tf32(False)
-    config = composed(*named(model, toy), "model.dropout=0", toy=toy)
-    assembly, host = assembly_of(config), torch.device("cpu")
+    still = ["model.dropout=0", *["model.drop_path=0"] * model.startswith("segformer")]
+    options, host = [*named(model, toy), *still], torch.device("cpu")
+    config = composed(*options, toy=toy)
+    assembly, classes = assembly_of(config), config.data.num_classes
     torch.manual_seed(0)
     network, _ = assembly.make_network(config, pretrained=True)
-    twin = (
-        copy.deepcopy(network).double().eval()
-    )  # no drop path, and the statistics of batch norm as they are
-    network = network.to(DEVICE).eval()
+    twin = copy.deepcopy(network).double()
+    network = network.to(DEVICE, memory_format=torch.channels_last)
+    kinds = ((network, DEVICE, torch.float32), (twin, host, torch.float64))
     images = torch.rand(2, 3, config.image_size, config.image_size)
-    targets = torch.randint(0, config.data.num_classes, (2, *images.shape[2:]))
-    found = {}
-    for loss in ("ce", "dice_ce", "lovasz_ce", "focal", "tversky"):
-        other = composed(*named(model, toy), f"loss={loss}", toy=toy)
+    targets = torch.randint(0, classes, (2, *images.shape[2:]))
+    targets[:, :4] = IGNORE_INDEX
+    weigh, found = torch.randn(2, classes, *images.shape[2:]), dict[str, Any]()
+    for mode in ("training", "evaluation"):
         values = []
-        for net, device, dtype in ((network, DEVICE, torch.float32), (twin, host, torch.float64)):
-            net.zero_grad()
-            task = assembly.make_task(other, device)
-            aims = targets.to(device)
+        for net, device, dtype in kinds:
+            net.train(mode == "training").zero_grad()
             logits = net(images.to(device, dtype))
+            logits.backward(weigh.to(logits))
+            gradients = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
+            values.append((logits.detach(), torch.cat(gradients)))
+        found[mode] = dict(zip(("logits", "gradient"), map(_error, *values), strict=True))
+    (ours, _), (theirs, _) = values
+    guesses = ours.argmax(1), theirs.argmax(1)
+    counts = [
+        confusion_matrices(guess, targets.to(guess.device), classes).sum(0).cpu()
+        for guess in (*guesses, guesses[0].cpu())
+    ]
+    share = float((counts[0] - counts[1]).abs().sum() / 2 / counts[1].sum())
+    found["confusion"] = {"elsewhere": share, "miscounted": float((counts[0] != counts[2]).sum())}
+    for loss in ("ce", "dice_ce", "lovasz_ce", "focal", "tversky"):
+        other, values = composed(*options, f"loss={loss}", toy=toy), []
+        for _, device, dtype in kinds:
+            task, aims = assembly.make_task(other, device), targets.to(device)
+            logits = theirs.detach().to(device, dtype, copy=True).requires_grad_()
             value = task.loss(logits, aims, task.totals(aims))
             value.backward()
-            gradients = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
-            values.append((logits, value, torch.cat(gradients)))
-        found[loss] = dict(zip(("logits", "loss", "gradient"), map(_error, *values), strict=True))
+            values.append((value.detach(), logits.grad))
+        found[loss] = dict(zip(("loss", "gradient"), map(_error, *values), strict=True))
     return found
 
 
@@ -114,26 +148,37 @@ def augmentation(*, toy: bool) -> Any:
     return {"images": float((ours.cpu() - theirs).abs().max()), "masks": float(differ)}
 
 
-def rounding(*, toy: bool, fast: bool, precision: str) -> Any:
-    """Return the relative error of b0's logits in a precision, without TF32 in what stays fp32, against fp64."""
+def rounding(*, toy: bool, model: str) -> Any:
+    """Return relative errors of logits in bf16 and fp16, by our forward and the stock one, against fp64.
+
+    What stays fp32 is without TF32.
+    """
     set_tf32(False)
-    config = composed(*named("segformer_b0", toy), f"model.fast={str(fast).lower()}", toy=toy)
-    network, _ = assembly_of(config).make_network(config, pretrained=True)
-    images = torch.rand(2, 3, config.image_size, config.image_size)
-    with torch.no_grad():
-        expected = copy.deepcopy(network).double().eval()(images.double())
-        with Precision(precision, DEVICE.type).autocast():
-            found = network.to(DEVICE).eval()(images.to(DEVICE))
-    return {"logits": _error(found, expected)}
+    found = {}
+    for kind in ("fast", "stock") if model.startswith("segformer") else ("fast",):
+        stock = [f"model.fast={str(kind == 'fast').lower()}"] * model.startswith("segformer")
+        config = composed(*named(model, toy), *stock, toy=toy)
+        torch.manual_seed(0)
+        network, _ = assembly_of(config).make_network(config, pretrained=True)
+        images = torch.rand(2, 3, config.image_size, config.image_size)
+        with torch.no_grad():
+            expected = copy.deepcopy(network).double().eval()(images.double())
+            network = network.to(DEVICE).eval()
+            for precision in [one for one in native_precisions(DEVICE) if one != "fp32"]:
+                with Precision(precision, DEVICE.type).autocast():
+                    logits = network(images.to(DEVICE))
+                found.setdefault(precision, {})[kind] = _error(logits, expected)
+    return found
 
 
 def repeated(*, toy: bool, model: str) -> Any:
-    """Say whether two deterministic runs, and one that was resumed half-way, have the same weights in bits."""
-    options = [*named(model, toy), "deterministic=true", "epochs=2"]
+    """Say whether two deterministic runs, and one that was resumed in an epoch, have the same weights in bits."""
+    sizes = ["batch_size=2", "data.train_size=8", "data.val_size=2", "data.test_size=1"]
+    options = [*named(model, toy), *sizes, "deterministic=true", "epochs=2", "max_steps=8"]
     first, second, half = (
         called("train.py", *options, *more, toy=toy)[0] for more in ([], [], ["max_steps=2"])
     )
-    called("train.py", f"resume={half}", "max_steps=null", base=())
+    called("train.py", f"resume={half}", "max_steps=8", base=())
     return {"again": _same(first, second), "resumed": _same(first, half)}
 
 
@@ -160,9 +205,10 @@ def compiled(*, toy: bool, model: str) -> Any:
 
 def learns(*, toy: bool, precision: str) -> Any:
     """Return the scores after 200 updates on shapes."""
+    many = ["data.train_size=8", "max_steps=4"] if toy else ["data.train_size=160", "max_steps=200"]
     run, _ = called(
-        "train.py", *named("cnn", toy), f"precision={precision}", f"max_steps={4 if toy else 200}",
-        "epochs=100", f"val_every={100 if not toy else 1}", toy=toy,
+        "train.py", *named("cnn", toy), f"precision={precision}", "image_size=96", "batch_size=16", "lr=1e-3",
+        "data.cache=ram", "data.val_size=16", "epochs=100", "val_every=100", *many, toy=toy,
     )  # fmt: skip
     metrics = read(run / "metrics.json")
-    return {name: metrics[name] for name in ("best", "precision", "seconds", "status")}
+    return {name: metrics[name] for name in ("best", "precision", "seconds", "updates")}

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from segfit.assembly.training import Training, make_training
 from segfit.cli import main as cli
+from segfit.system.cards import visible_gpus
 
 ROOT = Path(__file__).parents[3]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,12 +66,16 @@ def called(
     torchrun: int = 0,
     base: tuple[str, ...] = PLAIN,
 ) -> tuple[Path, str]:
-    """Run an entry point; return its run folder and what it printed. Raises RuntimeError with its errors."""
+    """Run an entry point, or another script with a word; return its run folder and what it printed.
+
+    Raises RuntimeError with its errors.
+    """
     folder = Path(tempfile.mkdtemp())
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={torchrun}"] if torchrun else []
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"]
     lines = {text.split("=")[0]: text for text in (*base, *(TOY if toy else ()), *overrides)}
     place = [f"hydra.run.dir={folder}"] if base else []  # a run that is resumed has its folder
-    command = [sys.executable, *launch, str(ROOT / script), *lines.values(), *place]
+    words = [*launch * (torchrun > 0), *str(ROOT / script).split(), *lines.values(), *place]
+    command = [sys.executable, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stdout[-700:] + done.stderr[-700:])
@@ -82,11 +87,19 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def taken() -> float:
-    """Return the GiB that this process takes of the card, by NVML; of the host, where there is none."""
+def used() -> float:
+    """Return the GiB of the card that all processes use, by NVML; without a card, of the host that this one does."""
     import psutil
 
-    if DEVICE.type == "cuda":
-        free, total = torch.cuda.mem_get_info(DEVICE)
-        return (total - free) / GIB
-    return float(psutil.Process().memory_info().rss) / GIB
+    if DEVICE.type == "cpu":
+        return float(psutil.Process().memory_info().rss) / GIB
+    gpu = visible_gpus()[0]
+    return gpu.total_gib - gpu.free_gib()
+
+
+BEFORE = used()
+
+
+def taken() -> float:
+    """Return the GiB that this process has taken of the card since it began, context included, if no other does."""
+    return used() - BEFORE

@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from prove.shared import DEVICE, called, composed, named, read, training
+from segfit.engine.checkpoint import load_checkpoint
+from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.step import make_update
+from segfit.system.monitor import Monitor
 from segfit.tuning.measure import first_window, synchronize
 
 
@@ -50,29 +55,54 @@ def kernel(*, toy: bool, op: str) -> Any:
     }
 
 
-def step(*, toy: bool, variant: str, batch: int, fast: bool, how: str, precision: str) -> Any:
-    """Time updates at 512 px; return the kernels that take most of the device's time, too."""
-    config = composed(
-        *named(f"segformer_{variant}", toy), f"model.fast={str(fast).lower()}", f"batch_size={batch}",
-        f"image_size={64 if toy else 512}", f"precision={precision}", f"compile={str(how != 'eager').lower()}",
-        f"compile_mode={how if how == 'reduce-overhead' else 'default'}",
-        toy=toy,
-    )  # fmt: skip
-    fit = training(config).fit
-    state, window = fit.state, first_window(fit)
+def step(
+    *, toy: bool, variant: str, fast: bool, how: str, precision: str, batches: list[int]
+) -> Any:
+    """Time updates at 512 px with each batch; return the kernels that take most of the device's time, too."""
+    found: dict[str, Any] = {}
+    for batch in batches:
+        config = composed(
+            *named(f"segformer_{variant}", toy), f"model.fast={str(fast).lower()}", f"batch_size={batch}",
+            f"image_size={64 if toy else 512}", f"precision={precision}", f"compile={str(how != 'eager').lower()}",
+            f"compile_mode={how if how == 'reduce-overhead' else 'default'}", f"data.train_size={batch}",
+            toy=toy,
+        )  # fmt: skip
+        try:
+            found[str(batch)] = _updates(config, 3 if toy else 15)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            found[str(batch)] = {"ms": None, "why": "out of memory"}
+        release_memory()
+    return found
+
+
+def _updates(config: DictConfig, rounds: int) -> dict[str, Any]:
+    made = training(config)
+    state, task, window = made.fit.state, made.fit.task, first_window(made.fit)
     state.model.train()
 
     def update() -> None:
-        make_update(state, fit.task, window, [0], config.clip_grad_norm)
+        make_update(state, task, window, [0], config.clip_grad_norm)
 
-    found: dict[str, Any] = _times(update, 3 if toy else 15)
-    kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (DEVICE.type == "cuda")]
-    with profile(activities=kinds) as record:
+    found: dict[str, Any] = _times(update, rounds)
+    found |= {key: made.facts[key] for key in ("precision", "compiled")}
+    cuda = DEVICE.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]) as record:
         update()
         synchronize(DEVICE)
-    key = "device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
-    events = sorted(record.key_averages(), key=lambda one: -getattr(one, key))[:8]
-    found["top"] = [[one.key[:60], one.count, getattr(one, key) / 1000] for one in events]
+    key = "self_device_time_total" if cuda else "self_cpu_time_total"
+    kind = (
+        DeviceType.CUDA if cuda else DeviceType.CPU
+    )  # kernels, not the operations that launch them
+    events = [
+        one
+        for one in record.key_averages()
+        if one.device_type == kind and not getattr(one, "is_user_annotation", False)
+    ]
+    events.sort(key=lambda one: -getattr(one, key))
+    found["kernels"] = sum(one.count for one in events)
+    found["top"] = [[one.key[:60], one.count, getattr(one, key) / 1000] for one in events[:8]]
     return found
 
 
@@ -84,19 +114,36 @@ def ladder(*, toy: bool) -> Any:
 
 
 def busy(*, toy: bool) -> Any:
-    """Return what benchmark=diagnose says of the stock model in fp32, which has to name precision or model.fast."""
+    """Return what benchmark=diagnose says of the stock model in fp32, which has to name precision or model.fast.
+
+    And how busy the device was meanwhile, in percent: the median of the busier half of the readings, as processes start, too.
+    """
     model = named("cnn", toy) if toy else [*named("segformer_b2", toy), "model.fast=false"]
     options = ["precision=fp32", f"seconds={0.5 if toy else 5}"]
-    folder, printed = called("benchmark.py", "benchmark=diagnose", *model, *options, toy=toy)
+    with Monitor(0.2) as monitor:
+        folder, printed = called("benchmark.py", "benchmark=diagnose", *model, *options, toy=toy)
     change = read(folder / "results.json")["values"]["change"] or {}
     named_it = not {"precision", "model.fast"}.isdisjoint(change)
-    return {"names": named_it, "change": change, "printed": printed[-2500:]}
+    readings = sorted(one.utilisation for one in monitor.samples if one.utilisation is not None)
+    found = {"names": named_it, "change": change, "read_by": monitor.probe.source}
+    found["utilisation"] = readings[len(readings) * 3 // 4] if readings else None
+    return {**found, "printed": printed[-2500:]}
 
 
 def processes(*, toy: bool, count: int, backend: str) -> Any:
-    """Train with some processes on one card; return the last lines."""
-    options = [*named("cnn", toy), "max_steps=4", "epochs=1"]
-    return {
-        "wanted": backend,
-        "printed": called("train.py", *options, toy=toy, torchrun=count)[1][-400:],
-    }
+    """Train with processes on one card; return how far the weights are from those that one makes without a group."""
+    options = [
+        *named("cnn", toy), "model.dropout=0", "precision=fp32", "precision.tf32=false", "deterministic=true",
+        "optimizer=sgd", "lr=0.05", "batch_size=2", "data.train_size=16", "data.val_size=2", "epochs=2", "max_steps=4",
+    ]  # fmt: skip
+    script = f"docs/benchmarks/prove/joined.py {backend}"
+    run, printed = called(script, *options, toy=toy, torchrun=count)
+    alone, _ = called("train.py", *options, f"accumulate={count}", toy=toy)
+    several, one = (
+        load_checkpoint(folder / "checkpoints" / "last.pt")["model"] for folder in (run, alone)
+    )
+    weights = [name for name in one if "running" not in name and "num_batches" not in name]
+    far = sum(float((several[name] - one[name]).double().square().sum()) for name in weights)
+    size = sum(float(one[name].double().square().sum()) for name in weights)
+    line = next(line for line in reversed(printed.splitlines()) if "joined by" in line)
+    return {"joined": line, "difference": (far / size) ** 0.5}
