@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 from segfit.cli import main as cli
 from segfit.config import tasks
 
-_registered: list[str] = []
+_registered: list[
+    object
+] = []  # the task, and its schema in Hydra's store, which others may replace
 _chosen: dict[tuple[str, ...], tuple[object, DictConfig]] = {}
 
 
@@ -23,10 +25,11 @@ def set_up(*overrides: str) -> list[str]:
     """Register what composing a command line needs, if its task is not there yet; return it with its task's choices."""
     folders = tasks.config_folders(overrides, cli.CONF)
     task = tasks.task_of(overrides, folders)
-    if _registered != [task]:  # it takes a fifth of the time
+    schema = ConfigStore.instance().repo.get("run_schema.yaml")
+    if not _registered or _registered[0] != task or _registered[1] is not schema:
         with patch.object(sys, "argv", ["train.py", *overrides]):
-            cli.setup()
-        _registered[:] = [task]
+            cli.setup()  # it takes a fifth of the time
+        _registered[:] = [task, ConfigStore.instance().repo["run_schema.yaml"]]
     return [
         text.replace("--config-dir=", "hydra.searchpath=[file://") + "]" * ("--config-dir" in text)
         for text in tasks.qualified(overrides, task, folders)
@@ -42,7 +45,7 @@ def composed_of(arguments: Sequence[str], name: str = "train") -> DictConfig:
     if not any("hydra" in text or "local" in text for text in arguments):
         choices = [text for text in arguments if _is_choice(text)]
         auto = ConfigStore.instance().repo["hardware"]["auto.yaml"]
-        key = (name, *_registered, *choices)
+        key = (name, str(_registered[0]), *choices)
         try:
             if key not in _chosen or _chosen[key][0] is not auto:
                 _chosen[key] = auto, _composed(choices, name)

@@ -108,7 +108,7 @@ class Counters:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.peak = 0
-        event = SimpleNamespace(record=lambda _: None, elapsed_time=lambda _: 1.0)
+        event = SimpleNamespace(record=lambda *_: None, elapsed_time=lambda _: 1.0)
         for name, value in {
             "mem_get_info": lambda _: (2**33, 2**34),
             "set_per_process_memory_fraction": lambda *_: None,
