@@ -89,7 +89,7 @@ def alone(monkeypatch):
 
 
 def test_a_slow_disk_is_named_and_the_cache_helps_as_predicted(tmp_path):
-    slow = ("benchmark.slow_disk_ms=40", "data.cache=none", "benchmark.apply=true")
+    slow = ("benchmark.slow_disk_ms=80", "data.cache=none", "benchmark.apply=true")
     found = diagnosed(tmp_path, *slow, "benchmark.warmup=2", seconds=0.8)
     values = found.values
     assert values["bottleneck"] == "slow disk"
@@ -100,7 +100,7 @@ def test_a_slow_disk_is_named_and_the_cache_helps_as_predicted(tmp_path):
     assert "of the time waits for data. Bottleneck: slow disk. Use data.cache=ram" in found.headline
     assert found.headline.endswith("python train.py data.cache=ram")
     waiting = [row for row in found.tables[0].rows if row[0] == "waiting for data"]
-    assert waiting[0][1] >= 160  # four images an update, 40 ms each
+    assert waiting[0][1] >= 160  # four images an update, at least 40 ms each
     assert sum(row[2] for row in found.tables[0].rows) == pytest.approx(100, abs=1)
     assert {table.name for table in found.tables} == {"phases", "sample", "changes"}
     assert len(found.figures["phases"]().axes[0].get_yticklabels()) == 2
