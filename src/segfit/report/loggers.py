@@ -260,15 +260,25 @@ def run_listener(
     if first_batch is not None:
         made["first_batch.png"] = FirstBatch(files.first_batch, first_batch)
     scores = ScoresFile(files.scores, files.curves if first_batch is not None else None)
-    known, passed_on = set(notices), Listener()
-
-    def pass_on(_: object) -> None:
-        for line in dict.fromkeys(posted()):
-            if line not in known:
-                known.add(line)
-                shown.notice(line)
-
-    vars(passed_on).update(
-        dict.fromkeys(("start", "log", "epoch", "end"), pass_on), notice=known.add
-    )
+    passed_on = _Posted(posted, shown, notices)
     return Listeners(console, log, scores, passed_on, Loggers(made, monitor, shown.notice))
+
+
+class _Posted(Listener):
+    """A listener that passes on the notices of other processes, each once, when the loop logs."""
+
+    def __init__(
+        self, posted: Callable[[], list[str]], listener: Listener, known: Sequence[str]
+    ) -> None:
+        self._posted, self._listener, self._known = posted, listener, set(known)
+
+    def notice(self, message: str) -> None:
+        self._known.add(message)
+
+    def _pass_on(self, _event: object) -> None:
+        for line in self._posted():
+            if line not in self._known:
+                self._known.add(line)
+                self._listener.notice(line)
+
+    start = log = epoch = end = _pass_on  # type: ignore[assignment]
