@@ -170,18 +170,18 @@ def test_what_the_card_decodes_is_decoded_beside_the_updates(photographs, optimi
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "told"),
+    ("owner", "name", "expected"),
     [(Tensor, "record_stream", "may overwrite it"), (Stream, "wait_stream", "has made it")],
 )
 def test_a_fault_beside_the_updates_is_caught_where_the_card_decodes(
-    photographs, owner, name, told
+    photographs, owner, name, expected
 ):
     config = composed("model=cnn", *BASE, *photographs, "augmentation=none")
     with card() as fake, mock.patch.object(owner, name):
         source = assembly_of(config).make_sources(config)["train"]
         batch = next(make_train_batches(config, source, DEVICE, 0).epoch(0, 0))
         batch["image"].float()
-    assert told in str(fake.waits)
+    assert expected in str(fake.waits)
 
 
 def test_a_task_of_ones_own_is_watched_too(optimizers, monkeypatch):

@@ -111,7 +111,7 @@ class EnoughError(Exception):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["right", "memory", "speed"])
 def test_the_configs_for_a_card_are_right(part, monkeypatch):
-    """A card costs money by the minute: no stage may fail there by what a CPU can tell."""
+    """A card costs money by the minute: no stage may fail there for what a CPU can show."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
     stages = importlib.import_module("prove.stages")
     module, made = importlib.import_module(f"prove.{part}"), composed_of_plain
