@@ -29,7 +29,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
     On CUDA under autocast, the result has autocast's type.
     """
-    if x.device.type == "cuda":
+    if _products_pay(x):
         return by_products(x, size, "bilinear")
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
@@ -53,7 +53,7 @@ def average_pool(x: Tensor, grid: int) -> Tensor:
 
 def resize_and_sum(maps: Sequence[Tensor]) -> Tensor:
     """Return the sum of all maps `(B, D, h_i, w_i)` at the size of the first, channels last."""
-    if maps[0].device.type == "cuda":
+    if _products_pay(maps[0]):
         return sum_by_products(maps)
     first, second, *others = maps
     size = first.shape[2:]
@@ -64,6 +64,15 @@ def resize_and_sum(maps: Sequence[Tensor]) -> Tensor:
     for y in others:
         out += resize(y, size)
     return out
+
+
+def _products_pay(x: Tensor) -> bool:
+    """Return whether a map is resized by products: on CUDA, and in code compiled for a CPU, whose own resizing is scalar.
+
+    An export keeps the operation, since products fix the size.
+    """
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return x.device.type == "cuda" or compiled
 
 
 def sum_by_products(maps: Sequence[Tensor]) -> Tensor:
@@ -246,6 +255,22 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     return kept
 
 
+@torch.library.custom_op(
+    "segfit::keep_mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _compiled_mask(like: Tensor, p: float) -> Tensor:
+    """Return `keep_mask` of a dense tensor of any shape, as an operation that compilers call."""
+    mask = torch.empty_like(like)
+    for piece in mask.as_strided((mask.numel(),), (1,)).split(PIECE):
+        piece.copy_(keep_mask(piece, p))
+    return mask
+
+
+@_compiled_mask.register_fake
+def _(like: Tensor, _p: float) -> Tensor:
+    return torch.empty_like(like)
+
+
 class _ReluDropout(torch.autograd.Function):
     """A dropped unit is one that ReLU switches off: its backward reads both from the result."""
 
@@ -276,8 +301,11 @@ def relu_dropout_(x: Tensor, p: float) -> tuple[Tensor, float]:
     """
     if p == 0.0:
         return F.relu_(x), 1.0
-    # a compiler fuses the plain form by itself; CUDA draws its masks inside the dropout kernel
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if x.device.type != "cpu":  # CUDA draws its masks inside the dropout kernel
         return F.dropout(F.relu(x), p), 1.0
     rate = round(p * LEVELS) / LEVELS
+    if (
+        torch.compiler.is_compiling()
+    ):  # a compiler fuses all but the draws, which it would make one by one
+        return F.relu(x) * _compiled_mask(x.detach(), rate), 1 / (1 - rate)
     return _ReluDropout.apply(x, rate), 1 / (1 - rate)
