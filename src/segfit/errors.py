@@ -18,6 +18,12 @@ class SegFitError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+def raise_all(problems: Sequence[str]) -> None:
+    """Raise a SegFitError with all problems, if there are any."""
+    if problems:
+        raise SegFitError(problems)
+
+
 def printable(text: str) -> str:
     """Return text that can be encoded: Python has lone surrogates for bytes of file names that are no UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()

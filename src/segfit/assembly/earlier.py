@@ -15,7 +15,7 @@ from segfit.data.splits import groups_of
 from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.optim import base_rate
 from segfit.engine.state import TrainingState
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 from segfit.runs.files import RunFolder, read_json
 from segfit.runs.folder import may_change
 from segfit.system.hardware import device_name
@@ -112,8 +112,7 @@ def _refuse_other_config(
             problems.append(
                 f"{file}: {key} is {value}, but the run was trained with {was}. Put it back, or start another run."
             )
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.optim import make_optimizer, make_scheduler
 from segfit.engine.precision import Precision, resolve_precision, set_tf32
 from segfit.engine.state import TrainingState
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 from segfit.system.hardware import keep_freed_memory, resolve_device
 
 
@@ -145,8 +145,7 @@ def _refuse_unused(options: DictConfig, model: nn.Module) -> None:
         problems.append(
             f"optimizer.head_lr_factor={options.head_lr_factor}: has no effect, all layers of this model are new. Set lr."
         )
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
 
 
 def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:

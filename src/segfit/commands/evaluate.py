@@ -20,7 +20,7 @@ from segfit.data.source import some
 from segfit.data.splits import groups_of
 from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Findings
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 from segfit.report.evaluation import Evaluation, summed, with_intervals
 from segfit.report.page import run_page
 from segfit.report.text import duration, scores_text, shown_path, write_json
@@ -162,8 +162,7 @@ def _refuse_unlike(compared: str, own: _Pass, other: _Pass) -> None:
     for key in sorted({*facts, *theirs}):
         if facts.get(key) != theirs.get(key):
             problems.append(f"its {key}: {theirs.get(key)}. Of this run: {facts.get(key)}.")
-    if problems:
-        raise SegFitError([f"compare={compared}: {text}" for text in problems])
+    raise_all([f"compare={compared}: {text}" for text in problems])
 
 
 def _folder_pass(run: TrainedRun, options: DictConfig, notice: Notice) -> _Pass:

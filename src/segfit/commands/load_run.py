@@ -30,7 +30,7 @@ from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.state import seed_everything
 from segfit.engine.task import Task
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 from segfit.report.text import hydra_override
 from segfit.runs.files import RunFolder, read_json
 from segfit.runs.folder import load_config, load_named
@@ -93,8 +93,7 @@ def load_runs(options: DictConfig, configs: Sequence[DictConfig], notice: Notice
         if key.startswith(("task.", "data.", "image_size")) and not key.startswith(free)
         if values.get(key) != seen[0].get(key)
     ]
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
     model = make_ensemble([run.model for run in loaded])
     return replace(first, model=model, epoch=None, others=[run.folder for run in loaded[1:]])
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segfit.config.schema import USED, EvaluateConfig, RunConfig, SplitConfig
 from segfit.config.tasks import schema_of
-from segfit.errors import SegFitError, nearest
+from segfit.errors import nearest, raise_all
 
 LARGEST = 2**32 - 1  # of any whole number; seeds of NumPy end here, and nothing else needs more
 _PLAIN_LISTS = ("list[int]", "list[float]", "list[str]")
@@ -36,8 +36,7 @@ def check(config: DictConfig, *, recorded: bool = False) -> None:
             *_check_evaluation(config),
             *getattr(import_module(kind.__module__), "evaluation_problems", lambda _: ())(config),
         ]
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
 
 
 def _check_used(config: DictConfig, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segfit.data.source import some
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 
 FOLDS = 5
 
@@ -181,8 +181,7 @@ def listed(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
         problems.append(
             f"{folder}: {len(twice)} names stand in the lists of two splits: {some(twice)}."
         )
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
     return {part: sorted(set(members)) for part, members in found.items()}
 
 

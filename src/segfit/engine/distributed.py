@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.task import Forward
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 from segfit.system.hardware import resolve_device
 from segfit.system.process import Launch, launched, leave_reason
 
@@ -176,8 +176,7 @@ def refuse_differences(distributed: Distributed, values: Mapping[str, Any]) -> N
                 f"the processes do not train the same: {name} is {found[0]} in process 0, {found[odd]} in process {odd}. "
                 f"Give {name.split('.')[0]}= on the command line, and the same command to every machine."
             )
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
 
 
 @contextmanager

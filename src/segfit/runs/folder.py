@@ -17,7 +17,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from segfit.config.check import check, flat, plain
 from segfit.config.tasks import run_folder, schema_of
-from segfit.errors import SegFitError, nearest
+from segfit.errors import SegFitError, nearest, raise_all
 from segfit.runs.files import RunFolder, read_yaml
 from segfit.system.files import replace_text, reporting
 from segfit.system.process import launched
@@ -130,8 +130,7 @@ def resumed_config(run: Path, overrides: Sequence[str]) -> DictConfig:
             problems.append(f"{key}: there is no such key.{near}")
         except OmegaConfBaseException as error:
             problems.append(f"{key}: {str(error).splitlines()[0]}")
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
     check(config, recorded=True)
     return config
 

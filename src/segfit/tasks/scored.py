@@ -21,7 +21,7 @@ from torch import Tensor
 from segfit.engine.distributed import SINGLE_PROCESS, Distributed
 from segfit.engine.out_of_memory import is_out_of_memory
 from segfit.engine.task import Batch, Forward
-from segfit.errors import SegFitError, nearest
+from segfit.errors import SegFitError, nearest, raise_all
 
 if TYPE_CHECKING:  # its import takes seconds
     from torchmetrics import Metric
@@ -242,8 +242,7 @@ def checked_metrics(
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             problems.append(f"metrics.extra: {name}: cannot score an example ({reason}).")
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
     return found
 
 

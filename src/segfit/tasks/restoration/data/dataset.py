@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segfit.data.images import images_at
 from segfit.data.source import Arrays, Source, SourceView, files_by_name
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 from segfit.tasks.restoration.data.folder import PictureSource, Pixels, as_float, is_shallow
 
 Sample: TypeAlias = dict[str, Any]
@@ -83,8 +83,7 @@ class PredictDataset(SourceView):
         self.folder = Path(folder).expanduser()
         paths, base, self.notices = images_at(folder)
         named, problems = files_by_name(paths, base)
-        if problems:
-            raise SegFitError(problems)
+        raise_all(problems)
         super().__init__(PictureSource(image_mode, list(named), [named]))
         self.remarks: dict[int, str] = {}  # the values of pictures of 16 bits that use few of them
 

@@ -18,7 +18,7 @@ from segfit.data.images import luminance, only_images
 from segfit.data.preflight import Preflight, inspect_sources, unreadable
 from segfit.data.source import Named, Source, files_by_name, list_files, some
 from segfit.data.splits import SPLITS, find_splits, listed, split_names
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 
 Pixels: TypeAlias = NDArray[Any]  # (H, W, C) uint8 or uint16, C 1 or 3
 
@@ -198,8 +198,7 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
             )
         else:
             found[part] = _list(dict(zip(sides, folders, strict=True)), data, fatal)
-    if fatal:
-        raise SegFitError(fatal)
+    raise_all(fatal)
     divides = "val" not in found or data.split.fold is not None
     if divides and (whole := found.pop("", found.pop("train", None))) is not None:
         lists, names = rule.lists, whole.names
@@ -281,6 +280,5 @@ def check_sources(
         for kind, message in _MESSAGES.items()
         if found[kind]
     ]
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
     return Preflight(notices)

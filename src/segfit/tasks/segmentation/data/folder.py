@@ -17,7 +17,7 @@ from segfit.data.gpu_decoding import JPEG_SUFFIXES, HeaderReader
 from segfit.data.images import PERCENTILES, ImageReader, look, resize_image, scale
 from segfit.data.source import Named, some
 from segfit.data.splits import split_names
-from segfit.errors import SegFitError
+from segfit.errors import SegFitError, raise_all
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.layout import Listing, find_layout, list_pairs
 from segfit.tasks.segmentation.data.masks import ValueMap, object_sizes
@@ -190,8 +190,7 @@ def folder_sources(data: DictConfig, classes: Classes) -> dict[str, FolderSource
                 )
             else:
                 problems += error.problems
-    if problems:
-        raise SegFitError(list(dict.fromkeys(problems)))
+    raise_all(list(dict.fromkeys(problems)))
     values = ValueMap(len(classes), None, None)  # masks hold classes already
     if naming.mask_format == "png":
         maps = label_map_of(data) or None, color_table(data)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from segfit.config.check import plain
 from segfit.data.preflight import Preflight, Progress, Seen, inspect_sources, spread, unreadable
 from segfit.data.source import some
-from segfit.errors import SegFitError, printable
+from segfit.errors import printable, raise_all
 from segfit.tasks.segmentation.classes import Classes, make_classes, sided_pairs
 from segfit.tasks.segmentation.data.dataset import LabelledSource, place_image
 from segfit.tasks.segmentation.data.folder import FolderSource
@@ -79,8 +79,7 @@ def check_sources(
     for wrong, odd in (unreadable(seen, skip=skip), _describe(seen)):
         problems += wrong
         notices += odd
-    if problems:
-        raise SegFitError(problems)
+    raise_all(problems)
     if data.fit != "crop":
         notices += _lost(seen, size_of(config.image_size), data.fit)
     pixels = {}
@@ -127,8 +126,7 @@ def class_pixels(
     classes = len(source.classes)
     if isinstance(source, FolderSource):
         seen = inspect_sources({"train": source}, "sample" if sample else "full")
-        if wrong := unreadable(seen, skip=skip)[0]:
-            raise SegFitError(wrong)
+        raise_all(unreadable(seen, skip=skip)[0])
         counts = [one.report.get("pixels", [0] * classes) for one in seen]
     else:
         masks = (source.read(i)[1] for i in spread(len(source), SAMPLE if sample else len(source)))
