@@ -22,6 +22,11 @@ class Column:
     spec: str = ""  # how its numbers are printed (format specification); files keep them whole
 
 
+def columns(head: str) -> list[Column]:
+    """Return the columns of a table's head, names with a format specification where they have one: "step | ms:.1f | GiB:.2f"."""
+    return [Column(*cell.strip().split(":")) for cell in head.split("|")]
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of numbers and words."""

@@ -4,11 +4,9 @@ A mode's module has `run(config, bench) -> Findings`; it measures what `segfit.a
 engine's own step, and re-implements neither.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from segfit.engine.findings import Column
 
 
 @dataclass(frozen=True)
@@ -18,8 +16,3 @@ class Bench:
     folder: Path  # of this benchmark, made already; for what is kept besides the findings
     notice: Callable[[str], None]  # called with each fallback and each thing left out, as a line
     progress: Callable[[str, int, int], None]  # called with (what is measured now, done, total)
-
-
-def columns(specs: Mapping[str, str]) -> list[Column]:
-    """Return columns by their names, with the format specifications of their numbers."""
-    return [Column(name, spec) for name, spec in specs.items()]

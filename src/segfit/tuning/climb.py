@@ -15,7 +15,7 @@ from segfit.tuning.change import Change, changed, differing
 from segfit.tuning.measure import Speed
 from segfit.tuning.trial import run_trial
 
-SPEED_COLUMNS = {"ms": ".1f", "wait %": ".1f", "GiB": ".2f"}  # name → format specification
+SPEED_COLUMNS = "ms:.1f | wait %:.1f | GiB:.2f"
 KEPT, NOT_FASTER, NO_TIME, OUT_OF_MEMORY = "kept", "not faster", "no time left", "out of memory"
 
 

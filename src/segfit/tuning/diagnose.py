@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 
 from segfit.assembly.task import planning_of
 from segfit.config.tasks import schema_of
-from segfit.engine.findings import Cell, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table, columns
 from segfit.engine.out_of_memory import is_out_of_memory, release_memory
 from segfit.engine.precision import native_precisions
 from segfit.system.hardware import resolve_device
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, augmentation_of, changed, with_batch
 from segfit.tuning.measure import explain_out_of_memory, measure_training
 from segfit.tuning.timeline import OUTSIDE, Timeline, recorded
@@ -102,10 +102,10 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     sample = [(name, 1000 * cost) for name, cost in zip(names, astuple(facts.costs), strict=True)]
     tables = [
         _phases_table(timeline),
-        Table("sample", title, columns({"part": "", "ms": ".2f"}), sample),
+        Table("sample", title, columns("part | ms:.2f"), sample),
     ]
     if found.predictions:
-        shown = columns({"cures": "", "change": "", "predicted gain": ".2f", "remark": ""})
+        shown = columns("cures | change | predicted gain:.2f | remark")
         rows = [
             [one.change.name, one.change.typed, one.gain, one.change.remark or None]
             for one in found.predictions
@@ -200,7 +200,7 @@ def _command(best: Change) -> str:
 
 def _phases_table(timeline: Timeline) -> Table:
     shares = timeline.by_phase()
-    shown = columns({"phase": "", "ms an update": ".2f", "% of the time": ".1f"})
+    shown = columns("phase | ms an update:.2f | % of the time:.1f")
     rows: list[list[Cell]] = []
     ms = 1000 * timeline.seconds / timeline.updates
     for name, (label, _) in _PHASES.items():
@@ -211,7 +211,7 @@ def _phases_table(timeline: Timeline) -> Table:
             there = name in timeline.device and name in ("copy", *ARITHMETIC)
             rows[-1].append(1000 * timeline.device[name] / timeline.updates if there else None)
     if timeline.device:
-        shown += columns({"device ms": ".2f"})
+        shown += columns("device ms:.2f")
     title = (
         f"{timeline.updates} updates of {timeline.samples:g} samples, {timeline.epochs} epochs begun: "
         f"{1000 * timeline.update:.1f} ms an update, {timeline.rate:.1f} samples/s without validation and saving"

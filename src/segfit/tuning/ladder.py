@@ -8,16 +8,16 @@ from omegaconf import DictConfig
 
 from segfit.assembly.data import workers_of
 from segfit.assembly.task import assembly_of, planning_of
-from segfit.engine.findings import Cell, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table, columns
 from segfit.engine.precision import native_precisions
 from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores, device_name, resolve_device
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, augmentation_of, changed, with_batch
 from segfit.tuning.climb import KEPT, SPEED_COLUMNS, Climb, Step, bars
 
 SECONDS = 10.0
-_NAMED = {"rung": "", "samples/s": ".1f", "× before": ".2f", "× naive": ".2f", "kept": ""}
+_COLUMNS = f"rung | samples/s:.1f | × before:.2f | × naive:.2f | kept | {SPEED_COLUMNS}"
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -77,13 +77,11 @@ def _findings(config: DictConfig, climb: Climb, device: str) -> Findings:
     labels += [f"left out: {step.verdict}" for step in left_out]
     emphasis = max(place for place, step in enumerate(steps) if step.verdict == KEPT)
     about = f"{title}: a rung that is not kept is left off from there on"
-    tables = [Table("ladder", about, columns({**_NAMED, **SPEED_COLUMNS}), rows, emphasis)]
+    tables = [Table("ladder", about, columns(_COLUMNS), rows, emphasis)]
     if left_out:
         missing = [(step.change.name, step.verdict) for step in left_out]
         about = "Not on this machine, or not with this model"
-        tables.append(
-            Table("left-out", about, columns({"rung": "", "left out because": ""}), missing)
-        )
+        tables.append(Table("left-out", about, columns("rung | left out because"), missing))
     return Findings(
         headline=headline,
         tables=tables,

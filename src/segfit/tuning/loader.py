@@ -13,21 +13,20 @@ from omegaconf import DictConfig
 from segfit.assembly.data import cached_sources, make_train_batches
 from segfit.assembly.task import assembly_of, planning_of
 from segfit.data.source import Source
-from segfit.engine.findings import Findings, Table
+from segfit.engine.findings import Findings, Table, columns
 from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
 from segfit.system.hardware import available_cores, resolve_device
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 from segfit.tuning.change import Change, augmentation_of, changed
 from segfit.tuning.measure import Stopwatch, explain_out_of_memory, measure_training
 
 SECONDS = 5.0
 _CACHES = ("none", "disk", "ram")  # from the smallest to what takes most
-_COLUMNS = {
-    **dict.fromkeys(("augmentation", "cache", "workers", "prefetch"), ""),
-    **{"samples/s": ".1f", "× model": ".2f", "training samples/s": ".1f", "outruns": ""},
-}
-_DALI_COLUMNS = {"threads": "", "samples/s": ".1f", "× model": ".2f"}
+_SPEEDS = "samples/s:.1f | × model:.2f"
+_COLUMNS = (
+    f"augmentation | cache | workers | prefetch | {_SPEEDS} | training samples/s:.1f | outruns"
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _dali(config: DictConfig, bench: Bench, model: float, seconds: float) -> lis
             return []
         speed = watch.speed.samples_per_second
         rows.append((threads, speed, speed / model))
-    return [Table("dali", "DALI, same files", columns(_DALI_COLUMNS), rows)]
+    return [Table("dali", "DALI, same files", columns(f"threads | {_SPEEDS}"), rows)]
 
 
 def dali_batches(

@@ -17,13 +17,13 @@ from scipy.signal import savgol_filter
 
 from segfit.assembly.training import Training, make_training
 from segfit.config.benchmark import LrFindConfig
-from segfit.engine.findings import Cell, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table, columns
 from segfit.engine.fit import Fit
 from segfit.engine.state import derive_seed
 from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
 from segfit.errors import SegFitError
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 from segfit.tuning.measure import explain_out_of_memory, windows
 
 LEAST_UPDATES = 20  # fewer make no curve
@@ -174,7 +174,7 @@ def _findings(config: DictConfig, test: RangeTest, facts: dict[str, str]) -> Fin
         ["lr of the config", float(config.lr), None],
     ]
     title = f"Sweep of {len(rates)} updates, effective batch {test.samples}"
-    shown = columns({"where": "", "lr": ".2e", "smoothed loss": ".4f"})
+    shown = columns("where | lr:.2e | smoothed loss:.4f")
     return Findings(
         headline=headline,
         tables=[Table("rates", title, shown, rows, emphasis=None if rate is None else 0)],

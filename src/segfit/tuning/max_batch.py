@@ -12,20 +12,17 @@ from omegaconf import DictConfig
 from segfit.assembly.task import TRAINED, assembly_of
 from segfit.config.tasks import schema_of
 from segfit.data.images import largest_first
-from segfit.engine.findings import Findings, Table
+from segfit.engine.findings import Findings, Table, columns
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 from segfit.tuning.measure import trial_config
 from segfit.tuning.memory.planner import CONTEXT, forecast_of
 from segfit.tuning.trial import Outcome, run_trial
 
 OUT_OF_MEMORY, OVER_BUDGET = "out of memory", "over the budget"
-_COLUMNS = {
-    **{"batch_size": "", "verdict": "", "peak GiB": ".3f", "limit GiB": ".3f"},
-    **{"samples/s": ".1f", "trial s": ".1f"},
-}
+_COLUMNS = "batch_size | verdict | peak GiB:.3f | limit GiB:.3f | samples/s:.1f | trial s:.1f"
 _GUESSES_IN_A_ROW = 3  # then a step whose gain is sure
 _LEAP = 8  # a guess is followed no further than so many times what is known to fit
 _SEARCH, _VERIFY = 1, 2  # rounds of training and validation in a trial

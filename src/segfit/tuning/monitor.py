@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from segfit.engine.findings import Findings, Table
+from segfit.engine.findings import Findings, Table, columns
 from segfit.system.monitor import READINGS, Means, Probe, Sample, summed_up
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 
 SECONDS = 60.0
 _SHOW_EVERY = 30  # samples between two lines on an output that is no terminal
@@ -73,7 +73,7 @@ def found(samples: Sequence[Sample], probe: Probe, folder: Path) -> Findings:
     means = summed_up(samples)
     mean, peak = means.mean, means.peak
     rows = [(_TEXTS[name][0], mean[name], peak[name]) for name in mean]
-    shown = columns({"reading": "", "mean": ".1f", "peak": ".1f"})
+    shown = columns("reading | mean:.1f | peak:.1f")
     title = f"{probe.name}, {len(samples)} samples by {probe.source}"
     return Findings(
         headline=judgement(means, probe.total_gib, card=probe.source == "NVML"),

@@ -18,11 +18,11 @@ from segfit.assembly.task import TRAINED, assembly_of
 from segfit.assembly.training import model_choice, model_options, tuned_for
 from segfit.config.check import plain
 from segfit.config.tasks import DEFAULT, config_folders, qualified, schema_of
-from segfit.engine.findings import Cell, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table, columns
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.files import replace_text, reporting
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 from segfit.tuning.change import GROUPS, Change
 from segfit.tuning.climb import SPEED_COLUMNS, Climb, Step, bars
 from segfit.tuning.search import Search
@@ -31,7 +31,7 @@ CONF = Path(__file__).parents[3] / "conf"
 MARK = "Written by benchmark=optimize"
 # What a recipe says at the top level, in the order of conf/hardware/*.yaml.
 _TOP = ("batch_size", "accumulate", "epochs", "lr", "channels_last", "compile")
-_NAMED = {"setting": "", "samples/s": ".1f", "× composed": ".2f", "verdict": ""}
+_COLUMNS = f"setting | samples/s:.1f | × composed:.2f | verdict | {SPEED_COLUMNS}"
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
@@ -96,7 +96,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     about = f"{title}: each on top of those that were kept above it"
     return Findings(
         headline="\n".join(summary),
-        tables=[Table("trials", about, columns({**_NAMED, **SPEED_COLUMNS}), rows)],
+        tables=[Table("trials", about, columns(_COLUMNS), rows)],
         values={**values, "trials": [asdict(step) for step in climb.steps]},
         figures={"optimize": figure},
         scalars={

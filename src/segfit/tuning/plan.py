@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.config.tasks import schema_of
-from segfit.engine.findings import Cell, Column, Findings, Table
+from segfit.engine.findings import Cell, Column, Findings, Table, columns
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.tuning import Bench
@@ -53,8 +53,8 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     tables = [_parts_table(forecast, batch, card), _batches_table(forecast, batch, card)]
     if found:
         rows = [astuple(replace(lever, needed=lever.needed / GIB)) for lever in found]
-        columns = _columns("change", "what it does", "needed, GiB", "fits", "largest batch then")
-        tables.append(Table("levers", f"What would help it into {card.name}", columns, rows))
+        head = columns("change | what it does | needed, GiB:.2f | fits | largest batch then")
+        tables.append(Table("levers", f"What would help it into {card.name}", head, rows))
     values: dict[str, Any] = {
         "predicted": True,
         "device_type": card.device_type,
@@ -81,10 +81,6 @@ def run(config: DictConfig, bench: Bench) -> Findings:
     return Findings(headline, tables=tables, values=values, scalars=scalars)
 
 
-def _columns(*names: str) -> list[Column]:
-    return [Column(name, ".2f" if name.endswith(", GiB") else "") for name in names]
-
-
 def _parts_table(forecast: Forecast, batch: int, card: Card) -> Table:
     sides = forecast.train.at(batch), forecast.val.at(batch)
     totals = [sum(side.values()) for side in sides]
@@ -99,10 +95,10 @@ def _parts_table(forecast: Forecast, batch: int, card: Card) -> Table:
     rows: list[list[Cell]] = [
         [label, *(size / GIB for size in each)] for label, each in sizes if any(each)
     ]
-    columns = _columns("part", "update, GiB", "validation, GiB")
+    head = columns("part | update, GiB:.2f | validation, GiB:.2f")
     val_batch = 1 if forecast.fixed_val else batch
     title = f"At the peak, predicted (batch {batch}, validation {val_batch})"
-    return Table("parts", title, columns, rows, emphasis=len(rows) - 1)
+    return Table("parts", title, head, rows, emphasis=len(rows) - 1)
 
 
 def _batches_table(forecast: Forecast, batch: int, card: Card) -> Table:
@@ -114,9 +110,9 @@ def _batches_table(forecast: Forecast, batch: int, card: Card) -> Table:
         peaks = [forecast.train.peak(size), forecast.val.peak(size)]
         needed = card.needed(max(peaks))
         rows.append([size, *(value / GIB for value in (*peaks, needed)), max(peaks) <= card.budget])
-    columns = _columns("batch", "update, GiB", "validation, GiB", "needed, GiB", "fits")
+    head = columns("batch | update, GiB:.2f | validation, GiB:.2f | needed, GiB:.2f | fits")
     title = f"By micro-batch, against {card.name}"
-    return Table("batches", title, columns, rows, emphasis=batches.index(batch))
+    return Table("batches", title, head, rows, emphasis=batches.index(batch))
 
 
 def _headline(config: DictConfig, values: dict[str, Any], card: Card, found: list[Lever]) -> str:
@@ -185,14 +181,14 @@ def _comparison(config: DictConfig, bench: Bench) -> Findings:
         grows = forecast.peak(16) - forecast.peak(15)
         most = [card.largest(forecast) for card in cards]
         rows.append([label, shown, forecast.peak(1) / GIB, grows / GIB, *most])
-    columns = [*_columns("model", "sample", "batch 1, GiB"), Column("each more, GiB", ".3f")]
-    columns += _columns(*(card.name for card in cards))
+    head = columns("model | sample | batch 1, GiB:.2f | each more, GiB:.3f")
+    head += [Column(card.name) for card in cards]
     precision = planned_precision(config, kind)
     title = f"Largest micro-batch that fits, {precision}, predicted (0: not a single sample)"
     return Findings(
         headline=f"Largest micro-batches of {len(rows)} settings on {', '.join(card.name for card in cards)}: "
         f"predicted for {precision}, a margin of {MARGIN:.0%} and {cards[0].context / GIB:g} GiB of context left free.",
-        tables=[Table("largest", title, columns, rows)],
+        tables=[Table("largest", title, head, rows)],
         values={
             "predicted": True,
             "precision": precision,

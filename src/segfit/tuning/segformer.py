@@ -9,24 +9,22 @@ import torch
 from omegaconf import DictConfig
 
 from segfit.assembly.training import make_training
-from segfit.engine.findings import Findings, Table
+from segfit.engine.findings import Findings, Table, columns
 from segfit.errors import SegFitError
 from segfit.system.cards import GIB
 from segfit.system.hardware import resolve_device
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 from segfit.tuning.change import changed
 from segfit.tuning.measure import explain_out_of_memory, inference_speed, recorded_peak, train_speed
 
 _PASSES = {"training": train_speed, "inference": inference_speed}
 _BRIEFLY: dict[str, Any] = {"seconds": 0.0, "warmup": 0, "resident": True}  # three steps
-_SPEED = {
-    **{"model": "", "precision": "", "pass": "", "stock ms": ".1f", "fast ms": ".1f"},
-    **{"times faster": ".2f", "p5": ".2f", "p95": ".2f"},
-}
-_MEMORY = {
-    **{"model": "", "precision": "", "stock peak GiB": ".3f", "fast peak GiB": ".3f"},
-    **{"ratio": ".2f", "of the step alone": ".2f"},
-}
+_SPEED = (
+    "model | precision | pass | stock ms:.1f | fast ms:.1f | times faster:.2f | p5:.2f | p95:.2f"
+)
+_MEMORY = (
+    "model | precision | stock peak GiB:.3f | fast peak GiB:.3f | ratio:.2f | of the step alone:.2f"
+)
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:

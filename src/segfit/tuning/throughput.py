@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from segfit.assembly.training import Training, make_training
 from segfit.engine.evaluate import evaluate
-from segfit.engine.findings import Cell, Findings, Table
+from segfit.engine.findings import Cell, Findings, Table, columns
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
-from segfit.tuning import Bench, columns
+from segfit.tuning import Bench
 from segfit.tuning.measure import (
     Speed,
     explain_out_of_memory,
@@ -31,10 +31,7 @@ from segfit.tuning.measure import (
 SECONDS = 10.0
 # Inference first: on the CPU peak memory is the process's so far, and training needs more.
 _PASSES = {"inference": inference_speed, "training": train_speed}
-_COLUMNS = {
-    **{"pass": "", "batches": "", "samples/s": ".1f", "ms": ".1f", "p5": ".1f", "p95": ".1f"},
-    **{"wait %": ".1f", "GiB": ".2f", "TFLOP/s": ".3f", "peak %": ".0f"},
-}
+_COLUMNS = "pass | batches | samples/s:.1f | ms:.1f | p5:.1f | p95:.1f | wait %:.1f | GiB:.2f | TFLOP/s:.3f | peak %:.0f"
 # Name as CUDA gives it, without "NVIDIA" and "GeForce" → dense TFLOP/s in fp32, TF32 and the halves (accumulating in
 # fp32), from NVIDIA's data sheets and architecture white papers; None where the card has no such units.
 _CARDS: dict[str, tuple[float, float | None, float]] = {

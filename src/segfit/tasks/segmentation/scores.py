@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from segfit.engine.findings import Cell, Column, Table
+from segfit.engine.findings import Cell, Table, columns
 from segfit.errors import SegFitError
 from segfit.report.text import number
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
@@ -19,12 +19,7 @@ Sums = NDArray[np.float64]
 
 SCORES = ("miou", "macro_f1", "foreground_iou", "foreground_f1", "pixel_accuracy", "mean_accuracy")
 BINS = 15  # of probabilities, of equal width, as in Guo et al., arXiv 1706.04599
-_COLUMNS = (
-    Column("class"),
-    *(Column(name, ".4f") for name in ("IoU", "F1", "accuracy")),
-    Column("pixels", ","),
-    Column("share", ".1%"),
-)
+_COLUMNS = columns("class | IoU:.4f | F1:.4f | accuracy:.4f | pixels:, | share:.1%")
 
 
 class Scores(NamedTuple):
@@ -193,6 +188,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> tuple[float, Table]:
         sure, guess = (logits * math.exp(-power)).softmax(1).max(1)
         gaps = calibration_gaps(sure.numpy(), (guess == labels).numpy())
         rows.append([math.exp(power), entropy(power), float(np.abs(gaps).sum() / len(labels))])
-    columns = [Column(one, ".4f") for one in ("temperature", "cross-entropy", "calibration error")]
+    head = columns("temperature:.4f | cross-entropy:.4f | calibration error:.4f")
     title = f"Temperature fitted on {len(labels):,} pixels"
-    return math.exp(float(found.x)), Table("temperature", title, columns, rows)
+    return math.exp(float(found.x)), Table("temperature", title, head, rows)
