@@ -1,6 +1,5 @@
 """Which samples make which batch, a pure function, so that a run can be resumed; and batches on the device, as the loop takes them."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -40,10 +39,9 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, seed), a pure function of (length, batch size, seed, epoch, first sample).
 
-    Every sample occurs at most once an epoch, unless there are `weights`. An incomplete last batch is dropped, since batch norm
-    hates small ones and a step of another shape is slow; a data set smaller than a batch makes
-    batches of all it has. So batches of a single sample occur only if there is no other sample, or if
-    `batch_size` is 1.
+    Every sample occurs at most once an epoch, unless there are `weights`. An incomplete last batch is dropped, since batch
+    norm hates small ones and a step of another shape is slow; a data set smaller than a batch makes batches of all it has. So
+    batches of a single sample occur only if there is no other sample, or if `batch_size` is 1.
 
     Several processes cut every batch of batch_size × world_size samples into equal shares, so that together they
     see what one process would with batches of that size.
@@ -171,7 +169,6 @@ class DevicePrefetcher:
     non_blocking: bool = True
     # what makes of a batch of the loader the one that is copied, in the stream of the copy
     finish: Callable[[Batch], Batch] | None = None
-    wait_seconds: float = 0.0  # that passed waiting for the loader, since this was last set to 0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -179,9 +176,7 @@ class DevicePrefetcher:
     def __iter__(self) -> Iterator[Batch]:
         overlap = self.device.type == "cuda" and self.non_blocking
         stream = torch.cuda.Stream(self.device) if overlap else None
-        start = time.perf_counter()
         for batch in self.loader:
-            self.wait_seconds += time.perf_counter() - start
             with torch.cuda.stream(stream) if stream else nullcontext(), phase("copy"):
                 made = batch if self.finish is None else self.finish(batch)
                 moved = {
@@ -195,7 +190,6 @@ class DevicePrefetcher:
                     # The allocator must not hand this memory to the next copy before `current` is done with it.
                     tensor.record_stream(current)
             yield moved
-            start = time.perf_counter()
 
 
 @dataclass(eq=False)
