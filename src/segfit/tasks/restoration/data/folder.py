@@ -1,7 +1,5 @@
 """Picture files with all of their 8 or 16 bits, alone or in pairs, in folders; and all that is wrong with them."""
 
-import struct
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,18 +63,12 @@ def is_shallow(pixels: Pixels) -> bool:
 
 def png(pixels: Pixels) -> bytes:
     """Return a picture (H, W, C) uint8 or uint16 as a PNG file of that depth; Pillow writes no 16-bit colours."""
-    height, width, channels = pixels.shape
-    depth = 8 * pixels.dtype.itemsize
-    rows = pixels.astype(pixels.dtype.newbyteorder(">")).reshape(height, -1).view(np.uint8)
-    # Filter 2 (up): each row as its difference from the one above.
-    rows = np.concatenate([rows[:1], rows[1:] - rows[:-1]])
-    filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows], axis=1)
-    header = struct.pack(">IIBBBBB", width, height, depth, 0 if channels == 1 else 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    import imagecodecs
+
+    # Run-lengths of differences from the row above: several times as fast as a search for matches, and about as small.
+    how = {"filter": imagecodecs.PNG.FILTER.UP, "strategy": imagecodecs.PNG.STRATEGY.RLE}
+    rows = np.ascontiguousarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
+    return bytes(imagecodecs.png_encode(rows, **how))
 
 
 def as_float(pixels: Pixels) -> NDArray[np.float32]:
@@ -254,9 +246,8 @@ def check_sources(
     """Look at pictures before training; a source without files has nothing to look at.
 
     `needs` are the pictures that a split has to have at least; `progress` is called with (done, total) pictures while files
-    are opened. Raises a SegFitError with every problem found: too few pictures, files without a partner, unreadable files
-    (a notice where they are to be skipped), pictures that are too small, pairs of unequal size or shifted against each
-    other.
+    are opened. Raises a SegFitError with every problem found: too few pictures, files without a partner, unreadable files (a
+    notice where they are to be skipped), pictures that are too small, pairs of unequal size or shifted against each other.
     """
     problems = [
         f"{split} has no pictures. Add some, or change data.split."
