@@ -128,8 +128,11 @@ def _look(source: Any, index: int) -> str:
 def _content(file: Path) -> str:
     if not file.is_file():  # a pipe would be waited for, a device read without end
         return "unreadable"
+    digest = hashlib.blake2b(digest_size=8)
     with suppress(OSError), file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+        while piece := stream.read(2**20):  # not hashlib.file_digest, which Python 3.10 lacks
+            digest.update(piece)
+        return digest.hexdigest()
     return "unreadable"
 
 
