@@ -22,6 +22,7 @@ from segfit.runs.files import COMPLETE, RunFolder, read_json, read_yaml
 from segfit.sweeps.leaderboard import read_job
 from segfit.system.files import replace_text
 from segfit.system.hardware import available_cores
+from segfit.system.process import STOPPING
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -30,10 +31,7 @@ _JOB_FOLDER = "SEGFIT_JOB_FOLDER"  # set for the processes of a sweep
 # Hydra's options that only the sweep gets; a job must not sweep again, and has its own folder.
 _SWEEP_ONLY = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.sweeper", "hydra.launcher", "hydra/sweeper",
                "hydra/launcher")  # fmt: skip
-# Slurm and submitit send SIGUSR1 and SIGUSR2 when the time is up or the job is preempted.
-_ENDING = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
+_ENDING = STOPPING - {signal.SIGINT, getattr(signal, "SIGHUP", None)}  # what a scheduler sends
 _stopped = False
 # The plugins' schemas do validate conf/hydra/launcher, as intended. Here, since the launchers' processes compose too,
 # and only import this module.
@@ -45,9 +43,8 @@ warnings.filterwarnings(
 def run_job(script: Path) -> float | None:
     """Run this job of a sweep in a process of its own; return its best score, None if it has none.
 
-    A job that is done is skipped and one that was interrupted is resumed, so that a sweep can be launched again and
-    a scheduler can requeue a job. A job that fails leaves `error.json` in its folder and has no score; the sweep
-    continues.
+    A job that is done is skipped and one that was interrupted is resumed, so that a sweep can be launched again and a
+    scheduler can requeue a job. A job that fails leaves `error.json` in its folder and has no score; the sweep continues.
 
     Raises a KeyboardInterrupt if the job was ended by Ctrl-C, which ends the sweep; a SystemExit if the sweep was ended by
     SIGTERM, once the job has saved; a SegFitError if the job's folder holds another job, or cannot be written to.
@@ -161,7 +158,7 @@ def _run(command: list[str], environment: dict[str, str], output: Path | None) -
     At a scheduler's signal the job gets SIGTERM and saves; then the signal takes its effect.
     """
     global _stopped
-    handled = _ENDING if threading.current_thread() is threading.main_thread() else ()
+    handled = _ENDING if threading.current_thread() is threading.main_thread() else set()
     received: list[int] = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(output.open("ab")) if output is not None else None
