@@ -204,10 +204,7 @@ def run(
 
 
 def fail(problems: list[str], code: int = 2) -> NoReturn:
-    """Print the problems and exit.
-
-    Of several processes the main one prints; another one prints only if it alone fails.
-    """
+    """Print the problems and exit; of several processes the main one prints, and another only if it alone fails."""
     if launched().rank > 0:
         time.sleep(_GRACE_SECONDS)
     leave_reason("\n".join(problems))

@@ -48,7 +48,6 @@ def _lead(
     distributed: Distributed,
     resumed: bool,
 ) -> EndLog:
-    """Train, report and write."""
     terminal, notices = stdout_console(), list[str]()
     console, checking = console_report(terminal), WorkProgress(terminal)
     listeners: list[Listener] = [console]

@@ -135,7 +135,6 @@ class DiskStore:
         return self.folder / name[:2] / name
 
     def _header(self, index: int, content: NDArray[np.uint8]) -> bytes:
-        """Return the header that a file with this content must have."""
         checksum = zlib.crc32(content[_HEADER.size :].data)
         return _HEADER.pack(_MAGIC, self.names[index].encode(), checksum)
 

@@ -213,7 +213,6 @@ def _read_array(path: Path) -> NDArray[Any]:
 
 
 def _read_tiff(path: Path, mode: str, *, bands: bool) -> Values:
-    """Return what `read_values` does."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:
@@ -272,8 +271,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 def reading(path: Path) -> Iterator[None]:
     """Make one message with the file's name of any failure to read it.
 
-    Raises a SegFitError if the file is missing, unreadable, truncated or unreasonably large; a MemoryError if memory ran
-    out.
+    Raises a SegFitError if the file is missing, unreadable, truncated or unreasonably large; a MemoryError if memory ran out.
     """
     try:
         # A pipe would be waited for, /dev/zero read without end.

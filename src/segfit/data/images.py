@@ -34,10 +34,7 @@ FAINT = (
 
 @dataclass(frozen=True)
 class ImageReader:
-    """How image files become uint8; picklable.
-
-    EXIF orientation is applied, alpha is dropped, palettes and CMYK are converted.
-    """
+    """How image files become uint8; picklable. EXIF orientation is applied, alpha dropped, palettes and CMYK converted."""
 
     mode: str = "rgb"  # or "gray": one channel (the luminance of colour files), repeated to three
     # two percentiles (0-100) of each image (with `bands`, of each band) that become 0 and 255
@@ -174,10 +171,7 @@ def scale(
 
 
 def only_images(files: Sequence[Path], place: Path) -> tuple[list[Path], list[str]]:
-    """Return the image files among those at `place`, and a line about the others, if there are any.
-
-    Raises a SegFitError if there is no image.
-    """
+    """Return the image files among those at `place`, and a line about the others if any; raise a SegFitError for no image."""
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     others = [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
     kinds = some(sorted({file.suffix or file.name for file in others}))

@@ -61,10 +61,7 @@ class ShapesSource:
         return []
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return an image (R, R, 3) uint8 RGB and its labels (R, R) uint8, R the resolution.
-
-        0: background, 1: liver, 2: kidney, 3: spleen.
-        """
+        """Return an image (R, R, 3) uint8 RGB, R the resolution, and its labels (R, R) uint8: liver 1, kidney 2, spleen 3."""
         if not 0 <= index < self.size:
             raise IndexError(index)
         rng = np.random.default_rng((self.data_seed, _SPLIT_OFFSETS[self.split] + index))

@@ -48,10 +48,7 @@ class TrainingLog:
         self._start = time.perf_counter()
 
     def add(self, loss: Tensor, norm: Tensor, counted: Tensor, samples: int, waited: float) -> None:
-        """Count an update of `samples` over all processes, for which the loop waited so many seconds.
-
-        The tensors are those of `make_update`.
-        """
+        """Count what `make_update` returned for so many samples of all processes, for which the loop waited so many seconds."""
         skipped = torch.zeros_like(loss)
         if self.state.scaler.is_enabled():  # an overflow is no fault: GradScaler skipped the update
             skipped = ~norm.isfinite()

@@ -129,10 +129,7 @@ class TimmUnet(nn.Module):
 
 
 def make_encoder(encoder: str, weights: str | None, channels: int = 3) -> tuple[nn.Module, Weights]:
-    """Return a model of `timm.create_model(..., features_only=True)` and which weights it has.
-
-    Arguments and errors are those of `TimmUnet`.
-    """
+    """Return a model of `timm.create_model(..., features_only=True)` and its weights; arguments and errors as `TimmUnet`'s."""
     name = encoder.split(".")[0]
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models()) or f" Good ones: {GOOD_ENCODERS}."

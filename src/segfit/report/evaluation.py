@@ -78,10 +78,7 @@ class Evaluation:
         self.write(self.path / METRICS, (json_text({"kind": _KIND, **values}) + "\n").encode())
 
     def finish(self, result: Findings) -> Findings:
-        """Write what is left of the predictions, a CSV file a table and a PNG file a figure; return what is shown.
-
-        Raises as `write`.
-        """
+        """Write what is left, a CSV file a table and a PNG file a figure; return what is shown. Raises as `write`."""
         for name, content in files_of(result):
             self.write(self.path / name, content)
         return result

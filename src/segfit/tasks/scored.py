@@ -118,10 +118,7 @@ class ScoredMeter:
         self.panels: dict[int, Any] = {}  # index → what is shown of a sample
 
     def update(self, forward: Forward, batch: Batch) -> None:
-        """Predict and count a batch.
-
-        If it raises, nothing of the batch is counted; callbacks of the task may have been called.
-        """
+        """Predict and count a batch; if this raises, nothing of it is counted, but the task's callbacks may have been called."""
         losses, updates = self.losses, self.updates
         states = [state_of(metric) for metric in self.all_metrics]
         try:

@@ -56,9 +56,8 @@ class RangeTest:
     def steepest(self) -> int | None:
         """Return the update at which the smoothed loss falls fastest over the logarithm of the rate.
 
-        The slope is that of a straight line through a tenth of the updates, centred, so that one batch decides
-        nothing. Only what lies before the lowest smoothed loss counts. None if the loss falls by no more than twice
-        what it fluctuates.
+        The slope is that of a straight line through a tenth of the updates, centred, so that one batch decides nothing. Only
+        what lies before the lowest smoothed loss counts. None if the loss falls by no more than twice what it fluctuates.
         """
         smoothed = self.curve()
         lowest = int(np.argmin(smoothed))

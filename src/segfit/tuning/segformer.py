@@ -97,7 +97,7 @@ def compare(config: DictConfig, bench: Bench) -> dict[str, Any]:
 
 
 def _ratios(times: list[list[float]]) -> list[float]:
-    """Return both medians, their ratio, and the 5th and 95th percentile of the rounds' ratios."""
+    """Return both medians, their ratio, and its 5th and 95th percentile over rounds."""
     stock, fast = np.median(times, axis=1).tolist()
     spread = np.percentile(np.divide(times[0], times[1]), [5, 95]).tolist()
     return [stock, fast, stock / fast, *spread]

@@ -65,7 +65,6 @@ def run_trial(
 
 
 def _run_child(folder: Path, timeout_s: float | None) -> dict[str, Any]:
-    """Return how the child ended, as fields of an outcome."""
     output, result = folder / "output.txt", folder / "result.json"
     with (
         output.open("wb") as file,

@@ -197,10 +197,7 @@ class Jpeg(Stage):
 
 
 class Degradation(nn.Module):
-    """Stages one after the other; move it to the device of the batches.
-
-    `options` are the values of a `DegradeConfig` by their keys.
-    """
+    """Stages one after the other, by the options of a `DegradeConfig`; move it to the device of the batches."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__()

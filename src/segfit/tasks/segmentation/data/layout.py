@@ -156,7 +156,6 @@ def _name(file: Path, folder: Path, template: str | None, whole: bool = False) -
 
 
 def _is_mask(file: Path, naming: FolderConfig) -> bool:
-    """Say whether a file that lies among images is a mask."""
     if naming.mask_name is None:
         return file.suffix.lower() in OUTLINES.get(naming.mask_format, MASK_SUFFIXES)
     return _name(file, file.parent, naming.mask_name) is not None
@@ -186,7 +185,6 @@ def _wanted(naming: FolderConfig, image: Path, mask_path: Path) -> str:
 
 
 def _unused(place: Path, what: str, unused: Sequence[str], why: str = "have no image") -> list[str]:
-    """Return a notice about files that are not used, if there are any."""
     return [f"{place}: {len(unused)} {what} {why} and are not used: {some(unused)}."] * bool(unused)
 
 
