@@ -46,7 +46,8 @@ def measure(config: DictConfig, folder: Path) -> None:
     """Run the mode's module and report what it found."""
     # torch and friends only when work starts
     from segfit.report.console import WorkProgress, console_report
-    from segfit.report.text import print_findings, stdout_console, write_findings
+    from segfit.report.files import write_findings
+    from segfit.report.text import print_findings, stdout_console
     from segfit.tuning import Bench
 
     console = stdout_console()

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from segfit.config.check import check, plain
 from segfit.engine.findings import Findings
-from segfit.report.text import write_findings
+from segfit.report.files import write_findings
 from segfit.tuning import Bench
 from segfit.tuning.trial import Outcome
 from tests.integration.training import TINY, one_thread

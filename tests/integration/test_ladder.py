@@ -14,7 +14,7 @@ from PIL import Image
 from segfit.assembly import state as build_state
 from segfit.assembly.training import make_training
 from segfit.errors import SegFitError
-from segfit.report.text import png
+from segfit.report.files import png
 from segfit.tuning import climb, ladder
 from segfit.tuning.measure import measure_training
 from segfit.tuning.trial import Outcome

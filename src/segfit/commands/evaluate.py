@@ -22,8 +22,9 @@ from segfit.engine.evaluate import evaluate
 from segfit.engine.findings import Findings
 from segfit.errors import SegFitError, raise_all
 from segfit.report.evaluation import Evaluation, summed, with_intervals
+from segfit.report.files import write_json
 from segfit.report.page import run_page
-from segfit.report.text import duration, scores_text, shown_path, write_json
+from segfit.report.text import duration, scores_text, shown_path
 from segfit.runs.files import RunFolder
 from segfit.runs.folder import load_named
 from segfit.system.files import replace_text, reporting

@@ -12,9 +12,10 @@ from segfit.engine.distributed import Distributed, joined
 from segfit.engine.events import EndLog, Listener, Listeners
 from segfit.engine.task import Batch
 from segfit.report.console import WorkProgress, console_report, print_summary
+from segfit.report.files import write_json
 from segfit.report.loggers import run_listener
 from segfit.report.page import run_page
-from segfit.report.text import monitored_first, stdout_console, write_json
+from segfit.report.text import monitored_first, stdout_console
 from segfit.runs.files import RunFolder
 from segfit.runs.folder import save_config
 from segfit.system.files import replace_text, reporting

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.engine.task import Task
 from segfit.errors import SegFitError
-from segfit.report.text import files_of, json_text
+from segfit.report.files import files_of, json_text
 from segfit.runs.files import read_json
 from segfit.system.files import atomic_write, reporting
 

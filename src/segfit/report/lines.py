@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
-from segfit.report.text import duration, json_text, number, one_line, png
+from segfit.report.files import json_text, png
+from segfit.report.text import duration, number, one_line
 from segfit.system.files import atomic_write, reporting
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from segfit.engine.events import EndLog, EpochLog, RunInfo
 from segfit.errors import SegFitError
+from segfit.report.files import png
 from segfit.report.lines import Pictures
 from segfit.report.loggers import Logger
 from segfit.report.panels import encoded
-from segfit.report.text import one_line, png
+from segfit.report.text import one_line
 from segfit.runs.files import COMPLETE
 
 

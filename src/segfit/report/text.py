@@ -1,17 +1,13 @@
-"""Numbers, paths and tables as text: shared by console, log file, summary and leader board; and findings as files."""
+"""Numbers, paths and tables as text: shared by console, log file, summary and leader board."""
 
-import csv
-import io
-import json
 import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,10 +16,6 @@ from rich.text import Text
 
 from segfit.engine.findings import Cell, Column, Findings, Table
 from segfit.errors import quoted
-from segfit.system.files import replace_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ABSENT = "–"  # a number that does not exist
 _FILE_WIDTH = 10_000  # columns of what is no terminal: tables take the width that they need
@@ -126,82 +118,3 @@ def _cell(value: Cell, column: Column) -> Text:
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     return Text(value if isinstance(value, str) else format(value, column.spec))
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write strict JSON, all or nothing; NaN and infinity, which JSON lacks, become null. May raise an OSError.
-
-    `values` are numbers (NumPy's and 0-d tensors too), strings, paths, lists, arrays and mappings.
-    """
-    replace_text(path, json_text(values) + "\n")
-
-
-def json_text(values: Mapping[str, Any], indent: int | None = 2) -> str:
-    """Return what `write_json` writes."""
-    return json.dumps(_plain(values), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # NumPy arrays and scalars, tensors
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def files_of(findings: Findings) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of a CSV file a table and a PNG file a figure."""
-    for table in findings.tables:
-        text = io.StringIO(newline="")
-        heads = [column.name for column in table.columns]
-        csv.writer(text).writerows([heads, *table.rows])  # None becomes an empty cell
-        yield f"{table.name}.csv", text.getvalue().encode()
-    for name, draw in findings.figures.items():
-        yield f"{name}.png", png(draw)
-
-
-def png(draw: "Callable[[], Figure]") -> bytes:
-    """Draw a figure and render it."""
-    content = io.BytesIO()
-    draw().savefig(content, format="png")
-    return content.getvalue()
-
-
-def write_findings(
-    findings: Findings,
-    folder: Path,
-    *,
-    mode: str,
-    command: str,
-    machine: Mapping[str, Any],
-    config: Mapping[str, Any],
-) -> None:
-    """Write results.json, a CSV file a table, a PNG file a figure, and TensorBoard events, into `folder`, which exists."""
-    from segfit.report.tensorboard import write_events
-
-    tables: dict[str, list[dict[str, Cell]]] = {}
-    for table in findings.tables:
-        names = [column.name for column in table.columns]
-        tables[table.name] = [dict(zip(names, row, strict=True)) for row in table.rows]
-    results = {
-        "benchmark": mode,
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": command,
-        "headline": findings.headline,
-        "machine": machine,
-        "values": findings.values,
-        "tables": tables,
-        "config": config,
-    }
-    write_json(folder / "results.json", results)
-    files = dict(files_of(findings))
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    images = {path.stem: files[path.name] for path in map(Path, files) if path.suffix == ".png"}
-    write_events(folder, json_text(results), findings.scalars, images)

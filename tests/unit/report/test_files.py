@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segfit.report.text import files_of, write_json
+from segfit.report.files import files_of, write_json
 from tests.unit.report import events
 
 

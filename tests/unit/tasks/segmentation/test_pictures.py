@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segfit.report.text import png
+from segfit.report.files import png
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.pictures import (
     Panel,
