@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from segfit.assembly.task import assembly_of
-from segfit.assembly.training import model_label
+from segfit.assembly.tuned import model_label
 from segfit.system.cards import GIB
 from segfit.tuning.change import changed
 from segfit.tuning.memory.planner import CONTEXT, MARGIN, forecast_of

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segfit.assembly.state import make_state
-from segfit.assembly.training import model_label
+from segfit.assembly.tuned import model_label
 from segfit.engine.evaluate import evaluate
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from segfit.assembly.task import TRAINED, assembly_of
-from segfit.assembly.training import model_choice, model_options, tuned_for
+from segfit.assembly.tuned import model_choice, model_options, tuned_for
 from segfit.config.check import plain
 from segfit.config.tasks import DEFAULT, config_folders, qualified, schema_of
 from segfit.engine.findings import Cell, Findings, Table, columns
