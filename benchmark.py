@@ -62,14 +62,13 @@ def measure(config: DictConfig, folder: Path) -> None:
         findings = import_module(f"segfit.tuning.{mode}").run(config, bench)
     finally:
         progress.close()
-    write_findings(
-        findings,
-        folder,
-        mode=mode,
-        command=shlex.join(["python", *sys.argv]),
-        machine=machine(),
-        config=plain(config),
-    )
+    about = {
+        "benchmark": mode,
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine(),
+        "config": plain(config),
+    }
+    write_findings(findings, folder, about)
     print_findings(findings, [folder], console)
 
 

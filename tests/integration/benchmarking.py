@@ -50,7 +50,8 @@ def benchmark(
     bench = Bench(folder, notices.append, lambda *what: told.append(what))
     with one_thread():
         findings = import_module(f"segfit.tuning.{mode}").run(config, bench)
-    write_findings(findings, folder, mode=mode, command="python", machine={}, config=plain(config))
+    about = {"benchmark": mode, "command": "python", "machine": {}, "config": plain(config)}
+    write_findings(findings, folder, about)
     return Benchmarked(findings, folder, notices, told)
 
 

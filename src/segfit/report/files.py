@@ -61,32 +61,20 @@ def png(draw: "Callable[[], Figure]") -> bytes:
     return content.getvalue()
 
 
-def write_findings(
-    findings: Findings,
-    folder: Path,
-    *,
-    mode: str,
-    command: str,
-    machine: Mapping[str, Any],
-    config: Mapping[str, Any],
-) -> None:
-    """Write results.json, a CSV file a table, a PNG file a figure, and TensorBoard events, into `folder`, which exists."""
+def write_findings(findings: Findings, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write results.json, a CSV file a table, a PNG file a figure, and TensorBoard events, into `folder`, which exists.
+
+    `about` says in results.json what was measured and where.
+    """
     from segfit.report.tensorboard import write_events
 
     tables: dict[str, list[dict[str, Cell]]] = {}
     for table in findings.tables:
         names = [column.name for column in table.columns]
         tables[table.name] = [dict(zip(names, row, strict=True)) for row in table.rows]
-    results = {
-        "benchmark": mode,
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": command,
-        "headline": findings.headline,
-        "machine": machine,
-        "values": findings.values,
-        "tables": tables,
-        "config": config,
-    }
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    found = {"values": findings.values, "tables": tables}
+    results = {"date": date, "headline": findings.headline, **about, **found}
     write_json(folder / "results.json", results)
     files = dict(files_of(findings))
     for name, content in files.items():
