@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from segfit.data.source import Arrays
 from segfit.errors import SegFitError
+from segfit.system.cards import GIB
 from segfit.system.files import atomic_write
 from segfit.system.hardware import free_memory
 
@@ -27,9 +28,8 @@ _ALIGNMENT = 64  # bytes; every array starts at a multiple, counted from the fir
 _HEADER = struct.Struct("<8s48sI4x")  # magic and version, the sample's name, CRC-32 of the arrays
 _MAGIC = b"SEGFIT\x00\x02"
 _ELSEWHERE = "Free some space, set data.cache_dir to another folder, or data.cache=none."
-_GIB = 1 << 30
-_DISK_RESERVE = _GIB // 4  # bytes that stay free for checkpoints
-_MEMORY_RESERVE = _GIB  # bytes that stay free for the training itself
+_DISK_RESERVE = GIB // 4  # bytes that stay free for checkpoints
+_MEMORY_RESERVE = GIB  # bytes that stay free for the training itself
 _BLOCK = 64 << 20  # bytes of memory that are taken at once
 
 
@@ -126,8 +126,8 @@ class DiskStore:
             raise self._unwritable(error) from error
         if size + _DISK_RESERVE > free:
             raise SegFitError(
-                f"{self.folder}: the samples need about {size / _GIB:.1f} GiB decoded (data.cache=disk), but "
-                f"{free / _GIB:.1f} GiB are free there. {_ELSEWHERE}"
+                f"{self.folder}: the samples need about {size / GIB:.1f} GiB decoded (data.cache=disk), but "
+                f"{free / GIB:.1f} GiB are free there. {_ELSEWHERE}"
             )
 
     def _path(self, index: int) -> Path:
@@ -221,6 +221,6 @@ class RamStore:
         free = free_memory()
         if size + _MEMORY_RESERVE > free:
             raise SegFitError(
-                f"data.cache=ram: {what} {size / _GIB:.1f} GiB decoded, but {free / _GIB:.1f} GiB of memory are free, "
-                f"of which the training needs {_MEMORY_RESERVE / _GIB:.0f} GiB at least. Set data.cache=disk, or none."
+                f"data.cache=ram: {what} {size / GIB:.1f} GiB decoded, but {free / GIB:.1f} GiB of memory are free, "
+                f"of which the training needs {_MEMORY_RESERVE / GIB:.0f} GiB at least. Set data.cache=disk, or none."
             )

@@ -18,19 +18,11 @@ from segfit.engine.findings import Cell, Findings, Table, columns
 from segfit.engine.precision import Precision
 from segfit.engine.step import make_update
 from segfit.engine.task import count_samples
-from segfit.tuning import Bench
-from segfit.tuning.measure import (
-    Speed,
-    explain_out_of_memory,
-    first_held_out,
-    first_window,
-    inference_speed,
-    train_speed,
-)
+from segfit.tuning import Bench, measure
 
 SECONDS = 10.0
 # Inference first: on the CPU peak memory is the process's so far, and training needs more.
-_PASSES = {"inference": inference_speed, "training": train_speed}
+_PASSES = {"inference": measure.inference_speed, "training": measure.train_speed}
 _COLUMNS = "pass | batches | samples/s:.1f | ms:.1f | p5:.1f | p95:.1f | wait %:.1f | GiB:.2f | TFLOP/s:.3f | peak %:.0f"
 # Name as CUDA gives it, without "NVIDIA" and "GeForce" → dense TFLOP/s in fp32, TF32 and the halves (accumulating in
 # fp32), from NVIDIA's data sheets and architecture white papers; None where the card has no such units.
@@ -56,8 +48,8 @@ _SECONDS = 1.0
 
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Measure training and inference, each on resident batches and its own; raise a SegFitError if a step does not fit."""
-    speeds: dict[tuple[str, str], Speed] = {}
-    with explain_out_of_memory(config):
+    speeds: dict[tuple[str, str], measure.Speed] = {}
+    with measure.explain_out_of_memory(config):
         training = make_training(config, bench.folder, bench.notice)
         for done, (name, batches) in enumerate(product(_PASSES, ("resident", "loaded"))):
             bench.progress(f"{name}, {batches} batches", done, 5)
@@ -112,7 +104,7 @@ def update_flops(training: Training) -> float:
     fit = training.fit
     state = replace(fit.state, forward=fit.state.model)  # a compiled graph hides its operations
     state.train()
-    window = first_window(fit)
+    window = measure.first_window(fit)
     with _counter() as counter:
         make_update(state, fit.task, window, [0] * len(window), fit.options.clip_grad_norm)
     samples = sum(count_samples(batch) for batch in window)
@@ -122,7 +114,7 @@ def update_flops(training: Training) -> float:
 def inference_flops(training: Training) -> float:
     """Return the floating-point operations of evaluating a held-out sample, as `update_flops` counts them."""
     fit = training.fit
-    batch = first_held_out(fit)
+    batch = measure.first_held_out(fit)
     with _counter() as counter:
         evaluate(fit.state.evaluated(), fit.task, [batch], fit.state.precision)
     return float(counter.get_total_flops()) / count_samples(batch)
