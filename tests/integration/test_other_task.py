@@ -139,5 +139,5 @@ def test_choices_of_another_task_are_refused(tmp_path):
         "  - hardware=8gb: no such choice. There are: cpu, auto.",
         "  - model=cnn: no such choice. There are: tiny.",
         "  - loss=dice: no such choice. task=signal has none.",
-        "  - optimizer=sdg: no such choice. Did you mean 'sgd'? There are: adamw, lamb, nadamw, sgd.",
+        "  - optimizer=sdg: no such choice. Did you mean 'sgd'? There are: adamw, lamb, muon, nadamw, sgd.",
     ]

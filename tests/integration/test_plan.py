@@ -143,7 +143,7 @@ def test_every_optimizer_is_planned(name):
     peak = recorded(config, "fp32").sum(1).max()
     assert peak == pytest.approx(real_training_peak(config, "fp32"), rel=0.10)
     at_first = dict(zip(PARTS, recorded(config, "fp16", "cuda")[0], strict=True))
-    moments = 1 if name == "sgd" else 2
+    moments = 1 if name in ("muon", "sgd") else 2
     assert at_first["optimizer"] == pytest.approx(moments * at_first["parameters"], rel=0.1)
 
 

@@ -85,7 +85,13 @@ def test_losses_train_with_hard_and_mixed_targets(tmp_path, loss, mix):
 
 @pytest.mark.parametrize(
     ("optimizer", "scheduler"),
-    [("adamw", "none"), ("lamb", "cosine"), ("nadamw", "poly"), ("sgd", "step")],
+    [
+        ("adamw", "none"),
+        ("lamb", "cosine"),
+        ("nadamw", "poly"),
+        ("sgd", "step"),
+        ("muon", "cosine"),
+    ],
 )
 def test_optimizers_and_schedulers_train(tmp_path, optimizer, scheduler):
     trained = train(tmp_path, f"optimizer={optimizer}", f"scheduler={scheduler}", *TWO_STEPS)

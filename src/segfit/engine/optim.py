@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,10 +48,15 @@ def make_optimizer(
         )
     options: dict[str, Any] = {"fused": True} if name in _FUSED else {}
     if betas is not None:
-        if not get_optimizer_info(name).has_betas:
+        info = get_optimizer_info(name)
+        if not info.has_betas:
             raise SegFitError(
                 f"optimizer.betas={list(betas)}: {name} has none. Set optimizer.momentum, or take optimizer=adamw."
             )
+        if isinstance(info.opt_class, type):  # else another library's, by name
+            own = signature(info.opt_class).parameters["betas"].default or (0, 0)
+            if len(betas) != len(own):  # timm would find out in the first step
+                raise SegFitError(f"optimizer.betas={list(betas)}: {name} takes {len(own)}.")
         options["betas"] = tuple(betas)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(

@@ -1,5 +1,7 @@
 """Parameter groups and learning-rate curves."""
 
+import copy
+import io
 import math
 
 import pytest
@@ -107,6 +109,73 @@ def test_optimizers_by_name_lower_a_loss(name):
 
 def test_betas_reach_the_optimizer():
     assert optimizer(betas=[0.8, 0.95]).param_groups[0]["betas"] == (0.8, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("name", "betas", "needed"), [("muon", 3, 2), ("adamw", 3, 2), ("adan", 2, 3)]
+)
+def test_betas_that_are_too_many_or_too_few_are_told_before_the_first_step(name, betas, needed):
+    with pytest.raises(SegFitError, match=rf"optimizer\.betas=.*: {name} takes {needed}"):
+        optimizer(name=name, betas=[0.9] * betas)
+
+
+class Shapes(nn.Module):
+    """A matrix, a kernel, and what is neither."""
+
+    head_parts = ("matrix.",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.norm = nn.BatchNorm2d(8)
+        self.matrix = nn.Linear(8, 8)
+
+
+def updates(model: nn.Module, of: torch.optim.Optimizer, numbers: range) -> None:
+    for number in numbers:
+        torch.manual_seed(number)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        of.step()
+
+
+def test_muon_turns_matrices_and_kernels_by_equal_amounts_at_the_rates_of_their_groups():
+    model = Shapes()
+    before = copy.deepcopy(model)
+    of = optimizer(model, name="muon", lr=1e-3, weight_decay=0.0)
+    scheduler(of)
+    updates(model, of, range(1))
+    for name, rate in (("kernel", 1e-3), ("matrix", 1e-2)):
+        step = (getattr(before, name).weight - getattr(model, name).weight).detach().flatten(1)
+        singular = torch.linalg.svdvals(step) / (rate * 0.2 * max(step.shape) ** 0.5)
+        assert singular.min() > 0.6, name
+        assert singular.max() < 1.3, name
+    moments = {name: set(of.state[parameter]) for name, parameter in model.named_parameters()}
+    assert [name for name, held in moments.items() if "momentum_buffer" in held] == [
+        "kernel.weight",
+        "matrix.weight",
+    ]
+    assert {"exp_avg", "exp_avg_sq"} < moments["depthwise.weight"]
+    assert {"exp_avg", "exp_avg_sq"} < moments["norm.weight"]
+
+
+def test_muon_goes_on_to_the_bit_from_what_a_checkpoint_holds():
+    model = Shapes()
+    of = optimizer(model, name="muon")
+    updates(model, of, range(3))
+    file = io.BytesIO()
+    torch.save((model.state_dict(), of.state_dict()), file)
+    updates(model, of, range(3, 6))
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    resumed = Shapes()
+    resumed.load_state_dict(weights)
+    again = optimizer(resumed, name="muon")
+    again.load_state_dict(state)
+    updates(resumed, again, range(3, 6))
+    for one, other in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_an_unknown_optimizer_names_the_nearest():
