@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -14,10 +15,21 @@ import torch
 
 import segfit
 from segfit.commands.export import export_run
+from segfit.engine import precision as engine_precision
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.tasks.restoration.data.folder import read_picture
 from tests.integration.restoring import SMALL, TINY, picture, write
-from tests.integration.training import command, compose_run, finished, same, start, train, wait_for
+from tests.integration.training import (
+    ROOT,
+    command,
+    compose_run,
+    finished,
+    resume,
+    same,
+    start,
+    train,
+    wait_for,
+)
 
 CPU = torch.device("cpu")
 
@@ -62,18 +74,35 @@ def trained(tmp_path_factory, photos) -> Path:
 # ----------------------------------------------------------------------------------- training
 
 
-# Each two of model, degradation and precision meet.
-@pytest.mark.parametrize(("number", "precision"), [*enumerate(["fp32", "bf16", "fp16"])])
-@pytest.mark.parametrize(("place", "degrade"), [*enumerate(["noise", "blur", "jpeg", "mixed"])])
-def test_every_model_trains_on_every_degradation(tmp_path, place, degrade, number, precision):
-    model = ("cnn", "nafnet")[(place + number) % 2]
-    options = (f"model={model}", f"degrade={degrade}", f"precision={precision}")
-    # A range for each value that may be one, motion, grey.
-    options += ("degrade.sigma=[5,50]",) if degrade == "noise" else ()
-    options += ("degrade.kind=motion", "data.image_mode=gray") if degrade == "blur" else ()
+def choices(group: str) -> list[str]:
+    """Return what can be chosen of a group of conf/."""
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+# What is drawn: a range for each value that may be one; motion, and grey, once.
+DRAWN = {
+    "noise": ("degrade=noise", "degrade.sigma=[5,50]"),
+    "blur": ("degrade=blur",),
+    "motion": ("degrade=blur", "degrade.kind=motion", "data.image_mode=gray"),
+    "jpeg": ("degrade=jpeg",),
+    "mixed": ("degrade=mixed",),
+}
+
+
+# auto is one of the others. A CPU has fp16, too, though train.py takes it for none that trains well there.
+@pytest.mark.parametrize("precision", [name for name in choices("precision") if name != "auto"])
+@pytest.mark.parametrize("degrade", choices("degrade"))
+@pytest.mark.parametrize("model", choices("model/restoration"))
+def test_every_model_trains_on_every_degradation(tmp_path, monkeypatch, model, degrade, precision):
+    monkeypatch.setattr(engine_precision, "native_precisions", lambda _: ["fp32", "bf16", "fp16"])
+    options = (f"model={model}", f"precision={precision}", *DRAWN[degrade])
     done = train(tmp_path / "run", *options, "max_steps=2", base=TINY)
     assert len(done.losses) == 2
     assert all(np.isfinite(done.losses))
+    assert all(np.isfinite(log.grad_norm) and log.grad_norm > 0 for log in done.heard.logs)
+    state = done.training.fit.state
+    assert state.precision.name == precision
+    assert state.scaler.get_scale() == (65536 if precision == "fp16" else 1)  # nothing was skipped
     wanted = {"psnr", "ssim", "psnr_gain", "ssim_gain", "loss"}
     assert set(done.training.fit.result.scores) >= wanted
 
@@ -95,17 +124,23 @@ def test_it_gains_on_its_input(trained):
     )
 
 
-def test_accumulated_patches_are_those_of_the_large_batch(tmp_path):
-    options = ("epochs=1", "max_steps=2", "degrade=mixed", "optimizer=sgd", "lr=0.1")
-    weights = [
-        train(
-            tmp_path / str(size), f"batch_size={size}", f"accumulate={count}", *options, base=TINY
-        ).model.state_dict()
-        for size, count in ((8, 1), (2, 4))
-    ]
-    assert any(weights[0][name].abs().sum() > 0 for name in weights[0])
-    for name, large in weights[0].items():
-        torch.testing.assert_close(weights[1][name], large, rtol=1e-4, atol=1e-6)
+# Each model and whatever is drawn; the mixture of all with both.
+@pytest.mark.parametrize(
+    ("model", "drawn"),
+    [*zip(itertools.cycle(["nafnet", "cnn"]), DRAWN, strict=False), ("cnn", "mixed")],
+)
+def test_what_is_drawn_depends_on_neither_accumulation_nor_resuming(tmp_path, model, drawn):
+    def trained(name, size, count, steps=4):
+        batch = (f"batch_size={size}", f"accumulate={count}", f"max_steps={steps}")
+        options = (f"model={model}", *DRAWN[drawn], "optimizer=sgd", "lr=0.1")
+        return train(tmp_path / name, *options, *batch, base=TINY).model.state_dict()
+
+    whole, parts = trained("whole", 8, 1), trained("parts", 2, 4)
+    for name, large in whole.items():
+        torch.testing.assert_close(parts[name], large, rtol=1e-4, atol=1e-6)
+    cut = trained("cut", 2, 4, steps=2)  # amid an epoch
+    assert not same(cut, parts)
+    assert same(resume(tmp_path / "cut", "max_steps=4").model.state_dict(), parts)
 
 
 def test_killed_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
