@@ -45,6 +45,8 @@ def shown(folder: Path, *command: str) -> tuple[str, str]:
                 "degrade blur jpeg mixed noise*",
                 "hardware 12gb 24gb 4gb 8gb* cpu auto",
                 "model cnn* nafnet",
+                "model.base_channels=64 Channels of the first level",
+                "patch_size=128 Side of a training patch",
                 "data.input=input Folder of the degraded pictures",
             ],
         ),

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import io
 import itertools
 import json
 import signal
@@ -12,11 +13,16 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 import segfit
 from segfit.commands.export import export_run
 from segfit.engine import precision as engine_precision
 from segfit.engine.checkpoint import load_checkpoint
+from segfit.runs.folder import load_config
 from segfit.tasks.restoration.data.folder import read_picture
 from tests.integration.restoring import SMALL, TINY, picture, write
 from tests.integration.training import (
@@ -65,7 +71,7 @@ def trained(tmp_path_factory, photos) -> Path:
         "data=folder",
         f"data.root={photos}",
         "hydra.run.dir=run",
-        *("epochs=24", "val_every=24", "lr=0.006"),
+        *("epochs=24", "val_every=12", "lr=0.006"),
     )
     assert "patch/s" in output
     return folder
@@ -190,14 +196,67 @@ def test_pairs_are_not_degraded(tmp_path):
     assert done.training.facts["degraded by"] == "given pairs"
 
 
-@pytest.mark.slow
-def test_a_sweep_puts_the_highest_psnr_first(tmp_path):
-    run(tmp_path, "-m", *TINY, "lr=0.00001,0.003", "hydra.sweep.dir=sweep")
+def test_hydra_shows_what_the_task_makes_of_a_choice(tmp_path):
+    line = ("hardware=8gb", "data=folder", "model=nafnet", "task=restoration", "--cfg", "job")
+    config = yaml.safe_load(run(tmp_path, *line))
+    sizes = {"base_channels": 64, "num_blocks": 6, "checkpointing": False}
+    assert config["model"] == {"name": "nafnet", **sizes}
+    assert (config["hardware"]["name"], config["hardware"]["vram_gb"]) == ("8gb", 8)
+    assert (config["patch_size"], config["batch_size"], config["lr"]) == (128, 16, 5e-4)
+    data = config["data"]
+    assert (data["name"], data["root"], data["image_mode"]) == ("folder", "???", "rgb")
+    assert config["degrade"] == {"name": "noise", "sigma": 25}
+    assert (config["loss"]["name"], config["loss"]["perceptual"]) == ("charbonnier", 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_are_swept_the_highest_psnr_first_and_one_of_them_goes_on(tmp_path):
+    run(tmp_path, "-m", *TINY, "hardware=8gb,4gb", "hydra.sweep.dir=sweep")
     with (tmp_path / "sweep/leaderboard.csv").open() as file:
         rows = list(csv.DictReader(file))
-    scores = [float(row["best_psnr"]) for row in rows]
-    assert scores == sorted(scores, reverse=True)
-    assert rows[0]["lr"] == "0.003"
+    assert [row["job"] for row in rows] == ["1", "0"]  # a higher learning rate learns faster
+    assert float(rows[0]["best_psnr"]) > float(rows[1]["best_psnr"])
+    assert {row["monitored"] for row in rows} == {"psnr"}
+    swept = [load_config(tmp_path / f"sweep/{job}") for job in (0, 1)]
+    assert [(one.hardware.name, one.lr) for one in swept] == [("8gb", 5e-4), ("4gb", 1e-3)]
+
+    said = run(tmp_path, "resume=sweep/1", code=2)
+    assert "epochs=2 is reached. To continue, raise epochs." in said
+    said = run(tmp_path, "resume=sweep/1", "hardware=8gb", "epochs=3", code=2)
+    assert "hardware=8gb: cannot change when a run is resumed" in said
+    run(tmp_path, "resume=sweep/1", "epochs=3")
+    assert "resuming at update 12" in (tmp_path / "sweep/1/train.log").read_text()
+    again = load_config(tmp_path / "sweep/1")
+    assert (again.hardware.name, again.lr, again.epochs) == ("4gb", 1e-3, 3)
+
+
+def test_tensorboard_has_the_curve_the_gain_pictures_and_a_row_by_psnr(trained):
+    board = EventAccumulator(str(trained / "run/tensorboard"), size_guidance={"images": 0})
+    best = values(trained / "run/metrics.json")["best"]
+    board.Reload()
+    for name in ("psnr", "ssim", "psnr_gain", "ssim_gain"):
+        curve = {event.step: event.value for event in board.Scalars(f"score/{name}")}
+        assert [*curve] == [48, 96]
+        assert board.Scalars(f"score_best/{name}")[-1].value == pytest.approx(best[name], abs=1e-5)
+        assert name != "psnr" or max(curve.values()) == pytest.approx(best[name], abs=1e-5)
+
+    (tag,) = board.Tags()["images"]  # of the held-out picture
+    assert tag.startswith("validation/panel/roll ")
+    first, last = board.Images(tag)
+    assert (first.step, last.step) == (48, 96)
+    panel = Image.open(io.BytesIO(last.encoded_image_string)).convert("L")
+    given, restored, target = (  # of 64 × 48, each pixel 2 × 2
+        np.asarray(panel.crop((left, 34, left + 96, 162)), float) for left in (10, 132, 254)
+    )
+    assert np.abs(restored - target).mean() < np.abs(given - target).mean() < 25
+
+    rows = board.PluginTagToContent(metadata.PLUGIN_NAME)
+    start = metadata.parse_session_start_info_plugin_data(rows[metadata.SESSION_START_INFO_TAG])
+    assert start.hparams["model.name"].string_value == "cnn"
+    assert start.hparams["degrade.name"].string_value == "noise"
+    assert start.hparams["patch_size"].number_value == 32
+    columns = metadata.parse_experiment_plugin_data(rows[metadata.EXPERIMENT_TAG]).metric_infos
+    assert "score_best/psnr" in {column.name.tag for column in columns}
 
 
 # --------------------------------------------------------------------------------- evaluation
