@@ -185,6 +185,16 @@ def test_a_cache_changes_nothing(tmp_path, photos):
     assert losses.count(losses[0]) == 4
 
 
+@pytest.mark.slow
+def test_the_first_command_gains_six_decibels(tmp_path):
+    output = run(tmp_path, "task=restoration")
+    (metrics,) = tmp_path.glob("outputs/*/*/metrics.json")
+    found = values(metrics)
+    assert found["status"] == "finished"
+    assert found["best"]["psnr_gain"] >= 6
+    assert f"PSNR {found['best']['psnr']:.4f}" in output
+
+
 def test_pairs_are_not_degraded(tmp_path):
     for number in range(4):
         clean = picture(48, 48, seed=number)

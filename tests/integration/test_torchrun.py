@@ -16,6 +16,7 @@ from segfit.assembly.training import make_training
 from segfit.engine.checkpoint import load_checkpoint
 from segfit.engine.evaluate import evaluate
 from segfit.runs import folder as runs
+from tests.integration.restoring import TINY as RESTORATION
 from tests.integration.test_resume import losses
 from tests.integration.training import (
     PATIENCE,
@@ -181,6 +182,20 @@ def test_without_accumulation_and_with_an_average_of_the_weights(tmp_path):
     assert code == 0, output
     assert_trained_alike(the_run(tmp_path), single)
     assert_scores_of_all(the_run(tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_restore_as_one_does(tmp_path):
+    """What is drawn of a patch is the same in whichever process; of three held-out pictures one has two."""
+    options = (*RESTORATION, "degrade=mixed", "data.val_size=3", "optimizer=sgd", "lr=0.1")
+    single = train(tmp_path / "single", *options, "accumulate=4", base=())
+    assert len(single.losses) == 4
+    code, output = torchrun(tmp_path, *options, "accumulate=2")
+    assert code == 0, output
+    assert_trained_alike(the_run(tmp_path), single)
+    assert_scores_of_all(the_run(tmp_path))
+    best = json.loads((the_run(tmp_path) / "metrics.json").read_text())["best"]
+    assert best == pytest.approx(single.end.best_scores, abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------- failing
