@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from segfit.assembly.task import assembly_of
 from segfit.errors import SegFitError
-from segfit.tuning import loader
+from segfit.tuning import Bench, loader
 from segfit.tuning.change import changed
 from segfit.tuning.loader import Fed, choose, dali_batches, grid, worker_counts
 from tests.integration.benchmarking import benchmark, compose_benchmark
@@ -131,10 +132,26 @@ def on_files(root: Path) -> tuple[str, ...]:
     return ("data=folder", f"data.root={root}", "data.num_classes=3", "model=cnn", "hardware=cpu")
 
 
-def test_dali_is_a_contestant_where_it_is_installed(tmp_path: Path) -> None:
+def test_dali_that_is_asked_for_and_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    monkeypatch.setattr(loader, "measure_training", pytest.fail)  # before anything is measured
+    config = compose_benchmark("loader", "benchmark.dali=true")
+    with pytest.raises(SegFitError, match=r"needs DALI: pip install -r requirements-dali\.txt"):
+        loader.run(config, Bench(Path(), pytest.fail, pytest.fail))
+
+
+def test_dali_has_nothing_for_a_task_without_an_image_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "find_spec", lambda name: True)
+    config = compose_benchmark("loader", "task=restoration", "benchmark.dali=true", base=())
+    with pytest.raises(SegFitError, match="task=restoration cannot be fed by DALI"):
+        loader.run(config, Bench(Path(), pytest.fail, pytest.fail))
+
+
+def test_dali_is_a_contestant_when_it_is_asked_for(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali")
     root = write_pairs(tmp_path / "data", list("abcdefgh"), suffix=".jpg")
     few = (
+        "benchmark.dali=true",
         "seconds=0.02",
         "augmentation=none",
         "benchmark.workers=[0,1]",

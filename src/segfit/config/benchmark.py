@@ -150,6 +150,7 @@ class LoaderModeConfig(TimedConfig):
     caches: list[str] = option(
         ["none", "disk"], "Where decoded images are kept.", choices=("none", "disk", "ram")
     )
+    dali: bool = option(False, "Time NVIDIA DALI, too: pip install -r requirements-dali.txt")
 
 
 @dataclass

@@ -45,14 +45,12 @@ class JpegDecoder:
             from nvidia import nvimgcodec
         except (ImportError, OSError) as error:
             raise SegFitError(
-                f"data.decode=gpu needs nvImageCodec ({error}): pip install 'nvidia-nvimgcodec-cu13[all]', or -cu12 where torch "
+                f"data.decode=gpu needs nvImageCodec ({error}): pip install 'nvidia-nvimgcodec-cu13[nvjpeg]', or -cu12 where torch "
                 "is built for CUDA 12."
             ) from error
         self.cuda = device.type == "cuda"
-        backends = None
         number = torch.cuda.current_device() if self.cuda else nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY
-        if not self.cuda:
-            backends = [nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)]
+        backends = None if self.cuda else [nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)]
         # As libjpeg does; nvJPEG's default repeats the colours of the nearest pixel.
         options = ":fancy_upsampling=1"
         self._decoder = nvimgcodec.Decoder(device_id=number, backends=backends, options=options)

@@ -66,7 +66,11 @@ class Fed:
 
 def run(config: DictConfig, bench: Bench) -> Findings:
     """Measure all ways to feed, and the bare update; raise a SegFitError if data are faulty or an update does not fit."""
-    ways = list(grid(config))
+    asked, ways = config.benchmark, list(grid(config))
+    if asked.dali and not (find_spec("nvidia") and find_spec("nvidia.dali")):
+        raise SegFitError("benchmark.dali=true needs DALI: pip install -r requirements-dali.txt")
+    if asked.dali and "image_size" not in config:
+        raise SegFitError(f"benchmark.dali=true: task={config.task.name} cannot be fed by DALI.")
     places = list(dict.fromkeys(way.augmentation for way in ways))
     total, seconds = len(places) + len(ways), config.seconds or SECONDS
     models: dict[str, float] = {}
@@ -75,8 +79,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         # no worker beside the model: those of the recipe would take its cores while they fill their queues
         alone = changed(config, Fed(place, None, 0, None).change.options)
         with explain_out_of_memory(alone):
-            warmup = config.benchmark.warmup
-            found = measure_training(alone, seconds=seconds, warmup=warmup, resident=True)
+            found = measure_training(alone, seconds=seconds, warmup=asked.warmup, resident=True)
         for line in found["notices"]:
             bench.notice(line)
         models[place] = found["speed"]["samples_per_second"]
@@ -98,7 +101,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         (*astuple(fed)[:-1], fed.data / fed.model, fed.reached, fed.outruns) for fed in measured
     ]
     tables = [Table("loader", title, columns(_COLUMNS), rows, emphasis=measured.index(best))]
-    if find_spec("nvidia") and find_spec("nvidia.dali") and "image_size" in config:
+    if asked.dali:
         tables += _dali(config, bench, models[places[-1]], seconds)
     settings = [{**asdict(fed), "reached": fed.reached, "outruns": fed.outruns} for fed in measured]
     return Findings(
