@@ -4,8 +4,9 @@
 
 Overrides are those of train.py; the default is experiment=denoise. The plain loop is written here, in the way of toolboxes
 such as BasicSR and KAIR: fp32, channels first, workers that decode a picture for each patch, crop it, turn it and add the
-noise, L1, Adam, a moving average of the weights kept tensor by tensor. Batch, patch, network, average and clipping are
-SegFit's. A step lasts until the next begins, its wait for data included.
+noise, L1, Adam, a moving average of the weights kept tensor by tensor. SegFit trains by L1 and AdamW too, whatever the
+experiment says; batch, patch, network, average and clipping are SegFit's. A step lasts until the next begins, its wait for
+data included.
 
 Prints milliseconds a step: median and quartiles over rounds, and the ratio within each round.
 """
@@ -166,6 +167,8 @@ def main(arguments: Sequence[str]) -> None:
             "data=folder",
             f"data.root={options.root}",
             "data.check=off",
+            "optimizer=adamw",
+            "loss=l1",
             "scheduler=none",
         ]
     )

@@ -20,7 +20,8 @@ def test_they_train_one_network_for_noise(name, mode, cache, patches, folders, b
     assert (data.image_mode, data.cache, data.patches) == (mode, cache, patches)
     assert (data.train, data.val, data.test) == folders
     assert (run.model.name, run.model.base_channels, run.model.num_blocks) == ("cnn", 48, 4)
-    assert (run.degrade.name, run.degrade.sigma, run.loss.name) == ("noise", 25.0, "l1")
+    assert (run.degrade.name, run.degrade.sigma, run.loss.name) == ("noise", 25.0, "psnr")
+    assert (run.optimizer.name, run.optimizer.betas) == ("muon", [0.9, 0.99])
     assert (run.patch_size, run.scheduler.name, run.ema_decay) == (64, "cosine", 0.999)
     assert run.epochs % run.val_every == 0  # the last weights are scored
     assert run.hardware.name == ("8gb" if beside else "cpu")
