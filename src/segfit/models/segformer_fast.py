@@ -71,8 +71,9 @@ def fusing_weights(head: hf.SegformerDecodeHead) -> list[Tensor]:
 
 def folded_bias(head: hf.SegformerDecodeHead) -> Tensor:
     """Return Σ W_i b_i `(D,)`."""
-    pairs = zip(fusing_weights(head), head.linear_projections, strict=True)
-    return torch.stack([weight @ p.proj.bias for weight, p in pairs]).sum(0)
+    biases = torch.cat([p.proj.bias for p in reversed(head.linear_projections)])
+    with torch.autocast(biases.device.type, enabled=False):  # CPUs multiply bf16 vectors slowly
+        return head.linear_fuse.weight.flatten(1) @ biases
 
 
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
