@@ -103,16 +103,10 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 def stack(tensors: Sequence[torch.Tensor], fill: float = 0) -> torch.Tensor:
-    """Return tensors (…, h, w) as one (B, …, H, W), padded at the bottom and right to the largest of them.
+    """Return tensors (…, h, w) of one dtype as one (B, …, H, W), padded with `fill` at the bottom and right to the largest.
 
-    In a worker, they are written straight into the memory that they are handed over in.
-
-    Args:
-        tensors: of one dtype; tensors of one shape may have any number of dimensions.
-        fill: the value that they are padded with.
-
-    Raises:
-        RuntimeError: in a worker, if shared memory has no room.
+    Tensors of one shape may have any number of dimensions. In a worker, they are written straight into the memory that they
+    are handed over in; raises a RuntimeError there if shared memory has no room.
     """
     sizes = [tuple(tensor.shape) for tensor in tensors]
     largest = tuple(map(max, *sizes)) if len(sizes) > 1 else sizes[0]

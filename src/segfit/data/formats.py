@@ -72,15 +72,11 @@ class Values(NamedTuple):
 
 
 def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values:
-    """Return what an image file holds, upright: palettes and CMYK as RGB, all else as it is.
+    """Return what an image file, with a suffix of `IMAGE_SUFFIXES`, holds, upright: palettes and CMYK as RGB, all else as it is.
 
-    Args:
-        path: its suffix is one of `IMAGE_SUFFIXES`.
-        mode: "rgb" may make RGB of a grey JPEG file; "index" leaves palettes and few bits as the numbers that they are.
-        bands: every band is wanted, and pages of a TIFF that have one each are the bands of one image.
-
-    Raises:
-        SegFitError: if the file is unreadable, truncated or unreasonably large.
+    The mode "rgb" may make RGB of a grey JPEG file; "index" leaves palettes and few bits as the numbers that they are. With
+    `bands` every band is wanted, and pages of a TIFF that have one each are the bands of one image. Raises a SegFitError if
+    the file is unreadable, truncated or unreasonably large.
     """
     suffix, volume = path.suffix.lower(), real_file(path)
     with reading(volume):

@@ -49,11 +49,7 @@ class ImageReader:
         return self.read(path)[0]
 
     def read(self, path: Path) -> tuple[NDArray[np.uint8], Values]:
-        """Return the image and what it was made of.
-
-        Raises:
-            SegFitError: if the file is unreadable, truncated or unreasonably large, or its bands are not those asked for.
-        """
+        """Return the image and what it was made of; raise a SegFitError about a file as `read_values`, or about its bands."""
         return self.convert(read_values(path, self.mode, bands=self.bands is not None), path)
 
     def convert(self, found: Values, path: Path) -> tuple[NDArray[np.uint8], Values]:

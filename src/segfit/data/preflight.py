@@ -57,12 +57,10 @@ def inspect_sources(
 ) -> list[Seen]:
     """Return what was found about samples, split by split; reports on unchanged files come from `default_cache_dir()`.
 
-    Args:
-        sources: split → a `Source` of files with `inspect(index)`, which reads a sample and returns a report of plain
-            values, or raises a SegFitError; `options`, everything but the files that it depends on; and
-            `contents`, which gets name → key of its files' contents.
-        check: "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
-        progress: called with (done, total) samples while files are opened; remembered ones count as done.
+    `sources` are split → a `Source` of files with `inspect(index)`, which reads a sample and returns a report of plain
+    values, or raises a SegFitError; `options`, everything but the files that it depends on; and `contents`, which gets name →
+    key of its files' contents. The check "full" looks at every sample, "sample" at a hundred of each split, spread evenly.
+    `progress` is called with (done, total) samples while files are opened; remembered ones count as done.
     """
     items = [
         (split, index)

@@ -78,14 +78,9 @@ def some(items: Sequence[object], limit: int = _SHOWN) -> str:
 
 
 def list_files(folder: Path, suffixes: Collection[str], skip: Path | None = None) -> list[Path]:
-    """Return the files below `folder` whose suffix (any case) is one of `suffixes`, sorted.
+    """Return the files below a folder with one of the suffixes (lower case, with the dot, for any case; empty: any), sorted.
 
-    Links to folders are followed, once; hidden files (such as macOS's `._name`) are left out.
-
-    Args:
-        folder: where to look.
-        suffixes: lower case, with the dot; empty: any.
-        skip: a folder below that is left out.
+    Links to folders are followed, once; hidden files (such as macOS's `._name`) and the folder `skip` are left out.
     """
     files: list[Path] = []
     seen: set[str] = set()

@@ -50,10 +50,8 @@ class Recovery:
     def update(self, micro_batches: list[Batch]) -> tuple[Tensor, Tensor, Tensor] | None:
         """Make an update; return what `make_update` does, or None if it was left out.
 
-        Raises:
-            NotFinite: if the weights are not finite; `roll_back` helps.
-            PartlyUpdated: if some weights were updated and some were not; `roll_back` helps.
-            SegFitError: if a single sample does not fit into memory, or too many updates were left out.
+        Raises NotFinite if the weights are not finite, PartlyUpdated if some were updated and some were not: `roll_back`
+        helps; a SegFitError if a single sample does not fit into memory, or too many updates were left out.
         """
         state, progress = self.state, self.state.progress
         if [progress.epoch, progress.sample] in progress.left_out:

@@ -55,17 +55,12 @@ class Exported:
 def make_model(
     class_names: Sequence[str], options: Mapping[str, Any], *, pretrained: bool, channels: int = 3
 ) -> tuple[nn.Module, Weights]:
-    """Return a model (B, channels, H, W) → (B, num_classes, H, W) and which weights it has.
+    """Return a model (B, channels, H, W) → (B, len(class_names), H, W) and which weights it has.
 
-    Args:
-        class_names: one logit each.
-        options: the fields of the model's config.
-        pretrained: False skips `options["weights"]`, when a checkpoint follows anyway.
-        channels: of the images. A pretrained first convolution is spread over them as timm does it
-            (`timm.models.adapt_input_conv`): its weights for R, G and B in turn, times 3 / channels.
-
-    Raises:
-        SegFitError: if weights that were named cannot be loaded.
+    `options` are the fields of the model's config; without `pretrained`, as when a checkpoint follows, its `weights` are not
+    looked for. A pretrained first convolution is spread over other `channels` than three as timm does it
+    (`timm.models.adapt_input_conv`): its weights for R, G and B in turn, times 3 / channels. Raises a SegFitError if weights
+    that were named cannot be loaded.
     """
     values = {**options, "channels": channels}
     name = values.pop("name")
@@ -116,14 +111,9 @@ def for_inference(model: nn.Module) -> nn.Module:
 def find(weights: str | None, recommended: str | None, model: str) -> tuple[Path | None, Weights]:
     """Return the file of a model's weights, None for random ones, and what they are.
 
-    Args:
-        weights: "auto" is the recommended hub checkpoint from cache or hub, else random ones; None: random ones.
-            What else is named, a file, a folder or a name on the hub, has to be there.
-        recommended: a name on the hub; None: there is none.
-        model: what the weights are for.
-
-    Raises:
-        SegFitError: weights that were named cannot be had, or are no checkpoint.
+    `weights` may be "auto", the `recommended` hub checkpoint (None: there is none) from cache or hub, else random ones; or
+    None: random ones. What else is named, a file, a folder or a name on the hub, has to be there. `model` is what they are
+    for. Raises a SegFitError if weights that were named cannot be had, or are no checkpoint.
     """
     if weights is None:
         return None, Weights()
@@ -249,11 +239,7 @@ def check_keys(file: Path, what: str, remedy: str, **wrong: Collection[str]) -> 
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint file: safetensors, or what `torch.save` wrote.
-
-    Raises:
-        SegFitError: it is no checkpoint, is damaged, or would need code to be run.
-    """
+    """Return the tensors of a file of safetensors or of `torch.save`; raise a SegFitError for any other, and for one with code."""
     try:
         state: object
         if file.suffix == ".safetensors":

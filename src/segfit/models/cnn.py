@@ -88,13 +88,11 @@ class PyramidPooling(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Bring deep features to the resolution of a skip connection and refine both together.
+    """Bring deep features to the resolution of a skip connection and refine both together, by a residual block or one convolution.
+
+    With `lateral`, the skip is projected before it is added.
 
     Shapes: deep `(B, deep_channels, h, w)`, skip `(B, channels, H, W)` → `(B, channels, H, W)`.
-
-    Args:
-        lateral: project the skip before it is added.
-        residual: refine by a residual block; else by one convolution.
     """
 
     def __init__(

@@ -176,13 +176,9 @@ def _launch(kernel: Any, maps: Sequence[Tensor], *arguments: Any) -> None:
 def sum_norm_relu_dropout(maps: Sequence[Tensor], norm: nn.BatchNorm2d, p: float) -> Tensor:
     """Return what `norm`, in training, ReLU and dropout make of the sum of maps at the first one's size.
 
-    Args:
-        maps: `(B, D, h_i, w_i)`, all of one type; sums are made in fp32.
-        norm: its running statistics and count of batches change as in its own forward.
-        p: probability that an element is dropped; those kept grow by 1 / (1 - p).
-
-    Returns:
-        `(B, D, H, W)`, channels last, of the type of the maps.
+    The maps are `(B, D, h_i, w_i)`, all of one type, and summed in fp32; the result is `(B, D, H, W)` of their type, channels
+    last. The norm's running statistics and count of batches change as in its own forward. An element is dropped with
+    probability `p`; those kept grow by 1 / (1 - p).
     """
     tokens = [one.permute(0, 2, 3, 1).contiguous() for one in maps]
     out, mean, variance = _Fused.apply(norm.weight, norm.bias, norm.eps, p, *tokens)

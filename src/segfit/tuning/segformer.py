@@ -65,10 +65,8 @@ def run(config: DictConfig, bench: Bench) -> Findings:
 def compare(config: DictConfig, bench: Bench) -> dict[str, Any]:
     """Measure one variant in one precision.
 
-    Returns:
-        "precision" that ran; "training" and "inference": [stock, fast] lists of milliseconds, one a round; "peaks":
-        [stock, fast] GiB allocated by building a training and some updates; "state": GiB of them for parameters and
-        optimizer.
+    Returns "precision" that ran; "training" and "inference": [stock, fast] lists of milliseconds, one a round; "peaks":
+    [stock, fast] GiB allocated by building a training and some updates; "state": GiB of them for parameters and optimizer.
     """
     device, _ = resolve_device(config.device)
     pair, peaks = [], []

@@ -42,15 +42,11 @@ class Outcome:
 def run_trial(
     config: DictConfig, *, job: str, timeout_s: float | None, **arguments: Any
 ) -> Outcome:
-    """Run a job on a config in a fresh process and wait for it.
+    """Run a job on a config in a fresh process and wait for it, at most `timeout_s` seconds (None: for ever).
 
-    The child never outlives this process: it ends with it, with Ctrl-C, and with the time limit.
-
-    Args:
-        config: checked; of train.py or benchmark.py. A run that it may want to resume is left alone.
-        job: module:function, called in the child as function(config, **arguments); returns plain values.
-        timeout_s: seconds until the child is killed; None: never.
-        arguments: of the job, plain values.
+    The child never outlives this process: it ends with it, with Ctrl-C, and with the time limit. The job, "module:function",
+    is called there as function(config, **arguments), plain values, and returns plain values. The config is a checked one of
+    train.py or benchmark.py; a run that it may want to resume is left alone.
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="segfit-", ignore_cleanup_errors=True) as temporary:
