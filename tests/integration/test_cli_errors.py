@@ -39,6 +39,7 @@ def train(
             ["3 errors", "'model'", "'dice'", "batch_size=0: must be at least 1"],
         ),
         (["-m", "batch_size=2,x"], ["batch_size=x"]),
+        (["-m", "--cfg", "job", "lr=1,2"], ["Only one of --run, --multirun, --cfg"]),
         (["-m", "hydra/launcher=joblb"], ["'joblib'? There are: basic, joblib, submitit_local"]),
     ],
 )

@@ -76,6 +76,7 @@ def explain(error: BaseException, conf: Path, config_name: str, arguments: list[
             return cause.problems
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     hydras = isinstance(error, (HydraException, OmegaConfBaseException))
+    hydras = hydras or any(file.match("hydra/_internal/utils.py") for file in files[-1:])  # flags
     if not hydras and not any(file.name in _COMPOSING for file in files):
         places = [file.parts for file in files if {"hydra", "segfit"} & set(file.parts)]
         if isinstance(error, OSError) and places and "hydra" in places[-1]:  # not our code
@@ -162,9 +163,7 @@ def _try_each(config_name: str, lines: list[str], task: str) -> list[str]:
         return problems  # the choices alone do not compose, so no value is at fault
     values: Any = OmegaConf.to_container(config)
     keys = [key for key in flat(values) if not key.startswith("hydra.")]
-    known = list(
-        dict.fromkeys([*_groups(), *keys, *(key.rpartition(".")[0] or key for key in keys)])
-    )
+    known = [*dict.fromkeys([*_groups(), *keys, *(key.rpartition(".")[0] or key for key in keys)])]
     for line in [line for line in lines if line not in groups]:
         override = OverridesParser.create().parse_override(line)
         key = override.key_or_group
