@@ -49,18 +49,22 @@ class SegmentationLoss(nn.Module):
         self.costs = {"dice": (0.5, 0.5), "tversky": costs}  # of false positives and negatives
 
     @torch.no_grad()
-    def totals(self, targets: Tensor) -> Tensor:
-        """Return the divisor of each term, `(K,)` float32, to be summed over the micro-batches of an update."""
+    def totals(self, targets: Tensor, each: bool = False) -> Tensor:
+        """Return the divisor of each term, `(K,)` float32, to be summed over the micro-batches of an update.
+
+        `each`: of each image by itself, `(B, K)`.
+        """
         quick = self.alike and targets.ndim == 3  # several times faster on a CPU
         weights = valid_pixels(targets) if quick else pixel_weights(targets, self.class_weights)
+        pixels = weights.flatten(1)
         totals = [
-            weights.sum() if term in ("ce", "focal") else (weights > 0).flatten(1).any(1).sum()
-            for term in self.terms
+            pixels.sum(1) if term in ("ce", "focal") else (pixels > 0).any(1) for term in self.terms
         ]
-        return torch.stack(totals).float()
+        found = torch.stack(totals, 1)
+        return (found if each else found.sum(0)).float()
 
     def forward(self, logits: Tensor, targets: Tensor, totals: Tensor) -> Tensor:
-        """Return the loss, `()` float32 (float64 for float64 logits).
+        """Return the loss, `()` float32 (float64 for float64 logits); with totals `(B, K)` that of each image, `(B,)`.
 
         Computed in fp32 also under autocast: sums over pixels overflow fp16. A term whose total is 0 adds 0 and has no
         gradient. Logits are `(B, C, H, W)` of any float type, `totals` `(K,)` float32 those of the whole update.
@@ -68,12 +72,13 @@ class SegmentationLoss(nn.Module):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         weights = self.class_weights.to(logits.dtype)
         terms = [self._numerator(term, logits, targets, weights) for term in self.terms]
+        sums = torch.stack(terms, 1)
         # Divided by 1 where the total is 0: where() alone would let NaN through in backward.
-        means = torch.stack(terms) / torch.where(totals > 0, totals, torch.ones_like(totals))
-        return (self.shares * torch.where(totals > 0, means, torch.zeros_like(means))).sum()
+        means = (sums if totals.ndim == 2 else sums.sum(0)) / torch.where(totals > 0, totals, 1)
+        return (self.shares * torch.where(totals > 0, means, 0)).sum(-1)
 
     def _numerator(self, term: str, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Return a term's sum over a batch, `()`, of logits of float32 or float64 and class weights `(C,)`."""
+        """Return a term's sum over each image, `(B,)`, of logits of float32 or float64 and class weights `(C,)`."""
         if term == "ce":
             return cross_entropy(logits, targets, weights, self.smoothing)
         if term == "focal":
@@ -88,7 +93,7 @@ class SegmentationLoss(nn.Module):
         else:
             losses = tversky_losses(probabilities, truth, valid, *self.costs[term])
         whole = weights.sum(1)
-        return ((losses * weights).sum(1) / whole.masked_fill(whole == 0, 1)).sum()
+        return (losses * weights).sum(1) / whole.masked_fill(whole == 0, 1)
 
 
 def valid_pixels(targets: Tensor) -> Tensor:
@@ -118,26 +123,27 @@ def smooth(targets: Tensor, share: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Return the sum of cross-entropy with class weights and label smoothing, as torch's."""
+    """Return the sum over each image, `(B,)`, of cross-entropy with class weights and label smoothing, as torch's."""
     if targets.ndim == 3:
         # Not reduction="sum", which is not deterministic on CUDA.
-        return F.cross_entropy(
+        entropy = F.cross_entropy(
             logits,
             targets,
             weights,
             ignore_index=IGNORE_INDEX,
             label_smoothing=smoothing,
             reduction="none",
-        ).sum()
+        )
+        return entropy.flatten(1).sum(1)
     # torch's own smoothing would let ignored pixels (all 0) count.
     smoothed = smooth(targets, smoothing)
-    return -(smoothed * logits.log_softmax(1) * weights.view(1, -1, 1, 1)).sum()
+    return -(smoothed * logits.log_softmax(1) * weights.view(1, -1, 1, 1)).flatten(1).sum(1)
 
 
 def focal(
     logits: Tensor, targets: Tensor, weights: Tensor, gamma: float, smoothing: float
 ) -> Tensor:
-    """Return the sum of -w (1 - p)^gamma log p (Lin et al., arXiv 1708.02002); gamma = 0: cross-entropy.
+    """Return the sum over each image, `(B,)`, of -w (1 - p)^gamma log p (Lin et al., arXiv 1708.02002); gamma = 0: cross-entropy.
 
     A soft target takes the mean of its classes' losses, weighted by the target; smoothed labels are soft ones, as in
     Keras's `CategoricalFocalCrossentropy`.
@@ -151,7 +157,7 @@ def focal(
         weights = pixel_weights(targets, weights)
     # Clamped, because the slope of x^gamma at 0 is infinite for gamma < 1.
     misses = (-torch.expm1(-entropy)).clamp_min(EPSILON)
-    return (weights * misses**gamma * entropy).sum()
+    return (weights * misses**gamma * entropy).flatten(1).sum(1)
 
 
 # The loss of each class of an image, `(B, C)`, finite for absent classes too, of probabilities `(B, C, N)` float over the N

@@ -24,6 +24,8 @@ from segfit.tasks.segmentation.schema import MEMORY_ADVICE
 from segfit.tasks.segmentation.scores import score_table, scores_of
 
 _PIXELS = 2**21  # of images that are counted at once: 40 bytes a pixel
+# Logits whose losses are worked out at once: more than a CPU's cache holds are slower there, and each takes memory.
+_LOGITS = {"cpu": 2**20, "cuda": 2**24}
 
 OnPrediction = Callable[[int, Tensor, Tensor | None], None]
 Shape = tuple[int, ...]
@@ -115,13 +117,21 @@ class SegmentationMeter(ScoredMeter):
                 for metric in self.all_metrics:
                     metric.to(predictions.device)  # synchronises, once a pass
                 self.metrics.update(predictions, masks)
+                small = resize_mask(masks, contents.shape[-2:])
+                self._add_losses(contents, small, images.device)
             for row, index in enumerate(indices):
                 prediction, mask = predictions[row], masks[row] if masks is not None else None
                 if mask is not None:
                     for extra, metric in zip(task.extra, self.extra, strict=True):
                         inputs = self._inputs_of(extra, prediction.long(), mask, task.classes)
                         extra.update(metric, *inputs)
-                    self._add(index, images[area][row], contents[row], mask)
+                    if index in task.panels:
+                        self.panels[index] = Panel(  # synchronises
+                            name=task.panels[index],
+                            image=images[area][row].permute(1, 2, 0).cpu().numpy(),
+                            mask=small[row].cpu().numpy(),
+                            prediction=contents[row].argmax(0).to(torch.uint8).cpu().numpy(),
+                        )
                 if task.on_prediction is not None:
                     task.on_prediction(index, prediction, mask)
 
@@ -154,24 +164,18 @@ class SegmentationMeter(ScoredMeter):
             top += strip.shape[2]
         return torch.cat(parts, 1)
 
-    def _add(self, index: int, image: Tensor, logits: Tensor, mask: Tensor) -> None:
-        """Add the loss at the model's size, and keep the image if it is to be shown."""
-        task, device = self.task, image.device
-        mask = resize_mask(mask, logits.shape[-2:])
-        targets = mask.long()[None]
+    def _add_losses(self, logits: Tensor, masks: Tensor, device: torch.device) -> None:
+        """Add the losses of logits (B, C, h, w), each image's by itself, with masks of the model's size."""
+        task, most = self.task, _LOGITS.get(logits.device.type, 2**20)
         task.criterion.to(logits.device)  # the host's, where the logits are there
-        totals = task.totals(targets)
-        loss = task.loss(logits[None], targets, totals)
+        images = max(1, most // logits[0].numel())
+        for part, truth in zip(logits.split(images), masks.split(images), strict=True):
+            targets = truth.long()
+            totals = task.criterion.totals(targets, each=True)
+            counted = torch.stack([task.loss(part, targets, totals), (totals > 0).any(1)])
+            self.losses = self.losses + counted.sum(1).to(device)
         task.criterion.to(device)
-        self.losses = self.losses + torch.stack([loss, (totals > 0).any()]).to(device)
-        self.updates += 1
-        if index in task.panels:
-            self.panels[index] = Panel(  # synchronises
-                name=task.panels[index],
-                image=image.permute(1, 2, 0).cpu().numpy(),
-                mask=mask.cpu().numpy(),
-                prediction=logits.argmax(0).to(torch.uint8).cpu().numpy(),
-            )
+        self.updates += len(masks)
 
     def result(self) -> Findings:
         """Synchronises; `scores["loss"]` is the mean over images with a pixel that counts of the loss at the model's size.

@@ -28,7 +28,7 @@ from segfit.tuning.memory.recorder import MemoryRecorder
 # Where the peak is looked for; between two of these batch sizes the peak does not move by much.
 _BATCHES = np.unique(np.concatenate([np.arange(1, 129), np.geomspace(128, 1e6, 80).astype(int)]))
 BATCHES = (12, 16)  # large enough that models take the way that they take for many pixels
-VAL_BATCHES = (4, 6)  # images are scored one by one: more would only take longer
+VAL_BATCHES = (4, 6)  # more would only take longer
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def forecast(first: Recording, second: Recording) -> Forecast:
     counterparts, but each forward pass does, and what lies between two. So the peak of each stretch counts. The second recording is of the same config at a larger batch size.
     """
     recordings = first, second
-    # Images are scored one by one, so the operations of a validation do depend on the batch.
+    # Held-out images are scored in groups, so the operations of a validation do depend on the batch.
     peaks = [_largest(recording.living[recording.val :]) for recording in recordings]
     val = _line(peaks, first.val_batch, second.val_batch)
     if np.array_equal(_in_order(first), _in_order(second)):

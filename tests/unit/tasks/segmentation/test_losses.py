@@ -59,6 +59,18 @@ def test_cross_entropy_is_torchs(weights: tuple[float, ...] | None, smoothing: f
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("name", NAMES)
+def test_the_losses_of_the_images_of_a_batch_are_their_own(name: str, kind: str) -> None:
+    logits, hard = batch()
+    targets = hard if kind == "hard" else soft(hard)
+    loss = make(name, class_weights=WEIGHTS, label_smoothing=0.1, tversky_alpha=0.2)
+    totals = loss.totals(targets, each=True)
+    torch.testing.assert_close(totals.sum(0), loss.totals(targets))
+    alone = [value(loss, logits[one : one + 1], targets[one : one + 1]) for one in range(6)]
+    torch.testing.assert_close(loss(logits, targets, totals), torch.stack(alone))
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("name", NAMES)
 def test_micro_batches_add_up_to_the_big_batch(name: str, kind: str) -> None:
     logits, hard = batch()
     targets = hard if kind == "hard" else soft(hard)

@@ -3,11 +3,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segfit.engine.distributed import Distributed
 from segfit.tasks.segmentation import task as task_module
 from segfit.tasks.segmentation.classes import IGNORE_INDEX, Classes
 from segfit.tasks.segmentation.data.dataset import EvalDataset, PredictDataset, collate
+from segfit.tasks.segmentation.inference import _kept_neighbours
 from segfit.tasks.segmentation.losses import SegmentationLoss
 from segfit.tasks.segmentation.metrics import SegmentationMetrics, extra_metrics
 from segfit.tasks.segmentation.schema import LossConfig
@@ -128,6 +130,44 @@ def test_images_of_one_size_are_counted_at_once(monkeypatch, pixels, times):
     assert counted[6:] == times
     assert np.array_equal(one.values["confusion"], all_at_once.values["confusion"])
     assert one.scores == pytest.approx(all_at_once.scores, abs=1e-6)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what a card would launch: all but views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        returned = func._schema.returns
+        self.count += not any(one.alias_info and not one.alias_info.is_write for one in returned)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_batch_of_one_size_launches_little_more_than_an_image():
+    class Alike(Images):
+        sizes = ((33, 61),) * 8
+
+    dataset, launched = EvalDataset(Alike(), (32, 48), "stretch"), []
+    for count in (1, 8, 8):
+        meter, batch = task_of().meter(), collate([dataset[index] for index in range(count)])
+        before = _kept_neighbours.cache_info()
+        with Operations() as operations:
+            meter.update(model, batch)
+        launched.append(operations.count)
+    assert launched[2] < 1.1 * launched[0]
+    after = _kept_neighbours.cache_info()  # by which rows logits are resized
+    assert after.misses == before.misses
+    assert after.hits > before.hits
+
+
+@pytest.mark.parametrize("logits", [1, 3 * 3 * 32 * 48])
+def test_losses_do_not_depend_on_how_many_are_worked_out_at_once(monkeypatch, logits):
+    class Alike(Images):
+        sizes = ((33, 61),) * 8
+
+    expected = evaluate(task_of(), "stretch", 8, Alike()).scores
+    monkeypatch.setattr(task_module, "_LOGITS", {"cpu": logits})
+    assert evaluate(task_of(), "stretch", 8, Alike()).scores == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "pad"])

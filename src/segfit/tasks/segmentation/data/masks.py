@@ -221,10 +221,12 @@ class ValueMap:
 
 
 def resize_mask(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Return a uint8 mask (H, W) resized to `size` = (h, w) by nearest-exact: no new values."""
-    if tuple(mask.shape) == tuple(size):
+    """Return uint8 masks (H, W) or (B, H, W) resized to `size` = (h, w) by nearest-exact: no new values."""
+    *many, height, width = mask.shape
+    if (height, width) == tuple(size):
         return mask
-    return interpolate(mask[None, None], tuple(size), mode="nearest-exact")[0, 0]
+    planes = mask.view(1, -1, height, width)
+    return interpolate(planes, tuple(size), mode="nearest-exact").view(*many, *size)
 
 
 def object_sizes(mask: NDArray[np.uint8], num_classes: int, surroundings: int) -> list[list[int]]:
