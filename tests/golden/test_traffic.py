@@ -30,7 +30,7 @@ OPTIONS = (
     *("hardware=cpu", "model.weights=null", "data=shapes", "image_size=512", "batch_size=8"),
     *("accumulate=1", "augmentation=none", "loss=ce"),
 )
-# No kernels, though torch does not call them views; and kernels that write what they are not told to read.
+# No kernels, though torch does not call them views; and kernels that write without reading their argument.
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
 WRITING = {"zeros_like", "ones_like", "full_like", "zero_", "fill_", "new_zeros", "new_full"}
 

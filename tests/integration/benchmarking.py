@@ -23,7 +23,7 @@ class Benchmarked:
     findings: Findings
     folder: Path
     notices: list[str] = field(default_factory=list)
-    told: list[tuple[str, int, int]] = field(default_factory=list)
+    progress: list[tuple[str, int, int]] = field(default_factory=list)
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of a table, column name → cell."""
@@ -46,13 +46,13 @@ def benchmark(
     """Ask a mode about a composition and write down what it found."""
     config = compose_benchmark(mode, *overrides, base=base)
     notices: list[str] = []
-    told: list[tuple[str, int, int]] = []
-    bench = Bench(folder, notices.append, lambda *what: told.append(what))
+    progress: list[tuple[str, int, int]] = []
+    bench = Bench(folder, notices.append, lambda *what: progress.append(what))
     with one_thread():
         findings = import_module(f"segfit.tuning.{mode}").run(config, bench)
     about = {"benchmark": mode, "command": "python", "machine": {}, "config": plain(config)}
     write_findings(findings, folder, about)
-    return Benchmarked(findings, folder, notices, told)
+    return Benchmarked(findings, folder, notices, progress)
 
 
 def outcome(rate: float, compiled: str = "no") -> Outcome:

@@ -90,7 +90,7 @@ def test_what_is_wrong_is_named(tmp_path, make):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_all_that_is_wrong_is_told_at_once_by_the_command_line(tmp_path):
+def test_all_that_is_wrong_is_reported_at_once_by_the_command_line(tmp_path):
     root = tmp_path / "data"
     unreadable_file(root)
     save(root / "masks/002.png", noise(32, 64, high=3))

@@ -37,7 +37,7 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def told(capsys, what: str) -> list[str]:
+def printed(capsys, what: str) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if what in line]
 
 
@@ -72,7 +72,7 @@ def test_data_that_grow_shrink_and_change(place, capsys):
     config = runs.resumed_config(run, ["max_steps=4"])
     with one_thread():
         training.train(config, [], run, resumed=True)
-    (line,) = told(capsys, "train is not what the run had")
+    (line,) = printed(capsys, "train is not what the run had")
     assert f"1 removed ({gone}), 1 changed ({altered})" in line
     assert gone in read_samples(run / "samples.json")["train"]
 

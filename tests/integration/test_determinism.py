@@ -35,7 +35,7 @@ def test_one_seed_gives_the_same_weights_and_scores_bit_for_bit(tmp_path, augmen
     assert other.losses[0] != a.losses[0]
 
 
-def test_what_is_told_and_how_often_changes_nothing(tmp_path):
+def test_what_is_logged_and_how_often_changes_nothing(tmp_path):
     a = train(tmp_path / "a", *RANDOM)
     b = train(
         tmp_path / "b", *RANDOM, "report.log_every=5", "report.panels=0", "checkpoint.every_steps=1"
@@ -66,7 +66,7 @@ SEGFORMER = tuple(text for text in TINY if not text.startswith("model"))
 
 
 @pytest.mark.usefixtures("_offline")
-def test_pretrained_weights_that_cannot_be_had_are_told_and_done_without(tmp_path):
+def test_pretrained_weights_that_cannot_be_had_are_reported_and_done_without(tmp_path):
     trained = train(tmp_path, "model=segformer_b0", "max_steps=1", base=SEGFORMER)
     if "random" not in trained.training.facts["weights"]:
         pytest.skip("this machine has the weights in its cache")
@@ -81,7 +81,7 @@ def test_weights_that_were_named_must_load(tmp_path, weights):
         train(tmp_path, "model=segformer_b0", f"model.weights={weights}", base=SEGFORMER)
 
 
-def test_all_wrong_values_are_told_at_once():
+def test_all_wrong_values_are_reported_at_once():
     with pytest.raises(SegFitError) as error:
         compose_run("batch_size=0", "lr=-1", "image_size=8", "loss.class_weights=[1,2]")
     text = str(error.value)

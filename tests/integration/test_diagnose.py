@@ -118,7 +118,7 @@ def test_workers_restarted_every_epoch_are_named(tmp_path, four_cores):
     assert gain_of(found, "workers restarted every epoch", "loader.persistent") > 1
 
 
-def test_what_does_not_fit_is_told_and_left_out(tmp_path, monkeypatch):
+def test_what_does_not_fit_is_reported_and_left_out(tmp_path, monkeypatch):
     real = diagnose.measure_training
 
     def with_little_memory(config, **how):

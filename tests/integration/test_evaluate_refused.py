@@ -39,7 +39,7 @@ def untrusted(place, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"run": "nowhere"}, "nowhere: no run folder"),
         ({"split": "test"}, "split=test: the run's data have no such split. There are: train, val"),
@@ -58,7 +58,7 @@ def untrusted(place, tmp_path) -> Path:
         ({"out": "{place}/run 1/config.yaml"}, "cannot be made"),
     ],
 )
-def test_wrong_input_is_told(place, values, told):
+def test_wrong_input_is_reported(place, values, message):
     values = {
         key: text.format(place=place) if isinstance(text, str) else text
         for key, text in values.items()
@@ -66,16 +66,16 @@ def test_wrong_input_is_told(place, values, told):
     before = sorted(place.rglob("*"))
     with pytest.raises(SegFitError) as error:
         evaluate(place, **values)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert sorted(place.rglob("*")) == before
 
 
-def test_all_that_is_wrong_with_a_command_line_is_told_at_once(place):
+def test_all_that_is_wrong_with_a_command_line_is_reported_at_once(place):
     line = command("run='run 1'", "splt=val", "overlap=1", "precision=fp17", script="evaluate.py")
     done = finished(line, place)
     assert done.returncode == 2
-    for told in ("Did you mean 'split'", "overlap", "Did you mean 'fp16'"):
-        assert told in done.stderr
+    for message in ("Did you mean 'split'", "overlap", "Did you mean 'fp16'"):
+        assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

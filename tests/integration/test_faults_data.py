@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def told(lines: list[str], name: str) -> list[str]:
+def replaced(lines: list[str], name: str) -> list[str]:
     return [
         line for line in lines if f"{name}.png: unreadable" in line and "takes its place" in line
     ]
@@ -67,7 +67,7 @@ def test_a_run_goes_on_without_bad_images_names_each_once_and_writes_nothing_the
     assert done.end.reason == "finished"
     assert done.end.updates == 3 * 4
     for name in ("train/images/003", "train/masks/011"):
-        assert len(told(done.notices, name)) == 1
+        assert len(replaced(done.notices, name)) == 1
     assert sum("val/images/002.png" in line and "is left out" in line for line in done.notices) == 1
     summary = [line for line in done.notices if "leaves out 3 images" in line]
     assert len(summary) == (check == "full")
@@ -136,11 +136,11 @@ def test_odd_names_and_bad_images_pass_through_train_resume_and_evaluate_that_wr
     output = run_cli(tmp_path, "evaluate.py", "run='run ü 1'")
     images = root / "val/images"
     quoted = str(images).replace('"', '\\"')
-    told_too = run_cli(
+    output = run_cli(
         tmp_path, "evaluate.py", "run='run ü 1'", f'images="{quoted}"', "out=predicted"
     )
     assert listing(root) == before
-    assert "is left out" in told_too
+    assert "is left out" in output
     assert json.loads((tmp_path / "predicted/metrics.json").read_text())["samples"] == 4
 
     run = tmp_path / "run ü 1"
@@ -238,7 +238,7 @@ SMALL_SHARED_MEMORY = """if True:
 """
 
 
-def test_shared_memory_that_is_too_small_is_told_at_once_rather_than_waited_for(tmp_path):
+def test_shared_memory_that_is_too_small_is_reported_at_once_rather_than_waited_for(tmp_path):
     small = mounting("mount -t tmpfs -o size=1m tmpfs /dev/shm")
     done = finished([*small, sys.executable, "-c", SMALL_SHARED_MEMORY], tmp_path)
     assert done.returncode == 0, done.stderr

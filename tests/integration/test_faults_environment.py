@@ -61,7 +61,7 @@ def screen(monkeypatch, capsys):
     return run
 
 
-def told_once(text: str, outcome: tuple[EndLog, str, str]) -> None:
+def reported_once(text: str, outcome: tuple[EndLog, str, str]) -> None:
     end, printed, log = outcome
     assert end.reason == "finished"
     assert printed.count(text) == 1, printed
@@ -71,13 +71,13 @@ def told_once(text: str, outcome: tuple[EndLog, str, str]) -> None:
 def test_no_tensorboard(screen, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "segfit.report.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)
-    told_once("report.logger=tensorboard cannot be used", screen(tmp_path / "run"))
+    reported_once("report.logger=tensorboard cannot be used", screen(tmp_path / "run"))
 
 
 def test_a_file_where_tensorboard_writes(screen, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").touch()
-    told_once("cannot write TensorBoard events", screen(tmp_path / "run"))
+    reported_once("cannot write TensorBoard events", screen(tmp_path / "run"))
 
 
 def test_data_and_tensorboards_folder_that_are_read_only(tmp_path):
@@ -97,9 +97,9 @@ def test_data_and_tensorboards_folder_that_are_read_only(tmp_path):
     data = ("data=folder", "data.num_classes=3", "data.cache=disk", root)
     done = finished([*read_only, *command(*tiny, *data, "hydra.run.dir=run", "epochs=1")], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = "cannot write TensorBoard events"
-    assert (done.stdout + done.stderr).count(told) == 1
-    assert (tmp_path / "run/train.log").read_text().count(told) == 1
+    message = "cannot write TensorBoard events"
+    assert (done.stdout + done.stderr).count(message) == 1
+    assert (tmp_path / "run/train.log").read_text().count(message) == 1
     assert json.loads((tmp_path / "run/metrics.json").read_text())["status"] == "finished"
 
 
@@ -108,7 +108,7 @@ def test_tensorboard_that_fails_while_training(screen, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(TensorBoardLogger, "scalars", full)
-    told_once(
+    reported_once(
         "tensorboard: cannot write any more: No space left on device",
         screen(tmp_path / "run", "epochs=2"),
     )
@@ -127,20 +127,22 @@ def test_no_nvml(screen, tmp_path, monkeypatch, library):
 
 
 @pytest.mark.parametrize("library", [None, LostCard({LARGE: 8192})], ids=["none", "lost"])
-def test_a_card_without_nvml_is_told(tmp_path, monkeypatch, library):
+def test_a_card_without_nvml_is_reported(tmp_path, monkeypatch, library):
     plug_in(monkeypatch, FakeDriver({LARGE: 8192}), library)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    told: list[str] = []
-    report = Loggers({}, Monitor(), told.append)
+    messages: list[str] = []
+    report = Loggers({}, Monitor(), messages.append)
     report.start(events.info())
     report.close()
-    (message,) = told
+    (message,) = messages
     assert "NVML does not answer" in message
 
 
 def test_no_hub(screen, tmp_path):
     base = tuple(text for text in TINY if not text.startswith("model"))
-    told_once("WARNING: RANDOM WEIGHTS", screen(tmp_path / "run", "model=segformer_b0", base=base))
+    reported_once(
+        "WARNING: RANDOM WEIGHTS", screen(tmp_path / "run", "model=segformer_b0", base=base)
+    )
 
 
 def test_a_clock_that_jumps_by_years(screen, tmp_path, monkeypatch):

@@ -94,8 +94,8 @@ def test_memory_that_runs_out_at_any_step_leaves_the_losses_as_they_were(
     tight = train(tmp_path / "tight", *EXACT, f"accumulate={accumulate}")
     assert tight.losses == pytest.approx(whole.losses, rel=1e-4)
     assert tight.heard.steps == whole.heard.steps
-    (told,) = [text for text in tight.notices if "out of memory" in text]
-    assert "continuing with 2 and more accumulation; the effective batch stays" in told
+    (notice,) = [text for text in tight.notices if "out of memory" in text]
+    assert "continuing with 2 and more accumulation; the effective batch stays" in notice
     assert load_checkpoint(tmp_path / "tight/checkpoints/last.pt")["progress"]["micro_batch"] == 2
 
 
@@ -155,11 +155,11 @@ def test_a_poisoned_image_is_named_saved_and_left_out(tmp_path, monkeypatch):
     assert len([text for text in done.notices if "going back" in text]) == 2
     saved = sorted((tmp_path / "bad_batches").iterdir())
     assert len(saved) == 2
-    for told, path in zip(out, saved, strict=True):
+    for notice, path in zip(out, saved, strict=True):
         (batch,) = torch.load(path, weights_only=True)["batches"]
-        assert f"saved as {path}" in told
+        assert f"saved as {path}" in notice
         assert "train_0005" in batch["names"]
-        assert all(name in told for name in batch["names"])
+        assert all(name in notice for name in batch["names"])
         assert 5 in batch["index"].tolist()
 
 
@@ -211,7 +211,7 @@ def test_a_disk_that_stays_full_ends_cleanly_and_the_run_goes_on_from_what_was_s
     assert same(weights_of(run / "checkpoints/last.pt"), weights_of(last))
 
 
-def test_a_disk_that_is_too_small_from_the_start_is_told(tmp_path):
+def test_a_disk_that_is_too_small_from_the_start_is_reported(tmp_path):
     """A real file system of 300 KiB, on which nothing but the config finds room."""
     small_disk = mounting("mount -t tmpfs -o size=300k none /mnt")
     done = finished([*small_disk, *command(*TINY, "hydra.run.dir=/mnt/run", "epochs=1")], tmp_path)
@@ -241,7 +241,7 @@ for life in range(25):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     if checkpoints.exist():
-        state, told = checkpoints.load_last()
+        state, _ = checkpoints.load_last()
         assert state["number"] >= known, (state["number"], known)
         assert (state["model"]["weight"] == state["number"]).all()
         known = state["number"]

@@ -162,19 +162,19 @@ def test_a_search_in_a_storage_adds_trials_and_says_how_when_it_is_resumed(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("hydra/launcher=joblib", "hydra/launcher=joblib: not installed"),
         ("hparams_search=optuna", "hydra/sweeper=segfit_optuna: not installed"),
     ],
 )
-def test_an_engine_that_is_not_installed_is_told(tmp_path, override, told):
+def test_an_engine_that_is_not_installed_is_reported(tmp_path, override, message):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['hydra_plugins'] = None\n")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     code, output = train_by_command_line(
         tmp_path, "-m", *QUICK, override, "epochs=1", "batch_size=2", PYTHONPATH=paths
     )
     assert code == 2, output
-    assert told in output
+    assert message in output
     assert "requirements-sweeps.txt" in output
     assert not (tmp_path / "multirun").exists()

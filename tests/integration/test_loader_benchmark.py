@@ -125,7 +125,7 @@ def test_a_real_measurement(tmp_path: Path) -> None:
     assert typed.startswith("augmentation=")
     assert typed in done.findings.headline
     assert len(results["values"]["settings"]) == 4
-    assert done.told[-1][1:] == (5, 6)  # two places and four settings
+    assert done.progress[-1][1:] == (5, 6)  # two places and four settings
 
 
 def on_files(root: Path) -> tuple[str, ...]:

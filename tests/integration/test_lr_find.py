@@ -33,8 +33,8 @@ def test_a_rate_is_suggested_for_an_effective_batch(tmp_path):
     assert rows["steepest fall"]["lr"] < rows["lowest loss"]["lr"]
     assert rows["steepest fall"]["lr"] == pytest.approx(
         values["lr"], rel=0.05
-    )  # two digits are told
-    assert done.told[-1][1] == len(values["rates"]) == len(values["losses"])
+    )  # two digits are shown
+    assert done.progress[-1][1] == len(values["rates"]) == len(values["losses"])
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["values"]["facts"]["batch"] == "4 × 2 accumulated = 8"
     assert (tmp_path / "lr_find.png").stat().st_size > 5000
@@ -54,7 +54,7 @@ def test_a_window_cannot_exceed_the_epoch(tmp_path):
     assert len(done.findings.values["rates"]) <= 20
 
 
-def test_no_fall_is_told_as_such(tmp_path, monkeypatch):
+def test_no_fall_is_reported_as_such(tmp_path, monkeypatch):
     rising = RangeTest([1e-4, 1e-3, 1e-2], [1.0, 1.1, 1.2], samples=4)
     monkeypatch.setattr(lr_find, "lr_range_test", lambda *_args, **_options: rising)
     done = benchmark(tmp_path, "lr_find", *FAST)
@@ -62,6 +62,6 @@ def test_no_fall_is_told_as_such(tmp_path, monkeypatch):
     assert done.findings.headline.startswith("The loss never clearly falls in this sweep")
 
 
-def test_contradicting_ends_are_told(tmp_path):
+def test_contradicting_ends_are_reported(tmp_path):
     with pytest.raises(SegFitError, match=r"benchmark.first=1: must be below benchmark.last=0.1"):
         benchmark(tmp_path, "lr_find", "benchmark.first=1", "benchmark.last=0.1")

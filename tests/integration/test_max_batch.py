@@ -114,7 +114,7 @@ def test_the_answer_is_that_of_an_exhaustive_scan(tmp_path, monkeypatch):
     assert done.notices == []
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["values"]["trials"][-1]["fits"] is True
-    assert "once more and longer" in done.told[-1][0]
+    assert "once more and longer" in done.progress[-1][0]
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ def test_a_crash_is_tried_again_and_then_counts(tmp_path, outcomes):
     assert rows.count((6, "killed by SIGKILL")) == 2
 
 
-def test_a_training_that_cannot_even_start_is_told(tmp_path, outcomes):
+def test_a_training_that_cannot_even_start_is_reported(tmp_path, outcomes):
     outcomes(lambda batch, _: failed("input", "one\ntwo"))
     with pytest.raises(SegFitError) as error:
         benchmark(tmp_path, "max_batch")

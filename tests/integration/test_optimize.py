@@ -185,25 +185,25 @@ def test_a_foreign_file_is_not_overwritten(tmp_path: Path, run: Any) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["local.yaml"]
 
 
-def test_a_stale_recipe_is_told_once(tmp_path: Path, run: Any) -> None:
+def test_a_stale_recipe_is_reported_once(tmp_path: Path, run: Any) -> None:
     run(Scripted({4: 10.0, 8: 9.0}), "model.base_channels=8")
     now = composed_local(tmp_path, "model.base_channels=8")
     stale = composed_local(tmp_path, "model.base_channels=16")
     stale.hardware.tuned_for.torch = "1.0"
-    told: list[list[str]] = []
+    reported: list[list[str]] = []
     for config in (now, stale):
         notices: list[str] = []
         with one_thread():
             make_training(config, tmp_path, notices.append)
-        told.append([line for line in notices if line.startswith("hardware=local")])
-    assert told[0] == []
-    (line,) = told[1]
+        reported.append([line for line in notices if line.startswith("hardware=local")])
+    assert reported[0] == []
+    (line,) = reported[1]
     assert "model: then cnn base_channels=8, now cnn base_channels=16" in line
     assert f"torch: then 1.0, now {torch.__version__}" in line
     assert "device:" not in line
 
 
-def test_without_a_recipe_the_way_to_one_is_told(
+def test_without_a_recipe_the_error_says_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if (cli.CONF / "hardware" / "local.yaml").exists():

@@ -32,15 +32,15 @@ def contestants(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 class Pipe:
     """The end of a connection that a contestant has."""
 
-    def __init__(self, *told: str) -> None:
-        self.told = iter(told)
+    def __init__(self, *orders: str) -> None:
+        self.orders = iter(orders)
         self.said: list[Any] = []
 
     def send(self, message: Any) -> None:
         self.said.append(message)
 
     def recv(self) -> str:
-        return next(self.told)
+        return next(self.orders)
 
 
 class Epochs:
@@ -108,7 +108,9 @@ def test_an_epoch_shorter_than_a_block_is_refused(contestants: ModuleType) -> No
     assert type(caught.value).__name__ == "SegFitError"
 
 
-def test_waiting_is_told_apart(contestants: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_data_is_timed_apart(
+    contestants: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
 
     class Slow(Epochs):

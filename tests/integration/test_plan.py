@@ -260,7 +260,7 @@ def test_the_answer_and_its_parts(tmp_path):
     assert "levers" not in [table.name for table in answer.findings.tables]
 
 
-def test_what_does_not_fit_is_told_with_what_helps(tmp_path):
+def test_what_does_not_fit_is_reported_with_what_helps(tmp_path):
     options = ("hardware=4gb", "batch_size=3000", "precision=fp32")
     answer = benchmark(tmp_path, "plan", *CNN, *options, base=SMALL)
     assert "does NOT fit" in answer.findings.headline

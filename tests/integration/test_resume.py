@@ -47,10 +47,10 @@ RANDOM = (
 
 
 def losses(run: Path) -> dict[int, str]:
-    """Return update → what train.log told of it, the last word where it was told twice."""
+    """Return update → what train.log says of it, the last line where there are two."""
     lines = (run / "train.log").read_text().splitlines()
-    told = [re.search(r"update (\d+)/\d+ (loss \S+ lr \S+ grad \S+)", line) for line in lines]
-    return {int(match[1]): match[2] for match in told if match}
+    found = [re.search(r"update (\d+)/\d+ (loss \S+ lr \S+ grad \S+)", line) for line in lines]
+    return {int(match[1]): match[2] for match in found if match}
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def cut_in_its_epoch(tmp_path_factory) -> "tuple[Path, list[int], list[int]]":
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             ("batch_size=2", "accumulate=2"),
@@ -247,13 +247,13 @@ def cut_in_its_epoch(tmp_path_factory) -> "tuple[Path, list[int], list[int]]":
     ],
 )
 def test_with_another_batch_size_every_image_of_the_epoch_is_seen_once(
-    tmp_path, monkeypatch, cut_in_its_epoch, changes, told
+    tmp_path, monkeypatch, cut_in_its_epoch, changes, message
 ):
     cut, begun, order = cut_in_its_epoch
     run, rest = shutil.copytree(cut, tmp_path / "run"), images_of(monkeypatch)
     again = resume(run, "max_steps=null", *changes)
     assert begun + list(chain(*rest)) == order
-    assert any(told in notice for notice in again.notices), again.notices
+    assert any(message in notice for notice in again.notices), again.notices
     assert again.end.reason == "finished"
 
 
@@ -277,9 +277,9 @@ def test_elsewhere_it_goes_on_and_says_that_it_is_not_bit_for_bit(tmp_path):
 
     change(tmp_path, move)
     again = resume(tmp_path, "max_steps=null")
-    (told,) = [notice for notice in again.notices if "not bit for bit" in notice]
-    assert "device was NVIDIA GeForce RTX 3050, is CPU" in told
-    assert f"torch was 2.6.0, is {torch.__version__}" in told
+    (line,) = [notice for notice in again.notices if "not bit for bit" in notice]
+    assert "device was NVIDIA GeForce RTX 3050, is CPU" in line
+    assert f"torch was 2.6.0, is {torch.__version__}" in line
     assert again.training.fit.state.progress.micro_batch == 0
 
 
@@ -297,7 +297,7 @@ def test_a_damaged_checkpoint_of_the_last_validation_falls_back_to_before_it(tmp
     assert before["epoch"] == 3  # its validation was still to come
     flip_a_bit(tmp_path / "checkpoints/last.pt")
     again = resume(tmp_path)
-    assert any("Resuming from the one before it, previous.pt" in told for told in again.notices)
+    assert any("Resuming from the one before it, previous.pt" in notice for notice in again.notices)
     assert again.end.best_scores == whole.end.best_scores
     assert same(again.model.state_dict(), whole.model.state_dict())
     assert same(weights_of(tmp_path / "checkpoints/best.pt"), best)

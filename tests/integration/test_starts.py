@@ -33,7 +33,7 @@ NAMES = "data.class_names=[ground,a,b,c]"
 
 
 def built(*overrides: str, base: tuple[str, ...] = TINY) -> tuple[Training, list[str]]:
-    """Return a training that has not begun, and what was told."""
+    """Return a training that has not begun, and its notices."""
     notices: list[str] = []
     with one_thread():
         config = compose_run(*overrides, base=base)
@@ -222,7 +222,7 @@ def test_options_that_contradict_themselves_are_refused():
             check(wrong)
 
 
-def test_freezing_random_weights_is_told():
+def test_freezing_random_weights_is_reported():
     _, notices = built("freeze=encoder")
     assert any("are random, and what is frozen stays so" in text for text in notices)
 

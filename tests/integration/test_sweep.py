@@ -37,7 +37,7 @@ def training_child(process: "subprocess.Popen[str]", folder: Path, job: int) -> 
 
 
 @pytest.mark.slow
-def test_a_killed_job_is_told_and_the_next_one_runs(tmp_path):
+def test_a_killed_job_is_reported_and_the_next_one_runs(tmp_path):
     process = start(tmp_path, "-m", *SMALL, "batch_size=4", "epochs=1,500", **REAL)
     training_child(process, tmp_path, 1).kill()
     output, _ = process.communicate(timeout=PATIENCE)

@@ -51,7 +51,7 @@ def test_what_is_measured_is_written_down(tmp_path: Path) -> None:
     assert len(done.findings.scalars) == 4
 
 
-def test_out_of_memory_is_told_in_words() -> None:
+def test_out_of_memory_is_reported_in_words() -> None:
     config = compose_benchmark("throughput", "batch_size=7")
     needed = pytest.raises(SegFitError, match=r"batch_size=7.*benchmark=max_batch")
     with needed, explain_out_of_memory(config):

@@ -234,7 +234,7 @@ def test_a_signal_to_torchrun_saves_once_and_ends_well(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_a_file_that_one_process_cannot_read_ends_both_and_is_told(tmp_path):
+def test_a_file_that_one_process_cannot_read_ends_both_and_is_reported(tmp_path):
     """The second held-out image is the second process's."""
     root = write_pairs(tmp_path / "data", names(12), size=(64, 64))
     for part in ("images", "masks"):
@@ -255,7 +255,7 @@ def test_a_file_that_one_process_cannot_read_ends_both_and_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "script", "told"),
+    ("arguments", "script", "message"),
     [
         (("lr=-1",), "train.py", "lr=-1.0: must be more than 0"),
         pytest.param(
@@ -278,13 +278,13 @@ def test_a_file_that_one_process_cannot_read_ends_both_and_is_told(tmp_path):
         ),
     ],
 )
-def test_wrong_input_is_told_once_and_leaves_nothing(tmp_path, arguments, script, told):
+def test_wrong_input_is_reported_once_and_leaves_nothing(tmp_path, arguments, script, message):
     small = SMALL if script == "train.py" else ()
     keys = {text.split("=")[0] for text in arguments}
     options = [text for text in small if text.split("=")[0] not in keys]
     code, output = torchrun(tmp_path, *options, *arguments, script=script)
     assert code != 0
-    assert ours(output).count(told) == 1, output
+    assert ours(output).count(message) == 1, output
     assert "exitcode  : 2" in output
     assert "Traceback" not in ours(output)
     assert not list(tmp_path.glob("*/*"))

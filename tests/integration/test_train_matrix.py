@@ -60,8 +60,8 @@ def test_models_augmentations_and_precisions_train(tmp_path, model, augmentation
     native = ["bf16", "fp32"] if cpu_has_bf16() else ["fp32"]
     runs = trained.training.fit.state.precision.name
     assert runs == (precision if precision in native else native[0])
-    told = [notice for notice in trained.notices if notice.startswith(f"precision={precision}")]
-    assert len(told) == (0 if precision in native else 1)
+    notices = [notice for notice in trained.notices if notice.startswith(f"precision={precision}")]
+    assert len(notices) == (0 if precision in native else 1)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_data_set_smaller_than_a_batch_trains(tmp_path):
     assert_trained(trained, 2)
 
 
-def test_limits_and_accumulation_count_as_told(tmp_path):
+def test_limits_and_accumulation_count_as_set(tmp_path):
     trained = train(tmp_path, "limit_train_batches=5", "limit_val_batches=1", "accumulate=2")
     assert trained.heard.steps == [1, 2, 3, 4, 5, 6]
     assert trained.heard.infos[0].updates_per_epoch == 3

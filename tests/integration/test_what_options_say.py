@@ -58,22 +58,22 @@ def test_a_score_that_nothing_decides_picks_no_best_and_stops_nothing(tmp_path) 
     assert evaluate(tmp_path, checkpoint="last").result.scores["pixel_accuracy"] >= 0
 
 
-def test_sides_that_flips_confuse_are_told_with_the_remedy() -> None:
-    def told(*overrides: str) -> list[str]:
+def test_sides_that_flips_confuse_are_reported_with_the_remedy() -> None:
+    def notices(*overrides: str) -> list[str]:
         names = "data.class_names=[face,left_eye,right_eye,nose]"
         config = compose_run(names, *overrides)
         sources = assembly_of(config).make_sources(config)
         return list(assembly_of(config).check_sources(config, sources, {}).notices)
 
-    (notice,) = told()
+    (notice,) = notices()
     assert notice == (
         "A mirror image exchanges left_eye and right_eye, but flips do not: set augmentation.swap=[[1,2]] in training, or "
         "no flips (augmentation.hflip=0 augmentation.vflip=0)."
     )
-    assert told("augmentation.swap=[[2,1]]") == []
-    assert told("augmentation.hflip=0") == []
-    assert told("augmentation=none") == []
-    (notice,) = told("augmentation.hflip=0", "augmentation.mixup=0.5", "batch_size=1")
+    assert notices("augmentation.swap=[[2,1]]") == []
+    assert notices("augmentation.hflip=0") == []
+    assert notices("augmentation=none") == []
+    (notice,) = notices("augmentation.hflip=0", "augmentation.mixup=0.5", "batch_size=1")
     assert "batch_size=1 has none to mix" in notice
     faces = compose_run("data=face_parsing", "data.root=x", base=())
     assert unswapped(faces) == ""

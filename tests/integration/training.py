@@ -190,14 +190,14 @@ def wait_for(
     words: str,
     logs: str = "outputs/*/*/train.log",
 ) -> Path:
-    """Wait until a run below a folder has told some words; return the run."""
+    """Wait until a run below a folder has printed some words; return the run."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         for log in folder.glob(logs):
             if words in log.read_text():
                 return log.parent
         time.sleep(0.01)
-    raise AssertionError(f"never told {words!r}: {process.communicate()[0]}")
+    raise AssertionError(f"never printed {words!r}: {process.communicate()[0]}")
 
 
 def the_run(folder: Path) -> Path:

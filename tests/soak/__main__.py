@@ -155,13 +155,13 @@ class Soak:
         process = self.start()
         watched, life = psutil.Process(process.pid), Life()
         self.lives.append(life)
-        epochs = self._told(" done: ")
+        epochs = self._count(" done: ")
         began = self._wait_for_updates(process)
         while process.poll() is None:
             pause = time.monotonic() + self.random.uniform(*_PAUSE)
             while time.monotonic() < pause and process.poll() is None:
                 # The first validation and its pictures bring workers and fonts that stay.
-                if self._told(" done: ") >= epochs + 2:
+                if self._count(" done: ") >= epochs + 2:
                     life.look(watched)
                 time.sleep(0.1)
             if process.poll() is None and began and deadline is not None:
@@ -173,14 +173,14 @@ class Soak:
 
     def _wait_for_updates(self, process: "subprocess.Popen[bytes]") -> bool:
         """Wait until this process trains: faults before that are those of `test_resume.py`."""
-        updates = self._told(" update ")
+        updates = self._count(" update ")
         while process.poll() is None:
-            if self._told(" update ") > updates:
+            if self._count(" update ") > updates:
                 return True
             time.sleep(0.05)
         return False
 
-    def _told(self, words: str) -> int:
+    def _count(self, words: str) -> int:
         """Return how often train.log holds some words."""
         logs = self.folder.glob("outputs/*/*/train.log")
         return sum(path.read_text().count(words) for path in logs)
@@ -196,7 +196,7 @@ class Soak:
             "worker killed": lambda: self._kill_worker(process),
         }
         # Workers that start on a full disk would find no shared memory either, which it has nothing to do with.
-        full = 4 if self._told(" done: ") > epochs else 0
+        full = 4 if self._count(" done: ") > epochs else 0
         fault = self.random.choices(list(choices), weights=[5, full, 1, 1, 1, 1, 1])[0]
         self.faults[fault] += 1
         try:

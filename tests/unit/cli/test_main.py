@@ -17,7 +17,7 @@ from segfit.cli import main as cli
         (RuntimeError("shapes do not match"), "crash"),
     ],
 )
-def test_out_of_memory_is_told_from_a_crash(
+def test_out_of_memory_is_distinguished_from_a_crash(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
 ) -> None:
     left: list[tuple[str, int]] = []

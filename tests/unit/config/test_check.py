@@ -133,7 +133,7 @@ def test_one_problem(overrides: list[str], part: str) -> None:
         (["run=x", "temperature=fit", "split=test"], "fitted on split=val alone"),
     ],
 )
-def test_what_evaluation_is_told_has_to_agree(overrides: list[str], part: str) -> None:
+def test_options_of_evaluation_have_to_agree(overrides: list[str], part: str) -> None:
     with pytest.raises(SegFitError, match=part):
         check(composed(*overrides, name="evaluate"))
 

@@ -112,12 +112,12 @@ def test_a_second_run_decodes_nothing(tmp_path):
     _, line = cache_sources(sources, options(tmp_path))
     assert line.startswith("data.cache=disk: 12 samples, 12 of them decoded now, 0 MiB below")
     assert str(tmp_path / "decoded") in line
-    calls, told = counted(sources["train"]), []
-    cached, line = cache_sources(sources, options(tmp_path), lambda *now: told.append(now))
+    calls, progress = counted(sources["train"]), []
+    cached, line = cache_sources(sources, options(tmp_path), lambda *now: progress.append(now))
     assert "all of them decoded before" in line
     assert equal(cached["train"].read(3), folders(tmp_path)["train"].read(3))
     assert calls == []
-    assert told == []
+    assert progress == []
 
 
 def test_a_changed_file_is_decoded_again_and_no_other(tmp_path):
@@ -126,10 +126,10 @@ def test_a_changed_file_is_decoded_again_and_no_other(tmp_path):
     changed = tmp_path / "train" / "images" / "002.png"
     save(changed, noise(32, 36, 3, seed=99))
     sources = folder_sources(tmp_path, classes=CLASSES)
-    told = []
-    cached, line = cache_sources(sources, options(tmp_path), lambda *now: told.append(now))
+    progress = []
+    cached, line = cache_sources(sources, options(tmp_path), lambda *now: progress.append(now))
     assert "1 of them decoded now" in line
-    assert told == [(12, 12)]
+    assert progress == [(12, 12)]
     assert equal(cached["train"].read(2), sources["train"].read(2))
     after = {path: path.stat().st_mtime_ns for path in decoded(cached["train"])}
     assert len(after) == len(before)  # what was made from the old file is gone
@@ -196,10 +196,10 @@ def test_arrays_of_any_kind_are_kept(tmp_path, where):
 
 
 def test_progress_counts_every_image_once(tmp_path):
-    told = []
-    cache_sources(folders(tmp_path), options(tmp_path), lambda *now: told.append(now))
-    assert told[-1] == (12, 12)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    progress = []
+    cache_sources(folders(tmp_path), options(tmp_path), lambda *now: progress.append(now))
+    assert progress[-1] == (12, 12)
+    assert [done for done, _ in progress] == sorted({done for done, _ in progress})
 
 
 def test_reading_outside_is_an_error(tmp_path):

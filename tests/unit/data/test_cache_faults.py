@@ -142,7 +142,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_decoded(tmp_path, mon
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_disk_that_fills_up_is_told_and_what_is_made_stays(tmp_path, monkeypatch, workers):
+def test_a_disk_that_fills_up_is_reported_and_what_is_made_stays(tmp_path, monkeypatch, workers):
     import resource
 
     monkeypatch.setattr("segfit.data.cache._FEW", 0)

@@ -59,7 +59,7 @@ def test_no_test_share_means_no_test_split():
         (SplitConfig(val=0.6, test=0.5), "30 samples cannot be split into train and val and test"),
     ],
 )
-def test_what_cannot_be_split_is_told(rule, message):
+def test_what_cannot_be_split_is_reported(rule, message):
     with pytest.raises(SegFitError, match=message):
         split_names(NAMES, rule)
 

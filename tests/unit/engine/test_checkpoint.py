@@ -71,7 +71,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_save(saved):
     assert files(saved) == ["last.pt", "previous.pt"]
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(SegFitError, match="cannot save"):
         Checkpoints(tmp_path / "file").save_last({})
@@ -103,10 +103,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, damage):
     saved.save_last({**STATE, "progress": {"epoch": 4}})
     assert saved.load_last()[0]["progress"] == {"epoch": 4}
     damage(saved.last)
-    content, told = saved.load_last()
+    content, notice = saved.load_last()
     assert content["progress"] == {"epoch": 3}
-    assert str(saved.last) in told
-    assert "Resuming from the one before it, previous.pt" in told
+    assert str(saved.last) in notice
+    assert "Resuming from the one before it, previous.pt" in notice
 
 
 def test_the_next_save_keeps_the_one_before_rather_than_the_damaged_one(saved):
@@ -244,7 +244,7 @@ def test_a_damaged_checkpoint_is_refused_wherever_the_damage_is(saved, tmp_path)
 
 
 def test_a_bit_that_flipped_anywhere_is_noticed_or_changes_nothing(saved, tmp_path):
-    """Names, sizes, the pickle: what damage makes of them fails in many ways, each of them told."""
+    """Names, sizes, the pickle: what damage makes of them fails in many ways, each of them reported."""
     whole = saved.last.read_bytes()
     path = tmp_path / "damaged.pt"
     noticed = 0
@@ -278,7 +278,7 @@ def test_compressed_parts_are_refused(saved, tmp_path):
 @pytest.mark.parametrize(
     "content", [{"weight": torch.ones(2)}, [1, 2], {"format": 99, "model": {}}]
 )
-def test_a_foreign_checkpoint_is_told_apart(tmp_path, content):
+def test_a_foreign_checkpoint_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "foreign.pt")
     with pytest.raises(SegFitError, match="not a checkpoint of this version"):
         load_checkpoint(tmp_path / "foreign.pt")

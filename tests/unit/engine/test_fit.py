@@ -60,13 +60,13 @@ def test_logs_are_means_since_the_last_one(tmp_path, log_every):
         assert log.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-@pytest.mark.parametrize(("max_steps", "epochs_told"), [(1, 1), (4, 1), (6, 2)])
-def test_max_steps_ends_with_a_validation(tmp_path, max_steps, epochs_told):
+@pytest.mark.parametrize(("max_steps", "epochs"), [(1, 1), (4, 1), (6, 2)])
+def test_max_steps_ends_with_a_validation(tmp_path, max_steps, epochs):
     heard = run(make_fit(tmp_path, max_steps=max_steps))
     assert heard.steps == list(range(1, max_steps + 1))
     assert heard.infos[0].total_updates == max_steps
     assert heard.ends[0].reason == "max_steps"
-    assert len(heard.epochs) == epochs_told
+    assert len(heard.epochs) == epochs
     assert heard.epochs[-1].result is not None
     assert load_checkpoint(tmp_path / "last.pt")["progress"]["update"] == max_steps
 

@@ -183,7 +183,7 @@ def test_an_unknown_optimizer_names_the_nearest():
         optimizer(name="lammb")
 
 
-def test_an_optimizer_that_cannot_be_made_here_is_told(monkeypatch):
+def test_an_optimizer_that_cannot_be_made_here_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SegFitError, match=r"optimizer\.name=fusedadam does not work"):
         optimizer(name="fusedadam")  # needs APEX

@@ -42,7 +42,7 @@ def device(request, monkeypatch) -> torch.device:
     ],
     indirect=["device"],
 )
-def test_what_runs_and_that_a_fall_back_is_told(device, requested, runs):
+def test_what_runs_and_that_a_fall_back_is_reported(device, requested, runs):
     chosen, notice = resolve_precision(requested, device)
     assert chosen == Precision(runs, device.type)
     if requested in ("auto", runs):

@@ -180,7 +180,7 @@ def test_checkpoint_of_another_variant(checkpoint):
         make_segformer("b1", 3, weights=str(checkpoint))
 
 
-def test_every_kind_of_wrong_key_is_told_at_once(checkpoint, tmp_path):
+def test_every_kind_of_wrong_key_is_reported_at_once(checkpoint, tmp_path):
     def change(state):
         del state["decode_head.batch_norm.weight"]
         state["decode_head.batch_norm.bias"] = torch.zeros(3)

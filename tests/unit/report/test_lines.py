@@ -42,7 +42,7 @@ def test_a_closed_log_file_ignores_what_comes_late(tmp_path):
     assert (tmp_path / "train.log").read_text() == ""
 
 
-def test_a_log_file_that_cannot_be_made_is_told(tmp_path):
+def test_a_log_file_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SegFitError, match=r"file/train\.log: cannot write the log file"):
         LogFile(tmp_path / "file" / "train.log")

@@ -81,7 +81,7 @@ def test_mlflow_keeps_metrics_and_resumes_its_run(tmp_path, monkeypatch):
     assert run.info.status == "FINISHED"
 
 
-def test_what_other_processes_post_is_told_once_and_logged(tmp_path):
+def test_what_other_processes_post_is_reported_once_and_logged(tmp_path):
     printed = StringIO()
     console = console_report(Console(file=printed, width=200))
     posts = [["precision fell back", "a.png is bad"], ["a.png is bad", "b.png is bad", "oom"]]
@@ -95,6 +95,6 @@ def test_what_other_processes_post_is_told_once_and_logged(tmp_path):
         listener.end(EndLog("finished", updates, {}, None, 1.0))
     listener.close()
     assert not list(tmp_path.rglob("events.out.*"))
-    for told in (printed.getvalue(), (tmp_path / "train.log").read_text()):
-        assert told.count("a.png is bad") == told.count("b.png is bad") == told.count("oom") == 1
-    assert "precision" not in printed.getvalue()  # was told before there was a run folder
+    for text in (printed.getvalue(), (tmp_path / "train.log").read_text()):
+        assert text.count("a.png is bad") == text.count("b.png is bad") == text.count("oom") == 1
+    assert "precision" not in printed.getvalue()  # was printed before there was a run folder

@@ -53,7 +53,7 @@ def test_the_commands_can_be_copied_from_a_narrow_terminal(tmp_path, monkeypatch
     assert "resume" not in text
 
 
-def test_an_interrupted_run_is_told_how_to_go_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "outputs" / "1"
     text = summary(events.end_log(3, "interrupted", best_epoch=None), run, best=False)

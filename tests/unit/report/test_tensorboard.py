@@ -116,7 +116,7 @@ def test_an_interrupted_run_keeps_everything_and_its_row_open(tmp_path):
     board.close()
 
 
-def test_a_killed_run_has_lost_nothing_that_was_told(tmp_path):
+def test_a_killed_run_has_lost_nothing_that_was_logged(tmp_path):
     board = report(tmp_path / "run")
     events.train(board, last=6)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")  # what is on disk at this moment
@@ -146,13 +146,13 @@ def test_no_step_appears_twice_after_resuming(tmp_path, saved, killed):
         assert len(set(steps)) == len(steps), tag
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SegFitError, match=r"cannot write TensorBoard events.*report.logger=\[\]"):
         report(tmp_path / "file" / "tensorboard")
 
 
-def test_a_disk_that_fills_up_is_told_once_and_training_goes_on(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_is_reported_once_and_training_goes_on(tmp_path, monkeypatch):
     notices = []
     board = report(tmp_path, notify=notices.append)
     board.start(events.info())

@@ -19,10 +19,10 @@ def test_a_leader_board_that_cannot_be_written_is_named_and_failures_still_count
     (row,) = sweep.show(tmp_path)
     assert row.failed
     assert sweep.LeaderBoard.failed == 1
-    told = capsys.readouterr().out
-    assert "crash: a bug" in told
-    assert "leaderboard.csv: cannot be written (Is a directory)." in told
-    assert "tensorboard" not in told  # no job wrote there
+    printed = capsys.readouterr().out
+    assert "crash: a bug" in printed
+    assert "leaderboard.csv: cannot be written (Is a directory)." in printed
+    assert "tensorboard" not in printed  # no job wrote there
 
 
 @pytest.mark.parametrize(("mode", "direction"), [("max", "maximize"), ("min", "minimize")])

@@ -1,4 +1,4 @@
-"""Which cards a process sees, told by stand-ins for NVIDIA's driver and for NVML, which disagree as the real ones do.
+"""Which cards a process sees, by stand-ins for NVIDIA's driver and for NVML, which disagree as the real ones do.
 
 And what recipes take of real cards, and what else fits, by the table that benchmark=plan made.
 """
@@ -231,9 +231,9 @@ def test_tasks_without_a_table_keep_their_recipes():
     assert careful("signal", "4gb", recipe, 0.1) == {}
 
 
-def test_the_share_of_the_card_is_told_and_what_would_fill_it():
-    told = share_of_card("segmentation", "segformer_b2", 3 * 256**2, 4, 1, 8.0)
-    share, also = told.split("; ")
+def test_the_share_of_the_card_is_reported_and_what_would_fill_it():
+    line = share_of_card("segmentation", "segformer_b2", 3 * 256**2, 4, 1, 8.0)
+    share, also = line.split("; ")
     assert share.endswith("of 8.0 GiB by plan, 19% of the card")
     assert also.startswith("also fits: segformer_b5 at 512 px, batch ")
     # of a model that is not in the table only what else fits is known

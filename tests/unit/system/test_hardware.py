@@ -34,7 +34,7 @@ def with_card(monkeypatch, capability, built_for):
 
 
 @pytest.mark.parametrize("requested", ["cuda", "mps"])
-def test_a_missing_device_is_told(monkeypatch, requested):
+def test_a_missing_device_is_reported(monkeypatch, requested):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     device, line = hardware.resolve_device(requested)
     assert device.type == "cpu"

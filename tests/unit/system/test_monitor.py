@@ -72,8 +72,8 @@ def test_what_a_card_does_not_tell_is_none_and_the_rest_stays(plug_in, silent):
     plug_in(Card(silent))
     probe = Probe()
     sample = probe.read(0.0)
-    told = {"utilisation": 87.0, "temperature": 71.0, "power_w": 123.456, silent: None}
-    assert {name: getattr(sample, name) for name in told} == told
+    known = {"utilisation": 87.0, "temperature": 71.0, "power_w": 123.456, silent: None}
+    assert {name: getattr(sample, name) for name in known} == known
     assert silent not in summed_up([sample]).mean
 
 

@@ -10,7 +10,7 @@ from segfit.tuning.monitor import found, judgement, live_line, watch
 
 
 class Script(Probe):
-    """A card that gives what it is told, then ends like a person who presses Ctrl-C, if asked to."""
+    """A card that gives what is set, then ends like a person who presses Ctrl-C, if asked to."""
 
     def __init__(self, *utilisation: float) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ def a_bench(folder, progress=lambda *_: None) -> tuple[Bench, list[str]]:
 
 
 def test_the_watch_lasts_as_long_as_asked_and_is_written_down(tmp_path):
-    told = []
-    bench, _ = a_bench(tmp_path, lambda *what: told.append(what))
+    progress = []
+    bench, _ = a_bench(tmp_path, lambda *what: progress.append(what))
     findings = watch(Script(10, 20, 30), 0.1, bench, interval=0.02)
     samples = findings.values["samples"]
     assert [sample["utilisation"] for sample in samples[:3]] == [10, 20, 30]
@@ -43,8 +43,8 @@ def test_the_watch_lasts_as_long_as_asked_and_is_written_down(tmp_path):
         "utilisation, %", "memory, GiB", "temperature, °C", "CPU, %",
     ]  # fmt: skip
     assert len(findings.figures["samples"]().axes) == 4
-    assert told[0][0].startswith("Stand-in: ")
-    assert told[0][2] == 5
+    assert progress[0][0].startswith("Stand-in: ")
+    assert progress[0][2] == 5
 
 
 def test_ctrl_c_ends_the_watch_and_what_was_seen_is_kept(tmp_path):

@@ -52,7 +52,7 @@ def test_a_job_gets_config_and_arguments_in_another_process(planted):
     assert outcome.seconds > 0
 
 
-def test_wrong_input_is_told_with_all_its_problems(planted):
+def test_wrong_input_is_reported_with_all_its_problems(planted):
     outcome = planted("refuse")
     assert (outcome.ok, outcome.reason) == (False, "input")
     assert outcome.message == "data.root: no such folder.\nlr: too large."

@@ -82,7 +82,7 @@ def test_a_card_that_is_fed_is_bound_by_the_model():
         ({"wait": 1, "decode": 200}, "image decoding", "data.cache"),
     ],
 )
-def test_what_starves_a_card_is_told_apart(costs, bottleneck, change):
+def test_what_starves_a_card_is_named(costs, bottleneck, change):
     facts = starved(**costs)
     facts = replace(facts, cached=Costs(decode=0.1 * MS, augment=facts.costs.augment))
     found = verdict(facts)

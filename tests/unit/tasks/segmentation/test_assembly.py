@@ -43,7 +43,7 @@ def test_an_encoder_brings_its_own_in_one_line(encoder):
     assert encoder in line
 
 
-def test_what_was_typed_stays_and_the_difference_is_told():
+def test_what_was_typed_stays_and_the_difference_is_reported():
     found, (line,) = settled("model=timm_unet", LITE, "data.mean=[0.1,0.2,0.3]")
     assert found == [[0.1, 0.2, 0.3], HALF[1]]
     assert "stay as given" in line

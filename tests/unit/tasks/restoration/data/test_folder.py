@@ -100,7 +100,7 @@ def test_unreadable_pictures_may_be_skipped(tmp_path):
     assert notice.startswith("data.on_bad_sample=skip leaves out 1 image:")
 
 
-def test_16_bits_of_which_few_are_used_are_told(tmp_path):
+def test_16_bits_of_which_few_are_used_are_reported(tmp_path):
     for number in range(4):
         pixels = picture(24, 24, seed=number).astype(np.uint16) * 16
         Image.fromarray(pixels[..., 0]).save(tmp_path / f"{number}.png")

@@ -219,7 +219,7 @@ def test_heic_says_what_to_install(tmp_path):
         PredictDataset(tmp_path, (8, 8), "stretch")[0]
 
 
-def test_a_folder_without_images_is_told(tmp_path):
+def test_a_folder_without_images_is_reported(tmp_path):
     with pytest.raises(SegFitError, match="no such file or folder"):
         PredictDataset(tmp_path / "nowhere", (8, 8), "pad")
     with pytest.raises(SegFitError, match="no image in it"):

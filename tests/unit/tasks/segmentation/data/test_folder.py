@@ -189,7 +189,7 @@ def test_reading_refuses_what_the_preflight_would(tmp_path, image, mask, message
         (lambda r: write_pairs(r, ["a"]), {}, ["1 samples cannot be split into train and val"]),
     ],
 )
-def test_what_is_no_data_set_is_told_in_full(tmp_path, prepare, options, messages):
+def test_what_is_no_data_set_is_reported_in_full(tmp_path, prepare, options, messages):
     prepare(tmp_path)
     with pytest.raises(SegFitError) as error:
         sources(**{"root": tmp_path, **options})

@@ -223,7 +223,7 @@ def test_a_picture_of_one_pixel_is_one(tmp_path, size, fit):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])
-def test_several_frames_are_told_of_images_and_refused_of_masks(data, suffix):
+def test_several_frames_are_reported_of_images_and_refused_of_masks(data, suffix):
     frames = [Image.fromarray(noise(12, 16, seed=seed)) for seed in range(3)]
     path = data / f"images/003.{'png' if suffix == 'gif' else suffix}"
     (data / "images/003.png").unlink()
@@ -248,7 +248,7 @@ def test_what_a_phone_appends_to_a_photo_is_no_frame(data):
 
 
 @pytest.mark.parametrize("size", [(13, 16), (12, 15), (16, 12), (24, 32)])
-def test_a_mask_of_another_size_is_told_with_both(data, size):
+def test_a_mask_of_another_size_is_reported_with_both(data, size):
     save(data / "masks/004.png", noise(*size, high=3))
     (problem,) = problems(data)
     assert f"004.png (image 16×12, mask {size[1]}×{size[0]} (width × height))" in problem

@@ -94,7 +94,7 @@ def test_a_test_folder_without_masks_is_for_prediction(tmp_path, level, masks):
     )
 
 
-def test_what_lies_beside_the_splits_is_told(tmp_path):
+def test_what_lies_beside_the_splits_is_reported(tmp_path):
     for part in ("train", "val", "extra"):
         fill(tmp_path, f"images/{part}/a.png", f"masks/{part}/a.png")
     fill(tmp_path, "images/loose.png")

@@ -187,14 +187,14 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_is_no_outline_is_named(tmp_path, kind):
-    form, text, told = BROKEN[kind]
+    form, text, message = BROKEN[kind]
     root = write(tmp_path / "data", form, [[(1, SQUARE)]] * 3)
     suffix = {"yolo": "txt", "labelme": "json"}[form]
     (root / f"labels/1.{suffix}").write_text(text)
     with pytest.raises(SegFitError) as error:
         check_sources(sources(root, form))
     assert f"1.{suffix}" in str(error.value)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_categories_that_are_no_classes_come_with_the_classes_to_set(tmp_path):

@@ -94,7 +94,7 @@ def test_a_table_of_plain_names_serves_too(tmp_path):
         ("0 1", "leaves the image"),
     ],
 )
-def test_bad_runs_are_told_with_their_id(tmp_path, runs, message):
+def test_bad_runs_are_reported_with_their_id(tmp_path, runs, message):
     found = sources(write(tmp_path, {"stomach": runs}))["train"]
     with pytest.raises(SegFitError, match=rf"train\.csv: id case\d_day1\d_slice_0001: .*{message}"):
         found.read(0)
@@ -115,7 +115,7 @@ def test_bad_runs_are_told_with_their_id(tmp_path, runs, message):
         ),
     ],
 )
-def test_a_table_that_does_not_fit_is_told(tmp_path, table, messages):
+def test_a_table_that_does_not_fit_is_reported(tmp_path, table, messages):
     write(tmp_path)
     if table is None:
         (tmp_path / "train.csv").unlink()

@@ -57,7 +57,7 @@ def test_images_are_brought_to_the_size_of_their_masks(tmp_path):
     assert mask.shape == (8, 8)
 
 
-def test_parts_of_no_class_and_images_without_parts_are_told(tmp_path):
+def test_parts_of_no_class_and_images_without_parts_are_reported(tmp_path):
     write(tmp_path)
     save(tmp_path / "anno" / "0" / "00000_hat.png", part(0, 0))
     save(tmp_path / "anno" / "0" / "00099_skin.png", part(0, 0))

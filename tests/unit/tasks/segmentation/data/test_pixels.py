@@ -96,7 +96,7 @@ SHALLOW = {
 
 
 @pytest.mark.parametrize("kind", SHALLOW)
-def test_images_that_use_a_part_of_their_range_are_told_with_the_range(tmp_path, kind):
+def test_images_that_use_a_part_of_their_range_are_reported_with_the_range(tmp_path, kind):
     images, suffix = SHALLOW[kind]
     writer = {".png": save, ".npy": npy}.get(suffix, tiff)
     folder = write(tmp_path / "data", images, suffix, writer)
@@ -244,7 +244,7 @@ def test_pages_and_transparency_can_be_bands(tmp_path):
         np.testing.assert_array_equal(image, pixels[..., ::-1])
 
 
-def test_transparency_is_told_where_it_says_something(tmp_path):
+def test_transparency_is_reported_where_it_says_something(tmp_path):
     folder = write(
         tmp_path / "data", lambda m: np.dstack([noise(20, 24, 3), m * 127]), ".png", save
     )
@@ -280,7 +280,7 @@ def with_palettes(folder):
     return folder
 
 
-def test_palettes_that_differ_by_file_are_told_and_colours_are_read(tmp_path):
+def test_palettes_that_differ_by_file_are_reported_and_colours_are_read(tmp_path):
     folder = with_palettes(tmp_path / "data")
     reported = problem(folder)
     assert "their palettes differ" in reported
@@ -318,7 +318,7 @@ def test_colour_masks_are_read_by_a_table(tmp_path, mode):
     assert "[0, 255, 0]" in reported
 
 
-def test_floats_and_negative_numbers_are_told_to_be_scaled_one_by_one(tmp_path):
+def test_floats_and_negative_numbers_scaled_one_by_one_are_reported(tmp_path):
     folder = write(tmp_path / "data", lambda m: wide(m).astype(np.int16) - 1000, ".tif")
     _, (notice,) = check(folder)
     assert "numbers beyond 16 bits (-940 to -860), each scaled from its own" in notice

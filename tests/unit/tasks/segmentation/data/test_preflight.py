@@ -81,7 +81,7 @@ def test_all_problems_come_at_once(data, check):
     save(data / "masks" / "003.png", np.full((12, 16), 7, np.uint8))
     (data / "masks" / "004.png").unlink()
     save(data / "masks" / "005.png", noise(12, 16, 3))
-    told = problems(check, needs={"train": 50, "val": 1})
+    found = problems(check, needs={"train": 50, "val": 1})
     for part in (
         "train has 7 images, but needs 50",
         "1 of 10 images have no mask",
@@ -90,8 +90,8 @@ def test_all_problems_come_at_once(data, check):
         "003.png (7)",
         "005.png: a colour picture",
     ):
-        assert any(part in problem for problem in told), part
-    assert len(told) == 6
+        assert any(part in problem for problem in found), part
+    assert len(found) == 6
 
 
 def test_a_problem_names_five_files_and_counts_the_rest(data, check):
@@ -108,9 +108,9 @@ def test_a_problem_names_five_files_and_counts_the_rest(data, check):
 def test_many_unreadable_files_are_counted(data, check):
     for name in names(9):
         (data / "images" / f"{name}.png").write_bytes(b"")
-    told = problems(check)
-    assert len(told) == 6
-    assert told[-1] == "… and 4 more unreadable files."
+    found = problems(check)
+    assert len(found) == 6
+    assert found[-1] == "… and 4 more unreadable files."
 
 
 @pytest.mark.parametrize("ignore_index", [255, None])
@@ -147,7 +147,7 @@ def test_ignored_pixels_are_no_black_and_white_masks(data, check):
     assert check().notices == []
 
 
-def test_exif_is_told_and_explains_a_size_that_differs(data, check):
+def test_exif_is_reported_and_explains_a_size_that_differs(data, check):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name in ("000", "001"):
@@ -164,14 +164,14 @@ def test_exif_is_told_and_explains_a_size_that_differs(data, check):
 def test_empty_masks_and_absent_classes_are_notices(data, check):
     save(data / "masks" / "000.png", np.full((12, 16), 255, np.uint8))
     classes = Classes(("background", "cell", "wall", "ghost"))
-    told = check(classes=classes).notices
-    assert any("1 mask with every pixel ignored" in notice for notice in told)
-    assert any(notice.startswith("No pixel of ghost in the training masks:") for notice in told)
-    assert any(notice.startswith("No pixel of ghost in the val masks:") for notice in told)
+    notices = check(classes=classes).notices
+    assert any("1 mask with every pixel ignored" in notice for notice in notices)
+    assert any(notice.startswith("No pixel of ghost in the training masks:") for notice in notices)
+    assert any(notice.startswith("No pixel of ghost in the val masks:") for notice in notices)
 
 
 @pytest.mark.parametrize(
-    ("size", "fit", "told"),
+    ("size", "fit", "message"),
     [
         ((64, 64), "stretch", "12 of 13 of dot. image_size=86 keeps"),
         ((64, 48), "stretch", "12 of 13 of dot. image_size=[89,67] keeps"),
@@ -180,8 +180,8 @@ def test_empty_masks_and_absent_classes_are_notices(data, check):
         ((64, 64), "crop", ""),
     ],
 )
-def test_objects_below_a_pixel_are_counted_and_the_size_told_that_keeps_them(
-    tmp_path, check, size, fit, told
+def test_objects_below_a_pixel_are_counted_and_a_size_that_keeps_them_is_named(
+    tmp_path, check, size, fit, message
 ):
     """The size is right: nearest neighbours in NumPy show each object at it."""
     mask = np.zeros((256, 200), np.uint8)
@@ -195,8 +195,8 @@ def test_objects_below_a_pixel_are_counted_and_the_size_told_that_keeps_them(
     lines = [
         line for line in check(classes=classes, size=size, fit=fit).notices if "pixel at" in line
     ]
-    assert len(lines) == bool(told)
-    assert told in "".join(lines)
+    assert len(lines) == bool(message)
+    assert message in "".join(lines)
     rows, columns = ((np.arange(86) + 0.5) * side // 86 for side in (256, 200))
     kept = mask[np.ix_(rows.astype(int), columns.astype(int))]
     assert ndimage.label(kept)[1] == 13
@@ -245,9 +245,9 @@ def test_a_second_start_opens_no_picture_of_thousands(tmp_path, check, monkeypat
         (tmp_path / "data" / kind).mkdir(parents=True)
         for name in names(3000):
             os.link(one / kind / "x.png", tmp_path / "data" / kind / f"{name}.png")
-    told = []
-    check(progress=lambda done, total: told.append((done, total)))
-    assert told == [(min(done, 3000), 3000) for done in range(256, 3256, 256)]
+    progress = []
+    check(progress=lambda done, total: progress.append((done, total)))
+    assert progress == [(min(done, 3000), 3000) for done in range(256, 3256, 256)]
     opened = []
 
     def note(path, **_):
@@ -274,10 +274,10 @@ def test_what_cannot_be_read_is_a_notice_where_the_run_does_without(data, check)
 def test_a_split_without_a_picture_that_can_be_read_is_a_problem(data, check):
     for path in (data / "images").iterdir():
         path.write_bytes(b"no picture")
-    told = problems(check, skip=True)
-    assert told[0].startswith("train: none of the images can be read;")
-    assert told[1].startswith("val: none of the images can be read;")
-    assert "000.png: unreadable" in told[2]
+    found = problems(check, skip=True)
+    assert found[0].startswith("train: none of the images can be read;")
+    assert found[1].startswith("val: none of the images can be read;")
+    assert "000.png: unreadable" in found[2]
 
 
 def test_problems_are_remembered_too(data, check, inspected):
