@@ -1,6 +1,8 @@
 """A loop in miniature: a linear model that learns a line, with scores written in advance."""
 
 import math
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segfit.engine.checkpoint import Checkpoints
+from segfit.engine.checkpoint import Checkpoints, load_checkpoint
 from segfit.engine.events import EndLog, EpochLog, Listener, RunInfo, StepLog
 from segfit.engine.findings import Findings
 from segfit.engine.fit import Fit
@@ -48,6 +50,19 @@ class Recorder(Listener):
     @property
     def losses(self) -> dict[int, float]:
         return {log.update: log.loss for log in self.logs}
+
+
+class StopAt(Recorder):
+    """Sends this process a signal after an update."""
+
+    def __init__(self, update: int, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.update, self.number = update, number
+
+    def step(self, epoch: int, update: int) -> None:
+        super().step(epoch, update)
+        if update == self.update:
+            os.kill(os.getpid(), self.number)
 
 
 class LineTask:
@@ -210,3 +225,16 @@ def make_fit(
 
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([value.detach().flatten() for value in model.parameters()])
+
+
+def run(fit: Fit, recorder: Recorder | None = None) -> Recorder:
+    """Train; return what was heard."""
+    recorder = recorder or Recorder()
+    fit.run(recorder, {"device": "toy"})
+    return recorder
+
+
+def resumed(folder: Path, fit: Fit) -> Fit:
+    """Return a training where the last checkpoint of a folder left off."""
+    fit.state.load_state_dict(load_checkpoint(folder / "last.pt"))
+    return fit
