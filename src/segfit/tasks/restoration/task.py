@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import product
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from segfit.data.tiles import strips
 from segfit.engine.findings import Cell, Column, Findings, Table
@@ -30,6 +31,8 @@ _SIDE = 256  # pixels of a picture that are shown, one to one
 _SHOWN = 2  # screen pixels a side for each of them, in pictures that are smaller by as much
 _AMPLIFIED = 5  # errors, to be seen
 _FADE = 6.0  # at the edge of a tile, levels are those of the neighbour to less than 1 in 10,000
+_SETTLED = 2e-3  # means that move by less, of the largest, change pixels by about 1 in 100,000
+_PASSES = 8  # over a picture's tiles, at most
 
 
 @dataclass(frozen=True)
@@ -109,25 +112,21 @@ class RestorationMeter(ScoredMeter):
         Both lie in the host's memory if they are larger than a tile: the card holds the picture as it was read, and tiles.
         """
         task = self.task
-        if task.flip:
-            forward = partial(averaged, forward)
 
         def on_device(pictures: Tensor) -> Tensor:
-            pictures = pictures.to(task.device)  # synchronises where they are tiles
-            return forward(task.laid_out(pictures))
+            return forward(task.laid_out(pictures.to(task.device)))  # synchronises tiles
 
         while True:
-            whole = max(given.shape[-2:]) <= self.tile
-            degraded = scaled(given if whole else given.cpu())  # synchronises
+            longest = max(given.shape[-2:])
+            degraded = scaled(given if longest <= self.tile else given.cpu())  # synchronises
+            overlap, count = min(task.overlap, self.tile // 2), task.tiles_at_once
+            once = partial(restore, on_device, tile=self.tile, overlap=overlap, batch_size=count)
             try:
-                overlap = min(task.overlap, self.tile // 2)
-                return degraded, restore(
-                    on_device, degraded, self.tile, overlap, task.tiles_at_once
-                )
+                return degraded, averaged(once, degraded) if task.flip else once(degraded)
             except Exception as error:
                 if not is_out_of_memory(error) or self.tile <= _SMALLEST_TILE:
                     raise
-            self.tile = max(_SMALLEST_TILE, min(self.tile, max(given.shape[-2:])) // 2)
+            self.tile = max(_SMALLEST_TILE, min(self.tile, longest) // 2)
             release_memory()
 
     def result(self) -> Findings:
@@ -153,22 +152,54 @@ class RestorationMeter(ScoredMeter):
         )
 
 
-def averaged(forward: Forward, pictures: Tensor) -> Tensor:
-    """Return the mean of what is made of the eight turns and mirror images of pictures (B, C, H, W)."""
+def averaged(forward: Forward, picture: Tensor) -> Tensor:
+    """Return the mean of what is made of the eight turns and mirror images of a picture (C, H, W)."""
 
     def made(turns: int, mirrored: list[int]) -> Tensor:
-        turned = forward(torch.rot90(pictures, turns, (2, 3)).flip(mirrored))
-        return torch.rot90(turned.flip(mirrored), -turns, (2, 3))
+        turned = forward(torch.rot90(picture, turns, (1, 2)).flip(mirrored))
+        return torch.rot90(turned.flip(mirrored), -turns, (1, 2))
 
-    ways = product(range(4), ([], [3]))  # turns, and the axes that are mirrored
+    ways = product(range(4), ([], [2]))  # turns, and the axes that are mirrored
     return reduce(torch.add, (made(*way) for way in ways)) / 8
 
 
 def scaled(pictures: Tensor) -> Tensor:
     """Return pictures of uint8 or uint16 as float32 in [0, 1]; others as they are."""
-    if pictures.is_floating_point():
-        return pictures
-    return pictures.float().div_(torch.iinfo(pictures.dtype).max)
+    given = pictures.is_floating_point()
+    return pictures if given else pictures.float().div_(torch.iinfo(pictures.dtype).max)
+
+
+class PictureMeans(TorchFunctionMode):
+    """Gives a network that averages over all that it sees, and sees tiles, the means over the picture in the pass before.
+
+    The first pass keeps the tiles' own. Each pass makes one more of the network's averages exact, and those behind it better
+    by far. `tile` is the first tile's longer side, `half` half of what neighbours share.
+    """
+
+    def __init__(self, tile: int, half: int) -> None:
+        super().__init__()
+        self.tile, self.half, self.at = tile, half, 0  # at: which average is next
+        self.edges: list[tuple[bool, ...]] = []  # of a batch: whether there is a neighbour at each
+        self.given: list[Tensor] = []  # (C,) float32 for each average, in the network's order
+        self.sums: list[tuple[int, Tensor]] = []  # what `half` became, sums and a count (C + 1,)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what a function of torch returns, or the mean of the picture."""
+        result = func(*args, **(kwargs or {}))
+        if func is not F.adaptive_avg_pool2d:
+            return result
+        height, width = args[0].shape[2:]
+        if self.at == len(self.sums):
+            cut = self.half * max(height, width) // self.tile
+            self.sums.append((cut, result.new_zeros(result.shape[1] + 1, dtype=torch.float32)))
+        cut, sums = self.sums[self.at]
+        for one, (top, bottom, left, right) in zip(args[0], self.edges, strict=True):
+            own = one[:, cut * top : height - cut * bottom, cut * left : width - cut * right]
+            sums += F.pad(own.sum((1, 2), dtype=sums.dtype), (0, 1), value=own[0].numel())
+        if self.given:
+            result = self.given[self.at].to(result)[:, None, None].expand_as(result)
+        self.at += 1
+        return result
 
 
 def restore(forward: Forward, picture: Tensor, tile: int, overlap: int, batch_size: int) -> Tensor:
@@ -176,26 +207,40 @@ def restore(forward: Forward, picture: Tensor, tile: int, overlap: int, batch_si
 
     `forward` takes `(B, C, H, W)` to the same shape, on any device. A picture with a side longer than `tile` pixels goes
     there in tiles, `batch_size` at once; it and the result stay where it is. Tiles have sides of multiples of 32, and
-    neighbours share `overlap` pixels at least, where they fade into one another.
+    neighbours share `overlap` pixels at least, where they fade into one another. If the network averages over all that it
+    sees, they go there again with the means of the picture, until these settle.
     """
-    home, sides = picture.device, picture.shape[-2:]
-    if max(sides) <= tile:
+    home, (height, width) = picture.device, picture.shape[-2:]
+    if max(height, width) <= tile:
         return forward(picture[None])[0].to(home)
-    spans = [list(_spans(side, tile, overlap)) for side in sides]
-    done = strips(
-        forward, lambda y, x: picture[:, y, x], *spans, batch_size=batch_size, home=home, fade=_FADE
-    )
-    return torch.cat(list(done), 1)
-
-
-def _spans(side: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """Yield where tiles along a side begin and end."""
     tile = max(tile // _ALIGNED, 1) * _ALIGNED
     stride = max((tile - overlap) // _ALIGNED, 1) * _ALIGNED
-    for start in range(0, side, stride):
-        yield start, min(start + tile, side)
-        if start + tile >= side:
-            return
+    spans = [
+        [(at, min(at + tile, side)) for at in range(0, max(side - tile + stride, 1), stride)]
+        for side in (height, width)
+    ]
+    means = PictureMeans(tile, (tile - stride) // 2)
+
+    def window(y: slice, x: slice) -> Tensor:
+        means.edges.append((y.start > 0, y.stop < height, x.start > 0, x.stop < width))
+        return picture[:, y, x]
+
+    def through(tiles: Tensor) -> Tensor:
+        with means:
+            outputs = forward(tiles)
+        means.edges, means.at = [], 0
+        return outputs
+
+    for _ in range(_PASSES):
+        done = strips(through, window, *spans, batch_size=batch_size, home=home, fade=_FADE)
+        restored, before = torch.cat(list(done), 1), means.given
+        means.given, means.sums = [sums[:-1] / sums[-1] for _, sums in means.sums], []
+        if len(before) == len(means.given) and not any(
+            (mean - old).abs().max() > _SETTLED * mean.abs().max()
+            for old, mean in zip(before, means.given, strict=True)
+        ):
+            break
+    return restored
 
 
 def panel_of(degraded: Tensor, restored: Tensor, target: Tensor) -> dict[str, Picture]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segfit.engine.precision import Precision
+from segfit.models.restorers import make_restorer
 from segfit.tasks.restoration.losses import RestorationLoss
 from segfit.tasks.restoration.schema import LossConfig, ScoreConfig
 from segfit.tasks.restoration.task import RestorationTask, panel_of
@@ -79,6 +80,32 @@ def test_where_memory_runs_out_tiles_are_halved(tile: int) -> None:
     first = len(asked)
     meter.update(forward, batch)
     assert max(asked[first:]) <= 80  # it has learnt what fits
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_network_that_averages_sees_means_of_the_picture_also_where_tiles_are_halved(flip):
+    torch.manual_seed(0)
+    model = make_restorer(1, {"name": "nafnet", "base_channels": 4, "num_blocks": 1}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.04 * torch.randn_like(parameter))
+    picture = torch.rand(1, 1, 40, 260) * torch.linspace(0, 1, 260)
+    batch = {"input": picture, "index": torch.arange(1)}
+
+    def forward(pictures: Tensor) -> Tensor:
+        if max(pictures.shape) > 130:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return model(pictures)
+
+    kept: list[Tensor] = []
+    for network, tile in ((forward, 256), (model, 1024)):
+        options = {"tile": tile, "overlap": 64, "flip": flip}
+        task = task_of(on_picture=lambda _, __, restored, *___: kept.append(restored), **options)
+        with torch.inference_mode():
+            task.meter().update(network, batch)
+    tiled, whole = kept
+    assert (whole - picture[0]).abs().mean() > 0.01
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=4e-5)
 
 
 def test_memory_that_never_suffices_is_said() -> None:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from segfit.models.restorers import make_restorer
 from segfit.tasks.restoration.task import averaged, restore
@@ -37,21 +38,83 @@ def test_a_small_picture_goes_whole() -> None:
     assert sizes == [(1, 1, 90, 96)] * 2
 
 
-@pytest.mark.parametrize(
-    ("blocks", "channels", "tile", "overlap"), [(1, 8, 192, 96), (4, 4, 256, 64), (12, 4, 256, 64)]
-)
-def test_tiles_equal_the_whole(blocks: int, channels: int, tile: int, overlap: int) -> None:
+def made(name: str, blocks: int, channels: int) -> nn.Module:
     torch.manual_seed(0)
-    model = make_restorer(1, {"name": "cnn", "base_channels": channels, "num_blocks": blocks})
+    model = make_restorer(1, {"name": name, "base_channels": channels, "num_blocks": blocks})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.04 * torch.randn_like(parameter))
-    picture = torch.rand(1, 331, 450)
+    return model.eval()
+
+
+def halves(height: int, width: int) -> Tensor:
+    """Dark above and bright below, so that no tile is like the picture."""
+    return 0.2 * torch.rand(1, height, width) + 0.8 * (torch.arange(height) > height / 2)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "channels", "size", "tile", "overlap"),
+    [
+        ("cnn", 1, 8, (331, 450), 192, 96),
+        ("cnn", 4, 4, (331, 450), 256, 64),
+        ("cnn", 12, 4, (331, 450), 256, 64),
+        ("nafnet", 1, 4, (201, 150), 96, 64),
+        ("nafnet", 4, 4, (201, 150), 128, 64),
+        ("nafnet", 12, 4, (140, 131), 128, 64),
+    ],
+)
+def test_tiles_equal_the_whole(name, blocks, channels, size, tile, overlap):
+    model, picture = made(name, blocks, channels), halves(*size)
     with torch.inference_mode():
         whole = restore(model, picture, tile=1024, overlap=0, batch_size=1)
         tiled = restore(model, picture, tile=tile, overlap=overlap, batch_size=4)
     assert (whole - picture).abs().mean() > 0.01
-    assert (tiled - whole).abs().max() < 1e-4
+    assert (tiled - whole).abs().max() < 4e-5
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("overlap", [0, 16, 48])
+@pytest.mark.parametrize("halvings", [0, 4])
+def test_averages_are_those_of_the_picture(size, overlap, halvings):
+    multiple, seen = 2**halvings, list[int]()
+
+    def add_mean(batch: Tensor) -> Tensor:
+        seen.append(len(batch))
+        rim = (0, -batch.shape[-1] % multiple, 0, -batch.shape[-2] % multiple)
+        small = F.avg_pool2d(F.pad(batch, rim, mode="replicate"), multiple)
+        return batch + F.adaptive_avg_pool2d(small.square(), 1)
+
+    picture = torch.rand(2, *size) * torch.linspace(0, 1, size[1])
+    whole = add_mean(picture[None])[0]
+    seen.clear()
+    found = restore(add_mean, picture, tile=96, overlap=overlap, batch_size=3)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+    tiles = len(seen) // 2
+    assert seen[:tiles] == seen[tiles:]  # in the second pass, the mean was known
+
+
+def test_what_averages_nothing_sees_tiles_once():
+    model, seen = made("cnn", 1, 4), list[int]()
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    with torch.inference_mode():
+        restore(model, halves(100, 150), tile=96, overlap=32, batch_size=1)
+    assert len(seen) == 2 * 2
+
+
+def test_in_low_precision_means_settle_and_tiles_are_as_close_as_the_whole():
+    model, picture, seen = made("nafnet", 1, 4), halves(201, 150), list[int]()
+
+    def half(batch: Tensor) -> Tensor:
+        seen.append(len(batch))
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(batch)
+
+    with torch.inference_mode():
+        exact, whole = model(picture[None])[0], half(picture[None])[0]
+        seen.clear()
+        tiled = restore(half, picture, tile=128, overlap=64, batch_size=4)
+    assert (tiled - exact).abs().max() < 1.5 * (whole - exact).abs().max()
+    assert sum(seen) <= 4 * 3 * 2  # tiles in 4 passes
 
 
 def test_tiles_fade_into_one_another() -> None:
@@ -75,16 +138,16 @@ def test_tiles_fade_into_one_another() -> None:
 
 
 def test_the_average_of_eight_turns_and_mirror_images_is_numpys():
-    pictures = torch.rand(2, 1, 5, 7)
+    picture = torch.rand(1, 5, 7)
 
     def forward(given):  # depends on where a pixel is
         height, width = given.shape[-2:]
-        return given * torch.arange(height * width).view(1, 1, height, width)
+        return given * torch.arange(height * width).view(1, height, width)
 
     made = []
     for turns in range(4):
         for flip in (lambda one: one, np.fliplr):
-            turned = [flip(np.rot90(one[0], turns)) for one in pictures.numpy()]
-            places = np.arange(turned[0].size).reshape(turned[0].shape)
-            made.append([np.rot90(flip(one * places), -turns) for one in turned])
-    assert np.allclose(averaged(forward, pictures)[:, 0], np.mean(made, 0), atol=1e-5)
+            turned = flip(np.rot90(picture[0].numpy(), turns))
+            places = np.arange(turned.size).reshape(turned.shape)
+            made.append(np.rot90(flip(turned * places), -turns))
+    assert np.allclose(averaged(forward, picture)[0], np.mean(made, 0), atol=1e-5)
