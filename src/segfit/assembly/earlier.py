@@ -129,15 +129,14 @@ def read_start(init: str) -> Start:
     """Return the weights of a run's folder or of one of its .pt files; raise a SegFitError if they cannot be had."""
     path = Path(init).expanduser()
     if path.is_dir():
-        folder = Checkpoints(
-            RunFolder(path).checkpoints if RunFolder(path).config.is_file() else path
-        )
+        run = RunFolder(path)
+        folder = Checkpoints(run.checkpoints if run.config.is_file() else path)
         path = folder.best if folder.best.exists() else folder.last
     try:
         content = load_checkpoint(path)
-        run = path.absolute().parent.parent
+        run = RunFolder(path.absolute().parent.parent)
         weights, config = dict(content.get("ema") or content["model"]), content["about"]["config"]
-        return Start(path, weights, config, read_samples(RunFolder(run).samples))
+        return Start(path, weights, config, read_samples(run.samples))
     except SegFitError as error:
         raise SegFitError([f"init={init}: {problem}" for problem in error.problems]) from error
     except (LookupError, TypeError, ValueError) as error:

@@ -35,9 +35,7 @@ def train(
         folder = distributed.gather(folder)[0]
         if distributed.is_main:
             return _lead(config, overrides, folder, distributed, resumed)
-        training = make_training(
-            config, folder, distributed.post, distributed=distributed, resumed=resumed
-        )
+        training = make_training(config, folder, distributed.post, None, distributed, resumed)
         end = _unwritten_end(training, folder, distributed)
         return end or training.fit.run(Listeners(), training.facts)
 

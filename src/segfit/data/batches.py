@@ -173,9 +173,7 @@ class DevicePrefetcher:
         for batch in self.loader:
             with torch.cuda.stream(stream) if stream else nullcontext(), phase("copy"):
                 made = batch if self.finish is None else self.finish(batch)
-                moved = {
-                    key: one.to(self.device, non_blocking=overlap) for key, one in made.items()
-                }
+                moved = {k: one.to(self.device, non_blocking=overlap) for k, one in made.items()}
             if stream is not None:
                 current = torch.cuda.current_stream(self.device)
                 # The device, not the host, waits: work that is queued from here on comes after the copy.

@@ -71,9 +71,7 @@ def cache_sources(
     room or refuse to be written to.
     """
     cached = {split: _cached(*source, data, reading) for split, source in sources.items()}
-    missing = [
-        (source, indices) for source in cached.values() if (indices := source.store.missing())
-    ]
+    missing = [(one, indices) for one in cached.values() if (indices := one.store.missing())]
     total = sum(len(source) for source in cached.values())
     new = sum(len(indices) for _, indices in missing)
     done = total - new

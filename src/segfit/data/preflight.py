@@ -51,9 +51,7 @@ class Seen:
 
 
 def inspect_sources(
-    sources: Mapping[str, Any],
-    check: str,
-    progress: Progress | None = None,
+    sources: Mapping[str, Any], check: str, progress: Progress | None = None
 ) -> list[Seen]:
     """Return what was found about samples, split by split; reports on unchanged files come from `default_cache_dir()`.
 

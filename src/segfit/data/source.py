@@ -113,9 +113,7 @@ def relative_name(file: Path, folder: Path) -> str:
 
 
 def files_by_name(
-    files: Sequence[Path],
-    folder: Path,
-    name_of: Callable[[Path, Path], str | None] = relative_name,
+    files: Sequence[Path], folder: Path, name_of: Callable[[Path, Path], str | None] = relative_name
 ) -> tuple[dict[str, Path], list[str]]:
     """Return name → file, and one message if two files share a name; files whose name is None are left out."""
     named: dict[str, Path] = {}

@@ -73,9 +73,7 @@ def make_model(
     if name == "segformer":
         from segfit.models.segformer import make_segformer
 
-        return make_segformer(
-            num_classes=len(class_names), class_names=tuple(class_names), **values
-        )
+        return make_segformer(num_classes=len(class_names), class_names=class_names, **values)
     from segfit.models.timm_unet import TimmUnet
 
     model = TimmUnet(num_classes=len(class_names), **values)
@@ -209,10 +207,11 @@ def unreachable(url: str) -> str | None:
 
 def recorded_normalisation(weights: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return mean and std that files of the hub's beside a file of weights name; None without such files."""
-    for file, keys in (
-        ("preprocessor_config.json", ("image_mean", "image_std")),
-        ("config.json", ("mean", "std")),
-    ):
+    known = {
+        "preprocessor_config.json": ("image_mean", "image_std"),
+        "config.json": ("mean", "std"),
+    }
+    for file, keys in known.items():
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             values = json.loads(weights.with_name(file).read_text("utf-8"))
             values = values.get("pretrained_cfg", values)  # timm's

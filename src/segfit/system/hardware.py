@@ -222,11 +222,7 @@ def free_memory(cgroup: Path = _CGROUP) -> int:
 
 
 def choose_workers(
-    *,
-    device_type: str = "cuda",
-    kept: bool = False,
-    batch_bytes: int = 0,
-    prefetch: int = 4,
+    *, device_type: str = "cuda", kept: bool = False, batch_bytes: int = 0, prefetch: int = 4
 ) -> int:
     """Return how many data workers suit this machine; 0: the main process loads the samples.
 

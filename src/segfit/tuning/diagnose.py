@@ -100,10 +100,7 @@ def run(config: DictConfig, bench: Bench) -> Findings:
         title = "a sample, in the main process"
     names = ("waiting for the disk", "decoding", "fitting to image_size", "augmenting")
     sample = [(name, 1000 * cost) for name, cost in zip(names, astuple(facts.costs), strict=True)]
-    tables = [
-        _phases_table(timeline),
-        Table("sample", title, columns("part | ms:.2f"), sample),
-    ]
+    tables = [_phases_table(timeline), Table("sample", title, columns("part | ms:.2f"), sample)]
     if found.predictions:
         shown = columns("cures | change | predicted gain:.2f | remark")
         rows = [

@@ -83,9 +83,7 @@ class Stopwatch:
             marks.append(mark())
         synchronize(self.device)
         seconds = time.perf_counter() - start
-        times = [
-            one.elapsed_time(two) if cuda else 1e3 * (two - one) for one, two in pairwise(marks)
-        ]
+        times = [a.elapsed_time(b) if cuda else 1e3 * (b - a) for a, b in pairwise(marks)]
         low, median, high = np.percentile(times, [5, 50, 95]).tolist()
         peak = peak_memory_gib(self.device)
         self.speed = Speed(made / seconds, median, low, high, len(times), peak, waited / seconds)

@@ -154,10 +154,7 @@ def _refuse_unwritable(path: Path) -> None:
 
 
 def _recipe(
-    config: DictConfig,
-    kept: Mapping[str, Any],
-    hardware: Mapping[str, Any],
-    header: Sequence[str],
+    config: DictConfig, kept: Mapping[str, Any], hardware: Mapping[str, Any], header: Sequence[str]
 ) -> str:
     """Return the text of a hardware file that composes to `config`, as far as a recipe goes; `header`: figures, a line each.
 

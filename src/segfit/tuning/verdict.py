@@ -223,9 +223,8 @@ def _more_workers(facts: Facts) -> Iterator[Prediction]:
     found = []
     for workers in range(facts.workers + 1, _MOST_WORKERS + 1):
         terms = {"host": facts.host + taken, "loader": whole * pace(workers), "workers": workers}
-        found.append(
-            predicted(facts, Change("too few workers", {"loader.workers": workers}), **terms)
-        )
+        change = Change("too few workers", {"loader.workers": workers})
+        found.append(predicted(facts, change, **terms))
     if found:
         most = max(one.gain for one in found)
         yield next(one for one in found if one.gain * _TIE >= most)

@@ -202,10 +202,8 @@ def _judge(table: Table, problems: Sequence[Sequence[str]], *, skip: bool) -> li
     if lines and not (skip and [] in problems):
         raise SegFitError(lines)
     left_out = [f"{line} data.on_bad_sample=skip: the series is left out." for line in lines]
-    noticed = zip(names, table.reports, strict=True)
-    return (
-        left_out + [f"{name}: {one}" for name, report in noticed for one in report.notices][:_SHOWN]
-    )
+    told = zip(names, table.reports, strict=True)
+    return left_out + [f"{name}: {one}" for name, of in told for one in of.notices][:_SHOWN]
 
 
 class Windows:

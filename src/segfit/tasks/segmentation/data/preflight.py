@@ -148,11 +148,9 @@ def _describe(seen: Sequence[Seen]) -> tuple[list[str], list[str]]:
             text = f"of {len(seen)} {text}"
         wrong = kind == "size" or (kind == "flat" and 2 * len(found) > len(seen))
         if kind == "flat":
-            reader, edges = (
-                found[0].source.image_reader,
-                (float(f"{low:.6g}"), float(f"{high:.6g}")),
-            )
-            ranges = [f"[{low:.6g}, {high:.6g}]"] * (reader.value_range != edges)
+            given = found[0].source.image_reader.value_range
+            ranges = [f"[{low:.6g}, {high:.6g}]"]
+            ranges *= given != (float(f"{low:.6g}"), float(f"{high:.6g}"))
             ranges += ["percentiles"] * all(one.report["percentiles"] for one in found)
             remedy = ", or ".join(f"data.value_range={one}" for one in ranges)
             text += f" Say what becomes black and white: {remedy}." * bool(ranges)
@@ -184,9 +182,8 @@ def _palettes(seen: Sequence[Seen]) -> str:
             first, there = colors.setdefault(value, (color, path))
             if first != color:
                 paths.add(path)
-                clash = (
-                    clash or f"{value} is RGB {first} in {there.name} and {color} in {path.name}"
-                )
+                found = f"{value} is RGB {first} in {there.name} and {color} in {path.name}"
+                clash = clash or found
     table = ", ".join(str(list(color)) for color in sorted(every)[:20])
     return clash and (
         f"Masks are read by index, and their palettes differ in {len(paths)} files: {clash}. If the colours are the "
