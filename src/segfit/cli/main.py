@@ -25,7 +25,7 @@ from segfit.runs.files import RunFolder
 from segfit.runs.folder import InUseError
 from segfit.sweeps import callback as sweep
 from segfit.sweeps import job as sweep_jobs
-from segfit.system.cards import careful, tier_of, visible_gpus
+from segfit.system.cards import smaller_batches, tier_of, visible_gpus
 from segfit.system.files import reporting
 from segfit.system.process import launched, leave_reason, outlive_readers
 
@@ -76,7 +76,7 @@ def _alias_detected_hardware(task: str, folders: Sequence[Path]) -> None:
     if gpus:
         # Processes that start together would see each other's share as taken.
         free = gpus[0].free_gib() if launched().size == 1 else gpus[0].total_gib
-        recipe = OmegaConf.merge(recipe, careful(task, tier, recipe, free))
+        recipe = OmegaConf.merge(recipe, smaller_batches(task, tier, recipe, free))
     ConfigStore.instance().store(group="hardware", name="auto", node=recipe, package="_global_")
 
 

@@ -34,13 +34,13 @@ def train(
     with joined(config.device) as distributed:
         folder = distributed.gather(folder)[0]
         if distributed.is_main:
-            return _lead(config, overrides, folder, distributed, resumed)
+            return _train_and_report(config, overrides, folder, distributed, resumed)
         training = make_training(config, folder, distributed.post, None, distributed, resumed)
         end = _unwritten_end(training, folder, distributed)
         return end or training.fit.run(Listeners(), training.facts)
 
 
-def _lead(
+def _train_and_report(
     config: DictConfig,
     overrides: Sequence[str],
     folder: Path,

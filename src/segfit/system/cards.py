@@ -23,9 +23,9 @@ _CUDA = ("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceTotalMem_v2", "cu
 _HIP = ("hipInit", "hipGetDeviceCount", "hipDeviceGet", "hipDeviceTotalMem", "hipDeviceGetUuid")
 
 LEAST_BATCH = 4  # of a model that is said to fit, too
-# Of the memory that is free, a recipe that nobody chose takes so much at most: nothing of it was measured on this card, where
-# others draw a desktop, and images to validate on may be larger.
-CAREFUL = 0.6
+# The share of the free memory that a recipe nobody chose takes at most: nothing of it was measured on this card, which may
+# draw a desktop, too, and images to validate on may be larger.
+MOST_OF_FREE = 0.6
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,14 @@ def needs_of(task: str, model: str) -> Needs | None:
     return Needs(**found) if found else None
 
 
-def careful(task: str, tier: str, recipe: Any, free_gib: float) -> dict[str, Any]:
-    """Return what to change of a recipe so that it leaves room on a card: smaller micro-batches, as many samples an update."""
+def smaller_batches(task: str, tier: str, recipe: Any, free_gib: float) -> dict[str, Any]:
+    """Return what to change in a recipe that would fill a card: smaller micro-batches, with as many samples in an update."""
     model, numbers = _table()["recipes"].get(task, {}).get(tier, ("", 0))
     needs, batch, accumulate = needs_of(task, model), recipe.batch_size, recipe.get("accumulate", 1)
-    if needs is None or (before := needs.gib(numbers, batch, accumulate)) <= CAREFUL * free_gib:
+    room = MOST_OF_FREE * free_gib
+    if needs is None or (before := needs.gib(numbers, batch, accumulate)) <= room:
         return {}
-    while batch % 2 == 0 and needs.gib(numbers, batch, accumulate) > CAREFUL * free_gib:
+    while batch % 2 == 0 and needs.gib(numbers, batch, accumulate) > room:
         batch, accumulate = batch // 2, accumulate * 2
     usual = f"{recipe.batch_size} and {recipe.get('accumulate', 1)}"
     taken = f"{needs.gib(numbers, batch, accumulate):.1f} instead of {before:.1f} GiB"

@@ -50,7 +50,7 @@ def with_batch(config: DictConfig, batch_size: int) -> Change:
 
 
 def thawed(config: DictConfig) -> DictConfig:
-    """Return a config as it trains when most takes a gradient: later, where layers are frozen for some epochs only."""
+    """Return a config without `freeze`, if its layers are frozen for the first epochs only: it needs the most once they train."""
     return changed(
         config, {"freeze": None} if (config.freeze_epochs or config.epochs) < config.epochs else {}
     )

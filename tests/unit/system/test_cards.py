@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from segfit.system import cards
-from segfit.system.cards import careful, share_of_card, tier_of
+from segfit.system.cards import share_of_card, smaller_batches, tier_of
 
 MIB = 2**20
 HARDWARE = Path(__file__).parents[3] / "conf" / "hardware"
@@ -219,7 +219,7 @@ def test_without_a_driver_it_is_the_cpu(monkeypatch):
 def test_a_recipe_leaves_room_on_every_card(card, total, free, tier, batch):
     assert tier_of(total / 1024) == tier
     recipe = OmegaConf.load(HARDWARE / f"{tier}.yaml")
-    new = OmegaConf.merge(recipe, careful("segmentation", tier, recipe, free / 1024))
+    new = OmegaConf.merge(recipe, smaller_batches("segmentation", tier, recipe, free / 1024))
     assert new.batch_size == batch
     samples = recipe.batch_size * recipe.get("accumulate", 1)
     assert new.batch_size * new.get("accumulate", 1) == samples
@@ -228,7 +228,7 @@ def test_a_recipe_leaves_room_on_every_card(card, total, free, tier, batch):
 
 def test_tasks_without_a_table_keep_their_recipes():
     recipe = OmegaConf.create({"batch_size": 64})
-    assert careful("signal", "4gb", recipe, 0.1) == {}
+    assert smaller_batches("signal", "4gb", recipe, 0.1) == {}
 
 
 def test_the_share_of_the_card_is_reported_and_what_would_fill_it():

@@ -67,7 +67,7 @@ def _uses(root: Node) -> Counter[Node]:
 
 
 def _rank(node: Node) -> int:
-    """Return the smaller, the earlier: leaves at once, then what was made last in forward."""
+    """Return a node's place in the order, the lowest first: leaves, then the nodes that forward made last."""
     return -(2**63) if hasattr(node, "variable") else -node._sequence_nr()
 
 
