@@ -433,23 +433,25 @@ def test_what_is_wrong_is_said_in_its_own_words(tmp_path, options, said):
 
 
 @pytest.mark.parametrize(
-    ("mode", "options", "answer"),
+    ("mode", "options", "answer", "found"),
     [
-        ("data", ("benchmark.samples=3",), "shows training samples"),
-        ("plan", (), "it fits"),
-        ("throughput", ("benchmark.warmup=1", "loss.perceptual=0.1", "loss.encoder=test_resnet", "loss.weights=null"), "TFLOP"),
-        pytest.param("lr_find", ("benchmark.updates=20",), "lr", marks=pytest.mark.slow),
-        pytest.param("diagnose", ("benchmark.warmup=1",), "Bottleneck", marks=pytest.mark.slow),
-        pytest.param("max_batch", (), "batch_size=", marks=pytest.mark.slow),
-        pytest.param("ladder", ("benchmark.warmup=1",), "samples/s", marks=pytest.mark.slow),
-        pytest.param("optimize", ("benchmark.warmup=1", "benchmark.out=local.yaml"), "Written to local.yaml", marks=pytest.mark.slow),
+        ("data", ("benchmark.samples=3",), "shows training samples", {"notices": []}),
+        ("plan", (), "it fits", {"fits": True}),
+        ("throughput", ("benchmark.warmup=1", "loss.perceptual=0.1", "loss.encoder=test_resnet", "loss.weights=null"), "TFLOP", {}),
+        ("lr_find", ("benchmark.updates=20",), "lr", {"effective_batch": 4}),
+        ("diagnose", ("benchmark.warmup=1",), "Bottleneck", {"applied": None}),
+        pytest.param("max_batch", (), "batch_size=", {"accumulate": 1}, marks=pytest.mark.slow),
+        pytest.param("ladder", ("benchmark.warmup=1",), "samples/s", {}, marks=pytest.mark.slow),
+        pytest.param("optimize", ("benchmark.warmup=1", "benchmark.out=local.yaml"), "Written to local.yaml", {"out": "local.yaml"}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
-def test_benchmarks_answer(tmp_path, mode, options, answer):
+def test_benchmarks_answer(tmp_path, mode, options, answer, found):
     arguments = (*TINY, f"benchmark={mode}", "seconds=0.2", "hydra.run.dir=found", *options)
     output = run(tmp_path, *arguments, script="benchmark.py")
     assert answer in output
-    assert values(tmp_path / "found/results.json")["benchmark"] == mode
+    results = values(tmp_path / "found/results.json")
+    assert results["benchmark"] == mode
+    assert results["values"] == {**results["values"], **found}
 
 
 @pytest.mark.parametrize("tier", ["24gb", "12gb", "8gb", "4gb", "cpu"])
