@@ -358,14 +358,30 @@ def test_exported_programs_restore_what_the_model_does(trained, tmp_path):
     loaded = segfit.load(trained / "run", device="cpu").run
     model = copy.deepcopy(loaded.model)
     export_run(loaded, tmp_path / "model.pt2")
-    program = torch.export.load(tmp_path / "model.pt2").module()
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert_programs_restore(tmp_path, model)
+
+
+@pytest.mark.slow
+def test_the_other_models_programs_do_too(tmp_path):
+    train(tmp_path / "run", "model=nafnet", "lr=0.01", "max_steps=8", base=TINY)
+    for name in ("model.onnx", "model.pt2"):
+        loaded = segfit.load(tmp_path / "run", device="cpu").run
+        model = copy.deepcopy(loaded.model)
+        export_run(loaded, tmp_path / name)
+    assert_programs_restore(tmp_path, model)
+
+
+def assert_programs_restore(folder: Path, model: torch.nn.Module) -> None:
+    """Pictures of other numbers and sizes than the exported example, by both programs and the model."""
+    program = torch.export.load(folder / "model.pt2").module()
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
     facts = json.loads(session.get_modelmeta().custom_metadata_map["model.json"])
     assert facts == {"image_mode": "rgb", "range": [0, 1], "degrade": "noise"}
     for shape in ((3, 3, 75, 131), (1, 3, 40, 37), (5, 3, 64, 96)):
         pictures = torch.rand(shape)
         with torch.inference_mode():
             expected = model(pictures).clamp(0, 1)
+            assert not torch.allclose(expected, pictures, atol=1e-2)
             torch.testing.assert_close(program(pictures), expected, rtol=0, atol=1e-4)
         (restored,) = session.run(["restored"], {"images": pictures.numpy()})
         np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-4)

@@ -259,7 +259,12 @@ def test_without_what_the_compiler_needs(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "options", [("model=cnn", "image_size=64"), ("task=restoration", "patch_size=64")]
+    "options",
+    [
+        ("model=cnn", "image_size=64"),
+        ("task=restoration", "patch_size=64"),
+        pytest.param(("task=restoration", "patch_size=64", "model=nafnet"), marks=pytest.mark.slow),
+    ],
 )
 def test_updates_compile_nothing_after_the_probe(options, tmp_path, monkeypatch, fresh):
     """The probe's example has the shape, strides and precision of what training passes."""
