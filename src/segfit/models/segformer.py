@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from segfit.models.build import Weights, check_keys, find, quiet, read_state_dict
-from segfit.models.segformer_fast import MergedDecodeHead, resize_logits, use_fast
+from segfit.models.segformer_fast import MergedDecodeHead, drop_paths, resize_logits, use_fast
 
 # variant → (depths, hidden sizes, decoder hidden size): tables 6 and 7 of the paper
 _SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)
@@ -38,9 +38,9 @@ class SegFormer(SegformerForSemanticSegmentation):  # type: ignore[misc]
     def forward(self, images: Tensor) -> Tensor:
         """Return float logits `(B, num_classes, H, W)` of normalised images `(B, 3, H, W)`, any H, W ≥ 32."""
         # transformers collects the stages' outputs by hooks that can't be pickled; they are at hand here
-        x, features = images, []
-        for stage in self.segformer.stages:
-            x = stage(x)
+        x, features, stages = images, [], self.segformer.stages
+        for stage, drawn in zip(stages, drop_paths(stages, images), strict=True):
+            x = stage(x, **drawn)
             features.append(x)
         logits = self.decode_head(features)
         return resize_logits(logits, images.shape[-2:])

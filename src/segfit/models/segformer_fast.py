@@ -154,33 +154,40 @@ class MergedDecodeHead(nn.Module):
         return merged_logits(encoder_hidden_states, [*self.weights], self.bias, self.classifier)
 
 
-class FastStage(hf.SegformerStage):  # type: ignore[misc]
-    """Stage whose output is a view of its tokens instead of a copy, and which draws for all of its blocks at once."""
+def drop_paths(stages: Any, x: Tensor) -> list[dict[str, Any]]:
+    """Return for each of a model's `FastStage` the factors of its blocks, of one draw for all; for stages that draw themselves, nothing.
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Return `(B, C, H/stride, W/stride)`, channels last, of `(B, C', H, W)`."""
+    Each block's two branches are multiplied by a factor (B, 1, 1) each, 0 or 1 / (1 - p); there is none where p is 0. The
+    draws are transformers' own, so that a seed drops the same blocks on both paths (on CUDA it draws others).
+    """
+    if not isinstance(stages[0], FastStage):
+        return [{}] * len(stages)
+    chances = [[1 - getattr(b.drop_path, "drop_prob", 0.0) for b in one.blocks] for one in stages]
+    twice = [chance for own in chances for chance in own for _ in range(2)]
+    twice = [chance for chance in twice if chance < 1 and stages[0].training]
+    if not twice:
+        return [{"factors": [()] * len(own)} for own in chances]
+    kind, mixed = x.device.type, torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(kind) if mixed else x.dtype  # what a branch gives
+    drawn = torch.rand((len(twice), len(x), 1, 1), dtype=dtype, device=x.device)
+    torch._foreach_add_(drawn.unbind(), twice)
+    torch._foreach_div_(drawn.floor_().unbind(), twice)
+    pairs = iter(drawn.unflatten(0, (-1, 2)).unbind())
+    return [{"factors": [next(pairs).unbind() if p < 1 else () for p in own]} for own in chances]
+
+
+class FastStage(hf.SegformerStage):  # type: ignore[misc]
+    """Stage whose output is a view of its tokens instead of a copy, and whose blocks are given what they drop."""
+
+    def forward(
+        self, hidden_states: Tensor, factors: Sequence[Sequence[Tensor]], **kwargs: Any
+    ) -> Tensor:
+        """Return `(B, C, H/stride, W/stride)`, channels last, of `(B, C', H, W)`; `factors` are those of `drop_paths`."""
         x, height, width = self.patch_embeddings(hidden_states)
-        for block, factors in zip(self.blocks, self.drop_paths(x), strict=True):
-            x = block(x, height, width, factors=factors, **kwargs)
+        for block, own in zip(self.blocks, factors, strict=True):
+            x = block(x, height, width, factors=own, **kwargs)
         tokens: Tensor = self.layer_norm(x)
         return to_map(tokens.unflatten(1, (height, width)))
-
-    def drop_paths(self, x: Tensor) -> list[Sequence[Tensor]]:
-        """Return what each block's two branches are multiplied by, (B, 1, 1): 0 or 1 / (1 - p); nothing where p is 0.
-
-        The draws are transformers' own, so that a seed drops the same blocks on both paths (on CUDA it draws others).
-        """
-        chances = [1 - getattr(one.drop_path, "drop_prob", 0.0) for one in self.blocks]
-        twice = [chance for chance in chances for _ in range(2) if chance < 1 and self.training]
-        if not twice:
-            return [()] * len(chances)
-        kind, mixed = x.device.type, torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(kind) if mixed else x.dtype  # what a branch gives
-        drawn = torch.rand((len(twice), len(x), 1, 1), dtype=dtype, device=x.device)
-        torch._foreach_add_(drawn.unbind(), twice)
-        torch._foreach_div_(drawn.floor_().unbind(), twice)
-        pairs = iter(drawn.unflatten(0, (-1, 2)).unbind())
-        return [next(pairs).unbind() if chance < 1 else () for chance in chances]
 
 
 class FastSequenceReduction(hf.SegformerSequenceReduction):  # type: ignore[misc]
@@ -227,7 +234,7 @@ class FastLayer(hf.SegformerLayer):  # type: ignore[misc]
         factors: Sequence[Tensor],
         **kwargs: Any,
     ) -> Tensor:
-        """Return tokens `(B, H·W, C)` of tokens `(B, H·W, C)`; `factors` are those of `FastStage.drop_paths`."""
+        """Return tokens `(B, H·W, C)` of tokens `(B, H·W, C)`; `factors` are its own of `drop_paths`."""
         x = hidden_states
         attended, _ = self.attention(self.layernorm_before(x), height, width, **kwargs)
         x = added(x, self.hidden_dropout(attended), *factors[:1])

@@ -1,6 +1,7 @@
 """Ours against transformers' own: same keys, same logits, same gradients."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -197,6 +198,32 @@ def test_checkpointing_changes_no_gradient(fast, dropout):
     found, found_grads = run(recomputing, recomputing, images())
     assert torch.equal(found, expected)
     assert all(torch.equal(found_grads[name], grad) for name, grad in expected_grads.items())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_drop_path_is_drawn_once_for_all_layers(checkpointing):
+    """Seven of b0's eight layers may be left out, each with its own probability, and in either branch."""
+    model, _ = make_segformer(
+        "b0", 3, weights=None, dropout=0.0, drop_path=0.7, checkpointing=checkpointing
+    )
+    draws, factors, rand = [], [], torch.rand
+    for block in (block for stage in model.segformer.stages for block in stage.blocks):
+        block.register_forward_pre_hook(
+            lambda _, given, named: factors.append(named["factors"]), with_kwargs=True
+        )
+
+    def drawing(size, **options):
+        draws.append(tuple(size))
+        return rand(size, **options)
+
+    with mock.patch.object(torch, "rand", drawing), torch.autocast("cpu", torch.bfloat16):
+        model(images(batch=3)).sum().backward()
+    assert draws == [(14, 3, 1, 1)]  # none where a backward computes blocks again
+    assert factors[0] == ()
+    for layer, own in enumerate(factors[1:8], start=1):
+        assert len(own) == 2
+        kept = torch.cat(own)[torch.cat(own) > 0]
+        assert kept.tolist() == pytest.approx([1 / (1 - 0.1 * layer)] * len(kept), rel=0.01)
 
 
 def test_checkpointing_keeps_fewer_activations():
