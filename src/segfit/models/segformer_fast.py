@@ -73,7 +73,8 @@ def folded_bias(head: hf.SegformerDecodeHead) -> Tensor:
     """Return Σ W_i b_i `(D,)`."""
     biases = torch.cat([p.proj.bias for p in reversed(head.linear_projections)])
     with torch.autocast(biases.device.type, enabled=False):  # CPUs multiply bf16 vectors slowly
-        return head.linear_fuse.weight.flatten(1) @ biases
+        folded: Tensor = head.linear_fuse.weight.flatten(1) @ biases
+    return folded
 
 
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:

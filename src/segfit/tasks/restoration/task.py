@@ -226,7 +226,7 @@ def restore(forward: Forward, picture: Tensor, tile: int, overlap: int, batch_si
         return picture[:, y, x]
 
     def through(tiles: Tensor) -> Tensor:
-        with means:
+        with means, torch.compiler.set_stance("force_eager"):  # compiled code averages by itself
             outputs = forward(tiles)
         means.edges, means.at = [], 0
         return outputs
