@@ -53,6 +53,7 @@ TASKS = {
     ],
     "forecasting": ["data=waves", "data.lookback=48"],
 }  # fmt: skip
+PERCEPTUAL = ["loss.perceptual=0.1", "loss.encoder=test_resnet", "loss.weights=null"]
 # (model, precision, what else): each model of conf/ once at least; the larger SegFormers are b0 in large
 MODELS = {
     "segmentation": [
@@ -64,7 +65,7 @@ MODELS = {
     ],
     "restoration": [
         ("cnn", "fp16", ["loss=psnr", "model.num_blocks=1", "tile=32"]),
-        ("nafnet", "bf16", ["loss=charbonnier", "model.num_blocks=1"]),
+        ("nafnet", "bf16", ["loss=charbonnier", "model.num_blocks=1", *PERCEPTUAL]),
     ],
     "forecasting": [
         ("linear", "fp32", ["loss=mae"]),
