@@ -49,7 +49,6 @@ TASKS = {
     ],
     "restoration": [
         "data=shapes", "data.train_size=4", "data.val_size=2", "data.resolution=48", "patch_size=32",
-        "degrade=mixed",
     ],
     "forecasting": ["data=waves", "data.lookback=48"],
 }  # fmt: skip
@@ -64,8 +63,12 @@ MODELS = {
         ("vit", "bf16", ["loss=ce", "model.encoder=test_vit"]),
     ],
     "restoration": [
-        ("cnn", "fp16", ["loss=psnr", "model.num_blocks=1", "tile=32"]),
-        ("nafnet", "bf16", ["loss=charbonnier", "model.num_blocks=1", *PERCEPTUAL]),
+        ("cnn", "fp16", ["loss=psnr", "model.num_blocks=1", "tile=32", "degrade=mixed"]),
+        (
+            "nafnet",
+            "bf16",
+            ["model.num_blocks=1", "degrade=blur", "degrade.kind=motion", *PERCEPTUAL],
+        ),
     ],
     "forecasting": [
         ("linear", "fp32", ["loss=mae"]),
