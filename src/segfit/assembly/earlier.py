@@ -219,7 +219,7 @@ def read_samples(path: Path) -> dict[str, dict[str, str]]:
 def kept_splits(
     config: DictConfig, sources: Mapping[str, Source], before: Samples
 ) -> dict[str, Source]:
-    """Return sources in which samples of a run are in the split that they had, where splits are drawn; so is all of a group."""
+    """Return sources whose drawn splits keep each sample of an earlier run, and the rest of its group, where it was."""
     found: dict[str, Any] = dict(sources)
     pool = getattr(found.get("train"), "pool", None)
     drawn = [split for split, source in found.items() if getattr(source, "pool", ()) is pool]

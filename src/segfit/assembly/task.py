@@ -97,7 +97,7 @@ class TaskAssembly:
     def recorded_statistics(
         self, config: DictConfig, recorded: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """Return what a run's metrics.json holds of `make_statistics`, None if that has to look at data; raise a SegFitError for else."""
+        """Return `make_statistics` as metrics.json has it, None if that has to look at data; raise a SegFitError if it is invalid."""
         return {}
 
     def apply_options(

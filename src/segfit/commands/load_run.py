@@ -54,7 +54,7 @@ class TrainedRun:
     others: Sequence[Path] = ()  # folders of runs that the model averages, too
 
     def task(self, *given: Any, **more: Any) -> Any:
-        """Return what a batch means, by the temperature: `TaskAssembly.make_task` of the run."""
+        """Return what a batch means, with the temperature: `TaskAssembly.make_task` of the run."""
         task: Any = assembly_of(self.config).make_task(self.config, self.device, *given, **more)
         return task if self.temperature == 1 else replace(task, temperature=self.temperature)
 
@@ -143,7 +143,7 @@ def load_run(options: DictConfig, config: DictConfig, notice: Notice) -> Trained
 
 
 def _temperature(options: DictConfig, folder: Path, epoch: int | None, notice: Notice) -> float:
-    """Return what is asked for, else what was fitted to a checkpoint, else 1."""
+    """Return the temperature that is asked for, else the one fitted to this checkpoint, else 1."""
     path, given = RunFolder(folder).temperature, options.get("temperature", 1.0)
     if given is not None or not path.exists():
         return 1.0 if given in (None, "fit") else float(given)

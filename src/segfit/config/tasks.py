@@ -45,7 +45,7 @@ class Feeding:
 
 
 class TaskSchema:
-    """What the `schema` module of a task offers; what has a value here stands for what a task has nothing of its own to say of."""
+    """What the `schema` module of a task offers; it may leave out whatever has a value here."""
 
     Run: type[RunConfig]  # the schema of its runs
     Evaluate: type[EvaluateConfig]  # the schema of evaluate.py for them
@@ -71,7 +71,7 @@ class TaskSchema:
     def smaller_samples(
         self, config: DictConfig, share: float
     ) -> Iterator[tuple[dict[str, Any], str]]:
-        """Yield options for ever smaller samples, and what they cost, from a share of the present size on (above 1: a larger one)."""
+        """Yield options for ever smaller samples, from `share` of the present size on (above 1: a larger one), and their cost."""
         yield from ()
 
 

@@ -148,7 +148,7 @@ def _unexpected(where: str, error: Exception) -> str:
 def explain_deaths(
     processes: Sequence[BaseProcess], current: torch.Tensor, where: Callable[[int], str]
 ) -> list[str]:
-    """Return why each of the workers, in their order, that is dead died; `where` gives the files of an index.
+    """Return why the workers that are dead died, in the workers' order; `where` gives the files of an index.
 
     `current` is what `GuardedBatches` recorded.
     """

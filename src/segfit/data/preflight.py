@@ -106,7 +106,7 @@ def unreadable(seen: Sequence[Seen], *, skip: bool) -> tuple[list[str], list[str
 
 
 def _look(source: Any, index: int) -> str:
-    """Return keys of a sample's files, the first one's and one of the others, and in another line its report."""
+    """Return two lines: digests of a sample's files (of the first, and of the others together), and its report."""
     first, *others = map(_content, source.files(index))
     rest = hashlib.blake2b("".join(others).encode(), digest_size=8).hexdigest()
     try:

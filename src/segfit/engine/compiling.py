@@ -118,7 +118,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 class HalfWeights(nn.Module):
-    """A model whose products take bf16 or fp16 copies of their weights that one call makes, as one casts their gradients.
+    """A model whose weights of products are cast to bf16 or fp16 all by one call, and their gradients back by another.
 
     Autocast would launch a kernel for each of them, in every pass forward and again backward. Values are the same. Weights
     of layers that compute with them first, as weight standardisation does, are left to autocast, and so are frozen ones.
@@ -136,7 +136,7 @@ class HalfWeights(nn.Module):
         ]
 
     def forward(self, inputs: Tensor) -> Any:
-        """Return what the model does of its input, under autocast."""
+        """Return what the model makes of its input, under autocast."""
         weights = {name: self.model.get_parameter(name) for name in self.names}
         weights = {name: weight for name, weight in weights.items() if weight.requires_grad}
         copies = _Copied.apply(*weights.values()) if weights else ()

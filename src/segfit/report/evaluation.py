@@ -70,7 +70,7 @@ class Evaluation:
             path.mkdir(parents=True, exist_ok=True)
 
     def scores_of(self, sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
-        """Return the scores (R,) that sums (R, …) of `counts` decide, NaN where nothing does, of a task that fills them."""
+        """Return the scores (R,) of sums (R, …) of `counts`, NaN where one is undefined; for tasks that fill `counts`."""
         raise NotImplementedError
 
     def write_metrics(self, values: Mapping[str, Any]) -> None:

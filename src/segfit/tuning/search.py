@@ -244,7 +244,7 @@ def micro_batch(batch: int, effective: int) -> Change:
 def best_micro_batch(
     batches: Sequence[int], start: int, effective: int, attempt: Callable[[Change], float | None]
 ) -> tuple[int, float] | None:
-    """Return the micro-batch at which samples per second stop rising, and them; None if none can be trained.
+    """Return the micro-batch at which samples per second stop rising, and that speed; None if none can be trained.
 
     `start`, or the nearest smaller one of the ascending `batches`, is tried first; from there larger ones while they are
     faster, and if none was, smaller ones while they are. `attempt` returns samples per second with a change, or None.

@@ -47,7 +47,7 @@ _SECONDS = 1.0
 
 
 def run(config: DictConfig, bench: Bench) -> Findings:
-    """Measure training and inference, each on resident batches and its own; raise a SegFitError if a step does not fit."""
+    """Measure training and inference, on resident batches and on loaded ones; raise a SegFitError if a step does not fit."""
     speeds: dict[tuple[str, str], measure.Speed] = {}
     with measure.explain_out_of_memory(config):
         training = make_training(config, bench.folder, bench.notice)

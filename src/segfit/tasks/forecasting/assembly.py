@@ -119,7 +119,7 @@ def make_statistics(_: DictConfig, sources: Mapping[str, Windows], *__: Any) -> 
 
 
 def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a run's metrics.json holds of `make_statistics`, None for nothing; raise a SegFitError for else."""
+    """Return what a run's metrics.json holds of `make_statistics`, None for nothing; raise a SegFitError for anything else."""
     if "season" not in recorded:
         return None
     season = recorded["season"]

@@ -249,7 +249,7 @@ class Deployed(nn.Module):
 
 
 def _standards(config: DictConfig, kept: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return what a run standardised its series by; one that was killed kept nothing: as its data are now."""
+    """Return what a run standardised its series by, computed anew if it was killed before it wrote that down."""
     return kept or assembly.make_statistics(config, make_sources(config))["series"]
 
 

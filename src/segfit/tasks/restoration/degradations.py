@@ -31,7 +31,7 @@ _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, 
 
 
 def _signed(number: int) -> int:
-    """Return what int64 holds for the last 64 bits of a number."""
+    """Return the last 64 bits of a number as a signed one, which int64 holds."""
     return (number + 2**63) % 2**64 - 2**63
 
 
@@ -45,7 +45,7 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def bits(seeds: Tensor, count: int, stream: int) -> Tensor:
-    """Return `(B, count)` int64 of 64 random bits each for `(B,)` int64 seeds; another stream, other numbers."""
+    """Return `(B, count)` int64 of 64 random bits each for `(B,)` int64 seeds; each `stream` has numbers of its own."""
     start = _mix(seeds + _signed(_STEP * (stream + 1)))
     return _mix(start[:, None] + _signed(_STEP) * torch.arange(count, device=seeds.device))
 
@@ -81,7 +81,7 @@ class Stage(nn.Module):
         self.middle = (self.low + self.high) / 2  # for evaluation
 
     def strengths(self, share: Tensor) -> Tensor:
-        """Return strengths for how far up in the range they are, 0-1."""
+        """Return the strengths at `share` (0-1) of the way from the lowest to the highest."""
         return self.low + (self.high - self.low) * share
 
 

@@ -157,7 +157,7 @@ class ScoreConfig(MetricsConfig):
 
 @dataclass
 class EvaluateScoreConfig(MetricsConfig):
-    """As in training; null: the run's."""
+    """How PSNR and SSIM are computed, and scores besides them; null: as in training."""
 
     channels: str | None = option(None, "rgb, or y: on luma.", choices=("rgb", "y"))
     crop_border: int | None = option(None, "Pixels at each side that do not count.", ge=0, le=1024)

@@ -160,7 +160,7 @@ class Run(RunConfig):
 
 @dataclass
 class EvaluateScoreConfig(MetricsConfig):
-    """Of evaluate.py."""
+    """Scores besides the usual ones."""
 
     boundary: float | None = option(
         None,

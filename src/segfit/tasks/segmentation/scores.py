@@ -159,7 +159,7 @@ def boundary_scores(sums: Sums, present: NDArray[np.bool_]) -> dict[str, Sums]:
 
 
 def calibration_gaps(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> Sums:
-    """Return (15,): by how many more pixels than expected are right, of those that are as sure as a bin says.
+    """Return (15,), a number a bin of confidence: how many pixels in it are right, less how many should be.
 
     `sure` (N,) are the probabilities of the predictions of N pixels, `right` (N,) whether they are right.
     """

@@ -49,7 +49,7 @@ _REGARDLESS = (
 
 @dataclass(frozen=True)
 class Curve:
-    """The peak over the batch size: the largest of some moments, at each of which what lives grows evenly with the batch."""
+    """The peak as a function of the batch size: the largest of some moments; at each, the memory in use is linear in it."""
 
     # (moments, 2, PARTS): bytes by part that no sample adds to, and bytes by part of each sample.
     moments: list[list[list[float]]]

@@ -134,7 +134,7 @@ def _in_order(recording: Recording) -> NDArray[np.int64]:
 
 
 class _Enough(Exception):  # noqa: N818 - not an error
-    """A validation has shown what a batch takes."""
+    """Ends a validation that has shown what a batch takes."""
 
 
 def record(

@@ -44,7 +44,7 @@ class Rules(TorchFunctionMode):
         return leaf
 
     def cutting(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return a function whose result is cut off."""
+        """Return a function whose result is cut off from the graph, as by `cut`."""
         return lambda *given: self.cut(function(*given))
 
     def __torch_function__(

@@ -58,7 +58,7 @@ class MemoryRecorder(TorchDispatchMode):
         return result
 
     def note(self, tensors: Iterable[Tensor], part: str = "") -> None:
-        """Note the storages of tensors that are new, and what all of them are part of, if that is said."""
+        """Note the storages that are new among those of tensors; if `part` is given, all of them count as that part."""
         for tensor in tensors:
             if tensor.device.type != self.device_type or tensor.layout != torch.strided:
                 continue

@@ -168,7 +168,7 @@ def data_problems(data: DictConfig, augmentation: str) -> Iterator[str]:
 
 
 def whole_numbers(values: Any, low: int, high: int) -> list[int]:
-    """Return the whole numbers from low to high of a list; none of what is no list, or holds anything else."""
+    """Return a list of whole numbers from low to high as it is; an empty one for anything else."""
     fits = isinstance(values, list) or OmegaConf.is_list(values)
     fits = fits and all(type(value) is int and low <= value <= high for value in values)
     return list(values) if fits else []
