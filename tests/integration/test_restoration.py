@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 import segfit
+from segfit.assembly.training import make_training
+from segfit.commands.evaluate import evaluate_run
 from segfit.commands.export import export_run
 from segfit.engine import precision as engine_precision
 from segfit.engine.checkpoint import load_checkpoint
@@ -195,6 +197,32 @@ def test_the_first_command_gains_six_decibels(tmp_path):
     assert f"PSNR {found['best']['psnr']:.4f}" in output
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> tuple[str, ...]:
+    """Return the options of pairs of 8 and 16 bits."""
+    root = tmp_path_factory.mktemp("pairs")
+    for number in range(4):
+        clean = picture(48, 56, seed=number, deep=number == 3)
+        write(root / f"sharp/{number}.png", clean)
+        write(root / f"soft/{number}.png", (clean // 2 + 40).astype(clean.dtype))
+    return ("data=pairs", f"data.root={root}", "data.input=soft", "data.target=sharp")
+
+
+def test_cached_pairs_come_in_the_same_batches(tmp_path, pairs):
+    seen = []
+    for number, cache in enumerate(("none", "ram", "disk", "disk")):
+        config = compose_run(*pairs, f"data.cache={cache}", "data.patches=2", base=SMALL)
+        fit = make_training(config, tmp_path / str(number), lambda _: None).fit
+        batches = [*fit.train.epoch(0, 0), *fit.train.epoch(1, 0), *fit.held_out()]
+        assert all({"input", "target"} <= batch.keys() for batch in batches)
+        assert not any(torch.equal(batch["input"], batch["target"]) for batch in batches)
+        seen.append(batches)
+    for batches in seen[1:]:
+        for batch, first in zip(batches, seen[0], strict=True):
+            assert all(torch.equal(batch[name], first[name]) for name in first)
+            assert batch["target"].dtype == first["target"].dtype
+
+
 def test_pairs_are_not_degraded(tmp_path):
     for number in range(4):
         clean = picture(48, 48, seed=number)
@@ -319,6 +347,26 @@ def test_pictures_are_restored_in_their_own_depth(trained, tmp_path):
     np.testing.assert_allclose(both[0] / 255, both[1] / 65535, atol=0.01)
 
 
+@pytest.mark.parametrize(
+    ("mode", "colour_type"), [("rgb", 2), pytest.param("gray", 0, marks=pytest.mark.slow)]
+)
+def test_splits_are_written_in_the_depth_of_their_files(tmp_path, mode, colour_type):
+    kinds = [(1, False), (3, False), (1, True), (3, True)]
+    for number, (channels, deep) in enumerate(kinds):
+        for split in ("train", "val", "test"):
+            pixels = picture(48, 40, channels, seed=number, deep=deep)
+            write(tmp_path / f"data/{split}/{number}.png", pixels)
+    options = ("data=folder", f"data.root={tmp_path / 'data'}", f"data.image_mode={mode}")
+    train(tmp_path / "run", *options, "max_steps=1", base=SMALL)
+    for split in ("val", "test"):
+        model = segfit.load(tmp_path / "run", device="cpu", split=split)
+        evaluate_run(model.run, model.options, lambda _: None)
+        folder = tmp_path / "run/evaluation" / split / "restored"
+        for number, (_, deep) in enumerate(kinds):
+            header = (folder / f"{number}.png").read_bytes()[24:26]
+            assert [*header] == [16 if deep else 8, colour_type]
+
+
 def test_tiles_give_what_the_whole_gives(trained, photos):
     scores = []
     for tile in ("64", "1024"):
@@ -383,6 +431,25 @@ def assert_programs_restore(folder: Path, model: torch.nn.Module) -> None:
             expected = model(pictures).clamp(0, 1)
             assert not torch.allclose(expected, pictures, atol=1e-2)
             torch.testing.assert_close(program(pictures), expected, rtol=0, atol=1e-4)
+        (restored,) = session.run(["restored"], {"images": pictures.numpy()})
+        np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_exported_nafnet_restores_what_it_does(tmp_path):
+    train(tmp_path / "run", "model=nafnet", "max_steps=1", base=TINY)
+    loaded = segfit.load(tmp_path / "run", device="cpu").run
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():  # some begin at zero, and hide others
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model = copy.deepcopy(loaded.model)
+    export_run(loaded, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for shape in ((1, 3, 75, 90), (3, 3, 33, 48)):
+        pictures = torch.rand(shape)
+        with torch.inference_mode():
+            expected = model(pictures).clamp(0, 1)
+        assert (expected - pictures).abs().mean() > 0.01
         (restored,) = session.run(["restored"], {"images": pictures.numpy()})
         np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-4)
 
