@@ -123,3 +123,22 @@ def test_a_copy_computes_the_same(name: str) -> None:
         expected = model(batch)
         assert torch.equal(other(batch), expected)
         assert torch.equal(copy.deepcopy(model)(batch), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_it_is_one_graph_that_computes_the_same(name):
+    """Up to the kernels, which take minutes to be made."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model, batch = make(name, base_channels=4), images(32, 32)
+    compiled, found = torch.compile(model, backend="aot_eager"), []
+    for forward in (model, compiled):
+        model.zero_grad()
+        restored = forward(batch)
+        restored.square().mean().backward()
+        found.append((restored.detach(), [p.grad.clone() for p in model.parameters()]))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
