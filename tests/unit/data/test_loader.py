@@ -261,6 +261,13 @@ def test_workers_leave_the_cores_to_the_model_and_to_launching():
     assert batch["mask"].unique().tolist() == [min(19, os.nice(0) + 10)]
 
 
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("mps", False), ("cpu", False)])
+def test_only_what_goes_to_cuda_is_page_locked(device, pinned):
+    dataset = EvalDataset(SOURCE, (8, 8), "pad")
+    batches = Loader(dataset, collate, torch.device(device), batch_size=2, pin_memory=True)
+    assert batches.pin_memory == pinned
+
+
 def test_everything_can_be_sent_to_a_spawned_worker(epochs):
     sampler = EpochSampler(len(SOURCE), 3, seed=5)
     batches = loader(1, sampler)

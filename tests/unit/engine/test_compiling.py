@@ -258,19 +258,39 @@ def test_without_what_the_compiler_needs(tmp_path: Path):
     assert "FileExistsError" in no_folder
 
 
+CNN = ("model=cnn", "model.base_channels=8")
+PRETRAINED = ("image_size=64", "model.weights=null")
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        ("model=cnn", "image_size=64"),
-        ("task=restoration", "patch_size=64"),
-        pytest.param(("task=restoration", "patch_size=64", "model=nafnet"), marks=pytest.mark.slow),
+        pytest.param((*CNN, "image_size=64"), id="cnn"),
+        pytest.param((*CNN, "task=restoration", "patch_size=64"), id="restoration"),
+        pytest.param(
+            ("task=restoration", "model=nafnet", "patch_size=64", "model.num_blocks=1"),
+            id="nafnet",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("model=segformer_b0", *PRETRAINED), id="segformer"),
+        pytest.param(
+            ("model=segformer_b0", "model.fast=false", *PRETRAINED),
+            id="stock",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("model=timm_unet", "model.encoder=test_resnet", *PRETRAINED),
+            id="timm_unet",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("model=vit", "model.encoder=test_vit", *PRETRAINED), id="vit"),
     ],
 )
 def test_updates_compile_nothing_after_the_probe(options, tmp_path, monkeypatch, fresh):
     """The probe's example has the shape, strides and precision of what training passes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     torch._dynamo.utils.counters.clear()
-    sizes = ("model.base_channels=8", "batch_size=2", "data.train_size=8", "data.resolution=64")
+    sizes = ("batch_size=2", "data.train_size=8", "data.resolution=64")
     small = (*sizes, "data.val_size=2", "loader.workers=0", "compile=true", "device=cpu")
     notices = []
     fit = make_training(composed("hardware=cpu", *options, *small), tmp_path, notices.append).fit

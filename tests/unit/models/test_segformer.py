@@ -12,7 +12,9 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from segfit.models import layers
 from segfit.models.segformer import VARIANTS, SegFormer, make_segformer, merge
 from segfit.models.segformer_fast import use_fast
+from segfit.tasks.segmentation.export import make_exported
 from tests.contracts.model_contract import SIZES, ModelContract, images
+from tests.unit.composing import composed
 
 TINY = {
     "hidden_sizes": [8, 16, 24, 32],
@@ -263,7 +265,8 @@ def test_without_gradients_the_head_is_merged_on_the_fly(size):
     assert not normed
 
 
-def test_weights_are_merged_without_tf32():
+@pytest.mark.parametrize("use", ["merge", "export"])
+def test_weights_are_merged_and_exported_without_tf32(use):
     _, fast = stock_and_fast(SegformerConfig(**TINY), torch.float32)
     precisions = set()
 
@@ -276,8 +279,9 @@ def test_weights_are_merged_without_tf32():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
+        config = composed("model=segformer_b0", "data=shapes")
         with Watch():
-            merge(fast)
+            merge(fast) if use == "merge" else make_exported(config, fast)
         assert precisions == {"highest"}
         assert torch.get_float32_matmul_precision() == "high"
     finally:
