@@ -159,8 +159,7 @@ def averaged(forward: Forward, picture: Tensor) -> Tensor:
         turned = forward(torch.rot90(picture, turns, (1, 2)).flip(mirrored))
         return torch.rot90(turned.flip(mirrored), -turns, (1, 2))
 
-    ways = product(range(4), ([], [2]))  # turns, and the axes that are mirrored
-    return reduce(torch.add, (made(*way) for way in ways)) / 8
+    return reduce(torch.add, (made(*way) for way in product(range(4), ([], [2])))) / 8
 
 
 def scaled(pictures: Tensor) -> Tensor:

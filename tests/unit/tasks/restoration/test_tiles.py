@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from segfit.models.restorers import make_restorer
 from segfit.tasks.restoration.task import averaged, restore
 
-SIZES = [(96, 96), (97, 260), (300, 64), (225, 161), (33, 500)]
+SIZES = [(96, 96), (97, 260), (300, 64), (225, 161), (33, 500), (1, 300)]
 
 
 @pytest.mark.parametrize("size", SIZES)

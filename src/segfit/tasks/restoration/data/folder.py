@@ -40,9 +40,11 @@ def read_picture(path: Path, image_mode: str) -> Pixels:
 
     Alpha is dropped; palettes and CMYK are converted. `image_mode` is "gray" for one channel, the luminance of colour
     files, or "rgb" for three. Raises a SegFitError if the file cannot be read, or holds other than 8 or 16 bits, or other
-    than one band or three.
+    than one band or three, or several pictures.
     """
-    values = read_values(path).values
+    values, *_, frames = read_values(path)
+    if frames > 1:
+        raise SegFitError(f"{path}: holds {frames} pictures (frames, pages). Save each as a file.")
     pixels = values.reshape(*values.shape[:2], -1)
     if pixels.shape[2] not in (1, 3):
         raise SegFitError(f"{path}: holds {pixels.shape[2]} bands; a picture has 1 or 3.")

@@ -245,6 +245,16 @@ def test_what_has_8_bits_is_read_upright_and_without_alpha(tmp_path):
     assert read_picture(turned, "gray").shape == (16, 8, 1)
 
 
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp"])
+def test_files_of_several_pictures_are_refused(tmp_path, suffix):
+    """Of which all but the first would be lost."""
+    first, *others = (Image.fromarray(picture(40, 50, seed=seed)) for seed in range(3))
+    file = tmp_path / f"several.{suffix}"
+    first.save(file, save_all=True, append_images=others)
+    with pytest.raises(SegFitError, match=r"holds 3 pictures .*Save each as a file"):
+        read_picture(file, "rgb")
+
+
 def test_other_depths_are_refused(tmp_path):
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(SegFitError, match="neither 8 nor 16 bits"):
