@@ -51,7 +51,7 @@ def main() -> None:
     overrides = [f"{key}={value}" for key, value in {**DEFAULTS, **given}.items()]
     config = composed(overrides)
     with joined(config.device) as distributed, tempfile.TemporaryDirectory() as folder:
-        training = make_training(config, Path(folder), lambda _: None, distributed=distributed)
+        training = make_training(config, Path(folder), print, distributed=distributed)
         update = make_block(training, config)
         count = blocks_of(update, distributed)
         rounds = [
@@ -95,12 +95,13 @@ def make_block(training: Training, config: DictConfig) -> Callable[[int, Distrib
     batches = iter(fit.train.epoch(0, 0))
     window = [next(batches) for _ in range(config.accumulate)]
     state, together = fit.state, fit.state.forward
+    alone = state.distributed.unwrap(together)  # compiled too, where compile=true compiled it
     seeds = list(range(len(window)))
 
     def updates(count: int, distributed: Distributed) -> None:
         state.distributed, state.forward = (
             distributed,
-            state.model if distributed is SINGLE_PROCESS else together,
+            alone if distributed is SINGLE_PROCESS else together,
         )
         for _ in range(count):
             make_update(state, fit.task, window, seeds, config.clip_grad_norm)
@@ -112,7 +113,8 @@ def make_block(training: Training, config: DictConfig) -> Callable[[int, Distrib
 
 
 def blocks_of(update: Callable[[int, Distributed], None], distributed: Distributed) -> int:
-    """Warm up; return how many updates take about `BLOCK_SECONDS`."""
+    """Warm up, also by itself; return how many updates take about `BLOCK_SECONDS`."""
+    update(3, SINGLE_PROCESS)
     update(3, distributed)
     start = time.perf_counter()
     update(3, distributed)
