@@ -199,9 +199,10 @@ def one_blas_thread() -> None:
     import numpy as np  # here, since the parent process of a sweep counts cores but needs no NumPy
 
     libraries = Path(np.__file__).parents[1] / "numpy.libs"
-    for path in libraries.glob("libscipy_openblas*"):
+    for path in libraries.glob("lib*openblas64*"):
+        prefix = "scipy_" if "scipy" in path.name else ""  # NumPy 1.26's has none
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(str(path)).scipy_openblas_set_num_threads64_(1)
+            ctypes.CDLL(str(path))[f"{prefix}openblas_set_num_threads64_"](1)
 
 
 def free_memory(cgroup: Path = _CGROUP) -> int:
