@@ -67,7 +67,7 @@ MODELS = {
         (
             "nafnet",
             "bf16",
-            ["model.num_blocks=1", "degrade=blur", "degrade.kind=motion", *PERCEPTUAL],
+            ["model.num_blocks=1", "tile=32", "degrade=blur", "degrade.kind=motion", *PERCEPTUAL],
         ),
     ],
     "forecasting": [

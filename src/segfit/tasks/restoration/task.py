@@ -95,9 +95,9 @@ class RestorationMeter(ScoredMeter):
                 for extra, metric in zip(task.extra, self.given, strict=True):
                     metric.to(restored.device)  # synchronises where the device changes
                     extra.update(metric, degraded[None].clamp(0, 1), target[None])
-                criterion = task.criterion.to(restored.device)
+                criterion = task.criterion.to(restored.device)  # synchronises where it was tiled
                 loss = criterion(restored[None], target[None], criterion.totals(target[None]))
-                task.criterion.to(task.device)
+                task.criterion.to(task.device)  # synchronises where it was tiled
                 self.add_loss(loss.to(task.device), 1)  # synchronises where it was tiled
                 if index in task.panels:
                     self.panels[index] = task.panels[index], panel_of(degraded, restored, target)
@@ -114,7 +114,7 @@ class RestorationMeter(ScoredMeter):
         task = self.task
 
         def on_device(pictures: Tensor) -> Tensor:
-            return forward(task.laid_out(pictures.to(task.device)))  # synchronises tiles
+            return forward(task.laid_out(pictures.to(task.device)))  # synchronises for tiles
 
         while True:
             longest = max(given.shape[-2:])
@@ -184,7 +184,7 @@ class PictureMeans(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Return what a function of torch returns, or the mean of the picture."""
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))  # synchronises where `func` does
         if func is not F.adaptive_avg_pool2d:
             return result
         height, width = args[0].shape[2:]
@@ -234,7 +234,7 @@ def restore(forward: Forward, picture: Tensor, tile: int, overlap: int, batch_si
         done = strips(through, window, *spans, batch_size=batch_size, home=home, fade=_FADE)
         restored, before = torch.cat(list(done), 1), means.given
         means.given, means.sums = [sums[:-1] / sums[-1] for _, sums in means.sums], []
-        if len(before) == len(means.given) and not any(
+        if len(before) == len(means.given) and not any(  # synchronises, once a pass
             (mean - old).abs().max() > _SETTLED * mean.abs().max()
             for old, mean in zip(before, means.given, strict=True)
         ):
