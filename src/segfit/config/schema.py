@@ -235,7 +235,7 @@ class RunConfig:
     )
     deterministic: bool = option(
         False,
-        "The same bits in every run on CUDA too, as far as torch has such kernels (it warns of others). Slower.",
+        "The same bits in every run on CUDA too, as far as torch has such kernels (it warns of others). Slower; attention takes more memory.",
     )
     clip_grad_norm: float | None = option(1.0, "Clip the gradient's norm; null: never.", gt=0)
     ema_decay: float | None = option(None, "Evaluate and keep an EMA of the weights.", gt=0, lt=1)

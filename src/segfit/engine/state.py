@@ -155,6 +155,11 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+        # The fused kernels of attention add atomically in backward, unless what has no other kernel is an error. On a CPU
+        # they are deterministic.
+        if torch.cuda.is_available():
+            for name in ("flash", "mem_efficient", "cudnn"):
+                getattr(torch.backends.cuda, f"enable_{name}_sdp")(False)
     else:
         torch.backends.cudnn.benchmark = True
 

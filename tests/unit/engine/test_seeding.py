@@ -50,10 +50,17 @@ def test_a_seed_sets_all_three_generators():
     assert all(a != b for a, b in zip(draw(), first, strict=True))
 
 
+@pytest.mark.parametrize("card", [False, True])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_deterministic_switches_torch(deterministic, monkeypatch):
+def test_deterministic_switches_torch(deterministic, card, monkeypatch):
+    """And off the fused kernels of attention on a card, whose backward is not deterministic while torch only warns."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
+    off = []
+    for name in ("flash", "mem_efficient", "cudnn"):
+        monkeypatch.setattr(torch.backends.cuda, f"enable_{name}_sdp", off.append)
     seed_everything(0, deterministic)
+    assert off == [False] * (3 if deterministic and card else 0)
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert torch.backends.cudnn.benchmark is not deterministic
 

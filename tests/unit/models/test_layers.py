@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import SegformerConfig
 
+from segfit.assembly.task import assembly_of, planning_of
 from segfit.models import layers
 from segfit.models.cnn import CNN
 from segfit.models.layers import (
@@ -23,6 +24,7 @@ from segfit.models.segformer_fast import use_fast
 from segfit.models.timm_unet import TimmUnet
 from segfit.tuning.memory.pretend import without_data
 from segfit.tuning.memory.recorder import MemoryRecorder
+from tests.unit.composing import composed
 from tests.unit.models.test_segformer import TINY
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -140,9 +142,18 @@ MAKERS = {
 NOT_DETERMINISTIC = re.compile(
     "upsample_(bi|tri)?(linear|cubic)|adaptive|re(flection|plication)_pad.*backward|scatter|index_add"
     "|index_put|grid_sampler|nll_loss2d|embedding.*backward|max_pool3d|unpool|cumsum|put_|median|histc"
+    "|attention_backward"  # while torch only warns of the others
 )
 
 
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_a_card_runs_no_kernel_that_is_not_deterministic(make):
     """On tensors without data that claim to be on one; in half precision, logits are, too."""
@@ -159,6 +170,28 @@ def test_a_card_runs_no_kernel_that_is_not_deterministic(make):
             assert found.dtype == (torch.float32 if full else torch.bfloat16)
         found.sum().backward()
     assert "convolution_backward" in recorder.names
+    assert not [name for name in recorder.names if NOT_DETERMINISTIC.search(name)]
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize(
+    "options", [("linear",), ("linear", "model.kind=dlinear"), ("lstm",), ("transformer",)]
+)
+def test_nor_does_a_forecaster_with_its_loss(options):
+    """As far as tensors without data show it: what happens inside of cuDNN's LSTM they do not."""
+    config = composed(
+        "task=forecasting", "hardware=cpu", "data=waves", f"model={options[0]}", *options[1:]
+    )
+    recorder = Kernels("cuda")
+    recorder.names = set()
+    with without_data(recorder) as (device, rules):
+        model = assembly_of(config).make_network(config, pretrained=False)[0].to(device).train()
+        task = assembly_of(config).make_task(config, device)
+        inputs, targets = task.prepare(planning_of(config).train_example(config), 0)
+        with torch.autocast("cuda", torch.bfloat16):
+            found = rules.cut(model(inputs))
+        task.loss(found, targets, task.totals(targets)).backward()
+    assert "mm" in recorder.names
     assert not [name for name in recorder.names if NOT_DETERMINISTIC.search(name)]
 
 

@@ -54,7 +54,8 @@ class Rules(TorchFunctionMode):
         if func is Tensor.backward:
             with self:  # for what checkpoint() computes again
                 return self._backward(args[0])
-        if func is F.scaled_dot_product_attention and args[0].device.type == "cuda":
+        fused = not torch.are_deterministic_algorithms_enabled()  # else `seed_everything` says no
+        if func is F.scaled_dot_product_attention and args[0].device.type == "cuda" and fused:
             return attention(*args, **(kwargs or {}))
         if func is torch.lstm and self.cuda:
             return lstm(*args)
