@@ -163,9 +163,9 @@ def drop_paths(stages: Any, x: Tensor) -> list[dict[str, Any]]:
     """
     if not isinstance(stages[0], FastStage):
         return [{}] * len(stages)
-    chances = [[1 - getattr(b.drop_path, "drop_prob", 0.0) for b in one.blocks] for one in stages]
-    twice = [chance for own in chances for chance in own for _ in range(2)]
-    twice = [chance for chance in twice if chance < 1 and stages[0].training]
+    rates = [[getattr(b.drop_path, "drop_prob", 0) * b.training for b in s.blocks] for s in stages]
+    chances = [[1 - rate for rate in own] for own in rates]  # 1 where a block is frozen
+    twice = [chance for own in chances for chance in own for _ in range(2) if chance < 1]
     if not twice:
         return [{"factors": [()] * len(own)} for own in chances]
     kind, mixed = x.device.type, torch.is_autocast_enabled(x.device.type)

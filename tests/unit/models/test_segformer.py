@@ -11,7 +11,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from segfit.models import layers
 from segfit.models.segformer import VARIANTS, SegFormer, make_segformer, merge
-from segfit.models.segformer_fast import use_fast
+from segfit.models.segformer_fast import drop_paths, use_fast
 from segfit.tasks.segmentation.export import make_exported
 from tests.contracts.model_contract import SIZES, ModelContract, images
 from tests.unit.composing import composed
@@ -226,6 +226,18 @@ def test_drop_path_is_drawn_once_for_all_layers(checkpointing):
         assert len(own) == 2
         kept = torch.cat(own)[torch.cat(own) > 0]
         assert kept.tolist() == pytest.approx([1 / (1 - 0.1 * layer)] * len(kept), rel=0.01)
+
+
+def test_what_is_frozen_drops_no_path_and_the_rest_does():
+    model, _ = make_segformer("b0", 3, weights=None, dropout=0.0, drop_path=0.7)
+    model.segformer.stages[0].eval()  # as `freeze` does
+    model.segformer.stages[2].blocks[0].eval()
+    found = [
+        len(own)
+        for drawn in drop_paths(model.segformer.stages, images())
+        for own in drawn["factors"]
+    ]
+    assert found == [0, 0, 2, 2, 0, 2, 2, 2]
 
 
 def test_checkpointing_keeps_fewer_activations():
