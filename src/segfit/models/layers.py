@@ -27,7 +27,7 @@ MANY = (
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return a map `(B, C, h, w)` at `size` = (H, W), bilinear with `align_corners=False`, in its memory format.
 
-    On CUDA under autocast, the result has autocast's type.
+    Under autocast, on CUDA and in code compiled for a CPU, the result has autocast's type.
     """
     if _products_pay(x):
         return by_products(x, size, "bilinear")
@@ -69,10 +69,10 @@ def resize_and_sum(maps: Sequence[Tensor]) -> Tensor:
 def _products_pay(x: Tensor) -> bool:
     """Return whether a map is resized by products: on CUDA, and in code compiled for a CPU, whose own resizing is scalar.
 
-    An export keeps the operation, since products fix the size.
+    An export keeps the operation, since products fix the size, and so do Apple's GPUs, which lack float64 for the weights.
     """
     compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return x.device.type == "cuda" or compiled
+    return x.device.type == "cuda" or (x.device.type == "cpu" and compiled)
 
 
 def sum_by_products(maps: Sequence[Tensor]) -> Tensor:

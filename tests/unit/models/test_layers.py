@@ -1,6 +1,7 @@
 """What CUDA does by products, and linear layers by oneDNN, is what torch's kernels do; the device alone decides which runs."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,28 @@ def test_weights_of_a_validation_serve_training():
         by_products(x, (11, 11), "bilinear")
     by_products(x.requires_grad_(), (11, 11), "bilinear").sum().backward()
     assert x.grad.sum() == pytest.approx(2 * 121)
+
+
+@pytest.mark.parametrize(
+    ("device", "compiling", "exporting", "products"),
+    [
+        ("cuda", False, False, True),
+        ("cpu", False, False, False),
+        ("cpu", True, False, True),
+        ("cpu", True, True, False),
+        ("mps", True, False, False),
+    ],
+)
+def test_maps_are_resized_by_products_on_cuda_and_in_code_for_a_cpu(
+    monkeypatch, device, compiling, exporting, products
+):
+    """Not on Apple's GPUs, which lack the float64 that the weights are made in."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    monkeypatch.setattr(layers, "by_products", lambda *_: "products")
+    monkeypatch.setattr(F, "interpolate", lambda *_, **__: "interpolation")
+    found = layers.resize(SimpleNamespace(device=torch.device(device)), (4, 4))
+    assert found == ("products" if products else "interpolation")
 
 
 def test_products_compile_into_one_graph():
