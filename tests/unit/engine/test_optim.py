@@ -114,7 +114,7 @@ def test_betas_reach_the_optimizer():
 @pytest.mark.parametrize(
     ("name", "betas", "needed"), [("muon", 3, 2), ("adamw", 3, 2), ("adan", 2, 3)]
 )
-def test_betas_that_are_too_many_or_too_few_are_told_before_the_first_step(name, betas, needed):
+def test_betas_that_are_too_many_or_too_few_are_reported_before_the_first_step(name, betas, needed):
     with pytest.raises(SegFitError, match=rf"optimizer\.betas=.*: {name} takes {needed}"):
         optimizer(name=name, betas=[0.9] * betas)
 
