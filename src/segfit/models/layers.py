@@ -19,9 +19,8 @@ from segfit.system.hardware import cpu_vendor
 
 LEVELS = 2**16  # a mask costs 16 random bits an element, so the rate is a multiple of 1 / LEVELS
 PIECE = 2**20  # elements masked at a time: a piece of mask stays in the cache and costs no memory
-MANY = (
-    4096  # pixels from which on a 1×1 convolution gives the weight's gradient faster than a product
-)
+# Pixels from which on a 1×1 convolution gives the weight's gradient faster than a product.
+MANY = 4096
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -150,9 +149,8 @@ def _make_weights(
     if kind == "bilinear":  # a hat around the place that each result is read from
         place = ((out + 0.5) * (length / size) - 0.5).clamp(0, length - 1)
         weights = (1 - (cells - place).abs()).clamp_min(0)
-    elif (
-        kind == "bicubic"
-    ):  # Keys's kernel, a = -0.5, as wide as a result's pixel where the map shrinks
+    elif kind == "bicubic":
+        # Keys's kernel, a = -0.5, as wide as a result's pixel where the map shrinks.
         place = (out + 0.5) * (length / size) - 0.5
         x = ((cells - place) / max(length / size, 1)).abs()
         near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
@@ -304,8 +302,7 @@ def relu_dropout_(x: Tensor, p: float) -> tuple[Tensor, float]:
     if x.device.type != "cpu":  # CUDA draws its masks inside the dropout kernel
         return F.dropout(F.relu(x), p), 1.0
     rate = round(p * LEVELS) / LEVELS
-    if (
-        torch.compiler.is_compiling()
-    ):  # a compiler fuses all but the draws, which it would make one by one
+    if torch.compiler.is_compiling():
+        # A compiler fuses all but the draws, which it would make one by one.
         return F.relu(x) * _compiled_mask(x.detach(), rate), 1 / (1 - rate)
     return _ReluDropout.apply(x, rate), 1 / (1 - rate)

@@ -150,7 +150,7 @@ class NAFNet(ResidualUNet):
     """A U-Net of `NAFBlock`s at full resolution, with four halvings (Chen et al., arXiv 2204.04676).
 
     The paper gives levels different numbers of blocks; here `num_blocks` stands for each, as in `ResidualUNet`, whose
-    arguments these are. Channel attention averages over the picture: evaluation sees to it where it takes tiles.
+    arguments these are. Channel attention averages over the picture; evaluation gives its tiles the picture's averages.
     """
 
     levels = 5

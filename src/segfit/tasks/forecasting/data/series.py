@@ -202,8 +202,8 @@ def _judge(table: Table, problems: Sequence[Sequence[str]], *, skip: bool) -> li
     if lines and not (skip and [] in problems):
         raise SegFitError(lines)
     left_out = [f"{line} data.on_bad_sample=skip: the series is left out." for line in lines]
-    told = zip(names, table.reports, strict=True)
-    return left_out + [f"{name}: {one}" for name, of in told for one in of.notices][:_SHOWN]
+    noticed = [(n, report.notices) for n, report in zip(names, table.reports, strict=True)]
+    return left_out + [f"{name}: {one}" for name, ones in noticed for one in ones][:_SHOWN]
 
 
 class Windows:
