@@ -161,9 +161,9 @@ def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/c++")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     tiny = ("model=cnn", "model.base_channels=4", "batch_size=2", "loader.workers=0", "device=cpu")
-    code, printed = train_by_command_line(
-        tmp_path, *SMALL, *tiny, "data.val_size=2", "compile=true", "report.logger=[]"
-    )
+    # A process of its own: one that is forked may have read CXX already.
+    options = (*SMALL, *tiny, "data.val_size=2", "compile=true", "report.logger=[]")
+    code, printed = train_by_command_line(tmp_path, *options, PYTHONUNBUFFERED="1")
     assert code == 0, printed
     text = "torch.compile failed, running eager"
     assert printed.count(text) == 1
