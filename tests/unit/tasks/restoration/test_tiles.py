@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segfit.models.restorers import make_restorer
-from segfit.tasks.restoration.task import averaged, restore
+from segfit.tasks.restoration.task import averaged
+from segfit.tasks.restoration.tiles import restore
 
 SIZES = [(96, 96), (97, 260), (300, 64), (225, 161), (33, 500), (1, 300)]
 
