@@ -16,7 +16,7 @@ class Change:
 
     name: str  # for tables and figures
     options: Mapping[str, Any] = field(default_factory=dict)  # of `GROUPS`: the choice's name
-    remark: str = ""  # what else it changes
+    remark: str = ""  # what else it changes, or what its gain depends on
 
     @property
     def overrides(self) -> list[str]:

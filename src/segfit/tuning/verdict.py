@@ -13,7 +13,7 @@ ARITHMETIC = ("augmentation", "forward", "backward", "optimizer")  # phases
 RARELY = 20  # updates between two readings of the device that cost nothing
 WORTH = 1.05  # smaller gains are noise
 _TIE = 1.03  # of two changes that are as good, the first in the order of `predictions` is named
-_PRICE = 1.25  # a change that also changes what is learned has to gain so much more than one that does not
+_PRICE = 1.25  # a change with a remark has to gain so much more than one without
 _MOST_WORKERS = 16
 _COMPETING = "workers that take the cores from the arithmetic"
 
@@ -120,7 +120,7 @@ class Prediction:
 
     @property
     def worth(self) -> float:
-        """The gain, as far as it comes without a price."""
+        """The gain, less the price of what is remarked on it."""
         return self.gain / _PRICE if self.change.remark else self.gain
 
 
@@ -199,12 +199,12 @@ def _reading(facts: Facts) -> Iterator[Prediction]:
         loader = cached.total / costs.total * facts.loader
         cache = [predicted(facts, Change(name, {"data.cache": facts.cache}), loader=loader)]
     # More processes waiting for a disk that is slow may only make it slower: rather read each file once.
-    more = list(_more_workers(facts))
     slow_disk = costs.wait > max(costs.decode, costs.fit, costs.augment)
+    more = list(_more_workers(facts, "if the disk can serve so many at once" if slow_disk else ""))
     yield from [*cache, *more] if slow_disk else [*more, *cache]
 
 
-def _more_workers(facts: Facts) -> Iterator[Prediction]:
+def _more_workers(facts: Facts, remark: str) -> Iterator[Prediction]:
     """Yield the smallest number of workers that promises as much as any larger one, if it is more than now.
 
     Waiting is shared by all of them, arithmetic by the cores there are.
@@ -223,7 +223,7 @@ def _more_workers(facts: Facts) -> Iterator[Prediction]:
     found = []
     for workers in range(facts.workers + 1, _MOST_WORKERS + 1):
         terms = {"host": facts.host + taken, "loader": whole * pace(workers), "workers": workers}
-        change = Change("too few workers", {"loader.workers": workers})
+        change = Change("too few workers", {"loader.workers": workers}, remark)
         found.append(predicted(facts, change, **terms))
     if found:
         most = max(one.gain for one in found)
