@@ -42,6 +42,7 @@ def benchmark(config: DictConfig) -> None:
         raise
 
 
+@cli.ctrl_c_kept()
 def measure(config: DictConfig, folder: Path) -> None:
     """Run the mode's module and report what it found."""
     # torch and friends only when work starts

@@ -26,6 +26,7 @@ def main(options: DictConfig) -> None:
         evaluate(options)
 
 
+@cli.ctrl_c_kept()
 def evaluate(options: DictConfig) -> None:
     """Rebuild the run's model; predict, score, write everything down, or export it."""
     check(options)

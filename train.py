@@ -46,7 +46,8 @@ def run(config: DictConfig) -> float:
 
         from segfit.commands.train import train  # torch and friends only when work starts
 
-        end = train(config, overrides, folder, resumed=resumed)
+        with cli.ctrl_c_kept():
+            end = train(config, overrides, folder, resumed=resumed)
     except (SegFitError, KeyboardInterrupt):
         if launched().rank == 0:
             runs.discard_if_empty(folder)

@@ -136,6 +136,20 @@ def errors_held_back() -> Iterator[None]:
         _held_back.append(error)
 
 
+@contextlib.contextmanager
+def ctrl_c_kept() -> Iterator[None]:
+    """Let Ctrl-C stay a KeyboardInterrupt where the cleanup of a library that it interrupted fails, as OmegaConf's may."""
+    try:
+        yield
+    except Exception as error:
+        before = error.__context__
+        while before is not None:
+            if isinstance(before, KeyboardInterrupt):
+                raise before from None
+            before = before.__context__
+        raise
+
+
 def run(
     main: Callable[[], None], config_name: str, no_sweep: str = "", no_torchrun: str = ""
 ) -> NoReturn:

@@ -35,6 +35,19 @@ def test_out_of_memory_is_distinguished_from_a_crash(
     assert left == [(kind, 1)]
 
 
+@pytest.mark.parametrize("begun_by", [KeyboardInterrupt, ValueError])
+def test_ctrl_c_is_seen_where_the_cleanup_of_a_library_fails(begun_by: type[BaseException]) -> None:
+    def interrupted() -> None:
+        try:
+            raise begun_by
+        finally:
+            raise AttributeError("half of it was done")
+
+    seen = KeyboardInterrupt if begun_by is KeyboardInterrupt else AttributeError
+    with pytest.raises(seen), cli.ctrl_c_kept():
+        interrupted()
+
+
 def never() -> None:
     raise AssertionError("it was to be refused before")
 
