@@ -1,6 +1,7 @@
 """Every block of memory that a piece of torch code takes and gives back, in order."""
 
 import math
+import operator
 import weakref
 from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
@@ -103,12 +104,14 @@ def cuda_scratch(packet: Any, args: tuple[Any, ...], result: Any) -> int:
 
 
 def cpu_scratch(packet: Any, args: tuple[Any, ...], result: Any) -> int:
-    """Return the bytes that an operation on the CPU takes besides its results: an LSTM, or SSIM's windows.
+    """Return the bytes that an operation on the CPU takes besides its results: an LSTM, or a depthwise convolution.
 
-    Those are a depthwise convolution of contiguous images: oneDNN works on copies whose channels fill whole vectors.
+    Of contiguous images (SSIM's windows), oneDNN works on copies whose channels fill whole vectors.
     """
     if packet is aten.mkldnn_rnn_layer_backward:
         return onednn_scratch(args)
+    if packet is aten.convolution_backward:
+        return _depthwise_backward(args[1], args[2], groups=args[9])
     depthwise = packet is aten.convolution and args[1].shape[:2] == (args[0].shape[1], 1)
     if not depthwise or result.ndim != 4 or not args[0].is_contiguous():
         return 0
@@ -118,3 +121,11 @@ def cpu_scratch(packet: Any, args: tuple[Any, ...], result: Any) -> int:
     # One channel is not copied. The result is copied back once the images' copy is gone.
     copied = 0 if channels == 1 else images.nbytes // channels * filled - result.nbytes
     return int(result.nbytes // channels * filled + copied)
+
+
+def _depthwise_backward(images: Tensor, weight: Tensor, groups: int) -> int:
+    """Return the bytes of oneDNN's own filters where the images are smaller than one: it fills each to 16 by 16."""
+    smaller = any(map(operator.lt, images.shape[2:], weight.shape[2:]))
+    if not (smaller and weight.shape[0] == groups > 1):
+        return 0
+    return 256 * weight.numel() * (4 + (2 if weight.dtype.itemsize == 2 else 0))
