@@ -140,6 +140,23 @@ def test_what_does_not_fit_is_reported_and_left_out(tmp_path, monkeypatch):
         diagnose.run(config, Bench(tmp_path, notices.append, lambda *_: None))
 
 
+@pytest.mark.parametrize(
+    ("options", "tried"),
+    [
+        ((), {"compile": True}),
+        (("compile=true",), {"compile_mode": "reduce-overhead"}),
+        (("compile=true", "accumulate=2"), None),
+        (("compile=true", "compile_mode=reduce-overhead"), None),
+    ],
+)
+def test_on_a_card_the_next_way_to_launch_fewer_kernels_is_tried(monkeypatch, options, tried):
+    monkeypatch.setattr(diagnose, "resolve_device", lambda _: (torch.device("cuda", 0), None))
+    monkeypatch.setattr(diagnose, "native_precisions", lambda _: ("bf16",))
+    config = composed("benchmark=diagnose", "device=cuda", *options, name="benchmark")
+    found = [one.options for one in diagnose.settings(config) if one.name == "many small kernels"]
+    assert found == ([tried] if tried else [])
+
+
 @pytest.mark.slow
 def test_too_few_workers_are_named(tmp_path, four_cores, alone):
     found = diagnosed(tmp_path, "data.resolution=192", "data.cache=none", "image_size=32")

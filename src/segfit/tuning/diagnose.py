@@ -148,8 +148,11 @@ def settings(config: DictConfig) -> Iterator[Change]:
         yield Change("full precision", {"precision": native[0]})
     if not config.channels_last and "channels_last" not in idle:
         yield Change("channels before pixels", {"channels_last": True})
-    if device.type == "cuda" and not config.compile and "compile" not in idle:
-        yield Change("many small kernels", {"compile": True})
+    if device.type == "cuda" and "compile" not in idle:
+        if not config.compile:
+            yield Change("many small kernels", {"compile": True})
+        elif config.compile_mode == "default" and config.accumulate == 1:
+            yield Change("many small kernels", {"compile_mode": "reduce-overhead"})
 
 
 def larger_batches(config: DictConfig, length: int) -> Iterator[Change]:
