@@ -72,8 +72,12 @@ def fusing_weights(head: hf.SegformerDecodeHead) -> list[Tensor]:
 def folded_bias(head: hf.SegformerDecodeHead) -> Tensor:
     """Return Σ W_i b_i `(D,)`."""
     biases = torch.cat([p.proj.bias for p in reversed(head.linear_projections)])
+    weight = head.linear_fuse.weight.flatten(1)
+    exact = torch.promote_types(
+        weight.dtype, biases.dtype
+    )  # `HalfWeights` leaves what is frozen in fp32
     with torch.autocast(biases.device.type, enabled=False):  # CPUs multiply bf16 vectors slowly
-        folded: Tensor = head.linear_fuse.weight.flatten(1) @ biases
+        folded: Tensor = weight.to(exact) @ biases.to(exact)
     return folded
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from segfit.assembly.state import frozen
 from segfit.engine.compiling import HalfWeights
 from segfit.models.cnn import CNN
 from segfit.models.segformer import make_segformer
@@ -56,3 +57,20 @@ def test_frozen_and_unused_weights_get_no_gradient():
         HalfWeights(model)(torch.ones(2, 4)).sum().backward()
     got = {name for name, one in model.named_parameters() if one.grad is not None}
     assert got == {"used.weight", "used.bias"}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "decode_head.linear_fuse",
+        "decode_head.linear_projections",
+        r"segformer|decode_head\.linear_p",
+    ],
+)
+def test_the_fast_segformers_head_may_be_partly_frozen(pattern: str) -> None:
+    model = segformer()
+    for weight in frozen(model, pattern):
+        weight.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        HalfWeights(model)(torch.randn(2, 3, 64, 64)).float().sum().backward()
+    assert all((one.grad is not None) == one.requires_grad for one in model.parameters())
