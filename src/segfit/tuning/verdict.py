@@ -137,13 +137,14 @@ def verdict(facts: Facts) -> Verdict:
     """Return what holds the training up, by the change that promises most."""
     found = list(predictions(facts))
     ranked = sorted(found, key=lambda one: -one.worth)
-    if not ranked or ranked[0].gain < WORTH:
+    helping = [one for one in found if one.gain >= WORTH]
+    if not helping:
         waits = facts.phase("data") > 0.3 * facts.update
         name = "waiting for data" if waits else "the model's own arithmetic"
         return Verdict(name, None, ranked)
-    best = next(one for one in found if one.worth * _TIE >= ranked[0].worth)
+    most = max(one.worth for one in helping)
+    best = next(one for one in helping if one.worth * _TIE >= most)
     # What other changes would do beside workers that disturb the arithmetic is beyond this model: them first.
-    helping = (one for one in found if one.gain >= WORTH)
     best = next((one for one in helping if one.change.name == _COMPETING), best)
     ranked.remove(best)
     return Verdict(best.change.name, best, [best, *ranked])

@@ -245,6 +245,15 @@ def test_fewer_launches_help_where_the_host_sets_the_pace():
     assert found.best.gain == pytest.approx(12 / 5)
 
 
+def test_what_helps_is_named_though_a_remark_lowers_it_below_what_does_not_help():
+    batch = {"batch_size": 32}
+    larger = tried("too small a batch", batch, 85 * MS, 32, "the effective batch grows")
+    useless = tried("full precision", {"precision": "bf16"}, 50 * MS, 16)
+    found = verdict(replace(CARD, tried=[larger, useless]))
+    assert 1.05 < found.best.gain < 1.25
+    assert found.best.change == larger.change
+
+
 # --------------------------------------------------------------------------------------- no card
 
 
