@@ -54,7 +54,15 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 for _library in ("PIL", "tifffile"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)
 # Tags of TIFF 6.0
-_BITS, ORIENTATION, _SAMPLES, _PLANAR, _EXTRA, _NUMBERS = 258, 274, 277, 284, 338, 339
+_SUBFILE, _BITS, ORIENTATION, _SAMPLES, _PLANAR, _EXTRA, _NUMBERS = (
+    254,
+    258,
+    274,
+    277,
+    284,
+    338,
+    339,
+)
 # Pillow's raw mode of grey values of 2 and 4 bits, but for its letters → what it multiplies them by
 _SHALLOW = {"2": 85, "4": 17}
 
@@ -88,8 +96,7 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
         with suppress(UnidentifiedImageError), Image.open(path, formats=_FORMATS) as image:
             if image.format == "TIFF" and (bands or _beyond_pillow(image)):
                 return _read_tiff(path, mode, bands=bands)
-            # What phones append to a JPEG, a preview or a depth map, is no frame.
-            frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+            frames = _frames(image)
             values = _deep_values(image, path)
             if values is None and mode == "index":
                 values = _indices(image, path)
@@ -100,6 +107,19 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
         if suffix not in (".tif", ".tiff"):
             raise UnidentifiedImageError
         return _read_tiff(path, mode, bands=bands)
+
+
+def _frames(image: Any) -> int:
+    """Return how many images a file holds: previews that phones append to a JPEG, and smaller copies in a TIFF, are none."""
+    count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    if image.format != "TIFF" or count == 1:
+        return count
+    copies = 0
+    for page in range(1, count):
+        image.seek(page)
+        copies += image.tag_v2.get(_SUBFILE, 0) & 1
+    image.seek(0)
+    return count - copies
 
 
 def _beyond_pillow(image: Any) -> bool:
@@ -212,19 +232,20 @@ def _read_tiff(path: Path, mode: str, *, bands: bool) -> Values:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        page, frames = file.pages.first, len(file.pages)
+        page = file.pages.first
+        pages = [page, *(each for each in file.pages[1:] if not each.is_reduced)]
         _check_size((page.imagelength, page.imagewidth))
         if max(map(add, page.dataoffsets, page.databytecounts)) > path.stat().st_size:
             raise ValueError("truncated")
-        if bands and frames > 1 and page.samplesperpixel == 1:
-            values, frames = np.stack([each.asarray() for each in file.pages], axis=-1), 1
+        if bands and len(pages) > 1 and page.samplesperpixel == 1:
+            values, pages = np.stack([each.asarray() for each in pages], axis=-1), [page]
         else:
             values = page.asarray(maxworkers=1)
             values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
         if mode != "index":
             values = tiff_shades(page, values, bands=bands)
         alpha = values.ndim == 3 and tuple(page.extrasamples) in ((1,), (2,)) and not bands
-        return _upright(values, alpha, page.tags.valueof(ORIENTATION, 1), frames)
+        return _upright(values, alpha, page.tags.valueof(ORIENTATION, 1), len(pages))
 
 
 def tiff_shades(page: Any, values: NDArray[Any], *, bands: bool = False) -> NDArray[Any]:

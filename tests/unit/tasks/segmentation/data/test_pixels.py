@@ -233,6 +233,21 @@ def test_bands_that_would_be_dropped_are_asked_for(tmp_path, count, dtype, plana
         ImageReader(bands=(count + 1,))(path)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_smaller_copy_in_a_tiff_is_no_page(tmp_path, kind):
+    pixels = noise(8, 6, 3).astype(kind)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels, photometric="rgb")
+        file.write(pixels[::2, ::2], photometric="rgb", subfiletype=1)
+    read = read_values(path)
+    assert read.frames == 1
+    np.testing.assert_array_equal(read.values, pixels)
+    with tifffile.TiffWriter(path, append=True) as file:
+        file.write(pixels, photometric="rgb")
+    assert read_values(path).frames == 2
+
+
 def test_pages_and_transparency_can_be_bands(tmp_path):
     pixels = noise(9, 8, 4)
     stack = tiff(tmp_path / "a.tif", np.moveaxis(pixels, -1, 0), photometric="minisblack")
