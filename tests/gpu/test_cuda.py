@@ -260,5 +260,7 @@ def test_deterministic_trainings_are_equal_in_every_bit(model: str, device: torc
                 make_update(state, make_task(device), [batch], [seed], 1.0)
         finally:
             torch.use_deterministic_algorithms(False)
+            for kernel in ("flash", "mem_efficient", "cudnn"):
+                getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(True)
         weights.append(torch.cat([one.flatten() for one in state.model.parameters()]))
     assert torch.equal(*weights)

@@ -141,6 +141,8 @@ def ctrl_c_kept() -> Iterator[None]:
     """Let Ctrl-C stay a KeyboardInterrupt where the cleanup of a library that it interrupted fails, as OmegaConf's may."""
     try:
         yield
+    except SegFitError:
+        raise
     except Exception as error:
         before = error.__context__
         while before is not None:

@@ -54,7 +54,7 @@ def restore(forward: Forward, picture: Tensor, tile: int, overlap: int, batch_si
 
     `forward` takes `(B, C, H, W)` to the same shape, on any device. A picture with a side longer than `tile` pixels goes
     there in tiles, `batch_size` at once; it and the result stay where it is. Tiles have sides of multiples of 32, and
-    neighbours share `overlap` pixels at least, where they fade into one another. If the network averages over all that it
+    neighbours share `overlap` pixels at least (half a tile at most), where they fade into one another. If the network averages over all that it
     sees, they go there again with the means of the picture, until these settle.
     """
     home, (height, width) = picture.device, picture.shape[-2:]

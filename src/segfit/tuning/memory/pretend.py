@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import GraphExecGroup
 
@@ -54,9 +55,11 @@ class Rules(TorchFunctionMode):
         if func is Tensor.backward:
             with self:  # for what checkpoint() computes again
                 return self._backward(args[0])
-        fused = not torch.are_deterministic_algorithms_enabled()  # else `seed_everything` says no
-        if func is F.scaled_dot_product_attention and args[0].device.type == "cuda" and fused:
-            return attention(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention and args[0].device.type == "cuda":
+            if not torch.are_deterministic_algorithms_enabled():
+                return attention(*args, **(kwargs or {}))
+            with sdpa_kernel(SDPBackend.MATH):  # as `seed_everything` sees to
+                return func(*args, **(kwargs or {}))
         if func is torch.lstm and self.cuda:
             return lstm(*args)
         return func(*args, **(kwargs or {}))
