@@ -280,12 +280,15 @@ def test_python_predicts_the_same_pixels(place, evaluated, tmp_path):
         model.predict([paths[0], place / "run 1/train.log"])
     volume = tmp_path / "a.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 3), np.uint8), np.eye(4)), volume)
-    with pytest.raises(SegFitError, match=r"a volume holds several images"):
+    with pytest.raises(SegFitError, match=r"a volume is many images"):
         model.predict([volume, paths[0]])
     with pytest.raises(SegFitError, match=r"threshold=0\.3: is for two classes, and the run has 3"):
         segfit.load(place / "run 1", threshold=0.3)
     with pytest.raises(SegFitError, match=r"segfit\.load: export=x\.pt2 is for evaluate\.py"):
         segfit.load(place / "run 1", export="x.pt2")
+    for given, options in (([], {}), (place / "run 1", {"temperature": "fit"})):
+        with pytest.raises(SegFitError, match=r"needs a run; temperature=fit is for evaluate\.py"):
+            segfit.load(given, **options)
     with pytest.raises(SegFitError, match=r"segfit\.load: Key 'fold' not in"):
         segfit.load(place / "run 1", fold=1)
 

@@ -109,7 +109,7 @@ def test_tensorboard_that_fails_while_training(screen, tmp_path, monkeypatch):
 
     monkeypatch.setattr(TensorBoardLogger, "scalars", full)
     reported_once(
-        "tensorboard: cannot write any more: No space left on device",
+        "tensorboard: cannot write: No space left on device",
         screen(tmp_path / "run", "epochs=2"),
     )
 

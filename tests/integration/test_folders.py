@@ -254,7 +254,7 @@ def test_a_run_has_a_name_and_the_newest_is_last(tmp_path):
 
     small = (*TINY, "max_steps=1", "limit_val_batches=1", "report.logger=[]")
     assert "2 Error:\n  - last: there is no run below" in run("run=last", script="evaluate.py")
-    assert "2 Error:\n  - name=../b: must be a folder below outputs" in run(*small, "name=../b")
+    assert "2 Error:\n  - name=../b: must be below outputs" in run(*small, "name=../b")
     (tmp_path / "outputs/2000-01-01/00-00-00").mkdir(parents=True)  # older, and no run
     assert run(*small, "name=a b/first").startswith("0 ")
     again = run(*small, "name=a b/first")

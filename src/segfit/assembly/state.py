@@ -28,9 +28,7 @@ def make_device(
     device, cpu_instead = resolve_device(requested)
     if device.type == "mps" and schema_of(config.task.name).FLOAT64:
         device, lacking = torch.device("cpu"), "float64, in which this task sums its scores"
-        cpu_instead = (
-            f"device={requested}: Apple's GPUs lack {lacking}; running on the CPU instead."
-        )
+        cpu_instead = f"device={requested}: Apple's GPUs lack {lacking}; running on the CPU."
     chosen, other_instead = resolve_precision(config.precision.name, device)
     for fallback in filter(None, (cpu_instead, other_instead)):
         notice(fallback)

@@ -4,6 +4,7 @@ Hydra stops at the first error. Here each choice of a group is composed by itsel
 so that all errors are listed at once, each with the nearest valid name.
 """
 
+import errno
 import json
 import re
 import shutil
@@ -71,7 +72,7 @@ _COMPOSING = ("config_loader_impl.py", "defaults_list.py", "overrides_parser.py"
 
 def explain(error: BaseException, conf: Path, config_name: str, arguments: list[str]) -> list[str]:
     """Return what is wrong with the input (the arguments without the program's name), or [] if the error is a bug."""
-    for cause in _chain(error):
+    for cause in chain(error):
         if isinstance(cause, SegFitError):
             return cause.problems
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
@@ -81,12 +82,15 @@ def explain(error: BaseException, conf: Path, config_name: str, arguments: list[
         places = [file.parts for file in files if {"hydra", "segfit"} & set(file.parts)]
         if isinstance(error, OSError) and places and "hydra" in places[-1]:  # not our code
             return [f"Hydra cannot create its folder (hydra.run.dir, hydra.sweep.dir): {error}."]
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENAMETOOLONG):
+            return [f"{error.filename}: {error.strerror}. Choose one that you may use."]
         return []
     problems = _faulty_overrides(conf, config_name, arguments)
     return list(dict.fromkeys(problems)) or [_plain(str(error))]
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it came from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -201,7 +205,7 @@ def _groups() -> list[str]:
 def _reason(line: str, error: Exception, task: str) -> str:
     value = line.partition("=")[2]
     loader = GlobalHydra.instance().config_loader()
-    causes = [_plain(str(cause)) for cause in _chain(error)]
+    causes = [_plain(str(cause)) for cause in chain(error)]
     if (group := _group(line)) and not value.startswith(("[", "{")):
         options = loader.get_group_options
         shared = [choice for choice in options(group) if not choice.endswith("_schema")]

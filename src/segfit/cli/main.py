@@ -18,7 +18,7 @@ from typing import NoReturn
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from segfit.cli.explain import explain, page
+from segfit.cli.explain import chain, explain, page
 from segfit.config import tasks
 from segfit.errors import SegFitError
 from segfit.runs.files import RunFolder
@@ -88,9 +88,7 @@ def run_dir(resume: str | None, name: str | None) -> str:
     if resume is not None:
         folder = tasks.run_folder(resume)
         if Path(resume).name == "best.pt":
-            raise SegFitError(
-                f"resume={resume}: a run is resumed from its last state: resume={folder}."
-            )
+            raise SegFitError(f"resume={resume}: runs resume from the last state: resume={folder}.")
         if not RunFolder(folder).config.is_file():
             raise SegFitError(
                 f"resume={resume}: not a run folder (it has no config.yaml). Give a folder that train.py "
@@ -110,9 +108,7 @@ def new_folder(parent: str, name: str | None, prefix: str = "") -> str:
     if name is not None:
         path = Path(name)
         if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise SegFitError(
-                f"name={name}: must be a folder below {parent}. For others: hydra.run.dir=…"
-            )
+            raise SegFitError(f"name={name}: must be below {parent}. For others: hydra.run.dir=…")
         return str(parent / path)
     now = datetime.now()
     for attempt in range(1, 1000):
@@ -144,11 +140,8 @@ def ctrl_c_kept() -> Iterator[None]:
     except SegFitError:
         raise
     except Exception as error:
-        before = error.__context__
-        while before is not None:
-            if isinstance(before, KeyboardInterrupt):
-                raise before from None
-            before = before.__context__
+        if any(isinstance(one, KeyboardInterrupt) for one in chain(error)):
+            raise KeyboardInterrupt from None
         raise
 
 

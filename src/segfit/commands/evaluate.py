@@ -227,7 +227,10 @@ def _evaluated(passes: Sequence[_Pass], progress: Progress, notice: Notice) -> E
     evaluation.write_metrics({**facts, **scores})
     files = RunFolder(run.folder)
     if files.page.exists() and files.metrics.exists():
-        replace_text(files.page, run_page(files, "finished"))
+        try:
+            replace_text(files.page, run_page(files, "finished"))
+        except OSError as error:
+            notice(f"{files.page} stays as it was ({error.strerror}).")
     return Evaluated(result, facts, evaluation.written())
 
 

@@ -50,9 +50,7 @@ def export_run(run: TrainedRun, path: Path) -> None:
     ONNX is not installed.
     """
     if path.suffix not in (".pt2", ".onnx"):
-        raise SegFitError(
-            f"export={path}: must end with .pt2, the format of torch.export, or .onnx."
-        )
+        raise SegFitError(f"export={path}: must end with .pt2 (torch.export) or .onnx.")
     make = evaluation_of(run.config).make_exported
     exported = make(run.config, run.model, run.temperature, run.recorded)
     with reporting(f"export={path}: cannot be written"), warnings.catch_warnings(), torch.no_grad():

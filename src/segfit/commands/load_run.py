@@ -155,7 +155,7 @@ def _temperature(options: DictConfig, folder: Path, epoch: int | None, notice: N
         notice(f"{path} is of another checkpoint and not used: temperature=fit fits it anew.")
         return 1.0
     notice(
-        f"Probabilities are of logits divided by {value:.4g} ({path}); temperature=1: as they are."
+        f"Probabilities are calibrated by temperature {value:.4g} ({path}); temperature=1 turns that off."
     )
     return value
 
@@ -181,6 +181,8 @@ class Model:
 
     def __init__(self, run: Any, **options: Any) -> None:
         named = [str(one) for one in (run if isinstance(run, (list, tuple)) else [run])]
+        if not named or options.get("temperature") == "fit":
+            raise SegFitError("segfit.load: needs a run; temperature=fit is for evaluate.py.")
         task = load_config(run_folder(named[0])).task.name
         for name in ("export", "push", "images", "out", "compare"):
             if options.get(name) is not None:
@@ -212,9 +214,7 @@ class Model:
 
         def go(task: Task, dataset: Any) -> None:
             if len(dataset) != len(given):
-                raise SegFitError(
-                    "a volume holds several images: evaluate.py predicts them (images=…)."
-                )
+                raise SegFitError("a volume is many images: evaluate.py predicts them (images=…).")
             order, device = range(len(dataset)), self.run.device
             batches = batches_in_order(config, dataset, device, 0, warnings.warn, order)
             evaluate(self.run.model, task, batches, self.run.precision)

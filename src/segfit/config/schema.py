@@ -131,7 +131,7 @@ class OptimizerConfig:
     layer_decay: float = option(
         1.0,
         "Learning rate of a layer of the encoder, times that of the next one (BEiT, arXiv 2106.08254); 0.75 for transformers.",
-        gt=0,
+        ge=0.01,
         le=1,
     )
 
@@ -145,7 +145,7 @@ class SchedulerConfig:
     warmup_factor: float = option(0.01, "First learning rate, as a share of lr.", gt=0, le=1)
     min_factor: float = option(0.0, "Last learning rate, as a share of lr.", ge=0, le=1)
     poly_power: float = option(0.9, "Exponent of poly.", gt=0, le=100)
-    step_epochs: float = option(30.0, "Epochs between two drops of step.", gt=0)
+    step_epochs: float = option(30.0, "Epochs between two drops of step.", gt=0, le=1_000_000)
     step_gamma: float = option(0.1, "Factor of a drop.", gt=0, le=1)
 
 

@@ -21,6 +21,7 @@ import segfit.tasks
 from segfit.config.benchmark import MODES, benchmark_schema
 from segfit.config.schema import EvaluateConfig, RunConfig
 from segfit.errors import SegFitError, nearest, quoted
+from segfit.system.files import reporting
 
 DEFAULT = "segmentation"
 # Options that are text whatever it looks like: a folder may be called 1e3, ~/x or "a (b), c".
@@ -136,9 +137,7 @@ def task_of(arguments: Sequence[str], folders: Sequence[Path]) -> str:
     given = dict(text.split("=", 1) for text in arguments if "=" in text)
     if "task" in given:
         if "," in given["task"]:
-            raise SegFitError(
-                f"task={given['task']}: a sweep has one task. Launch a sweep for each."
-            )
+            raise SegFitError(f"task={given['task']}: a sweep has one task. Launch one for each.")
         return given["task"]
     experiment = f"experiment/{given.get('experiment', '').split(',')[0]}.yaml"
     paths, pattern = [folder / experiment for folder in folders], r"override /task: *(\w+)"
@@ -170,8 +169,9 @@ def run_folder(given: str) -> Path:
             raise SegFitError(f"last: there is no run below {Path.cwd()}/outputs. Give its folder.")
         return max(found, key=lambda path: path.stat().st_mtime).parent
     path = Path(given).expanduser()
-    around = (path, *path.absolute().parents[:2]) if path.exists() else ()
-    return next((one for one in around if (one / "config.yaml").is_file()), path)
+    with reporting(f"{given}: cannot be read"):
+        around = (path, *path.absolute().parents[:2]) if path.exists() else ()
+        return next((one for one in around if (one / "config.yaml").is_file()), path)
 
 
 def config_folders(arguments: Sequence[str], conf: Path) -> list[Path]:

@@ -106,9 +106,7 @@ class GuardedBatches(Dataset[Any]):
             except Exception as error:
                 raise SegFitError(_unexpected(self.dataset.where(index), error)) from error
         if trains:
-            problem = (
-                f"data.on_bad_sample=skip: {len(failed)} samples were tried, and none can be read."
-            )
+            problem = f"data.on_bad_sample=skip: {len(failed)} samples tried, none can be read."
             raise SegFitError([problem, *failed[:5]])
         skipped += failed
         return []

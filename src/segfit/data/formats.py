@@ -310,9 +310,7 @@ def reading(path: Path) -> Iterator[None]:
             raise MemoryError(str(error)) from error
         package = error.name if isinstance(error, ImportError) else None
         if package:
-            raise SegFitError(
-                f"{path}: needs a package to be read: pip install {package}."
-            ) from error
+            raise SegFitError(f"{path}: needs a package: pip install {package}.") from error
         remedy = "Replace the file or delete it."
         if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in _FORMATS:
             remedy = "To read HEIC: pip install pillow-heif."

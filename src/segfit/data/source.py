@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from segfit.errors import printable
+from segfit.errors import SegFitError, printable
 
 Arrays: TypeAlias = tuple[NDArray[Any], ...]
 
@@ -80,11 +80,17 @@ def some(items: Sequence[object], limit: int = _SHOWN) -> str:
 def list_files(folder: Path, suffixes: Collection[str], skip: Path | None = None) -> list[Path]:
     """Return the files below a folder with one of the suffixes (lower case, with the dot, for any case; empty: any), sorted.
 
-    Links to folders are followed, once; hidden files (such as macOS's `._name`) and the folder `skip` are left out.
+    Links to folders are followed, once; hidden files (such as macOS's `._name`) and the folder `skip` are left out. Raises
+    a SegFitError if a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise SegFitError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+
     files: list[Path] = []
     seen: set[str] = set()
-    for current, folders, names in os.walk(folder, followlinks=True):
+    for current, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(current)
         if real in seen or (skip is not None and Path(current) == skip):
             folders.clear()

@@ -178,9 +178,7 @@ def listed(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
         problems.append(f"{folder}: no image for {' and '.join(missing)} (data.split.lists).")
     count = Counter(name for members in found.values() for name in set(members))
     if twice := [name for name, times in count.items() if times > 1]:
-        problems.append(
-            f"{folder}: {len(twice)} names stand in the lists of two splits: {some(twice)}."
-        )
+        problems.append(f"{folder}: {len(twice)} names are in two splits' lists: {some(twice)}.")
     raise_all(problems)
     return {part: sorted(set(members)) for part, members in found.items()}
 

@@ -204,8 +204,11 @@ class ScoresFile(Pictures):
 
 def validations(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a scores.jsonl, one an epoch, in order."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    by_epoch = {line["epoch"]: line for line in lines}
+    by_epoch: dict[int, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):  # a full disk cut the line off
+            line = json.loads(text)
+            by_epoch[line["epoch"]] = line
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 

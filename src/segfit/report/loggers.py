@@ -116,9 +116,7 @@ class Loggers(Listener):
             except Exception as error:
                 del self._loggers[label]
                 reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-                self._notify(
-                    f"{label}: cannot write any more: {reason}. Training continues without it."
-                )
+                self._notify(f"{label}: cannot write: {reason}. Training continues without it.")
                 with suppress(Exception):
                     logger.close()
 

@@ -35,9 +35,7 @@ _ENDING = STOPPING - {signal.SIGINT, getattr(signal, "SIGHUP", None)}  # what a 
 _stopped = False
 # The plugins' schemas do validate conf/hydra/launcher, as intended. Here, since the launchers' processes compose too,
 # and only import this module.
-warnings.filterwarnings(
-    "ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema"
-)
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
 
 
 def run_job(script: Path) -> float | None:

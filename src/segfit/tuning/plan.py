@@ -211,6 +211,8 @@ def _variants(config: DictConfig) -> Iterator[DictConfig]:
         variant = config.copy()
         if model is not None:
             name = "segformer" if model.startswith("b") else model
+            if name not in models:
+                raise SegFitError(f"benchmark.models={model}: give {', '.join(models)}.")
             if variant.model.name != name:  # else what was composed stays
                 variant.model = OmegaConf.structured(models[name])
             if name == "segformer":

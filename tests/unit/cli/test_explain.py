@@ -1,5 +1,8 @@
 """What Hydra could not compose, in plain words."""
 
+import errno
+import os
+
 import pytest
 
 from segfit.cli import main as cli
@@ -135,3 +138,11 @@ def test_a_bug_is_not_explained_away() -> None:
 def test_an_interval_to_search_makes_nothing_else_wrong() -> None:
     (problem,) = explained("modle=cnn", "lr=interval(1e-5,1e-3)", "epochs=choice(2,4)")
     assert problem == "modle: there is no such key. Did you mean 'model'?"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG])
+def test_a_path_that_cannot_be_used_is_named(number: int) -> None:
+    error = OSError(number, os.strerror(number), "photos/private")
+    (problem,) = explain(error, cli.CONF, "train", [])
+    assert problem.startswith(f"photos/private: {os.strerror(number)}.")
+    assert explain(OSError(errno.EIO, "broken", "photos"), cli.CONF, "train", []) == []

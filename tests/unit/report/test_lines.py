@@ -3,7 +3,7 @@ import re
 import pytest
 
 from segfit.errors import SegFitError
-from segfit.report.lines import Eta, LogFile
+from segfit.report.lines import Eta, LogFile, validations
 from tests.unit.report import events
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
@@ -61,3 +61,9 @@ def test_eta_is_the_mean_pace_of_this_session(monkeypatch):
     eta = Eta(total_updates=100)
     eta.seconds(51)  # resumed at 50
     assert eta.seconds(71) == pytest.approx(29 * 10 / 20)
+
+
+def test_a_line_of_scores_that_a_full_disk_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    path.write_text('{"epoch": 0, "update": 4}\n{"epoch": 1, "upd{"epoch": 2}\n{"epoch": 3}\n')
+    assert [line["epoch"] for line in validations(path)] == [0, 3]

@@ -55,7 +55,7 @@ def test_what_is_no_run_is_refused(run, given, monkeypatch):
 
 
 def test_a_run_is_resumed_from_its_last_state(run):
-    with pytest.raises(SegFitError, match="resumed from its last state"):
+    with pytest.raises(SegFitError, match="runs resume from the last state"):
         run_dir(str(run / "checkpoints/best.pt"), None)
 
 

@@ -124,9 +124,7 @@ def recorded_statistics(config: DictConfig, recorded: Mapping[str, Any]) -> dict
         return None
     season = recorded["season"]
     if not (isinstance(season, int) and 1 <= season <= config.data.lookback):
-        raise SegFitError(
-            f"season must be a number from 1 to data.lookback={config.data.lookback}."
-        )
+        raise SegFitError(f"season must be from 1 to data.lookback={config.data.lookback}.")
     return {"season": season, "series": recorded.get("series", {})}
 
 

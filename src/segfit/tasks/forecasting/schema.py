@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -242,11 +242,17 @@ def _check_split(split: DictConfig) -> Iterator[str]:
     dates = []
     for key in ("val_from", "test_from"):
         try:
-            dates.append(datetime.fromisoformat(split[key] or "9999-12-31").replace(tzinfo=None))
+            dates.append(utc_seconds(split[key] or "9999-12-31"))
         except ValueError:
             yield f"data.split.{key}={split[key]}: must be a date such as 2024-01-31."
     if split.test_from is not None and (split.val_from is None or dates != sorted(dates)):
         yield "data.split.test_from: needs data.split.val_from, an earlier date."
+
+
+def utc_seconds(date: str) -> int:
+    """Return the seconds since 1970 of a date in ISO 8601, UTC if it names no zone; raise a ValueError if it is none."""
+    at = datetime.fromisoformat(date)
+    return int((at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp())
 
 
 def _check_csv(data: DictConfig) -> Iterator[str]:
@@ -258,6 +264,8 @@ def _check_csv(data: DictConfig) -> Iterator[str]:
     for name in sorted({*targets_of(data)} & {*data.known}):
         yield f"data.known: {name} is a target, too. What is known needs no forecast."
     for key, names in (("target", targets_of(data)), ("known", data.known)):
+        if len({*names}) < len(names):
+            yield f"data.{key}={shown(names)}: names a column twice."
         for name in names:
             if data.columns is not None and name not in data.columns:
                 yield f"data.{key}: {name} is not among data.columns={shown(data.columns)}."

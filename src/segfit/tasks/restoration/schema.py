@@ -191,9 +191,7 @@ class Evaluate(EvaluateConfig):
 
     images: str | None = option(None, "A folder of degraded pictures, or one, to restore instead.")
     tile: int | None = option(None, "As in training; null: the run's.", ge=64, le=16384)
-    overlap: int = option(
-        64, "Pixels that neighbouring tiles share; half a tile at most.", ge=0, le=4096
-    )
+    overlap: int = option(64, "Pixels that two tiles share; half a tile at most.", ge=0, le=4096)
     flip: bool = option(False, "Average eight turns and mirror images (arXiv 1707.02921).")
     save_images: bool = option(True, "Write the restored pictures, as PNG of their input's depth.")
     worst: int = option(8, "How many of the worst pictures are shown.", ge=0)

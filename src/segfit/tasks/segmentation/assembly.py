@@ -270,9 +270,7 @@ def apply_options(config: DictConfig, options: DictConfig, notice: Callable[[str
     """Change in a run's config what the options of evaluate.py say about the task."""
     config.augmentation.name = "none"
     if options.flip and (sides := unswapped(config)):
-        notice(
-            f"flip=true averages classes with each other. {sides} in training, or leave flip away."
-        )
+        notice(f"flip=true averages classes with each other. {sides} in training, or leave it out.")
     if options.sliding_window:
         config.data.fit = "crop"
     threshold, count = options.threshold, config.data.num_classes

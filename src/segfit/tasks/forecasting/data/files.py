@@ -18,7 +18,7 @@ from segfit.tasks.forecasting.schema import targets_of
 
 Values = NDArray[np.float64]
 
-_VERSION = 3  # raise it when a file gives other rows or another report
+_VERSION = 4  # raise it when a file gives other rows or another report
 _DATES = ("date", "datetime", "time", "timestamp")
 _UNNAMED = "Unnamed: "  # what pandas calls a column without a name, such as row numbers
 _HEAD = 65536  # bytes of a file that show how it is written
@@ -45,9 +45,7 @@ def files_of(root: str) -> list[Path]:
     path = Path(root).expanduser()
     found = [path] if path.is_file() else list_files(path, (".csv",))
     if not found:
-        raise SegFitError(
-            f"data.root={root}: there is no such file, and no folder with a .csv file."
-        )
+        raise SegFitError(f"data.root={root}: no such file, and no folder with a .csv file.")
     return found
 
 
@@ -75,6 +73,8 @@ def layout_of(data: DictConfig) -> Layout:
     left_out = () if data.columns else tuple({*header} - {*read, date})
     rest = [name for name in read if name != date and name not in known]
     targets = targets_of(data) or rest
+    if odd := [name for name in (date, *read) if "${" in name or name == "???"]:
+        raise SegFitError(f"{file}: rename {', '.join(odd)}, or leave it out: data.columns=[…].")
     if not targets:
         raise SegFitError(f"{file}: there is no column to forecast besides {date}.")
     columns = (*targets, *(name for name in rest if name not in targets), *known)
@@ -169,7 +169,7 @@ class SeriesFiles(Named):
         values, dates = np.empty((0, len(layout.columns))), np.empty(0, np.int64)
         names = (layout.date, *layout.columns)
         try:
-            frame = pd.read_csv(file, usecols=lambda name: name in names, **_writing(file))
+            frame = pd.read_csv(file, **_writing(file))  # usecols would cut rows that are too long
             if not isinstance(frame.index, pd.RangeIndex):
                 report.problems.append(
                     "rows have more values than the header has names, as with decimal commas between commas. Save it with "

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from segfit.errors import SegFitError
 from segfit.system.hardware import fits
 from segfit.tasks.forecasting.data.dates import Dates, date_text
 from segfit.tasks.forecasting.data.table import Progress, Table, csv_table, waves_table
+from segfit.tasks.forecasting.schema import utc_seconds
 
 PARTS = ("train", "val", "test", "future")
 Rows = NDArray[np.int64]
@@ -157,7 +157,7 @@ def _cuts(table: Table, good: Sequence[int], split: DictConfig) -> tuple[int, in
 def _seconds(date: str | None) -> int:
     if date is None:
         return _NEVER
-    return int(datetime.fromisoformat(date).replace(tzinfo=timezone.utc).timestamp())
+    return utc_seconds(date)
 
 
 def _measure(

@@ -170,9 +170,7 @@ def folder_sources(data: DictConfig, smallest: Mapping[str, int]) -> dict[str, P
     """
     root = Path(data.root).expanduser()
     if not root.is_dir():
-        raise SegFitError(
-            f"data.root={data.root}: there is no such folder (looked in {Path.cwd()})."
-        )
+        raise SegFitError(f"data.root={data.root}: no such folder (looked in {Path.cwd()}).")
     sides = {key: data[key] for key in ("target", "input") if key in data} or {"target": "."}
     rule, below = data.split, list(sides.values())
     fatal: list[str] = []

@@ -220,9 +220,7 @@ def _pair(
     unused = sorted(shown.get(key, key) for key in found.keys() - set(keys.values()))
     notices += _unused(place, f"of {len(found)} {what}", unused)
     if form in OUTLINES:
-        notices.append(
-            f"{place}: where outlines overlap, later ones are painted over earlier ones."
-        )
+        notices.append(f"{place}: where outlines overlap, later ones cover earlier ones.")
     masks = Masks("colors" if naming.colors else form, paired, place, class_names)
     return Listing({name: images[name] for name in paired}, masks, problems, notices)
 

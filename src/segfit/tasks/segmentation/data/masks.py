@@ -100,9 +100,7 @@ def read_index_mask(path: Path, num_classes: int = 8) -> NDArray[Any]:
             f"8-bit grey or palette PNG. Or list {which} in the order of the classes: 'data.colors={listed}'."
         )
     if values.shape[2:] not in ((), (1,), (3,)):
-        raise SegFitError(
-            f"{path}: holds {values.shape[2]} bands; a mask has one whole number a pixel."
-        )
+        raise SegFitError(f"{path}: holds {values.shape[2]} bands; a mask has one number a pixel.")
     values = values.reshape(*values.shape[:2], -1)[..., 0]
     if values.dtype.kind in "bf":
         if (np.rint(values) != values).any():  # not-a-number always is

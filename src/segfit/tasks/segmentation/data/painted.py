@@ -40,9 +40,11 @@ def paint(
         for label, shape in _SHAPES[form](path, entry, class_names, size):
             if shape.dtype == bool:
                 mask[shape] = label
+            elif not np.isfinite(shape).all():
+                raise ValueError("corners that are not finite")
             else:
                 _fill(mask, shape, label)
-    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise SegFitError(
             f"{path}: no file of {form}, or damaged ({type(error).__name__}: {error})."
         ) from error
@@ -166,12 +168,12 @@ def read_coco(path: Path, class_names: Sequence[str]) -> dict[str, dict[str, Any
     try:
         made = json.loads(path.read_bytes())
         categories = {each["id"]: each["name"] for each in made["categories"]}
-        images = {each["id"]: {**each, "shapes": []} for each in made["images"]}
+        images = {i["id"]: dict(i, shapes=[], file_name=i["file_name"]) for i in made["images"]}
         shapes = [
             (images[each["image_id"]], categories[each["category_id"]], each["segmentation"])
             for each in made["annotations"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         missing = isinstance(error, KeyError)
         what = f"there is no {error}" if missing else f"{type(error).__name__}: {error}"
         raise SegFitError(f"{path}: no outlines in COCO's JSON ({what}).") from error

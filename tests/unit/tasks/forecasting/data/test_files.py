@@ -174,6 +174,8 @@ def test_files_are_read_however_they_are_written(tmp_path, options):
     [
         ("date,a\n" + "2024-01-01,1,5\n" * 3, "as with decimal commas between commas"),
         ("date;a\n" + "2024-01-01;1,500\n" * 3, "a: 3 values are no numbers, e.g. '1,500'"),
+        ("date,a\n2024-01-01,1\n" + "2024-01-02,1,5\n" * 3, "Expected 2 fields in line 3, saw 3"),
+        ("date,${oc.env:HOME}\n" + "2024-01-01,1\n" * 3, "rename ${oc.env:HOME}, or leave it out"),
         ("", "cannot be read"),
         ("d\0a\0t\0e\0,\0a\0\n\0", "save it as CSV in UTF-8"),
     ],

@@ -22,6 +22,10 @@ PARTS = ("train", "val", "test")
             ("data.split.val_from=2024-01-03", "'data.split.test_from=2024-01-04 12:00'"),
             {"train": 48, "val": 36, "test": 16},
         ),
+        (
+            ("data.split.val_from=2024-01-03T02:00+02:00", "data.split.test_from=2024-01-04T12:00"),
+            {"train": 48, "val": 36, "test": 16},
+        ),
     ],
 )
 def test_parts_follow_each_other(tmp_path, overrides, sizes):

@@ -278,7 +278,7 @@ def test_lists_divide_as_in_voc(tmp_path):
     with pytest.raises(SegFitError) as caught:
         sources(tmp_path, **options)
     assert "1 names are no image: nowhere" in str(caught.value)
-    assert "1 names stand in the lists of two splits: 2007_0" in str(caught.value)
+    assert "1 names are in two splits' lists: 2007_0" in str(caught.value)
 
 
 def test_lists_have_to_be_there(tmp_path):

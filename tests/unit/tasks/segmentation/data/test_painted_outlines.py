@@ -88,7 +88,7 @@ def test_outlines_are_drawn_where_others_draw_them(tmp_path, form):
         [(1 + n % 2, points) for n, points in enumerate(blobs(seed=seed))] for seed in range(6)
     ]
     masks, report = read(write(tmp_path / "data", form, shapes), form)
-    assert "later ones are painted over earlier ones" in report.notices[0]
+    assert "later ones cover earlier ones" in report.notices[0]
     for index, found in enumerate(shapes):
         coco, pillow = np.zeros(SIZE, np.uint8), Image.new("L", SIZE[::-1])
         for label, points in found:
@@ -175,6 +175,8 @@ BROKEN = {
     "class": ("yolo", "2 0.1 0.1 0.2 0.2 0.3 0.1\n", "class 2 with data.num_classes=3"),
     "text": ("yolo", "cat 0.1 0.1\n", "no file of yolo, or damaged"),
     "no JSON": ("labelme", "{", "no file of labelme, or damaged"),
+    "list": ("labelme", "[]", "no file of labelme, or damaged"),
+    "no number": ("yolo", "0 nan 0.1 0.2 0.2 0.3 0.1\n", "corners that are not finite"),
     "label": ("labelme", '{"shapes": [{"label": "cow", "points": []}]}', "'cow' is none of data.class_names"),
     "line": (
         "labelme",
