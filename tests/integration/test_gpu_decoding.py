@@ -115,7 +115,7 @@ def test_a_truncated_file_gives_the_same_message(tmp_path):
 
 def test_what_workers_would_need_pixels_for_is_refused_at_once(tmp_path):
     given = folder(tmp_path / "data")
-    with pytest.raises(SegFitError, match=r"data.cache=ram and augmentation=cpu would need"):
+    with pytest.raises(SegFitError, match=r"data.cache=ram and augmentation=cpu needs pixels"):
         train(
             tmp_path / "a", *given, "data.decode=gpu", "data.cache=ram", "augmentation=cpu", base=()
         )

@@ -164,7 +164,7 @@ def data_problems(data: DictConfig, augmentation: str) -> Iterator[str]:
             given += ["data.mask_format=parts"] * (data.mask_format == "parts")
             given += ["augmentation=cpu"] * (augmentation == "cpu")
             if given:
-                yield f"data.decode=gpu: workers get no pixels, as {' and '.join(given)} would need. Take data.decode=cpu."
+                yield f"data.decode=gpu: {' and '.join(given)} needs pixels in the workers. Change that, or set data.decode=cpu."
 
 
 def whole_numbers(values: Any, low: int, high: int) -> list[int]:
