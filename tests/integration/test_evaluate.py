@@ -164,7 +164,7 @@ def test_probabilities_are_calibrated_by_a_temperature(place, evaluated, tmp_pat
     found = scipy.optimize.minimize(entropy, [0.0], method="Nelder-Mead", tol=1e-8)
     assert kept == pytest.approx(np.exp(-found.x[0]), rel=1e-3)
 
-    with pytest.warns(UserWarning, match=f"divided by {kept:.4g}"):
+    with pytest.warns(UserWarning, match=f"calibrated by temperature {kept:.4g}"):
         after = predicted()
     np.testing.assert_allclose(after, softmax(np.log(raw) / kept), atol=1e-5)
     again = evaluate(place, run=str(run), probabilities="True")

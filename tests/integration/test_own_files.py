@@ -155,7 +155,7 @@ def test_what_is_scored_is_what_pillow_draws_whatever_form_it_has(tmp_path, form
         drawn["7"] = np.zeros(SIZE, np.uint8)
     if "data.split.lists=lists" in OPTIONS[form]:
         assert names == HELD_OUT[: 3 if form == "names" else 2]
-        assert ("later ones are painted over" in text) == (form == "yolo")
+        assert ("later ones cover" in text) == (form == "yolo")
     if form == "names":
         assert " of 2 updates" in text  # five images, two crops of each, batches of four
     truth = np.stack([drawn[name] for name in names])
