@@ -137,10 +137,9 @@ def ctrl_c_kept() -> Iterator[None]:
     """Let Ctrl-C stay a KeyboardInterrupt where the cleanup of a library that it interrupted fails, as OmegaConf's may."""
     try:
         yield
-    except SegFitError:
-        raise
     except Exception as error:
-        if any(isinstance(one, KeyboardInterrupt) for one in chain(error)):
+        interrupted = any(isinstance(one, KeyboardInterrupt) for one in chain(error))
+        if interrupted and not isinstance(error, SegFitError):
             raise KeyboardInterrupt from None
         raise
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from segfit.errors import SegFitError
@@ -111,15 +111,12 @@ def read_values(path: Path, mode: str = "rgb", *, bands: bool = False) -> Values
 
 def _frames(image: Any) -> int:
     """Return how many images a file holds: previews that phones append to a JPEG, and smaller copies in a TIFF, are none."""
-    count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-    if image.format != "TIFF" or count == 1:
-        return count
-    copies = 0
-    for page in range(1, count):
-        image.seek(page)
-        copies += image.tag_v2.get(_SUBFILE, 0) & 1
+    if image.format != "TIFF":
+        return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    pages: Any = ImageSequence.Iterator(image)
+    frames = sum(not page.tag_v2.get(_SUBFILE, 0) & 1 for page in pages)
     image.seek(0)
-    return count - copies
+    return frames
 
 
 def _beyond_pillow(image: Any) -> bool:

@@ -75,9 +75,7 @@ class Search(Climb):
             fitting = self.fitting(self.cap)
         if fitting == 0:
             advice = schema_of(config.task.name).MEMORY_ADVICE
-            raise SegFitError(
-                f"not even one sample trains here. {advice} benchmark=plan says what helps."
-            )
+            raise SegFitError(f"no sample trains here. {advice} benchmark=plan says what helps.")
         self._choose_micro_batch(fitting)
         if composed.speed is None:
             self._try(precisions)

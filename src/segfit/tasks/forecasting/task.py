@@ -58,9 +58,8 @@ class ForecastLoss:
         elif self.name == "huber":
             value = F.huber_loss(outputs, targets, reduction="sum", delta=self.delta)
         else:
-            value = {"mse": F.mse_loss, "mae": F.l1_loss}[self.name](
-                outputs, targets, reduction="sum"
-            )
+            loss = F.mse_loss if self.name == "mse" else F.l1_loss
+            value = loss(outputs, targets, reduction="sum")
         return value / totals[0]
 
     def point(self, outputs: Tensor) -> Tensor:

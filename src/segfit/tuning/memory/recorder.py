@@ -126,6 +126,5 @@ def cpu_scratch(packet: Any, args: tuple[Any, ...], result: Any) -> int:
 def _depthwise_backward(images: Tensor, weight: Tensor, groups: int) -> int:
     """Return the bytes of oneDNN's own filters where the images are smaller than one: it fills each to 16 by 16."""
     smaller = any(map(operator.lt, images.shape[2:], weight.shape[2:]))
-    if not (smaller and weight.shape[0] == groups > 1):
-        return 0
-    return 256 * weight.numel() * (4 + (2 if weight.dtype.itemsize == 2 else 0))
+    bytes_each = 6 if weight.dtype.itemsize == 2 else 4  # 16-bit filters are kept in fp32 as well
+    return 256 * bytes_each * weight.numel() if smaller and weight.shape[0] == groups > 1 else 0

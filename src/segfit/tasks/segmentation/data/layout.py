@@ -145,9 +145,8 @@ def _name(file: Path, folder: Path, template: str | None, whole: bool = False) -
         return name and f"{name.removesuffix('.nii')}/{file.name}"
     shared = file.name if whole else file.stem
     if template is not None:
-        pattern = re.sub(r"\\{\w+\\}", "(.+)", re.escape(template)) + r"\.\w+" * (
-            "." not in template
-        )
+        suffix = "" if "." in template else r"\.\w+"
+        pattern = re.sub(r"\\{\w+\\}", "(.+)", re.escape(template)) + suffix
         found = re.fullmatch(pattern, file.name, re.IGNORECASE)
         if found is None:
             return None
